@@ -1,0 +1,130 @@
+"""The cache: what is computed once from each (face, view) and read many times.
+
+A cache is a folder with one zarr3 array a view (rows in data set order, crc32c
+checksums) and `manifest.json`: what made it, its shape and how many rows are done.
+Rows are written a chunk at a time and counted after the chunk is on disk, so
+killing the writer loses at most one chunk.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import tensorstore as ts
+
+from gdrd_jax.errors import GdrdError
+
+CHUNK_ROWS = 256
+
+
+def _spec(path: Path, shape: tuple[int, ...], dtype: str) -> dict:
+    return {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path)},
+        "metadata": {
+            "shape": list(shape),
+            "data_type": dtype,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [CHUNK_ROWS, *shape[1:]]},
+            },
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        },
+    }
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replaces a JSON file atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    os.replace(temporary, path)
+
+
+@dataclasses.dataclass
+class Cache:
+    """One teacher's targets (or the low-resolution faces themselves) for every face and view.
+
+    Attributes:
+      path: folder of the cache.
+      manifest: `views`, `rows`, `shape` (of one row), `dtype`, `rows_done` (a view's
+        number, as text -> rows) and `made_from`, whatever the writer says of its origin.
+    """
+
+    path: Path
+    manifest: dict
+
+    @classmethod
+    def create(
+        cls, path: Path, *, rows: int, views: int, shape: tuple[int, ...], dtype: str, made_from: dict
+    ) -> "Cache":
+        """Opens the cache at `path` to go on writing, or starts one.
+
+        Raises:
+          GdrdError: the folder holds a cache of something else.
+        """
+        wanted = {"rows": rows, "views": views, "shape": list(shape), "dtype": dtype, "made_from": made_from}
+        if (path / "manifest.json").exists():
+            cache = cls._read(path)
+            found = {key: cache.manifest[key] for key in wanted}
+            if found != wanted:
+                raise GdrdError(f"{path} holds targets made from something else; remove it or choose another workdir")
+            return cache
+        path.mkdir(parents=True, exist_ok=True)
+        cache = cls(path, {**wanted, "rows_done": {str(view): 0 for view in range(views)}})
+        write_json(path / "manifest.json", cache.manifest)
+        return cache
+
+    @classmethod
+    def open(cls, path: Path, made_from: dict) -> "Cache":
+        """Opens a finished cache.
+
+        Raises:
+          GdrdError: it is missing, unfinished, or made from something other than `made_from`.
+        """
+        cache = cls._read(path)
+        if cache.manifest["made_from"] != made_from:
+            raise GdrdError(f"{path} was made from other faces, another teacher or other settings")
+        if any(done < cache.manifest["rows"] for done in cache.manifest["rows_done"].values()):
+            raise GdrdError(f"{path} is not finished: {cache.manifest['rows_done']} rows of {cache.manifest['rows']}")
+        return cache
+
+    @classmethod
+    def _read(cls, path: Path) -> "Cache":
+        try:
+            return cls(path, json.loads((path / "manifest.json").read_text()))
+        except (OSError, ValueError) as error:
+            raise GdrdError(f"{path} holds no readable manifest.json of a target cache") from error
+
+    def rows_done(self, view: int) -> int:
+        """Rows of `view` that are on disk."""
+        return self.manifest["rows_done"][str(view)]
+
+    def _array(self, view: int, **how):
+        shape = (self.manifest["rows"], *self.manifest["shape"])
+        return ts.open(_spec(self.path / f"view{view}", shape, self.manifest["dtype"]), **how).result()
+
+    def write(self, view: int, start: int, values: np.ndarray) -> None:
+        """Writes rows `start:start + len(values)` of `view`; `start` is where the last write ended."""
+        if start != self.rows_done(view):
+            raise ValueError(f"rows come in order: {start} after {self.rows_done(view)}")
+        array = self._array(view, open=True, create=True)
+        array[start : start + len(values)].write(values.astype(self.manifest["dtype"])).result()
+        self.manifest["rows_done"][str(view)] = start + len(values)
+        write_json(self.path / "manifest.json", self.manifest)
+
+    def read(self, view: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Rows of one view, `[n, *shape]`.
+
+        Raises:
+          GdrdError: a chunk is missing or its checksum is wrong.
+        """
+        try:
+            return self._array(view, open=True, read=True)[rows].read().result()
+        except ValueError as error:
+            raise GdrdError(f"{self.path}/view{view} is damaged; remove {self.path} and run again") from error
+
+    def read_all(self) -> np.ndarray:
+        """Every view of every row, `[N, views, *shape]`."""
+        return np.stack([self.read(view) for view in range(self.manifest["views"])], axis=1)

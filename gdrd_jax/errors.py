@@ -1,0 +1,33 @@
+"""The one exception that means: the user can mend this."""
+
+
+class GdrdError(Exception):
+    """A mistake in the input or settings, not in the program.
+
+    The message is one or two sentences: what is wrong, where, and what to do.
+    Command lines print it on stderr and exit with 2 instead of a traceback.
+    """
+
+
+def require(package: str, extra: str):
+    """Imports `package`, or says which extra of this project brings it.
+
+    Args:
+      package: importable name, dotted names allowed.
+      extra: the extra of `pyproject.toml` that installs it.
+
+    Returns:
+      The imported module.
+
+    Raises:
+      GdrdError: the package is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise GdrdError(
+            f"the package {error.name!r} is not installed; it comes with the extra "
+            f'{extra!r}: python -m pip install -e ".[{extra}]"'
+        ) from error

@@ -1,0 +1,41 @@
+"""Stopping long work cleanly on SIGINT (Ctrl-C) and SIGTERM."""
+
+import signal
+
+
+class Interrupted(Exception):
+    """A signal asked to stop; everything done so far is on disk.
+
+    Attributes:
+      where: what was interrupted, for the user.
+      signal: the signal's number.
+    """
+
+    def __init__(self, where: str, number: int):
+        super().__init__(where)
+        self.where, self.signal = where, number
+
+
+class Signals:
+    """Within this context the first SIGINT or SIGTERM is only remembered, so that work can be saved.
+
+    Attributes:
+      received: number of the signal that arrived, or 0. A second one raises
+        KeyboardInterrupt at once.
+    """
+
+    def __init__(self):
+        self.received = 0
+
+    def _handle(self, number, _frame) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __enter__(self) -> "Signals":
+        self._before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,118 @@
+"""Eq. 1, 2 and 3 of GDRD (arXiv 2409.06371) as pure functions of arrays.
+
+Symbols as in the paper. Every function returns a float32 scalar.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def generative_loss(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """Eq. 1: `mean_i ||R(S_b(lr_i)) - T_g(lr_i)||^2`, per feature element.
+
+    The paper's sum over the elements of a feature map is a mean here, which changes
+    nothing but the learning rate that fits; with standardised targets the loss is
+    then the unexplained share of the variance, 1 - R^2.
+
+    Args:
+      prediction: `R(S_b(lr))`, float `[B, ...]`.
+      target: `T_g(lr)`, same shape; receives no gradient.
+    """
+    difference = prediction.astype(jnp.float32) - jax.lax.stop_gradient(target)
+    return jnp.mean(difference**2)
+
+
+def classification_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """`L_cls` of Eq. 3: softmax cross-entropy of logits `[B, K]` with int labels `[B]`."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature: float) -> jax.Array:
+    """`L_kd` of Eq. 3: `T^2 KL(softmax(teacher / T) || softmax(student / T))`, mean over the batch.
+
+    Args:
+      logits: the student's, `[B, K]`.
+      teacher_logits: `[B, K]`, see `centre_logits`; receives no gradient.
+      temperature: `T > 0`.
+    """
+    teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
+    student = jax.nn.log_softmax(logits / temperature)
+    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
+
+
+def centre_logits(embeddings: jax.Array, centres: jax.Array, scale: float) -> jax.Array:
+    """Teacher logits `scale * cos(T_d(x), centre_c)`, which a public ArcFace does not bring.
+
+    Args:
+      embeddings: `T_d(x)`, `[B, D]`, unit length.
+      centres: `[K, D]`, unit length: the normalised mean teacher embedding of each identity.
+      scale: as the `s` of ArcFace.
+    """
+    return scale * embeddings @ centres.T
+
+
+def relation_scores(
+    h1: jax.Array, h2: jax.Array, labels: jax.Array, key: jax.Array, *, tau: float, positive: str
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Scores `s = h1(v_t[i,j]) . h2(v_ts[i,k]) / tau`, one positive and one negative k an (i, j).
+
+    Args:
+      h1, h2: unit-length projected relations `[B, B, P]` of `RelationCritic`.
+      labels: identities, int `[B]`.
+      key: picks k.
+      tau: temperature, 0.4 in the paper.
+      positive: "pair": k = j is positive and any other k negative; "identity": k of the
+        same identity as j is positive and k of another one negative.
+
+    Returns:
+      `positives` and `negatives`, float32 `[B, B]`, and a bool mask `[B, B]` of the (i, j)
+      that count: i != j, and a negative exists.
+    """
+    size = len(labels)
+    diagonal = jnp.eye(size, dtype=bool)
+    if positive == "pair":
+        negative_of = ~diagonal
+        k_positive = jnp.broadcast_to(jnp.arange(size), (size, size))
+    else:
+        same = labels[:, None] == labels[None, :]
+        negative_of = ~same
+        k_positive = _pick(jax.random.fold_in(key, 1), same, size)
+    k_negative = _pick(key, negative_of, size)
+    anchor = jnp.arange(size)[:, None]
+    positives = jnp.sum(h1 * h2[anchor, k_positive], axis=-1) / tau
+    negatives = jnp.sum(h1 * h2[anchor, k_negative], axis=-1) / tau
+    return positives, negatives, ~diagonal & negative_of.any(axis=1)[None, :]
+
+
+def _pick(key: jax.Array, allowed: jax.Array, anchors: int) -> jax.Array:
+    """For each (i, j) a uniformly random k with `allowed[j, k]`: int `[anchors, B]`."""
+    size = len(allowed)
+    count = allowed.sum(axis=1)
+    rank = jnp.floor(jax.random.uniform(key, (anchors, size)) * count).astype(jnp.int32)
+    rank = jnp.minimum(rank, count - 1)
+    in_order = jnp.argsort(~allowed, axis=1, stable=True)  # row j: its allowed k first
+    return in_order[jnp.arange(size), jnp.maximum(rank, 0)]
+
+
+def relation_loss(
+    positives: jax.Array, negatives: jax.Array, mask: jax.Array, negative_ratio: float = 0.5
+) -> jax.Array:
+    """Eq. 2, `L_rcd`, from scores: mean over positives plus mean over negatives.
+
+    With `h(s) = exp(s) / (exp(s) + n/m)` and `c = log(n/m)` the paper's `-log h(s)` is
+    `softplus(c - s)` and `-log(1 - h(s))` is `softplus(s - c)`, which do not overflow.
+
+    Args:
+      positives, negatives: scores `[B, B]`.
+      mask: bool `[B, B]`, the (i, j) that count.
+      negative_ratio: `n/m`; equally many positives and negatives make it 1/2.
+    """
+    c = jnp.log(negative_ratio)
+    terms = jax.nn.softplus(c - positives) + jax.nn.softplus(negatives - c)
+    return jnp.sum(terms * mask) / jnp.maximum(mask.sum(), 1)
+
+
+def discriminative_loss(terms: dict[str, jax.Array], weights: dict[str, float]) -> jax.Array:
+    """Eq. 3: the weighted sum of the terms `cls`, `kd` and `rcd`."""
+    return sum(weights[name] * terms[name] for name in terms)

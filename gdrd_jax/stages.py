@@ -1,0 +1,145 @@
+"""The two stages: what each trains, on which targets, by which loss.
+
+A stage is an NNX module with `loss(batch, key) -> (scalar, metrics)` and the names of
+the sub-modules that stay as they are (`frozen`). `train.fit` knows nothing else of it.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gdrd_jax import losses
+from gdrd_jax.models.relation import RelationCritic, normalise
+from gdrd_jax.models.student import Backbone, Student
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class Fixed(nnx.Variable):
+    """A constant of a stage, such as target statistics: saved and moved, never trained."""
+
+
+class Gen(nnx.Module):
+    """Stage gen: regresses the backbone onto standardised generative features (Eq. 1).
+
+    `R` is a 1x1 convolution where channels differ, after average pooling where the
+    targets are coarser, and the identity where shapes agree; it is thrown away afterwards.
+
+    Args:
+      backbone: `S_b`.
+      feature_shape: `(h, w, C)` of `backbone`'s features.
+      target_shape: `(C, h, w)` of the teacher's.
+      mean, std: of the teacher's features, per channel, float `[C]`.
+    """
+
+    frozen: Sequence[str] = ()
+
+    def __init__(
+        self, backbone: Backbone, feature_shape: tuple[int, int, int], target_shape: tuple[int, int, int],
+        mean: np.ndarray, std: np.ndarray, *, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.backbone = backbone
+        self.target_size = target_shape[1:]
+        same = (target_shape[1:], target_shape[0]) == (feature_shape[:2], feature_shape[2])
+        self.regressor = None if same else nnx.Conv(feature_shape[2], target_shape[0], (1, 1), rngs=rngs)
+        self.mean, self.std = Fixed(jnp.asarray(mean)), Fixed(jnp.asarray(std))
+
+    def loss(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """`batch` has `lr` uint8 `[B,R,R,3]` and `generative` `[B,C,h,w]`; `key` is not used."""
+        prediction = self.predict(batch["lr"])
+        target = self.standardise(batch["generative"])
+        loss = losses.generative_loss(prediction, target)
+        variance = jnp.mean((target - target.mean(axis=(0, 1, 2))) ** 2)
+        return loss, {"gen": loss, "r2": 1 - loss / variance}
+
+    def predict(self, lr: jax.Array) -> jax.Array:
+        """`R(S_b(lr))`, `[B,h,w,C]`, in standardised units."""
+        features = self.backbone(lr)
+        if features.shape[1:3] != self.target_size:
+            features = _pool_to(features, self.target_size)
+        return features if self.regressor is None else self.regressor(features)
+
+    def standardise(self, target: jax.Array) -> jax.Array:
+        """Teacher features `[B,C,h,w]` -> `[B,h,w,C]`, zero mean and unit variance a channel."""
+        target = target.astype(jnp.float32).transpose(0, 2, 3, 1)
+        return (target - self.mean[...]) / self.std[...]
+
+
+def _pool_to(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    batch, height, width, channels = x.shape
+    if height < size[0] or width < size[1]:  # a finer target is met by repeating the student's cells
+        return jax.image.resize(x, (batch, *size, channels), "nearest")
+    blocks = x.reshape(batch, size[0], height // size[0], size[1], width // size[1], channels)
+    return blocks.mean(axis=(2, 4))
+
+
+class Dis(nnx.Module):
+    """Stage dis: trains head, classifier and relation critic on Eq. 3, the backbone frozen.
+
+    Args:
+      student: `S`, its backbone from stage gen.
+      centres: normalised mean teacher embedding of each training identity, `[K, D]`.
+      weights: of the terms of Eq. 3: `cls`, `kd`, `rcd`; a term of weight 0 is not computed.
+      temperature, teacher_scale: of the logit distillation.
+      tau, positive: of Eq. 2, see `losses.relation_scores`.
+      end_to_end: train the backbone too.
+    """
+
+    def __init__(
+        self, student: Student, centres: np.ndarray, *, weights: dict[str, float], temperature: float,
+        teacher_scale: float, tau: float, positive: str, end_to_end: bool, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        identities, dim = centres.shape
+        self.frozen = () if end_to_end else ("backbone",)
+        self.backbone, self.head = student.backbone, student.head
+        self.classifier = nnx.Linear(dim, identities, rngs=rngs)
+        self.critic = RelationCritic(dim, rngs=rngs) if weights["rcd"] else None
+        self.centres = Fixed(jnp.asarray(centres))
+        self.weights = {name: weight for name, weight in weights.items() if weight}
+        self.temperature, self.teacher_scale = temperature, teacher_scale
+        self.tau, self.positive = tau, positive
+
+    def loss(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """`batch` has `lr` uint8 `[B,R,R,3]`, `label` int `[B]`, `discriminative` `[B,D]`."""
+        features = self.backbone(batch["lr"])
+        if self.frozen:
+            features = jax.lax.stop_gradient(features)
+        embedding = self.head(features)
+        logits = self.classifier(embedding)
+        teacher = normalise(batch["discriminative"].astype(jnp.float32))
+        terms = {}
+        if "cls" in self.weights:
+            terms["cls"] = losses.classification_loss(logits, batch["label"])
+        if "kd" in self.weights:
+            teacher_logits = losses.centre_logits(teacher, self.centres[...], self.teacher_scale)
+            terms["kd"] = losses.distillation_loss(logits, teacher_logits, self.temperature)
+        if "rcd" in self.weights:
+            h1, h2 = self.critic(teacher, embedding)
+            scores = losses.relation_scores(
+                h1, h2, batch["label"], key, tau=self.tau, positive=self.positive
+            )  # fmt: skip
+            terms["rcd"] = losses.relation_loss(*scores)
+        loss = losses.discriminative_loss(terms, self.weights)
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
+        return loss, {**terms, "train_accuracy": accuracy}
+
+
+def class_centres(embeddings: np.ndarray, labels: np.ndarray, identities: int) -> np.ndarray:
+    """Normalised mean of the (normalised) teacher embeddings of each identity.
+
+    Args:
+      embeddings: `[N, D]`.
+      labels: int `[N]`, in `range(identities)`; every identity occurs.
+
+    Returns:
+      float32 `[identities, D]`, unit length.
+    """
+    unit = embeddings.astype(np.float32)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    sums = np.zeros((identities, unit.shape[1]), np.float32)
+    np.add.at(sums, labels, unit)
+    return sums / np.linalg.norm(sums, axis=1, keepdims=True)

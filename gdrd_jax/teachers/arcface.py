@@ -1,0 +1,116 @@
+"""The discriminative teacher T_d: a face recogniser as an ONNX file."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from gdrd_jax.errors import GdrdError, require
+from gdrd_jax.data.align import FACE_SIZE
+
+BATCH = 64
+
+
+class ArcFace:
+    """T_d, run by ONNX Runtime.
+
+    Files that declare their initialisers as inputs, carry block-quantised weights or fix the
+    batch at 1 are mended in memory: OpenCV's `face_recognition_sface_2021dec_int8bq.onnx` is
+    all three.
+
+    Args:
+      path: ONNX file with one input `[N, 3, 112, 112]` and one output `[N, D]`.
+      mean, std: the network is fed with `(x - mean) / std`, x RGB in 0..255.
+
+    Attributes:
+      dim: D.
+      fingerprint: of the file and the preprocessing.
+
+    Raises:
+      GdrdError: no such file, or not such a network.
+    """
+
+    def __init__(self, path: Path, *, mean: float, std: float):
+        if not path.is_file():
+            raise GdrdError(f"config.discriminative.path: there is no file {str(path)!r}; give an ONNX face recogniser")
+        onnx, runtime = require("onnx", "teachers"), require("onnxruntime", "teachers")
+        data = path.read_bytes()
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            model = runnable(onnx.load_from_string(data))
+            self._session = runtime.InferenceSession(model.SerializeToString(), options)
+        except Exception as error:  # protobuf and ONNX Runtime share no base class of their errors
+            raise GdrdError(f"{path} cannot be loaded as an ONNX network: {str(error).splitlines()[0]}") from error
+        self._input, (output, *_) = self._session.get_inputs()[0], self._session.get_outputs()
+        if self._input.shape[1:] != [3, FACE_SIZE, FACE_SIZE] or len(output.shape) != 2:
+            raise GdrdError(
+                f"{path} maps {self._input.shape} to {output.shape}; a face recogniser maps "
+                f"[N, 3, {FACE_SIZE}, {FACE_SIZE}] to [N, D]"
+            )
+        self._mean, self._std = np.float32(mean), np.float32(std)
+        self.dim = self.embed(np.zeros((1, FACE_SIZE, FACE_SIZE, 3), np.uint8)).shape[1]
+        self.fingerprint = hashlib.sha256(data + f"{mean}:{std}".encode()).hexdigest()
+
+    def embed(self, faces: np.ndarray) -> np.ndarray:
+        """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalised."""
+        batches = [self._run(faces[start : start + BATCH]) for start in range(0, len(faces), BATCH)]
+        return np.concatenate(batches)
+
+    def _run(self, faces: np.ndarray) -> np.ndarray:
+        x = (faces.astype(np.float32) - self._mean) / self._std
+        return self._session.run(None, {self._input.name: x.transpose(0, 3, 1, 2)})[0]
+
+
+def runnable(model):
+    """Makes an ONNX `ModelProto` of a recogniser acceptable to ONNX Runtime, for any batch size.
+
+    Folds `DequantizeLinear` (and a following `Reshape`) of constants to float32, removes graph
+    inputs that are constants or used by no node, and frees the batch dimension.
+
+    Args:
+      model: changed in place.
+
+    Returns:
+      `model`.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        if all(name in constants for name in node.input) and node.op_type == "DequantizeLinear":
+            constants[node.output[0]] = _dequantise(node, *(constants[name] for name in node.input))
+        elif all(name in constants for name in node.input) and node.op_type == "Reshape":
+            constants[node.output[0]] = constants[node.input[0]].reshape(constants[node.input[1]])
+        else:
+            nodes.append(node)
+    used = {name for node in nodes for name in node.input}
+    inputs = [value for value in graph.input if value.name in used and value.name not in constants]
+    for field, kept in (
+        (graph.node, nodes),
+        (graph.initializer, [numpy_helper.from_array(v, k) for k, v in constants.items() if k in used]),
+        (graph.input, inputs),
+    ):
+        del field[:]
+        field.extend(kept)
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    return model
+
+
+def _dequantise(node, quantised: np.ndarray, scale: np.ndarray, zero: np.ndarray | int = 0) -> np.ndarray:
+    """ONNX `DequantizeLinear`: one scale a tensor, a slice of `axis`, or `block_size` elements of it."""
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
+
+    def spread(x: np.ndarray) -> np.ndarray:
+        x = np.asarray(x)
+        if block:
+            return np.take(np.repeat(x, block, axis), range(quantised.shape[axis]), axis)
+        if x.size == 1:
+            return x.reshape(())
+        return x.reshape([-1 if i == axis % quantised.ndim else 1 for i in range(quantised.ndim)])
+
+    return ((quantised.astype(np.float32) - spread(zero)) * spread(scale)).astype(np.float32)
