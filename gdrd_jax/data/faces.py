@@ -1,6 +1,7 @@
 """Faces on disk: a folder per identity, as one in-memory description without pixels."""
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import os
@@ -128,8 +129,12 @@ def _natural(name: str) -> list:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def list_images(root: Path) -> list[tuple[str, str]]:
+def list_images(root: Path, pattern: str = "*") -> list[tuple[str, str]]:
     """`(identity, path relative to root)` of every image in `root/IDENTITY/`, in natural order.
+
+    Args:
+      root: the folder of folders.
+      pattern: file names must match it, as in a shell ("*.pgm"), besides ending like an image.
 
     Raises:
       GdrdError: there is none.
@@ -137,19 +142,20 @@ def list_images(root: Path) -> list[tuple[str, str]]:
     found = []
     for folder in sorted((d for d in os.scandir(root) if d.is_dir()), key=lambda d: _natural(d.name)):
         names = (f.name for f in os.scandir(folder) if Path(f.name).suffix.lower() in IMAGE_SUFFIXES)
-        found += [(folder.name, f"{folder.name}/{name}") for name in sorted(names, key=_natural)]
+        matching = sorted(fnmatch.filter(names, pattern), key=_natural)
+        found += [(folder.name, f"{folder.name}/{name}") for name in matching]
     if not found:
         raise GdrdError(
-            f"{root} holds no faces: no sub-folder with images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
+            f"{root} holds no faces: no sub-folder with images {pattern} ({', '.join(sorted(IMAGE_SUFFIXES))}); "
             "the layout is FOLDER/PERSON/IMAGE"
         )
     return found
 
 
-def listing_signature(root: Path) -> str:
+def listing_signature(root: Path, listed: list[tuple[str, str]]) -> str:
     """Changes when a file of `list_images` is added, removed, resized or touched; reads no contents."""
     digest = hashlib.sha256()
-    for _, path in list_images(root):
+    for _, path in listed:
         stat = (root / path).stat()
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
@@ -160,13 +166,16 @@ def _read_all(root: Path, listed: list[tuple[str, str]], what: str) -> Iterator[
         yield path, (root / path).read_bytes()
 
 
-def index_folder(root: Path) -> Faces:
-    """Describes a folder of aligned faces, having decoded every one of them once.
+def index_folder(root: Path, listed: list[tuple[str, str]]) -> Faces:
+    """Describes aligned faces, having decoded every one of them once.
+
+    Args:
+      root: folder of the faces.
+      listed: what `list_images` found there.
 
     Raises:
       GdrdError: no faces, an image that does not decode or is not 112x112.
     """
-    listed = list_images(root)
     digest = hashlib.sha256()
     for path, data in _read_all(root, listed, "checking faces"):
         height, width = decode(data, root / path).shape[:2]
@@ -184,13 +193,13 @@ def index_folder(root: Path) -> Faces:
     )  # fmt: skip
 
 
-def align_folder(source: Path, destination: Path, aligner: Aligner) -> None:
-    """Writes the aligned face of every image of `source` to the same path, as PNG, in `destination`.
+def align_folder(source: Path, listed: list[tuple[str, str]], destination: Path, aligner: Aligner) -> None:
+    """Writes the aligned face of every listed image of `source` to the same path, as PNG, in `destination`.
 
     Raises:
       GdrdError: an image does not decode, or no face is found in it.
     """
-    for path, data in _read_all(source, list_images(source), "aligning faces"):
+    for path, data in _read_all(source, listed, "aligning faces"):
         face = aligner(decode(data, source / path))
         if face is None:
             raise GdrdError(f"no face was found in {source / path}; remove it, or align it yourself to 112x112")

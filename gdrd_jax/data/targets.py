@@ -77,15 +77,13 @@ class Cache:
         return cache
 
     @classmethod
-    def open(cls, path: Path, made_from: dict) -> "Cache":
+    def open(cls, path: Path) -> "Cache":
         """Opens a finished cache.
 
         Raises:
-          GdrdError: it is missing, unfinished, or made from something other than `made_from`.
+          GdrdError: it is missing or unfinished.
         """
         cache = cls._read(path)
-        if cache.manifest["made_from"] != made_from:
-            raise GdrdError(f"{path} was made from other faces, another teacher or other settings")
         if any(done < cache.manifest["rows"] for done in cache.manifest["rows_done"].values()):
             raise GdrdError(f"{path} is not finished: {cache.manifest['rows_done']} rows of {cache.manifest['rows']}")
         return cache

@@ -35,7 +35,7 @@ class RelationCritic(nnx.Module):
     """
 
     def __init__(
-        self, embedding_dim: int, *, hidden: int = 256, relation_dim: int = 256,
+        self, embedding_dim: int, *, hidden: int = 128, relation_dim: int = 128,
         projection_dim: int = 128, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.teacher_relation = Relation(embedding_dim, hidden, relation_dim, rngs=rngs)

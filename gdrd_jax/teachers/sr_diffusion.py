@@ -30,6 +30,8 @@ class SrDiffusion:
       timestep: at which the encoder is asked, 0 (clean) to 999.
 
     Attributes:
+      size: side of the faces it draws, in pixels.
+      conditional: has 6 input channels, and so `super_resolve`.
       fingerprint: of the weights, tap and timestep.
 
     Raises:
@@ -43,9 +45,10 @@ class SrDiffusion:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self._torch, diffusers = require("torch", "teachers"), require("diffusers", "teachers")
         self._device = "cuda" if self._torch.cuda.is_available() else "cpu"
-        self._unet = diffusers.UNet2DModel.from_pretrained(path, local_files_only=True).to(self._device).eval()
+        self._unet = diffusers.UNet2DModel.from_pretrained(path, local_files_only=True, low_cpu_mem_usage=False).to(self._device).eval()
         self._scheduler_class, self._path = diffusers.DDIMScheduler, path
         self.size = self._unet.config.sample_size
+        self.conditional = self._unet.config.in_channels == 6
         taps = [f"down{i}" for i in range(len(self._unet.down_blocks))] + ["mid"]
         if tap not in taps:
             raise GdrdError(f"config.generative.tap is {tap!r}; this network has {', '.join(taps)}")
@@ -62,9 +65,8 @@ class SrDiffusion:
 
     def _encode(self, lr: np.ndarray) -> np.ndarray:
         condition = self._enlarged(lr)
-        if self._unet.config.in_channels == 3:
-            x = condition
-        else:  # the noisy residual at its mean, zero: features without randomness
+        x = condition
+        if self.conditional:  # the noisy residual at its mean, zero: features without randomness
             x = self._torch.cat([self._torch.zeros_like(condition), condition], dim=1)
         time = self._torch.full((len(x),), self._timestep, device=self._device)
         embedded = self._unet.time_embedding(self._unet.time_proj(time).to(x.dtype))

@@ -1,0 +1,19 @@
+"""Stage gen with the paper's hyper-parameters: the backbone learns the generative features.
+
+  python -m pip install -e ".[teachers]"
+  python -m gdrd_jax.main --config=configs/stage_gen.py --workdir=runs/mine --config.data.path=FACES
+
+FACES is a folder of aligned 112x112 faces, FACES/PERSON/IMAGE (add --config.data.align=true for
+photographs, with the extra `quickstart`). The generative teacher is an SR diffusion network trained on
+FACES first, or any diffusers UNet2DModel folder given by --config.generative.path=FOLDER.
+Run configs/stage_dis.py on the same workdir afterwards; it finds this stage done.
+"""
+
+from gdrd_jax.config import default
+
+
+def get_config():
+    config = default()
+    config.until = "gen"
+    config.data.test_people = 10
+    return config

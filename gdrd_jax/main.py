@@ -1,0 +1,65 @@
+"""Trains a student: `python -m gdrd_jax.main --config=configs/X.py [--workdir=DIR] [--config.a.b=value]`."""
+
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/NAME by default.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the pipeline on the parsed flags."""
+    del argv
+    from gdrd_jax import pipeline
+
+    config = _CONFIG.value
+    pipeline.run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """As absl's parser, but a mistake in the flags is a `GdrdError` of one sentence."""
+    from gdrd_jax import config as settings
+    from gdrd_jax.errors import GdrdError
+
+    try:
+        rest = flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError) as error:  # ml_collections, for a key that does not exist
+        known = settings.default()
+        names = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
+        unknown = [name for name in names if name not in settings.keys(known)]
+        raise GdrdError(settings.unknown_key(unknown[0], known) if unknown else str(error)) from error
+    except (flags.Error, OSError) as error:
+        raise GdrdError(" ".join(str(error).split())) from error
+    if _CONFIG.value is None:
+        raise GdrdError("no config; give one with --config=configs/quickstart.py")
+    if len(rest) > 1:
+        raise GdrdError(f"{rest[1]!r} is not a flag; settings are given as --config.NAME=VALUE")
+    return rest
+
+
+def cli(argv: list[str]) -> int:
+    """Runs `main` and returns the exit status: 2 for a user's mistake, 130 after Ctrl-C, 0 after SIGTERM."""
+    from gdrd_jax.errors import GdrdError
+    from gdrd_jax.interrupt import Interrupted
+
+    try:
+        rest = parse_flags(argv)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logging.getLogger("gdrd_jax").setLevel(logging.INFO)
+        main(rest)
+    except GdrdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"\nstopped: {stop or 'between two saves'}; the same command continues", file=sys.stderr)
+        return 0 if getattr(stop, "signal", signal.SIGINT) == signal.SIGTERM else 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli(sys.argv))

@@ -1,0 +1,158 @@
+"""The steps in order, their fingerprints, what is skipped.
+
+Each step writes into a folder of its own, `WORKDIR/STEP`, with `step.json`: what the
+output was made from and whether it is complete. A step whose origin is unchanged is
+skipped, or continued if it was interrupted; one whose origin changed is begun anew.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from gdrd_jax import steps
+from gdrd_jax.config import check, value_of
+from gdrd_jax.data.targets import write_json
+from gdrd_jax.errors import GdrdError
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+      run: `(config, workdir)`; writes to `workdir / name`.
+      settings: of the config, that its output depends on; a section stands for all in it.
+      after: steps whose output it reads.
+      files: `config` -> name to fingerprint of files from outside that it reads.
+    """
+
+    run: Callable[[ConfigDict, Path], None]
+    settings: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    files: Callable[[ConfigDict], dict[str, str]] = lambda config: {}
+
+    @property
+    def name(self) -> str:
+        """Name of the step and of its folder."""
+        return self.run.__name__
+
+
+STEPS = (
+    Step(steps.faces, ("data",), files=steps.face_files),
+    Step(steps.views, ("seed", "views"), ("faces",)),
+    Step(steps.teacher, ("seed", "views.resolution", "views.kernel", "sr", "generative.path"), ("faces",)),
+    Step(steps.generative, ("generative",), ("views", "teacher"), steps.generative_files),
+    Step(steps.gen, ("seed", "student", "gen"), ("generative",)),
+    Step(steps.discriminative, ("discriminative",), ("views",), steps.discriminative_files),
+    Step(steps.dis, ("seed", "student", "dis"), ("gen", "discriminative")),
+    Step(steps.report, ("evaluation",), ("dis",)),
+)
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Runs the steps up to `config.until`, skipping what is done.
+
+    Args:
+      config: see `gdrd_jax.config`.
+      workdir: made if it is missing.
+
+    Raises:
+      GdrdError: a mistake of the user's, found before the work as far as possible.
+      Interrupted: a signal arrived; the same call goes on.
+    """
+    check(config)
+    steps.check(config)
+    with claimed(workdir, config):
+        fingerprints: dict[str, str] = {}
+        for step in STEPS:
+            fingerprints[step.name] = _run_step(step, config, workdir, fingerprints)
+            if step.name == config.until:
+                break
+
+
+def _run_step(step: Step, config: ConfigDict, workdir: Path, fingerprints: dict[str, str]) -> str:
+    origin = {
+        "settings": {name: _plain(value_of(config, name)) for name in step.settings},
+        "files": step.files(config),
+        "after": {name: fingerprints[name] for name in step.after},
+    }
+    fingerprint = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+    folder = workdir / step.name
+    record = _read(folder / "step.json")
+    if record.get("origin") == origin and record.get("complete"):
+        LOG.info("%s: done before, skipped", step.name)
+        return fingerprint
+    if record.get("origin") == origin:
+        LOG.info("%s: continued", step.name)
+    else:
+        if record:
+            LOG.info("%s: begun anew, %s changed", step.name, ", ".join(_changed(record["origin"], origin)))
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
+        record = {"origin": origin, "complete": False, "seconds": 0.0}
+        write_json(folder / "step.json", record)
+    start = time.monotonic()
+    try:
+        step.run(config, workdir)
+        record["complete"] = True
+    finally:
+        record["seconds"] = round(record["seconds"] + time.monotonic() - start, 1)
+        write_json(folder / "step.json", record)
+    LOG.info("%s: done in %.1f s", step.name, record["seconds"])
+    return fingerprint
+
+
+def _plain(value):
+    return json.loads(value.to_json() if isinstance(value, ConfigDict) else json.dumps(value))
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _changed(old: dict, new: dict, prefix: str = "") -> Iterator[str]:
+    """Dotted names of what differs between two origins."""
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _changed(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield prefix + key
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Makes `workdir` this config's for the duration, and records the config in it.
+
+    Raises:
+      GdrdError: it belongs to another config, holds other things, or is in use.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        owner = _read(path).get("name")
+        if owner != config.name:
+            raise GdrdError(
+                f"the workdir {workdir} was made by the config {owner!r}, this one is {config.name!r}; "
+                "choose another with --workdir=DIR"
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise GdrdError(f"the workdir {workdir} holds files that are not this program's; choose another with --workdir=DIR")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GdrdError(f"another run is working in {workdir}; wait for it or choose another --workdir") from None
+        write_json(path, _plain(config))
+        yield

@@ -1,0 +1,151 @@
+"""Eq. 1-3 against plain NumPy evaluations of the paper's formulas in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from gdrd_jax import losses
+
+RNG = np.random.default_rng(0)
+KEY = jax.random.key(0)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def test_generative_loss_is_the_mean_squared_distance_of_eq_1():
+    a, b = RNG.normal(size=(2, 6, 4, 4, 8))
+    per_face = [np.sum((x - y) ** 2) for x, y in zip(a, b)]
+    expected = np.mean(per_face) / (4 * 4 * 8)
+    assert losses.generative_loss(jnp.float32(a), jnp.float32(b)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_generative_loss_gradient():
+    a, b = np.float32(RNG.normal(size=(2, 3, 2, 2, 4)))
+    check_grads(lambda x: losses.generative_loss(x, b), (a,), order=1, modes="rev", atol=1e-2, rtol=1e-2)
+    assert not np.any(jax.grad(losses.generative_loss, argnums=1)(a, b))
+
+
+def test_classification_loss():
+    logits, labels = RNG.normal(size=(5, 7)) * 3, RNG.integers(7, size=5)
+    expected = -np.mean(np.log(softmax(logits)[np.arange(5), labels]))
+    assert losses.classification_loss(jnp.float32(logits), labels) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("size", [1.0, 100.0])
+def test_distillation_loss_is_the_scaled_divergence(temperature, size):
+    student, teacher = RNG.normal(size=(2, 5, 7)) * size
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(p > 0, p * (np.log(p) - np.log(q)), 0)
+    expected = temperature**2 * np.mean(terms.sum(axis=1))
+    found = losses.distillation_loss(jnp.float32(student), jnp.float32(teacher), temperature)
+    assert np.isfinite(found)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_distillation_reaches_the_student_and_not_the_teacher():
+    student, teacher = np.float32(RNG.normal(size=(2, 5, 7)))
+    check_grads(lambda x: losses.distillation_loss(x, teacher, 4.0), (student,), order=1, modes="rev", atol=2e-2, rtol=2e-2)
+    assert not np.any(jax.grad(losses.distillation_loss, argnums=1)(student, teacher, 4.0))
+    assert losses.distillation_loss(teacher, teacher, 4.0) == pytest.approx(0, abs=1e-6)
+
+
+def test_centre_logits_are_scaled_cosines():
+    embeddings, centres = RNG.normal(size=(4, 8)), RNG.normal(size=(3, 8))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    expected = [[16 * np.dot(e, c) for c in centres] for e in embeddings]
+    np.testing.assert_allclose(losses.centre_logits(jnp.float32(embeddings), jnp.float32(centres), 16.0), expected, atol=1e-5)
+
+
+def paper_relation_loss(positives, negatives, mask, ratio):
+    """-log h for positives and -log(1 - h) for negatives, h = exp(s) / (exp(s) + n/m), as written."""
+    h = lambda s: np.exp(s) / (np.exp(s) + ratio)  # noqa: E731
+    total = 0.0
+    for i, j in np.argwhere(mask):
+        total += -np.log(h(positives[i, j])) - np.log(1 - h(negatives[i, j]))
+    return total / mask.sum()
+
+
+@pytest.mark.parametrize("tau", [0.4, 0.1])
+def test_relation_loss_is_eq_2(tau):
+    positives, negatives = RNG.uniform(-1, 1, size=(2, 6, 6)) / tau
+    mask = ~np.eye(6, dtype=bool)
+    expected = paper_relation_loss(positives, negatives, mask, 0.5)
+    found = losses.relation_loss(jnp.float32(positives), jnp.float32(negatives), jnp.array(mask))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_relation_loss_where_exp_overflows():
+    scores = jnp.array([[200.0, -200.0], [1e4, -1e4]])
+    mask = jnp.ones((2, 2), bool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        naive = np.exp(np.float32(scores)) / (np.exp(np.float32(scores)) + np.float32(0.5))
+    assert not np.isfinite(naive).all()
+    # -log h(s) tends to log(1/2) - s for s -> -inf and to 0 for s -> inf; -log(1 - h(s)) the other way round.
+    c = np.log(0.5)
+    expected = np.mean(np.maximum(c - scores, 0) + np.maximum(scores - c, 0))
+    value, (g1, g2) = jax.value_and_grad(losses.relation_loss, argnums=(0, 1))(scores, scores, mask)
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert np.isfinite(g1).all() and np.isfinite(g2).all()
+
+
+def test_relation_loss_gradient():
+    positives, negatives = np.float32(RNG.normal(size=(2, 5, 5)))
+    mask = jnp.array(~np.eye(5, dtype=bool))
+    check_grads(lambda p, n: losses.relation_loss(p, n, mask), (positives, negatives), order=1, modes="rev", atol=1e-2, rtol=1e-2)
+
+
+def unit_relations(size, dim=8):
+    x = RNG.normal(size=(2, size, size, dim))
+    return np.float32(x / np.linalg.norm(x, axis=-1, keepdims=True))
+
+
+def test_pair_reading_takes_the_same_pair_and_any_other_partner():
+    labels = np.array([0, 0, 1, 1, 2])
+    h1, h2 = unit_relations(5)
+    positives, negatives, mask = losses.relation_scores(h1, h2, labels, KEY, tau=0.4, positive="pair")
+    all_scores = np.einsum("ijp,ikp->ijk", h1, h2) / 0.4
+    np.testing.assert_array_equal(mask, ~np.eye(5, dtype=bool))
+    for i, j in np.argwhere(mask):
+        assert positives[i, j] == pytest.approx(all_scores[i, j, j], abs=1e-5)
+        others = np.delete(all_scores[i, j], j)
+        assert np.min(np.abs(others - negatives[i, j])) < 1e-5
+
+
+def test_identity_reading_goes_by_labels():
+    labels = np.array([0, 0, 1, 1, 1])
+    h1, h2 = unit_relations(5)
+    positives, negatives, mask = losses.relation_scores(h1, h2, labels, KEY, tau=0.4, positive="identity")
+    all_scores = np.einsum("ijp,ikp->ijk", h1, h2) / 0.4
+    for i, j in np.argwhere(mask):
+        same = labels == labels[j]
+        assert np.min(np.abs(all_scores[i, j, same] - positives[i, j])) < 1e-5
+        assert np.min(np.abs(all_scores[i, j, ~same] - negatives[i, j])) < 1e-5
+
+
+def test_identity_reading_ignores_anchors_without_a_negative():
+    h1, h2 = unit_relations(4)
+    *_, mask = losses.relation_scores(h1, h2, np.zeros(4, int), KEY, tau=0.4, positive="identity")
+    assert not mask.any()
+
+
+def test_every_partner_is_drawn_equally_often():
+    h1, h2 = unit_relations(4)
+    all_scores = np.einsum("ijp,ikp->ijk", h1, h2) / 0.4
+    draw = jax.jit(lambda key: losses.relation_scores(jnp.array(h1), jnp.array(h2), jnp.arange(4), key, tau=0.4, positive="pair")[1])
+    chosen = np.array([np.argmin(np.abs(all_scores[0, 1] - draw(k)[0, 1])) for k in jax.random.split(KEY, 300)])
+    counts = np.bincount(chosen, minlength=4)
+    assert counts[1] == 0
+    assert all(70 < counts[k] < 130 for k in (0, 2, 3))
+
+
+def test_discriminative_loss_is_the_weighted_sum_of_eq_3():
+    terms = {"cls": jnp.float32(2.0), "kd": jnp.float32(3.0), "rcd": jnp.float32(5.0)}
+    assert losses.discriminative_loss(terms, {"cls": 1.0, "kd": 0.25, "rcd": 4.0}) == pytest.approx(22.75)

@@ -1,0 +1,146 @@
+"""What each stage trains, what it must leave alone, and that it can learn."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from gdrd_jax import stages, train
+from gdrd_jax.models.student import Student
+
+RNG = np.random.default_rng(0)
+FACES, PEOPLE, DIM = 8, 4, 8
+BATCH = {
+    "lr": RNG.integers(256, size=(FACES, 16, 16, 3), dtype=np.uint8),
+    "label": np.arange(FACES) % PEOPLE,
+    "generative": np.float16(RNG.normal(2, 3, size=(FACES, 12, 4, 4))),
+    "discriminative": np.float16(RNG.normal(size=(FACES, DIM))),
+}
+KEY = jax.random.key(0)
+
+
+def student():
+    return Student(resolution=16, width=0.0625, hidden=(32,), embedding_dim=DIM, rngs=nnx.Rngs(0))
+
+
+def gen(target_shape=(12, 4, 4)):
+    mean, std = np.full(target_shape[0], 2, np.float32), np.full(target_shape[0], 3, np.float32)
+    return stages.Gen(student().backbone, (4, 4, 32), target_shape, mean, std, rngs=nnx.Rngs(1))
+
+
+def dis(weights=(1.0, 0.25, 4.0), **changes):
+    centres = stages.class_centres(BATCH["discriminative"], BATCH["label"], PEOPLE)
+    settings = {"temperature": 4.0, "teacher_scale": 32.0, "tau": 0.4, "positive": "pair", "end_to_end": False, **changes}
+    return stages.Dis(student(), centres, weights=dict(zip(("cls", "kd", "rcd"), weights)), **settings, rngs=nnx.Rngs(1))
+
+
+def gradients(stage, batch):
+    graphdef, params, rest = nnx.split(stage, nnx.Param, ...)
+
+    def loss(params, batch):
+        return nnx.merge(graphdef, params, rest, copy=True).loss({**BATCH, **batch}, KEY)[0]
+
+    return jax.grad(loss, argnums=(0, 1), allow_int=True)(params, {name: np.float32(batch[name]) for name in batch})
+
+
+def is_zero(tree):
+    return not any(np.any(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def overfit(stage, steps, rate):
+    graphdef, params, rest = train.split(stage)
+    optimiser = optax.adam(rate)
+
+    @jax.jit
+    def step(params, rest, opt_state):
+        def loss(params):
+            merged = nnx.merge(graphdef, params, rest, copy=True)
+            value, metrics = merged.loss(BATCH, KEY)
+            return value, (metrics, train.split(merged)[2])
+
+        gradient, (metrics, new_rest) = jax.grad(loss, has_aux=True)(params)
+        update, opt_state = optimiser.update(gradient, opt_state)
+        return optax.apply_updates(params, update), new_rest, opt_state, metrics
+
+    opt_state = optimiser.init(params)
+    for _ in range(steps):
+        params, rest, opt_state, metrics = step(params, rest, opt_state)
+    nnx.update(stage, params, rest)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def test_stage_gen_overfits_a_tiny_set():
+    assert overfit(gen(), 150, 1e-2)["r2"] > 0.95
+
+
+def test_stage_dis_overfits_a_tiny_set():
+    metrics = overfit(dis(), 200, 3e-3)
+    assert metrics["train_accuracy"] == 1.0
+    assert metrics["cls"] < 0.3
+    # Eq. 2 at s = 0 everywhere is log(3/2) + log(3); learning must leave that far behind.
+    assert metrics["rcd"] < 0.6 * (np.log(1.5) + np.log(3))
+
+
+def test_stage_gen_gives_the_teacher_no_gradient():
+    of_params, of_batch = gradients(gen(), {"generative": BATCH["generative"]})
+    assert is_zero(of_batch)
+    assert not is_zero(of_params["backbone"]) and not is_zero(of_params["regressor"])
+
+
+def test_stage_dis_gives_teacher_and_frozen_backbone_no_gradient():
+    of_params, of_batch = gradients(dis(), {"discriminative": BATCH["discriminative"]})
+    assert is_zero(of_batch)
+    assert is_zero(of_params["backbone"])
+    for trained in ("head", "classifier", "critic"):
+        assert not is_zero(of_params[trained])
+
+
+def test_training_the_head_changes_nothing_in_the_backbone_not_even_statistics():
+    stage = dis()
+    before = jax.tree.map(np.array, nnx.state(stage.backbone))
+    overfit(stage, 3, 1e-2)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, nnx.state(stage.backbone)))
+
+
+def test_end_to_end_trains_the_backbone():
+    of_params, _ = gradients(dis(end_to_end=True), {})
+    assert not is_zero(of_params["backbone"])
+
+
+def test_a_term_of_weight_zero_is_left_out():
+    stage = dis(weights=(1.0, 0.0, 0.0))
+    loss, metrics = stage.loss(BATCH, KEY)
+    assert "kd" not in metrics and "rcd" not in metrics
+    assert loss == metrics["cls"]
+
+
+@pytest.mark.parametrize("shape", [(12, 4, 4), (12, 2, 2), (12, 1, 1), (12, 8, 8)])
+def test_the_regressor_meets_targets_of_any_size(shape):
+    assert gen(shape).predict(BATCH["lr"]).shape == (FACES, *shape[1:], shape[0])
+
+
+def test_the_regressor_is_the_identity_where_shapes_agree():
+    stage = gen((32, 4, 4))
+    stage.eval()
+    np.testing.assert_array_equal(stage.predict(BATCH["lr"]), stage.backbone(BATCH["lr"]))
+
+
+def test_loss_of_stage_gen_is_the_unexplained_variance_of_standardised_targets():
+    stage = gen()
+    stage.eval()
+    target = (np.float64(BATCH["generative"]) - 2) / 3
+    prediction = np.float64(stage.predict(BATCH["lr"])).transpose(0, 3, 1, 2)
+    expected = np.mean((prediction - target) ** 2)
+    loss, metrics = stage.loss(BATCH, KEY)
+    assert loss == pytest.approx(expected, rel=1e-4)
+    variance = np.mean((target - target.mean(axis=(0, 2, 3), keepdims=True)) ** 2)
+    assert metrics["r2"] == pytest.approx(1 - expected / variance, rel=1e-4)
+
+
+def test_class_centres_are_normalised_means_of_normalised_embeddings():
+    embeddings, labels = RNG.normal(size=(6, 4)), np.array([0, 1, 0, 1, 1, 0])
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    expected = np.stack([unit[labels == c].mean(axis=0) for c in (0, 1)])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(stages.class_centres(embeddings, labels, 2), expected, rtol=1e-5)
