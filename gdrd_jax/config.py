@@ -16,7 +16,7 @@ CHOICES = {
     "student.dtype": ("float32", "bfloat16"),
     "dis.positive": ("pair", "identity"),
 }
-AT_LEAST_ONE = ("views.count", "gen.steps", "gen.batch", "dis.steps", "dis.batch", "sr.steps", "sr.batch")
+AT_LEAST_ONE = ("gen.steps", "gen.batch", "dis.steps", "dis.batch", "sr.steps", "sr.batch")
 
 
 def default() -> ConfigDict:

@@ -44,8 +44,8 @@ class Views:
     def __post_init__(self):
         if self.kernel not in KERNELS:
             raise GdrdError(f"views.kernel is {self.kernel!r}; it can be {' or '.join(KERNELS)}")
-        if self.count < 1:
-            raise GdrdError(f"views.count is {self.count}; it must be at least 1")
+        if self.count < 2:
+            raise GdrdError(f"views.count is {self.count}; it must be at least 2, the face and its mirror image")
 
     def high(self, face: np.ndarray, index: int, view: int) -> np.ndarray:
         """View `view` of face number `index` at full size: uint8 `[H, W, 3]` -> the same shape."""

@@ -23,6 +23,9 @@ def _spec(path: Path, shape: tuple[int, ...], dtype: str) -> dict:
     return {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(path)},
+        # A lost chunk must be an error, not zeros.
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
         "metadata": {
             "shape": list(shape),
             "data_type": dtype,

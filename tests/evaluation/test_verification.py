@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from gdrd_jax.evaluation import verification as v
+from gdrd_jax.evaluation.verification import Pairs
+
+RNG = np.random.default_rng(0)
+SAME = RNG.random(400) < 0.2
+PAIRS = Pairs(RNG.normal(size=400) + SAME, SAME)
+
+
+def test_all_pairs_are_unordered_and_scored_by_cosine():
+    x = RNG.normal(size=(5, 3))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    labels = np.array([0, 0, 1, 1, 1])
+    pairs = v.all_pairs(x, labels)
+    expected = [(x[i] @ x[j], labels[i] == labels[j]) for i in range(5) for j in range(i + 1, 5)]
+    np.testing.assert_allclose(pairs.scores, [s for s, _ in expected])
+    np.testing.assert_array_equal(pairs.same, [s for _, s in expected])
+
+
+def test_balanced_accuracy_and_auc_agree_with_scikit_learn():
+    accepted = PAIRS.scores >= 0.3
+    assert v.balanced_accuracy(PAIRS, 0.3) == pytest.approx(balanced_accuracy_score(PAIRS.same, accepted))
+    assert v.auc(PAIRS) == pytest.approx(roc_auc_score(PAIRS.same, PAIRS.scores))
+
+
+def test_no_threshold_is_better_than_the_best():
+    best = v.balanced_accuracy(PAIRS, v.best_threshold(PAIRS))
+    tried = [v.balanced_accuracy(PAIRS, t) for t in [*PAIRS.scores, np.inf]]
+    assert best == pytest.approx(max(tried))
+
+
+def test_rejecting_everything_is_no_better_than_chance_although_impostors_abound():
+    assert v.balanced_accuracy(PAIRS, np.inf) == 0.5
+
+
+def test_eer_is_where_false_accepts_meet_false_rejects():
+    scores = np.array([0.9, 0.8, 0.3, 0.7, 0.2, 0.1])
+    same = np.array([1, 1, 1, 0, 0, 0], bool)
+    assert v.eer(Pairs(scores, same)) == pytest.approx(1 / 3)
+    assert v.eer(Pairs(same.astype(float), same)) == 0
+    rate = v.eer(PAIRS)
+    gaps = [abs((PAIRS.scores[~SAME] >= t).mean() - (PAIRS.scores[SAME] < t).mean()) for t in PAIRS.scores]
+    nearest = PAIRS.scores[int(np.argmin(gaps))]
+    assert rate == pytest.approx((PAIRS.scores[~SAME] >= nearest).mean(), abs=0.02)
