@@ -14,5 +14,4 @@ from gdrd_jax.config import default
 def get_config():
     config = default()
     config.until = "report"
-    config.data.test_people = 10
     return config

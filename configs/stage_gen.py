@@ -15,5 +15,4 @@ from gdrd_jax.config import default
 def get_config():
     config = default()
     config.until = "gen"
-    config.data.test_people = 10
     return config

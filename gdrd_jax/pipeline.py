@@ -8,6 +8,7 @@ skipped, or continued if it was interrupted; one whose origin changed is begun a
 import contextlib
 import fcntl
 import hashlib
+import importlib
 import json
 import logging
 import shutil
@@ -18,10 +19,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gdrd_jax import steps
+from gdrd_jax import sources
 from gdrd_jax.config import check, value_of
-from gdrd_jax.data.targets import write_json
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import write_json
 
 LOG = logging.getLogger(__name__)
 
@@ -31,32 +32,29 @@ class Step:
     """One step.
 
     Attributes:
-      run: `(config, workdir)`; writes to `workdir / name`.
+      name: of the step and of its folder; of the function `(config, workdir)` that does it, too.
       settings: of the config, that its output depends on; a section stands for all in it.
       after: steps whose output it reads.
       files: `config` -> name to fingerprint of files from outside that it reads.
+      module: where the function is; imported when the step has to run, for it is heavy.
     """
 
-    run: Callable[[ConfigDict, Path], None]
+    name: str
     settings: tuple[str, ...]
     after: tuple[str, ...] = ()
     files: Callable[[ConfigDict], dict[str, str]] = lambda config: {}
-
-    @property
-    def name(self) -> str:
-        """Name of the step and of its folder."""
-        return self.run.__name__
+    module: str = "gdrd_jax.steps"
 
 
 STEPS = (
-    Step(steps.faces, ("data",), files=steps.face_files),
-    Step(steps.views, ("seed", "views"), ("faces",)),
-    Step(steps.teacher, ("seed", "views.resolution", "views.kernel", "sr", "generative.path"), ("faces",)),
-    Step(steps.generative, ("generative",), ("views", "teacher"), steps.generative_files),
-    Step(steps.gen, ("seed", "student", "gen"), ("generative",)),
-    Step(steps.discriminative, ("discriminative",), ("views",), steps.discriminative_files),
-    Step(steps.dis, ("seed", "student", "dis"), ("gen", "discriminative")),
-    Step(steps.report, ("evaluation",), ("dis",)),
+    Step("faces", ("data.align", "data.test_people"), files=sources.face_files),
+    Step("views", ("seed", "views"), ("faces",)),
+    Step("teacher", ("seed", "views.resolution", "views.kernel", "sr", "generative.path"), ("faces",)),
+    Step("generative", ("generative",), ("views", "teacher"), sources.generative_files),
+    Step("gen", ("seed", "student", "gen"), ("generative",)),
+    Step("discriminative", ("discriminative",), ("views",), sources.discriminative_files),
+    Step("dis", ("seed", "student", "dis", "data.calibration_people"), ("gen", "discriminative")),
+    Step("report", ("evaluation",), ("dis",), module="gdrd_jax.comparison"),
 )
 
 
@@ -72,7 +70,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
       Interrupted: a signal arrived; the same call goes on.
     """
     check(config)
-    steps.check(config)
+    sources.check(config)
     with claimed(workdir, config):
         fingerprints: dict[str, str] = {}
         for step in STEPS:
@@ -104,7 +102,7 @@ def _run_step(step: Step, config: ConfigDict, workdir: Path, fingerprints: dict[
         write_json(folder / "step.json", record)
     start = time.monotonic()
     try:
-        step.run(config, workdir)
+        getattr(importlib.import_module(step.module), step.name)(config, workdir)
         record["complete"] = True
     finally:
         record["seconds"] = round(record["seconds"] + time.monotonic() - start, 1)
@@ -147,7 +145,9 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
                 "choose another with --workdir=DIR"
             )
     elif workdir.exists() and any(workdir.iterdir()):
-        raise GdrdError(f"the workdir {workdir} holds files that are not this program's; choose another with --workdir=DIR")
+        raise GdrdError(
+            f"the workdir {workdir} holds files that are not this program's; choose another with --workdir=DIR"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("w") as lock:
         try:

@@ -67,7 +67,11 @@ class Recognizer:
         """
         size = self.student.resolution
         faces = np.asarray(faces)
-        if faces.ndim != 4 or faces.dtype != np.uint8 or faces.shape[1:] not in ((FACE_SIZE, FACE_SIZE, 3), (size, size, 3)):
+        if (
+            faces.ndim != 4
+            or faces.dtype != np.uint8
+            or faces.shape[1:] not in ((FACE_SIZE, FACE_SIZE, 3), (size, size, 3))
+        ):
             raise GdrdError(
                 f"faces are {faces.dtype} {list(faces.shape)}; give uint8 RGB "
                 f"[N, {FACE_SIZE}, {FACE_SIZE}, 3] or [N, {size}, {size}, 3]"

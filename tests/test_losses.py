@@ -51,7 +51,9 @@ def test_distillation_loss_is_the_scaled_divergence(temperature, size):
 
 def test_distillation_reaches_the_student_and_not_the_teacher():
     student, teacher = np.float32(RNG.normal(size=(2, 5, 7)))
-    check_grads(lambda x: losses.distillation_loss(x, teacher, 4.0), (student,), order=1, modes="rev", atol=2e-2, rtol=2e-2)
+    check_grads(
+        lambda x: losses.distillation_loss(x, teacher, 4.0), (student,), order=1, modes="rev", atol=2e-2, rtol=2e-2
+    )
     assert not np.any(jax.grad(losses.distillation_loss, argnums=1)(student, teacher, 4.0))
     assert losses.distillation_loss(teacher, teacher, 4.0) == pytest.approx(0, abs=1e-6)
 
@@ -61,7 +63,9 @@ def test_centre_logits_are_scaled_cosines():
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     expected = [[16 * np.dot(e, c) for c in centres] for e in embeddings]
-    np.testing.assert_allclose(losses.centre_logits(jnp.float32(embeddings), jnp.float32(centres), 16.0), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        losses.centre_logits(jnp.float32(embeddings), jnp.float32(centres), 16.0), expected, atol=1e-5
+    )
 
 
 def paper_relation_loss(positives, negatives, mask, ratio):
@@ -99,7 +103,14 @@ def test_relation_loss_where_exp_overflows():
 def test_relation_loss_gradient():
     positives, negatives = np.float32(RNG.normal(size=(2, 5, 5)))
     mask = jnp.array(~np.eye(5, dtype=bool))
-    check_grads(lambda p, n: losses.relation_loss(p, n, mask), (positives, negatives), order=1, modes="rev", atol=1e-2, rtol=1e-2)
+    check_grads(
+        lambda p, n: losses.relation_loss(p, n, mask),
+        (positives, negatives),
+        order=1,
+        modes="rev",
+        atol=1e-2,
+        rtol=1e-2,
+    )
 
 
 def unit_relations(size, dim=8):
@@ -139,7 +150,11 @@ def test_identity_reading_ignores_anchors_without_a_negative():
 def test_every_partner_is_drawn_equally_often():
     h1, h2 = unit_relations(4)
     all_scores = np.einsum("ijp,ikp->ijk", h1, h2) / 0.4
-    draw = jax.jit(lambda key: losses.relation_scores(jnp.array(h1), jnp.array(h2), jnp.arange(4), key, tau=0.4, positive="pair")[1])
+    draw = jax.jit(
+        lambda key: losses.relation_scores(jnp.array(h1), jnp.array(h2), jnp.arange(4), key, tau=0.4, positive="pair")[
+            1
+        ]
+    )
     chosen = np.array([np.argmin(np.abs(all_scores[0, 1] - draw(k)[0, 1])) for k in jax.random.split(KEY, 300)])
     counts = np.bincount(chosen, minlength=4)
     assert counts[1] == 0

@@ -31,8 +31,17 @@ def gen(target_shape=(12, 4, 4)):
 
 def dis(weights=(1.0, 0.25, 4.0), **changes):
     centres = stages.class_centres(BATCH["discriminative"], BATCH["label"], PEOPLE)
-    settings = {"temperature": 4.0, "teacher_scale": 32.0, "tau": 0.4, "positive": "pair", "end_to_end": False, **changes}
-    return stages.Dis(student(), centres, weights=dict(zip(("cls", "kd", "rcd"), weights)), **settings, rngs=nnx.Rngs(1))
+    settings = {
+        "temperature": 4.0,
+        "teacher_scale": 32.0,
+        "tau": 0.4,
+        "positive": "pair",
+        "end_to_end": False,
+        **changes,
+    }
+    return stages.Dis(
+        student(), centres, weights=dict(zip(("cls", "kd", "rcd"), weights)), **settings, rngs=nnx.Rngs(1)
+    )
 
 
 def gradients(stage, batch):

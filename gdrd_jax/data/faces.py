@@ -59,10 +59,10 @@ class Faces:
             hashlib.sha256(f"{self.fingerprint}:{start}:{stop}".encode()).hexdigest(),
         )  # fmt: skip
 
-    def few_of_each(self, identities: int, images: int) -> np.ndarray:
-        """Row numbers of the first `images` faces of each of the first `identities` identities."""
-        rows = [np.flatnonzero(self.labels == i)[:images] for i in range(len(self.names))]
-        return np.concatenate(rows[:identities])
+    def few_of_last(self, identities: int, images: int) -> np.ndarray:
+        """Row numbers of the first `images` faces of each of the last `identities` identities."""
+        first = len(self.names) - identities
+        return np.concatenate([np.flatnonzero(self.labels == i)[:images] for i in range(first, len(self.names))])
 
     def save(self, path: Path) -> None:
         """Writes the description (not the pixels) as JSON."""

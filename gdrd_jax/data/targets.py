@@ -8,13 +8,13 @@ killing the writer loses at most one chunk.
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import tensorstore as ts
 
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import write_json
 
 CHUNK_ROWS = 256
 
@@ -36,13 +36,6 @@ def _spec(path: Path, shape: tuple[int, ...], dtype: str) -> dict:
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
         },
     }
-
-
-def write_json(path: Path, value: object) -> None:
-    """Replaces a JSON file atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
-    os.replace(temporary, path)
 
 
 @dataclasses.dataclass

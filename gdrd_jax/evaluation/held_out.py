@@ -13,7 +13,7 @@ class Row:
     """One model under the protocol.
 
     Attributes:
-      metrics: `accuracy` (balanced, at the threshold learnt on training people),
+      metrics: `accuracy` (balanced, at the threshold learnt on calibration people),
         `best_threshold_accuracy`, `auc`, `eer` and `rank_1`, all in percent, and that `threshold`.
       pairs: of the test people, all.
       embeddings: of the test faces, `[N, D]`.
@@ -24,15 +24,14 @@ class Row:
     embeddings: np.ndarray
 
 
-def evaluate(
-    test: np.ndarray, test_labels: np.ndarray, calibration: np.ndarray, calibration_labels: np.ndarray
-) -> Row:
+def evaluate(test: np.ndarray, test_labels: np.ndarray, calibration: np.ndarray, calibration_labels: np.ndarray) -> Row:
     """Scores one model.
 
     Args:
       test: embeddings of faces of held-out people, float `[N, D]`, unit length.
       test_labels: int `[N]`, every identity at least twice.
-      calibration: embeddings of training people, on whom the threshold is learnt, `[M, D]`.
+      calibration: embeddings of people on whom the threshold is learnt, `[M, D]`. The model must not
+        have learnt to tell these people apart, or the threshold is too high for strangers.
       calibration_labels: int `[M]`.
     """
     pairs = verification.all_pairs(test, test_labels)

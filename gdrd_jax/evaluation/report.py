@@ -40,13 +40,19 @@ figcaption, small {{ color: #555 }} pre {{ background: #f5f5f5; padding: 1rem; o
 
 LEGEND = (
     "Accuracy: mean of the shares of genuine pairs accepted and impostor pairs rejected, at the threshold that is "
-    "best on the training people. AUC: area under the ROC curve. EER: equal error rate. Rank-1: the nearest of the "
+    "best on training people whose identity no row has learnt. AUC: area under the ROC curve. EER: equal error rate. Rank-1: the nearest of the "
     "gallery faces (the first of each test person) is of the right person."
 )
 
 
 def write(
-    folder: Path, rows: dict[str, Row], *, title: str, summary: str, pictures: list[tuple[np.ndarray, str]], settings: str
+    folder: Path,
+    rows: dict[str, Row],
+    *,
+    title: str,
+    summary: str,
+    pictures: list[tuple[np.ndarray, str]],
+    settings: str,
 ) -> None:
     """Writes the four files into `folder`.
 
@@ -60,7 +66,10 @@ def write(
     (folder / "metrics.json").write_text(json.dumps({name: row.metrics for name, row in rows.items()}, indent=1))
     _write_roc_csv(folder / "roc.csv", rows)
     draw_roc(folder / "roc.png", rows, title)
-    curves = ((folder / "roc.png").read_bytes(), "ROC of all pairs of test people; the false accept rate is on a log scale.")
+    curves = (
+        (folder / "roc.png").read_bytes(),
+        "ROC of all pairs of test people; the false accept rate is on a log scale.",
+    )
     figures = [curves, *((_png(image), caption) for image, caption in pictures)]
     page = PAGE.format(
         title=html.escape(title), summary=html.escape(summary), table=_table(rows), legend=LEGEND,
@@ -85,7 +94,9 @@ def draw_roc(path: Path, rows: dict[str, Row], title: str) -> None:
         far, tar, _ = verification.roc(row.pairs)
         floor = min(floor, 1 / (~row.pairs.same).sum())
         label = f"{name}  (AUC {row.metrics['auc']:.1f} %)"
-        axes.step(np.maximum(far, floor), tar, where="post", label=label, linewidth=3 if name == next(iter(rows)) else 1.5)
+        axes.step(
+            np.maximum(far, floor), tar, where="post", label=label, linewidth=3 if name == next(iter(rows)) else 1.5
+        )
     axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.01), title=title)
     axes.set(xlabel="false accept rate (FAR)", ylabel="true accept rate (TAR)")
     axes.grid(alpha=0.3, which="both")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.errors import GdrdError, require
 from gdrd_jax.data.align import FACE_SIZE
+from gdrd_jax.errors import GdrdError, require
 
 BATCH = 64
 

@@ -45,7 +45,11 @@ class SrDiffusion:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self._torch, diffusers = require("torch", "teachers"), require("diffusers", "teachers")
         self._device = "cuda" if self._torch.cuda.is_available() else "cpu"
-        self._unet = diffusers.UNet2DModel.from_pretrained(path, local_files_only=True, low_cpu_mem_usage=False).to(self._device).eval()
+        self._unet = (
+            diffusers.UNet2DModel.from_pretrained(path, local_files_only=True, low_cpu_mem_usage=False)
+            .to(self._device)
+            .eval()
+        )
         self._scheduler_class, self._path = diffusers.DDIMScheduler, path
         self.size = self._unet.config.sample_size
         self.conditional = self._unet.config.in_channels == 6

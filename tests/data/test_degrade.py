@@ -9,7 +9,16 @@ FACE = np.random.default_rng(0).integers(256, size=(112, 112, 3), dtype=np.uint8
 
 
 def views(**changes):
-    settings = {"resolution": 16, "kernel": "area", "count": 6, "shift": 4, "rotate": 8, "scale": 0.08, "light": 0.2, "seed": 7}
+    settings = {
+        "resolution": 16,
+        "kernel": "area",
+        "count": 6,
+        "shift": 4,
+        "rotate": 8,
+        "scale": 0.08,
+        "light": 0.2,
+        "seed": 7,
+    }
     return Views(**{**settings, **changes})
 
 

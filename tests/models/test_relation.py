@@ -22,8 +22,7 @@ def unit(x):
 def relation(module, a, b):
     """F(a - b) as the paper writes it, in float64."""
     w1, b1, w2, b2 = (
-        np.float64(p[...])
-        for p in (module.first.kernel, module.first.bias, module.second.kernel, module.second.bias)
+        np.float64(p[...]) for p in (module.first.kernel, module.first.bias, module.second.kernel, module.second.bias)
     )
     return np.maximum((a - b) @ w1 + b1, 0) @ w2 + b2
 
@@ -37,7 +36,8 @@ def test_relations_of_all_pairs_are_f_of_the_difference():
             v_t = relation(model.teacher_relation, teacher[i], teacher[j])
             v_ts = relation(model.cross_relation, teacher[i], student[j])
             expected = [
-                unit(v @ np.float64(h.kernel[...]) + np.float64(h.bias[...])) for v, h in ((v_t, model.h1), (v_ts, model.h2))
+                unit(v @ np.float64(h.kernel[...]) + np.float64(h.bias[...]))
+                for v, h in ((v_t, model.h1), (v_ts, model.h2))
             ]
             np.testing.assert_allclose(h1[i, j], expected[0], atol=1e-4)
             np.testing.assert_allclose(h2[i, j], expected[1], atol=1e-4)

@@ -1,0 +1,105 @@
+"""The last step: the student beside its teacher and raw pixels, as tables, curves and pictures."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from gdrd_jax.data.align import FACE_SIZE
+from gdrd_jax.data.degrade import enlarge
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.evaluation import held_out
+from gdrd_jax.evaluation import report as reporting
+from gdrd_jax.evaluation.identification import first_of_each, nearest
+from gdrd_jax.recognizer import Recognizer
+from gdrd_jax.steps import SPLITS, discriminative_teacher, generative_teacher, open_cache, read_faces
+from gdrd_jax.teachers.arcface import ArcFace
+
+LOG = logging.getLogger(__name__)
+SHOWN = 12  # faces in a picture
+GREEN, RED = (40, 160, 60), (210, 50, 40)
+
+
+def report(config: ConfigDict, workdir: Path) -> None:
+    """Compares the student on the test people with its teacher and with raw pixels."""
+    recognizer, network = Recognizer.load(workdir), discriminative_teacher(config)
+    people = {"train": config.data.calibration_people, "test": config.data.test_people}
+    images = config.evaluation.images_per_person
+    rows = {split: read_faces(workdir, split).few_of_last(people[split], images) for split in SPLITS}
+    labels = {split: read_faces(workdir, split).labels[rows[split]] for split in SPLITS}
+    lr = {split: open_cache(workdir, "views", split).read(0)[rows[split]] for split in SPLITS}
+    native = {split: open_cache(workdir, "discriminative", split).read_all()[rows[split], :2] for split in SPLITS}
+
+    teacher_name, resolution = config.discriminative.name, config.views.resolution
+    models = {
+        "student": lambda split: recognizer.embed(lr[split]),
+        f"{teacher_name}_native": lambda split: unit(native[split].astype(np.float32).sum(axis=1)),
+        f"{teacher_name}_{resolution}": lambda split: embed_enlarged(network, lr[split]),
+        f"pixels_{resolution}": lambda split: unit(lr[split].astype(np.float32) + lr[split][:, :, ::-1]),
+    }
+    results = {
+        name: held_out.evaluate(model("test"), labels["test"], model("train"), labels["train"])
+        for name, model in tqdm(models.items(), desc="evaluating", unit="model")
+    }
+    pictures = [
+        _inputs_picture(config, workdir, lr["test"], rows["test"]),
+        _neighbours_picture(read_faces(workdir, "test"), rows["test"], labels["test"], lr["test"], results["student"]),
+    ]
+    r2 = json.loads((workdir / "gen" / "metrics.json").read_text())["held_out_r2"]
+    genuine = int(results["student"].pairs.same.sum())
+    summary = (
+        f"{people['test']} people who were not trained on, {len(labels['test'])} faces, {genuine} genuine "
+        f"and {len(results['student'].pairs.same) - genuine} impostor pairs; faces reduced to {resolution}x{resolution} "
+        f"pixels by the {config.views.kernel} kernel. Stage gen explains {100 * r2:.1f} % of the variance of the "
+        "generative teacher's features on these people (R\u00b2)."
+    )
+    title = f"GDRD at {resolution}x{resolution} pixels: {config.name}"
+    reporting.write(
+        workdir, results, title=title, summary=summary, pictures=pictures, settings=config.to_json(indent=1)
+    )
+    LOG.info("report: %s\n%s", workdir / "report.html", reporting.text_table(results))
+
+
+def embed_enlarged(network: ArcFace, lr: np.ndarray) -> np.ndarray:
+    """What one does without a student: the recogniser on enlarged faces, summed with their mirror images."""
+    high = np.stack([enlarge(face, FACE_SIZE) for face in lr])
+    return unit(network.embed(high) + network.embed(high[:, :, ::-1]))
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Flattens all but the first axis and scales rows to unit length."""
+    flat = x.reshape(len(x), -1)
+    return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+
+def _inputs_picture(config: ConfigDict, workdir: Path, lr: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, str]:
+    shown = np.linspace(0, len(rows) - 1, SHOWN).astype(int)
+    originals = [read_faces(workdir, "test")[rows[i]] for i in shown]
+    network = generative_teacher(config, workdir)
+    lines = [list(lr[shown]), list(network.super_resolve(lr[shown], config.seed)), originals]
+    caption = "What the student sees; the SR teacher's reconstruction, drawn from that alone; the original face."
+    if not network.conditional:
+        del lines[1]
+        caption = "What the student sees; the original face."
+    return reporting.grid(lines), caption
+
+
+def _neighbours_picture(
+    faces: Faces, rows: np.ndarray, labels: np.ndarray, lr: np.ndarray, result: held_out.Row
+) -> tuple[np.ndarray, str]:
+    gallery = first_of_each(labels)
+    probes = np.setdiff1d(np.arange(len(labels)), gallery)
+    probes = probes[np.linspace(0, len(probes) - 1, SHOWN // 2).astype(int)]
+    order = gallery[nearest(result.embeddings[probes], result.embeddings[gallery])[:, :5]]
+    lines = [[lr[p], faces[rows[p]], *(faces[rows[g]] for g in found)] for p, found in zip(probes, order)]
+    frames = [
+        [None, None, *((GREEN if labels[g] == labels[p] else RED) for g in found)] for p, found in zip(probes, order)
+    ]
+    caption = (
+        "Probe at low resolution, its original, and the five nearest gallery faces by the student, nearest first; "
+        "green is the right person, red another."
+    )
+    return reporting.grid(lines, frames), caption

