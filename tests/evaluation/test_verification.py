@@ -32,6 +32,11 @@ def test_no_threshold_is_better_than_the_best():
     assert best == pytest.approx(max(tried))
 
 
+def test_the_best_threshold_leaves_room_on_both_sides():
+    pairs = Pairs(np.array([0.9, 0.7, 0.3, 0.1]), np.array([True, True, False, False]))
+    assert v.best_threshold(pairs) == pytest.approx(0.5)
+
+
 def test_rejecting_everything_is_no_better_than_chance_although_impostors_abound():
     assert v.balanced_accuracy(PAIRS, np.inf) == 0.5
 

