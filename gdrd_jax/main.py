@@ -28,6 +28,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
     try:
         rest = flags.FLAGS(argv)
+        config = _CONFIG.value
     except (AttributeError, KeyError, TypeError) as error:  # ml_collections, for a key that does not exist
         known = settings.default()
         names = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
@@ -35,7 +36,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise GdrdError(settings.unknown_key(unknown[0], known) if unknown else str(error)) from error
     except (flags.Error, OSError) as error:
         raise GdrdError(" ".join(str(error).split())) from error
-    if _CONFIG.value is None:
+    if config is None:
         raise GdrdError("no config; give one with --config=configs/quickstart.py")
     if len(rest) > 1:
         raise GdrdError(f"{rest[1]!r} is not a flag; settings are given as --config.NAME=VALUE")

