@@ -8,6 +8,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from gdrd_jax import config as settings
+from gdrd_jax import pipeline
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.interrupt import Interrupted
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/NAME by default.")
 
@@ -15,27 +20,26 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; ru
 def main(argv: list[str]) -> None:
     """Runs the pipeline on the parsed flags."""
     del argv
-    from gdrd_jax import pipeline
-
     config = _CONFIG.value
     pipeline.run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """As absl's parser, but a mistake in the flags is a `GdrdError` of one sentence."""
-    from gdrd_jax import config as settings
-    from gdrd_jax.errors import GdrdError
-
     try:
         rest = flags.FLAGS(argv)
         config = _CONFIG.value
+        if config is not None:
+            config.name  # a file that could not be loaded says so only now
     except (AttributeError, KeyError, TypeError) as error:  # ml_collections, for a key that does not exist
         known = settings.default()
         names = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
         unknown = [name for name in names if name not in settings.keys(known)]
         raise GdrdError(settings.unknown_key(unknown[0], known) if unknown else str(error)) from error
-    except (flags.Error, OSError) as error:
+    except flags.Error as error:
         raise GdrdError(" ".join(str(error).split())) from error
+    except OSError as error:
+        raise GdrdError(f"the config could not be loaded: {str(error).splitlines()[-1].strip()}") from error
     if config is None:
         raise GdrdError("no config; give one with --config=configs/quickstart.py")
     if len(rest) > 1:
@@ -45,9 +49,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def cli(argv: list[str]) -> int:
     """Runs `main` and returns the exit status: 2 for a user's mistake, 130 after Ctrl-C, 0 after SIGTERM."""
-    from gdrd_jax.errors import GdrdError
-    from gdrd_jax.interrupt import Interrupted
-
+    if {"-h", "--help"} & set(argv):
+        print(f"{__doc__}\nThe files of configs/ start from these settings:\n\n{settings.default()}")
+        return 0
     try:
         rest = parse_flags(argv)
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
