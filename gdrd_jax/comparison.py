@@ -49,10 +49,10 @@ def report(config: ConfigDict, workdir: Path) -> None:
         _neighbours_picture(read_faces(workdir, "test"), rows["test"], labels["test"], lr["test"], results["student"]),
     ]
     r2 = json.loads((workdir / "gen" / "metrics.json").read_text())["held_out_r2"]
-    genuine = int(results["student"].pairs.same.sum())
+    same = results["student"].pairs.same
     summary = (
-        f"{people['test']} people who were not trained on, {len(labels['test'])} faces, {genuine} genuine "
-        f"and {len(results['student'].pairs.same) - genuine} impostor pairs; faces reduced to {resolution}x{resolution} "
+        f"{people['test']} people who were not trained on, {len(labels['test'])} faces, {same.sum()} genuine "
+        f"and {(~same).sum()} impostor pairs; faces reduced to {resolution}x{resolution} "
         f"pixels by the {config.views.kernel} kernel. Stage gen explains {100 * r2:.1f} % of the variance of the "
         "generative teacher's features on these people (R\u00b2)."
     )

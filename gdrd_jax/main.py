@@ -17,20 +17,13 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.",
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/NAME by default.")
 
 
-def main(argv: list[str]) -> None:
-    """Runs the pipeline on the parsed flags."""
-    del argv
-    config = _CONFIG.value
-    pipeline.run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
-
-
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str]) -> None:
     """As absl's parser, but a mistake in the flags is a `GdrdError` of one sentence."""
     try:
         rest = flags.FLAGS(argv)
         config = _CONFIG.value
         if config is not None:
-            config.name  # a file that could not be loaded says so only now
+            dir(config)  # a file that could not be loaded says so only now
     except (AttributeError, KeyError, TypeError) as error:  # ml_collections, for a key that does not exist
         known = settings.default()
         names = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
@@ -44,19 +37,27 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise GdrdError("no config; give one with --config=configs/quickstart.py")
     if len(rest) > 1:
         raise GdrdError(f"{rest[1]!r} is not a flag; settings are given as --config.NAME=VALUE")
-    return rest
 
 
-def cli(argv: list[str]) -> int:
-    """Runs `main` and returns the exit status: 2 for a user's mistake, 130 after Ctrl-C, 0 after SIGTERM."""
+def cli(argv: list[str], wanted: tuple[str, ...] = ()) -> int:
+    """Runs the pipeline on a command line.
+
+    Args:
+      argv: as `sys.argv`.
+      wanted: steps to run, see `pipeline.run`.
+
+    Returns:
+      The exit status: 2 for a user's mistake, 130 after Ctrl-C, 0 after SIGTERM and otherwise.
+    """
     if {"-h", "--help"} & set(argv):
         print(f"{__doc__}\nThe files of configs/ start from these settings:\n\n{settings.default()}")
         return 0
     try:
-        rest = parse_flags(argv)
+        parse_flags(argv)
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logging.getLogger("gdrd_jax").setLevel(logging.INFO)
-        main(rest)
+        config = _CONFIG.value
+        pipeline.run(config, Path(_WORKDIR.value or f"runs/{config.name}"), wanted)
     except GdrdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -58,12 +58,13 @@ STEPS = (
 )
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Runs the steps up to `config.until`, skipping what is done.
+def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> None:
+    """Runs steps and all they need, skipping what is done.
 
     Args:
       config: see `gdrd_jax.config`.
       workdir: made if it is missing.
+      wanted: names of steps; `config.until` if there is none.
 
     Raises:
       GdrdError: a mistake of the user's, found before the work as far as possible.
@@ -71,12 +72,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     check(config)
     sources.check(config)
+    needed = _with_ancestors(wanted or (config.until,))
     with claimed(workdir, config):
         fingerprints: dict[str, str] = {}
         for step in STEPS:
-            fingerprints[step.name] = _run_step(step, config, workdir, fingerprints)
-            if step.name == config.until:
-                break
+            if step.name in needed:
+                fingerprints[step.name] = _run_step(step, config, workdir, fingerprints)
+
+
+def _with_ancestors(wanted: tuple[str, ...]) -> set[str]:
+    needed = set(wanted)
+    for step in reversed(STEPS):
+        if step.name in needed:
+            needed.update(step.after)
+    return needed
 
 
 def _run_step(step: Step, config: ConfigDict, workdir: Path, fingerprints: dict[str, str]) -> str:

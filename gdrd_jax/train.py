@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from gdrd_jax.interrupt import Interrupted, Signals
 # Steps of one dispatch. Chunks begin at its multiples whatever the number of steps, so
 # a resumed run executes the same compiled programs as an uninterrupted one.
 CHUNK = 20
+LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +147,7 @@ def fit(
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     if schedule.batch % mesh.size:
         raise GdrdError(f"batch {schedule.batch} of {name} cannot be divided over {mesh.size} devices")
+    LOG.info("%s: %d faces a step on %d %s device(s)", name, schedule.batch, mesh.size, jax.default_backend())
     everywhere = NamedSharding(mesh, PartitionSpec())
     optimiser = schedule.optimiser()
     graphdef, params, rest = split(stage)

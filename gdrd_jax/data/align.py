@@ -7,6 +7,8 @@ import numpy as np
 
 from gdrd_jax.errors import GdrdError
 
+# OpenCV 5 warns on every load that a default it chose itself is not supported.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 FACE_SIZE = 112
 # Eyes, nose tip and mouth corners in a 112x112 face, in pixels (InsightFace, arcface_dst).
 TEMPLATE = np.array(

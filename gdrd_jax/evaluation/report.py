@@ -40,8 +40,8 @@ figcaption, small {{ color: #555 }} pre {{ background: #f5f5f5; padding: 1rem; o
 
 LEGEND = (
     "Accuracy: mean of the shares of genuine pairs accepted and impostor pairs rejected, at the threshold that is "
-    "best on training people whose identity no row has learnt. AUC: area under the ROC curve. EER: equal error rate. Rank-1: the nearest of the "
-    "gallery faces (the first of each test person) is of the right person."
+    "best on training people whose identity no row has learnt. AUC: area under the ROC curve. EER: equal "
+    "error rate. Rank-1: the nearest of the gallery faces (the first of each test person) is of the right person."
 )
 
 
