@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from gdrd_jax import config as settings
 from gdrd_jax import pipeline
@@ -17,13 +17,12 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.",
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/NAME by default.")
 
 
-def parse_flags(argv: list[str]) -> None:
-    """As absl's parser, but a mistake in the flags is a `GdrdError` of one sentence."""
+def parse_flags(argv: list[str]) -> ConfigDict:
+    """The config a command line asks for; a mistake in the flags is a `GdrdError` of one sentence."""
     try:
         rest = flags.FLAGS(argv)
-        config = _CONFIG.value
-        if config is not None:
-            dir(config)  # a file that could not be loaded says so only now
+        # A config file that could not be loaded says so only when it is touched.
+        config = _CONFIG.value and _CONFIG.value.copy_and_resolve_references()
     except (AttributeError, KeyError, TypeError) as error:  # ml_collections, for a key that does not exist
         known = settings.default()
         names = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
@@ -37,6 +36,7 @@ def parse_flags(argv: list[str]) -> None:
         raise GdrdError("no config; give one with --config=configs/quickstart.py")
     if len(rest) > 1:
         raise GdrdError(f"{rest[1]!r} is not a flag; settings are given as --config.NAME=VALUE")
+    return config
 
 
 def cli(argv: list[str], wanted: tuple[str, ...] = ()) -> int:
@@ -53,10 +53,9 @@ def cli(argv: list[str], wanted: tuple[str, ...] = ()) -> int:
         print(f"{__doc__}\nThe files of configs/ start from these settings:\n\n{settings.default()}")
         return 0
     try:
-        parse_flags(argv)
+        config = parse_flags(argv)
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         logging.getLogger("gdrd_jax").setLevel(logging.INFO)
-        config = _CONFIG.value
         pipeline.run(config, Path(_WORKDIR.value or f"runs/{config.name}"), wanted)
     except GdrdError as error:
         print(f"error: {error}", file=sys.stderr)
