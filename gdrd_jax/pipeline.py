@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gdrd_jax import sources
+from gdrd_jax import __version__, sources
 from gdrd_jax.config import check, value_of
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import write_json
@@ -90,6 +90,7 @@ def _with_ancestors(wanted: tuple[str, ...]) -> set[str]:
 
 def _run_step(step: Step, config: ConfigDict, workdir: Path, fingerprints: dict[str, str]) -> str:
     origin = {
+        "version": __version__,
         "settings": {name: _plain(value_of(config, name)) for name in step.settings},
         "files": step.files(config),
         "after": {name: fingerprints[name] for name in step.after},

@@ -91,8 +91,11 @@ def sr_settings(config: ConfigDict) -> SrSettings:
 
 def face_files(config: ConfigDict) -> dict[str, str]:
     """Fingerprints of what the step `faces` reads."""
-    files = {"data.path": listing_signature(locate(config.data.path), listed(config))}
-    if config.data.align:
+    root = locate(config.data.path)
+    files = {"data.path": listing_signature(root, listed(config))}
+    if not config.data.align:  # the faces stay where they are
+        files["folder"] = str(root.resolve())
+    else:
         files["data.detector"] = sha256(detector(config))
     return files
 

@@ -16,7 +16,7 @@ from gdrd_jax import sources, train
 from gdrd_jax.checkpoints import load_weights, save_weights
 from gdrd_jax.data.align import Aligner
 from gdrd_jax.data.faces import Faces, align_folder, index_folder, list_images, locate
-from gdrd_jax.data.targets import Cache
+from gdrd_jax.data.targets import Cache, channel_statistics
 from gdrd_jax.files import write_json
 from gdrd_jax.models.student import Student
 from gdrd_jax.recognizer import Recognizer
@@ -86,8 +86,7 @@ def generative(config: ConfigDict, workdir: Path) -> None:
             lambda view, rows: network.features(lr.read(view, slice(rows.start, rows.stop))),
             f"generative targets, {split}",
         )
-    features = open_cache(workdir, "generative", "train").read_all().astype(np.float32)
-    mean, std = features.mean(axis=(0, 1, 3, 4)), features.std(axis=(0, 1, 3, 4))
+    mean, std = channel_statistics(open_cache(workdir, "generative", "train"))
     np.savez(workdir / "generative" / "statistics.npz", mean=mean, std=np.maximum(std, 1e-4))
 
 

@@ -65,9 +65,11 @@ class Faces:
         return np.concatenate([np.flatnonzero(self.labels == i)[:images] for i in range(first, len(self.names))])
 
     def save(self, path: Path) -> None:
-        """Writes the description (not the pixels) as JSON."""
+        """Writes the description (not the pixels) as JSON; faces beside the file may move with it."""
+        beside = self.root.is_relative_to(path.parent.resolve())
+        root = self.root.relative_to(path.parent.resolve()) if beside else self.root
         text = {
-            "root": str(self.root), "names": self.names, "labels": self.labels.tolist(),
+            "root": str(root), "names": self.names, "labels": self.labels.tolist(),
             "paths": self.paths, "fingerprint": self.fingerprint,
         }  # fmt: skip
         path.write_text(json.dumps(text))
@@ -77,7 +79,7 @@ class Faces:
         """Reads what `save` wrote."""
         text = json.loads(path.read_text())
         return cls(
-            Path(text["root"]), tuple(text["paths"]), np.array(text["labels"], np.int32),
+            path.parent.resolve() / text["root"], tuple(text["paths"]), np.array(text["labels"], np.int32),
             tuple(text["names"]), text["fingerprint"],
         )  # fmt: skip
 

@@ -122,3 +122,16 @@ class Cache:
     def read_all(self) -> np.ndarray:
         """Every view of every row, `[N, views, *shape]`."""
         return np.stack([self.read(view) for view in range(self.manifest["views"])], axis=1)
+
+
+def channel_statistics(cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over faces, views and positions of features `[C, h, w]`: float32 `[C]` each."""
+    count, total, squares = 0, 0.0, 0.0
+    for view in range(cache.manifest["views"]):
+        for start in range(0, cache.manifest["rows"], CHUNK_ROWS):
+            chunk = cache.read(view, slice(start, start + CHUNK_ROWS)).astype(np.float64)
+            count += chunk.size // chunk.shape[1]
+            total = total + chunk.sum(axis=(0, 2, 3))
+            squares = squares + (chunk**2).sum(axis=(0, 2, 3))
+    mean = total / count
+    return mean.astype(np.float32), np.sqrt(np.maximum(squares / count - mean**2, 0)).astype(np.float32)

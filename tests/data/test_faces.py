@@ -1,3 +1,5 @@
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -59,6 +61,14 @@ def test_split_by_people_and_save(tmp_path, faces_folder):
     loaded = Faces.load(tmp_path / "f.json")
     np.testing.assert_array_equal(loaded[4], test[4])
     assert loaded.fingerprint == test.fingerprint != train.fingerprint
+
+
+def test_faces_beside_their_description_move_with_it(tmp_path, faces_folder):
+    shutil.copytree(faces_folder, tmp_path / "a" / "aligned")
+    faces = index(tmp_path / "a" / "aligned")
+    faces.save(tmp_path / "a" / "f.json")
+    (tmp_path / "a").rename(tmp_path / "b")
+    np.testing.assert_array_equal(Faces.load(tmp_path / "b" / "f.json")[3], index(faces_folder)[3])
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n truncated"])

@@ -3,7 +3,7 @@ import shutil
 import numpy as np
 import pytest
 
-from gdrd_jax.data.targets import CHUNK_ROWS, Cache
+from gdrd_jax.data.targets import CHUNK_ROWS, Cache, channel_statistics
 from gdrd_jax.errors import GdrdError
 
 ROWS = 2 * CHUNK_ROWS + 10
@@ -82,3 +82,14 @@ def test_a_chunk_of_zeros_is_stored(tmp_path):
     shutil.rmtree(tmp_path / "z" / "view0")
     with pytest.raises(GdrdError, match="damaged"):
         Cache.open(tmp_path / "z").read(0)
+
+
+def test_statistics_of_channels_are_those_of_the_whole_array(tmp_path):
+    cache = create(tmp_path / "s", shape=(3, 2, 2))
+    values = np.float16(np.random.default_rng(1).normal(3, [[[1]], [[2]], [[0]]], size=(2, ROWS, 3, 2, 2)))
+    for view in (0, 1):
+        for start in range(0, ROWS, CHUNK_ROWS):
+            cache.write(view, start, values[view, start : start + CHUNK_ROWS])
+    mean, std = channel_statistics(cache)
+    np.testing.assert_allclose(mean, np.float64(values).mean(axis=(0, 1, 3, 4)), rtol=1e-5)
+    np.testing.assert_allclose(std, np.float64(values).std(axis=(0, 1, 3, 4)), rtol=1e-4, atol=1e-6)
