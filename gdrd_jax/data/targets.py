@@ -114,6 +114,8 @@ class Cache:
         Raises:
           GdrdError: a chunk is missing or its checksum is wrong.
         """
+        if isinstance(rows, slice):
+            rows = slice(*rows.indices(self.manifest["rows"]))
         try:
             return self._array(view, open=True, read=True)[rows].read().result()
         except ValueError as error:
