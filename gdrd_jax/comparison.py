@@ -58,7 +58,7 @@ def report(config: ConfigDict, workdir: Path) -> None:
     )
     title = f"GDRD at {resolution}x{resolution} pixels: {config.name}"
     reporting.write(
-        workdir, results, title=title, summary=summary, pictures=pictures, settings=config.to_json(indent=1)
+        workdir / "report", results, title=title, summary=summary, pictures=pictures, settings=config.to_json(indent=1)
     )
     LOG.info("report: %s\n%s", workdir / "report.html", reporting.text_table(results))
 
@@ -72,7 +72,7 @@ def embed_enlarged(network: ArcFace, lr: np.ndarray) -> np.ndarray:
 def unit(x: np.ndarray) -> np.ndarray:
     """Flattens all but the first axis and scales rows to unit length."""
     flat = x.reshape(len(x), -1)
-    return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
 
 
 def _inputs_picture(config: ConfigDict, workdir: Path, lr: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, str]:

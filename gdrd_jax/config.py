@@ -17,7 +17,17 @@ CHOICES = {
     "student.dtype": ("float32", "bfloat16"),
     "dis.positive": ("pair", "identity"),
 }
-AT_LEAST_ONE = ("gen.steps", "gen.batch", "dis.steps", "dis.batch", "sr.steps", "sr.batch")
+AT_LEAST = {
+    **dict.fromkeys(("seed", "data.test_people", "data.calibration_people", "generative.timestep"), 0),
+    **dict.fromkeys(("dis.cls", "dis.kd", "dis.rcd", "gen.weight_decay", "dis.weight_decay"), 0),
+    **dict.fromkeys(("gen.steps", "gen.batch", "dis.steps", "dis.batch"), 1),
+    **dict.fromkeys(("sr.steps", "sr.batch", "sr.layers", "sr.size"), 1),
+    **dict.fromkeys(("views.count", "evaluation.images_per_person"), 2),
+}
+ABOVE_ZERO = (
+    "discriminative.std", "student.width", "sr.learning_rate", "gen.learning_rate", "gen.clip_norm",
+    "dis.learning_rate", "dis.clip_norm", "dis.tau", "dis.temperature",
+)  # fmt: skip
 
 
 def default() -> ConfigDict:
@@ -138,8 +148,12 @@ def unknown_key(name: str, config: ConfigDict) -> str:
     return f"there is no setting --config.{name}; the nearest one is --config.{near[0]}"
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, needed: set[str]) -> None:
     """Refuses values that no step could work with.
+
+    Args:
+      config: of the shape of `default()`.
+      needed: names of the steps that will run.
 
     Raises:
       GdrdError: naming the setting and what it can be.
@@ -148,11 +162,16 @@ def check(config: ConfigDict) -> None:
     for key, allowed in CHOICES.items():
         if values[key] not in allowed:
             raise GdrdError(f"config.{key} is {values[key]!r}; it can be {', '.join(map(str, allowed))}")
-    for key in AT_LEAST_ONE:
-        if values[key] < 1:
-            raise GdrdError(f"config.{key} is {values[key]}; it must be at least 1")
+    for key, least in AT_LEAST.items():
+        if not values[key] >= least:
+            raise GdrdError(f"config.{key} is {values[key]}; it must be at least {least}")
+    for key in ABOVE_ZERO:
+        if not values[key] > 0:
+            raise GdrdError(f"config.{key} is {values[key]}; it must be above 0")
+    if not config.dis.cls + config.dis.kd + config.dis.rcd:
+        raise GdrdError("config.dis.cls, kd and rcd are all 0; stage dis needs at least one term of Eq. 3")
     for key in ("data.test_people", "data.calibration_people"):
-        if values["until"] == "report" and values[key] < 2:
+        if "report" in needed and values[key] < 2:
             raise GdrdError(
                 f"config.{key} is {values[key]}; the report needs at least 2 people whose identity is not "
                 "trained on (or stop earlier with --config.until=dis)"

@@ -1,5 +1,7 @@
 """The one exception that means: the user can mend this."""
 
+import importlib
+
 
 class GdrdError(Exception):
     """A mistake in the input or settings, not in the program.
@@ -7,6 +9,14 @@ class GdrdError(Exception):
     The message is one or two sentences: what is wrong, where, and what to do.
     Command lines print it on stderr and exit with 2 instead of a traceback.
     """
+
+
+def missing(package: str, extra: str) -> GdrdError:
+    """The error for a package that is not installed but comes with `extra`."""
+    return GdrdError(
+        f"the package {package!r} is not installed; it comes with the extra {extra!r}: "
+        f'python -m pip install -e ".[{extra}]"'
+    )
 
 
 def require(package: str, extra: str):
@@ -22,12 +32,7 @@ def require(package: str, extra: str):
     Raises:
       GdrdError: the package is not installed.
     """
-    import importlib
-
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise GdrdError(
-            f"the package {error.name!r} is not installed; it comes with the extra "
-            f'{extra!r}: python -m pip install -e ".[{extra}]"'
-        ) from error
+        raise missing(error.name or package, extra) from error

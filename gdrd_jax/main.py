@@ -19,24 +19,33 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; ru
 
 def parse_flags(argv: list[str]) -> ConfigDict:
     """The config a command line asks for; a mistake in the flags is a `GdrdError` of one sentence."""
+    given = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
+    known = settings.default()
     try:
         rest = flags.FLAGS(argv)
         # A config file that could not be loaded says so only when it is touched.
         config = _CONFIG.value and _CONFIG.value.copy_and_resolve_references()
-    except (AttributeError, KeyError, TypeError) as error:  # ml_collections, for a key that does not exist
-        known = settings.default()
-        names = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
-        unknown = [name for name in names if name not in settings.keys(known)]
-        raise GdrdError(settings.unknown_key(unknown[0], known) if unknown else str(error)) from error
     except flags.Error as error:
         raise GdrdError(" ".join(str(error).split())) from error
     except OSError as error:
         raise GdrdError(f"the config could not be loaded: {str(error).splitlines()[-1].strip()}") from error
+    except Exception as error:  # whatever a user's config file may raise
+        unknown = [name for name in given if name not in settings.keys(known)]
+        if unknown:
+            raise GdrdError(settings.unknown_key(unknown[0], known)) from error
+        lines = str(error.args[0] if error.args else error).splitlines()
+        what = lines[0].split(" Other fields present")[0]
+        hint = lines[-1] if lines[-1].startswith("Did you mean") else ""
+        raise GdrdError(f"the config raises {type(error).__name__}: {what} {hint}".strip()) from error
     if config is None:
         raise GdrdError("no config; give one with --config=configs/quickstart.py")
     if len(rest) > 1:
         raise GdrdError(f"{rest[1]!r} is not a flag; settings are given as --config.NAME=VALUE")
     return config
+
+
+def _terminated(number: int, _frame) -> None:
+    raise Interrupted("between two saves", number)
 
 
 def cli(argv: list[str], wanted: tuple[str, ...] = ()) -> int:
@@ -52,6 +61,7 @@ def cli(argv: list[str], wanted: tuple[str, ...] = ()) -> int:
     if {"-h", "--help"} & set(argv):
         print(f"{__doc__}\nThe files of configs/ start from these settings:\n\n{settings.default()}")
         return 0
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         config = parse_flags(argv)
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -60,8 +70,11 @@ def cli(argv: list[str], wanted: tuple[str, ...] = ()) -> int:
     except GdrdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        return 2
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"\nstopped: {stop or 'between two saves'}; the same command continues", file=sys.stderr)
+        print(f"\nstopped: {str(stop) or 'between two saves'}; the same command continues", file=sys.stderr)
         return 0 if getattr(stop, "signal", signal.SIGINT) == signal.SIGTERM else 130
     return 0
 

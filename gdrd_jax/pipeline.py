@@ -3,6 +3,7 @@
 Each step writes into a folder of its own, `WORKDIR/STEP`, with `step.json`: what the
 output was made from and whether it is complete. A step whose origin is unchanged is
 skipped, or continued if it was interrupted; one whose origin changed is begun anew.
+The results of the last step lie in WORKDIR itself.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import hashlib
 import importlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import write_json
 
 LOG = logging.getLogger(__name__)
+RESULTS = ("metrics.json", "roc.csv", "roc.png", "report.html")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Step:
       settings: of the config, that its output depends on; a section stands for all in it.
       after: steps whose output it reads.
       files: `config` -> name to fingerprint of files from outside that it reads.
-      module: where the function is; imported when the step has to run, for it is heavy.
+      module: where the function is; imported when the step has to run, for it is heavy. The
+        function may return a fingerprint of its output; the fingerprint of its origin serves otherwise.
+      publishes: files that are moved from the step's folder to the workdir when it is done.
     """
 
     name: str
@@ -44,17 +49,18 @@ class Step:
     after: tuple[str, ...] = ()
     files: Callable[[ConfigDict], dict[str, str]] = lambda config: {}
     module: str = "gdrd_jax.steps"
+    publishes: tuple[str, ...] = ()
 
 
 STEPS = (
     Step("faces", ("data.align", "data.test_people"), files=sources.face_files),
     Step("views", ("seed", "views"), ("faces",)),
+    Step("discriminative", ("discriminative.mean", "discriminative.std"), ("views",), sources.discriminative_files),
     Step("teacher", ("seed", "views.resolution", "views.kernel", "sr", "generative.path"), ("faces",)),
-    Step("generative", ("generative",), ("views", "teacher"), sources.generative_files),
+    Step("generative", ("generative.tap", "generative.timestep"), ("views", "teacher"), sources.generative_files),
     Step("gen", ("seed", "student", "gen"), ("generative",)),
-    Step("discriminative", ("discriminative",), ("views",), sources.discriminative_files),
     Step("dis", ("seed", "student", "dis", "data.calibration_people"), ("gen", "discriminative")),
-    Step("report", ("evaluation",), ("dis",), module="gdrd_jax.comparison"),
+    Step("report", ("evaluation", "discriminative.name"), ("dis",), module="gdrd_jax.comparison", publishes=RESULTS),
 )
 
 
@@ -70,9 +76,9 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> None
       GdrdError: a mistake of the user's, found before the work as far as possible.
       Interrupted: a signal arrived; the same call goes on.
     """
-    check(config)
-    sources.check(config)
     needed = _with_ancestors(wanted or (config.until,))
+    check(config, needed)
+    sources.check(config, needed)
     with claimed(workdir, config):
         fingerprints: dict[str, str] = {}
         for step in STEPS:
@@ -89,36 +95,45 @@ def _with_ancestors(wanted: tuple[str, ...]) -> set[str]:
 
 
 def _run_step(step: Step, config: ConfigDict, workdir: Path, fingerprints: dict[str, str]) -> str:
+    """Runs or skips a step; returns what later steps know it by."""
     origin = {
         "version": __version__,
         "settings": {name: _plain(value_of(config, name)) for name in step.settings},
         "files": step.files(config),
         "after": {name: fingerprints[name] for name in step.after},
     }
-    fingerprint = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
     folder = workdir / step.name
     record = _read(folder / "step.json")
-    if record.get("origin") == origin and record.get("complete"):
-        LOG.info("%s: done before, skipped", step.name)
-        return fingerprint
-    if record.get("origin") == origin:
-        LOG.info("%s: continued", step.name)
-    else:
+    if record.get("origin") != origin:
         if record:
             LOG.info("%s: begun anew, %s changed", step.name, ", ".join(_changed(record["origin"], origin)))
+        # The record goes first: what is left of an interrupted removal must not pass for output.
+        (folder / "step.json").unlink(missing_ok=True)
+        for name in RESULTS:
+            (workdir / name).unlink(missing_ok=True)
+        if folder.exists():
             shutil.rmtree(folder)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()
         record = {"origin": origin, "complete": False, "seconds": 0.0}
         write_json(folder / "step.json", record)
+    elif record["complete"] and all((workdir / path).exists() for path in record["outputs"]):
+        LOG.info("%s: done before, skipped", step.name)
+        return record["fingerprint"]
+    else:
+        LOG.info("%s: continued", step.name)
     start = time.monotonic()
     try:
-        getattr(importlib.import_module(step.module), step.name)(config, workdir)
+        fingerprint = getattr(importlib.import_module(step.module), step.name)(config, workdir)
+        for name in step.publishes:
+            os.replace(folder / name, workdir / name)
+        record["outputs"] = [f"{step.name}/{path.name}" for path in folder.iterdir()] + list(step.publishes)
+        record["fingerprint"] = fingerprint or hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
         record["complete"] = True
     finally:
         record["seconds"] = round(record["seconds"] + time.monotonic() - start, 1)
         write_json(folder / "step.json", record)
     LOG.info("%s: done in %.1f s", step.name, record["seconds"])
-    return fingerprint
+    return record["fingerprint"]
 
 
 def _plain(value):
@@ -146,15 +161,10 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
     Raises:
       GdrdError: it belongs to another config, holds other things, or is in use.
     """
-    path = workdir / "config.json"
-    if path.exists():
-        owner = _read(path).get("name")
-        if owner != config.name:
-            raise GdrdError(
-                f"the workdir {workdir} was made by the config {owner!r}, this one is {config.name!r}; "
-                "choose another with --workdir=DIR"
-            )
-    elif workdir.exists() and any(workdir.iterdir()):
+    if workdir.exists() and not workdir.is_dir():
+        raise GdrdError(f"the workdir {workdir} is a file; choose a folder with --workdir=DIR")
+    path, ours = workdir / "config.json", {".lock", "config.json.tmp"}
+    if not path.exists() and workdir.exists() and any(entry.name not in ours for entry in workdir.iterdir()):
         raise GdrdError(
             f"the workdir {workdir} holds files that are not this program's; choose another with --workdir=DIR"
         )
@@ -164,5 +174,11 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GdrdError(f"another run is working in {workdir}; wait for it or choose another --workdir") from None
+        owner = _read(path).get("name", config.name)
+        if owner != config.name:
+            raise GdrdError(
+                f"the workdir {workdir} was made by the config {owner!r}, this one is {config.name!r}; "
+                "choose another with --workdir=DIR"
+            )
         write_json(path, _plain(config))
         yield

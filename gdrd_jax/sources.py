@@ -10,44 +10,45 @@ from ml_collections import ConfigDict
 
 from gdrd_jax.data.degrade import Views
 from gdrd_jax.data.faces import list_images, listing_signature, locate, packaged
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.errors import GdrdError, missing
 from gdrd_jax.files import sha256
+from gdrd_jax.teachers.arcface import check_file
+from gdrd_jax.teachers.sr_diffusion import check_folder
 from gdrd_jax.teachers.sr_training import SrSettings
 
 SFACE = "models/face_recognition_sface_2021dec_int8bq.onnx"
 YUNET = "models/face_detection_yunet_2023mar_int8bq.onnx"
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, needed: set[str]) -> None:
     """Finds the user's mistakes before any work.
 
+    Args:
+      config: whose values `config.check` has accepted.
+      needed: names of the steps that will run.
+
     Raises:
-      GdrdError: something that `config` needs is missing or does not fit.
+      GdrdError: something that these steps need is missing or does not fit.
     """
     views(config)
-    sr_settings(config)
     _check_people(config)
     if config.data.align and not detector(config).is_file():
         raise GdrdError(f"config.data.detector: there is no file {config.data.detector!r}; give a YuNet ONNX file")
-    folder = config.generative.path
-    if folder and not (Path(folder) / "config.json").is_file():
-        raise GdrdError(
-            f"config.generative.path: {folder!r} is not a folder of a diffusers UNet2DModel (no config.json)"
-        )
-    packages = ["torch", "diffusers"]
-    if config.until != "gen":
-        packages += ["onnx", "onnxruntime"]
-        if not recogniser(config).is_file():
-            raise GdrdError(
-                f"config.discriminative.path: there is no file {config.discriminative.path!r}; "
-                "give an ONNX face recogniser, or 'sface' for the one of the extra 'quickstart'"
-            )
+    if "discriminative" in needed:
+        check_file(recogniser(config))
+        _require(("onnx", "onnxruntime"))
+    if "teacher" in needed:
+        _require(("torch", "diffusers"))
+        if config.generative.path:
+            check_folder(Path(config.generative.path), config.generative.tap)
+        else:
+            sr_settings(config).check_tap(config.generative.tap)
+
+
+def _require(packages: tuple[str, ...]) -> None:
     for package in packages:
         if util.find_spec(package) is None:
-            raise GdrdError(
-                f"the package {package!r} is not installed; it comes with the extra 'teachers': "
-                'python -m pip install -e ".[teachers]"'
-            )
+            raise missing(package, "teachers")
 
 
 def _check_people(config: ConfigDict) -> None:

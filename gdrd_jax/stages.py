@@ -71,8 +71,8 @@ class Gen(nnx.Module):
 
 def _pool_to(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     batch, height, width, channels = x.shape
-    if height < size[0] or width < size[1]:  # a finer target is met by repeating the student's cells
-        return jax.image.resize(x, (batch, *size, channels), "nearest")
+    if height % size[0] or width % size[1]:  # finer targets, or odd sizes: interpolated
+        return jax.image.resize(x, (batch, *size, channels), "linear")
     blocks = x.reshape(batch, size[0], height // size[0], size[1], width // size[1], channels)
     return blocks.mean(axis=(2, 4))
 

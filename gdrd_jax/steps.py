@@ -1,6 +1,6 @@
 """What each step of the pipeline does: functions of `(config, workdir)`.
 
-faces -> views -> teacher -> generative -> gen -> discriminative -> dis (-> report, in
+faces -> views -> discriminative -> teacher -> generative -> gen -> dis (-> report, in
 `comparison.py`). A step reads the folders of steps before it and writes to the folder
 of its own name.
 """
@@ -29,8 +29,12 @@ from gdrd_jax.teachers.sr_diffusion import SrDiffusion
 SPLITS = ("train", "test")
 
 
-def faces(config: ConfigDict, workdir: Path) -> None:
-    """Aligns the faces if asked to, reads every one once, and splits people into train and test."""
+def faces(config: ConfigDict, workdir: Path) -> str:
+    """Aligns the faces if asked to, reads every one once, and splits people into train and test.
+
+    Returns:
+      A fingerprint of their contents: a face that was only touched or moved redoes nothing else.
+    """
     root, listed = locate(config.data.path), sources.listed(config)
     if config.data.align:
         source, root = root, workdir / "faces" / "aligned"
@@ -39,6 +43,7 @@ def faces(config: ConfigDict, workdir: Path) -> None:
     everyone = index_folder(root, listed)
     for split, part in zip(SPLITS, everyone.split(config.data.test_people)):
         part.save(workdir / "faces" / f"{split}.json")
+    return f"{everyone.fingerprint}:{config.data.test_people}"
 
 
 def views(config: ConfigDict, workdir: Path) -> None:

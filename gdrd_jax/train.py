@@ -174,7 +174,7 @@ def fit(
             progress.set_postfix({key: f"{value:.3f}" for key, value in last.items()})
             if done == schedule.steps or signals.received or checkpoints.due():
                 checkpoints.save(done, state, last)
-            if signals.received and done < schedule.steps:
+            if signals.received:
                 raise Interrupted(f"{name} at step {done} of {schedule.steps}", signals.received)
     nnx.update(stage, *state[:2])
     return last

@@ -71,14 +71,47 @@ def test_a_second_run_does_nothing(finished, faces_folder, caplog):
         ({"dis.tau": 0.5}, ["dis", "report"]),
         ({"gen.learning_rate": 0.01}, ["gen", "dis", "report"]),
         ({"discriminative.std": 2.0}, ["discriminative", "dis", "report"]),
+        ({"discriminative.name": "other"}, ["report"]),
         ({"generative.tap": "down1"}, ["generative", "gen", "dis", "report"]),
-        ({"views.shift": 1.0}, ["views", "generative", "gen", "discriminative", "dis", "report"]),
+        ({"views.shift": 1.0}, ["views", "discriminative", "generative", "gen", "dis", "report"]),
     ],
 )
 def test_what_depends_on_a_changed_setting_is_redone_and_nothing_else(copy, faces_folder, caplog, change, redone):
     config = tiny_config(faces_folder)
     config.update_from_flattened_dict(change)
     assert steps_run(config, copy, caplog) == redone
+
+
+def test_what_an_interrupted_removal_left_is_not_taken_for_output(copy, faces_folder, caplog):
+    (copy / "dis" / "step.json").unlink()
+    assert steps_run(tiny_config(faces_folder), copy, caplog) == ["dis", "report"]
+
+
+@pytest.mark.parametrize("lost", ["gen/backbone", "report.html", "views/train"])
+def test_lost_output_is_made_again(copy, faces_folder, caplog, lost):
+    before = metrics(copy)
+    shutil.rmtree(copy / lost, ignore_errors=True)
+    (copy / lost).unlink(missing_ok=True)
+    assert steps_run(tiny_config(faces_folder), copy, caplog) == [
+        {"report.html": "report"}.get(lost, lost.split("/")[0])
+    ]
+    assert (copy / lost).exists()
+    assert metrics(copy) == before
+
+
+def test_results_do_not_outlive_what_they_were_made_from(copy, faces_folder):
+    config = tiny_config(faces_folder)
+    config.dis.tau = 0.5
+    config.until = "dis"
+    pipeline.run(config, copy)
+    assert not (copy / "metrics.json").exists() and not (copy / "report.html").exists()
+
+
+def test_faces_that_were_only_touched_or_moved_redo_nothing_else(finished, faces_folder, tmp_path, caplog):
+    moved = shutil.copytree(faces_folder, tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    assert steps_run(tiny_config(moved), workdir, caplog) == ["faces", "report"]
+    assert str(moved) in (workdir / "faces" / "train.json").read_text()
 
 
 def test_a_changed_face_redoes_everything(finished, faces_folder, tmp_path, caplog):
@@ -94,9 +127,10 @@ def test_a_changed_face_redoes_everything(finished, faces_folder, tmp_path, capl
 def test_stage_gen_needs_no_recogniser_and_stage_dis_goes_on_from_it(faces_folder, tmp_path, caplog):
     config = tiny_config(faces_folder)
     config.update_from_flattened_dict({"until": "gen", "discriminative.path": ""})
-    assert steps_run(config, tmp_path / "run", caplog) == STEPS[: STEPS.index("gen") + 1]
+    stage_gen = ["faces", "views", "teacher", "generative", "gen"]
+    assert steps_run(config, tmp_path / "run", caplog) == stage_gen
     config.update_from_flattened_dict({"until": "report", "discriminative.path": "sface"})
-    assert steps_run(config, tmp_path / "run", caplog) == STEPS[STEPS.index("gen") + 1 :]
+    assert steps_run(config, tmp_path / "run", caplog) == ["discriminative", "dis", "report"]
 
 
 def test_no_calibration_or_test_person_is_trained_on(copy, faces_folder, monkeypatch):
@@ -154,6 +188,8 @@ def test_a_workdir_of_another_config_is_refused(copy, faces_folder, tmp_path):
     with pytest.raises(GdrdError, match="made by the config 'tiny', this one is 'other'"):
         pipeline.run(config, copy)
     assert sorted(copy.rglob("*")) == before
+    with pytest.raises(GdrdError, match="is a file"):
+        pipeline.run(config, copy / "metrics.json")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(GdrdError, match="holds files that are not this program's"):
@@ -175,11 +211,18 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"data.glob": "0.png"}, "has one image"),
         ({"data.glob": "*.gif"}, "holds no faces"),
         ({"views.resolution": 20}, "config.views.resolution is 20; it can be 8, 16, 32"),
-        ({"views.count": 1}, "views.count is 1"),
+        ({"views.count": 1}, "views.count is 1; it must be at least 2"),
         ({"gen.steps": 0}, "config.gen.steps is 0"),
         ({"dis.positive": "both"}, "pair, identity"),
         ({"sr.size": 30}, "divisible by"),
         ({"generative.path": "nowhere"}, "generative.path"),
+        ({"generative.tap": "mid2"}, "down0, down1, down2, mid"),
+        ({"sr.channels": ()}, "at least one"),
+        ({"discriminative.std": 0.0}, "discriminative.std is 0.0; it must be above 0"),
+        ({"dis.tau": 0.0}, "dis.tau"),
+        ({"dis.cls": 0.0, "dis.kd": 0.0, "dis.rcd": 0.0}, "at least one term"),
+        ({"seed": -1}, "seed is -1"),
+        ({"evaluation.images_per_person": 1}, "images_per_person is 1"),
         ({"discriminative.path": "nowhere.onnx"}, "no file 'nowhere.onnx'"),
         ({"data.calibration_people": 1}, "calibration_people is 1"),
     ],
@@ -251,6 +294,26 @@ def test_a_missing_config_file_is_one_sentence(tmp_path):
     assert found.stderr.count("\n") == 1, found.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config.gen.stpes = 3", 'Did you mean "steps" instead of "stpes"?'),
+        ("config.gen.steps = 'x'", "TypeError"),
+        ("nonsense(", "SyntaxError"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_one_sentence(tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from gdrd_jax.config import default\n"
+        f"def get_config():\n    config = default()\n    {text}\n    return config\n"
+    )
+    found = subprocess.run(command(tmp_path / "run", config=file), cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 2, found.stderr
+    assert message in found.stderr
+    assert found.stderr.count("\n") == 1, found.stderr
+
+
 def test_a_missing_extra_is_named_with_its_remedy(faces_folder, tmp_path):
     hide = (
         "import sys, importlib.util as u; real = u.find_spec\n"
@@ -279,7 +342,7 @@ def test_every_config_is_made_of_known_settings(name):
     spec.loader.exec_module(module)
     config = module.get_config()
     assert settings.keys(config) == settings.keys(settings.default())
-    settings.check(config)
+    settings.check(config, set(STEPS))
     assert f"configs/{name}.py" in module.__doc__
 
 

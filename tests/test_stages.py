@@ -124,7 +124,7 @@ def test_a_term_of_weight_zero_is_left_out():
     assert loss == metrics["cls"]
 
 
-@pytest.mark.parametrize("shape", [(12, 4, 4), (12, 2, 2), (12, 1, 1), (12, 8, 8)])
+@pytest.mark.parametrize("shape", [(12, 4, 4), (12, 2, 2), (12, 1, 1), (12, 8, 8), (12, 3, 3)])
 def test_the_regressor_meets_targets_of_any_size(shape):
     assert gen(shape).predict(BATCH["lr"]).shape == (FACES, *shape[1:], shape[0])
 

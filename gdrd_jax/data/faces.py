@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gdrd_jax.data.align import FACE_SIZE, Aligner
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.errors import GdrdError, missing
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".webp"})
 
@@ -120,15 +120,13 @@ def packaged(package: str, inside: str) -> Path:
     spec = util.find_spec(package)
     found = Path(spec.submodule_search_locations[0], inside) if spec else None
     if found is None or not found.exists():
-        raise GdrdError(
-            f"{package}/{inside} is not installed; it comes with the extra 'quickstart': "
-            'python -m pip install -e ".[quickstart]"'
-        )
+        raise missing(package, "quickstart")
     return found
 
 
-def _natural(name: str) -> list:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+def _natural(name: str) -> tuple:
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def list_images(root: Path, pattern: str = "*") -> list[tuple[str, str]]:
@@ -205,6 +203,6 @@ def align_folder(source: Path, listed: list[tuple[str, str]], destination: Path,
         face = aligner(decode(data, source / path))
         if face is None:
             raise GdrdError(f"no face was found in {source / path}; remove it, or align it yourself to 112x112")
-        target = (destination / path).with_suffix(".png")
+        target = destination / f"{path}.png"  # appended: one.jpg and one.bmp are two faces
         target.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(target), cv2.cvtColor(face, cv2.COLOR_RGB2BGR))
+        target.write_bytes(cv2.imencode(".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR))[1])

@@ -100,11 +100,23 @@ class Cache:
         return ts.open(_spec(self.path / f"view{view}", shape, self.manifest["dtype"]), **how).result()
 
     def write(self, view: int, start: int, values: np.ndarray) -> None:
-        """Writes rows `start:start + len(values)` of `view`; `start` is where the last write ended."""
+        """Writes rows `start:start + len(values)` of `view`; `start` is where the last write ended.
+
+        Raises:
+          GdrdError: a value is not finite.
+        """
         if start != self.rows_done(view):
             raise ValueError(f"rows come in order: {start} after {self.rows_done(view)}")
+        with np.errstate(over="ignore"):  # told below
+            values = values.astype(self.manifest["dtype"])
+        if not np.isfinite(values).all():
+            bad = start + int(np.argmin(np.isfinite(values).reshape(len(values), -1).all(axis=1)))
+            raise GdrdError(
+                f"view {view} of face {bad} gives a value that is not finite in {values.dtype}; "
+                f"look at this face and at the teacher behind {self.path}"
+            )
         array = self._array(view, open=True, create=True)
-        array[start : start + len(values)].write(values.astype(self.manifest["dtype"])).result()
+        array[start : start + len(values)].write(values).result()
         self.manifest["rows_done"][str(view)] = start + len(values)
         write_json(self.path / "manifest.json", self.manifest)
 
@@ -119,7 +131,7 @@ class Cache:
         try:
             return self._array(view, open=True, read=True)[rows].read().result()
         except ValueError as error:
-            raise GdrdError(f"{self.path}/view{view} is damaged; remove {self.path} and run again") from error
+            raise GdrdError(f"{self.path}/view{view} is damaged; remove {self.path.parent} and run again") from error
 
     def read_all(self) -> np.ndarray:
         """Every view of every row, `[N, views, *shape]`."""

@@ -40,7 +40,9 @@ def best_threshold(pairs: Pairs) -> float:
     """The threshold of the highest `balanced_accuracy`: midway between the two scores that it parts."""
     far, tar, thresholds = roc(pairs)
     best = int(np.argmax(tar - far))
-    return float(thresholds[best : best + 2].mean()) if best else float("inf")
+    if best == 0:  # rejecting everything is best
+        return float(np.nextafter(pairs.scores.max(), np.inf))
+    return float(thresholds[best : best + 2].mean())
 
 
 def balanced_accuracy(pairs: Pairs, threshold: float) -> float:

@@ -1,6 +1,7 @@
 """The discriminative teacher T_d: a face recogniser as an ONNX file."""
 
 import hashlib
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,16 @@ from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.errors import GdrdError, require
 
 BATCH = 64
+LOG = logging.getLogger(__name__)
+
+
+def check_file(path: Path) -> None:
+    """Raises GdrdError unless the teacher's file is there; imports nothing heavy."""
+    if not path.is_file():
+        raise GdrdError(
+            f"config.discriminative.path: there is no file {str(path)!r}; give an ONNX face recogniser, "
+            "or 'sface' for the one of the extra 'quickstart'"
+        )
 
 
 class ArcFace:
@@ -31,12 +42,11 @@ class ArcFace:
     """
 
     def __init__(self, path: Path, *, mean: float, std: float):
-        if not path.is_file():
-            raise GdrdError(f"config.discriminative.path: there is no file {str(path)!r}; give an ONNX face recogniser")
+        check_file(path)
         onnx, runtime = require("onnx", "teachers"), require("onnxruntime", "teachers")
         data = path.read_bytes()
         options = runtime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails here is told below
         try:
             model = runnable(onnx.load_from_string(data))
             self._session = runtime.InferenceSession(model.SerializeToString(), options)
@@ -49,13 +59,32 @@ class ArcFace:
                 f"[N, 3, {FACE_SIZE}, {FACE_SIZE}] to [N, D]"
             )
         self._mean, self._std = np.float32(mean), np.float32(std)
-        self.dim = self.embed(np.zeros((1, FACE_SIZE, FACE_SIZE, 3), np.uint8)).shape[1]
+        self._batch = BATCH
+        self.dim = self._try_out(path)
         self.fingerprint = hashlib.sha256(data + f"{mean}:{std}".encode()).hexdigest()
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalised."""
-        batches = [self._run(faces[start : start + BATCH]) for start in range(0, len(faces), BATCH)]
-        return np.concatenate(batches)
+        starts = range(0, len(faces), self._batch)
+        return np.concatenate([self._run(faces[start : start + self._batch]) for start in starts])
+
+    def _try_out(self, path: Path) -> int:
+        """Runs two faces, together and one by one; returns D."""
+        faces = np.random.default_rng(0).integers(256, size=(2, FACE_SIZE, FACE_SIZE, 3), dtype=np.uint8)
+        try:
+            singly = np.concatenate([self._run(faces[:1]), self._run(faces[1:])])
+        except Exception as error:  # ONNX Runtime's errors have no common base
+            raise GdrdError(f"{path} cannot be run: {str(error).splitlines()[0]}") from error
+        if not np.isfinite(singly).all():
+            raise GdrdError(f"{path} gives values that are not finite; look at config.discriminative.mean and std")
+        try:
+            together = self._run(faces)
+        except Exception:
+            together = np.zeros(())
+        if together.shape != singly.shape or not np.allclose(together, singly, rtol=1e-2, atol=1e-3):
+            LOG.warning("%s computes batches wrongly (its batch is fixed inside); faces are run one by one", path)
+            self._batch = 1
+        return singly.shape[1]
 
     def _run(self, faces: np.ndarray) -> np.ndarray:
         x = (faces.astype(np.float32) - self._mean) / self._std

@@ -6,7 +6,7 @@ as SRDiff does (arXiv 2104.14951), which short training suits.
 """
 
 import hashlib
-import os
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,32 @@ from gdrd_jax.errors import GdrdError, require
 RESIDUAL_SCALE = 8.0
 SAMPLING_STEPS = 25
 BATCH = 32
+
+
+def check_folder(path: Path, tap: str) -> None:
+    """Raises GdrdError unless a folder looks like a network that `SrDiffusion` can use; imports nothing heavy."""
+    try:
+        config = json.loads((path / "config.json").read_text())
+        kind, size, inputs = config["_class_name"], config["sample_size"], config["in_channels"]
+        check_tap(tap, len(config["down_block_types"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GdrdError(
+            f"config.generative.path: {str(path)!r} is not a folder of a diffusers UNet2DModel (no fitting config.json)"
+        ) from error
+    if kind != "UNet2DModel" or not isinstance(size, int) or inputs not in (3, 6):
+        raise GdrdError(
+            f"{path / 'config.json'} describes a {kind} of sample_size {size} with {inputs} input channels; "
+            "it must be a UNet2DModel with one number as sample_size and 3 or 6 input channels"
+        )
+    if inputs == 6 and not (path / "scheduler_config.json").is_file():
+        raise GdrdError(f"{path} has no scheduler_config.json; save the scheduler into the same folder")
+
+
+def check_tap(tap: str, levels: int) -> None:
+    """Raises GdrdError unless a network of so many levels has the tap."""
+    taps = [f"down{i}" for i in range(levels)] + ["mid"]
+    if tap not in taps:
+        raise GdrdError(f"config.generative.tap is {tap!r}; this network has {', '.join(taps)}")
 
 
 class SrDiffusion:
@@ -39,23 +65,17 @@ class SrDiffusion:
     """
 
     def __init__(self, path: Path, *, tap: str, timestep: int):
-        if not (path / "config.json").is_file():
-            raise GdrdError(f"config.generative.path: {str(path)!r} is not a folder of a diffusers UNet2DModel")
-        # Without this diffusers would ask a hub for files that are not in the folder.
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        check_folder(path, tap)
         self._torch, diffusers = require("torch", "teachers"), require("diffusers", "teachers")
         self._device = "cuda" if self._torch.cuda.is_available() else "cpu"
-        self._unet = (
-            diffusers.UNet2DModel.from_pretrained(path, local_files_only=True, low_cpu_mem_usage=False)
-            .to(self._device)
-            .eval()
-        )
+        try:
+            unet = diffusers.UNet2DModel.from_pretrained(path, local_files_only=True, low_cpu_mem_usage=False)
+        except Exception as error:  # diffusers, safetensors and torch each raise their own
+            raise GdrdError(f"{path} cannot be loaded as a UNet2DModel: {str(error).splitlines()[0]}") from error
+        self._unet = unet.to(self._device).eval()
         self._scheduler_class, self._path = diffusers.DDIMScheduler, path
         self.size = self._unet.config.sample_size
         self.conditional = self._unet.config.in_channels == 6
-        taps = [f"down{i}" for i in range(len(self._unet.down_blocks))] + ["mid"]
-        if tap not in taps:
-            raise GdrdError(f"config.generative.tap is {tap!r}; this network has {', '.join(taps)}")
         self._tap, self._timestep = tap, timestep
         digest = hashlib.sha256(f"{tap}:{timestep}".encode())
         for file in sorted(f for f in path.iterdir() if f.suffix in (".json", ".safetensors", ".bin")):

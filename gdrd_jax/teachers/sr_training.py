@@ -14,7 +14,7 @@ from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import batch_rows
 from gdrd_jax.errors import GdrdError, require
 from gdrd_jax.interrupt import Interrupted, Signals
-from gdrd_jax.teachers.sr_diffusion import RESIDUAL_SCALE, to_tensor
+from gdrd_jax.teachers.sr_diffusion import RESIDUAL_SCALE, check_tap, to_tensor
 
 TIMESTEPS = 1000
 WARMUP_STEPS = 50
@@ -42,11 +42,15 @@ class SrSettings:
     ema: float
 
     def __post_init__(self):
-        if self.size % 2 ** (len(self.channels) - 1) or any(c % 8 for c in self.channels):
+        if not self.channels or self.size % 2 ** (len(self.channels) - 1) or any(c % 8 for c in self.channels):
             raise GdrdError(
-                f"config.sr: size {self.size} must be divisible by {2 ** (len(self.channels) - 1)} "
-                f"and every one of the channels {self.channels} by 8"
+                f"config.sr: size {self.size} must be divisible by {2 ** max(0, len(self.channels) - 1)} "
+                f"and every one of the channels {self.channels}, at least one, by 8"
             )
+
+    def check_tap(self, tap: str) -> None:
+        """Raises GdrdError unless the network will have the tap."""
+        check_tap(tap, len(self.channels))
 
 
 def train(faces: Faces, views: Views, settings: SrSettings, directory: Path, *, seed: int) -> None:
@@ -104,6 +108,8 @@ def train(faces: Faces, views: Views, settings: SrSettings, directory: Path, *, 
             ema.step(unet.parameters())
             done += 1
             progress.update()
+            if not math.isfinite(loss.item()):
+                raise GdrdError(f"the SR teacher's loss is {loss.item()} at step {done}; lower config.sr.learning_rate")
             progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             if signals.received or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                 _save(state, done, unet, ema, optimiser)

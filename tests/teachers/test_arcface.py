@@ -53,6 +53,17 @@ def test_any_batch_runs_where_the_file_says_one_and_the_order_is_rgb(tmp_path):
     np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 127.5, 127.5), atol=1e-5)
 
 
+def test_a_batch_fixed_inside_the_graph_is_run_one_by_one(tmp_path, caplog):
+    weight = np.float32(RNG.normal(size=(3, 4)))
+    model = small_network(weight)
+    flatten = next(node for node in model.graph.node if node.op_type == "Flatten")
+    flatten.op_type, _ = "Reshape", flatten.input.append("shape")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 3]), "shape"))
+    teacher = ArcFace(save(model, tmp_path), mean=0, std=255)
+    assert "one by one" in caplog.text
+    np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 0, 255), rtol=1e-4)
+
+
 def test_more_faces_than_a_batch(tmp_path):
     weight = np.float32(RNG.normal(size=(3, 4)))
     teacher = ArcFace(save(small_network(weight), tmp_path), mean=0, std=1)
@@ -88,6 +99,8 @@ def test_bad_files_are_named(tmp_path):
         (tmp_path / "bad.onnx").write_bytes(data)
         with pytest.raises(GdrdError, match=r"bad\.onnx"):
             ArcFace(tmp_path / "bad.onnx", mean=0, std=1)
+    with pytest.raises(GdrdError, match="not finite"):
+        ArcFace(good, mean=0, std=0)
     with pytest.raises(GdrdError, match="64, 64"):
         ArcFace(save(small_network(np.ones((3, 4), np.float32), size=64), tmp_path), mean=0, std=1)
 

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -99,6 +100,18 @@ def test_mistakes_are_named(trained, tmp_path):
         SrDiffusion(trained, tap="up0", timestep=0)
     with pytest.raises(GdrdError, match="not a folder"):
         SrDiffusion(tmp_path, tap="mid", timestep=0)
+    broken = shutil.copytree(trained, tmp_path / "broken")
+    (broken / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(GdrdError, match="cannot be loaded"):
+        SrDiffusion(broken, tap="mid", timestep=0)
+    (broken / "scheduler_config.json").unlink()
+    with pytest.raises(GdrdError, match="no scheduler_config.json"):
+        SrDiffusion(broken, tap="mid", timestep=0)
+    (broken / "config.json").write_text(
+        '{"_class_name": "VQModel", "down_block_types": [1], "sample_size": 8, "in_channels": 3}'
+    )
+    with pytest.raises(GdrdError, match="describes a VQModel"):
+        SrDiffusion(broken, tap="mid", timestep=0)
     with pytest.raises(GdrdError, match="divisible by 4"):
         SrSettings(size=18, channels=(8, 8, 8), layers=1, steps=1, batch=1, learning_rate=1, ema=0)
 
