@@ -33,7 +33,8 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         unknown = [name for name in given if name not in settings.keys(known)]
         if unknown:
             raise GdrdError(settings.unknown_key(unknown[0], known)) from error
-        lines = str(error.args[0] if error.args else error).splitlines()
+        # ml_collections wraps its own message, of several lines, in another exception's repr.
+        lines = str(error.args[0] if error.args else error).replace("\\n", "\n").strip("'").splitlines() or [""]
         what = lines[0].split(" Other fields present")[0]
         hint = lines[-1] if lines[-1].startswith("Did you mean") else ""
         raise GdrdError(f"the config raises {type(error).__name__}: {what} {hint}".strip()) from error
