@@ -76,7 +76,7 @@ def load_description(directory: Path) -> dict:
     try:
         return json.loads((directory / "description.json").read_text())
     except (OSError, ValueError) as error:
-        raise GdrdError(f"{directory} holds no trained weights (no readable description.json)") from error
+        raise GdrdError(f"{directory} holds no trained weights; give the workdir of a finished run") from error
 
 
 def load_weights(module: nnx.Module, directory: Path) -> None:

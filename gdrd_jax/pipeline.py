@@ -106,7 +106,8 @@ def _run_step(step: Step, config: ConfigDict, workdir: Path, fingerprints: dict[
     record = _read(folder / "step.json")
     if record.get("origin") != origin:
         if record:
-            LOG.info("%s: begun anew, %s changed", step.name, ", ".join(_changed(record["origin"], origin)))
+            changed = ", ".join(_changed(record["origin"], origin))
+            LOG.info("%s: begun anew and its old output removed, for this changed: %s", step.name, changed)
         # The record goes first: what is left of an interrupted removal must not pass for output.
         (folder / "step.json").unlink(missing_ok=True)
         for name in RESULTS:
@@ -144,14 +145,19 @@ def _read(path: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) < 30 else text[:8] + "..."
+
+
 def _changed(old: dict, new: dict, prefix: str = "") -> Iterator[str]:
-    """Dotted names of what differs between two origins."""
+    """What differs between two origins, as `name (old -> new)`."""
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _changed(a, b, f"{prefix}{key}.")
         elif a != b:
-            yield prefix + key
+            yield f"{prefix}{key} ({_brief(a)} -> {_brief(b)})"
 
 
 @contextlib.contextmanager

@@ -78,6 +78,8 @@ class Recognizer:
             )
         if faces.shape[1] != size:
             faces = np.stack([reduce(face, size, self.kernel) for face in faces])
+        if not len(faces):
+            return np.zeros((0, self.student.head.layers[-1].out_features), np.float32)
         return np.concatenate([self._embed_batch(faces[i : i + BATCH]) for i in range(0, len(faces), BATCH)])
 
     def _embed_batch(self, faces: np.ndarray) -> np.ndarray:

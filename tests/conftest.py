@@ -26,7 +26,7 @@ def tiny_config(path):
     config = default()
     config.name = "tiny"
     config.data.update(path=str(path), test_people=2, calibration_people=2)
-    config.discriminative.update(name="sface", path="sface", mean=0.0, std=1.0)
+    config.discriminative.update(path="sface", mean=0.0, std=1.0)
     config.sr.update(size=16, channels=(8, 16, 16), steps=4, batch=2)
     config.student.update(width=0.0625, hidden=(16,), head_stages=1)
     config.gen.update(steps=45, batch=8)

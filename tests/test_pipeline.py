@@ -175,6 +175,7 @@ def test_the_recogniser_reduces_faces_as_it_was_trained(finished, faces_folder):
     np.testing.assert_array_equal(recognizer.embed(face), recognizer.embed(low))
     many = np.repeat(low, 130, axis=0)
     np.testing.assert_allclose(recognizer.embed(many), np.repeat(recognizer.embed(low), 130, axis=0), atol=1e-6)
+    assert recognizer.embed(low[:0]).shape == (0, 128)
     with pytest.raises(GdrdError, match="uint8 RGB"):
         recognizer.embed(face.astype(np.float32))
     with pytest.raises(GdrdError, match="no trained weights"):
@@ -223,6 +224,7 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"dis.cls": 0.0, "dis.kd": 0.0, "dis.rcd": 0.0}, "at least one term"),
         ({"seed": -1}, "seed is -1"),
         ({"evaluation.images_per_person": 1}, "images_per_person is 1"),
+        ({"discriminative.path": ""}, "discriminative.path is not set"),
         ({"discriminative.path": "nowhere.onnx"}, "no file 'nowhere.onnx'"),
         ({"data.calibration_people": 1}, "calibration_people is 1"),
     ],
