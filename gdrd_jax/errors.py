@@ -2,6 +2,8 @@
 
 import importlib
 
+from gdrd_jax.interrupt import deferred
+
 
 class GdrdError(Exception):
     """A mistake in the input or settings, not in the program.
@@ -33,6 +35,7 @@ def require(package: str, extra: str):
       GdrdError: the package is not installed.
     """
     try:
-        return importlib.import_module(package)
+        with deferred(f"loading {package}"):
+            return importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise missing(error.name or package, extra) from error

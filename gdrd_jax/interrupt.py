@@ -1,6 +1,9 @@
 """Stopping long work cleanly on SIGINT (Ctrl-C) and SIGTERM."""
 
+import contextlib
 import signal
+import threading
+from collections.abc import Iterator
 
 
 class Interrupted(Exception):
@@ -39,3 +42,19 @@ class Signals:
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deferred(where: str) -> Iterator[None]:
+    """Holds a signal back until the end of this context, then raises `Interrupted`.
+
+    For imports of native libraries, which can crash when an exception cuts through them.
+    Outside the main thread, which alone receives signals, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with Signals() as signals:
+        yield
+    if signals.received:
+        raise Interrupted(where, signals.received)

@@ -25,6 +25,7 @@ from gdrd_jax import __version__, sources
 from gdrd_jax.config import check, value_of
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import write_json
+from gdrd_jax.interrupt import deferred
 
 LOG = logging.getLogger(__name__)
 RESULTS = ("metrics.json", "roc.csv", "roc.png", "report.html")
@@ -124,7 +125,9 @@ def _run_step(step: Step, config: ConfigDict, workdir: Path, fingerprints: dict[
         LOG.info("%s: continued", step.name)
     start = time.monotonic()
     try:
-        fingerprint = getattr(importlib.import_module(step.module), step.name)(config, workdir)
+        with deferred(f"{step.name} at its start"):
+            module = importlib.import_module(step.module)
+        fingerprint = getattr(module, step.name)(config, workdir)
         for name in step.publishes:
             os.replace(folder / name, workdir / name)
         record["outputs"] = [f"{step.name}/{path.name}" for path in folder.iterdir()] + list(step.publishes)

@@ -69,8 +69,7 @@ def train(faces: Faces, views: Views, settings: SrSettings, directory: Path, *, 
       Interrupted: SIGINT or SIGTERM arrived; the state was saved first.
     """
     torch, diffusers = require("torch", "teachers"), require("diffusers", "teachers")
-    from diffusers.training_utils import EMAModel
-
+    training_utils = require("diffusers.training_utils", "teachers")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
     levels = len(settings.channels)
@@ -82,7 +81,7 @@ def train(faces: Faces, views: Views, settings: SrSettings, directory: Path, *, 
     scheduler = diffusers.DDPMScheduler(
         TIMESTEPS, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
     )
-    ema = EMAModel(unet.parameters(), decay=settings.ema)
+    ema = training_utils.EMAModel(unet.parameters(), decay=settings.ema)
     optimiser = torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate)
     state = directory / "training.pt"
     done = _restore(state, unet, ema, optimiser, device)
