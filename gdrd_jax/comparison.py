@@ -29,8 +29,9 @@ def report(config: ConfigDict, workdir: Path) -> None:
     recognizer, network = Recognizer.load(workdir), discriminative_teacher(config)
     people = {"train": config.data.calibration_people, "test": config.data.test_people}
     images = config.evaluation.images_per_person
-    rows = {split: read_faces(workdir, split).few_of_last(people[split], images) for split in SPLITS}
-    labels = {split: read_faces(workdir, split).labels[rows[split]] for split in SPLITS}
+    faces = {split: read_faces(workdir, split) for split in SPLITS}
+    rows = {split: faces[split].few_of_last(people[split], images) for split in SPLITS}
+    labels = {split: faces[split].labels[rows[split]] for split in SPLITS}
     lr = {split: open_cache(workdir, "views", split).read(0)[rows[split]] for split in SPLITS}
     native = {split: open_cache(workdir, "discriminative", split).read_all()[rows[split], :2] for split in SPLITS}
 
@@ -46,8 +47,8 @@ def report(config: ConfigDict, workdir: Path) -> None:
         for name, model in tqdm(models.items(), desc="evaluating", unit="model")
     }
     pictures = [
-        _inputs_picture(config, workdir, lr["test"], rows["test"]),
-        _neighbours_picture(read_faces(workdir, "test"), rows["test"], labels["test"], lr["test"], results["student"]),
+        _inputs_picture(config, workdir, faces["test"], lr["test"], rows["test"]),
+        _neighbours_picture(faces["test"], rows["test"], labels["test"], lr["test"], results["student"]),
     ]
     r2 = json.loads((workdir / "gen" / "metrics.json").read_text())["held_out_r2"]
     same = results["student"].pairs.same
@@ -76,9 +77,11 @@ def unit(x: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
 
 
-def _inputs_picture(config: ConfigDict, workdir: Path, lr: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, str]:
+def _inputs_picture(
+    config: ConfigDict, workdir: Path, faces: Faces, lr: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, str]:
     shown = np.linspace(0, len(rows) - 1, SHOWN).astype(int)
-    originals = [read_faces(workdir, "test")[rows[i]] for i in shown]
+    originals = [faces[rows[i]] for i in shown]
     network = generative_teacher(config, workdir)
     lines = [list(lr[shown]), list(network.super_resolve(lr[shown], config.seed)), originals]
     caption = "What the student sees; the SR teacher's reconstruction, drawn from that alone; the original face."

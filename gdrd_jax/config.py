@@ -7,12 +7,13 @@ import difflib
 
 from ml_collections import ConfigDict
 
+from gdrd_jax.data.degrade import KERNELS
 from gdrd_jax.errors import GdrdError
 
 CHOICES = {
     "until": ("gen", "dis", "report"),
     "views.resolution": (8, 16, 32),
-    "views.kernel": ("area", "bicubic"),
+    "views.kernel": KERNELS,
     "student.head_stages": (0, 1, 2),
     "student.dtype": ("float32", "bfloat16"),
     "dis.positive": ("pair", "identity"),

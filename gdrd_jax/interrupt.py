@@ -10,13 +10,12 @@ class Interrupted(Exception):
     """A signal asked to stop; everything done so far is on disk.
 
     Attributes:
-      where: what was interrupted, for the user.
       signal: the signal's number.
     """
 
     def __init__(self, where: str, number: int):
         super().__init__(where)
-        self.where, self.signal = where, number
+        self.signal = number
 
 
 class Signals:
