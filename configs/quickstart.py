@@ -17,8 +17,7 @@ def get_config():
     # The package also has a stray s10/target.jpg, which is not of the AT&T set.
     config.data.update(path="orl", glob="*.pgm", align=True, test_people=10, calibration_people=5)
     config.views.count = 8
-    # SFace subtracts and divides inside its graph.
-    config.discriminative.update(path="sface", mean=0.0, std=1.0)
+    config.discriminative.path = "sface"
     config.sr.update(size=64, channels=(16, 32, 64, 96, 128), steps=600, batch=8, learning_rate=1e-3, ema=0.99)
     config.student.update(width=0.25, head_stages=1)
     config.gen.steps = 250

@@ -9,11 +9,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.data.degrade import enlarge
+from gdrd_jax.data.degrade import resize
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.evaluation import held_out
 from gdrd_jax.evaluation import report as reporting
 from gdrd_jax.evaluation.identification import first_of_each, nearest
+from gdrd_jax.evaluation.models import unit
+from gdrd_jax.evaluation.report import GREEN, RED
+from gdrd_jax.evaluation.verification import Pairs
 from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.sources import recogniser_name
 from gdrd_jax.steps import SPLITS, discriminative_teacher, generative_teacher, open_cache, read_faces
@@ -21,7 +24,6 @@ from gdrd_jax.teachers.arcface import ArcFace
 
 LOG = logging.getLogger(__name__)
 SHOWN = 12  # faces in a picture
-GREEN, RED = (40, 160, 60), (210, 50, 40)
 
 
 def report(config: ConfigDict, workdir: Path) -> None:
@@ -42,16 +44,16 @@ def report(config: ConfigDict, workdir: Path) -> None:
         f"{teacher_name}_{resolution}": lambda split: embed_enlarged(network, lr[split]),
         f"pixels_{resolution}": lambda split: unit(lr[split].astype(np.float32) + lr[split][:, :, ::-1]),
     }
-    results = {
-        name: held_out.evaluate(model("test"), labels["test"], model("train"), labels["train"])
-        for name, model in tqdm(models.items(), desc="evaluating", unit="model")
-    }
+    embeddings, results = {}, {}
+    for name, model in tqdm(models.items(), desc="evaluating", unit="model"):
+        embeddings[name] = model("test")
+        results[name] = held_out.evaluate(embeddings[name], labels["test"], model("train"), labels["train"])
     pictures = [
         _inputs_picture(config, workdir, faces["test"], lr["test"], rows["test"]),
-        _neighbours_picture(faces["test"], rows["test"], labels["test"], lr["test"], results["student"]),
+        _neighbours_picture(faces["test"], rows["test"], labels["test"], lr["test"], embeddings["student"]),
     ]
     r2 = json.loads((workdir / "gen" / "metrics.json").read_text())["held_out_r2"]
-    same = results["student"].pairs.same
+    same = results["student"].arrays["same"]
     summary = (
         f"{people['test']} people who were not trained on, {len(labels['test'])} faces, {same.sum()} genuine "
         f"and {(~same).sum()} impostor pairs; faces reduced to {resolution}x{resolution} "
@@ -59,22 +61,19 @@ def report(config: ConfigDict, workdir: Path) -> None:
         "generative teacher's features on these people (R\u00b2)."
     )
     title = f"GDRD at {resolution}x{resolution} pixels: {config.name}"
+    curves = {name: Pairs(result.arrays["scores"], result.arrays["same"]) for name, result in results.items()}
     reporting.write(
-        workdir / "report", results, title=title, summary=summary, pictures=pictures, settings=config.to_json(indent=1)
-    )
-    LOG.info("report: %s\n%s", workdir / "report.html", reporting.text_table(results))
+        workdir / "report", results, columns=held_out.COLUMNS, curves=curves, title=title, summary=summary,
+        legend=held_out.LEGEND, figures=[(reporting.png(image), caption) for image, caption in pictures],
+        settings=json.loads(config.to_json()), document={"protocol": "held_out", "units": "percent"},
+    )  # fmt: skip
+    LOG.info("report: %s\n%s", workdir / "report.html", reporting.text_table(results, held_out.COLUMNS))
 
 
 def embed_enlarged(network: ArcFace, lr: np.ndarray) -> np.ndarray:
     """What one does without a student: the recogniser on enlarged faces, summed with their mirror images."""
-    high = np.stack([enlarge(face, FACE_SIZE) for face in lr])
+    high = np.stack([resize(face, FACE_SIZE, "bicubic") for face in lr])
     return unit(network.embed(high) + network.embed(high[:, :, ::-1]))
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    """Flattens all but the first axis and scales rows to unit length."""
-    flat = x.reshape(len(x), -1)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
 
 
 def _inputs_picture(
@@ -92,12 +91,12 @@ def _inputs_picture(
 
 
 def _neighbours_picture(
-    faces: Faces, rows: np.ndarray, labels: np.ndarray, lr: np.ndarray, result: held_out.Row
+    faces: Faces, rows: np.ndarray, labels: np.ndarray, lr: np.ndarray, embeddings: np.ndarray
 ) -> tuple[np.ndarray, str]:
     gallery = first_of_each(labels)
     probes = np.setdiff1d(np.arange(len(labels)), gallery)
     probes = probes[np.linspace(0, len(probes) - 1, SHOWN // 2).astype(int)]
-    order = gallery[nearest(result.embeddings[probes], result.embeddings[gallery])[:, :5]]
+    order = gallery[nearest(embeddings[probes], embeddings[gallery])[:, :5]]
     lines = [[lr[p], faces[rows[p]], *(faces[rows[g]] for g in found)] for p, found in zip(probes, order)]
     frames = [
         [None, None, *((GREEN if labels[g] == labels[p] else RED) for g in found)] for p, found in zip(probes, order)

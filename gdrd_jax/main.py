@@ -1,7 +1,5 @@
 """Trains a student: `python -m gdrd_jax.main --config=configs/X.py [--workdir=DIR] [--config.a.b=value]`."""
 
-import logging
-import signal
 import sys
 from pathlib import Path
 
@@ -10,8 +8,8 @@ from ml_collections import ConfigDict, config_flags
 
 from gdrd_jax import config as settings
 from gdrd_jax import pipeline
+from gdrd_jax.command_line import guarded
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.interrupt import Interrupted
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/NAME by default.")
@@ -45,10 +43,6 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     return config
 
 
-def _terminated(number: int, _frame) -> None:
-    raise Interrupted("between two saves", number)
-
-
 def cli(argv: list[str], wanted: tuple[str, ...] = ()) -> int:
     """Runs the pipeline on a command line.
 
@@ -57,7 +51,7 @@ def cli(argv: list[str], wanted: tuple[str, ...] = ()) -> int:
       wanted: steps to run, see `pipeline.run`.
 
     Returns:
-      The exit status: 2 for a user's mistake, 130 after Ctrl-C, 0 after SIGTERM and otherwise.
+      The exit status, see `command_line.guarded`.
     """
     if {"-h", "--help"} & set(argv):
         known = settings.default()
@@ -66,22 +60,12 @@ def cli(argv: list[str], wanted: tuple[str, ...] = ()) -> int:
             __doc__, "The files of configs/ start from these; gdrd_jax/config.py says what they mean:", *lines, sep="\n"
         )
         return 0
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
+
+    def work() -> None:
         config = parse_flags(argv)
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        logging.getLogger("gdrd_jax").setLevel(logging.INFO)
         pipeline.run(config, Path(_WORKDIR.value or f"runs/{config.name}"), wanted)
-    except GdrdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
-        return 2
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"\nstopped: {str(stop) or 'between two saves'}; the same command continues", file=sys.stderr)
-        return 0 if getattr(stop, "signal", signal.SIGINT) == signal.SIGTERM else 130
-    return 0
+
+    return guarded(work)
 
 
 if __name__ == "__main__":

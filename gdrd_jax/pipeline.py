@@ -56,7 +56,7 @@ class Step:
 STEPS = (
     Step("faces", ("data.align", "data.test_people"), files=sources.face_files),
     Step("views", ("seed", "views"), ("faces",)),
-    Step("discriminative", ("discriminative.mean", "discriminative.std"), ("views",), sources.discriminative_files),
+    Step("discriminative", ("discriminative.preprocessing",), ("views",), sources.discriminative_files),
     Step("teacher", ("seed", "views.resolution", "views.kernel", "sr", "generative.path"), ("faces",)),
     Step("generative", ("generative.tap", "generative.timestep"), ("views", "teacher"), sources.generative_files),
     Step("gen", ("seed", "student", "gen"), ("generative",)),

@@ -1,6 +1,7 @@
 """The trained student, for users."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ from flax import nnx
 
 from gdrd_jax.checkpoints import load_description, load_weights, save_weights
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.data.degrade import reduce
+from gdrd_jax.data.degrade import resize
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.models.student import Student, embed
 
@@ -22,7 +23,7 @@ class Recognizer:
 
     Attributes:
       student: in evaluation mode.
-      kernel: with which it saw faces reduced, see `data.degrade.reduce`.
+      kernel: with which it saw faces reduced, see `data.degrade.resize`.
 
     Example:
       >>> recognizer = Recognizer.load("runs/quickstart")
@@ -52,6 +53,13 @@ class Recognizer:
         """Writes what `load` reads; `settings` are the arguments that `student` was made with."""
         save_weights(student, directory, {"student": settings, "kernel": kernel})
 
+    def fingerprint(self) -> str:
+        """sha256 of the weights and of what is done to a face before them."""
+        digest = hashlib.sha256(f"{self.student.resolution}:{self.kernel}".encode())
+        for leaf in jax.tree.leaves(nnx.state(self.student)):
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()
+
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """Embeddings, summed over each face and its mirror image.
 
@@ -77,7 +85,7 @@ class Recognizer:
                 f"[N, {FACE_SIZE}, {FACE_SIZE}, 3] or [N, {size}, {size}, 3]"
             )
         if faces.shape[1] != size:
-            faces = np.stack([reduce(face, size, self.kernel) for face in faces])
+            faces = np.stack([resize(face, size, self.kernel) for face in faces])
         if not len(faces):
             return np.zeros((0, self.student.head.layers[-1].out_features), np.float32)
         return np.concatenate([self._embed_batch(faces[i : i + BATCH]) for i in range(0, len(faces), BATCH)])

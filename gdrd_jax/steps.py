@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from gdrd_jax import sources, train
 from gdrd_jax.checkpoints import load_weights, save_weights
 from gdrd_jax.data.align import Aligner
-from gdrd_jax.data.faces import Faces, align_folder, index_folder, list_images, locate
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.prepare import checked, prepare
 from gdrd_jax.data.targets import Cache, channel_statistics
 from gdrd_jax.files import write_json
 from gdrd_jax.models.student import Student
@@ -35,12 +36,10 @@ def faces(config: ConfigDict, workdir: Path) -> str:
     Returns:
       A fingerprint of their contents: a face that was only touched or moved redoes nothing else.
     """
-    root, listed = locate(config.data.path), sources.listed(config)
+    everyone = sources.opened(config)
     if config.data.align:
-        source, root = root, workdir / "faces" / "aligned"
-        align_folder(source, listed, root, Aligner(sources.detector(config)))
-        listed = list_images(root)
-    everyone = index_folder(root, listed)
+        everyone = prepare(everyone, workdir / "faces" / "aligned", aligner=Aligner(sources.detector(config)))
+    everyone = checked(everyone)
     for split, part in zip(SPLITS, everyone.split(config.data.test_people)):
         part.save(workdir / "faces" / f"{split}.json")
     return f"{everyone.fingerprint}:{config.data.test_people}"
@@ -57,7 +56,9 @@ def views(config: ConfigDict, workdir: Path) -> None:
         )  # fmt: skip
         fill(
             cache,
-            lambda view, rows: np.stack([how.low(face) for face in high_views(source, how, view, rows)]),
+            lambda view, rows: np.stack(
+                [how.low(face, row, view) for row, face in zip(rows, high_views(source, how, view, rows))]
+            ),
             f"low-resolution views, {split}",
         )
 
@@ -137,7 +138,7 @@ def dis(config: ConfigDict, workdir: Path) -> None:
     """Stage dis: the head learns from labels and T_d (Eq. 2, 3), on the frozen backbone."""
     folder = workdir / "dis"
     everyone = read_faces(workdir, "train")
-    identities = len(everyone.names) - config.data.calibration_people
+    identities = len(everyone.identities) - config.data.calibration_people
     rows = everyone.labels < identities
     labels = everyone.labels[rows]
     embeddings = open_cache(workdir, "discriminative", "train").read_all()[rows]
@@ -212,7 +213,7 @@ def _student(config: ConfigDict, embedding_dim: int) -> Student:
 
 def discriminative_teacher(config: ConfigDict) -> ArcFace:
     """T_d."""
-    return ArcFace(sources.recogniser(config), mean=config.discriminative.mean, std=config.discriminative.std)
+    return ArcFace(sources.recogniser(config), preprocessing=config.discriminative.preprocessing)
 
 
 def generative_teacher(config: ConfigDict, workdir: Path) -> SrDiffusion:

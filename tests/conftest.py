@@ -1,10 +1,16 @@
 """Small faces and settings that run in seconds."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
+import onnx
 import pytest
+import simplejpeg
+from onnx import TensorProto, helper, numpy_helper
 
 from gdrd_jax.config import default
+from gdrd_jax.data import recordio
 
 
 def make_faces(root, people, images, *, size=112):
@@ -21,12 +27,36 @@ def make_faces(root, people, images, *, size=112):
     return root
 
 
+def jpeg(value):
+    return simplejpeg.encode_jpeg(np.full((112, 112, 3), value, np.uint8), quality=90, colorspace="RGB")
+
+
+def write_records(path, payloads, labels, *, header=True, index=True):
+    """A file as InsightFace's tools write it: header, images, a range of keys for each identity."""
+    records = [recordio.pack_range(len(payloads) + 1, len(payloads) + 1 + len(set(labels)), 0)] if header else []
+    first = len(records)
+    records += [recordio.pack_image(label, i + first, data) for i, (data, label) in enumerate(zip(payloads, labels))]
+    if header:
+        for person in sorted(set(labels)):
+            keys = [i + 1 for i, label in enumerate(labels) if label == person]
+            records.append(recordio.pack_range(keys[0], keys[-1] + 1, len(records)))
+    starts = np.cumsum([0, *map(len, records)])
+    path.write_bytes(b"".join(records))
+    if index:
+        path.with_suffix(".idx").write_text("".join(f"{key}\t{start}\n" for key, start in enumerate(starts[:-1])))
+    return starts
+
+
+PAYLOADS = [jpeg(v) for v in (10, 60, 110, 160, 210)]
+LABELS = [0, 0, 0, 1, 7]
+
+
 def tiny_config(path):
     """Every step, as small as it goes; SFace is the discriminative teacher."""
     config = default()
     config.name = "tiny"
     config.data.update(path=str(path), test_people=2, calibration_people=2)
-    config.discriminative.update(path="sface", mean=0.0, std=1.0)
+    config.discriminative.path = "sface"
     config.sr.update(size=16, channels=(8, 16, 16), steps=4, batch=2)
     config.student.update(width=0.0625, hidden=(16,), head_stages=1)
     config.gen.update(steps=45, batch=8)
@@ -34,6 +64,34 @@ def tiny_config(path):
     return config
 
 
+def save_recogniser(path, cells=4):
+    """An ONNX recogniser without weights: the colours of `cells` x `cells` parts of the face, their mean taken off."""
+    value = helper.make_tensor_value_info
+    side = 112 // cells
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["p"], kernel_shape=[side, side], strides=[side, side]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("ReduceMean", ["f", "axis"], ["m"], keepdims=1),
+        helper.make_node("Sub", ["f", "m"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g",
+        [value("x", TensorProto.FLOAT, ["N", 3, 112, 112])], [value("y", TensorProto.FLOAT, ["N", 3 * cells * cells])],
+        [numpy_helper.from_array(np.array([1]), "axis")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def faces_folder(tmp_path_factory):
     return make_faces(tmp_path_factory.mktemp("faces"), people=7, images=3)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Real faces and teachers beside the project, which stands alone without them."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: real data for measuring is not part of the project")
+    return folder

@@ -43,7 +43,7 @@ def steps_run(config, workdir, caplog):
 
 
 def metrics(workdir):
-    return json.loads((workdir / "metrics.json").read_text())
+    return json.loads((workdir / "metrics.json").read_text())["results"]
 
 
 def test_results_of_every_row_are_written(finished):
@@ -70,7 +70,7 @@ def test_a_second_run_does_nothing(finished, faces_folder, caplog):
         ({"evaluation.images_per_person": 2}, ["report"]),
         ({"dis.tau": 0.5}, ["dis", "report"]),
         ({"gen.learning_rate": 0.01}, ["gen", "dis", "report"]),
-        ({"discriminative.std": 2.0}, ["discriminative", "dis", "report"]),
+        ({"discriminative.preprocessing": "0/2"}, ["discriminative", "dis", "report"]),
         ({"discriminative.name": "other"}, ["report"]),
         ({"generative.tap": "down1"}, ["generative", "gen", "dis", "report"]),
         ({"views.shift": 1.0}, ["views", "discriminative", "generative", "gen", "dis", "report"]),
@@ -206,7 +206,7 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data.path": "nowhere"}, "no folder 'nowhere'"),
+        ({"data.path": "nowhere"}, "no faces at 'nowhere'"),
         ({"data.path": ""}, "data.path is not set"),
         ({"data.test_people": 6}, "at least 2 must remain"),
         ({"data.glob": "0.png"}, "has one image"),
@@ -219,7 +219,8 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"generative.path": "nowhere"}, "generative.path"),
         ({"generative.tap": "mid2"}, "down0, down1, down2, mid"),
         ({"sr.channels": ()}, "at least one"),
-        ({"discriminative.std": 0.0}, "discriminative.std is 0.0; it must be above 0"),
+        ({"discriminative.preprocessing": "0/0"}, "MEAN/STD"),
+        ({"views.jpeg": 101}, "jpeg is a quality"),
         ({"dis.tau": 0.0}, "dis.tau"),
         ({"dis.cls": 0.0, "dis.kd": 0.0, "dis.rcd": 0.0}, "at least one term"),
         ({"seed": -1}, "seed is -1"),
@@ -290,7 +291,7 @@ def test_ctrl_c_in_any_step_and_the_same_command_gives_the_same_result(faces_fol
         (["--config.gen.steps=many"], "gen.steps"),
         (["--wrokdir=x"], "wrokdir"),
         (["extra"], "'extra' is not a flag"),
-        (["--config.data.path=nowhere"], "there is no folder 'nowhere'"),
+        (["--config.data.path=nowhere"], "there are no faces at 'nowhere'"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_sentence_and_status_2(tmp_path, arguments, message):

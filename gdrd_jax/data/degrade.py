@@ -1,4 +1,4 @@
-"""Views of a face: mirrored or moved a little at high resolution, then reduced.
+"""Low-resolution views of a face: mirrored or moved a little, then blurred, reduced and spoilt.
 
 Every view is a pure function of (face, seed, index, view), so it never depends on
 the order in which faces are read.
@@ -13,6 +13,69 @@ from PIL import Image
 from gdrd_jax.errors import GdrdError
 
 KERNELS = ("area", "bicubic")
+FULL_SIZE = 112  # strengths of blur and motion are in pixels of a face of this size
+
+
+@dataclasses.dataclass(frozen=True)
+class Degradation:
+    """What a camera does to a face, in this order.
+
+    Attributes:
+      resolution: side of the low-resolution face in pixels.
+      kernel: how it is reduced: "area" (OpenCV INTER_AREA) or "bicubic" (Pillow, antialiased).
+      blur: standard deviation of a Gaussian blur before reducing, in pixels of a 112x112 face.
+      motion: length of a straight motion blur of random direction, in the same pixels.
+      noise: standard deviation of Gaussian noise after reducing, of 255.
+      jpeg: quality (1 to 100) with which the reduced face is compressed; 0 does not.
+    """
+
+    resolution: int
+    kernel: str
+    blur: float = 0.0
+    motion: float = 0.0
+    noise: float = 0.0
+    jpeg: int = 0
+
+    def __post_init__(self):
+        if self.kernel not in KERNELS:
+            raise GdrdError(f"the kernel {self.kernel!r} is not known; it can be {' or '.join(KERNELS)}")
+        if min(self.blur, self.motion, self.noise) < 0 or not 0 <= self.jpeg <= 100:
+            raise GdrdError("blur, motion and noise are at least 0, jpeg is a quality from 1 to 100, or 0 for none")
+
+    def __call__(self, face: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """uint8 RGB `[H, W, 3]` -> `[resolution, resolution, 3]`; `random` draws direction and noise."""
+        direction = random.uniform(0, np.pi)
+        scale = max(face.shape[:2]) / FULL_SIZE
+        if self.blur:
+            face = cv2.GaussianBlur(face, (0, 0), self.blur * scale, borderType=cv2.BORDER_REPLICATE)
+        if self.motion * scale > 1:
+            face = cv2.filter2D(face, -1, _line(self.motion * scale, direction), borderType=cv2.BORDER_REPLICATE)
+        face = resize(face, self.resolution, self.kernel)
+        if self.noise:
+            noisy = face + random.normal(scale=self.noise, size=face.shape)
+            face = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+        if self.jpeg:
+            coded = cv2.imencode(".jpg", cv2.cvtColor(face, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, self.jpeg])
+            face = cv2.cvtColor(cv2.imdecode(coded[1], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        return face
+
+    def weakened(self, random: np.random.Generator) -> "Degradation":
+        """The same with every strength drawn between nothing and its value."""
+        share = random.uniform(size=4)
+        return dataclasses.replace(
+            self, blur=self.blur * share[0], motion=self.motion * share[1], noise=self.noise * share[2],
+            jpeg=round(100 - (100 - self.jpeg) * share[3]) if self.jpeg else 0,
+        )  # fmt: skip
+
+
+def _line(length: float, direction: float) -> np.ndarray:
+    """Kernel of a motion blur: an antialiased line of weight 1, direction in radians."""
+    side = 2 * int(np.ceil(length / 2)) + 1
+    grid = np.arange(side) - side // 2
+    x, y = np.meshgrid(grid, grid)
+    along, across = x * np.cos(direction) + y * np.sin(direction), -x * np.sin(direction) + y * np.cos(direction)
+    kernel = np.clip(length / 2 + 0.5 - np.abs(along), 0, 1) * np.clip(1 - np.abs(across), 0, 1)
+    return kernel / kernel.sum()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +92,7 @@ class Views:
       rotate: largest rotation, degrees.
       scale: largest relative change of size.
       light: largest relative change of contrast, and of brightness as a share of 255.
+      blur, motion, noise, jpeg: the most that views >= 2 are spoilt, see `Degradation`.
       seed: of the random views.
     """
 
@@ -39,11 +103,14 @@ class Views:
     rotate: float
     scale: float
     light: float
+    blur: float
+    motion: float
+    noise: float
+    jpeg: int
     seed: int
 
     def __post_init__(self):
-        if self.kernel not in KERNELS:
-            raise GdrdError(f"views.kernel is {self.kernel!r}; it can be {' or '.join(KERNELS)}")
+        self.degradation()
         if self.count < 2:
             raise GdrdError(f"views.count is {self.count}; it must be at least 2, the face and its mirror image")
 
@@ -62,18 +129,22 @@ class Views:
         lit = (moved.astype(np.float32) - 127.5) * contrast + 127.5 + brightness
         return np.clip(np.rint(lit), 0, 255).astype(np.uint8)
 
-    def low(self, face: np.ndarray) -> np.ndarray:
-        """Reduces uint8 `[H, W, 3]` to uint8 `[resolution, resolution, 3]`."""
-        return reduce(face, self.resolution, self.kernel)
+    def degradation(self) -> Degradation:
+        """The strongest that a view meets."""
+        return Degradation(self.resolution, self.kernel, self.blur, self.motion, self.noise, self.jpeg)
+
+    def low(self, face: np.ndarray, index: int, view: int) -> np.ndarray:
+        """Reduces what `high` made, uint8 `[H, W, 3]`, to `[resolution, resolution, 3]`; views >= 2 are spoilt."""
+        if view < 2:
+            return resize(face, self.resolution, self.kernel)
+        random = np.random.default_rng([self.seed, index, view, 1])
+        return self.degradation().weakened(random)(face, random)
 
 
-def reduce(face: np.ndarray, resolution: int, kernel: str) -> np.ndarray:
-    """Downsamples uint8 `[H, W, 3]` to `[resolution, resolution, 3]` without aliasing."""
-    if kernel == "area":
-        return cv2.resize(face, (resolution, resolution), interpolation=cv2.INTER_AREA)
-    return np.asarray(Image.fromarray(face).resize((resolution, resolution), Image.Resampling.BICUBIC))
-
-
-def enlarge(face: np.ndarray, size: int) -> np.ndarray:
-    """Enlarges uint8 `[h, w, 3]` to `[size, size, 3]` with Pillow's bicubic kernel."""
+def resize(face: np.ndarray, size: int, kernel: str) -> np.ndarray:
+    """Brings uint8 `[H, W, 3]` to `[size, size, 3]` without aliasing; what has to grow grows by Pillow's bicubic."""
+    if face.shape[:2] == (size, size):
+        return face
+    if kernel == "area" and min(face.shape[:2]) >= size:
+        return cv2.resize(face, (size, size), interpolation=cv2.INTER_AREA)
     return np.asarray(Image.fromarray(face).resize((size, size), Image.Resampling.BICUBIC))

@@ -1,30 +1,21 @@
 """The held-out people protocol: all pairs of people who were never trained on."""
 
-import dataclasses
-
 import numpy as np
 
 from gdrd_jax.evaluation import identification, verification
-from gdrd_jax.evaluation.verification import Pairs
+from gdrd_jax.evaluation.result import Result, percent
+
+COLUMNS = {"accuracy": "accuracy %", "auc": "AUC %", "eer": "EER %", "rank_1": "rank-1 %"}
+LEGEND = (
+    "Accuracy: mean of the shares of genuine pairs accepted and impostor pairs rejected, at the threshold that is "
+    "best on training people whose identity no row has learnt. AUC: area under the ROC curve. EER: equal "
+    "error rate. Rank-1: the nearest of the gallery faces (the first of each test person) is of the right person."
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One model under the protocol.
-
-    Attributes:
-      metrics: `accuracy` (balanced, at the threshold learnt on calibration people),
-        `best_threshold_accuracy`, `auc`, `eer` and `rank_1`, all in percent, and that `threshold`.
-      pairs: of the test people, all.
-      embeddings: of the test faces, `[N, D]`.
-    """
-
-    metrics: dict[str, float]
-    pairs: Pairs
-    embeddings: np.ndarray
-
-
-def evaluate(test: np.ndarray, test_labels: np.ndarray, calibration: np.ndarray, calibration_labels: np.ndarray) -> Row:
+def evaluate(
+    test: np.ndarray, test_labels: np.ndarray, calibration: np.ndarray, calibration_labels: np.ndarray
+) -> Result:
     """Scores one model.
 
     Args:
@@ -33,6 +24,10 @@ def evaluate(test: np.ndarray, test_labels: np.ndarray, calibration: np.ndarray,
       calibration: embeddings of people on whom the threshold is learnt, `[M, D]`. The model must not
         have learnt to tell these people apart, or the threshold is too high for strangers.
       calibration_labels: int `[M]`.
+
+    Returns:
+      Metrics `accuracy` (balanced, at the threshold learnt on calibration people), `best_threshold_accuracy`,
+      `auc`, `eer` and `rank_1`, in percent, and that `threshold`; arrays `scores` and `same`.
     """
     pairs = verification.all_pairs(test, test_labels)
     threshold = verification.best_threshold(verification.all_pairs(calibration, calibration_labels))
@@ -43,4 +38,5 @@ def evaluate(test: np.ndarray, test_labels: np.ndarray, calibration: np.ndarray,
         "eer": verification.eer(pairs),
         "rank_1": identification.rank_1(test, test_labels),
     }
-    return Row({**{k: round(100 * v, 2) for k, v in shares.items()}, "threshold": threshold}, pairs, test)
+    metrics = {name: percent(share) for name, share in shares.items()} | {"threshold": threshold}
+    return Result(metrics, {}, {"scores": pairs.scores, "same": pairs.same})

@@ -3,7 +3,9 @@
 import base64
 import csv
 import html
+import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -14,11 +16,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 from gdrd_jax.evaluation import verification  # noqa: E402
-from gdrd_jax.evaluation.held_out import Row  # noqa: E402
+from gdrd_jax.evaluation.result import Result  # noqa: E402
+from gdrd_jax.evaluation.verification import Pairs  # noqa: E402
 
-COLUMNS = {"accuracy": "accuracy %", "auc": "AUC %", "eer": "EER %", "rank_1": "rank-1 %"}
 CELL = 72  # pixels of a face in the pictures
 GAP = 4
+GREEN, RED = (40, 160, 60), (210, 50, 40)
+WARNING = '<p class="warning">{}</p>'
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
@@ -27,10 +31,12 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem aut
 table {{ border-collapse: collapse }} th, td {{ padding: .3rem .9rem; text-align: right }}
 th:first-child, td:first-child {{ text-align: left }} tr + tr {{ border-top: 1px solid #ddd }}
 tr.first {{ font-weight: 600 }} img {{ max-width: 100% }} figure {{ margin: 2rem 0 }}
-figcaption, small {{ color: #555 }} pre {{ background: #f5f5f5; padding: 1rem; overflow: auto; font-size: 13px }}
+figcaption, small, td span {{ color: #555 }} td span {{ font-size: 12px; display: block; font-weight: 400 }}
+.warning {{ background: #fff3d6; border-left: 4px solid #e0a800; padding: .6rem 1rem }}
+pre {{ background: #f5f5f5; padding: 1rem; overflow: auto; font-size: 13px }}
 </style>
 <h1>{title}</h1>
-<p>{summary}</p>
+{warning}<p>{summary}</p>
 {table}
 <p><small>{legend}</small></p>
 {figures}
@@ -38,71 +44,159 @@ figcaption, small {{ color: #555 }} pre {{ background: #f5f5f5; padding: 1rem; o
 </html>
 """
 
-LEGEND = (
-    "Accuracy: mean of the shares of genuine pairs accepted and impostor pairs rejected, at the threshold that is "
-    "best on training people whose identity no row has learnt. AUC: area under the ROC curve. EER: equal "
-    "error rate. Rank-1: the nearest of the gallery faces (the first of each test person) is of the right person."
-)
-
 
 def write(
     folder: Path,
-    rows: dict[str, Row],
+    results: dict[str, Result],
     *,
+    columns: dict[str, str],
+    curves: dict[str, Pairs],
     title: str,
     summary: str,
-    pictures: list[tuple[np.ndarray, str]],
-    settings: str,
+    legend: str,
+    figures: list[tuple[bytes, str]],
+    settings: dict,
+    document: dict,
+    warning: str = "",
 ) -> None:
-    """Writes the four files into `folder`.
+    """Writes metrics.json and report.html, and where there are curves roc.csv and roc.png, into `folder`.
 
     Args:
       folder: exists.
-      rows: name to results; the first is set off in the table.
-      title, summary: for the top of the report.
-      pictures: `(uint8 RGB [H, W, 3], caption)` shown under the curves.
-      settings: text shown at the end.
+      results: name to results; the first is set off in the table.
+      columns: of the table, key of `Result.metrics` ("a.b" for b in a) to heading.
+      curves: name to the pairs whose ROC is drawn.
+      title, summary, legend: texts of the report; `warning` stands above all.
+      figures: `(png, caption)` shown under the curves.
+      settings: shown at the end.
+      document: what stands in metrics.json beside `results`.
     """
-    (folder / "metrics.json").write_text(json.dumps({name: row.metrics for name, row in rows.items()}, indent=1))
-    _write_roc_csv(folder / "roc.csv", rows)
-    draw_roc(folder / "roc.png", rows, title)
-    curves = (
-        (folder / "roc.png").read_bytes(),
-        "ROC of all pairs of test people; the false accept rate is on a log scale.",
-    )
-    figures = [curves, *((_png(image), caption) for image, caption in pictures)]
+    rows = {name: {**result.metrics, "intervals": result.intervals} for name, result in results.items()}
+    (folder / "metrics.json").write_text(json.dumps({**document, "results": rows}, indent=1))
+    if curves:
+        _write_roc_csv(folder / "roc.csv", curves)
+        draw_roc(folder / "roc.png", curves, title)
+        caption = "ROC of all pairs; the false accept rate is on a log scale."
+        figures = [((folder / "roc.png").read_bytes(), caption), *figures]
     page = PAGE.format(
-        title=html.escape(title), summary=html.escape(summary), table=_table(rows), legend=LEGEND,
-        figures="\n".join(_figure(*figure) for figure in figures), settings=html.escape(settings),
+        title=html.escape(title), summary=html.escape(summary), table=_table(results, columns),
+        legend=html.escape(legend),
+        warning=WARNING.format(html.escape(warning)) if warning else "",
+        figures="\n".join(_figure(*figure) for figure in figures),
+        settings=html.escape(json.dumps(settings, indent=1)),
     )  # fmt: skip
     (folder / "report.html").write_text(page)
 
 
-def text_table(rows: dict[str, Row]) -> str:
+def lookup(metrics: Mapping, key: str):
+    """The figure called `key`, "a.b" being b in a; None where there is none."""
+    if key in metrics:
+        return metrics[key]
+    first, _, rest = key.partition(".")
+    return lookup(metrics[first], rest) if rest and first in metrics else None
+
+
+def text_table(results: dict[str, Result], columns: dict[str, str]) -> str:
     """The table for a terminal."""
-    lines = [" ".join(["row".ljust(16), *(title.rjust(11) for title in COLUMNS.values())])]
-    for name, row in rows.items():
-        lines.append(" ".join([name.ljust(16), *(f"{row.metrics[key]:11.2f}" for key in COLUMNS)]))
+    width = max(16, *map(len, results))
+    lines = [" ".join(["row".ljust(width), *(title.rjust(11) for title in columns.values())])]
+    for name, result in results.items():
+        figures = (lookup(result.metrics, key) for key in columns)
+        cells = [_cell(figure).rjust(max(11, len(title))) for figure, title in zip(figures, columns.values())]
+        lines.append(" ".join([name.ljust(width), *cells]))
     return "\n".join(lines)
 
 
-def draw_roc(path: Path, rows: dict[str, Row], title: str) -> None:
+def _cell(figure: object) -> str:
+    return "-" if figure is None else f"{figure:.2f}"
+
+
+def draw_roc(path: Path, curves: dict[str, Pairs], title: str) -> None:
     """Draws the curves of all rows."""
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    floor = 1.0
-    for name, row in rows.items():
-        far, tar, _ = verification.roc(row.pairs)
-        floor = min(floor, 1 / (~row.pairs.same).sum())
-        label = f"{name}  (AUC {row.metrics['auc']:.1f} %)"
-        axes.step(
-            np.maximum(far, floor), tar, where="post", label=label, linewidth=3 if name == next(iter(rows)) else 1.5
-        )
+    floor = min(1 / (~pairs.same).sum() for pairs in curves.values())
+    for name, pairs in curves.items():
+        far, tar, _ = verification.roc(pairs)
+        label = f"{name}  (AUC {100 * verification.auc(pairs):.1f} %)"
+        first = name == next(iter(curves))
+        axes.step(np.maximum(far, floor), tar, where="post", label=label, linewidth=3 if first else 1.5)
     axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.01), title=title)
     axes.set(xlabel="false accept rate (FAR)", ylabel="true accept rate (TAR)")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=130)
+    axes.legend(loc="lower right", fontsize="small")
+    path.write_bytes(_saved(figure))
+
+
+def draw_lines(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, x: str, y: str) -> bytes:
+    """PNG of curves, name to `(x, y)`."""
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    for name, (at, values) in lines.items():
+        axes.plot(at, values, label=name)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return _saved(figure)
+
+
+def draw_sweep(models: dict[str, dict[str, tuple[float, tuple[float, float]]]], *, y: str) -> bytes:
+    """PNG of a figure over resolutions: model -> resolution -> (figure, interval)."""
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    order = sorted({r for line in models.values() for r in line}, key=lambda r: (not r.isdecimal(), r.zfill(4)))
+    for name, line in models.items():
+        present = [r for r in order if r in line]
+        values = np.array([line[r][0] for r in present])
+        ends = np.array([line[r][1] for r in present]).T
+        axes.errorbar(
+            [order.index(r) for r in present], values, np.abs(ends - values), label=name, marker="o", capsize=4
+        )
+    axes.set_xticks(range(len(order)), [r if not r.isdecimal() else f"{r}x{r}" for r in order])
+    axes.set(xlabel="resolution", ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return _saved(figure)
+
+
+def draw_bars(bars: dict[str, list[tuple[float, tuple[float, float]] | None]], groups: list[str], *, y: str) -> bytes:
+    """PNG of grouped bars: row -> for each group (figure, interval), or None."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    width = 0.8 / len(bars)
+    for number, (name, values) in enumerate(bars.items()):
+        there = [(i, *value) for i, value in enumerate(values) if value]
+        at = [i + (number - (len(bars) - 1) / 2) * width for i, *_ in there]
+        heights = np.array([height for _, height, _ in there])
+        ends = np.array([ends for *_, ends in there]).reshape(-1, 2).T
+        axes.bar(at, heights, width, label=name, yerr=np.abs(ends - heights), capsize=3)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set(ylabel=y, ylim=(0, 105))
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend(fontsize="small")
+    return _saved(figure)
+
+
+def draw_points(panels: dict[str, np.ndarray], names: list[str]) -> bytes:
+    """PNG of scatter plots side by side, `[N, 2]` each, coloured by name."""
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure, axes = plt.subplots(
+        down, across, figsize=(4.5 * across, 4.5 * down + 0.8), layout="constrained", squeeze=False
+    )
+    for ax in axes.ravel()[len(panels) :]:
+        ax.axis("off")
+    for ax, (title, points) in zip(axes.ravel(), panels.items()):
+        for name in dict.fromkeys(names):
+            chosen = [i for i, n in enumerate(names) if n == name]
+            ax.scatter(*points[chosen].T, s=14, label=name)
+        ax.set(title=title, xticks=[], yticks=[])
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize="small", frameon=False)
+    return _saved(figure)
+
+
+def _saved(figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=130, format="png")
     plt.close(figure)
+    return file.getvalue()
 
 
 def grid(lines: list[list[np.ndarray]], frames: list[list[tuple[int, int, int] | None]] | None = None) -> np.ndarray:
@@ -128,28 +222,33 @@ def grid(lines: list[list[np.ndarray]], frames: list[list[tuple[int, int, int] |
     return canvas
 
 
-def _write_roc_csv(path: Path, rows: dict[str, Row]) -> None:
+def _write_roc_csv(path: Path, curves: dict[str, Pairs]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["row", "far", "tar", "threshold"])
-        for name, row in rows.items():
-            writer.writerows([name, *map(float, point)] for point in zip(*verification.roc(row.pairs)))
+        for name, pairs in curves.items():
+            writer.writerows([name, *map(float, point)] for point in zip(*verification.roc(pairs)))
 
 
-def _table(rows: dict[str, Row]) -> str:
-    lines = ["<tr><th>" + "</th><th>".join(["row", *COLUMNS.values()]) + "</th></tr>"]
-    for number, (name, row) in enumerate(rows.items()):
-        cells = [html.escape(name), *(f"{row.metrics[key]:.1f}" for key in COLUMNS)]
+def _table(results: dict[str, Result], columns: dict[str, str]) -> str:
+    lines = ["<tr><th>" + "</th><th>".join(["row", *map(html.escape, columns.values())]) + "</th></tr>"]
+    for number, (name, result) in enumerate(results.items()):
+        cells = [html.escape(name)]
+        for key in columns:
+            ends = result.intervals.get(key)
+            interval = f"<span>{ends[0]:.1f} – {ends[1]:.1f}</span>" if ends else ""
+            cells.append(_cell(lookup(result.metrics, key)).replace("-", "–") + interval)
         lines.append(f"<tr{' class=first' if number == 0 else ''}><td>" + "</td><td>".join(cells) + "</td></tr>")
     return "<table>" + "\n".join(lines) + "</table>"
 
 
-def _png(image: np.ndarray) -> bytes:
+def png(image: np.ndarray) -> bytes:
+    """uint8 RGB `[H, W, 3]` as PNG."""
     return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-def _figure(png: bytes, caption: str) -> str:
-    source = base64.b64encode(png).decode()
+def _figure(picture: bytes, caption: str) -> str:
+    source = base64.b64encode(picture).decode()
     return (
         f'<figure><img src="data:image/png;base64,{source}" alt="{html.escape(caption)}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"

@@ -69,3 +69,48 @@ def eer(pairs: Pairs) -> float:
         return float(far[after])
     share = -gap[after - 1] / (gap[after] - gap[after - 1])
     return float(far[after - 1] + share * (far[after] - far[after - 1]))
+
+
+def tar_at_far(pairs: Pairs, far: float) -> float | None:
+    """The highest true accept rate, in [0, 1], whose false accept rate is at most `far`.
+
+    Not interpolated. None when there are fewer than `1 / far` impostor pairs: no such rate can
+    be told apart from 0 then.
+    """
+    if far * (~pairs.same).sum() < 1:
+        return None
+    rates, tar, _ = roc(pairs)
+    return float(tar[np.searchsorted(rates, far * (1 + 1e-9), "right") - 1])
+
+
+def best_accuracy(pairs: Pairs) -> float:
+    """The highest share of right decisions, in [0, 1], that one threshold reaches: chosen on the pairs it judges."""
+    return float(_correct(pairs)[0].max() / len(pairs.same))
+
+
+def fold_accuracies(pairs: Pairs, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The LFW protocol: every fold judged at the threshold that is best on the others.
+
+    Of equally good thresholds the strictest serves; a pair is accepted at `score >= threshold`.
+
+    Args:
+      pairs: as above.
+      folds: int `[P]`, at least two different ones.
+
+    Returns:
+      Share of right decisions, in [0, 1], and threshold of each fold, in the order of fold numbers.
+    """
+    shares, thresholds = [], []
+    for fold in np.unique(folds):
+        held_out = folds == fold
+        correct, candidates = _correct(Pairs(pairs.scores[~held_out], pairs.same[~held_out]))
+        thresholds.append(candidates[int(np.argmax(correct))])
+        shares.append(np.mean((pairs.scores[held_out] >= thresholds[-1]) == pairs.same[held_out]))
+    return np.array(shares), np.array(thresholds)
+
+
+def _correct(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Number of right decisions at each threshold, strictest first, and the thresholds."""
+    far, tar, thresholds = roc(pairs)
+    genuine, impostor = pairs.same.sum(), (~pairs.same).sum()
+    return np.rint(tar * genuine + (1 - far) * impostor), thresholds

@@ -11,6 +11,35 @@ from gdrd_jax.errors import GdrdError, require
 
 BATCH = 64
 LOG = logging.getLogger(__name__)
+# Mean and standard deviation of x, RGB in 0..255; the network is fed with (x - mean) / std.
+PREPROCESSING = {
+    "arcface": "127.5/127.5",
+    "imagenet": "123.675,116.28,103.53/58.395,57.12,57.375",
+    "inside": "0/1",  # the graph begins with it
+}
+
+
+def parse_preprocessing(text: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and standard deviation, float32 `[1]` or `[3]`; None for "auto".
+
+    Args:
+      text: "auto", a name in `PREPROCESSING`, or "MEAN/STD", each one number or three, R,G,B.
+
+    Raises:
+      GdrdError: none of these.
+    """
+    if text == "auto":
+        return None
+    try:
+        mean, std = (np.array(part.split(","), np.float32) for part in PREPROCESSING.get(text, text).split("/"))
+        if mean.size in (1, 3) and std.size in (1, 3) and np.isfinite(mean).all() and (std > 0).all():
+            return mean, std
+    except ValueError:
+        pass
+    raise GdrdError(
+        f"the preprocessing {text!r} is not known; it can be auto, {', '.join(PREPROCESSING)}, or MEAN/STD such as "
+        "127.5/128 or 123.7,116.3,103.5/58.4,57.1,57.4 (R,G,B)"
+    )
 
 
 def check_file(path: Path) -> None:
@@ -31,17 +60,20 @@ class ArcFace:
 
     Args:
       path: ONNX file with one input `[N, 3, 112, 112]` and one output `[N, D]`.
-      mean, std: the network is fed with `(x - mean) / std`, x RGB in 0..255.
+      preprocessing: see `parse_preprocessing`. "auto" is "inside" where the graph subtracts and scales
+        before its first convolution, else "arcface".
 
     Attributes:
       dim: D.
+      preprocessing: the one in use, "auto" resolved.
       fingerprint: of the file and the preprocessing.
 
     Raises:
       GdrdError: no such file, or not such a network.
     """
 
-    def __init__(self, path: Path, *, mean: float, std: float):
+    def __init__(self, path: Path, *, preprocessing: str = "auto"):
+        parse_preprocessing(preprocessing)
         check_file(path)
         onnx, runtime = require("onnx", "teachers"), require("onnxruntime", "teachers")
         data = path.read_bytes()
@@ -58,10 +90,13 @@ class ArcFace:
                 f"{path} maps {self._input.shape} to {output.shape}; a face recogniser maps "
                 f"[N, 3, {FACE_SIZE}, {FACE_SIZE}] to [N, D]"
             )
-        self._mean, self._std = np.float32(mean), np.float32(std)
+        if preprocessing == "auto":
+            preprocessing = "inside" if _normalises(model) else "arcface"
+        self.preprocessing = preprocessing
+        self._mean, self._std = parse_preprocessing(preprocessing)
         self._batch = BATCH
         self.dim = self._try_out(path)
-        self.fingerprint = hashlib.sha256(data + f"{mean}:{std}".encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(data + f"{self._mean}:{self._std}".encode()).hexdigest()
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalised."""
@@ -76,7 +111,9 @@ class ArcFace:
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise GdrdError(f"{path} cannot be run: {str(error).splitlines()[0]}") from error
         if not np.isfinite(singly).all():
-            raise GdrdError(f"{path} gives values that are not finite; look at config.discriminative.mean and std")
+            raise GdrdError(
+                f"{path} gives values that are not finite; look at its preprocessing ({self.preprocessing})"
+            )
         try:
             together = self._run(faces)
         except Exception:
@@ -89,6 +126,16 @@ class ArcFace:
     def _run(self, faces: np.ndarray) -> np.ndarray:
         x = (faces.astype(np.float32) - self._mean) / self._std
         return self._session.run(None, {self._input.name: x.transpose(0, 3, 1, 2)})[0]
+
+
+def _normalises(model) -> bool:
+    """Whether the graph subtracts and scales before its first convolution."""
+    before = set()
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            break
+        before.add(node.op_type)
+    return "Sub" in before and bool(before & {"Mul", "Div"})
 
 
 def runnable(model):

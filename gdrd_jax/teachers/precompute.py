@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-import grain
 import numpy as np
 from tqdm import tqdm
 
 from gdrd_jax.data.degrade import Views
 from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.targets import CHUNK_ROWS, Cache
 
 
@@ -31,6 +31,4 @@ def fill(cache: Cache, compute: Callable[[int, range], np.ndarray], what: str) -
 
 def high_views(faces: Faces, views: Views, view: int, rows: range) -> np.ndarray:
     """Decodes faces, in Grain's threads, and makes their view: uint8 `[n, 112, 112, 3]`."""
-    source = grain.MapDataset.range(rows.start, rows.stop)
-    decoded = source.map(lambda row: views.high(faces[row], row, view))
-    return np.stack(list(decoded.to_iter_dataset()))
+    return np.stack(list(in_parallel(lambda row: views.high(faces[row], row, view), rows)))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.data.degrade import enlarge
+from gdrd_jax.data.degrade import resize
 from gdrd_jax.errors import GdrdError, require
 
 # The residual has a standard deviation of about 0.1 in units of [-1, 1]; diffusion wants 1.
@@ -120,7 +120,7 @@ class SrDiffusion:
         return to_uint8(condition + x / RESIDUAL_SCALE)
 
     def _enlarged(self, lr: np.ndarray):
-        return to_tensor(np.stack([enlarge(face, self.size) for face in lr])).to(self._device)
+        return to_tensor(np.stack([resize(face, self.size, "bicubic") for face in lr])).to(self._device)
 
 
 def to_tensor(images: np.ndarray):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gdrd_jax.data.degrade import Views, enlarge, reduce
+from gdrd_jax.data.degrade import Views, resize
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import batch_rows
 from gdrd_jax.errors import GdrdError, require
@@ -124,8 +124,9 @@ def train(faces: Faces, views: Views, settings: SrSettings, directory: Path, *, 
 def _batch(faces: Faces, views: Views, rows: np.ndarray, mirrored: np.ndarray, size: int, device: str):
     """Enlarged low-resolution faces and scaled residuals, torch `[B, 3, size, size]` each."""
     high = [views.high(faces[row], row, mirror) for row, mirror in zip(rows, mirrored)]
-    condition = to_tensor(np.stack([enlarge(views.low(face), size) for face in high])).to(device)
-    target = to_tensor(np.stack([reduce(face, size, "area") for face in high])).to(device)
+    low = [views.low(face, row, mirror) for face, row, mirror in zip(high, rows, mirrored)]
+    condition = to_tensor(np.stack([resize(face, size, "bicubic") for face in low])).to(device)
+    target = to_tensor(np.stack([resize(face, size, "area") for face in high])).to(device)
     return condition, (target - condition) * RESIDUAL_SCALE
 
 

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gdrd_jax.data.degrade import Views, enlarge, reduce
+from gdrd_jax.data.degrade import Degradation, Views, _line, resize
 from gdrd_jax.errors import GdrdError
 
 FACE = np.random.default_rng(0).integers(256, size=(112, 112, 3), dtype=np.uint8)
@@ -17,6 +17,10 @@ def views(**changes):
         "rotate": 8,
         "scale": 0.08,
         "light": 0.2,
+        "blur": 0.0,
+        "motion": 0.0,
+        "noise": 0.0,
+        "jpeg": 0,
         "seed": 7,
     }
     return Views(**{**settings, **changes})
@@ -24,13 +28,13 @@ def views(**changes):
 
 def test_area_is_the_mean_over_each_cell():
     expected = FACE.reshape(16, 7, 16, 7, 3).mean(axis=(1, 3))
-    np.testing.assert_allclose(reduce(FACE, 16, "area"), expected, atol=0.51)
+    np.testing.assert_allclose(resize(FACE, 16, "area"), expected, atol=0.51)
 
 
 def test_bicubic_does_not_alias():
     stripes = np.zeros((112, 112, 3), np.uint8)
     stripes[:, ::2] = 255  # finer than 16 pixels can show: must become grey
-    assert np.abs(reduce(stripes, 16, "bicubic").astype(int) - 127).max() < 16
+    assert np.abs(resize(stripes, 16, "bicubic").astype(int) - 127).max() < 16
     aliased = cv2.resize(stripes, (16, 16), interpolation=cv2.INTER_CUBIC)
     assert np.abs(aliased.astype(int) - 127).max() > 64
 
@@ -38,8 +42,8 @@ def test_bicubic_does_not_alias():
 @pytest.mark.parametrize("kernel", ["area", "bicubic"])
 @pytest.mark.parametrize("resolution", [8, 16, 32])
 def test_shapes(kernel, resolution):
-    assert views(kernel=kernel, resolution=resolution).low(FACE).shape == (resolution, resolution, 3)
-    assert enlarge(FACE[:resolution, :resolution], 112).shape == (112, 112, 3)
+    assert views(kernel=kernel, resolution=resolution).low(FACE, 0, 0).shape == (resolution, resolution, 3)
+    assert resize(FACE[:resolution, :resolution], 112, kernel).shape == (112, 112, 3)
 
 
 def test_views_0_and_1_are_the_face_and_its_mirror_image():
@@ -60,7 +64,70 @@ def test_random_views_stay_near_the_face():
     assert np.corrcoef(smooth.ravel(), moved.ravel())[0, 1] > 0.5
 
 
-@pytest.mark.parametrize("changes", [{"kernel": "nearest"}, {"count": 1}])
+@pytest.mark.parametrize("changes", [{"kernel": "nearest"}, {"count": 1}, {"noise": -1.0}, {"jpeg": 101}])
 def test_refuses_nonsense(changes):
     with pytest.raises(GdrdError):
         views(**changes)
+
+
+SMOOTH = cv2.GaussianBlur(FACE, (0, 0), 6)
+
+
+def degraded(face=FACE, seed=0, **how):
+    return Degradation(16, "area", **how)(face, np.random.default_rng(seed)).astype(int)
+
+
+def test_no_strength_is_plain_reduction():
+    np.testing.assert_array_equal(degraded(), resize(FACE, 16, "area"))
+
+
+def test_blur_and_motion_take_detail_away_and_keep_the_mean():
+    stripes = np.zeros((112, 112, 3), np.uint8)
+    stripes[:, np.arange(112) // 14 % 2 == 0] = 255
+    plain = degraded(stripes)
+    for how in ({"blur": 6.0}, {"motion": 12.0}):
+        spoilt = degraded(stripes, **how)
+        assert spoilt[4:-4, 4:-4].std() < 0.9 * plain[4:-4, 4:-4].std()
+        assert abs(spoilt.mean() - plain.mean()) < 4
+
+
+def test_motion_is_along_one_direction():
+    dot = np.zeros((113, 113, 3), np.uint8)
+    dot[56, 56] = 255
+    line = Degradation(112, "area", motion=21.0)
+    seen = cv2.filter2D(dot, -1, _line(21.0, 0.0))
+    assert line.motion == 21.0
+    assert (seen[56, 46:67] > 0).all() and not seen[50, :].any() and not seen[:, 40].any()
+
+
+def test_noise_has_its_strength_and_jpeg_its_quality():
+    grey = np.full((112, 112, 3), 128, np.uint8)
+    assert degraded(grey, noise=10.0).std() == pytest.approx(10, rel=0.1)
+    errors = [np.abs(degraded(jpeg=quality) - degraded()).mean() for quality in (95, 30, 5)]
+    assert 0 < errors[0] < errors[1] < errors[2]
+
+
+def test_randomness_comes_from_the_generator_alone():
+    how = {"motion": 9.0, "noise": 5.0}
+    np.testing.assert_array_equal(degraded(seed=3, **how), degraded(seed=3, **how))
+    assert (degraded(seed=3, **how) != degraded(seed=4, **how)).any()
+
+
+def test_strengths_scale_with_the_face():
+    large = cv2.resize(SMOOTH, (224, 224), interpolation=cv2.INTER_CUBIC)
+    assert np.abs(degraded(large, blur=4.0) - degraded(SMOOTH, blur=4.0)).mean() < 1.5
+
+
+def test_spoilt_views_depend_on_seed_index_and_view_only():
+    spoilt = {"blur": 3.0, "motion": 9.0, "noise": 8.0, "jpeg": 30}
+    a = views(**spoilt).low(FACE, 3, 2)
+    np.testing.assert_array_equal(a, views(**spoilt, count=9).low(FACE, 3, 2))
+    others = views(**spoilt, seed=8).low(FACE, 3, 2), views(**spoilt).low(FACE, 4, 2), views(**spoilt).low(FACE, 3, 4)
+    assert all((a != other).any() for other in others)
+    for view in (0, 1):  # the face itself and its mirror image stay clean
+        np.testing.assert_array_equal(views(**spoilt).low(FACE, 3, view), resize(FACE, 16, "area"))
+
+
+def test_a_small_crop_of_any_shape_is_brought_to_size():
+    for kernel in ("area", "bicubic"):
+        assert resize(FACE[:20, :14], 16, kernel).shape == (16, 16, 3)

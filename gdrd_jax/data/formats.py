@@ -1,0 +1,187 @@
+"""Every way in which faces come, read into the one description `Faces`.
+
+Told apart by what a path is: a folder with `faces.json` (a store of `data.prepare`), a folder
+with one `.rec` file or that file itself (InsightFace RecordIO), a `.tar`, a list (`.txt`,
+`.lst`, `.csv`), or else a folder of folders of images.
+"""
+
+import dataclasses
+import fnmatch
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.recordio import read_index
+from gdrd_jax.errors import GdrdError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".webp"})
+LIST_SUFFIXES = frozenset({".txt", ".lst", ".csv"})
+MANIFEST, RECORDS = "faces.json", "train.rec"  # of a store
+
+
+def open_faces(path: Path, *, pattern: str = "*", skip_bad: bool = False) -> Faces:
+    """Describes the faces at `path`, of any format; reads no pixels.
+
+    Args:
+      path: see the module.
+      pattern: in folders, tars and lists only files whose name matches it, as in a shell ("*.pgm").
+      skip_bad: leave damaged records out, listed in `Faces.skipped`, instead of raising.
+
+    Raises:
+      GdrdError: nothing there, no faces in it, or damage.
+    """
+    if not path.exists():
+        raise GdrdError(f"there are no faces at {str(path)!r}: no such file or folder")
+    records = sorted(path.glob("*.rec")) if path.is_dir() else [path] if path.suffix == ".rec" else []
+    if len(records) > 1:
+        raise GdrdError(f"{path} holds {len(records)} .rec files ({', '.join(r.name for r in records)}); give one")
+    if path.is_dir() and (path / MANIFEST).exists():
+        return _store(path)
+    if records:
+        return _records(records[0], skip_bad)
+    if path.is_file() and path.suffix in LIST_SUFFIXES:
+        return _list(path, pattern)
+    return _by_folder(path, pattern)
+
+
+def tree(path: Path) -> Faces:
+    """Every file under a folder, in a tar or in a store, in natural order of names; all of one identity.
+
+    Names are relative to the folder, with "/"; protocols pick theirs by name.
+
+    Raises:
+      GdrdError: nothing there, or not a folder, an uncompressed tar or a store.
+    """
+    if not path.exists():
+        raise GdrdError(f"there is no {str(path)!r}")
+    if path.is_dir() and (path / MANIFEST).exists():
+        return _store(path)
+    if path.is_dir():
+        folders = ((PurePosixPath(os.path.relpath(f, path)), files) for f, _, files in os.walk(path, followlinks=True))
+        found = {str(folder / name): (0, 0) for folder, files in folders for name in files}
+    elif path.suffix == ".tar":
+        found = _tar(path)
+    else:
+        raise GdrdError(f"{path} is neither a folder, nor an uncompressed .tar, nor a store of prepare_faces.py")
+    names = sorted(found, key=_natural)
+    spans = None if path.is_dir() else np.array([found[name] for name in names], np.int64).reshape(-1, 2)
+    return Faces(path.resolve(), tuple(names), np.zeros(len(names), np.int32), ("",), spans)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name ends as an image's does."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def labelled(faces: Faces, people: Iterable[str]) -> Faces:
+    """The faces, with the identity of each given by name; identities sorted naturally."""
+    people = list(people)
+    identities = sorted(set(people), key=_natural)
+    number = {name: i for i, name in enumerate(identities)}
+    labels = np.array([number[name] for name in people], np.int32)
+    return dataclasses.replace(faces, labels=labels, identities=tuple(identities))
+
+
+def _natural(name: str) -> tuple:
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _by_folder(path: Path, pattern: str) -> Faces:
+    files = tree(path)
+    matching = [
+        row for row, name in enumerate(files.names)
+        if is_image(name) and fnmatch.fnmatch(PurePosixPath(name).name, pattern) and "/" in name
+    ]  # fmt: skip
+    if not matching:
+        raise GdrdError(
+            f"{path} holds no faces: no sub-folder with images {pattern} ({', '.join(sorted(IMAGE_SUFFIXES))}); "
+            "the layout is FOLDER/PERSON/IMAGE"
+        )
+    faces = files.take(matching)
+    folders = [str(PurePosixPath(name).parent) for name in faces.names]
+    above = os.path.commonpath(folders) if len(set(folders)) > 1 else ""
+    faces = labelled(faces, (os.path.relpath(folder, above) if above else folder for folder in folders))
+    return faces.take(np.argsort(faces.labels, kind="stable"))
+
+
+def _tar(path: Path) -> dict[str, tuple[int, int]]:
+    size, found = path.stat().st_size, {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isreg() and not member.issparse():
+                    found[member.name.removeprefix("./")] = (member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise GdrdError(f"{path} is not an uncompressed tar, or is damaged ({error}); unpack or copy it") from error
+    if found and max(start + length for start, length in found.values()) > size:
+        raise GdrdError(f"{path} is truncated: a file in it ends after the archive's {size} bytes; copy it again")
+    return found
+
+
+def _list(path: Path, pattern: str) -> Faces:
+    """Lines `PATH IDENTITY`, or mxnet's `INDEX LABEL PATH` in a `.lst`; paths relative to the list."""
+    names, people = [], []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        separator = "," if path.suffix == ".csv" else "\t" if "\t" in line else None
+        if path.suffix == ".lst":
+            fields = line.split("\t")
+            fields = [fields[-1], fields[1]] if len(fields) >= 3 else []
+        else:
+            fields = line.rsplit(separator, 1)
+        if len(fields) != 2:
+            raise GdrdError(f"{path}, line {number}: {line!r} is not `PATH IDENTITY` (a .lst: INDEX, LABEL, PATH)")
+        name, person = (field.strip() for field in fields)
+        if not fnmatch.fnmatch(PurePosixPath(name).name, pattern):
+            continue
+        if not (path.parent / name).is_file():
+            raise GdrdError(f"{path}, line {number}: there is no file {path.parent / name}")
+        names.append(name)
+        people.append(person)
+    if not names:
+        raise GdrdError(f"{path} lists no faces; its lines are `PATH IDENTITY`")
+    return labelled(Faces(path.parent.resolve(), tuple(names), np.zeros(len(names), np.int32), ("",)), people)
+
+
+def _records(path: Path, skip_bad: bool) -> Faces:
+    index = read_index(path, skip_bad=skip_bad)
+    values, labels = np.unique(index.labels, return_inverse=True)
+    return Faces(
+        path.resolve(), index.keys, labels.astype(np.int32), tuple(f"{value:.0f}" for value in values),
+        index.spans, index.parts, skipped=index.skipped,
+    )  # fmt: skip
+
+
+def _store(path: Path) -> Faces:
+    """A store keeps names and identities that RecordIO has no room for."""
+    manifest_path = path / MANIFEST
+    try:
+        manifest = json.loads(manifest_path.read_text())
+        names, identities, fingerprint = manifest["names"], manifest["identities"], manifest["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise GdrdError(f"{manifest_path} is damaged; run prepare_faces.py again") from error
+    faces = _records(path / RECORDS, skip_bad=False)
+    if len(faces) != len(names) or len(faces.identities) != len(identities):
+        raise GdrdError(
+            f"{path / RECORDS} holds {len(faces)} faces of {len(faces.identities)} people, {manifest_path} speaks of "
+            f"{len(names)} of {len(identities)}; run prepare_faces.py again"
+        )
+    return Faces(
+        faces.root, tuple(names), faces.labels, tuple(identities), faces.spans, faces.parts, fingerprint,
+        tuple(map(tuple, manifest["skipped"])),
+    )  # fmt: skip
+
+
+def read_bytes(faces: Faces, name: str) -> io.BytesIO | None:
+    """The file called `name` among `tree`'s, or None."""
+    row = faces.names.index(name) if name in faces.names else None
+    return None if row is None else io.BytesIO(faces.read(row))

@@ -1,0 +1,204 @@
+"""Reading every face once: to check and fingerprint it, or to convert any format into one store.
+
+A store is a folder with InsightFace's `train.rec`, `train.idx` and `property`, so that other
+tools read it too, and `faces.json` with the names and what was left out, which RecordIO has no
+room for.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from gdrd_jax.data import recordio
+from gdrd_jax.data.align import FACE_SIZE, Aligner
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.formats import MANIFEST, RECORDS, open_faces
+from gdrd_jax.data.loader import in_parallel
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import write_json
+
+LOG = logging.getLogger(__name__)
+JOURNAL = "journal.jsonl"
+SAVE_EVERY = 256  # faces; an interrupted conversion loses fewer
+
+
+class Unfit(GdrdError):
+    """One face cannot be used."""
+
+
+class NoFace(Unfit):
+    """A picture in which no face was found."""
+
+
+def checked(faces: Faces, *, any_size: bool = False, skip_bad: bool = False) -> Faces:
+    """The faces with their fingerprint, every one having been decoded.
+
+    Args:
+      faces: of any format.
+      any_size: take faces that are not 112x112, too.
+      skip_bad: leave unusable faces out and list them in `Faces.skipped`, instead of raising.
+
+    Raises:
+      GdrdError: a face that does not decode or has the wrong size.
+    """
+    rows, digests, skipped = [], [], list(faces.skipped)
+    for row, (data, problem) in enumerate(_fit_all(faces, None, any_size, "checking faces")):
+        if problem is None:
+            rows.append(row)
+            digests.append(hashlib.sha256(data).digest())
+        elif skip_bad:
+            skipped.append((faces.names[row], str(problem)))
+        else:
+            raise problem
+    kept = faces if len(rows) == len(faces) else faces.take(rows)
+    return dataclasses.replace(kept, fingerprint=_fingerprint(kept.labels, digests), skipped=tuple(skipped))
+
+
+def _fingerprint(labels: np.ndarray, digests: list[bytes]) -> str:
+    return hashlib.sha256(np.asarray(labels, "<i4").tobytes() + b"".join(digests)).hexdigest()
+
+
+def _fit_all(
+    faces: Faces, aligner: Aligner | None, any_size: bool, what: str, start: int = 0
+) -> Iterator[tuple[bytes | None, Unfit | None]]:
+    """For every face from `start` on: its encoded, aligned form, or why it cannot be used."""
+
+    def fit(row: int):
+        try:
+            return _fit(faces, row, aligner, any_size), None
+        except GdrdError as error:
+            return None, error if isinstance(error, Unfit) else Unfit(str(error))
+
+    with tqdm(total=len(faces), initial=start, desc=what, unit="face", mininterval=0.5) as progress:
+        for result in in_parallel(fit, range(start, len(faces))):
+            yield result
+            progress.update()
+
+
+def _fit(faces: Faces, row: int, aligner: Aligner | None, any_size: bool) -> bytes:
+    data, image = faces.read(row), faces[row]
+    if aligner is not None:
+        face = aligner(image)
+        if face is None:
+            raise NoFace(f"no face was found in {faces.where(row)}; remove it, or align it yourself to 112x112")
+        return cv2.imencode(".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR))[1].tobytes()
+    height, width = image.shape[:2]
+    if (height, width) != (FACE_SIZE, FACE_SIZE) and not any_size:
+        raise Unfit(
+            f"{faces.where(row)} is {width}x{height}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; "
+            "align photographs first: tools/prepare_faces.py --align (or --config.data.align=true)"
+        )
+    return data
+
+
+def prepare(
+    faces: Faces, folder: Path, *, aligner: Aligner | None = None, skip_faceless: bool = False, skip_bad: bool = False
+) -> Faces:
+    """Converts faces into a store; stopped and called again, it goes on where it was.
+
+    Aligned faces keep their bytes; those aligned here become PNG. Faces of one identity follow
+    each other, in the order they had.
+
+    Args:
+      faces: of any format.
+      folder: of the store, empty, missing, or holding this conversion's beginning.
+      aligner: finds and aligns faces in photographs; None if they are aligned.
+      skip_faceless: leave pictures without a face out and list them, instead of raising.
+      skip_bad: the same for damaged ones.
+
+    Returns:
+      The store's faces, as `data.formats.open_faces` describes them.
+
+    Raises:
+      GdrdError: the folder holds other things, no face is usable, or one is not and must be.
+    """
+    faces = faces.take(np.argsort(faces.labels, kind="stable"))
+    origin = {"files": faces.signature(), "aligned": aligner is not None}
+    if (folder / MANIFEST).exists():
+        if json.loads((folder / MANIFEST).read_text())["origin"] != origin:
+            raise GdrdError(f"{folder} is a store of other faces, or made with other settings; choose another folder")
+        return open_faces(folder)
+    journal = _begin(folder, origin)
+    with (folder / RECORDS).open("ab") as records, (folder / JOURNAL).open("a") as lines:
+        kept, done = sum("sha256" in entry for entry in journal), len(journal)
+        people = {int(faces.labels[row]) for row, entry in enumerate(journal) if "sha256" in entry}
+        if not done:
+            records.write(recordio.pack_range(0, 0, 0))  # the header's place: its numbers are known at the end
+        for row, (data, problem) in enumerate(_fit_all(faces, aligner, False, "preparing faces", done), done):
+            if problem is None:
+                kept += 1
+                people.add(int(faces.labels[row]))
+                records.write(recordio.pack_image(len(people) - 1, kept, data))
+                journal.append({"end": records.tell(), "sha256": hashlib.sha256(data).hexdigest()})
+            elif skip_faceless if isinstance(problem, NoFace) else skip_bad:
+                journal.append({"end": records.tell(), "problem": str(problem)})
+            else:
+                raise problem
+            if len(journal) % SAVE_EVERY == 0 or row == len(faces) - 1:
+                records.flush()
+                os.fsync(records.fileno())
+                lines.writelines(json.dumps(entry) + "\n" for entry in journal[done:])
+                lines.flush()
+                done = len(journal)
+    return _finish(faces, folder, journal, origin)
+
+
+def _begin(folder: Path, origin: dict) -> list[dict]:
+    """What an interrupted call has done: one entry a face; both files end after the last of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, records = folder / JOURNAL, folder / RECORDS
+    if not path.exists():
+        if any(folder.iterdir()):
+            raise GdrdError(f"{folder} is not empty; choose another folder for the store")
+        path.write_text(json.dumps(origin) + "\n")
+        records.touch()
+        return []
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    if not whole or json.loads(whole[0]) != origin:
+        raise GdrdError(f"{folder} holds the beginning of another conversion; remove it or choose another folder")
+    path.write_text("".join(whole))
+    journal = [json.loads(line) for line in whole[1:]]
+    os.truncate(records, journal[-1]["end"] if journal else 0)
+    if journal:
+        LOG.info("%s: going on after %d faces", folder, len(journal))
+    return journal
+
+
+def _finish(faces: Faces, folder: Path, journal: list[dict], origin: dict) -> Faces:
+    """Writes what can be known only at the end; the manifest last."""
+    kept = np.array([row for row, entry in enumerate(journal) if "sha256" in entry], int)
+    skipped = [(faces.names[row], e["problem"]) for row, e in enumerate(journal) if "problem" in e]
+    if not len(kept):
+        raise GdrdError(f"none of the {len(journal)} faces can be used; the first: {skipped[0][1]}")
+    present, labels = np.unique(faces.labels[kept], return_inverse=True)
+    starts = [0] + [len(recordio.pack_range(0, 0, 0)), *(journal[row]["end"] for row in kept)][: len(kept)]
+    first = np.append(np.searchsorted(labels, np.arange(len(present))), len(kept)) + 1
+    with (folder / RECORDS).open("r+b") as records:
+        records.seek(0, os.SEEK_END)
+        for person, (start, stop) in enumerate(zip(first[:-1], first[1:])):
+            starts.append(records.tell())
+            records.write(recordio.pack_range(int(start), int(stop), len(kept) + 1 + person))
+        records.seek(0)
+        records.write(recordio.pack_range(len(kept) + 1, len(kept) + 1 + len(present), 0))
+    (folder / RECORDS).with_suffix(".idx").write_text("".join(f"{key}\t{start}\n" for key, start in enumerate(starts)))
+    (folder / "property").write_text(f"{len(present)},{FACE_SIZE},{FACE_SIZE}\n")
+    digests = [bytes.fromhex(journal[row]["sha256"]) for row in kept]
+    manifest = {
+        "names": [faces.names[row] for row in kept],
+        "identities": [faces.identities[label] for label in present],
+        "fingerprint": _fingerprint(labels, digests),
+        "skipped": [*faces.skipped, *skipped],
+        "source": str(faces.root),
+        "origin": origin,
+    }
+    write_json(folder / MANIFEST, manifest)
+    (folder / JOURNAL).unlink()
+    return open_faces(folder)

@@ -1,0 +1,147 @@
+"""The AR protocol: does light, or something before the face, keep people from being recognised?"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.formats import is_image, labelled, tree
+from gdrd_jax.data.prepare import checked
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.evaluation import bootstrap
+from gdrd_jax.evaluation.identification import nearest
+from gdrd_jax.evaluation.report import GREEN, RED, draw_bars, grid
+from gdrd_jax.evaluation.result import Result, percent, percents
+
+LOG = logging.getLogger(__name__)
+NAME = re.compile(r"([mw]-\d{3})-(\d{1,2})", re.IGNORECASE)
+GALLERY = (1, 14)  # the neutral images of both sessions
+GROUPS = {
+    "expression": (2, 3, 4, 15, 16, 17),
+    "illumination": (5, 6, 7, 18, 19, 20),
+    "eyes": (8, 9, 10, 21, 22, 23),
+    "mouth": (11, 12, 13, 24, 25, 26),
+}
+SHOWN = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Neutral faces to be recognised by, and probes in groups.
+
+    Attributes:
+      faces: all, labelled.
+      numbers: int `[N]`, AR's number of the condition, 1 to 26.
+      about: counts and remarks for the report.
+    """
+
+    faces: Faces
+    numbers: np.ndarray
+    about: dict
+
+    main = "rank_1"
+    columns = {"rank_1": "rank-1 %", **{f"rank_1_{group}": f"{group} %" for group in GROUPS}}
+    legend = (
+        "Rank-1: share of probes whose nearest gallery face is of the right person. Gallery: the neutral images, 1 and "
+        "14 (the paper does not give its split; this is ours). Groups: expression (2-4, 15-17), illumination (5-7, "
+        "18-20), eyes behind sunglasses (8-10, 21-23), mouth behind a scarf (11-13, 24-26); rank-1 is over all of them."
+    )
+
+    def evaluate(self, embeddings: np.ndarray, *, seed: int) -> Result:
+        """Scores one model by the cosine of its embeddings, float `[N, D]`, unit length."""
+        gallery, probes = self._gallery(), self._probes()
+        best = gallery[nearest(embeddings[probes], embeddings[gallery])[:, 0]]
+        right = self.faces.labels[best] == self.faces.labels[probes]
+        metrics, intervals = {}, {}
+        of_group = {"rank_1": np.ones(len(probes), bool)}
+        of_group |= {f"rank_1_{group}": np.isin(self.numbers[probes], numbers) for group, numbers in GROUPS.items()}
+        for name, chosen in of_group.items():
+            metrics[name] = percent(right[chosen].mean()) if chosen.any() else None
+            metrics[name.replace("rank_1", "n_probes")] = int(chosen.sum())
+            if chosen.any():
+                people = self.faces.labels[probes][chosen]
+                intervals[name] = percents(bootstrap.of_mean(right[chosen], people, seed=seed))
+        metrics |= {"n_gallery": len(gallery), "n_identities": len(self.faces.identities)}
+        return Result(metrics, intervals, {"nearest": best})
+
+    def _gallery(self) -> np.ndarray:
+        return np.flatnonzero(np.isin(self.numbers, GALLERY))
+
+    def _probes(self) -> np.ndarray:
+        return np.flatnonzero(~np.isin(self.numbers, GALLERY))
+
+    def shared_arrays(self) -> dict[str, np.ndarray]:
+        """What the arrays of every row belong to."""
+        return {"names": np.array(self.faces.names), "probes": self._probes()}
+
+    def curves(self, results: dict[str, Result]) -> dict:
+        """None: there is no ROC."""
+        return {}
+
+    def figures(self, results: dict[str, Result]) -> list[tuple[str, bytes, str]]:
+        """Bars of the groups."""
+        keys = [f"rank_1_{group}" for group in GROUPS]
+        bars = {
+            name: [(r.metrics[key], r.intervals[key]) if key in r.intervals else None for key in keys]
+            for name, r in results.items()
+        }
+        return [("groups.png", draw_bars(bars, list(GROUPS), y="rank-1, %"), "Rank-1 by group, with 95 % intervals.")]
+
+    def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+        """Some probes of every group over the gallery face that they were taken for."""
+        probes, best, labels = self._probes(), result.arrays["nearest"], self.faces.labels
+        lines, frames = [], []
+        for numbers in GROUPS.values():
+            of_group = np.flatnonzero(np.isin(self.numbers[probes], numbers))
+            if not len(of_group):
+                continue
+            shown = of_group[np.linspace(0, len(of_group) - 1, min(SHOWN, len(of_group))).astype(int)]
+            lines += [[see(probes[i]) for i in shown], [self.faces[best[i]] for i in shown]]
+            frames += [
+                [None] * len(shown), [GREEN if labels[best[i]] == labels[probes[i]] else RED for i in shown],
+            ]  # fmt: skip
+        caption = (
+            "Probes of every group, as the model is fed with them, over the gallery face that is nearest: green "
+            "if right."
+        )
+        return grid(lines, frames), caption
+
+
+def open_ar(data: Path, *, any_size: bool, skip_bad: bool) -> Groups:
+    """AR's names, `m-001-01` to `w-050-26`, of images at any depth under a folder, in a tar or a store.
+
+    Raises:
+      GdrdError: no such images, a person without a neutral image, or a damaged face.
+    """
+    files = tree(data)
+    chosen = [
+        row for row, name in enumerate(files.names) if is_image(name) and NAME.fullmatch(PurePosixPath(name).stem)
+    ]
+    if not chosen:
+        raise GdrdError(f"{data} holds no images with AR's names, such as m-001-01.bmp")
+    faces = checked(files.take(chosen), any_size=any_size, skip_bad=skip_bad)
+    parts = [NAME.fullmatch(PurePosixPath(name).stem).groups() for name in faces.names]
+    numbers = np.array([int(number) for _, number in parts])
+    faces = labelled(faces, (person.lower() for person, _ in parts))
+    odd = np.flatnonzero((numbers < 1) | (numbers > 26))
+    if len(odd):
+        raise GdrdError(f"{faces.where(odd[0])}: AR's images are numbered 01 to 26")
+    enrolled = np.unique(faces.labels[np.isin(numbers, GALLERY)])
+    lonely = np.flatnonzero(~np.isin(faces.labels, enrolled))
+    skipped = list(faces.skipped)
+    if len(lonely):
+        if not skip_bad:
+            raise GdrdError(f"{faces.where(lonely[0])}: its person has no neutral image (01 or 14) to be recognised by")
+        skipped += [(faces.names[row], "its person has no neutral image") for row in lonely]
+    if skipped:
+        LOG.warning("%d faces are left out", len(skipped))
+    kept = np.setdiff1d(np.arange(len(faces)), lonely)
+    if not np.isin(numbers[kept], GALLERY).any() or np.isin(numbers[kept], GALLERY).all():
+        raise GdrdError(f"{data} needs neutral images (01, 14) and others to be recognised")
+    fingerprint = faces.fingerprint
+    faces = dataclasses.replace(faces.take(kept), fingerprint=f"{fingerprint}:{len(kept)}")
+    return Groups(faces, numbers[kept], {"n_skipped": len(skipped), "skipped": skipped})

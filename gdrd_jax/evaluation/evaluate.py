@@ -1,0 +1,193 @@
+"""Runs recognisers under a protocol and reports: the library behind `tools/evaluate.py`."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from gdrd_jax import __version__
+from gdrd_jax.data.degrade import Degradation
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.evaluation import ar, lfw, report, tinyface, uccs
+from gdrd_jax.evaluation.models import Model, embed_faces, open_model
+from gdrd_jax.evaluation.result import Result
+from gdrd_jax.files import write_json
+
+LOG = logging.getLogger(__name__)
+PROTOCOLS = ("lfw", "bin", "uccs", "tinyface", "ar")
+RESOLUTIONS = ("native", "8", "16", "32")
+STAND_IN = "STAND_IN.txt"
+# Of the GDRD student trained on the 494,414 faces of WebFace (arXiv 2409.06371, figure 3).
+PAPER = {("lfw", "16"): 96.13}
+PAPER_COLUMN = "paper's GDRD % (WebFace)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What makes the numbers.
+
+    Attributes:
+      protocol: one of PROTOCOLS.
+      data: see the protocols' `open_*`.
+      pairs: LFW's list of pairs, or None.
+      models: see `evaluation.models.open_model`.
+      resolutions: of RESOLUTIONS.
+      kernel, blur, motion, noise, jpeg: see `data.degrade.Degradation`; not used at "native".
+      stretch: take faces that are not 112x112, stretched; TinyFace's always are.
+      skip_bad: leave bad input out, counted and listed, instead of stopping.
+      seed: of noise, directions and bootstrap.
+    """
+
+    protocol: str
+    data: Path
+    pairs: Path | None
+    models: tuple[str, ...]
+    resolutions: tuple[str, ...]
+    kernel: str = "area"
+    blur: float = 0.0
+    motion: float = 0.0
+    noise: float = 0.0
+    jpeg: int = 0
+    stretch: bool = False
+    skip_bad: bool = False
+    seed: int = 0
+
+    def degradation(self, resolution: str) -> Degradation | None:
+        """What a face goes through at one of `resolutions`."""
+        if resolution == "native":
+            return None
+        return Degradation(int(resolution), self.kernel, self.blur, self.motion, self.noise, self.jpeg)
+
+
+def open_protocol(settings: Settings):
+    """Reads and checks the data; see the `open_*` of the protocols."""
+    if settings.protocol == "lfw":
+        return lfw.open_lfw(settings.data, settings.pairs, any_size=settings.stretch, skip_bad=settings.skip_bad)
+    if settings.protocol == "tinyface":
+        return tinyface.open_tinyface(settings.data, skip_bad=settings.skip_bad)
+    opener = {"bin": lfw.open_bin, "uccs": uccs.open_uccs, "ar": ar.open_ar}[settings.protocol]
+    return opener(settings.data, any_size=settings.stretch, skip_bad=settings.skip_bad)
+
+
+def evaluate(settings: Settings, out: Path) -> dict[str, Result]:
+    """Writes metrics.json, scores.npz, report.html and the protocol's figures into `out`.
+
+    Embeddings are kept in `out/embeddings`: an interrupted call goes on, a repeated one is quick.
+
+    Args:
+      settings: what to do.
+      out: made if it is missing.
+
+    Returns:
+      Row (model_resolution) to results.
+
+    Raises:
+      GdrdError: a mistake of the user's; all but damaged faces are found before any is embedded.
+    """
+    for resolution in settings.resolutions:
+        settings.degradation(resolution)
+    models = [open_model(text) for text in settings.models]
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        raise GdrdError(f"two models are called {max(names, key=names.count)!r}; name them: --model NAME=PATH")
+    protocol = open_protocol(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    results, pictures, lines = {}, [], {}
+    for model in models:
+        for resolution in settings.resolutions:
+            name, how = f"{model.name}_{resolution}", settings.degradation(resolution)
+            embeddings = embed_faces(model, protocol.faces, how, seed=settings.seed, cache=out / "embeddings")
+            result = protocol.evaluate(embeddings, seed=settings.seed)
+            result.metrics["paper"] = PAPER.get((settings.protocol, resolution))
+            results[name] = result
+            figure = result.metrics.get(protocol.main)
+            if figure is not None:
+                lines.setdefault(model.name, {})[resolution] = (figure, result.intervals[protocol.main])
+            image, caption = protocol.picture(result, _seen_by(model, protocol, how, settings.seed))
+            pictures.append((report.png(image), f"{name}. {caption}"))
+    _write(settings, out, protocol, models, results, lines, pictures)
+    return results
+
+
+def _seen_by(model: Model, protocol, how: Degradation | None, seed: int):
+    return lambda row: model.see(protocol.faces[row], how, np.random.default_rng([seed, int(row), 0]))
+
+
+def _write(settings: Settings, out: Path, protocol, models: list[Model], results, lines, pictures) -> None:
+    stand_in = _stand_in(settings.data)
+    described = {
+        key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(settings).items()
+    }
+    packages = ("numpy", "opencv-python-headless", "pillow", "onnxruntime", "jax", "scikit-learn")
+    document = {
+        "protocol": settings.protocol,
+        "stand_in": stand_in,
+        "units": "percent; intervals hold 95 %, from a bootstrap",
+        "settings": {
+            **described, "models": {model.name: model.settings for model in models},
+            "faces": {"count": len(protocol.faces), "fingerprint": protocol.faces.fingerprint},
+            "versions": {"gdrd_jax": __version__, **{name: _version(name) for name in packages}},
+        },
+        "data": protocol.about,
+    }  # fmt: skip
+    columns = dict(protocol.columns)
+    if any(result.metrics["paper"] for result in results.values()):
+        columns["paper"] = PAPER_COLUMN
+    figures = getattr(protocol, "figures", lambda results: [])(results)
+    if any(len(line) > 1 for line in lines.values()):
+        caption = "The same faces at falling resolution, with 95 % intervals."
+        figures.append(("sweep.png", report.draw_sweep(lines, y=protocol.columns[protocol.main]), caption))
+    for name, png, _ in figures:
+        (out / name).write_bytes(png)
+    arrays = {f"{row}/{key}": value for row, result in results.items() for key, value in result.arrays.items()}
+    np.savez_compressed(out / "scores.npz", **protocol.shared_arrays(), **arrays)
+    report.write(
+        out, results, columns=columns, curves=protocol.curves(results), title=_title(settings, stand_in),
+        summary=_summary(settings, protocol), legend=protocol.legend,
+        figures=[(png, caption) for _, png, caption in figures] + pictures, settings=document["settings"],
+        document=document, warning=stand_in or "",
+    )  # fmt: skip
+    write_json(out / "skipped.json", protocol.about["skipped"])
+    LOG.info("report: %s\n%s", out / "report.html", report.text_table(results, columns))
+    if stand_in:
+        LOG.info("STAND-IN: %s", stand_in)
+
+
+def _stand_in(data: Path) -> str | None:
+    path = data / STAND_IN
+    return " ".join(path.read_text().split()) if data.is_dir() and path.exists() else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _title(settings: Settings, stand_in: str | None) -> str:
+    names = {"lfw": "LFW", "bin": settings.data.name, "uccs": "UCCS", "tinyface": "TinyFace", "ar": "AR"}
+    return (
+        names[settings.protocol]
+        + (" stand-in" if stand_in else "")
+        + ": "
+        + ", ".join(r if r == "native" else f"{r}x{r}" for r in settings.resolutions)
+    )
+
+
+def _summary(settings: Settings, protocol) -> str:
+    spoilt = {key: getattr(settings, key) for key in ("blur", "motion", "noise", "jpeg") if getattr(settings, key)}
+    how = ", ".join(f"{key} {value:g}" for key, value in spoilt.items())
+    reduced = any(r != "native" for r in settings.resolutions)
+    counts = {k: v for k, v in protocol.about.items() if k.startswith("n_")}
+    return (
+        f"{len(protocol.faces)} faces"
+        + (f", reduced by the {settings.kernel} kernel" + (f" ({how})" if how else "") if reduced else "")
+        + f". Left out: {counts['n_skipped']}"
+        + (f" ({json.dumps(dict(protocol.about['skipped'][:3]))}, all in skipped.json)" if counts["n_skipped"] else "")
+        + ". Intervals hold 95 %, from a bootstrap that draws people. "
+        + protocol.about.get("remark", "")
+    )

@@ -1,0 +1,238 @@
+"""The LFW protocol: are both faces of a pair of one person? Also InsightFace's `.bin` sets (CFP-FP, AgeDB-30)."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.formats import is_image, tree
+from gdrd_jax.data.insightface_bin import read_bin
+from gdrd_jax.data.prepare import checked
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.evaluation import bootstrap, verification
+from gdrd_jax.evaluation.report import GREEN, RED, grid
+from gdrd_jax.evaluation.result import Result, percent, percents
+from gdrd_jax.evaluation.verification import Pairs
+
+LOG = logging.getLogger(__name__)
+FARS = (1e-1, 1e-2, 1e-3, 1e-4)
+BIN_FOLDS = 10
+SHOWN = 6  # pairs a line of the picture
+
+
+@dataclasses.dataclass(frozen=True)
+class PairList:
+    """Pairs of faces in folds.
+
+    Attributes:
+      faces: every face of a pair, once.
+      first, second: rows of `faces`, int `[P]`.
+      same: bool `[P]`, True for a genuine pair.
+      folds: int `[P]`.
+      people: int `[P, 2]`, who is in a pair; pairs of one another's people are not independent.
+      about: counts and remarks for the report.
+      any_size: whether faces may be of any size.
+    """
+
+    faces: Faces
+    first: np.ndarray
+    second: np.ndarray
+    same: np.ndarray
+    folds: np.ndarray
+    people: np.ndarray
+    about: dict
+
+    main = "accuracy"
+    columns = {
+        "accuracy": "accuracy %", "accuracy_std_error": "± std. error", "best_threshold_accuracy": "best threshold %",
+        "auc": "AUC %", "eer": "EER %", "tar_at_far.0.01": "TAR % at FAR 1e-2", "tar_at_far.0.001": "TAR % at FAR 1e-3",
+    }  # fmt: skip
+    legend = (
+        "Accuracy: mean over the folds of the share of right decisions in a fold, at the threshold that is best on the "
+        "other folds, and the standard error of that mean. Best threshold: the share at the one threshold that is best "
+        "on all pairs (chosen on what it judges; papers often report this). AUC: area under the ROC curve. EER: equal "
+        "error rate. TAR at FAR: share of genuine pairs accepted where at most so many impostors are."
+    )
+
+    def evaluate(self, embeddings: np.ndarray, *, seed: int) -> Result:
+        """Scores one model by the cosine of its embeddings, float `[N, D]`, unit length."""
+        scores = np.einsum("pd,pd->p", embeddings[self.first], embeddings[self.second])
+        pairs = Pairs(scores, self.same)
+        intervals = bootstrap.of_pairs(pairs, *self.people.T, self.folds, FARS, seed=seed)
+        metrics = {
+            "best_threshold_accuracy": percent(verification.best_accuracy(pairs)),
+            "auc": percent(verification.auc(pairs)),
+            "eer": percent(verification.eer(pairs)),
+            "tar_at_far": {f"{far:g}": percent(verification.tar_at_far(pairs, far)) for far in FARS},
+            "n_pairs": len(scores), "n_genuine": int(self.same.sum()), "n_impostor": int((~self.same).sum()),
+        }  # fmt: skip
+        if len(np.unique(self.folds)) > 1:
+            shares, thresholds = verification.fold_accuracies(pairs, self.folds)
+            metrics = {
+                "accuracy": percent(shares.mean()),
+                "accuracy_std_error": percent(shares.std(ddof=1) / np.sqrt(len(shares))),
+                "accuracy_by_fold": [percent(share) for share in shares],
+                "threshold": float(thresholds.mean()),
+                **metrics,
+            }
+        unsupported = {f"tar_at_far_{far}" for far, value in metrics["tar_at_far"].items() if value is None}
+        intervals = {
+            name.replace("tar_at_far_", "tar_at_far."): percents(ends)
+            for name, ends in intervals.items() if name not in unsupported
+        }  # fmt: skip
+        return Result(metrics, intervals, {"scores": scores.astype(np.float32)})
+
+    def shared_arrays(self) -> dict[str, np.ndarray]:
+        """What the scores of every row belong to."""
+        names = np.array(self.faces.names)
+        return {"same": self.same, "fold": self.folds, "first": names[self.first], "second": names[self.second]}
+
+    def curves(self, results: dict[str, Result]) -> dict[str, Pairs]:
+        """ROC of every row."""
+        return {name: Pairs(result.arrays["scores"], self.same) for name, result in results.items()}
+
+    def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+        """The hardest pairs of a row; `see` gives a face as its model is fed with it."""
+        scores, lines, frames = result.arrays["scores"], [], []
+        for same, order, colour in ((False, -scores, RED), (True, scores, GREEN)):
+            rows = np.flatnonzero(self.same == same)
+            worst = rows[np.argsort(order[rows], kind="stable")[:SHOWN]]
+            both = [row for pair in worst for row in (self.first[pair], self.second[pair])]
+            lines += [[self.faces[row] for row in both], [see(row) for row in both]]
+            frames += [[colour] * len(both), [None] * len(both)]
+        caption = (
+            "Hardest pairs, two faces each. Red: the impostors with the highest scores (false accepts); green: the "
+            "genuine pairs with the lowest (false rejects). Under each face what the model is fed with."
+        )
+        return grid(lines, frames), caption
+
+
+def open_lfw(data: Path, pairs: Path | None, *, any_size: bool, skip_bad: bool) -> PairList:
+    """LFW's own layout, `NAME/NAME_0001.jpg`, anywhere under a folder, in a tar or a store; official pairs.
+
+    Args:
+      data: of the images.
+      pairs: `pairs.txt`; any number of folds and pairs.
+      any_size: take images that are not 112x112.
+      skip_bad: leave out pairs with missing or damaged images, counted and listed, instead of raising.
+
+    Raises:
+      GdrdError: a missing or malformed file.
+    """
+    if pairs is None:
+        raise GdrdError("the protocol lfw needs the list of pairs: --pairs pairs.txt")
+    listed = read_pairs(pairs)
+    files = tree(data)
+    by_name: dict[str, int] = {}
+    for row, name in enumerate(files.names):
+        if is_image(name):
+            by_name.setdefault(PurePosixPath(name).stem, row)
+    wanted = sorted({name for line in listed for name in line.images})
+    absent = [name for name in wanted if name not in by_name]
+    if absent and not skip_bad:
+        raise GdrdError(
+            f"{pairs} names {len(absent)} images that {data} does not hold, the first {absent[0]!r}; check --data, "
+            "or leave their pairs out with --skip-bad"
+        )
+    present = [name for name in wanted if name in by_name]
+    if not present:
+        raise GdrdError(f"{data} holds none of the images that {pairs} names")
+    faces = files.take([by_name[name] for name in present])
+    usable = checked(faces, any_size=any_size, skip_bad=skip_bad)
+    row_of = {PurePosixPath(name).stem: row for row, name in enumerate(usable.names)}
+    kept = [line for line in listed if all(name in row_of for name in line.images)]
+    skipped = [(name, "it is missing") for name in absent] + list(usable.skipped)
+    people = {person: i for i, person in enumerate(sorted({person for line in kept for person in line.people}))}
+    about = {"pairs": str(pairs), "n_skipped": len(listed) - len(kept), "skipped": skipped}
+    return _pair_list(
+        usable, [[row_of[name] for name in line.images] for line in kept], [line.same for line in kept],
+        [line.fold for line in kept], [[people[person] for person in line.people] for line in kept], about,
+    )  # fmt: skip
+
+
+def open_bin(data: Path, *, any_size: bool, skip_bad: bool) -> PairList:
+    """An InsightFace `.bin`; its pairs are parted into ten folds in the order of the file, as InsightFace does.
+
+    Raises:
+      GdrdError: see `data.insightface_bin.read_bin`, or a damaged image.
+    """
+    faces, same = read_bin(data)
+    usable = checked(faces, any_size=any_size, skip_bad=skip_bad)
+    row_of = {name: row for row, name in enumerate(usable.names)}
+    folds = np.empty(len(same), int)
+    for fold, rows in enumerate(np.array_split(np.arange(len(same)), min(BIN_FOLDS, len(same)))):
+        folds[rows] = fold
+    kept = [i for i in range(len(same)) if all(faces.names[2 * i + side] in row_of for side in (0, 1))]
+    about = {
+        "n_skipped": len(same) - len(kept), "skipped": list(usable.skipped),
+        "remark": "A .bin does not say who is in its pairs: intervals resample pairs, not people.",
+    }  # fmt: skip
+    return _pair_list(
+        usable, [[row_of[faces.names[2 * i + side]] for side in (0, 1)] for i in kept], same[kept], folds[kept],
+        [[i, i] for i in kept], about,
+    )  # fmt: skip
+
+
+def _pair_list(faces: Faces, rows, same, folds, people, about: dict) -> PairList:
+    same = np.asarray(same, bool)
+    if not same.any() or same.all():
+        raise GdrdError("verification needs genuine and impostor pairs; after leaving bad ones out, one kind is gone")
+    if about["n_skipped"]:
+        LOG.warning("%d pairs are left out because of %d bad faces", about["n_skipped"], len(about["skipped"]))
+    first, second = np.array(rows, int).T
+    return PairList(faces, first, second, same, np.asarray(folds, int), np.array(people, int), about)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One pair of `pairs.txt`: two people (twice the same if genuine), their images, and the fold."""
+
+    people: tuple[str, str]
+    images: tuple[str, str]
+    fold: int
+
+    @property
+    def same(self) -> bool:
+        return self.people[0] == self.people[1]
+
+
+def read_pairs(path: Path) -> list[Line]:
+    """Reads LFW's `pairs.txt`: a header `FOLDS N` (or `N`: one fold), then N genuine and N impostor pairs a fold.
+
+    Raises:
+      GdrdError: missing or malformed, with the line's number.
+    """
+    try:
+        lines = [line.split("\t") if "\t" in line else line.split() for line in path.read_text().splitlines()]
+    except FileNotFoundError:
+        raise GdrdError(f"there is no list of pairs {str(path)!r}") from None
+    except UnicodeDecodeError as error:
+        raise GdrdError(f"{path} is no text file; give LFW's pairs.txt") from error
+    while lines and not any(field.strip() for field in lines[-1]):
+        lines.pop()
+    header = lines[0] if lines else []
+    if len(header) not in (1, 2) or not all(field.strip().isdecimal() for field in header):
+        raise GdrdError(f"{path} does not begin with LFW's header: the number of folds and of pairs, such as `10 300`")
+    folds, count = (1, int(header[0])) if len(header) == 1 else map(int, header)
+    if len(lines) - 1 != 2 * folds * count:
+        raise GdrdError(
+            f"{path} promises {folds} folds of {count} genuine and {count} impostor pairs, "
+            f"{2 * folds * count} lines; {len(lines) - 1} follow"
+        )
+    return [_pair(path, number, fields, count) for number, fields in enumerate(lines[1:])]
+
+
+def _pair(path: Path, number: int, fields: list[str], count: int) -> Line:
+    genuine = number % (2 * count) < count
+    fields = [field.strip() for field in fields]
+    fits = len(fields) == (3 if genuine else 4) and all(
+        f.isdecimal() for f in (fields[1:] if genuine else fields[1::2])
+    )
+    if not fits or (not genuine and fields[0] == fields[2]):
+        kind = "genuine pair `NAME N1 N2`" if genuine else "impostor pair `NAME1 N1 NAME2 N2`"
+        raise GdrdError(f"{path}, line {number + 2}: {' '.join(fields)!r} is not the {kind} that should be here")
+    a, i, b, j = (fields[0], fields[1], fields[0], fields[2]) if genuine else fields
+    return Line((a, b), (f"{a}_{int(i):04d}", f"{b}_{int(j):04d}"), number // (2 * count))

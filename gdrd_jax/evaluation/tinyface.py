@@ -1,0 +1,180 @@
+"""The TinyFace protocol: find a probe's mates among a gallery with distractors."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import scipy.io
+
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.formats import is_image, read_bytes, tree
+from gdrd_jax.data.prepare import checked
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.evaluation import bootstrap, retrieval
+from gdrd_jax.evaluation.report import GREEN, RED, draw_lines, grid
+from gdrd_jax.evaluation.result import Result, percent, percents
+
+LOG = logging.getLogger(__name__)
+RANKS = (1, 5, 10)
+LONGEST = 50  # of the CMC curve
+SHOWN, NEAREST = 6, 5
+PROBE, MATCH, DISTRACTOR = "Probe", "Gallery_Match", "Gallery_Distractor"
+LISTS = {PROBE: ("probe_img_ID_pairs.mat", "probe"), MATCH: ("gallery_match_img_ID_pairs.mat", "gallery")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    """Probes and a gallery.
+
+    Attributes:
+      faces: all of them.
+      ids: int `[N]`; -1 for distractors.
+      probes, gallery: rows of `faces`.
+      about: counts and remarks for the report.
+    """
+
+    faces: Faces
+    ids: np.ndarray
+    probes: np.ndarray
+    gallery: np.ndarray
+    about: dict
+
+    main = "rank_1"
+    columns = {
+        "rank_1": "rank-1 %", "rank_5": "rank-5 %", "rank_10": "rank-10 %", "map": "mAP %", "map_step": "mAP % (step)",
+    }  # fmt: skip
+    legend = (
+        "Rank-k: share of probes with a mate among the k most similar gallery faces, distractors included; a stranger "
+        "as similar as a mate comes first. mAP: mean over probes of the area under precision over recall by "
+        "trapezoids, as TinyFace's own toolkit has it; step: without them, as scikit-learn has it."
+    )
+
+    def evaluate(self, embeddings: np.ndarray, *, seed: int) -> Result:
+        """Scores one model by the cosine of its embeddings, float `[N, D]`, unit length."""
+        ids = self.ids[self.probes]
+        ranks = retrieval.mate_ranks(embeddings[self.probes], ids, embeddings[self.gallery], self.ids[self.gallery])
+        shares = {f"rank_{k}": retrieval.rank_k(ranks, k) for k in RANKS}
+        shares["map"] = retrieval.average_precision_trapezoid(ranks)
+        shares["map_step"] = retrieval.average_precision(ranks)
+        metrics = {name: percent(values.mean()) for name, values in shares.items()}
+        metrics |= {key: self.about[key] for key in ("n_probes", "n_gallery", "n_distractors")}
+        intervals = {name: percents(bootstrap.of_mean(values, ids, seed=seed)) for name, values in shares.items()}
+        arrays = {
+            "rank_of_first_mate": np.array([r[0] for r in ranks]), "average_precision": shares["map"],
+            "cmc": retrieval.cmc(ranks, LONGEST), "nearest": self._nearest(embeddings, ranks),
+        }  # fmt: skip
+        return Result(metrics, intervals, arrays)
+
+    def _nearest(self, embeddings: np.ndarray, ranks: list[np.ndarray]) -> np.ndarray:
+        """The probes that fail worst and, after each, the gallery faces nearest to it: rows, int `[S, 1 + K]`."""
+        worst = np.argsort([-r[0] for r in ranks], kind="stable")[:SHOWN]
+        scores = embeddings[self.probes[worst]] @ embeddings[self.gallery].T
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :NEAREST]
+        return np.concatenate([self.probes[worst, None], self.gallery[best]], axis=1)
+
+    def shared_arrays(self) -> dict[str, np.ndarray]:
+        """What the arrays of every row belong to."""
+        return {"probe": np.array(self.faces.names)[self.probes], "identity": self.ids[self.probes]}
+
+    def curves(self, results: dict[str, Result]) -> dict:
+        """None: there is no ROC."""
+        return {}
+
+    def figures(self, results: dict[str, Result]) -> list[tuple[str, bytes, str]]:
+        """The CMC curves."""
+        lines = {name: (np.arange(1, LONGEST + 1), 100 * result.arrays["cmc"]) for name, result in results.items()}
+        png = draw_lines(lines, x="rank", y="probes with a mate by that rank, %")
+        return [("cmc.png", png, "Cumulative match characteristic.")]
+
+    def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+        """The worst probes of a row beside what was taken for their mates."""
+        rows = result.arrays["nearest"]
+        mate = [next(g for g in self.gallery if self.ids[g] == self.ids[line[0]]) for line in rows]
+        lines = [[see(row) for row in (line[0], m, *line[1:])] for line, m in zip(rows, mate)]
+        frames = [
+            [None, GREEN, *(GREEN if self.ids[g] == self.ids[line[0]] else RED for g in line[1:])] for line in rows
+        ]
+        caption = (
+            "The probes whose mate comes last, as the model is fed with them: the probe, a mate of it, and the gallery "
+            "faces that are most similar, green for its own."
+        )
+        return grid(lines, frames), caption
+
+
+def open_tinyface(data: Path, *, skip_bad: bool) -> Retrieval:
+    """TinyFace's own layout, `Testing_Set/{Probe,Gallery_Match,Gallery_Distractor}`.
+
+    Identities are those of the two `.mat` lists beside these folders, where they are there, else a file's name up
+    to "_". Faces are of any size: TinyFace's are about 20x16 pixels, not aligned, and are stretched to the input.
+
+    Args:
+      data: a folder, tar or store that holds these folders at any depth.
+      skip_bad: leave out damaged faces, and probes without a mate, counted and listed, instead of raising.
+
+    Raises:
+      GdrdError: something is missing, damaged or contradictory.
+    """
+    files = tree(data)
+    rows: dict[str, list[int]] = {PROBE: [], MATCH: [], DISTRACTOR: []}
+    for row, name in enumerate(files.names):
+        parent = PurePosixPath(name).parent.name
+        if parent in rows and is_image(name):
+            rows[parent].append(row)
+    for kind in (PROBE, MATCH):
+        if not rows[kind]:
+            raise GdrdError(f"{data} has no images in a folder {kind!r}; TinyFace's layout is Testing_Set/{kind}/")
+    identity, skipped = {}, []
+    for kind, listing in LISTS.items():
+        ids, absent = _identities(files, rows[kind], *listing)
+        if absent and not skip_bad:
+            raise GdrdError(f"{listing[0]} names {len(absent)} images that {kind} does not hold, first {absent[0]!r}")
+        rows[kind] = [row for row in rows[kind] if row in ids]
+        identity |= ids
+        skipped += [(name, "it is missing") for name in absent]
+    chosen = np.array([*rows[PROBE], *rows[MATCH], *rows[DISTRACTOR]])
+    usable = checked(files.take(chosen), any_size=True, skip_bad=skip_bad)
+    number = {name: row for row, name in zip(chosen, files.take(chosen).names)}
+    ids = np.array([identity.get(number[name], -1) for name in usable.names])
+    kinds = np.array([PurePosixPath(name).parent.name for name in usable.names])
+    mated = np.isin(ids, ids[kinds == MATCH])
+    lonely = np.flatnonzero((kinds == PROBE) & ~mated)
+    if len(lonely) and not skip_bad:
+        raise GdrdError(f"{len(lonely)} probes have no mate in {MATCH}, the first {usable.names[lonely[0]]!r}")
+    skipped += [*usable.skipped, *((usable.names[row], "it has no mate in the gallery") for row in lonely)]
+    if skipped:
+        LOG.warning("%d faces are left out", len(skipped))
+    probes, gallery = np.flatnonzero((kinds == PROBE) & mated), np.flatnonzero(kinds != PROBE)
+    if not len(probes):
+        raise GdrdError(f"no probe of {data} has a mate in the gallery")
+    about = {
+        "n_probes": len(probes), "n_gallery": len(gallery), "n_distractors": int((kinds == DISTRACTOR).sum()),
+        "n_skipped": len(skipped), "skipped": skipped,
+        "remark": "Faces are stretched to the model's input, not aligned.",
+    }  # fmt: skip
+    return Retrieval(usable, ids, probes, gallery, about)
+
+
+def _identities(files: Faces, rows: list[int], mat: str, prefix: str) -> tuple[dict[int, int], list[str]]:
+    """Row to identity, and names in the list that are not among the rows."""
+    by_name = {PurePosixPath(files.names[row]).name: row for row in rows}
+    found = next((name for name in files.names if PurePosixPath(name).name == mat), None)
+    if found is None:
+        ids = {}
+        for name, row in by_name.items():
+            person = name.split("_")[0]
+            if not person.isdecimal():
+                raise GdrdError(f"{files.where(row)}: TinyFace's names begin with the identity's number and _")
+            ids[row] = int(person)
+        return ids, []
+    try:
+        lists = scipy.io.loadmat(read_bytes(files, found))
+        names = [str(np.asarray(cell).ravel()[0]) for cell in lists[f"{prefix}_set"].ravel()]
+        people = lists[f"{prefix}_ids"].ravel().astype(int)
+        if len(names) != len(people):
+            raise ValueError(f"{len(names)} names, {len(people)} identities")
+    except Exception as error:  # scipy raises whatever its parser met
+        raise GdrdError(f"{files.where(files.names.index(found))} is not TinyFace's list: {error}") from error
+    ids = {by_name[name]: int(person) for name, person in zip(names, people) if name in by_name}
+    return ids, [name for name in names if name not in by_name]

@@ -1,0 +1,152 @@
+"""The UCCS protocol of the paper: a closed set of people, features frozen, a softmax layer trained on them."""
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.manifold import TSNE
+
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.formats import is_image, labelled, tree
+from gdrd_jax.data.prepare import checked
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.evaluation import bootstrap
+from gdrd_jax.evaluation.report import GREEN, RED, draw_points, grid
+from gdrd_jax.evaluation.result import Result, percent, percents
+
+LOG = logging.getLogger(__name__)
+TRAIN, TEST = "train", "test"
+# Inverse strength of the softmax layer's weight decay on unit-length embeddings, about where accuracy is flat.
+INVERSE_DECAY = 100.0
+SHOWN_PEOPLE, SHOWN = 10, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class ClosedSet:
+    """Training and test faces of the same people.
+
+    Attributes:
+      faces: all, labelled.
+      train, test: rows of `faces`.
+      about: counts and remarks for the report.
+    """
+
+    faces: Faces
+    train: np.ndarray
+    test: np.ndarray
+    about: dict
+
+    main = "accuracy"
+    columns = {"accuracy": "accuracy %", "rank_5": "rank-5 %"}
+    legend = (
+        "Accuracy: share of test faces whose person a softmax layer names, which was trained on the frozen embeddings "
+        f"of the training faces (scikit-learn's LogisticRegression, C = {INVERSE_DECAY:g}). Rank-5: the person is "
+        "among its five likeliest."
+    )
+
+    def evaluate(self, embeddings: np.ndarray, *, seed: int) -> Result:
+        """Scores one model by its embeddings, float `[N, D]`, unit length."""
+        labels = self.faces.labels
+        layer = LogisticRegression(C=INVERSE_DECAY, max_iter=1000)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ConvergenceWarning)
+            try:
+                layer.fit(embeddings[self.train], labels[self.train])
+            except ConvergenceWarning:
+                raise GdrdError("the softmax layer did not converge; look at the embeddings of this model") from None
+        order = layer.classes_[np.argsort(-layer.predict_log_proba(embeddings[self.test]), axis=1, kind="stable")]
+        truth = labels[self.test]
+        shares = {"accuracy": order[:, 0] == truth, "rank_5": (order[:, :5] == truth[:, None]).any(axis=1)}
+        metrics = {name: percent(right.mean()) for name, right in shares.items()}
+        metrics |= {"n_train": len(self.train), "n_test": len(self.test), "n_identities": len(self.faces.identities)}
+        intervals = {name: percents(bootstrap.of_mean(right, truth, seed=seed)) for name, right in shares.items()}
+        return Result(metrics, intervals, {"predicted": order[:, 0], "embeddings": embeddings})
+
+    def shared_arrays(self) -> dict[str, np.ndarray]:
+        """What the predictions of every row belong to."""
+        return {
+            "test": np.array(self.faces.names)[self.test], "truth": self.faces.labels[self.test],
+            "identities": np.array(self.faces.identities),
+        }  # fmt: skip
+
+    def curves(self, results: dict[str, Result]) -> dict:
+        """None: there is no ROC."""
+        return {}
+
+    def figures(self, results: dict[str, Result]) -> list[tuple[str, bytes, str]]:
+        """t-SNE of the people with most faces, all rows side by side."""
+        people = np.argsort(-np.bincount(self.faces.labels), kind="stable")[:SHOWN_PEOPLE]
+        rows = np.flatnonzero(np.isin(self.faces.labels, people))
+        panels = {}
+        for name, result in results.items():
+            tsne = TSNE(perplexity=min(30, (len(rows) - 1) / 3), init="pca", random_state=0)
+            panels[name] = tsne.fit_transform(result.arrays["embeddings"][rows].astype(np.float64))
+        names = [self.faces.identities[label] for label in self.faces.labels[rows]]
+        caption = f"t-SNE of the embeddings of the {len(people)} people with most faces ({len(rows)} faces)."
+        return [("tsne.png", draw_points(panels, names), caption)]
+
+    def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+        """Test faces given a wrong name, over a training face of the right and of the wrong person."""
+        labels, predicted = self.faces.labels, result.arrays["predicted"]
+        wrong = np.flatnonzero(predicted != labels[self.test])
+        wrong = wrong[np.linspace(0, len(wrong) - 1, min(SHOWN, len(wrong))).astype(int)] if len(wrong) else wrong
+        if not len(wrong):
+            return grid([[see(row) for row in self.test[:SHOWN]]]), "No test face was given a wrong name; some of them."
+        tests = self.test[wrong]
+
+        def example(label: int) -> int:
+            return next(row for row in self.train if labels[row] == label)
+
+        lines = [
+            [see(row) for row in tests],
+            [self.faces[example(labels[row])] for row in tests],
+            [self.faces[example(label)] for label in predicted[wrong]],
+        ]
+        frames = [[None] * len(tests), [GREEN] * len(tests), [RED] * len(tests)]
+        return grid(lines, frames), (
+            "Test faces that were given a wrong name, as the model is fed with them; below, a training face of the "
+            "right person (green) and of the one it was taken for (red)."
+        )
+
+
+def open_uccs(data: Path, *, any_size: bool, skip_bad: bool) -> ClosedSet:
+    """`train/PERSON/IMAGE` and `test/PERSON/IMAGE`, at any depth under a folder, in a tar or a store.
+
+    The paper's split of UCCS (180 people, 3,918 and 907 images) is not published: put yours into this layout.
+
+    Raises:
+      GdrdError: a folder is missing, a person is tested but not trained on, or a face is damaged.
+    """
+    files = tree(data)
+    places = [PurePosixPath(name).parts for name in files.names]
+    chosen = [
+        row for row, parts in enumerate(places)
+        if len(parts) >= 3 and parts[-3] in (TRAIN, TEST) and is_image(parts[-1])
+    ]  # fmt: skip
+    faces = checked(files.take(chosen), any_size=any_size, skip_bad=skip_bad) if chosen else files.take(chosen)
+    places = [PurePosixPath(name).parts for name in faces.names]
+    split = np.array([parts[-3] for parts in places])
+    for part in (TRAIN, TEST):
+        if not (split == part).any():
+            raise GdrdError(f"{data} has no images {part}/PERSON/IMAGE; the layout is train/PERSON/ and test/PERSON/")
+    known = {parts[-2] for parts in places if parts[-3] == TRAIN}
+    strangers = [row for row, parts in enumerate(places) if parts[-3] == TEST and parts[-2] not in known]
+    skipped = list(faces.skipped)
+    if strangers:
+        name = faces.names[strangers[0]]
+        if not skip_bad:
+            raise GdrdError(f"{len(strangers)} test faces are of people without a training face, the first {name!r}")
+        skipped += [(faces.names[row], "its person has no training face") for row in strangers]
+    if skipped:
+        LOG.warning("%d faces are left out", len(skipped))
+    faces = labelled(faces, (parts[-2] for parts in places))
+    test = np.setdiff1d(np.flatnonzero(split == TEST), strangers)
+    about = {"n_skipped": len(skipped), "skipped": skipped}
+    if len(known) < 2 or not len(test):
+        raise GdrdError(f"{data} holds {len(known)} people to train on and {len(test)} test faces; at least 2 and 1")
+    return ClosedSet(faces, np.flatnonzero(split == TRAIN), test, about)

@@ -1,0 +1,146 @@
+"""Every format but RecordIO's own records: what is found, in which order, and what is refused."""
+
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from conftest import LABELS, PAYLOADS
+from conftest import write_records as write
+
+from gdrd_jax.data.formats import open_faces, tree
+from gdrd_jax.data.prepare import checked, prepare
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.sources import locate
+
+
+def touch(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+def listed(root, **how):
+    faces = open_faces(root, **how)
+    return [(faces.identities[label], name) for label, name in zip(faces.labels, faces.names)]
+
+
+def test_people_and_images_come_in_natural_order(tmp_path):
+    touch(tmp_path, "s10/1.png", "s2/10.png", "s2/9.png", "s2/notes.txt", "stray.png")
+    assert listed(tmp_path) == [("s2", "s2/9.png"), ("s2", "s2/10.png"), ("s10", "s10/1.png")]
+    assert listed(tmp_path, pattern="1*") == [("s2", "s2/10.png"), ("s10", "s10/1.png")]
+
+
+def test_the_order_does_not_depend_on_the_file_system(tmp_path):
+    touch(tmp_path, "p/01.png", "p/1.png", "p/²1.png")
+    assert [path for _, path in listed(tmp_path)] == ["p/01.png", "p/1.png", "p/²1.png"]
+
+
+def test_people_may_lie_deeper(tmp_path):
+    touch(tmp_path, "lfw/B_B/B_B_0001.jpg", "lfw/A_A/A_A_0002.jpg", "lfw/A_A/A_A_0001.jpg")
+    assert listed(tmp_path) == [
+        ("A_A", "lfw/A_A/A_A_0001.jpg"), ("A_A", "lfw/A_A/A_A_0002.jpg"), ("B_B", "lfw/B_B/B_B_0001.jpg"),
+    ]  # fmt: skip
+
+
+def test_a_tar_is_read_like_the_folder_in_it(tmp_path, faces_folder):
+    with tarfile.open(tmp_path / "f.tar", "w") as archive:
+        archive.add(faces_folder, "faces")
+    inside, outside = checked(open_faces(tmp_path / "f.tar")), checked(open_faces(faces_folder))
+    assert inside.identities == outside.identities and inside.names[4] == "faces/" + outside.names[4]
+    assert inside.fingerprint == outside.fingerprint
+    np.testing.assert_array_equal(inside[11], outside[11])
+
+
+def test_compressed_and_truncated_tars_are_refused(tmp_path, faces_folder):
+    with tarfile.open(tmp_path / "z.tar", "w:gz") as archive:
+        archive.add(faces_folder, "faces")
+    with pytest.raises(GdrdError, match="not an uncompressed tar"):
+        open_faces(tmp_path / "z.tar")
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        archive.add(faces_folder, "faces")
+    whole = (tmp_path / "t.tar").read_bytes()
+    (tmp_path / "t.tar").write_bytes(whole[:200_000])
+    with pytest.raises(GdrdError, match="t.tar is (truncated|not an uncompressed tar, or is damaged)"):
+        open_faces(tmp_path / "t.tar")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("l.txt", "{path} {person}"),
+        ("l.txt", "{path}\t{person}"),
+        ("l.csv", "{path},{person}"),
+        ("l.lst", "7\t{person}\t{path}"),
+        ("l.lst", "7\t{person}\t0.5\t{path}"),
+    ],
+)
+def test_a_list_names_paths_and_identities(tmp_path, name, line):
+    touch(tmp_path, "a b.jpg", "x/2.jpg", "x/3.jpg")
+    rows = [("a b.jpg", "12"), ("x/3.jpg", "2"), ("x/2.jpg", "12")]
+    (tmp_path / name).write_text("# comment\n\n" + "".join(line.format(path=p, person=i) + "\n" for p, i in rows))
+    faces = open_faces(tmp_path / name)
+    assert faces.names == ("a b.jpg", "x/3.jpg", "x/2.jpg") and faces.identities == ("2", "12")
+    np.testing.assert_array_equal(faces.labels, [1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("nowhere.jpg 1", "line 1: there is no file"), ("alone", "PATH IDENTITY"), ("", "lists no faces")],
+)
+def test_a_bad_line_is_named(tmp_path, text, message):
+    (tmp_path / "l.txt").write_text(text)
+    with pytest.raises(GdrdError, match=message):
+        open_faces(tmp_path / "l.txt")
+
+
+def test_an_insightface_folder_is_its_rec_file(tmp_path):
+    write(tmp_path / "train.rec", PAYLOADS, LABELS)
+    (tmp_path / "property").write_text("3,112,112\n")
+    assert len(open_faces(tmp_path)) == 5
+    write(tmp_path / "other.rec", PAYLOADS, LABELS)
+    with pytest.raises(GdrdError, match="2 .rec files"):
+        open_faces(tmp_path)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(GdrdError, match="data.path is not set"):
+        locate("")
+    with pytest.raises(GdrdError, match="no faces at 'nowhere'"):
+        open_faces(locate("nowhere"))
+    with pytest.raises(GdrdError, match="holds no faces"):
+        open_faces(tmp_path)
+    (tmp_path / "f.zip").touch()
+    with pytest.raises(GdrdError, match="neither a folder"):
+        open_faces(tmp_path / "f.zip")
+    with pytest.raises(GdrdError, match="there is no"):
+        tree(tmp_path / "nowhere")
+
+
+def test_the_embedded_set_is_40_people_with_10_images():
+    faces = open_faces(locate("orl"), pattern="*.pgm")
+    assert len(faces) == 400 and faces.identities == tuple(f"s{i}" for i in range(1, 41))
+
+
+def test_the_signature_sees_what_changes_but_reads_nothing(tmp_path, faces_folder):
+    with tarfile.open(tmp_path / "f.tar", "w") as archive:
+        archive.add(faces_folder, "faces")
+    whole = open_faces(tmp_path / "f.tar")
+    assert whole.signature() == open_faces(tmp_path / "f.tar").signature()
+    assert whole.signature() != open_faces(tmp_path / "f.tar", pattern="0*").signature()
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "0.png").write_bytes((faces_folder / "p0" / "0.png").read_bytes())
+    before = open_faces(tmp_path, pattern="*.png").signature()
+    (tmp_path / "p" / "0.png").write_bytes((faces_folder / "p0" / "1.png").read_bytes())
+    assert open_faces(tmp_path, pattern="*.png").signature() != before
+
+
+def test_a_damaged_store_is_named(tmp_path, faces_folder):
+    prepare(open_faces(faces_folder), tmp_path / "s")
+    manifest = json.loads((tmp_path / "s" / "faces.json").read_text())
+    (tmp_path / "s" / "faces.json").write_text(json.dumps(manifest | {"names": manifest["names"][1:]}))
+    with pytest.raises(GdrdError, match="21 faces of 7 people, .* speaks of 20"):
+        open_faces(tmp_path / "s")
+    (tmp_path / "s" / "faces.json").write_text("{}")
+    with pytest.raises(GdrdError, match="run prepare_faces.py again"):
+        open_faces(tmp_path / "s")

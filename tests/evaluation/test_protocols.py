@@ -1,0 +1,386 @@
+"""The four protocols on made faces in their official layouts, by the command; and their bad input."""
+
+import csv
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+from conftest import save_recogniser
+from sklearn.metrics import roc_auc_score
+
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.evaluation import ar, lfw, tinyface, uccs
+from gdrd_jax.evaluation.evaluate import STAND_IN, Settings, evaluate
+
+ROOT = Path(__file__).parents[2]
+
+
+def face(person, image, size=112, noise=25.0):
+    """A smooth picture a person, with the image's own noise, RGB."""
+    base = np.random.default_rng([1, person]).integers(40, 216, size=(5, 5, 3)).astype(np.float32)
+    base = cv2.resize(base, (112, 112), interpolation=cv2.INTER_CUBIC)
+    rough = np.random.default_rng([2, person, image]).normal(scale=noise, size=(14, 14, 3)).astype(np.float32)
+    noisy = base + cv2.resize(rough, (112, 112), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(np.clip(noisy, 0, 255).astype(np.uint8), (size, size), interpolation=cv2.INTER_AREA)
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), image[:, :, ::-1])
+
+
+FOLDS, COUNT = 3, 6
+
+
+def pair_lines():
+    """Every fold its own people, as LFW has it."""
+    lines = [f"{FOLDS}\t{COUNT}"]
+    for fold in range(FOLDS):
+        people = [f"P_{fold * COUNT + i}" for i in range(COUNT)]
+        lines += [f"{p}\t1\t2" for p in people]
+        lines += [f"{p}\t1\t{q}\t2" for p, q in zip(people, people[1:] + people[:1])]
+    return lines
+
+
+@pytest.fixture(scope="module")
+def lfw_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("lfw")
+    for person in range(FOLDS * COUNT):
+        for image in (1, 2):
+            save(root / "lfw" / f"P_{person}" / f"P_{person}_{image:04d}.png", face(person, image))
+    (root / "pairs.txt").write_text("\n".join(pair_lines()) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    return save_recogniser(tmp_path_factory.mktemp("network") / "colours.onnx")
+
+
+def settings(protocol, data, network, **changes):
+    return Settings(**{
+        "protocol": protocol, "data": data, "pairs": None, "models": (str(network),), "resolutions": ("native", "16"),
+        **changes,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lfw_results(lfw_folder, network, tmp_path_factory):
+    """By the command itself."""
+    out = tmp_path_factory.mktemp("out") / "lfw"
+    command = [
+        sys.executable, "tools/evaluate.py", "--protocol", "lfw", "--data", lfw_folder, "--pairs",
+        lfw_folder / "pairs.txt", "--model", network, "--model", f"other={network}:inside", "--resolution", "native",
+        "16", "8", "--kernel", "bicubic", "--out", out,
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_lfw_writes_every_file_and_says_what_made_the_numbers(lfw_results, lfw_folder):
+    out, done = lfw_results
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics["results"]) == [f"{m}_{r}" for m in ("colours", "other") for r in ("native", "16", "8")]
+    row = metrics["results"]["colours_16"]
+    keys = {
+        "accuracy", "accuracy_std_error", "accuracy_by_fold", "threshold", "best_threshold_accuracy", "auc", "eer",
+        "tar_at_far", "n_pairs", "n_genuine", "n_impostor", "paper", "intervals",
+    }  # fmt: skip
+    assert row.keys() == keys and row["n_pairs"] == 36 and row["paper"] == 96.13
+    assert row["tar_at_far"].keys() == {"0.1", "0.01", "0.001", "0.0001"} and row["tar_at_far"]["0.01"] is None
+    for key, (low, high) in row["intervals"].items():
+        if key in row:
+            assert low - 5 <= row[key] <= high + 5, key
+    assert metrics["settings"]["kernel"] == "bicubic" and len(metrics["settings"]["faces"]["fingerprint"]) == 64
+    assert metrics["settings"]["models"]["other"]["preprocessing"] == "inside"
+    for name in ("roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png", "skipped.json"):
+        assert (out / name).stat().st_size > 0
+    assert "colours_native" in done.stderr and metrics["stand_in"] is None
+    page = (out / "report.html").read_text()
+    assert page.count("<img") == 2 + 6 and "bicubic" in page
+
+
+def test_lfw_figures_are_those_of_the_saved_scores(lfw_results):
+    out, _ = lfw_results
+    metrics, scores = json.loads((out / "metrics.json").read_text())["results"], np.load(out / "scores.npz")
+    same, folds = scores["same"], scores["fold"]
+    assert scores["first"][0] == "lfw/P_0/P_0_0001.png" and scores["second"][0] == "lfw/P_0/P_0_0002.png"
+    for row, values in metrics.items():
+        s = scores[f"{row}/scores"]
+        assert values["auc"] == pytest.approx(100 * roc_auc_score(same, s), abs=1e-4)
+        shares = []
+        for fold in range(FOLDS):
+            rest = folds != fold
+            tried = sorted(s[rest], reverse=True)
+            best = max(tried, key=lambda t: ((s[rest] >= t) == same[rest]).mean())
+            shares.append(((s[~rest] >= best) == same[~rest]).mean())
+        assert values["accuracy"] == pytest.approx(100 * np.mean(shares), abs=1e-3)
+        assert values["accuracy_std_error"] == pytest.approx(100 * np.std(shares, ddof=1) / np.sqrt(FOLDS), abs=1e-3)
+    points = [line for line in csv.DictReader((out / "roc.csv").open()) if line["row"] == "colours_native"]
+    assert float(points[-1]["far"]) == float(points[-1]["tar"]) == 1
+
+
+def test_lfw_native_is_better_than_eight_pixels(lfw_results):
+    rows = json.loads((lfw_results[0] / "metrics.json").read_text())["results"]
+    assert rows["colours_native"]["auc"] > 80 and rows["colours_native"]["auc"] >= rows["colours_8"]["auc"] - 5
+
+
+def test_a_repeated_run_embeds_nothing_again(lfw_folder, network, tmp_path, monkeypatch):
+    how = settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt", noise=5.0)
+    first = evaluate(how, tmp_path)
+    from gdrd_jax.teachers.arcface import ArcFace
+
+    run, batches = ArcFace._run, []
+    monkeypatch.setattr(ArcFace, "_run", lambda self, faces: batches.append(len(faces)) or run(self, faces))
+    second = evaluate(how, tmp_path)
+    assert max(batches) <= 2  # only the try-out
+    for row, result in first.items():
+        np.testing.assert_array_equal(result.arrays["scores"], second[row].arrays["scores"])
+    evaluate(settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt", noise=6.0), tmp_path)
+    assert max(batches) > 2  # another degradation is another embedding
+
+
+def test_lfw_is_read_from_a_tar_and_from_a_store_alike(lfw_folder, network, tmp_path):
+    with tarfile.open(tmp_path / "lfw.tar", "w") as archive:
+        archive.add(lfw_folder / "lfw", "lfw")
+    command = [sys.executable, "tools/prepare_faces.py", str(tmp_path / "lfw.tar"), str(tmp_path / "store")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "36 faces of 18 people, fingerprint" in done.stderr
+    found = [
+        evaluate(settings("lfw", data, network, pairs=lfw_folder / "pairs.txt"), tmp_path / "out")
+        for data in (lfw_folder, tmp_path / "lfw.tar", tmp_path / "store")
+    ]
+    assert found[0]["colours_16"].metrics == found[1]["colours_16"].metrics == found[2]["colours_16"].metrics
+
+
+def test_pairs_naming_missing_images_are_told_or_counted(lfw_folder, network, tmp_path):
+    shutil.copytree(lfw_folder, tmp_path / "lfw")
+    (tmp_path / "lfw" / "lfw" / "P_3" / "P_3_0002.png").unlink()
+    how = settings("lfw", tmp_path / "lfw", network, pairs=lfw_folder / "pairs.txt")
+    with pytest.raises(GdrdError, match="names 1 images .* 'P_3_0002'.*--skip-bad"):
+        evaluate(how, tmp_path / "out")
+    results = evaluate(settings(**{**vars(how), "network": network, "skip_bad": True}), tmp_path / "out")
+    assert results["colours_16"].metrics["n_pairs"] == 34
+    document = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert document["data"]["n_skipped"] == 2 and document["data"]["skipped"] == [["P_3_0002", "it is missing"]]
+    assert "Left out: 2" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_corrupt_image_in_the_middle_is_told_or_counted(lfw_folder, network, tmp_path):
+    shutil.copytree(lfw_folder, tmp_path / "lfw")
+    bad = tmp_path / "lfw" / "lfw" / "P_9" / "P_9_0001.png"
+    bad.write_bytes(bad.read_bytes()[:300])
+    how = settings("lfw", tmp_path / "lfw", network, pairs=lfw_folder / "pairs.txt")
+    with pytest.raises(GdrdError, match="P_9_0001.png is not a readable image"):
+        evaluate(how, tmp_path / "out")
+    results = evaluate(settings(**{**vars(how), "network": network, "skip_bad": True}), tmp_path / "out")
+    assert results["colours_native"].metrics["n_pairs"] == 34
+    assert json.loads((tmp_path / "out" / "skipped.json").read_text())[0][0] == "lfw/P_9/P_9_0001.png"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:-1], "promises 3 folds .* 36 lines; 35 follow"),
+        (lambda lines: lines[1:], "does not begin with LFW's header"),
+        (lambda lines: [], "does not begin with LFW's header"),
+        (lambda lines: [lines[0], lines[8], *lines[2:]], "line 2: .* is not the genuine pair"),
+        (lambda lines: [*lines[:7], lines[1], *lines[8:]], "line 8: .* is not the impostor pair"),
+        (lambda lines: [*lines[:7], "P_1\t1\tP_1\t2", *lines[8:]], "line 8"),
+        (lambda lines: [lines[0], "P_0\tone\t2", *lines[2:]], "line 2"),
+    ],
+)
+def test_a_malformed_list_of_pairs_is_told_with_its_line(tmp_path, change, message):
+    (tmp_path / "pairs.txt").write_text("\n".join(change(pair_lines())))
+    with pytest.raises(GdrdError, match=message):
+        lfw.read_pairs(tmp_path / "pairs.txt")
+
+
+def test_one_fold_has_no_cross_validated_accuracy(lfw_folder, network, tmp_path):
+    (tmp_path / "pairs.txt").write_text("\n".join([str(COUNT), *pair_lines()[1 : 2 * COUNT + 1]]))
+    results = evaluate(settings("lfw", lfw_folder, network, pairs=tmp_path / "pairs.txt"), tmp_path / "out")
+    metrics = results["colours_16"].metrics
+    assert "accuracy" not in metrics and metrics["n_pairs"] == 12 and metrics["best_threshold_accuracy"] > 50
+
+
+def test_an_insightface_bin_gives_lfws_figures(lfw_folder, network, tmp_path):
+    lines = lfw.read_pairs(lfw_folder / "pairs.txt")
+    images = [(lfw_folder / "lfw" / name[:-5] / f"{name}.png").read_bytes() for line in lines for name in line.images]
+    (tmp_path / "lfw.bin").write_bytes(pickle.dumps((images, [line.same for line in lines]), protocol=4))
+    results = evaluate(settings("bin", tmp_path / "lfw.bin", network), tmp_path / "out")
+    expected = evaluate(settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt"), tmp_path / "lfw_out")
+    for row in results:
+        assert results[row].metrics["auc"] == expected[row].metrics["auc"]
+        assert len(results[row].metrics["accuracy_by_fold"]) == 10
+    broken = pickle.dumps((images[:5] + [images[5][:200]] + images[6:], [line.same for line in lines]), protocol=4)
+    (tmp_path / "lfw.bin").write_bytes(broken)
+    with pytest.raises(GdrdError, match="pair 2 b of .*lfw.bin"):
+        evaluate(settings("bin", tmp_path / "lfw.bin", network), tmp_path / "out")
+    results = evaluate(settings("bin", tmp_path / "lfw.bin", network, skip_bad=True), tmp_path / "out")
+    assert results["colours_16"].metrics["n_pairs"] == 35
+
+
+@pytest.fixture
+def tinyface_folder(tmp_path):
+    root = tmp_path / "tinyface" / "Testing_Set"
+    for person in range(1, 9):
+        save(root / "Probe" / f"{person}_1.png", face(person, 1, size=20))
+        for image in (2, 3):
+            save(root / "Gallery_Match" / f"{person}_{image}.png", face(person, image, size=14 + person))
+    for number in range(30):
+        save(root / "Gallery_Distractor" / f"{number}.png", face(100 + number, 0, size=18))
+    return tmp_path / "tinyface"
+
+
+def write_lists(root, probes, matches):
+    for file, key, names in (("probe", "probe", probes), ("gallery_match", "gallery", matches)):
+        cells = np.array([[name] for name in names], dtype=object)
+        ids = np.array([[int(name.split("_")[0])] for name in names], np.uint16)
+        scipy.io.savemat(root / f"{file}_img_ID_pairs.mat", {f"{key}_set": cells, f"{key}_ids": ids})
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_tinyface_finds_mates_among_distractors(tinyface_folder, network, tmp_path, lists):
+    if lists:
+        names = [
+            [p.name for p in (tinyface_folder / "Testing_Set" / kind).iterdir()] for kind in ("Probe", "Gallery_Match")
+        ]
+        write_lists(tinyface_folder / "Testing_Set", *names)
+    (tinyface_folder / STAND_IN).write_text("not the real thing")
+    results = evaluate(settings("tinyface", tinyface_folder, network), tmp_path / "out")
+    metrics = results["colours_native"].metrics
+    assert (metrics["n_probes"], metrics["n_gallery"], metrics["n_distractors"]) == (8, 46, 30)
+    assert metrics["rank_1"] > 60 and metrics["rank_1"] <= metrics["rank_5"] <= metrics["rank_10"] <= 100
+    assert metrics["map"] == pytest.approx(metrics["map_step"], abs=15)
+    assert (tmp_path / "out" / "cmc.png").exists() and not (tmp_path / "out" / "roc.png").exists()
+    document = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert document["stand_in"] == "not the real thing"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert 'class="warning">not the real thing' in page and "TinyFace stand-in" in page
+
+
+def test_tinyface_lists_rule_over_names(tinyface_folder):
+    root = tinyface_folder / "Testing_Set"
+    write_lists(root, ["1_1.png"], ["1_2.png", "2_2.png"])
+    protocol = tinyface.open_tinyface(tinyface_folder, skip_bad=False)
+    assert len(protocol.probes) == 1 and len(protocol.gallery) == 32
+    write_lists(root, ["1_1.png", "77_1.png"], ["1_2.png"])
+    with pytest.raises(GdrdError, match="names 1 images that Probe does not hold, first '77_1.png'"):
+        tinyface.open_tinyface(tinyface_folder, skip_bad=False)
+    assert tinyface.open_tinyface(tinyface_folder, skip_bad=True).about["skipped"] == [("77_1.png", "it is missing")]
+    (root / "probe_img_ID_pairs.mat").write_bytes(b"MATLAB 5.0 MAT-file, cut short")
+    with pytest.raises(GdrdError, match="is not TinyFace's list"):
+        tinyface.open_tinyface(tinyface_folder, skip_bad=False)
+
+
+def test_tinyface_probes_without_a_mate_are_told_or_counted(tinyface_folder):
+    save(tinyface_folder / "Testing_Set" / "Probe" / "55_1.png", face(55, 1, size=20))
+    with pytest.raises(GdrdError, match="1 probes have no mate .*55_1.png"):
+        tinyface.open_tinyface(tinyface_folder, skip_bad=False)
+    protocol = tinyface.open_tinyface(tinyface_folder, skip_bad=True)
+    assert len(protocol.probes) == 8 and protocol.about["n_skipped"] == 1
+    shutil.rmtree(tinyface_folder / "Testing_Set" / "Gallery_Match")
+    with pytest.raises(GdrdError, match="no images in a folder 'Gallery_Match'"):
+        tinyface.open_tinyface(tinyface_folder, skip_bad=True)
+
+
+@pytest.fixture
+def uccs_folder(tmp_path):
+    for person in range(12):
+        for image in range(8):
+            part = "test" if image > 5 else "train"
+            save(tmp_path / "uccs" / part / f"S{person}" / f"{image}.png", face(person, image))
+    return tmp_path / "uccs"
+
+
+def test_uccs_trains_a_softmax_layer_on_frozen_features(uccs_folder, network, tmp_path):
+    results = evaluate(settings("uccs", uccs_folder, network), tmp_path / "out")
+    metrics = results["colours_native"].metrics
+    assert (metrics["n_train"], metrics["n_test"], metrics["n_identities"]) == (72, 24, 12)
+    assert 50 < metrics["accuracy"] <= metrics["rank_5"] <= 100
+    assert (tmp_path / "out" / "tsne.png").stat().st_size > 1000
+    scores = np.load(tmp_path / "out" / "scores.npz")
+    right = scores["colours_16/predicted"] == scores["truth"]
+    assert 100 * right.mean() == pytest.approx(results["colours_16"].metrics["accuracy"], abs=1e-3)
+
+
+def test_uccs_people_without_training_faces_are_told_or_counted(uccs_folder):
+    shutil.rmtree(uccs_folder / "train" / "S3")
+    with pytest.raises(GdrdError, match="2 test faces are of people without a training face"):
+        uccs.open_uccs(uccs_folder, any_size=False, skip_bad=False)
+    assert len(uccs.open_uccs(uccs_folder, any_size=False, skip_bad=True).test) == 22
+    shutil.rmtree(uccs_folder / "train")
+    with pytest.raises(GdrdError, match="no images train/PERSON/IMAGE"):
+        uccs.open_uccs(uccs_folder, any_size=False, skip_bad=True)
+
+
+@pytest.fixture
+def ar_folder(tmp_path):
+    for person in range(1, 5):
+        for number in range(1, 14):
+            image = face(person, number)
+            if number in ar.GROUPS["mouth"]:
+                image[60:] = 20
+            save(tmp_path / "ar" / f"{'mw'[person % 2]}-{person:03d}-{number:02d}.bmp", image)
+    return tmp_path / "ar"
+
+
+def test_ar_has_groups_and_a_gallery_of_neutral_faces(ar_folder, network, tmp_path):
+    results = evaluate(settings("ar", ar_folder, network), tmp_path / "out")
+    metrics = results["colours_native"].metrics
+    assert metrics["n_gallery"] == 4 and metrics["n_probes"] == 48 and metrics["n_probes_eyes"] == 12
+    assert metrics["rank_1_eyes"] > metrics["rank_1_mouth"]
+    groups = [metrics[f"rank_1_{group}"] for group in ar.GROUPS]
+    assert metrics["rank_1"] == pytest.approx(np.mean(groups), abs=1e-3)
+    assert (tmp_path / "out" / "groups.png").stat().st_size > 1000
+
+
+def test_ar_people_without_a_neutral_face_are_told_or_counted(ar_folder):
+    (ar_folder / "w-001-01.bmp").unlink()
+    with pytest.raises(GdrdError, match="has no neutral image"):
+        ar.open_ar(ar_folder, any_size=False, skip_bad=False)
+    protocol = ar.open_ar(ar_folder, any_size=False, skip_bad=True)
+    assert len(protocol.faces) == 39 and protocol.about["n_skipped"] == 12
+    (ar_folder / "m-002-27.bmp").write_bytes((ar_folder / "m-002-01.bmp").read_bytes())
+    with pytest.raises(GdrdError, match="numbered 01 to 26"):
+        ar.open_ar(ar_folder, any_size=False, skip_bad=True)
+
+
+def test_faces_that_are_not_aligned_are_refused_or_stretched(ar_folder, network, tmp_path):
+    save(ar_folder / "m-002-02.bmp", np.ascontiguousarray(face(2, 2, size=150)[:, :100]))
+    with pytest.raises(GdrdError, match="100x150.*prepare_faces.py --align"):
+        evaluate(settings("ar", ar_folder, network), tmp_path / "out")
+    assert evaluate(settings("ar", ar_folder, network, stretch=True), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "lfw", "--data", "."], "needs the list of pairs"),
+        (["--protocol", "lfw", "--data", "nowhere", "--pairs", "nowhere.txt"], "no list of pairs 'nowhere.txt'"),
+        (["--protocol", "bin", "--data", "nowhere.bin"], "no file nowhere.bin"),
+        (["--protocol", "tinyface", "--data", "nowhere"], "there is no 'nowhere'"),
+        (["--protocol", "uccs", "--data", "docs"], "no images train/PERSON/IMAGE"),
+        (["--protocol", "ar", "--data", "docs"], "no images with AR's names"),
+        (["--protocol", "ar", "--data", "docs", "--model", "nowhere.onnx"], "no file or workdir 'nowhere.onnx'"),
+        (["--protocol", "ar", "--data", "docs", "--model", "{network}:odd"], "preprocessing 'odd' is not known"),
+        (["--protocol", "ar", "--data", "docs", "--model", "a=docs"], "docs"),
+        (["--protocol", "ar", "--data", "docs", "--model", "{network}"], "two models are called 'colours'"),
+        (["--protocol", "ar", "--data", "docs", "--noise", "-1"], "noise"),
+    ],
+)
+def test_a_mistake_is_one_sentence(network, tmp_path, arguments, message):
+    arguments = [argument.format(network=network) for argument in arguments]
+    command = [sys.executable, "tools/evaluate.py", "--model", str(network), "--out", str(tmp_path), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr

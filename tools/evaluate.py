@@ -1,0 +1,76 @@
+"""Evaluates recognisers under a protocol and writes metrics.json, roc.csv, roc.png, scores.npz, report.html.
+
+  python tools/evaluate.py --protocol lfw --data LFW --pairs pairs.txt --model ARCFACE.onnx --model runs/mine \\
+      --resolution native 32 16 8 --out results/lfw
+
+LFW is a folder, a .tar or a store of tools/prepare_faces.py with aligned 112x112 faces. A model is a workdir of
+gdrd_jax.main or an ONNX recogniser, as [NAME=]PATH[:PREPROCESSING]; PREPROCESSING is auto (the default), arcface
+((x - 127.5) / 127.5), imagenet, inside (the graph does it), or MEAN/STD. Colours are RGB. Layouts of --data:
+
+  lfw       NAME/NAME_0001.jpg at any depth, with --pairs (LFW's pairs.txt, any folds x pairs)
+  bin       an InsightFace .bin (lfw, cfp_fp, agedb_30)
+  tinyface  Testing_Set/{Probe,Gallery_Match,Gallery_Distractor}, with or without the two .mat lists
+  uccs      train/PERSON/IMAGE and test/PERSON/IMAGE
+  ar        m-001-01 ... w-050-26, any image format
+
+Two or more --resolution also draw sweep.png; tinyface draws cmc.png, uccs tsne.png, ar groups.png.
+It can be stopped at any time; the same command continues.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gdrd_jax.command_line import guarded
+from gdrd_jax.data.degrade import KERNELS
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", action="append", required=True, metavar="M", help="a recogniser; repeat for several")
+    add("--protocol", required=True, choices=("lfw", "bin", "uccs", "tinyface", "ar"))
+    add("--data", required=True, type=Path, help="the protocol's images")
+    add("--pairs", type=Path, help="LFW's pairs.txt")
+    add("--resolution", nargs="+", default=["16"], choices=("native", "8", "16", "32"), help="default 16")
+    add(
+        "--kernel",
+        default="area",
+        choices=KERNELS,
+        help="how faces are reduced: area (OpenCV, default), bicubic (Pillow)",
+    )
+    add("--blur", type=float, default=0.0, help="Gaussian blur before reducing: sigma in pixels of 112")
+    add("--motion", type=float, default=0.0, help="motion blur before reducing: length in pixels of 112")
+    add("--noise", type=float, default=0.0, help="Gaussian noise after reducing: sigma of 255")
+    add("--jpeg", type=int, default=0, help="JPEG quality after reducing, 1-100")
+    add(
+        "--stretch", action="store_true", help="take faces that are not 112x112 and stretch them (tinyface always does)"
+    )
+    add("--skip-bad", action="store_true", help="leave bad faces and their pairs out, counted and listed")
+    add("--seed", type=int, default=0, help="of noise, motion and bootstrap")
+    add("--out", required=True, type=Path, help="folder of the results")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the tool; returns the exit status."""
+    given = arguments(argv)
+
+    def work() -> None:
+        from gdrd_jax.evaluation.evaluate import Settings, evaluate
+
+        evaluate(
+            Settings(
+                given.protocol, given.data, given.pairs, tuple(given.model), tuple(dict.fromkeys(given.resolution)),
+                given.kernel, given.blur, given.motion, given.noise, given.jpeg, given.stretch, given.skip_bad,
+                given.seed,
+            ),
+            given.out,
+        )  # fmt: skip
+
+    return guarded(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

