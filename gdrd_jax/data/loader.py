@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-AHEAD = 64  # results that wait to be taken; more hold memory, and threads beyond the cores only hinder
+TOGETHER, AHEAD = 16, 128  # numbers a thread takes at once, and results that may wait to be taken
 
 
 def batch_rows(seed: int, steps: range, batch: int, faces: int, views: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,5 +38,10 @@ def in_parallel(function: Callable[[int], object], numbers: range) -> Iterator:
     """`function` of every number, in order, computed ahead in Grain's threads."""
     import grain  # takes a second
 
-    options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=AHEAD)
-    return iter(grain.MapDataset.range(numbers.start, numbers.stop).map(function).to_iter_dataset(options))
+    def several(start: int) -> list:
+        return [function(number) for number in numbers[start : start + TOGETHER]]
+
+    # More threads than cores, and more results waiting, only take memory and hinder one another.
+    options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=AHEAD // TOGETHER)
+    groups = grain.MapDataset.range(0, len(numbers), TOGETHER).map(several).to_iter_dataset(options)
+    return (result for group in groups for result in group)

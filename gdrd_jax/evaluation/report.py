@@ -27,11 +27,12 @@ WARNING = '<p class="warning">{}</p>'
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 table {{ border-collapse: collapse }} th, td {{ padding: .3rem .9rem; text-align: right }}
 th:first-child, td:first-child {{ text-align: left }} tr + tr {{ border-top: 1px solid #ddd }}
 tr.first {{ font-weight: 600 }} img {{ max-width: 100% }} figure {{ margin: 2rem 0 }}
-figcaption, small, td span {{ color: #555 }} td span {{ font-size: 12px; display: block; font-weight: 400 }}
+figcaption, small, td span {{ color: #555 }}
+td span {{ font-size: 12px; display: block; font-weight: 400; white-space: nowrap }}
 .warning {{ background: #fff3d6; border-left: 4px solid #e0a800; padding: .6rem 1rem }}
 pre {{ background: #f5f5f5; padding: 1rem; overflow: auto; font-size: 13px }}
 </style>

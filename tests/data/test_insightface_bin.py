@@ -97,7 +97,10 @@ def test_damaged_and_missing_files_are_named(tmp_path):
 SMALL = pickle.dumps(([bytes([i]) * 30 for i in range(4)], [True, False]), protocol=4)
 OPCODES = [b"\x80\x04", b"]", b"(", b"e", b"a", b"\x88", b"\x89", b"\x86", b"\x85", b"t", b"l", b"\x94", b"h\x00", b")"]
 OPCODES += [b"C\x02ab", b"B\xff\xff\xff\xff", b"\x8e" + b"\xff" * 7 + b"\x7f", b"r\xff\xff\xff\xff", b".", b"c", b"R"]
-FUZZ = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "400")), deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
 
 
 def survives(folder, data):

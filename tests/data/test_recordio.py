@@ -1,5 +1,6 @@
 """RecordIO: what InsightFace writes, what damage does to it, and fuzzing."""
 
+import os
 import struct
 import time
 import tracemalloc
@@ -201,7 +202,10 @@ def fuzzed(tmp_path_factory):
 
 
 GOOD_INDEX = "".join(f"{key}\t{start}\n" for key, start in enumerate(STARTS)).encode()
-FUZZ = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "400")), deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
 
 
 @FUZZ
