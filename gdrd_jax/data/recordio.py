@@ -201,6 +201,11 @@ def _gather(buffer: mmap.mmap, starts: np.ndarray, dtype: str, count: int) -> np
     return np.concatenate(blocks or [np.zeros((0, len(width)), np.uint8)]).view(dtype)
 
 
+def _floats(buffer: mmap.mmap, starts: np.ndarray, count: int) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # a signalling NaN; what is no number is refused later
+        return _gather(buffer, starts, "<f4", count).astype(np.float64)
+
+
 def _read_heads(buffer, keys, spans, split, skipped, trusted: bool):
     """Moves `spans` (and `split`) on to the images; first labels, what a header promises, rows of images.
 
@@ -213,13 +218,13 @@ def _read_heads(buffer, keys, spans, split, skipped, trusted: bool):
     flags = np.zeros(len(keys), np.int64)
     labels = np.full(len(keys), np.nan)
     flags[there] = _gather(buffer, spans[there, 0], "<u4", 1)[:, 0]
-    labels[there] = _gather(buffer, spans[there, 0] + FLAG.size, "<f4", 1)[:, 0]
+    labels[there] = _floats(buffer, spans[there, 0] + FLAG.size, 1)[:, 0]
     heads = DATA.size + LABEL.size * flags
     for row in there[heads[there] > spans[there, 1]].tolist():
         skipped[f"record {keys[row]}"] = f"it is too short for its {flags[row]} labels"
         spans[row, 1] = -1
     several = np.flatnonzero((spans[:, 1] >= 0) & (flags > 0))
-    labels[several] = _gather(buffer, spans[several, 0] + DATA.size, "<f4", 1)[:, 0]
+    labels[several] = _floats(buffer, spans[several, 0] + DATA.size, 1)[:, 0]
     spans[:, 0] += heads
     spans[:, 1] -= heads
     for row, pieces in split.items():
@@ -246,7 +251,7 @@ def _check_ranges(buffer, keys, labels, images, ranges, spans, skipped) -> None:
 
     The label is the one thing in a record that damage can change without a trace elsewhere.
     """
-    ends = _gather(buffer, spans[ranges, 0] - 2 * LABEL.size, "<f4", 2).astype(np.float64)
+    ends = _floats(buffer, spans[ranges, 0] - 2 * LABEL.size, 2)
     order = images[np.argsort(keys[images], kind="stable")]
     own = keys[order]
     for (start, stop), row in zip(ends, ranges.tolist()):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax import __version__
+from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degrade import Degradation
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import ar, lfw, report, tinyface, uccs
@@ -146,7 +147,7 @@ def _write(settings: Settings, out: Path, protocol, models: list[Model], results
     np.savez_compressed(out / "scores.npz", **protocol.shared_arrays(), **arrays)
     report.write(
         out, results, columns=columns, curves=protocol.curves(results), title=_title(settings, stand_in),
-        summary=_summary(settings, protocol), legend=protocol.legend,
+        summary=_summary(settings, protocol, models), legend=protocol.legend,
         figures=[(png, caption) for _, png, caption in figures] + pictures, settings=document["settings"],
         document=document, warning=stand_in or "",
     )  # fmt: skip
@@ -178,7 +179,7 @@ def _title(settings: Settings, stand_in: str | None) -> str:
     )
 
 
-def _summary(settings: Settings, protocol) -> str:
+def _summary(settings: Settings, protocol, models: list[Model]) -> str:
     spoilt = {key: getattr(settings, key) for key in ("blur", "motion", "noise", "jpeg") if getattr(settings, key)}
     how = ", ".join(f"{key} {value:g}" for key, value in spoilt.items())
     reduced = any(r != "native" for r in settings.resolutions)
@@ -189,5 +190,6 @@ def _summary(settings: Settings, protocol) -> str:
         + f". Left out: {counts['n_skipped']}"
         + (f" ({json.dumps(dict(protocol.about['skipped'][:3]))}, all in skipped.json)" if counts["n_skipped"] else "")
         + ". Intervals hold 95 %, from a bootstrap that draws people. "
+        + "".join(f"{m.name} sees {m.size}x{m.size} pixels at any resolution. " for m in models if m.size != FACE_SIZE)
         + protocol.about.get("remark", "")
     )

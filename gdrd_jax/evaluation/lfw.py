@@ -126,11 +126,14 @@ def open_lfw(data: Path, pairs: Path | None, *, any_size: bool, skip_bad: bool) 
         raise GdrdError("the protocol lfw needs the list of pairs: --pairs pairs.txt")
     listed = read_pairs(pairs)
     files = tree(data)
+    wanted = sorted({name for line in listed for name in line.images})
     by_name: dict[str, int] = {}
     for row, name in enumerate(files.names):
+        stem = PurePosixPath(name).stem
+        if is_image(name) and stem in by_name:
+            raise GdrdError(f"{data} holds {stem!r} twice: {files.names[by_name[stem]]} and {name}; give one of them")
         if is_image(name):
-            by_name.setdefault(PurePosixPath(name).stem, row)
-    wanted = sorted({name for line in listed for name in line.images})
+            by_name[stem] = row
     absent = [name for name in wanted if name not in by_name]
     if absent and not skip_bad:
         raise GdrdError(

@@ -159,6 +159,8 @@ def open_tinyface(data: Path, *, skip_bad: bool) -> Retrieval:
 def _identities(files: Faces, rows: list[int], mat: str, prefix: str) -> tuple[dict[int, int], list[str]]:
     """Row to identity, and names in the list that are not among the rows."""
     by_name = {PurePosixPath(files.names[row]).name: row for row in rows}
+    if len(by_name) < len(rows):
+        raise GdrdError(f"{files.root} holds two images of one name, and {mat} means one; give one Testing_Set")
     found = next((name for name in files.names if PurePosixPath(name).name == mat), None)
     if found is None:
         ids = {}

@@ -3,6 +3,7 @@
 import json
 import tarfile
 
+import grain
 import numpy as np
 import pytest
 from conftest import LABELS, PAYLOADS
@@ -144,3 +145,10 @@ def test_a_damaged_store_is_named(tmp_path, faces_folder):
     (tmp_path / "s" / "faces.json").write_text("{}")
     with pytest.raises(GdrdError, match="run prepare_faces.py again"):
         open_faces(tmp_path / "s")
+
+
+def test_the_description_is_a_source_for_grain(faces_folder):
+    faces = open_faces(faces_folder)
+    decoded = list(grain.MapDataset.source(faces).to_iter_dataset())
+    assert len(decoded) == 21
+    np.testing.assert_array_equal(decoded[20], faces[20])

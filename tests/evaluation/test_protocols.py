@@ -187,6 +187,13 @@ def test_a_corrupt_image_in_the_middle_is_told_or_counted(lfw_folder, network, t
     assert json.loads((tmp_path / "out" / "skipped.json").read_text())[0][0] == "lfw/P_9/P_9_0001.png"
 
 
+def test_an_image_that_is_there_twice_is_told(lfw_folder, network, tmp_path):
+    shutil.copytree(lfw_folder, tmp_path / "lfw")
+    shutil.copytree(lfw_folder / "lfw" / "P_1", tmp_path / "lfw" / "other" / "P_1")
+    with pytest.raises(GdrdError, match="'P_1_0001' twice"):
+        evaluate(settings("lfw", tmp_path / "lfw", network, pairs=lfw_folder / "pairs.txt"), tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
