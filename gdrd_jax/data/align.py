@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import sha256
 
 # OpenCV 5 warns on every load that a default it chose itself is not supported.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
@@ -31,12 +32,16 @@ class Aligner:
     Args:
       detector: a YuNet ONNX file.
 
+    Attributes:
+      fingerprint: of the file.
+
     Raises:
       GdrdError: OpenCV cannot load the file.
     """
 
     def __init__(self, detector: Path):
         self._path, self._local = detector, threading.local()
+        self.fingerprint = sha256(detector)
         self._detector()
 
     def _detector(self) -> cv2.FaceDetectorYN:
@@ -62,7 +67,7 @@ class Aligner:
 
     def _main_face(self, image: np.ndarray, shrink: float) -> np.ndarray | None:
         """Box, as seen after shrinking, and landmarks, of the original, of the main face: `[14]`."""
-        seen = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA) if shrink < 1 else image
+        seen = _shrunk(image, shrink) if shrink < 1 else image
         detector, size = self._detector(), np.array(seen.shape[1::-1])
         detector.setInputSize(tuple(map(int, size)))
         faces = detector.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
@@ -79,8 +84,13 @@ def _warp(image: np.ndarray, similarity: np.ndarray) -> np.ndarray:
     scale = float(np.hypot(*similarity[:, 0]))
     if scale < 0.5:
         shrink = 2 * scale
-        image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+        image = _shrunk(image, shrink)
         # A pixel's centre is half a pixel from its corner, at either size.
         moved = similarity[:, :2] @ np.full(2, 0.5 / shrink - 0.5) + similarity[:, 2]
         similarity = np.column_stack([similarity[:, :2] / shrink, moved])
     return cv2.warpAffine(image, similarity, (FACE_SIZE, FACE_SIZE))
+
+
+def _shrunk(image: np.ndarray, factor: float) -> np.ndarray:
+    size = [max(1, round(factor * side)) for side in image.shape[1::-1]]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

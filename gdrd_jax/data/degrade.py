@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.errors import GdrdError
 
 KERNELS = ("area", "bicubic")
-FULL_SIZE = 112  # strengths of blur and motion are in pixels of a face of this size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +39,16 @@ class Degradation:
     def __post_init__(self):
         if self.kernel not in KERNELS:
             raise GdrdError(f"the kernel {self.kernel!r} is not known; it can be {' or '.join(KERNELS)}")
-        if min(self.blur, self.motion, self.noise) < 0 or not 0 <= self.jpeg <= 100:
-            raise GdrdError("blur, motion and noise are at least 0, jpeg is a quality from 1 to 100, or 0 for none")
+        strengths = (self.blur, FACE_SIZE), (self.motion, FACE_SIZE), (self.noise, 255), (self.jpeg, 100)
+        if not all(0 <= strength <= most for strength, most in strengths):  # nor NaN
+            raise GdrdError(
+                f"blur and motion are 0 to {FACE_SIZE} pixels, noise is 0 to 255, jpeg is a quality from 1 to 100 or 0"
+            )
 
     def __call__(self, face: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """uint8 RGB `[H, W, 3]` -> `[resolution, resolution, 3]`; `random` draws direction and noise."""
         direction = random.uniform(0, np.pi)
-        scale = max(face.shape[:2]) / FULL_SIZE
+        scale = max(face.shape[:2]) / FACE_SIZE
         if self.blur:
             face = cv2.GaussianBlur(face, (0, 0), self.blur * scale, borderType=cv2.BORDER_REPLICATE)
         if self.motion * scale > 1:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 from importlib import util
@@ -11,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import simplejpeg
+from PIL import Image
 
 from gdrd_jax.errors import GdrdError, missing
 
@@ -101,7 +103,7 @@ class Faces:
 
     def signature(self) -> str:
         """Changes when a face is added, removed or renamed, or a file resized or touched; reads no contents."""
-        digest = hashlib.sha256("\0".join(self.names).encode() + self.labels.tobytes())
+        digest = hashlib.sha256(os.fsencode("\0".join(self.names + self.identities)) + self.labels.tobytes())
         for path in self.names if self.spans is None else [""]:
             stat = (self.root / path).stat()
             digest.update(f"{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
@@ -146,20 +148,27 @@ def decode(data: bytes, name: object) -> np.ndarray:
     if data[:2] == b"\xff\xd8":
         try:
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            if height * width > MAX_PIXELS:
-                raise GdrdError(f"{name} claims to be {width}x{height} pixels large; replace it or remove it")
+            _check_size(width, height, name)
             image = simplejpeg.decode_jpeg(data, "RGB", strict=True)
         except ValueError as error:
             raise GdrdError(f"{name} is a damaged JPEG ({error}); replace it or remove it") from error
         if b"Exif" not in data[:64]:  # OpenCV turns a picture as its EXIF says
             return image
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    except cv2.error:  # more pixels than OpenCV allows
-        image = None
+        _check_size(*Image.open(io.BytesIO(data)).size, name)
+    except GdrdError:
+        raise
+    except Exception as error:  # Pillow raises whatever its parsers met
+        raise GdrdError(f"{name} is not a readable image; replace it or remove it") from error
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise GdrdError(f"{name} is not a readable image; replace it or remove it")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _check_size(width: int, height: int, name: object) -> None:
+    if width * height > MAX_PIXELS:
+        raise GdrdError(f"{name} claims to be {width}x{height} pixels large; replace it or remove it")
 
 
 def packaged(package: str, inside: str) -> Path:

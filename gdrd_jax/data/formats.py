@@ -7,12 +7,11 @@ with one `.rec` file or that file itself (InsightFace RecordIO), a `.tar`, a lis
 
 import dataclasses
 import fnmatch
-import io
 import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -24,6 +23,7 @@ from gdrd_jax.errors import GdrdError
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".webp"})
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".csv"})
 MANIFEST, RECORDS = "faces.json", "train.rec"  # of a store
+STAND_IN = "STAND_IN.txt"
 
 
 def open_faces(path: Path, *, pattern: str = "*", skip_bad: bool = False) -> Faces:
@@ -64,8 +64,7 @@ def tree(path: Path) -> Faces:
     if path.is_dir() and (path / MANIFEST).exists():
         return _store(path)
     if path.is_dir():
-        folders = ((PurePosixPath(os.path.relpath(f, path)), files) for f, _, files in os.walk(path, followlinks=True))
-        found = {str(folder / name): (0, 0) for folder, files in folders for name in files}
+        found = dict.fromkeys(_walk(path), (0, 0))
     elif path.suffix == ".tar":
         found = _tar(path)
     else:
@@ -73,6 +72,22 @@ def tree(path: Path) -> Faces:
     names = sorted(found, key=_natural)
     spans = None if path.is_dir() else np.array([found[name] for name in names], np.int64).reshape(-1, 2)
     return Faces(path.resolve(), tuple(names), np.zeros(len(names), np.int32), ("",), spans)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Every file under a folder, through links too, except those to a folder around them."""
+
+    def unreadable(error: OSError):
+        raise error
+
+    for folder, inside, files in os.walk(root, followlinks=True, onerror=unreadable):
+        inside[:] = [name for name in inside if not _leads_up(os.path.join(folder, name))]
+        above = PurePosixPath(os.path.relpath(folder, root))
+        yield from (str(above / name) for name in files)
+
+
+def _leads_up(path: str) -> bool:
+    return os.path.islink(path) and Path(os.path.realpath(os.path.dirname(path))).is_relative_to(os.path.realpath(path))
 
 
 def is_image(name: str) -> bool:
@@ -91,7 +106,9 @@ def labelled(faces: Faces, people: Iterable[str]) -> Faces:
 
 def _natural(name: str) -> tuple:
     parts = re.split(r"([0-9]+)", name)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+    # Numbers by length, then digits: `int` refuses very long ones.
+    digits = [part.lstrip("0") for part in parts]
+    return [(len(digits[i]), digits[i]) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def _by_folder(path: Path, pattern: str) -> Faces:
@@ -113,23 +130,38 @@ def _by_folder(path: Path, pattern: str) -> Faces:
 
 
 def _tar(path: Path) -> dict[str, tuple[int, int]]:
-    size, found = path.stat().st_size, {}
+    found: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                if member.isreg() and not member.issparse():
-                    found[member.name.removeprefix("./")] = (member.offset_data, member.size)
+                name = os.path.normpath(member.name).lstrip("/")
+                if member.islnk() or member.issym():
+                    beside = "" if member.islnk() else os.path.dirname(member.name)
+                    found[name] = found[os.path.normpath(os.path.join(beside, member.linkname)).lstrip("/")]
+                elif member.issparse():
+                    raise GdrdError(f"{path}: {name} is stored sparse; unpack the archive and give the folder")
+                elif member.isreg():
+                    found[name] = (member.offset_data, member.size)
+            end = archive.offset
     except tarfile.TarError as error:
         raise GdrdError(f"{path} is not an uncompressed tar, or is damaged ({error}); unpack or copy it") from error
-    if found and max(start + length for start, length in found.values()) > size:
-        raise GdrdError(f"{path} is truncated: a file in it ends after the archive's {size} bytes; copy it again")
+    except KeyError as error:
+        raise GdrdError(f"{path}: {name} is a link to {error}, which is not before it; unpack the archive") from error
+    with path.open("rb") as file:  # tarfile takes a damaged head, or none, for the end
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise GdrdError(f"{path} is damaged or truncated at byte {end}, after {len(found)} files; copy it again")
     return found
 
 
 def _list(path: Path, pattern: str) -> Faces:
     """Lines `PATH IDENTITY`, or mxnet's `INDEX LABEL PATH` in a `.lst`; paths relative to the list."""
+    try:
+        lines = path.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise GdrdError(f"{path} is not a list of faces in UTF-8: {error}") from error
     names, people = [], []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         separator = "," if path.suffix == ".csv" else "\t" if "\t" in line else None
@@ -163,25 +195,57 @@ def _records(path: Path, skip_bad: bool) -> Faces:
 
 def _store(path: Path) -> Faces:
     """A store keeps names and identities that RecordIO has no room for."""
-    manifest_path = path / MANIFEST
-    try:
-        manifest = json.loads(manifest_path.read_text())
-        names, identities, fingerprint = manifest["names"], manifest["identities"], manifest["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise GdrdError(f"{manifest_path} is damaged; run prepare_faces.py again") from error
+    manifest = read_manifest(path)
+    names, identities = manifest["names"], manifest["identities"]
     faces = _records(path / RECORDS, skip_bad=False)
     if len(faces) != len(names) or len(faces.identities) != len(identities):
         raise GdrdError(
-            f"{path / RECORDS} holds {len(faces)} faces of {len(faces.identities)} people, {manifest_path} speaks of "
+            f"{path / RECORDS} holds {len(faces)} faces of {len(faces.identities)} people, {MANIFEST} speaks of "
             f"{len(names)} of {len(identities)}; run prepare_faces.py again"
         )
     return Faces(
-        faces.root, tuple(names), faces.labels, tuple(identities), faces.spans, faces.parts, fingerprint,
+        faces.root, tuple(names), faces.labels, tuple(identities), faces.spans, faces.parts, manifest["fingerprint"],
         tuple(map(tuple, manifest["skipped"])),
     )  # fmt: skip
 
 
-def read_bytes(faces: Faces, name: str) -> io.BytesIO | None:
-    """The file called `name` among `tree`'s, or None."""
-    row = faces.names.index(name) if name in faces.names else None
-    return None if row is None else io.BytesIO(faces.read(row))
+def read_manifest(folder: Path) -> dict:
+    """What `data.prepare` wrote of a store.
+
+    Raises:
+      GdrdError: damaged, or something else of this name.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        lists = [manifest[key] for key in ("names", "identities", "skipped")]
+        if all(isinstance(value, list) for value in lists) and manifest["origin"] and manifest["fingerprint"]:
+            return manifest
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise GdrdError(f"{folder / MANIFEST} is damaged or not of prepare_faces.py; make the store again, elsewhere")
+
+
+def stand_in(path: Path) -> str | None:
+    """What a stand-in for a benchmark says of itself (`tools/make_stand_ins.py`); None if `path` is none.
+
+    The label lies in the folder, in one around it, or in the tar.
+    """
+    for folder in (path, *path.resolve().parents[:2]):
+        if (folder / STAND_IN).is_file():
+            return " ".join((folder / STAND_IN).read_text().split())
+    if path.suffix == ".tar":
+        files = tree(path)
+        for row, name in enumerate(files.names):
+            if PurePosixPath(name).name == STAND_IN:
+                return " ".join(files.read(row).decode().split())
+    return None
+
+
+def only_one_each(faces: Faces, rows: Iterable[int], key: Callable[[str], object]) -> None:
+    """Raises GdrdError if two of the rows' names have one `key`: a protocol would count a face twice."""
+    seen: dict[object, str] = {}
+    for row in rows:
+        name = faces.names[row]
+        other = seen.setdefault(key(name), name)
+        if other != name:
+            raise GdrdError(f"{faces.root} holds a face twice: {other} and {name}; give one of them")

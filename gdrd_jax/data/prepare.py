@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from gdrd_jax.data import recordio
 from gdrd_jax.data.align import FACE_SIZE, Aligner
-from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.formats import MANIFEST, RECORDS, open_faces
+from gdrd_jax.data.faces import Faces, decode
+from gdrd_jax.data.formats import MANIFEST, RECORDS, open_faces, read_manifest
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import write_json
+from gdrd_jax.files import LOCK, locked, write_json
 
 LOG = logging.getLogger(__name__)
 JOURNAL = "journal.jsonl"
@@ -38,19 +38,19 @@ class NoFace(Unfit):
     """A picture in which no face was found."""
 
 
-def checked(faces: Faces, *, any_size: bool = False, skip_bad: bool = False) -> Faces:
+def checked(faces: Faces, *, stretch: bool = False, skip_bad: bool = False) -> Faces:
     """The faces with their fingerprint, every one having been decoded.
 
     Args:
       faces: of any format.
-      any_size: take faces that are not 112x112, too.
+      stretch: take faces that are not 112x112, too; who uses them stretches them.
       skip_bad: leave unusable faces out and list them in `Faces.skipped`, instead of raising.
 
     Raises:
       GdrdError: a face that does not decode or has the wrong size.
     """
     rows, digests, skipped = [], [], list(faces.skipped)
-    for row, (data, problem) in enumerate(_fit_all(faces, None, any_size, "checking faces")):
+    for row, (data, problem) in enumerate(_fit_all(faces, None, stretch, "checking faces")):
         if problem is None:
             rows.append(row)
             digests.append(hashlib.sha256(data).digest())
@@ -67,13 +67,13 @@ def _fingerprint(labels: np.ndarray, digests: list[bytes]) -> str:
 
 
 def _fit_all(
-    faces: Faces, aligner: Aligner | None, any_size: bool, what: str, start: int = 0
+    faces: Faces, aligner: Aligner | None, stretch: bool, what: str, start: int = 0
 ) -> Iterator[tuple[bytes | None, Unfit | None]]:
     """For every face from `start` on: its encoded, aligned form, or why it cannot be used."""
 
     def fit(row: int):
         try:
-            return _fit(faces, row, aligner, any_size), None
+            return _fit(faces, row, aligner, stretch), None
         except GdrdError as error:
             return None, error if isinstance(error, Unfit) else Unfit(str(error))
 
@@ -83,15 +83,16 @@ def _fit_all(
             progress.update()
 
 
-def _fit(faces: Faces, row: int, aligner: Aligner | None, any_size: bool) -> bytes:
-    data, image = faces.read(row), faces[row]
+def _fit(faces: Faces, row: int, aligner: Aligner | None, stretch: bool) -> bytes:
+    data = faces.read(row)
+    image = decode(data, faces.where(row))
     if aligner is not None:
         face = aligner(image)
         if face is None:
             raise NoFace(f"no face was found in {faces.where(row)}; remove it, or align it yourself to 112x112")
         return cv2.imencode(".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR))[1].tobytes()
     height, width = image.shape[:2]
-    if (height, width) != (FACE_SIZE, FACE_SIZE) and not any_size:
+    if (height, width) != (FACE_SIZE, FACE_SIZE) and not stretch:
         raise Unfit(
             f"{faces.where(row)} is {width}x{height}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; "
             "align photographs first: tools/prepare_faces.py --align (or --config.data.align=true)"
@@ -121,11 +122,18 @@ def prepare(
       GdrdError: the folder holds other things, no face is usable, or one is not and must be.
     """
     faces = faces.take(np.argsort(faces.labels, kind="stable"))
-    origin = {"files": faces.signature(), "aligned": aligner is not None}
-    if (folder / MANIFEST).exists():
-        if json.loads((folder / MANIFEST).read_text())["origin"] != origin:
+    origin = {"files": faces.signature(), "aligned_by": aligner.fingerprint if aligner else None}
+    with locked(folder):
+        if not (folder / MANIFEST).exists():
+            _convert(faces, folder, origin, aligner, skip_faceless, skip_bad)
+        elif read_manifest(folder)["origin"] != origin:
             raise GdrdError(f"{folder} is a store of other faces, or made with other settings; choose another folder")
         return open_faces(folder)
+
+
+def _convert(
+    faces: Faces, folder: Path, origin: dict, aligner: Aligner | None, skip_faceless: bool, skip_bad: bool
+) -> None:
     journal = _begin(folder, origin)
     with (folder / RECORDS).open("ab") as records, (folder / JOURNAL).open("a") as lines:
         kept, done = sum("sha256" in entry for entry in journal), len(journal)
@@ -148,31 +156,34 @@ def prepare(
                 lines.writelines(json.dumps(entry) + "\n" for entry in journal[done:])
                 lines.flush()
                 done = len(journal)
-    return _finish(faces, folder, journal, origin)
+    _finish(faces, folder, journal, origin)
 
 
 def _begin(folder: Path, origin: dict) -> list[dict]:
     """What an interrupted call has done: one entry a face; both files end after the last of them."""
-    folder.mkdir(parents=True, exist_ok=True)
     path, records = folder / JOURNAL, folder / RECORDS
     if not path.exists():
-        if any(folder.iterdir()):
+        if any(entry.name not in (LOCK, JOURNAL + ".tmp") for entry in folder.iterdir()):
             raise GdrdError(f"{folder} is not empty; choose another folder for the store")
-        path.write_text(json.dumps(origin) + "\n")
-        records.touch()
-        return []
-    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    if not whole or json.loads(whole[0]) != origin:
-        raise GdrdError(f"{folder} holds the beginning of another conversion; remove it or choose another folder")
-    path.write_text("".join(whole))
-    journal = [json.loads(line) for line in whole[1:]]
-    os.truncate(records, journal[-1]["end"] if journal else 0)
+        path.with_name(JOURNAL + ".tmp").write_text(json.dumps(origin) + "\n")
+        os.replace(path.with_name(JOURNAL + ".tmp"), path)
+    records.touch()
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]  # the last line may be cut short
+    os.truncate(path, len(whole))
+    try:
+        begun, *journal = [json.loads(line) for line in whole.splitlines()]
+        if begun != origin:
+            raise GdrdError(f"{folder} holds the beginning of another conversion; remove it or choose another folder")
+        os.truncate(records, journal[-1]["end"] if journal else 0)
+    except (ValueError, KeyError, TypeError) as error:
+        raise GdrdError(f"{path} is damaged; remove {folder} and begin again") from error
     if journal:
         LOG.info("%s: going on after %d faces", folder, len(journal))
     return journal
 
 
-def _finish(faces: Faces, folder: Path, journal: list[dict], origin: dict) -> Faces:
+def _finish(faces: Faces, folder: Path, journal: list[dict], origin: dict) -> None:
     """Writes what can be known only at the end; the manifest last."""
     kept = np.array([row for row, entry in enumerate(journal) if "sha256" in entry], int)
     skipped = [(faces.names[row], e["problem"]) for row, e in enumerate(journal) if "problem" in e]
@@ -201,4 +212,3 @@ def _finish(faces: Faces, folder: Path, journal: list[dict], origin: dict) -> Fa
     }
     write_json(folder / MANIFEST, manifest)
     (folder / JOURNAL).unlink()
-    return open_faces(folder)

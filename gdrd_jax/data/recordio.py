@@ -27,6 +27,8 @@ HEAD = struct.Struct("<II")
 FLAG, LABEL = struct.Struct("<I"), struct.Struct("<f")
 DATA = struct.Struct("<IfQQ")
 BLOCK = 1 << 18  # records looked at together, to bound memory
+MOST_PARTS = 64  # of one record; an image holds the magic at such a place once in billions
+EXACT = 1 << 24  # float32, in which ranges are written, has no exact whole numbers beyond
 
 
 class Damaged(Exception):
@@ -85,7 +87,7 @@ def _read_index(path: Path, buffer: mmap.mmap, skip_bad: bool) -> Index:
             raise GdrdError(f"{path} holds no record; is it an InsightFace RecordIO file?")
     labels, promised, images = _read_heads(buffer, keys, spans, split, skipped, index.exists())
     found = len(images)
-    if promised is not None and promised - 1 != found + len(skipped):
+    if promised is not None and promised <= EXACT and promised - 1 != found + len(skipped):
         skipped["record 0"] = f"it promises {promised - 1:.0f} images, {found} can be read"
     if skipped and not skip_bad:
         name, reason = next(iter(skipped.items()))
@@ -184,6 +186,8 @@ def _record(buffer: mmap.mmap, position: int) -> tuple[list[tuple[int, int]], in
             raise Damaged(f"no record begins at byte {position}")
         if kind not in expected:
             raise Damaged(f"part {kind} of a split record where {' or '.join(map(str, expected))} should be")
+        if len(pieces) == MOST_PARTS:
+            raise Damaged(f"it has more than {MOST_PARTS} parts")
         pieces.append((position + HEAD.size, length))
         position += HEAD.size + (length + 3) // 4 * 4
         if position > len(buffer):
@@ -240,7 +244,8 @@ def _read_heads(buffer, keys, spans, split, skipped, trusted: bool):
     images = np.flatnonzero(with_image)
     if header and (trusted or not skipped):
         _check_ranges(buffer, keys, labels, images, np.flatnonzero((flags == 2) & (spans[:, 1] == 0)), spans, skipped)
-    for row in images[~np.isfinite(labels[images]) | (labels[images] % 1 != 0) | (np.abs(labels[images]) > 1e9)]:
+    whole = np.isfinite(labels) & (np.abs(labels) <= 1e9) & (np.nan_to_num(labels, posinf=0, neginf=0) % 1 == 0)
+    for row in images[~whole[images]].tolist():
         skipped[f"record {keys[row]}"] = f"its label is {labels[row]}, not a whole number"
         spans[row, 1] = -1
     return labels, promised, images[spans[images, 1] >= 0]
@@ -255,7 +260,7 @@ def _check_ranges(buffer, keys, labels, images, ranges, spans, skipped) -> None:
     order = images[np.argsort(keys[images], kind="stable")]
     own = keys[order]
     for (start, stop), row in zip(ends, ranges.tolist()):
-        if keys[row] == 0:
+        if keys[row] == 0 or stop > EXACT:
             continue
         if not (0 < start < stop and stop <= own[-1] + 1 if len(own) else False):
             skipped[f"record {keys[row]}"] = f"it says that the keys {start:.0f} to {stop:.0f} are one identity's"

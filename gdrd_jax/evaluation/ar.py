@@ -1,6 +1,7 @@
 """The AR protocol: does light, or something before the face, keep people from being recognised?"""
 
 import dataclasses
+import hashlib
 import logging
 import re
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.formats import is_image, labelled, tree
+from gdrd_jax.data.formats import is_image, labelled, only_one_each, tree
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import bootstrap
@@ -111,7 +112,7 @@ class Groups:
         return grid(lines, frames), caption
 
 
-def open_ar(data: Path, *, any_size: bool, skip_bad: bool) -> Groups:
+def open_ar(data: Path, *, stretch: bool, skip_bad: bool) -> Groups:
     """AR's names, `m-001-01` to `w-050-26`, of images at any depth under a folder, in a tar or a store.
 
     Raises:
@@ -123,10 +124,10 @@ def open_ar(data: Path, *, any_size: bool, skip_bad: bool) -> Groups:
     ]
     if not chosen:
         raise GdrdError(f"{data} holds no images with AR's names, such as m-001-01.bmp")
-    faces = checked(files.take(chosen), any_size=any_size, skip_bad=skip_bad)
-    parts = [NAME.fullmatch(PurePosixPath(name).stem).groups() for name in faces.names]
-    numbers = np.array([int(number) for _, number in parts])
-    faces = labelled(faces, (person.lower() for person, _ in parts))
+    only_one_each(files, chosen, _condition)
+    faces = checked(files.take(chosen), stretch=stretch, skip_bad=skip_bad)
+    numbers = np.array([_condition(name)[1] for name in faces.names])
+    faces = labelled(faces, (_condition(name)[0] for name in faces.names))
     odd = np.flatnonzero((numbers < 1) | (numbers > 26))
     if len(odd):
         raise GdrdError(f"{faces.where(odd[0])}: AR's images are numbered 01 to 26")
@@ -142,6 +143,12 @@ def open_ar(data: Path, *, any_size: bool, skip_bad: bool) -> Groups:
     kept = np.setdiff1d(np.arange(len(faces)), lonely)
     if not np.isin(numbers[kept], GALLERY).any() or np.isin(numbers[kept], GALLERY).all():
         raise GdrdError(f"{data} needs neutral images (01, 14) and others to be recognised")
-    fingerprint = faces.fingerprint
-    faces = dataclasses.replace(faces.take(kept), fingerprint=f"{fingerprint}:{len(kept)}")
-    return Groups(faces, numbers[kept], {"n_skipped": len(skipped), "skipped": skipped})
+    fingerprint = hashlib.sha256(f"{faces.fingerprint}{kept.tolist()}".encode()).hexdigest()
+    of_kept = labelled(faces.take(kept), (faces.identities[label] for label in faces.labels[kept]))
+    of_kept = dataclasses.replace(of_kept, fingerprint=fingerprint)
+    return Groups(of_kept, numbers[kept], {"n_skipped": len(skipped), "skipped": skipped})
+
+
+def _condition(name: str) -> tuple[str, int]:
+    person, number = NAME.fullmatch(PurePosixPath(name).stem).groups()
+    return person.lower(), int(number)

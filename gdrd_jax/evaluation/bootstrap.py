@@ -1,8 +1,8 @@
 """How sure a figure is: 95 % intervals from resampled people (or pairs, or probes).
 
 People are drawn with replacement, not pairs: two pairs that share a person are not two
-independent observations. A genuine pair then weighs as often as its person was drawn, an
-impostor pair the product of both numbers. Every figure is computed for all resamples at once.
+independent observations. A pair of one person then weighs as often as that person was drawn,
+a pair of two the product of both numbers. Every figure is computed for all resamples at once.
 """
 
 import numpy as np
@@ -65,7 +65,7 @@ def of_pairs(
     values: dict[str, list[np.ndarray]] = {}
     for start in range(0, replicates, BLOCK):
         block = drawn[start : start + BLOCK]
-        weights = block[:, first] * np.where(pairs.same, 1, block[:, second])
+        weights = block[:, first] * np.where(first == second, 1, block[:, second])
         for name, value in _figures(weights[:, order], same, folds[order], ends, fars).items():
             values.setdefault(name, []).append(value)
     return {name: interval(np.concatenate(parts)) for name, parts in values.items()}
@@ -101,8 +101,9 @@ def _figures(weights: np.ndarray, same: np.ndarray, folds: np.ndarray, ends: np.
                 held_out = right(folds == fold)
                 best = np.argmax(correct - held_out, axis=1)[:, None]
                 shares.append(np.take_along_axis(held_out, best, axis=1)[:, 0] / weights[:, folds == fold].sum(axis=1))
-            found["accuracy"] = np.nanmean(shares, axis=0)
-    return found
+            found["accuracy"] = np.mean(shares, axis=0)
+    both = (genuine[:, -1] > 0) & (impostor[:, -1] > 0)
+    return {name: np.where(both, value, np.nan) for name, value in found.items()}
 
 
 def _eer(tar: np.ndarray, far: np.ndarray) -> np.ndarray:

@@ -4,23 +4,26 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from gdrd_jax import __version__
+from gdrd_jax.data import formats
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degrade import Degradation
+from gdrd_jax.data.faces import Faces
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import ar, lfw, report, tinyface, uccs
 from gdrd_jax.evaluation.models import Model, embed_faces, open_model
 from gdrd_jax.evaluation.result import Result
-from gdrd_jax.files import write_json
+from gdrd_jax.files import locked
 
 LOG = logging.getLogger(__name__)
-PROTOCOLS = ("lfw", "bin", "uccs", "tinyface", "ar")
-RESOLUTIONS = ("native", "8", "16", "32")
-STAND_IN = "STAND_IN.txt"
+FILES = (
+    "metrics.json", "roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png", "cmc.png", "tsne.png", "groups.png",
+)  # fmt: skip
 # Of the GDRD student trained on the 494,414 faces of WebFace (arXiv 2409.06371, figure 3).
 PAPER = {("lfw", "16"): 96.13}
 PAPER_COLUMN = "paper's GDRD % (WebFace)"
@@ -31,11 +34,11 @@ class Settings:
     """What makes the numbers.
 
     Attributes:
-      protocol: one of PROTOCOLS.
+      protocol: "lfw", "bin", "uccs", "tinyface" or "ar".
       data: see the protocols' `open_*`.
       pairs: LFW's list of pairs, or None.
       models: see `evaluation.models.open_model`.
-      resolutions: of RESOLUTIONS.
+      resolutions: of "native", "32", "16" and "8".
       kernel, blur, motion, noise, jpeg: see `data.degrade.Degradation`; not used at "native".
       stretch: take faces that are not 112x112, stretched; TinyFace's always are.
       skip_bad: leave bad input out, counted and listed, instead of stopping.
@@ -66,11 +69,11 @@ class Settings:
 def open_protocol(settings: Settings):
     """Reads and checks the data; see the `open_*` of the protocols."""
     if settings.protocol == "lfw":
-        return lfw.open_lfw(settings.data, settings.pairs, any_size=settings.stretch, skip_bad=settings.skip_bad)
+        return lfw.open_lfw(settings.data, settings.pairs, stretch=settings.stretch, skip_bad=settings.skip_bad)
     if settings.protocol == "tinyface":
         return tinyface.open_tinyface(settings.data, skip_bad=settings.skip_bad)
     opener = {"bin": lfw.open_bin, "uccs": uccs.open_uccs, "ar": ar.open_ar}[settings.protocol]
-    return opener(settings.data, any_size=settings.stretch, skip_bad=settings.skip_bad)
+    return opener(settings.data, stretch=settings.stretch, skip_bad=settings.skip_bad)
 
 
 def evaluate(settings: Settings, out: Path) -> dict[str, Result]:
@@ -95,30 +98,37 @@ def evaluate(settings: Settings, out: Path) -> dict[str, Result]:
     if len(set(names)) < len(names):
         raise GdrdError(f"two models are called {max(names, key=names.count)!r}; name them: --model NAME=PATH")
     protocol = open_protocol(settings)
-    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        for name in FILES:  # of an earlier run with other settings
+            (out / name).unlink(missing_ok=True)
+        return _evaluate(settings, out, protocol, models)
+
+
+def _evaluate(settings: Settings, out: Path, protocol, models: list[Model]) -> dict[str, Result]:
     results, pictures, lines = {}, [], {}
+    clean = not any((settings.blur, settings.motion, settings.noise, settings.jpeg))
     for model in models:
         for resolution in settings.resolutions:
             name, how = f"{model.name}_{resolution}", settings.degradation(resolution)
             embeddings = embed_faces(model, protocol.faces, how, seed=settings.seed, cache=out / "embeddings")
             result = protocol.evaluate(embeddings, seed=settings.seed)
-            result.metrics["paper"] = PAPER.get((settings.protocol, resolution))
+            result.metrics["paper"] = PAPER.get((settings.protocol, resolution)) if clean else None
             results[name] = result
             figure = result.metrics.get(protocol.main)
             if figure is not None:
                 lines.setdefault(model.name, {})[resolution] = (figure, result.intervals[protocol.main])
-            image, caption = protocol.picture(result, _seen_by(model, protocol, how, settings.seed))
+            image, caption = protocol.picture(result, _eyes(model, protocol.faces, how, settings.seed))
             pictures.append((report.png(image), f"{name}. {caption}"))
     _write(settings, out, protocol, models, results, lines, pictures)
     return results
 
 
-def _seen_by(model: Model, protocol, how: Degradation | None, seed: int):
-    return lambda row: model.see(protocol.faces[row], how, np.random.default_rng([seed, int(row), 0]))
+def _eyes(model: Model, faces: Faces, how: Degradation | None, seed: int) -> Callable[[int], np.ndarray]:
+    return lambda row: model.see(faces, row, how, seed)
 
 
 def _write(settings: Settings, out: Path, protocol, models: list[Model], results, lines, pictures) -> None:
-    stand_in = _stand_in(settings.data)
+    stand_in = formats.stand_in(settings.data)
     described = {
         key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(settings).items()
     }
@@ -137,7 +147,7 @@ def _write(settings: Settings, out: Path, protocol, models: list[Model], results
     columns = dict(protocol.columns)
     if any(result.metrics["paper"] for result in results.values()):
         columns["paper"] = PAPER_COLUMN
-    figures = getattr(protocol, "figures", lambda results: [])(results)
+    figures = protocol.figures(results)
     if any(len(line) > 1 for line in lines.values()):
         caption = "The same faces at falling resolution, with 95 % intervals."
         figures.append(("sweep.png", report.draw_sweep(lines, y=protocol.columns[protocol.main]), caption))
@@ -151,15 +161,9 @@ def _write(settings: Settings, out: Path, protocol, models: list[Model], results
         figures=[(png, caption) for _, png, caption in figures] + pictures, settings=document["settings"],
         document=document, warning=stand_in or "",
     )  # fmt: skip
-    write_json(out / "skipped.json", protocol.about["skipped"])
     LOG.info("report: %s\n%s", out / "report.html", report.text_table(results, columns))
     if stand_in:
         LOG.info("STAND-IN: %s", stand_in)
-
-
-def _stand_in(data: Path) -> str | None:
-    path = data / STAND_IN
-    return " ".join(path.read_text().split()) if data.is_dir() and path.exists() else None
 
 
 def _version(package: str) -> str | None:
@@ -188,8 +192,8 @@ def _summary(settings: Settings, protocol, models: list[Model]) -> str:
         f"{len(protocol.faces)} faces"
         + (f", reduced by the {settings.kernel} kernel" + (f" ({how})" if how else "") if reduced else "")
         + f". Left out: {counts['n_skipped']}"
-        + (f" ({json.dumps(dict(protocol.about['skipped'][:3]))}, all in skipped.json)" if counts["n_skipped"] else "")
-        + ". Intervals hold 95 %, from a bootstrap that draws people. "
+        + (f" ({json.dumps(dict(protocol.about['skipped'][:3]))}, all in metrics.json)" if counts["n_skipped"] else "")
+        + ". Intervals hold 95 %, from a bootstrap by people. "
         + "".join(f"{m.name} sees {m.size}x{m.size} pixels at any resolution. " for m in models if m.size != FACE_SIZE)
         + protocol.about.get("remark", "")
     )

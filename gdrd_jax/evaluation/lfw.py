@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.formats import is_image, tree
+from gdrd_jax.data.formats import is_image, only_one_each, tree
 from gdrd_jax.data.insightface_bin import read_bin
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.errors import GdrdError
@@ -34,7 +34,6 @@ class PairList:
       folds: int `[P]`.
       people: int `[P, 2]`, who is in a pair; pairs of one another's people are not independent.
       about: counts and remarks for the report.
-      any_size: whether faces may be of any size.
     """
 
     faces: Faces
@@ -75,7 +74,7 @@ class PairList:
                 "accuracy": percent(shares.mean()),
                 "accuracy_std_error": percent(shares.std(ddof=1) / np.sqrt(len(shares))),
                 "accuracy_by_fold": [percent(share) for share in shares],
-                "threshold": float(thresholds.mean()),
+                "threshold": float(thresholds.mean()) if np.isfinite(thresholds).all() else None,
                 **metrics,
             }
         unsupported = {f"tar_at_far_{far}" for far, value in metrics["tar_at_far"].items() if value is None}
@@ -89,6 +88,10 @@ class PairList:
         """What the scores of every row belong to."""
         names = np.array(self.faces.names)
         return {"same": self.same, "fold": self.folds, "first": names[self.first], "second": names[self.second]}
+
+    def figures(self, results: dict[str, Result]) -> list[tuple[str, bytes, str]]:
+        """None beyond the ROC."""
+        return []
 
     def curves(self, results: dict[str, Result]) -> dict[str, Pairs]:
         """ROC of every row."""
@@ -110,13 +113,13 @@ class PairList:
         return grid(lines, frames), caption
 
 
-def open_lfw(data: Path, pairs: Path | None, *, any_size: bool, skip_bad: bool) -> PairList:
+def open_lfw(data: Path, pairs: Path | None, *, stretch: bool, skip_bad: bool) -> PairList:
     """LFW's own layout, `NAME/NAME_0001.jpg`, anywhere under a folder, in a tar or a store; official pairs.
 
     Args:
       data: of the images.
       pairs: `pairs.txt`; any number of folds and pairs.
-      any_size: take images that are not 112x112.
+      stretch: take images that are not 112x112.
       skip_bad: leave out pairs with missing or damaged images, counted and listed, instead of raising.
 
     Raises:
@@ -126,25 +129,20 @@ def open_lfw(data: Path, pairs: Path | None, *, any_size: bool, skip_bad: bool) 
         raise GdrdError("the protocol lfw needs the list of pairs: --pairs pairs.txt")
     listed = read_pairs(pairs)
     files = tree(data)
-    wanted = sorted({name for line in listed for name in line.images})
-    by_name: dict[str, int] = {}
-    for row, name in enumerate(files.names):
-        stem = PurePosixPath(name).stem
-        if is_image(name) and stem in by_name:
-            raise GdrdError(f"{data} holds {stem!r} twice: {files.names[by_name[stem]]} and {name}; give one of them")
-        if is_image(name):
-            by_name[stem] = row
-    absent = [name for name in wanted if name not in by_name]
+    wanted = {name for line in listed for name in line.images}
+    rows = [row for row, name in enumerate(files.names) if is_image(name) and PurePosixPath(name).stem in wanted]
+    only_one_each(files, rows, lambda name: PurePosixPath(name).stem)
+    by_name = {PurePosixPath(files.names[row]).stem: row for row in rows}
+    absent = sorted(wanted - by_name.keys())
     if absent and not skip_bad:
         raise GdrdError(
             f"{pairs} names {len(absent)} images that {data} does not hold, the first {absent[0]!r}; check --data, "
             "or leave their pairs out with --skip-bad"
         )
-    present = [name for name in wanted if name in by_name]
-    if not present:
+    if not by_name:
         raise GdrdError(f"{data} holds none of the images that {pairs} names")
-    faces = files.take([by_name[name] for name in present])
-    usable = checked(faces, any_size=any_size, skip_bad=skip_bad)
+    faces = files.take([by_name[name] for name in sorted(by_name)])
+    usable = checked(faces, stretch=stretch, skip_bad=skip_bad)
     row_of = {PurePosixPath(name).stem: row for row, name in enumerate(usable.names)}
     kept = [line for line in listed if all(name in row_of for name in line.images)]
     skipped = [(name, "it is missing") for name in absent] + list(usable.skipped)
@@ -156,14 +154,14 @@ def open_lfw(data: Path, pairs: Path | None, *, any_size: bool, skip_bad: bool) 
     )  # fmt: skip
 
 
-def open_bin(data: Path, *, any_size: bool, skip_bad: bool) -> PairList:
+def open_bin(data: Path, *, stretch: bool, skip_bad: bool) -> PairList:
     """An InsightFace `.bin`; its pairs are parted into ten folds in the order of the file, as InsightFace does.
 
     Raises:
       GdrdError: see `data.insightface_bin.read_bin`, or a damaged image.
     """
     faces, same = read_bin(data)
-    usable = checked(faces, any_size=any_size, skip_bad=skip_bad)
+    usable = checked(faces, stretch=stretch, skip_bad=skip_bad)
     row_of = {name: row for row, name in enumerate(usable.names)}
     folds = np.empty(len(same), int)
     for fold, rows in enumerate(np.array_split(np.arange(len(same)), min(BIN_FOLDS, len(same)))):
@@ -171,7 +169,7 @@ def open_bin(data: Path, *, any_size: bool, skip_bad: bool) -> PairList:
     kept = [i for i in range(len(same)) if all(faces.names[2 * i + side] in row_of for side in (0, 1))]
     about = {
         "n_skipped": len(same) - len(kept), "skipped": list(usable.skipped),
-        "remark": "A .bin does not say who is in its pairs: intervals resample pairs, not people.",
+        "remark": "A .bin does not say who is in its pairs: the bootstrap draws pairs, not people.",
     }  # fmt: skip
     return _pair_list(
         usable, [[row_of[faces.names[2 * i + side]] for side in (0, 1)] for i in kept], same[kept], folds[kept],
@@ -183,6 +181,10 @@ def _pair_list(faces: Faces, rows, same, folds, people, about: dict) -> PairList
     same = np.asarray(same, bool)
     if not same.any() or same.all():
         raise GdrdError("verification needs genuine and impostor pairs; after leaving bad ones out, one kind is gone")
+    for fold in np.unique(folds):
+        rest = same[np.asarray(folds) != fold]
+        if len(rest) and (not rest.any() or rest.all()):
+            raise GdrdError("outside of one fold all pairs are genuine, or all impostors: no threshold can be learnt")
     if about["n_skipped"]:
         LOG.warning("%d pairs are left out because of %d bad faces", about["n_skipped"], len(about["skipped"]))
     first, second = np.array(rows, int).T
@@ -217,7 +219,7 @@ def read_pairs(path: Path) -> list[Line]:
     while lines and not any(field.strip() for field in lines[-1]):
         lines.pop()
     header = lines[0] if lines else []
-    if len(header) not in (1, 2) or not all(field.strip().isdecimal() for field in header):
+    if len(header) not in (1, 2) or not all(field.strip().isdecimal() and len(field) < 10 for field in header):
         raise GdrdError(f"{path} does not begin with LFW's header: the number of folds and of pairs, such as `10 300`")
     folds, count = (1, int(header[0])) if len(header) == 1 else map(int, header)
     if len(lines) - 1 != 2 * folds * count:
@@ -232,7 +234,7 @@ def _pair(path: Path, number: int, fields: list[str], count: int) -> Line:
     genuine = number % (2 * count) < count
     fields = [field.strip() for field in fields]
     fits = len(fields) == (3 if genuine else 4) and all(
-        f.isdecimal() for f in (fields[1:] if genuine else fields[1::2])
+        f.isdecimal() and len(f) < 10 for f in (fields[1:] if genuine else fields[1::2])
     )
     if not fits or (not genuine and fields[0] == fields[2]):
         kind = "genuine pair `NAME N1 N2`" if genuine else "impostor pair `NAME1 N1 NAME2 N2`"

@@ -2,12 +2,15 @@
 
 import dataclasses
 import hashlib
+import os
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from gdrd_jax import __version__
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degrade import Degradation, resize
 from gdrd_jax.data.faces import Faces
@@ -36,11 +39,15 @@ class Model:
     embed: Callable[[np.ndarray], np.ndarray]
     settings: dict
 
-    def see(self, image: np.ndarray, how: Degradation | None, random: np.random.Generator) -> np.ndarray:
-        """What it is fed with: uint8 RGB of any size, degraded or (None) as it is, brought to `size`."""
+    def see(self, faces: Faces, row: int, how: Degradation | None, seed: int) -> np.ndarray:
+        """What it is fed with: a face degraded or (None) as it is, brought to `size`, uint8 RGB.
+
+        Noise and direction come from `seed` and the face's name, whatever other faces there are.
+        """
         if how is None:
-            return resize(image, self.size, self.kernel)
-        return resize(how(image, random), self.size, how.kernel)
+            return resize(faces[row], self.size, self.kernel)
+        random = np.random.default_rng([seed, zlib.crc32(os.fsencode(faces.names[row]))])
+        return resize(how(faces[row], random), self.size, how.kernel)
 
 
 def open_model(text: str) -> Model:
@@ -54,6 +61,8 @@ def open_model(text: str) -> Model:
       GdrdError: neither of both, or it cannot be loaded.
     """
     name, path, preprocessing = _parts(text)
+    if path.is_dir() and preprocessing != "auto":
+        raise GdrdError(f"--model {text}: a student knows its preprocessing; give its workdir alone")
     if path.is_dir():
         from gdrd_jax.recognizer import Recognizer  # JAX and Flax, which an ONNX file does not need
 
@@ -67,22 +76,21 @@ def open_model(text: str) -> Model:
         "path": str(path), "fingerprint": network.fingerprint, "preprocessing": network.preprocessing,
         "enlarged_by": "bicubic",
     }  # fmt: skip
-    return Model(
-        name, FACE_SIZE, "area", lambda faces: unit(network.embed(faces) + network.embed(_mirror(faces))), settings
-    )
+    return Model(name, FACE_SIZE, "area", lambda faces: embed_both(network, faces), settings)
 
 
 def _parts(text: str) -> tuple[str, Path, str]:
-    name, _, rest = text.rpartition("=")
-    path, _, preprocessing = rest.rpartition(":")
-    if not path:
-        path, preprocessing = rest, "auto"
+    name, _, rest = ("", "", text) if Path(text).exists() or "=" not in text else text.partition("=")
+    path, preprocessing = rest, "auto"
+    if not Path(rest).exists() and ":" in rest:
+        path, _, preprocessing = rest.rpartition(":")
     parse_preprocessing(preprocessing)
     return name or re.sub(r"\W+", "_", Path(path).stem), Path(path), preprocessing
 
 
-def _mirror(faces: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(faces[:, :, ::-1])
+def embed_both(network: ArcFace, faces: np.ndarray) -> np.ndarray:
+    """Unit-length embeddings, summed over each face and its mirror image; uint8 RGB `[N, 112, 112, 3]`."""
+    return unit(network.embed(faces) + network.embed(faces[:, :, ::-1]))
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -98,24 +106,20 @@ def embed_faces(model: Model, faces: Faces, how: Degradation | None, *, seed: in
       model: the recogniser.
       faces: checked.
       how: the degradation; None feeds them as they are.
-      seed: of the degradation's noise, with the face's number.
+      seed: of the degradation's noise, with the face's name.
       cache: folder.
     """
     made_from = {
-        "faces": faces.fingerprint, "model": model.settings["fingerprint"], "seed": seed,
-        "how": None if how is None else dataclasses.asdict(how), "kernel": model.kernel,
+        "faces": faces.fingerprint, "model": model.settings["fingerprint"], "kernel": model.kernel, "seed": seed,
+        "names": hashlib.sha256(os.fsencode("\0".join(faces.names))).hexdigest(),  # noise is drawn by name
+        "how": None if how is None else dataclasses.asdict(how), "version": __version__,
     }  # fmt: skip
 
-    def seen(row: int) -> np.ndarray:
-        return model.see(faces[row], how, np.random.default_rng([seed, row, 0]))
-
     def compute(_view: int, rows: range) -> np.ndarray:
-        return model.embed(np.stack(list(in_parallel(seen, rows))))
+        return model.embed(np.stack(list(in_parallel(lambda row: model.see(faces, row, how, seed), rows))))
 
     key = hashlib.sha256(repr(sorted(made_from.items())).encode()).hexdigest()[:16]
     dim = model.embed(np.zeros((1, model.size, model.size, 3), np.uint8)).shape[1]
-    targets = Cache.create(
-        cache / key, rows=len(faces), views=1, shape=(dim,), dtype="float32", made_from=made_from
-    )  # fmt: skip
+    targets = Cache.create(cache / key, rows=len(faces), views=1, shape=(dim,), dtype="float32", made_from=made_from)
     fill(targets, compute, f"{model.name} at {'native size' if how is None else f'{how.resolution}x{how.resolution}'}")
     return targets.read(0)

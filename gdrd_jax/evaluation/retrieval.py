@@ -77,8 +77,8 @@ def _count(probes, ids, gallery, gallery_ids, valid, scores):
     similarity = jnp.matmul(probes, gallery.T, precision="highest")
     stranger = (ids[:, None] != gallery_ids[None, :]) & valid[None, :]
     similarity = jnp.where(stranger, similarity, -jnp.inf)
-    # One mate at a time: the compiler then keeps no array of probes x gallery x mates.
-    return jnp.stack([(similarity >= scores[:, i, None] - TIE).sum(1) for i in range(scores.shape[1])], axis=1)
+    # One mate at a time: an array of probes x gallery x mates would be too large.
+    return jax.lax.map(lambda column: (similarity >= column[:, None] - TIE).sum(1), scores.T).T
 
 
 def rank_k(ranks: list[np.ndarray], k: int) -> np.ndarray:

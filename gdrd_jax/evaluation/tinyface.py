@@ -1,6 +1,7 @@
 """The TinyFace protocol: find a probe's mates among a gallery with distractors."""
 
 import dataclasses
+import io
 import logging
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -9,7 +10,7 @@ import numpy as np
 import scipy.io
 
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.formats import is_image, read_bytes, tree
+from gdrd_jax.data.formats import is_image, only_one_each, tree
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import bootstrap, retrieval
@@ -128,13 +129,17 @@ def open_tinyface(data: Path, *, skip_bad: bool) -> Retrieval:
     identity, skipped = {}, []
     for kind, listing in LISTS.items():
         ids, absent = _identities(files, rows[kind], *listing)
+        unlisted = [files.names[row] for row in rows[kind] if row not in ids]
         if absent and not skip_bad:
             raise GdrdError(f"{listing[0]} names {len(absent)} images that {kind} does not hold, first {absent[0]!r}")
+        if unlisted and not skip_bad:
+            raise GdrdError(f"{listing[0]} does not name {len(unlisted)} images of {kind}, the first {unlisted[0]!r}")
         rows[kind] = [row for row in rows[kind] if row in ids]
         identity |= ids
         skipped += [(name, "it is missing") for name in absent]
+        skipped += [(name, f"{listing[0]} does not name it") for name in unlisted]
     chosen = np.array([*rows[PROBE], *rows[MATCH], *rows[DISTRACTOR]])
-    usable = checked(files.take(chosen), any_size=True, skip_bad=skip_bad)
+    usable = checked(files.take(chosen), stretch=True, skip_bad=skip_bad)
     number = {name: row for row, name in zip(chosen, files.take(chosen).names)}
     ids = np.array([identity.get(number[name], -1) for name in usable.names])
     kinds = np.array([PurePosixPath(name).parent.name for name in usable.names])
@@ -158,9 +163,8 @@ def open_tinyface(data: Path, *, skip_bad: bool) -> Retrieval:
 
 def _identities(files: Faces, rows: list[int], mat: str, prefix: str) -> tuple[dict[int, int], list[str]]:
     """Row to identity, and names in the list that are not among the rows."""
+    only_one_each(files, rows, lambda name: PurePosixPath(name).name)
     by_name = {PurePosixPath(files.names[row]).name: row for row in rows}
-    if len(by_name) < len(rows):
-        raise GdrdError(f"{files.root} holds two images of one name, and {mat} means one; give one Testing_Set")
     found = next((name for name in files.names if PurePosixPath(name).name == mat), None)
     if found is None:
         ids = {}
@@ -171,11 +175,11 @@ def _identities(files: Faces, rows: list[int], mat: str, prefix: str) -> tuple[d
             ids[row] = int(person)
         return ids, []
     try:
-        lists = scipy.io.loadmat(read_bytes(files, found))
+        lists = scipy.io.loadmat(io.BytesIO(files.read(files.names.index(found))))
         names = [str(np.asarray(cell).ravel()[0]) for cell in lists[f"{prefix}_set"].ravel()]
         people = lists[f"{prefix}_ids"].ravel().astype(int)
-        if len(names) != len(people):
-            raise ValueError(f"{len(names)} names, {len(people)} identities")
+        if len(names) != len(people) or len(set(names)) < len(names) or (people < 0).any():
+            raise ValueError(f"{len(set(names))} different names, {len(people)} identities, the least {people.min()}")
     except Exception as error:  # scipy raises whatever its parser met
         raise GdrdError(f"{files.where(files.names.index(found))} is not TinyFace's list: {error}") from error
     ids = {by_name[name]: int(person) for name, person in zip(names, people) if name in by_name}

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.formats import is_image, labelled, tree
+from gdrd_jax.data.formats import is_image, labelled, only_one_each, tree
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import bootstrap
@@ -63,7 +63,7 @@ class ClosedSet:
         truth = labels[self.test]
         shares = {"accuracy": order[:, 0] == truth, "rank_5": (order[:, :5] == truth[:, None]).any(axis=1)}
         metrics = {name: percent(right.mean()) for name, right in shares.items()}
-        metrics |= {"n_train": len(self.train), "n_test": len(self.test), "n_identities": len(self.faces.identities)}
+        metrics |= {"n_train": len(self.train), "n_test": len(self.test), "n_identities": len(layer.classes_)}
         intervals = {name: percents(bootstrap.of_mean(right, truth, seed=seed)) for name, right in shares.items()}
         return Result(metrics, intervals, {"predicted": order[:, 0], "embeddings": embeddings})
 
@@ -114,7 +114,7 @@ class ClosedSet:
         )
 
 
-def open_uccs(data: Path, *, any_size: bool, skip_bad: bool) -> ClosedSet:
+def open_uccs(data: Path, *, stretch: bool, skip_bad: bool) -> ClosedSet:
     """`train/PERSON/IMAGE` and `test/PERSON/IMAGE`, at any depth under a folder, in a tar or a store.
 
     The paper's split of UCCS (180 people, 3,918 and 907 images) is not published: put yours into this layout.
@@ -128,7 +128,8 @@ def open_uccs(data: Path, *, any_size: bool, skip_bad: bool) -> ClosedSet:
         row for row, parts in enumerate(places)
         if len(parts) >= 3 and parts[-3] in (TRAIN, TEST) and is_image(parts[-1])
     ]  # fmt: skip
-    faces = checked(files.take(chosen), any_size=any_size, skip_bad=skip_bad) if chosen else files.take(chosen)
+    only_one_each(files, chosen, lambda name: PurePosixPath(name).parts[-3:])
+    faces = checked(files.take(chosen), stretch=stretch, skip_bad=skip_bad) if chosen else files.take(chosen)
     places = [PurePosixPath(name).parts for name in faces.names]
     split = np.array([parts[-3] for parts in places])
     for part in (TRAIN, TEST):

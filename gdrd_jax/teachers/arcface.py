@@ -82,9 +82,9 @@ class ArcFace:
         try:
             model = runnable(onnx.load_from_string(data))
             self._session = runtime.InferenceSession(model.SerializeToString(), options)
+            self._input, output = self._session.get_inputs()[0], self._session.get_outputs()[0]
         except Exception as error:  # protobuf and ONNX Runtime share no base class of their errors
-            raise GdrdError(f"{path} cannot be loaded as an ONNX network: {str(error).splitlines()[0]}") from error
-        self._input, (output, *_) = self._session.get_inputs()[0], self._session.get_outputs()
+            raise GdrdError(f"{path} cannot be loaded as an ONNX network: {_first_line(error)}") from error
         if self._input.shape[1:] != [3, FACE_SIZE, FACE_SIZE] or len(output.shape) != 2:
             raise GdrdError(
                 f"{path} maps {self._input.shape} to {output.shape}; a face recogniser maps "
@@ -109,7 +109,7 @@ class ArcFace:
         try:
             singly = np.concatenate([self._run(faces[:1]), self._run(faces[1:])])
         except Exception as error:  # ONNX Runtime's errors have no common base
-            raise GdrdError(f"{path} cannot be run: {str(error).splitlines()[0]}") from error
+            raise GdrdError(f"{path} cannot be run: {_first_line(error)}") from error
         if not np.isfinite(singly).all():
             raise GdrdError(
                 f"{path} gives values that are not finite; look at its preprocessing ({self.preprocessing})"
@@ -129,13 +129,18 @@ class ArcFace:
 
 
 def _normalises(model) -> bool:
-    """Whether the graph subtracts and scales before its first convolution."""
-    before = set()
-    for node in model.graph.node:
-        if node.op_type == "Conv":
-            break
-        before.add(node.op_type)
-    return "Sub" in before and bool(before & {"Mul", "Div"})
+    """Whether the first things the graph does to its input are to subtract and to scale."""
+    value, done = model.graph.input[0].name, set()
+    while True:
+        users = [node for node in model.graph.node if value in node.input]
+        if len(users) != 1 or users[0].op_type not in ("Sub", "Mul", "Div", "Cast", "Transpose"):
+            return "Sub" in done and bool(done & {"Mul", "Div"})
+        done.add(users[0].op_type)
+        value = users[0].output[0]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def runnable(model):

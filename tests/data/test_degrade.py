@@ -131,3 +131,9 @@ def test_spoilt_views_depend_on_seed_index_and_view_only():
 def test_a_small_crop_of_any_shape_is_brought_to_size():
     for kernel in ("area", "bicubic"):
         assert resize(FACE[:20, :14], 16, kernel).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("how", [{"noise": float("nan")}, {"blur": float("inf")}, {"motion": 1e6}, {"jpeg": -1}])
+def test_strengths_that_no_camera_has_are_refused(how):
+    with pytest.raises(GdrdError, match="blur and motion are 0 to 112"):
+        Degradation(16, "area", **how)

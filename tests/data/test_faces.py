@@ -89,3 +89,9 @@ def test_a_picture_is_turned_as_its_exif_says():
 def test_a_missing_package_is_named():
     with pytest.raises(GdrdError, match="extra 'quickstart'"):
         packaged("no_such_package", "x")
+
+
+def test_a_png_of_gigapixels_is_refused():
+    huge = cv2.imencode(".png", np.zeros((12_000, 12_000), np.uint8))[1].tobytes()
+    with pytest.raises(GdrdError, match="12000x12000|not a readable image"):
+        decode(huge, "x.png")

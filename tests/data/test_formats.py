@@ -1,6 +1,8 @@
 """Every format but RecordIO's own records: what is found, in which order, and what is refused."""
 
 import json
+import os
+import shutil
 import tarfile
 
 import grain
@@ -143,7 +145,7 @@ def test_a_damaged_store_is_named(tmp_path, faces_folder):
     with pytest.raises(GdrdError, match="21 faces of 7 people, .* speaks of 20"):
         open_faces(tmp_path / "s")
     (tmp_path / "s" / "faces.json").write_text("{}")
-    with pytest.raises(GdrdError, match="run prepare_faces.py again"):
+    with pytest.raises(GdrdError, match="is damaged or not of prepare_faces.py"):
         open_faces(tmp_path / "s")
 
 
@@ -152,3 +154,51 @@ def test_the_description_is_a_source_for_grain(faces_folder):
     decoded = list(grain.MapDataset.source(faces).to_iter_dataset())
     assert len(decoded) == 21
     np.testing.assert_array_equal(decoded[20], faces[20])
+
+
+def tarred(folder, path):
+    with tarfile.open(path, "w") as archive:
+        archive.add(folder, "faces")
+    return path
+
+
+def test_a_damaged_head_in_a_tar_is_not_taken_for_its_end(tmp_path, faces_folder):
+    path = tarred(faces_folder, tmp_path / "f.tar")
+    with tarfile.open(path) as archive:
+        heads = [member.offset for member in archive if member.isfile()]
+    whole = path.read_bytes()
+    for damaged in (
+        whole[: heads[7] + 100] + b"X" + whole[heads[7] + 101 :],
+        whole[: heads[9]],
+        whole[: heads[9] + 99],
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(GdrdError, match="f.tar is (damaged or truncated at byte|not an uncompressed tar, or is)"):
+            open_faces(path)
+
+
+def test_links_in_a_tar_are_faces_too(tmp_path, faces_folder):
+    shutil.copytree(faces_folder, tmp_path / "faces")
+    (tmp_path / "faces" / "p1" / "hard.png").hardlink_to(tmp_path / "faces" / "p1" / "0.png")
+    (tmp_path / "faces" / "p1" / "soft.png").symlink_to("0.png")
+    faces = open_faces(tarred(tmp_path / "faces", tmp_path / "f.tar"))
+    rows = [faces.names.index(f"faces/p1/{name}.png") for name in ("0", "hard", "soft")]
+    assert len(faces) == 23 and len({faces.read(row) for row in rows}) == 1
+
+
+def test_a_link_to_a_folder_around_it_is_not_followed(tmp_path, faces_folder):
+    shutil.copytree(faces_folder, tmp_path / "faces")
+    (tmp_path / "faces" / "p1" / "up").symlink_to(tmp_path / "faces")
+    (tmp_path / "linked").symlink_to(faces_folder)
+    assert len(open_faces(tmp_path / "faces")) == 21 == len(open_faces(tmp_path / "linked"))
+
+
+def test_odd_names_are_names(tmp_path):
+    touch(tmp_path, "p/" + "9" * 200 + ".png", "p/007.png", "p/7.png")
+    (tmp_path / os.fsdecode(b"q\xff")).mkdir()
+    (tmp_path / os.fsdecode(b"q\xff") / "1.png").touch()
+    faces = open_faces(tmp_path)
+    assert len(faces) == 4 and len(faces.signature()) == 64 and faces.names[0] == "p/007.png"
+    (tmp_path / "l.txt").write_bytes(b"\xff\xfe 1")
+    with pytest.raises(GdrdError, match="UTF-8"):
+        open_faces(tmp_path / "l.txt")

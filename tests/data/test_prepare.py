@@ -10,6 +10,7 @@ from gdrd_jax.data.faces import packaged
 from gdrd_jax.data.formats import open_faces
 from gdrd_jax.data.prepare import checked, prepare
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import locked
 from gdrd_jax.sources import YUNET, locate
 
 
@@ -49,7 +50,7 @@ def test_faces_of_another_size_are_refused_with_the_remedy(tmp_path):
     cv2.imwrite(str(tmp_path / "p" / "0.png"), np.zeros((100, 90, 3), np.uint8))
     with pytest.raises(GdrdError, match="90x100.*prepare_faces.py --align"):
         checked(open_faces(tmp_path))
-    assert len(checked(open_faces(tmp_path), any_size=True)) == 1
+    assert len(checked(open_faces(tmp_path), stretch=True)) == 1
 
 
 def test_a_store_holds_the_same_faces(tmp_path, faces_folder):
@@ -187,3 +188,38 @@ def test_a_broken_detector_is_named(tmp_path):
     (tmp_path / "d.onnx").write_bytes(b"no model")
     with pytest.raises(GdrdError, match="d.onnx is not a YuNet model"):
         Aligner(tmp_path / "d.onnx")
+
+
+def test_two_conversions_do_not_share_a_folder(tmp_path, faces_folder):
+    with locked(tmp_path / "store"), pytest.raises(GdrdError, match="another run is working"):
+        prepare(open_faces(faces_folder), tmp_path / "store")
+    assert len(prepare(open_faces(faces_folder), tmp_path / "store")) == 21
+
+
+def test_a_store_knows_its_people_and_its_detector(tmp_path, faces_folder, aligner, monkeypatch):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes((faces_folder / "p0" / f"{i}.png").read_bytes())
+    (tmp_path / "l.txt").write_text("0.png Ana\n1.png Ana\n")
+    prepare(open_faces(tmp_path / "l.txt"), tmp_path / "store")
+    (tmp_path / "l.txt").write_text("0.png Anna\n1.png Anna\n")
+    with pytest.raises(GdrdError, match="store of other faces"):
+        prepare(open_faces(tmp_path / "l.txt"), tmp_path / "store")
+    orl = open_faces(locate("orl"), pattern="1.pgm")
+    prepare(orl, tmp_path / "aligned", aligner=aligner)
+    monkeypatch.setattr(aligner, "fingerprint", "another")
+    with pytest.raises(GdrdError, match="made with other settings"):
+        prepare(orl, tmp_path / "aligned", aligner=aligner)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("journal.jsonl", "{\n[\n"), ("faces.json", '{"names": 5}'), ("faces.json", "[")]
+)
+def test_damaged_notes_are_named(tmp_path, faces_folder, name, text):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / name).write_text(text)
+    with pytest.raises(GdrdError, match=f"{name} is damaged"):
+        prepare(open_faces(faces_folder), tmp_path / "store")
+
+
+def test_a_picture_too_thin_for_a_face_is_none(aligner):
+    assert aligner(np.full((1, 5000, 3), 128, np.uint8)) is None

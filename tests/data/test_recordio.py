@@ -242,3 +242,14 @@ def test_a_length_of_half_a_gigabyte_is_not_allocated(tmp_path):
     open_faces(tmp_path / "a.rec", skip_bad=True)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+def test_records_that_share_a_chain_of_parts_take_no_quadratic_time(tmp_path):
+    heads = 20_000
+    chain = struct.pack("<II", MAGIC, 2 << 29) * heads
+    first = b"".join(struct.pack("<II", MAGIC, 1 << 29 | (8 * (heads - i - 1))) for i in range(heads))
+    (tmp_path / "a.rec").write_bytes(first + chain)
+    start = time.perf_counter()
+    with pytest.raises(GdrdError):
+        open_faces(tmp_path / "a.rec", skip_bad=True)
+    assert time.perf_counter() - start < 20

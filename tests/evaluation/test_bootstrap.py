@@ -83,3 +83,21 @@ def test_six_thousand_pairs_take_less_than_two_seconds():
     bootstrap.of_pairs(pairs, first, second, folds, (1e-1, 1e-2, 1e-3, 1e-4))
     elapsed = time.perf_counter() - start
     assert elapsed < 10  # 2 on a quiet machine, see docs
+
+
+def test_pairs_of_unknown_people_are_drawn_once():
+    """A .bin: every pair is its own observation, genuine or not."""
+    pairs, *_, folds = made(2000, 50)
+    alone = np.arange(2000)
+    found = bootstrap.of_pairs(pairs, alone, alone, folds, ())
+    accuracy = v.best_accuracy(pairs)
+    low, high = found["best_threshold_accuracy"]
+    assert low < accuracy < high
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(accuracy * (1 - accuracy) / 2000), rel=0.25)
+
+
+def test_resamples_without_genuine_pairs_do_not_count():
+    pairs = Pairs(np.array([0.9, 0.1, 0.2, 0.3]), np.array([True, False, False, False]))
+    first, second = np.array([0, 1, 2, 3]), np.array([0, 2, 3, 1])
+    found = bootstrap.of_pairs(pairs, first, second, np.zeros(4, int), (0.5,))
+    assert found["eer"] == (0.0, 0.0) and found["tar_at_far_0.5"] == (1.0, 1.0) and found["auc"] == (1.0, 1.0)

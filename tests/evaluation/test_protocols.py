@@ -16,9 +16,12 @@ import scipy.io
 from conftest import save_recogniser
 from sklearn.metrics import roc_auc_score
 
+from gdrd_jax.data.degrade import Degradation
+from gdrd_jax.data.formats import STAND_IN, stand_in
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import ar, lfw, tinyface, uccs
-from gdrd_jax.evaluation.evaluate import STAND_IN, Settings, evaluate
+from gdrd_jax.evaluation.evaluate import Settings, evaluate
+from gdrd_jax.evaluation.models import open_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,7 +105,7 @@ def test_lfw_writes_every_file_and_says_what_made_the_numbers(lfw_results, lfw_f
             assert low - 5 <= row[key] <= high + 5, key
     assert metrics["settings"]["kernel"] == "bicubic" and len(metrics["settings"]["faces"]["fingerprint"]) == 64
     assert metrics["settings"]["models"]["other"]["preprocessing"] == "inside"
-    for name in ("roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png", "skipped.json"):
+    for name in ("roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png"):
         assert (out / name).stat().st_size > 0
     assert "colours_native" in done.stderr and metrics["stand_in"] is None
     page = (out / "report.html").read_text()
@@ -184,13 +187,14 @@ def test_a_corrupt_image_in_the_middle_is_told_or_counted(lfw_folder, network, t
         evaluate(how, tmp_path / "out")
     results = evaluate(settings(**{**vars(how), "network": network, "skip_bad": True}), tmp_path / "out")
     assert results["colours_native"].metrics["n_pairs"] == 34
-    assert json.loads((tmp_path / "out" / "skipped.json").read_text())[0][0] == "lfw/P_9/P_9_0001.png"
+    document = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert document["data"]["skipped"][0][0] == "lfw/P_9/P_9_0001.png"
 
 
 def test_an_image_that_is_there_twice_is_told(lfw_folder, network, tmp_path):
     shutil.copytree(lfw_folder, tmp_path / "lfw")
     shutil.copytree(lfw_folder / "lfw" / "P_1", tmp_path / "lfw" / "other" / "P_1")
-    with pytest.raises(GdrdError, match="'P_1_0001' twice"):
+    with pytest.raises(GdrdError, match="twice: .*P_1_0001"):
         evaluate(settings("lfw", tmp_path / "lfw", network, pairs=lfw_folder / "pairs.txt"), tmp_path / "out")
 
 
@@ -278,12 +282,17 @@ def test_tinyface_finds_mates_among_distractors(tinyface_folder, network, tmp_pa
 def test_tinyface_lists_rule_over_names(tinyface_folder):
     root = tinyface_folder / "Testing_Set"
     write_lists(root, ["1_1.png"], ["1_2.png", "2_2.png"])
-    protocol = tinyface.open_tinyface(tinyface_folder, skip_bad=False)
-    assert len(protocol.probes) == 1 and len(protocol.gallery) == 32
+    with pytest.raises(GdrdError, match="does not name 7 images of Probe"):
+        tinyface.open_tinyface(tinyface_folder, skip_bad=False)
+    protocol = tinyface.open_tinyface(tinyface_folder, skip_bad=True)
+    assert len(protocol.probes) == 1 and len(protocol.gallery) == 32 and protocol.about["n_skipped"] == 7 + 14
     write_lists(root, ["1_1.png", "77_1.png"], ["1_2.png"])
     with pytest.raises(GdrdError, match="names 1 images that Probe does not hold, first '77_1.png'"):
         tinyface.open_tinyface(tinyface_folder, skip_bad=False)
-    assert tinyface.open_tinyface(tinyface_folder, skip_bad=True).about["skipped"] == [("77_1.png", "it is missing")]
+    assert ("77_1.png", "it is missing") in tinyface.open_tinyface(tinyface_folder, skip_bad=True).about["skipped"]
+    write_lists(root, ["1_1.png", "1_1.png"], ["1_2.png"])
+    with pytest.raises(GdrdError, match="1 different names, 2 identities"):
+        tinyface.open_tinyface(tinyface_folder, skip_bad=True)
     (root / "probe_img_ID_pairs.mat").write_bytes(b"MATLAB 5.0 MAT-file, cut short")
     with pytest.raises(GdrdError, match="is not TinyFace's list"):
         tinyface.open_tinyface(tinyface_folder, skip_bad=False)
@@ -323,11 +332,11 @@ def test_uccs_trains_a_softmax_layer_on_frozen_features(uccs_folder, network, tm
 def test_uccs_people_without_training_faces_are_told_or_counted(uccs_folder):
     shutil.rmtree(uccs_folder / "train" / "S3")
     with pytest.raises(GdrdError, match="2 test faces are of people without a training face"):
-        uccs.open_uccs(uccs_folder, any_size=False, skip_bad=False)
-    assert len(uccs.open_uccs(uccs_folder, any_size=False, skip_bad=True).test) == 22
+        uccs.open_uccs(uccs_folder, stretch=False, skip_bad=False)
+    assert len(uccs.open_uccs(uccs_folder, stretch=False, skip_bad=True).test) == 22
     shutil.rmtree(uccs_folder / "train")
     with pytest.raises(GdrdError, match="no images train/PERSON/IMAGE"):
-        uccs.open_uccs(uccs_folder, any_size=False, skip_bad=True)
+        uccs.open_uccs(uccs_folder, stretch=False, skip_bad=True)
 
 
 @pytest.fixture
@@ -354,12 +363,12 @@ def test_ar_has_groups_and_a_gallery_of_neutral_faces(ar_folder, network, tmp_pa
 def test_ar_people_without_a_neutral_face_are_told_or_counted(ar_folder):
     (ar_folder / "w-001-01.bmp").unlink()
     with pytest.raises(GdrdError, match="has no neutral image"):
-        ar.open_ar(ar_folder, any_size=False, skip_bad=False)
-    protocol = ar.open_ar(ar_folder, any_size=False, skip_bad=True)
+        ar.open_ar(ar_folder, stretch=False, skip_bad=False)
+    protocol = ar.open_ar(ar_folder, stretch=False, skip_bad=True)
     assert len(protocol.faces) == 39 and protocol.about["n_skipped"] == 12
     (ar_folder / "m-002-27.bmp").write_bytes((ar_folder / "m-002-01.bmp").read_bytes())
     with pytest.raises(GdrdError, match="numbered 01 to 26"):
-        ar.open_ar(ar_folder, any_size=False, skip_bad=True)
+        ar.open_ar(ar_folder, stretch=False, skip_bad=True)
 
 
 def test_faces_that_are_not_aligned_are_refused_or_stretched(ar_folder, network, tmp_path):
@@ -391,3 +400,92 @@ def test_a_mistake_is_one_sentence(network, tmp_path, arguments, message):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
+
+
+def test_noise_belongs_to_a_face_whatever_others_there_are(ar_folder, network):
+    model, how = open_model(str(network)), Degradation(16, "area", motion=8.0, noise=9.0)
+    before = ar.open_ar(ar_folder, stretch=False, skip_bad=False).faces
+    (ar_folder / "w-001-02.bmp").unlink()
+    after = ar.open_ar(ar_folder, stretch=False, skip_bad=False).faces
+    rows = before.names.index("w-003-05.bmp"), after.names.index("w-003-05.bmp")
+    assert rows[0] != rows[1]
+    np.testing.assert_array_equal(model.see(before, rows[0], how, 0), model.see(after, rows[1], how, 0))
+    assert (model.see(before, rows[0], how, 1) != model.see(before, rows[0], how, 0)).any()
+
+
+def test_what_is_left_out_is_part_of_the_fingerprint(ar_folder):
+    (ar_folder / "w-001-01.bmp").unlink()
+    first = ar.open_ar(ar_folder, stretch=False, skip_bad=True).faces
+    (ar_folder / "w-003-01.bmp").rename(ar_folder / "w-001-01.bmp")
+    second = ar.open_ar(ar_folder, stretch=False, skip_bad=True).faces
+    assert len(first) == len(second) and first.fingerprint != second.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("protocol", "copy"), [("ar", "m-002-02.png"), ("tinyface", "a/Probe/1_1.png"), ("uccs", "b/train/S1/1.png")]
+)
+def test_a_face_that_is_there_twice_is_told(ar_folder, tinyface_folder, uccs_folder, protocol, copy):
+    folder = {"ar": ar_folder, "tinyface": tinyface_folder, "uccs": uccs_folder}[protocol]
+    save(folder / copy, face(2, 2))
+    opened = {
+        "ar": lambda: ar.open_ar(folder, stretch=False, skip_bad=True),
+        "tinyface": lambda: tinyface.open_tinyface(folder, skip_bad=True),
+        "uccs": lambda: uccs.open_uccs(folder, stretch=False, skip_bad=True),
+    }
+    with pytest.raises(GdrdError, match="holds a face twice"):
+        opened[protocol]()
+
+
+def test_another_runs_figures_do_not_stay(ar_folder, uccs_folder, network, tmp_path):
+    evaluate(settings("uccs", uccs_folder, network), tmp_path / "out")
+    assert (tmp_path / "out" / "tsne.png").exists() and (tmp_path / "out" / "sweep.png").exists()
+    evaluate(settings("ar", ar_folder, network, resolutions=("16",)), tmp_path / "out")
+    assert (tmp_path / "out" / "groups.png").exists()
+    assert not (tmp_path / "out" / "tsne.png").exists() and not (tmp_path / "out" / "sweep.png").exists()
+
+
+def test_a_stand_in_says_so_wherever_it_is_carried(ar_folder, tmp_path):
+    assert stand_in(ar_folder) is None
+    (ar_folder / "deeper").mkdir()
+    (ar_folder / STAND_IN).write_text("not the\nreal thing")
+    with tarfile.open(tmp_path / "ar.tar", "w") as archive:
+        archive.add(ar_folder, "ar")
+    for path in (ar_folder, ar_folder / "deeper", tmp_path / "ar.tar"):
+        assert stand_in(path) == "not the real thing"
+    command = [sys.executable, "tools/prepare_faces.py", tmp_path / "ar.tar", tmp_path / "store"]
+    subprocess.run(list(map(str, command)), cwd=ROOT, check=True, capture_output=True)
+    assert stand_in(tmp_path / "store") == "not the real thing"
+
+
+def test_stand_ins_are_not_written_over_other_things(lfw_folder, tmp_path):
+    (tmp_path / "tinyface").mkdir()
+    (tmp_path / "tinyface" / "precious.jpg").touch()
+    command = [
+        sys.executable, "tools/make_stand_ins.py", "--lfw", lfw_folder, "--distractors", lfw_folder, "--ar", "nowhere",
+        "--out", tmp_path,
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "is no stand-in" in done.stderr
+    assert (tmp_path / "tinyface" / "precious.jpg").exists()
+
+
+def test_a_models_path_may_hold_signs(network, tmp_path):
+    path = tmp_path / "lr=0.1:a"
+    path.mkdir()
+    shutil.copy(network, path / "m.onnx")
+    model = open_model(f"{path / 'm.onnx'}")
+    assert model.name == "m" and model.settings["preprocessing"] == "arcface"
+    shutil.copy(network, tmp_path / "n.onnx")
+    model = open_model(f"mine={tmp_path / 'n.onnx'}:imagenet")
+    assert model.name == "mine" and model.settings["preprocessing"] == "imagenet"
+    with pytest.raises(GdrdError, match="a student knows its preprocessing"):
+        open_model(f"{tmp_path}:imagenet")
+
+
+def test_a_model_that_embeds_all_faces_alike_writes_plain_json(lfw_folder, network, tmp_path):
+    protocol = lfw.open_lfw(lfw_folder, lfw_folder / "pairs.txt", stretch=False, skip_bad=False)
+    embeddings = np.zeros((len(protocol.faces), 2))
+    embeddings[:, 0] = 1
+    result = protocol.evaluate(embeddings, seed=0)
+    json.dumps(result.metrics, allow_nan=False)
+    assert result.metrics["accuracy"] == 50 and result.metrics["threshold"] is None

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from conftest import save_recogniser
 from onnx import TensorProto, helper, numpy_helper
 
 from gdrd_jax.comparison import embed_enlarged
@@ -140,6 +141,21 @@ def test_a_graph_that_normalises_by_itself_is_recognised(tmp_path):
     teacher = ArcFace(save(model, tmp_path))
     assert teacher.preprocessing == "inside"
     np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 127.5, 128), atol=1e-4)
+
+
+def test_a_difference_deeper_in_the_graph_is_no_preprocessing(tmp_path):
+    """As in a layer normalisation, of a network without convolutions."""
+    assert ArcFace(save_recogniser(tmp_path / "m.onnx")).preprocessing == "arcface"
+
+
+def test_a_graph_without_inputs_is_named(tmp_path):
+    value = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    constant = helper.make_node("Constant", [], ["y"], value_float=1.0)
+    model = helper.make_model(
+        helper.make_graph([constant], "g", [], [value]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
+    with pytest.raises(GdrdError, match="cannot be loaded"):
+        ArcFace(save(model, tmp_path))
 
 
 @pytest.fixture(scope="module")
