@@ -31,6 +31,8 @@ def guarded(work: Callable[[], None]) -> int:
         print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt) as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one would cut through the threads' end
+            signal.signal(number, signal.SIG_IGN)
         print(f"\nstopped: {str(stop) or 'between two saves'}; the same command continues", file=sys.stderr)
         return 0 if getattr(stop, "signal", signal.SIGINT) == signal.SIGTERM else 130
     return 0

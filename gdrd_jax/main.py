@@ -43,12 +43,13 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     return config
 
 
-def cli(argv: list[str], wanted: tuple[str, ...] = ()) -> int:
+def cli(argv: list[str], wanted: tuple[str, ...] = (), about: str | None = __doc__) -> int:
     """Runs the pipeline on a command line.
 
     Args:
       argv: as `sys.argv`.
       wanted: steps to run, see `pipeline.run`.
+      about: what `--help` begins with.
 
     Returns:
       The exit status, see `command_line.guarded`.
@@ -57,7 +58,7 @@ def cli(argv: list[str], wanted: tuple[str, ...] = ()) -> int:
         known = settings.default()
         lines = [f"--config.{key}={settings.value_of(known, key)!r}" for key in settings.keys(known)]
         print(
-            __doc__, "The files of configs/ start from these; gdrd_jax/config.py says what they mean:", *lines, sep="\n"
+            about, "The files of configs/ start from these; gdrd_jax/config.py says what they mean:", *lines, sep="\n"
         )
         return 0
 

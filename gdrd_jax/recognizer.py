@@ -84,10 +84,10 @@ class Recognizer:
                 f"faces are {faces.dtype} {list(faces.shape)}; give uint8 RGB "
                 f"[N, {FACE_SIZE}, {FACE_SIZE}, 3] or [N, {size}, {size}, 3]"
             )
-        if faces.shape[1] != size:
-            faces = np.stack([resize(face, size, self.kernel) for face in faces])
         if not len(faces):
             return np.zeros((0, self.student.head.layers[-1].out_features), np.float32)
+        if faces.shape[1] != size:
+            faces = np.stack([resize(face, size, self.kernel) for face in faces])
         return np.concatenate([self._embed_batch(faces[i : i + BATCH]) for i in range(0, len(faces), BATCH)])
 
     def _embed_batch(self, faces: np.ndarray) -> np.ndarray:

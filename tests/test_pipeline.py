@@ -182,6 +182,10 @@ def test_the_recogniser_reduces_faces_as_it_was_trained(finished, faces_folder):
         Recognizer.load(faces_folder)
 
 
+def test_no_faces_have_no_embeddings(finished):
+    assert Recognizer.load(finished).embed(np.zeros((0, 112, 112, 3), np.uint8)).shape == (0, 128)
+
+
 def test_a_workdir_of_another_config_is_refused(copy, faces_folder, tmp_path):
     config = tiny_config(faces_folder)
     config.name = "other"

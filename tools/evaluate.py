@@ -13,7 +13,9 @@ gdrd_jax.main or an ONNX recogniser, as [NAME=]PATH[:PREPROCESSING]; PREPROCESSI
   uccs      train/PERSON/IMAGE and test/PERSON/IMAGE
   ar        m-001-01 ... w-050-26, any image format
 
-Two or more --resolution also draw sweep.png; tinyface draws cmc.png, uccs tsne.png, ar groups.png.
+At native size faces are not reduced, but spoilt by --blur, --motion, --noise and --jpeg too. A student reduces whatever
+it is given to its own size. Two or more --resolution also draw sweep.png; tinyface draws cmc.png, uccs tsne.png,
+ar groups.png.
 It can be stopped at any time; the same command continues.
 """
 
@@ -49,7 +51,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     )
     add("--skip-bad", action="store_true", help="leave bad faces and their pairs out, counted and listed")
     add("--seed", type=int, default=0, help="of noise, motion and bootstrap")
-    add("--out", required=True, type=Path, help="folder of the results")
+    add("--out", required=True, type=Path, help="folder of the results; older ones there are replaced")
     return parser.parse_args(argv)
 
 

@@ -12,4 +12,4 @@ import sys
 from gdrd_jax.main import cli
 
 if __name__ == "__main__":
-    sys.exit(cli(sys.argv, wanted=("generative", "discriminative")))
+    sys.exit(cli(sys.argv, wanted=("generative", "discriminative"), about=__doc__))

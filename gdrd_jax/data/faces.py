@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import weakref
 from importlib import util
 from pathlib import Path
 
@@ -68,11 +69,9 @@ class Faces:
 
     @functools.cached_property
     def _descriptor(self) -> int:
-        return os.open(self.root, os.O_RDONLY)
-
-    def __del__(self):
-        if "_descriptor" in self.__dict__:
-            os.close(self._descriptor)
+        descriptor = os.open(self.root, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
 
     def take(self, rows: np.ndarray) -> "Faces":
         """Some of the faces, of the same identities; without a fingerprint."""

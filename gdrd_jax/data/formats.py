@@ -21,12 +21,12 @@ from gdrd_jax.data.recordio import read_index
 from gdrd_jax.errors import GdrdError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".webp"})
-LIST_SUFFIXES = frozenset({".txt", ".lst", ".csv"})
-MANIFEST, RECORDS = "faces.json", "train.rec"  # of a store
+LIST_SUFFIXES = frozenset({".txt", ".lst", ".csv", ".tsv"})
+MANIFEST, RECORDS, JOURNAL = "faces.json", "train.rec", "journal.jsonl"  # of a store
 STAND_IN = "STAND_IN.txt"
 
 
-def open_faces(path: Path, *, pattern: str = "*", skip_bad: bool = False) -> Faces:
+def open_faces(path: str | Path, *, pattern: str = "*", skip_bad: bool = False) -> Faces:
     """Describes the faces at `path`, of any format; reads no pixels.
 
     Args:
@@ -37,13 +37,17 @@ def open_faces(path: Path, *, pattern: str = "*", skip_bad: bool = False) -> Fac
     Raises:
       GdrdError: nothing there, no faces in it, or damage.
     """
+    path = Path(path)
     if not path.exists():
         raise GdrdError(f"there are no faces at {str(path)!r}: no such file or folder")
+    _refuse_unfinished(path)
     records = sorted(path.glob("*.rec")) if path.is_dir() else [path] if path.suffix == ".rec" else []
     if len(records) > 1:
         raise GdrdError(f"{path} holds {len(records)} .rec files ({', '.join(r.name for r in records)}); give one")
     if path.is_dir() and (path / MANIFEST).exists():
         return _store(path)
+    if records and pattern != "*":
+        raise GdrdError(f"{records[0]} has no file names that could match {pattern!r}; leave the pattern out")
     if records:
         return _records(records[0], skip_bad)
     if path.is_file() and path.suffix in LIST_SUFFIXES:
@@ -61,6 +65,7 @@ def tree(path: Path) -> Faces:
     """
     if not path.exists():
         raise GdrdError(f"there is no {str(path)!r}")
+    _refuse_unfinished(path)
     if path.is_dir() and (path / MANIFEST).exists():
         return _store(path)
     if path.is_dir():
@@ -68,10 +73,18 @@ def tree(path: Path) -> Faces:
     elif path.suffix == ".tar":
         found = _tar(path)
     else:
-        raise GdrdError(f"{path} is neither a folder, nor an uncompressed .tar, nor a store of prepare_faces.py")
+        raise GdrdError(
+            f"{path} is of no known format: a folder, an uncompressed .tar, a store of prepare_faces.py, or, to "
+            f"convert or to train on, an InsightFace .rec or a list ({', '.join(sorted(LIST_SUFFIXES))})"
+        )
     names = sorted(found, key=_natural)
     spans = None if path.is_dir() else np.array([found[name] for name in names], np.int64).reshape(-1, 2)
     return Faces(path.resolve(), tuple(names), np.zeros(len(names), np.int32), ("",), spans)
+
+
+def _refuse_unfinished(path: Path) -> None:
+    if (path / JOURNAL).exists() and not (path / MANIFEST).exists():
+        raise GdrdError(f"{path} is an unfinished store; give the same prepare_faces.py command again, and it goes on")
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -176,7 +189,7 @@ def _list(path: Path, pattern: str) -> Faces:
         if not fnmatch.fnmatch(PurePosixPath(name).name, pattern):
             continue
         if not (path.parent / name).is_file():
-            raise GdrdError(f"{path}, line {number}: there is no file {path.parent / name}")
+            raise GdrdError(f"{path}, line {number}: there is no file {path.parent / name} (headers must begin with #)")
         names.append(name)
         people.append(person)
     if not names:

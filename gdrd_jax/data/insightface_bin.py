@@ -41,7 +41,7 @@ def read_bin(path: Path) -> tuple[Faces, np.ndarray]:
     except FileNotFoundError:
         raise GdrdError(f"there is no file {path}") from None
     except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise GdrdError(f"{path} is damaged or no pickle ({error}); copy it again") from error
+        raise GdrdError(f"{path} is damaged, or no pickle at all; copy it again") from error
     try:
         images, same = content
         spans = np.array([(image.start, image.stop - image.start) for image in images], np.int64).reshape(-1, 2)
@@ -97,7 +97,8 @@ def _follow(buffer: mmap.mmap, path: Path):
         elif name not in IGNORED:
             raise GdrdError(
                 f"{path} is refused: its pickle asks for {name} ({str(argument)[:80]!r}) at byte {position}, and a "
-                "verification set is nothing but bytes, lists, tuples and booleans; loading it could run a program"
+                "verification set is nothing but bytes, lists, tuples and booleans; loading it could run a program. "
+                "If it is your own: pickle.dump(([bytes, ...], [bool, ...]), file, protocol=4)"
             )
     raise ValueError("it does not end")
 

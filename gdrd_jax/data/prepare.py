@@ -20,13 +20,12 @@ from tqdm import tqdm
 from gdrd_jax.data import recordio
 from gdrd_jax.data.align import FACE_SIZE, Aligner
 from gdrd_jax.data.faces import Faces, decode
-from gdrd_jax.data.formats import MANIFEST, RECORDS, open_faces, read_manifest
+from gdrd_jax.data.formats import JOURNAL, MANIFEST, RECORDS, open_faces, read_manifest
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import LOCK, locked, write_json
 
 LOG = logging.getLogger(__name__)
-JOURNAL = "journal.jsonl"
 SAVE_EVERY = 256  # faces; an interrupted conversion loses fewer
 
 
@@ -57,9 +56,13 @@ def checked(faces: Faces, *, stretch: bool = False, skip_bad: bool = False) -> F
         elif skip_bad:
             skipped.append((faces.names[row], str(problem)))
         else:
-            raise problem
+            raise _with_remedy(problem)
     kept = faces if len(rows) == len(faces) else faces.take(rows)
     return dataclasses.replace(kept, fingerprint=_fingerprint(kept.labels, digests), skipped=tuple(skipped))
+
+
+def _with_remedy(problem: Unfit) -> Unfit:
+    return Unfit(f"{problem}; or leave such out with --skip-bad (of prepare_faces.py and evaluate.py)")
 
 
 def _fingerprint(labels: np.ndarray, digests: list[bytes]) -> str:
@@ -95,7 +98,8 @@ def _fit(faces: Faces, row: int, aligner: Aligner | None, stretch: bool) -> byte
     if (height, width) != (FACE_SIZE, FACE_SIZE) and not stretch:
         raise Unfit(
             f"{faces.where(row)} is {width}x{height}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; "
-            "align photographs first: tools/prepare_faces.py --align (or --config.data.align=true)"
+            "align photographs first: tools/prepare_faces.py --align (or --config.data.align=true); "
+            "evaluate.py takes them with --stretch"
         )
     return data
 
@@ -140,22 +144,30 @@ def _convert(
         people = {int(faces.labels[row]) for row, entry in enumerate(journal) if "sha256" in entry}
         if not done:
             records.write(recordio.pack_range(0, 0, 0))  # the header's place: its numbers are known at the end
-        for row, (data, problem) in enumerate(_fit_all(faces, aligner, False, "preparing faces", done), done):
-            if problem is None:
-                kept += 1
-                people.add(int(faces.labels[row]))
-                records.write(recordio.pack_image(len(people) - 1, kept, data))
-                journal.append({"end": records.tell(), "sha256": hashlib.sha256(data).hexdigest()})
-            elif skip_faceless if isinstance(problem, NoFace) else skip_bad:
-                journal.append({"end": records.tell(), "problem": str(problem)})
-            else:
-                raise problem
-            if len(journal) % SAVE_EVERY == 0 or row == len(faces) - 1:
-                records.flush()
-                os.fsync(records.fileno())
-                lines.writelines(json.dumps(entry) + "\n" for entry in journal[done:])
-                lines.flush()
-                done = len(journal)
+
+        def save() -> None:
+            nonlocal done
+            records.flush()
+            os.fsync(records.fileno())
+            lines.writelines(json.dumps(entry) + "\n" for entry in journal[done:])
+            lines.flush()
+            done = len(journal)
+
+        try:
+            for row, (data, problem) in enumerate(_fit_all(faces, aligner, False, "preparing faces", done), done):
+                if problem is None:
+                    kept += 1
+                    people.add(int(faces.labels[row]))
+                    records.write(recordio.pack_image(len(people) - 1, kept, data))
+                    journal.append({"end": records.tell(), "sha256": hashlib.sha256(data).hexdigest()})
+                elif skip_faceless if isinstance(problem, NoFace) else skip_bad:
+                    journal.append({"end": records.tell(), "problem": str(problem)})
+                else:
+                    raise _with_remedy(problem)
+                if len(journal) - done >= SAVE_EVERY:
+                    save()
+        finally:
+            save()
     _finish(faces, folder, journal, origin)
 
 

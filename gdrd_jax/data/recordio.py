@@ -87,8 +87,8 @@ def _read_index(path: Path, buffer: mmap.mmap, skip_bad: bool) -> Index:
             raise GdrdError(f"{path} holds no record; is it an InsightFace RecordIO file?")
     labels, promised, images = _read_heads(buffer, keys, spans, split, skipped, index.exists())
     found = len(images)
-    if promised is not None and promised <= EXACT and promised - 1 != found + len(skipped):
-        skipped["record 0"] = f"it promises {promised - 1:.0f} images, {found} can be read"
+    if promised is not None and promised <= EXACT and promised - 1 != found:
+        skipped = {"record 0": f"it promises {promised - 1:.0f} images, {found} can be read", **skipped}
     if skipped and not skip_bad:
         name, reason = next(iter(skipped.items()))
         raise GdrdError(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from gdrd_jax.data.degrade import Degradation
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import ar, lfw, report, tinyface, uccs
-from gdrd_jax.evaluation.models import Model, embed_faces, open_model
+from gdrd_jax.evaluation.models import Model, embed_faces, open_model, parse_model
 from gdrd_jax.evaluation.result import Result
 from gdrd_jax.files import locked
 
@@ -39,7 +38,7 @@ class Settings:
       pairs: LFW's list of pairs, or None.
       models: see `evaluation.models.open_model`.
       resolutions: of "native", "32", "16" and "8".
-      kernel, blur, motion, noise, jpeg: see `data.degrade.Degradation`; not used at "native".
+      kernel, blur, motion, noise, jpeg: see `data.degrade.Degradation`; "native" is spoilt, but not reduced.
       stretch: take faces that are not 112x112, stretched; TinyFace's always are.
       skip_bad: leave bad input out, counted and listed, instead of stopping.
       seed: of noise, directions and bootstrap.
@@ -61,9 +60,16 @@ class Settings:
 
     def degradation(self, resolution: str) -> Degradation | None:
         """What a face goes through at one of `resolutions`."""
-        if resolution == "native":
+        if resolution == "native" and not self.spoilt:
             return None
-        return Degradation(int(resolution), self.kernel, self.blur, self.motion, self.noise, self.jpeg)
+        side = FACE_SIZE if resolution == "native" else int(resolution)
+        return Degradation(side, self.kernel, self.blur, self.motion, self.noise, self.jpeg)
+
+    @property
+    def spoilt(self) -> dict[str, float]:
+        """Which strengths are above 0."""
+        strengths = {name: getattr(self, name) for name in ("blur", "motion", "noise", "jpeg")}
+        return {name: value for name, value in strengths.items() if value}
 
 
 def open_protocol(settings: Settings):
@@ -93,11 +99,11 @@ def evaluate(settings: Settings, out: Path) -> dict[str, Result]:
     """
     for resolution in settings.resolutions:
         settings.degradation(resolution)
-    models = [open_model(text) for text in settings.models]
-    names = [model.name for model in models]
+    names = [parse_model(text)[0] for text in settings.models]
     if len(set(names)) < len(names):
         raise GdrdError(f"two models are called {max(names, key=names.count)!r}; name them: --model NAME=PATH")
     protocol = open_protocol(settings)
+    models = [open_model(text) for text in settings.models]
     with locked(out):
         for name in FILES:  # of an earlier run with other settings
             (out / name).unlink(missing_ok=True)
@@ -106,13 +112,17 @@ def evaluate(settings: Settings, out: Path) -> dict[str, Result]:
 
 def _evaluate(settings: Settings, out: Path, protocol, models: list[Model]) -> dict[str, Result]:
     results, pictures, lines = {}, [], {}
-    clean = not any((settings.blur, settings.motion, settings.noise, settings.jpeg))
     for model in models:
+        LOG.info(_described(model))
         for resolution in settings.resolutions:
+            if _repeats(model, resolution, settings):
+                LOG.info("%s at native size is %s at %d pixels: one row", model.name, model.name, model.size)
+                continue
             name, how = f"{model.name}_{resolution}", settings.degradation(resolution)
             embeddings = embed_faces(model, protocol.faces, how, seed=settings.seed, cache=out / "embeddings")
             result = protocol.evaluate(embeddings, seed=settings.seed)
-            result.metrics["paper"] = PAPER.get((settings.protocol, resolution)) if clean else None
+            comparable = model.student and not settings.spoilt
+            result.metrics["paper"] = PAPER.get((settings.protocol, resolution)) if comparable else None
             results[name] = result
             figure = result.metrics.get(protocol.main)
             if figure is not None:
@@ -121,6 +131,17 @@ def _evaluate(settings: Settings, out: Path, protocol, models: list[Model]) -> d
             pictures.append((report.png(image), f"{name}. {caption}"))
     _write(settings, out, protocol, models, results, lines, pictures)
     return results
+
+
+def _described(model: Model) -> str:
+    how = f"reduced by {model.kernel} in training" if model.student else model.settings["preprocessing"]
+    return f"{model.name} sees {model.size}x{model.size} pixels ({how})"
+
+
+def _repeats(model: Model, resolution: str, settings: Settings) -> bool:
+    """A student reduces native faces itself: if that is all that happens to them, to the same faces as at its size."""
+    own = str(model.size) in settings.resolutions and model.kernel == settings.kernel
+    return model.student and resolution == "native" and own and not settings.spoilt
 
 
 def _eyes(model: Model, faces: Faces, how: Degradation | None, seed: int) -> Callable[[int], np.ndarray]:
@@ -184,16 +205,16 @@ def _title(settings: Settings, stand_in: str | None) -> str:
 
 
 def _summary(settings: Settings, protocol, models: list[Model]) -> str:
-    spoilt = {key: getattr(settings, key) for key in ("blur", "motion", "noise", "jpeg") if getattr(settings, key)}
-    how = ", ".join(f"{key} {value:g}" for key, value in spoilt.items())
-    reduced = any(r != "native" for r in settings.resolutions)
-    counts = {k: v for k, v in protocol.about.items() if k.startswith("n_")}
-    return (
+    about, reduced = protocol.about, any(r != "native" for r in settings.resolutions)
+    spoilt = ", ".join(f"{name} {value:g}" for name, value in settings.spoilt.items())
+    left_out = "; ".join(reason for _, reason in about["skipped"][:3])
+    sentences = [
         f"{len(protocol.faces)} faces"
-        + (f", reduced by the {settings.kernel} kernel" + (f" ({how})" if how else "") if reduced else "")
-        + f". Left out: {counts['n_skipped']}"
-        + (f" ({json.dumps(dict(protocol.about['skipped'][:3]))}, all in metrics.json)" if counts["n_skipped"] else "")
-        + ". Intervals hold 95 %, from a bootstrap by people. "
-        + "".join(f"{m.name} sees {m.size}x{m.size} pixels at any resolution. " for m in models if m.size != FACE_SIZE)
-        + protocol.about.get("remark", "")
-    )
+        + (f", reduced by the {settings.kernel} kernel" if reduced else "")
+        + (f", spoilt by {spoilt}" if spoilt else ""),
+        *map(_described, models),
+        f"Left out: {about['n_skipped']}" + (f" ({left_out}; all in metrics.json)" if left_out else ""),
+        f"Intervals hold 95 %, from a bootstrap that draws {about.get('drawn', 'people')}",
+        about.get("remark", "").rstrip("."),
+    ]
+    return ". ".join(filter(None, sentences)) + "."

@@ -169,7 +169,7 @@ def open_bin(data: Path, *, stretch: bool, skip_bad: bool) -> PairList:
     kept = [i for i in range(len(same)) if all(faces.names[2 * i + side] in row_of for side in (0, 1))]
     about = {
         "n_skipped": len(same) - len(kept), "skipped": list(usable.skipped),
-        "remark": "A .bin does not say who is in its pairs: the bootstrap draws pairs, not people.",
+        "drawn": "pairs (a .bin does not say who is in them)",
     }  # fmt: skip
     return _pair_list(
         usable, [[row_of[faces.names[2 * i + side]] for side in (0, 1)] for i in kept], same[kept], folds[kept],
@@ -180,11 +180,21 @@ def open_bin(data: Path, *, stretch: bool, skip_bad: bool) -> PairList:
 def _pair_list(faces: Faces, rows, same, folds, people, about: dict) -> PairList:
     same = np.asarray(same, bool)
     if not same.any() or same.all():
-        raise GdrdError("verification needs genuine and impostor pairs; after leaving bad ones out, one kind is gone")
+        left_out = f"; {len(about['skipped'])} faces are left out, the first because {about['skipped'][0][1]}"
+        raise GdrdError(
+            f"verification needs genuine and impostor pairs; there are {same.sum()} and {(~same).sum()}"
+            + (left_out if about["skipped"] else "")
+        )
     for fold in np.unique(folds):
         rest = same[np.asarray(folds) != fold]
         if len(rest) and (not rest.any() or rest.all()):
             raise GdrdError("outside of one fold all pairs are genuine, or all impostors: no threshold can be learnt")
+        inside = same[np.asarray(folds) == fold]
+        if len(rest) and (not inside.any() or inside.all()):
+            about["remark"] = (
+                "A fold has genuine or impostor pairs only: mix them, or look at the best threshold alone."
+            )
+            LOG.warning(about["remark"])
     if about["n_skipped"]:
         LOG.warning("%d pairs are left out because of %d bad faces", about["n_skipped"], len(about["skipped"]))
     first, second = np.array(rows, int).T

@@ -31,6 +31,7 @@ class Model:
       kernel: with which larger faces are reduced to its input, when nothing else reduces them.
       embed: uint8 RGB `[N, size, size, 3]` -> float32 `[N, D]`, unit length, summed over mirror images.
       settings: where it came from, its fingerprint, its preprocessing.
+      student: one of ours.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Model:
     kernel: str
     embed: Callable[[np.ndarray], np.ndarray]
     settings: dict
+    student: bool
 
     def see(self, faces: Faces, row: int, how: Degradation | None, seed: int) -> np.ndarray:
         """What it is fed with: a face degraded or (None) as it is, brought to `size`, uint8 RGB.
@@ -60,31 +62,36 @@ def open_model(text: str) -> Model:
     Raises:
       GdrdError: neither of both, or it cannot be loaded.
     """
-    name, path, preprocessing = _parts(text)
-    if path.is_dir() and preprocessing != "auto":
-        raise GdrdError(f"--model {text}: a student knows its preprocessing; give its workdir alone")
+    name, path, preprocessing = parse_model(text)
     if path.is_dir():
         from gdrd_jax.recognizer import Recognizer  # JAX and Flax, which an ONNX file does not need
 
         recognizer = Recognizer.load(path)
         settings = {"path": str(path), "fingerprint": recognizer.fingerprint(), "trained_with": recognizer.kernel}
-        return Model(name, recognizer.student.resolution, recognizer.kernel, recognizer.embed, settings)
-    if not path.is_file():
-        raise GdrdError(f"--model {text}: there is no file or workdir {str(path)!r}")
+        return Model(name, recognizer.student.resolution, recognizer.kernel, recognizer.embed, settings, True)
     network = ArcFace(path, preprocessing=preprocessing)
     settings = {
         "path": str(path), "fingerprint": network.fingerprint, "preprocessing": network.preprocessing,
         "enlarged_by": "bicubic",
     }  # fmt: skip
-    return Model(name, FACE_SIZE, "area", lambda faces: embed_both(network, faces), settings)
+    return Model(name, FACE_SIZE, "area", lambda faces: embed_both(network, faces), settings, False)
 
 
-def _parts(text: str) -> tuple[str, Path, str]:
+def parse_model(text: str) -> tuple[str, Path, str]:
+    """Name, path and preprocessing that `open_model`'s text means; loads nothing.
+
+    Raises:
+      GdrdError: there is no such file or workdir, or no such preprocessing.
+    """
     name, _, rest = ("", "", text) if Path(text).exists() or "=" not in text else text.partition("=")
     path, preprocessing = rest, "auto"
     if not Path(rest).exists() and ":" in rest:
         path, _, preprocessing = rest.rpartition(":")
     parse_preprocessing(preprocessing)
+    if not Path(path).exists():
+        raise GdrdError(f"--model {text}: there is no file or workdir {path!r}")
+    if Path(path).is_dir() and preprocessing != "auto":
+        raise GdrdError(f"--model {text}: a student knows its preprocessing; give its workdir alone")
     return name or re.sub(r"\W+", "_", Path(path).stem), Path(path), preprocessing
 
 
@@ -121,5 +128,5 @@ def embed_faces(model: Model, faces: Faces, how: Degradation | None, *, seed: in
     key = hashlib.sha256(repr(sorted(made_from.items())).encode()).hexdigest()[:16]
     dim = model.embed(np.zeros((1, model.size, model.size, 3), np.uint8)).shape[1]
     targets = Cache.create(cache / key, rows=len(faces), views=1, shape=(dim,), dtype="float32", made_from=made_from)
-    fill(targets, compute, f"{model.name} at {'native size' if how is None else f'{how.resolution}x{how.resolution}'}")
+    fill(targets, compute, f"{model.name} at {'native size' if how is None else f'{how.resolution} pixels'}")
     return targets.read(0)

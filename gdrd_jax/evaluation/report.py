@@ -28,7 +28,7 @@ PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse }} th, td {{ padding: .3rem .9rem; text-align: right }}
+.wide {{ overflow-x: auto }} table {{ border-collapse: collapse }} th, td {{ padding: .3rem .7rem; text-align: right }}
 th:first-child, td:first-child {{ text-align: left }} tr + tr {{ border-top: 1px solid #ddd }}
 tr.first {{ font-weight: 600 }} img {{ max-width: 100% }} figure {{ margin: 2rem 0 }}
 figcaption, small, td span {{ color: #555 }}
@@ -240,7 +240,7 @@ def _table(results: dict[str, Result], columns: dict[str, str]) -> str:
             interval = f"<span>{ends[0]:.1f} – {ends[1]:.1f}</span>" if ends else ""
             cells.append(_cell(lookup(result.metrics, key)).replace("-", "–") + interval)
         lines.append(f"<tr{' class=first' if number == 0 else ''}><td>" + "</td><td>".join(cells) + "</td></tr>")
-    return "<table>" + "\n".join(lines) + "</table>"
+    return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
 
 
 def png(image: np.ndarray) -> bytes:

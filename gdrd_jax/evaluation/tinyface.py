@@ -64,7 +64,8 @@ class Retrieval:
         intervals = {name: percents(bootstrap.of_mean(values, ids, seed=seed)) for name, values in shares.items()}
         arrays = {
             "rank_of_first_mate": np.array([r[0] for r in ranks]), "average_precision": shares["map"],
-            "cmc": retrieval.cmc(ranks, LONGEST), "nearest": self._nearest(embeddings, ranks),
+            "average_precision_step": shares["map_step"], "cmc": retrieval.cmc(ranks, LONGEST),
+            "nearest": self._nearest(embeddings, ranks),
         }  # fmt: skip
         return Result(metrics, intervals, arrays)
 

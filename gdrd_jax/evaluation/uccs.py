@@ -65,13 +65,15 @@ class ClosedSet:
         metrics = {name: percent(right.mean()) for name, right in shares.items()}
         metrics |= {"n_train": len(self.train), "n_test": len(self.test), "n_identities": len(layer.classes_)}
         intervals = {name: percents(bootstrap.of_mean(right, truth, seed=seed)) for name, right in shares.items()}
-        return Result(metrics, intervals, {"predicted": order[:, 0], "embeddings": embeddings})
+        return Result(
+            metrics, intervals, {"predicted": order[:, 0], "five_likeliest": order[:, :5], "embeddings": embeddings}
+        )
 
     def shared_arrays(self) -> dict[str, np.ndarray]:
         """What the predictions of every row belong to."""
         return {
-            "test": np.array(self.faces.names)[self.test], "truth": self.faces.labels[self.test],
-            "identities": np.array(self.faces.identities),
+            "names": np.array(self.faces.names), "labels": self.faces.labels, "train": self.train, "test": self.test,
+            "truth": self.faces.labels[self.test], "identities": np.array(self.faces.identities),
         }  # fmt: skip
 
     def curves(self, results: dict[str, Result]) -> dict:

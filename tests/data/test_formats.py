@@ -114,7 +114,7 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(GdrdError, match="holds no faces"):
         open_faces(tmp_path)
     (tmp_path / "f.zip").touch()
-    with pytest.raises(GdrdError, match="neither a folder"):
+    with pytest.raises(GdrdError, match="of no known format"):
         open_faces(tmp_path / "f.zip")
     with pytest.raises(GdrdError, match="there is no"):
         tree(tmp_path / "nowhere")
@@ -202,3 +202,9 @@ def test_odd_names_are_names(tmp_path):
     (tmp_path / "l.txt").write_bytes(b"\xff\xfe 1")
     with pytest.raises(GdrdError, match="UTF-8"):
         open_faces(tmp_path / "l.txt")
+
+
+def test_a_pattern_for_records_is_refused(tmp_path):
+    write(tmp_path / "a.rec", PAYLOADS, LABELS)
+    with pytest.raises(GdrdError, match="has no file names that could match"):
+        open_faces(str(tmp_path / "a.rec"), pattern="*.jpg")

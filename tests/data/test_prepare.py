@@ -101,6 +101,8 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(tmp_path, faces_fol
     monkeypatch.setattr(module, "_fit", stopping)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, tmp_path / "store")
+    with pytest.raises(GdrdError, match="unfinished store; give the same"):
+        open_faces(tmp_path / "store")
     with (tmp_path / "store" / "journal.jsonl").open("a") as journal:  # a line cut short, and bytes after the last face
         journal.write('{"end": 12')
     with (tmp_path / "store" / "train.rec").open("ab") as records:
