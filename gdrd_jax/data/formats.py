@@ -2,7 +2,7 @@
 
 Told apart by what a path is: a folder with `faces.json` (a store of `data.prepare`), a folder
 with one `.rec` file or that file itself (InsightFace RecordIO), a `.tar`, a list (`.txt`,
-`.lst`, `.csv`), or else a folder of folders of images.
+`.lst`, `.csv`, `.tsv`), or else a folder of folders of images.
 """
 
 import dataclasses

@@ -24,6 +24,7 @@ from gdrd_jax.data.formats import JOURNAL, MANIFEST, RECORDS, open_faces, read_m
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import LOCK, locked, write_json
+from gdrd_jax.interrupt import deferred
 
 LOG = logging.getLogger(__name__)
 SAVE_EVERY = 256  # faces; an interrupted conversion loses fewer
@@ -147,11 +148,12 @@ def _convert(
 
         def save() -> None:
             nonlocal done
-            records.flush()
-            os.fsync(records.fileno())
-            lines.writelines(json.dumps(entry) + "\n" for entry in journal[done:])
-            lines.flush()
-            done = len(journal)
+            with deferred(f"{len(journal)} of {len(faces)} faces are saved"):  # a line must not be written twice
+                records.flush()
+                os.fsync(records.fileno())
+                lines.writelines(json.dumps(entry) + "\n" for entry in journal[done:])
+                lines.flush()
+                done = len(journal)
 
         try:
             for row, (data, problem) in enumerate(_fit_all(faces, aligner, False, "preparing faces", done), done):

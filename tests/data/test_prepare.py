@@ -1,5 +1,8 @@
 """Reading every face once: fingerprints, skipping, and stores that can be interrupted."""
 
+import os
+import signal
+
 import cv2
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from gdrd_jax.data.formats import open_faces
 from gdrd_jax.data.prepare import checked, prepare
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import locked
+from gdrd_jax.interrupt import Interrupted
 from gdrd_jax.sources import YUNET, locate
 
 
@@ -225,3 +229,21 @@ def test_damaged_notes_are_named(tmp_path, faces_folder, name, text):
 
 def test_a_picture_too_thin_for_a_face_is_none(aligner):
     assert aligner(np.full((1, 5000, 3), 128, np.uint8)) is None
+
+
+def test_ctrl_c_while_saving_writes_no_line_twice(tmp_path, faces_folder, monkeypatch):
+    monkeypatch.setattr(module, "SAVE_EVERY", 4)
+    sync, calls = os.fsync, []
+
+    def signalled(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", signalled)
+    with pytest.raises(Interrupted, match="8 of 21 faces are saved"):
+        prepare(open_faces(faces_folder), tmp_path / "store")
+    lines = (tmp_path / "store" / "journal.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 8 and len(set(lines)) == 9
+    assert len(prepare(open_faces(faces_folder), tmp_path / "store")) == 21
