@@ -178,27 +178,23 @@ def open_bin(data: Path, *, stretch: bool, skip_bad: bool) -> PairList:
 
 
 def _pair_list(faces: Faces, rows, same, folds, people, about: dict) -> PairList:
-    same = np.asarray(same, bool)
+    same, folds = np.asarray(same, bool), np.asarray(folds, int)
     if not same.any() or same.all():
-        left_out = f"; {len(about['skipped'])} faces are left out, the first because {about['skipped'][0][1]}"
+        bad = about["skipped"]
+        left_out = f"; {len(bad)} faces are left out, the first because {bad[0][1]}" if bad else ""
         raise GdrdError(
-            f"verification needs genuine and impostor pairs; there are {same.sum()} and {(~same).sum()}"
-            + (left_out if about["skipped"] else "")
+            f"verification needs genuine and impostor pairs; there are {same.sum()} and {(~same).sum()}{left_out}"
         )
-    for fold in np.unique(folds):
-        rest = same[np.asarray(folds) != fold]
-        if len(rest) and (not rest.any() or rest.all()):
-            raise GdrdError("outside of one fold all pairs are genuine, or all impostors: no threshold can be learnt")
-        inside = same[np.asarray(folds) == fold]
-        if len(rest) and (not inside.any() or inside.all()):
-            about["remark"] = (
-                "A fold has genuine or impostor pairs only: mix them, or look at the best threshold alone."
-            )
-            LOG.warning(about["remark"])
+    several = [(same[folds == fold], same[folds != fold]) for fold in np.unique(folds)] if len(set(folds)) > 1 else []
+    if any(not others.any() or others.all() for _, others in several):
+        raise GdrdError("outside of one fold all pairs are genuine, or all impostors: no threshold can be learnt")
+    if any(not own.any() or own.all() for own, _ in several):
+        about["remark"] = "A fold has genuine or impostor pairs only: mix them, or look at the best threshold alone."
+        LOG.warning(about["remark"])
     if about["n_skipped"]:
         LOG.warning("%d pairs are left out because of %d bad faces", about["n_skipped"], len(about["skipped"]))
     first, second = np.array(rows, int).T
-    return PairList(faces, first, second, same, np.asarray(folds, int), np.array(people, int), about)
+    return PairList(faces, first, second, same, folds, np.array(people, int), about)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -514,6 +514,16 @@ def test_a_bin_in_blocks_is_warned_of(network, tmp_path, caplog):
     assert "draws pairs (a .bin" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_pairs_of_one_kind_cannot_be_verified(network, tmp_path):
+    images = [cv2.imencode(".png", face(p, i))[1].tobytes() for p in range(4) for i in (0, 1)]
+    (tmp_path / "b.bin").write_bytes(pickle.dumps((images, [True] * 4), protocol=4))
+    with pytest.raises(GdrdError, match="there are 4 and 0$"):
+        evaluate(settings("bin", tmp_path / "b.bin", network), tmp_path / "out")
+    (tmp_path / "b.bin").write_bytes(pickle.dumps(([b"no image", *images[1:]], [True, *[False] * 3]), protocol=4))
+    with pytest.raises(GdrdError, match="there are 0 and 3; 1 faces are left out, the first because pair 0 a"):
+        evaluate(settings("bin", tmp_path / "b.bin", network, skip_bad=True), tmp_path / "out")
+
+
 def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw_folder, network, tmp_path):
     made = student.Student(resolution=16, width=0.0625, hidden=(16,), embedding_dim=8, rngs=nnx.Rngs(0))
     arguments = {"resolution": 16, "width": 0.0625, "hidden": [16], "embedding_dim": 8}
