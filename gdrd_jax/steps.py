@@ -22,8 +22,7 @@ from gdrd_jax.files import write_json
 from gdrd_jax.models.student import Student
 from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.stages import Dis, Gen, class_centres
-from gdrd_jax.teachers import sr_training
-from gdrd_jax.teachers.arcface import ArcFace
+from gdrd_jax.teachers import load_discriminative, sr_training
 from gdrd_jax.teachers.precompute import fill, high_views
 from gdrd_jax.teachers.sr_diffusion import SrDiffusion
 
@@ -187,7 +186,7 @@ def open_cache(workdir: Path, step: str, split: str) -> Cache:
     return Cache.open(workdir / step / split)
 
 
-def _made_from(workdir: Path, split: str, network: SrDiffusion | ArcFace) -> dict[str, str]:
+def _made_from(workdir: Path, split: str, network) -> dict[str, str]:
     return {"faces": read_faces(workdir, split).fingerprint, "teacher": network.fingerprint}
 
 
@@ -211,9 +210,9 @@ def _student(config: ConfigDict, embedding_dim: int) -> Student:
     return Student(**_student_settings(config, embedding_dim), rngs=nnx.Rngs(config.seed))
 
 
-def discriminative_teacher(config: ConfigDict) -> ArcFace:
+def discriminative_teacher(config: ConfigDict):
     """T_d."""
-    return ArcFace(sources.recogniser(config), preprocessing=config.discriminative.preprocessing)
+    return load_discriminative(sources.recogniser(config), preprocessing=config.discriminative.preprocessing)
 
 
 def generative_teacher(config: ConfigDict, workdir: Path) -> SrDiffusion:

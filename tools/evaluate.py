@@ -4,8 +4,9 @@
       --resolution native 32 16 8 --out results/lfw
 
 LFW is a folder, a .tar or a store of tools/prepare_faces.py with aligned 112x112 faces. A model is a workdir of
-gdrd_jax.main or an ONNX recogniser, as [NAME=]PATH[:PREPROCESSING]; PREPROCESSING is auto (the default), arcface
-((x - 127.5) / 127.5), imagenet, inside (the graph does it), or MEAN/STD. Colours are RGB. Layouts of --data:
+gdrd_jax.main, an ONNX recogniser or an iresnet's weights (.pth, .safetensors), as [NAME=]PATH[:PREPROCESSING];
+PREPROCESSING is auto (the default), arcface ((x - 127.5) / 127.5), imagenet, inside (the graph does it), or MEAN/STD.
+Colours are RGB. Layouts of --data:
 
   lfw       NAME/NAME_0001.jpg at any depth, with --pairs (LFW's pairs.txt, any folds x pairs)
   bin       an InsightFace .bin (lfw, cfp_fp, agedb_30)

@@ -17,7 +17,8 @@ from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.teachers.arcface import ArcFace, parse_preprocessing
+from gdrd_jax.teachers import load_discriminative
+from gdrd_jax.teachers.arcface import parse_preprocessing
 from gdrd_jax.teachers.precompute import fill
 
 
@@ -56,8 +57,8 @@ def open_model(text: str) -> Model:
     """Loads a recogniser.
 
     Args:
-      text: `[NAME=]PATH[:PREPROCESSING]`. PATH is a workdir of `gdrd_jax.main` or an ONNX file;
-        PREPROCESSING, for ONNX files, as `teachers.arcface.parse_preprocessing` reads it.
+      text: `[NAME=]PATH[:PREPROCESSING]`. PATH is a workdir of `gdrd_jax.main`, an ONNX file or
+        weights of an iresnet; PREPROCESSING, for the latter two, as `teachers.arcface.parse_preprocessing` reads it.
 
     Raises:
       GdrdError: neither of both, or it cannot be loaded.
@@ -69,7 +70,7 @@ def open_model(text: str) -> Model:
         recognizer = Recognizer.load(path)
         settings = {"path": str(path), "fingerprint": recognizer.fingerprint(), "trained_with": recognizer.kernel}
         return Model(name, recognizer.student.resolution, recognizer.kernel, recognizer.embed, settings, True)
-    network = ArcFace(path, preprocessing=preprocessing)
+    network = load_discriminative(path, preprocessing=preprocessing)
     settings = {
         "path": str(path), "fingerprint": network.fingerprint, "preprocessing": network.preprocessing,
         "enlarged_by": "bicubic",
@@ -95,7 +96,7 @@ def parse_model(text: str) -> tuple[str, Path, str]:
     return name or re.sub(r"\W+", "_", Path(path).stem), Path(path), preprocessing
 
 
-def embed_both(network: ArcFace, faces: np.ndarray) -> np.ndarray:
+def embed_both(network, faces: np.ndarray) -> np.ndarray:
     """Unit-length embeddings, summed over each face and its mirror image; uint8 RGB `[N, 112, 112, 3]`."""
     return unit(network.embed(faces) + network.embed(faces[:, :, ::-1]))
 

@@ -46,8 +46,8 @@ def check_file(path: Path) -> None:
     """Raises GdrdError unless the teacher's file is there; imports nothing heavy."""
     if not path.is_file():
         raise GdrdError(
-            f"config.discriminative.path: there is no file {str(path)!r}; give an ONNX face recogniser, "
-            "or 'sface' for the one of the extra 'quickstart'"
+            f"config.discriminative.path: there is no file {str(path)!r}; give an ONNX face recogniser, an "
+            "iresnet's weights, or 'sface' for the one of the extra 'quickstart'"
         )
 
 

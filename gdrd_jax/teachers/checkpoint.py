@@ -1,0 +1,60 @@
+"""Weights as people have them: a file of tensors, read without running what may be in it."""
+
+from pathlib import Path
+
+from gdrd_jax.errors import GdrdError, require
+
+SHOWN = 3  # keys named in a message
+
+
+def read_state_dict(path: Path) -> dict:
+    """The tensors of a `.pth`, `.pt` or `.safetensors` file, on the CPU.
+
+    A dictionary under "state_dict" or "model" is unpacked and a leading "module." dropped. A pickle is
+    read by `torch.load(weights_only=True)`, which refuses all but tensors and plain containers.
+
+    Raises:
+      GdrdError: no such file, truncated, code in it, or no tensors.
+    """
+    if not path.is_file():
+        raise GdrdError(f"there is no file {str(path)!r}")
+    torch = require("torch", "teachers")
+    try:
+        if path.suffix == ".safetensors":
+            weights = require("safetensors.torch", "teachers").load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except GdrdError:
+        raise
+    except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise GdrdError(
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors, which "
+            f"is never run ({reason})"
+        ) from error
+    for name in ("state_dict", "model"):
+        if isinstance(weights, dict) and isinstance(weights.get(name), dict):
+            weights = weights[name]
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, torch.Tensor) for v in weights.values()):
+        raise GdrdError(f"{path} holds no state_dict: a dictionary of tensors, or one under 'state_dict'")
+    return {str(key).removeprefix("module."): value for key, value in weights.items()}
+
+
+def load(module, weights: dict, where: str):
+    """Loads tensors into a torch module; returns it.
+
+    Raises:
+      GdrdError: keys or shapes do not fit, naming the first.
+    """
+    wanted = module.state_dict()
+    odd = [f"{key} is missing" for key in wanted if key not in weights]
+    odd += [f"{key} is not expected" for key in weights if key not in wanted]
+    odd += [
+        f"{key} is {list(weights[key].shape)} where {list(wanted[key].shape)} fits"
+        for key in wanted if key in weights and weights[key].shape != wanted[key].shape
+    ]  # fmt: skip
+    if odd:
+        more = f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
+        raise GdrdError(f"{where} does not fit: {'; '.join(odd[:SHOWN])}{more}")
+    module.load_state_dict(weights)
+    return module

@@ -1,0 +1,112 @@
+"""The discriminative teacher T_d as weights of InsightFace's iresnet (arcface_torch's `backbone.pth` and kin)."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from gdrd_jax.errors import GdrdError, require
+from gdrd_jax.files import sha256
+from gdrd_jax.teachers.arcface import BATCH, parse_preprocessing
+from gdrd_jax.teachers.checkpoint import load, read_state_dict
+
+DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34, (3, 4, 14, 3): 50, (3, 13, 30, 3): 100, (6, 26, 60, 6): 200}
+WIDTHS = (64, 128, 256, 512)
+LAST = 7  # side of the last feature map of a 112x112 face
+
+
+class IResNet:
+    """T_d, rebuilt from a state_dict alone and run by torch, on a GPU if there is one.
+
+    Args:
+      path: the weights; depth and embedding dimension are read from them.
+      preprocessing: see `teachers.arcface.parse_preprocessing`; "auto" is "arcface".
+
+    Attributes:
+      dim: of the embedding.
+      preprocessing: the one in use, "auto" resolved.
+      fingerprint: of the file and the preprocessing.
+
+    Raises:
+      GdrdError: no such file, or another architecture, naming the first keys that do not fit.
+    """
+
+    def __init__(self, path: Path, *, preprocessing: str = "auto"):
+        self.preprocessing = "arcface" if preprocessing == "auto" else preprocessing
+        self._mean, self._std = parse_preprocessing(self.preprocessing)
+        self._torch = require("torch", "teachers")
+        self._device = "cuda" if self._torch.cuda.is_available() else "cpu"
+        self._network = build(read_state_dict(path), str(path)).to(self._device)
+        self.dim = self._network.fc.out_features
+        self.fingerprint = hashlib.sha256(f"{sha256(path)}:{self._mean}:{self._std}".encode()).hexdigest()
+
+    def embed(self, faces: np.ndarray) -> np.ndarray:
+        """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalised."""
+        with self._torch.inference_mode():
+            return np.concatenate([self._run(faces[start : start + BATCH]) for start in range(0, len(faces), BATCH)])
+
+    def _run(self, faces: np.ndarray) -> np.ndarray:
+        x = ((faces.astype(np.float32) - self._mean) / self._std).transpose(0, 3, 1, 2)
+        return self._network(self._torch.from_numpy(np.ascontiguousarray(x)).to(self._device)).cpu().numpy()
+
+
+def build(weights: dict, where: str):
+    """The network of a state_dict, in evaluation mode: float `[N, 3, 112, 112]` -> `[N, D]`.
+
+    Args:
+      weights: key to tensor.
+      where: named in errors.
+
+    Raises:
+      GdrdError: keys or shapes do not fit.
+    """
+    depths = tuple(len({key.split(".")[1] for key in weights if key.startswith(f"layer{i}.")}) for i in range(1, 5))
+    if depths not in DEPTHS or "fc.weight" not in weights:
+        raise GdrdError(
+            f"{where} is no iresnet{', iresnet'.join(map(str, DEPTHS.values()))}: its four layers have "
+            f"{', '.join(map(str, depths))} blocks"
+        )
+    torch = require("torch", "teachers")
+    # Some files lack the number of batches that a BatchNorm has seen; it serves training only.
+    counts = {key.replace("running_mean", "num_batches_tracked") for key in weights if key.endswith("running_mean")}
+    weights = {**{key: torch.tensor(0) for key in counts}, **weights}
+    return load(_network(depths, len(weights["fc.weight"])), weights, where).eval()
+
+
+def _network(depths: tuple[int, ...], dim: int):
+    nn = require("torch.nn", "teachers")
+
+    class Block(nn.Module):
+        """Two 3x3 convolutions, a BatchNorm before the first, no activation after the sum."""
+
+        def __init__(self, before: int, width: int, stride: int):
+            super().__init__()
+            self.bn1, self.conv1 = nn.BatchNorm2d(before), nn.Conv2d(before, width, 3, 1, 1, bias=False)
+            self.bn2, self.prelu = nn.BatchNorm2d(width), nn.PReLU(width)
+            self.conv2, self.bn3 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+            self.downsample = nn.Identity()
+            if stride > 1:
+                self.downsample = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+        def forward(self, x):
+            return self.downsample(x) + self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTHS[0])
+            self.prelu = nn.PReLU(WIDTHS[0])
+            before = WIDTHS[0]
+            for number, (depth, width) in enumerate(zip(depths, WIDTHS), 1):
+                blocks = [Block(before, width, 2), *(Block(width, width, 1) for _ in range(depth - 1))]
+                self.add_module(f"layer{number}", nn.Sequential(*blocks))
+                before = width
+            self.bn2, self.fc = nn.BatchNorm2d(before), nn.Linear(before * LAST**2, dim)
+            self.features = nn.BatchNorm1d(dim)
+
+        def forward(self, x):
+            x = self.prelu(self.bn1(self.conv1(x)))
+            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+            return self.features(self.fc(self.bn2(x).flatten(1)))
+
+    return Network()

@@ -1,0 +1,83 @@
+"""InsightFace's iresnet, from its weights alone."""
+
+import importlib.util
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.teachers import load_discriminative
+from gdrd_jax.teachers.iresnet import _network
+
+FACES = np.random.default_rng(0).integers(256, size=(3, 112, 112, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    torch.manual_seed(0)
+    return _network((2, 2, 2, 2), 16).state_dict()
+
+
+def test_insightfaces_own_network_is_reproduced(shared, tmp_path):
+    fixtures = shared.parent / "fixtures"
+    spec = importlib.util.spec_from_file_location("recipe", fixtures / "recipe.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    made = json.loads((fixtures / "iresnet18.json").read_text())
+    arrays = recipe.iresnet_weights([(key, tuple(shape)) for key, shape in made["shapes"]], made["seed"])
+    torch.save({key: torch.from_numpy(np.asarray(value)) for key, value in arrays.items()}, tmp_path / "backbone.pth")
+    expected = np.load(fixtures / "iresnet18.npz")
+    found = load_discriminative(tmp_path / "backbone.pth").embed(expected["images_rgb_uint8"])
+    difference = np.abs(found - expected["embedding"]).max() / np.abs(expected["embedding"]).max()
+    print(f"largest difference, relative: {difference:.1e}")
+    assert difference < 1e-4
+
+
+def test_every_layout_of_a_file_gives_the_same_embeddings(weights, tmp_path):
+    torch.save(weights, tmp_path / "a.pth")
+    torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, tmp_path / "b.pt")
+    save_file({k: v.contiguous() for k, v in weights.items() if "batches" not in k}, tmp_path / "c.safetensors")
+    teachers = [load_discriminative(tmp_path / name) for name in ("a.pth", "b.pt", "c.safetensors")]
+    first = teachers[0].embed(FACES)
+    assert first.shape == (3, 16) and teachers[0].dim == 16 and teachers[0].preprocessing == "arcface"
+    for teacher in teachers[1:]:
+        np.testing.assert_array_equal(teacher.embed(FACES), first)
+    other = load_discriminative(tmp_path / "a.pth", preprocessing="imagenet")
+    assert other.fingerprint != teachers[0].fingerprint and not np.allclose(other.embed(FACES), first)
+
+
+class Evil:
+    def __reduce__(self):
+        return open, ("pwned", "w")
+
+
+def test_what_is_no_iresnet_is_told(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def refused(message):
+        with pytest.raises(GdrdError, match=message):
+            load_discriminative(tmp_path / "m.pth")
+
+    refused("no file")
+    torch.save({**weights, "fc.weight": weights["fc.weight"][:, :99]}, tmp_path / "m.pth")
+    refused(r"fc.weight is \[16, 99\] where \[16, 25088\] fits")
+    torch.save({key: value for key, value in weights.items() if key != "layer2.0.bn3.bias"}, tmp_path / "m.pth")
+    refused("layer2.0.bn3.bias is missing")
+    torch.save({**weights, "extra": torch.zeros(1)}, tmp_path / "m.pth")
+    refused("extra is not expected")
+    torch.save({"layer1.0.x": torch.zeros(1)}, tmp_path / "m.pth")
+    refused("is no iresnet18, .* 1, 0, 0, 0 blocks")
+    torch.save([1, 2], tmp_path / "m.pth")
+    refused("holds no state_dict")
+    torch.save(weights, tmp_path / "m.pth")
+    (tmp_path / "m.pth").write_bytes((tmp_path / "m.pth").read_bytes()[:5000])
+    refused("cannot be read as weights")
+    (tmp_path / "m.pth").write_bytes(pickle.dumps({"fc.weight": Evil()}))
+    refused("never run")
+    torch.save({"fc.weight": Evil()}, tmp_path / "m.pth")
+    refused("never run")
+    assert not (tmp_path / "pwned").exists()
