@@ -13,6 +13,11 @@ class GdrdError(Exception):
     """
 
 
+def first_line(error: Exception) -> str:
+    """What a library's exception says, as part of a sentence."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def missing(package: str, extra: str) -> GdrdError:
     """The error for a package that is not installed but comes with `extra`."""
     return GdrdError(

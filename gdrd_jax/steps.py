@@ -36,9 +36,10 @@ def faces(config: ConfigDict, workdir: Path) -> str:
       A fingerprint of their contents: a face that was only touched or moved redoes nothing else.
     """
     everyone = sources.opened(config)
-    if config.data.align:
+    if config.data.align:  # which reads every one, too
         everyone = prepare(everyone, workdir / "faces" / "aligned", aligner=Aligner(sources.detector(config)))
-    everyone = checked(everyone)
+    else:
+        everyone = checked(everyone)
     for split, part in zip(SPLITS, everyone.split(config.data.test_people)):
         part.save(workdir / "faces" / f"{split}.json")
     return f"{everyone.fingerprint}:{config.data.test_people}"

@@ -21,6 +21,7 @@ import numpy as np
 from gdrd_jax.data.faces import JOINT
 from gdrd_jax.errors import GdrdError
 
+MAGIC = int.from_bytes(JOINT, "little")
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 LENGTH = (1 << 29) - 1
 HEAD = struct.Struct("<II")
@@ -121,12 +122,12 @@ def _from_idx(buffer: mmap.mmap, keys: np.ndarray, starts: np.ndarray, path: Pat
     size = len(buffer)
     inside = (starts >= 0) & (starts <= size - HEAD.size) & (starts % 4 == 0)
     magic, lrec = _gather(buffer, np.where(inside, starts, 0) if size >= HEAD.size else starts[:0], "<u4", 2).T
-    if size < HEAD.size or np.mean(inside & (magic == int.from_bytes(JOINT, "little"))) < 0.5:
+    if size < HEAD.size or np.mean(inside & (magic == MAGIC)) < 0.5:
         raise GdrdError(f"{path.with_suffix('.idx')} does not belong to {path}; remove it, and it is read without")
     kind, length = lrec >> 29, (lrec & LENGTH).astype(np.int64)
     ends = starts + HEAD.size + (length + 3) // 4 * 4
     after = np.append(starts[1:], size)
-    fits = inside & (magic == int.from_bytes(JOINT, "little")) & (kind == WHOLE) & (ends == after) & (ends <= size)
+    fits = inside & (magic == MAGIC) & (kind == WHOLE) & (ends == after) & (ends <= size)
     spans = np.stack([starts + HEAD.size, np.where(fits, length, -1)], axis=1)
     split, skipped = {}, {}
     for row in np.flatnonzero(~fits).tolist():
@@ -182,7 +183,7 @@ def _record(buffer: mmap.mmap, position: int) -> tuple[list[tuple[int, int]], in
             raise Damaged("the file ends inside it")
         magic, lrec = HEAD.unpack_from(buffer, position)
         kind, length = lrec >> 29, lrec & LENGTH
-        if magic != int.from_bytes(JOINT, "little"):
+        if magic != MAGIC:
             raise Damaged(f"no record begins at byte {position}")
         if kind not in expected:
             raise Damaged(f"part {kind} of a split record where {' or '.join(map(str, expected))} should be")
@@ -279,9 +280,8 @@ def pack(data: bytes) -> bytes:
     cuts = [i for i in _find_all(data, JOINT) if i % 4 == 0]
     pieces = [data[a:b] for a, b in zip([0, *(i + 4 for i in cuts)], [*cuts, len(data)])]
     kinds = [WHOLE] if len(pieces) == 1 else [FIRST, *[MIDDLE] * (len(pieces) - 2), LAST]
-    magic = int.from_bytes(JOINT, "little")
     return b"".join(
-        HEAD.pack(magic, kind << 29 | len(piece)) + piece + bytes(-len(piece) % 4) for kind, piece in zip(kinds, pieces)
+        HEAD.pack(MAGIC, kind << 29 | len(piece)) + piece + bytes(-len(piece) % 4) for kind, piece in zip(kinds, pieces)
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.errors import GdrdError, require
+from gdrd_jax.errors import GdrdError, first_line, require
 
 BATCH = 64
 LOG = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class ArcFace:
             self._session = runtime.InferenceSession(model.SerializeToString(), options)
             self._input, output = self._session.get_inputs()[0], self._session.get_outputs()[0]
         except Exception as error:  # protobuf and ONNX Runtime share no base class of their errors
-            raise GdrdError(f"{path} cannot be loaded as an ONNX network: {_first_line(error)}") from error
+            raise GdrdError(f"{path} cannot be loaded as an ONNX network: {first_line(error)}") from error
         if self._input.shape[1:] != [3, FACE_SIZE, FACE_SIZE] or len(output.shape) != 2:
             raise GdrdError(
                 f"{path} maps {self._input.shape} to {output.shape}; a face recogniser maps "
@@ -109,7 +109,7 @@ class ArcFace:
         try:
             singly = np.concatenate([self._run(faces[:1]), self._run(faces[1:])])
         except Exception as error:  # ONNX Runtime's errors have no common base
-            raise GdrdError(f"{path} cannot be run: {_first_line(error)}") from error
+            raise GdrdError(f"{path} cannot be run: {first_line(error)}") from error
         if not np.isfinite(singly).all():
             raise GdrdError(
                 f"{path} gives values that are not finite; look at its preprocessing ({self.preprocessing})"
@@ -137,10 +137,6 @@ def _normalises(model) -> bool:
             return "Sub" in done and bool(done & {"Mul", "Div"})
         done.add(users[0].op_type)
         value = users[0].output[0]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def runnable(model):

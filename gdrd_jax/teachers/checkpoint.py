@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gdrd_jax.errors import GdrdError, require
+from gdrd_jax.errors import GdrdError, first_line, require
 
 SHOWN = 3  # keys named in a message
 
@@ -27,10 +27,9 @@ def read_state_dict(path: Path) -> dict:
     except GdrdError:
         raise
     except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise GdrdError(
             f"{path} cannot be read as weights: it is damaged, or holds more than tensors, which "
-            f"is never run ({reason})"
+            f"is never run ({first_line(error)})"
         ) from error
     for name in ("state_dict", "model"):
         if isinstance(weights, dict) and isinstance(weights.get(name), dict):

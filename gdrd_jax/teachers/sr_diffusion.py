@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.degrade import resize
-from gdrd_jax.errors import GdrdError, require
+from gdrd_jax.errors import GdrdError, first_line, require
 
 # The residual has a standard deviation of about 0.1 in units of [-1, 1]; diffusion wants 1.
 RESIDUAL_SCALE = 8.0
@@ -71,7 +71,7 @@ class SrDiffusion:
         try:
             unet = diffusers.UNet2DModel.from_pretrained(path, local_files_only=True, low_cpu_mem_usage=False)
         except Exception as error:  # diffusers, safetensors and torch each raise their own
-            raise GdrdError(f"{path} cannot be loaded as a UNet2DModel: {str(error).splitlines()[0]}") from error
+            raise GdrdError(f"{path} cannot be loaded as a UNet2DModel: {first_line(error)}") from error
         self._unet = unet.to(self._device).eval()
         self._scheduler_class, self._path = diffusers.DDIMScheduler, path
         self.size = self._unet.config.sample_size
