@@ -39,21 +39,36 @@ def read_state_dict(path: Path) -> dict:
     return {str(key).removeprefix("module."): value for key, value in weights.items()}
 
 
-def load(module, weights: dict, where: str):
+def load(module, weights: dict, where: str, names: dict[str, str] | None = None):
     """Loads tensors into a torch module; returns it.
 
+    Args:
+      module: a `torch.nn.Module`.
+      weights: key to tensor.
+      where: named in errors.
+      names: layer of `weights` -> layer of `module`, where they are called differently.
+
     Raises:
-      GdrdError: keys or shapes do not fit, naming the first.
+      GdrdError: keys or shapes do not fit, naming the first as `weights` has them.
     """
-    wanted = module.state_dict()
+    here = {inside: outside for outside, inside in (names or {}).items()}
+    wanted = {}
+    for key, tensor in module.state_dict().items():
+        layer, _, kind = key.rpartition(".")
+        wanted[f"{here.get(layer, layer)}.{kind}" if layer else key] = (key, list(tensor.shape))
     odd = [f"{key} is missing" for key in wanted if key not in weights]
     odd += [f"{key} is not expected" for key in weights if key not in wanted]
     odd += [
-        f"{key} is {list(weights[key].shape)} where {list(wanted[key].shape)} fits"
-        for key in wanted if key in weights and weights[key].shape != wanted[key].shape
+        f"{key} is {list(weights[key].shape)} where {shape} fits"
+        for key, (_, shape) in wanted.items() if key in weights and list(weights[key].shape) != shape
     ]  # fmt: skip
     if odd:
         more = f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
         raise GdrdError(f"{where} does not fit: {'; '.join(odd[:SHOWN])}{more}")
-    module.load_state_dict(weights)
+    module.load_state_dict({inside: weights[key] for key, (inside, _) in wanted.items()})
     return module
+
+
+def part(weights: dict, prefix: str) -> dict:
+    """The tensors below a prefix, by the rest of their keys."""
+    return {key[len(prefix) + 1 :]: value for key, value in weights.items() if key.startswith(prefix + ".")}

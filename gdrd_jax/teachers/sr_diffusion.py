@@ -13,6 +13,7 @@ import numpy as np
 
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.errors import GdrdError, first_line, require
+from gdrd_jax.teachers import torch_network
 
 # The residual has a standard deviation of about 0.1 in units of [-1, 1]; diffusion wants 1.
 RESIDUAL_SCALE = 8.0
@@ -47,80 +48,107 @@ def check_tap(tap: str, levels: int) -> None:
 
 
 class SrDiffusion:
-    """T_g from a folder of `UNet2DModel.save_pretrained`.
+    """T_g from a folder of `UNet2DModel.save_pretrained`, run by torch, on a GPU if there is one.
 
     Args:
       path: the folder. 6 input channels mean a conditional network of
         `gdrd_jax.teachers.sr_training`, 3 an unconditional one, fed with the enlarged face.
       tap: "mid" or "down0", "down1", ...: the block whose output is taken.
+      input_size: side in pixels to which a face is enlarged before the encoder; 0 is the network's own.
       timestep: at which the encoder is asked, 0 (clean) to 999.
+      precision: "float32" or "bfloat16".
 
     Attributes:
       size: side of the faces it draws, in pixels.
       conditional: has 6 input channels, and so `super_resolve`.
-      fingerprint: of the weights, tap and timestep.
+      fingerprint: of the weights and of every setting above.
 
     Raises:
-      GdrdError: the folder is not such a network, or has no such tap.
+      GdrdError: the folder is not such a network, has no such tap, or bfloat16 changes its features.
     """
 
-    def __init__(self, path: Path, *, tap: str, timestep: int):
+    def __init__(self, path: Path, *, tap: str, timestep: int, input_size: int = 0, precision: str = "float32"):
         check_folder(path, tap)
         self._torch, diffusers = require("torch", "teachers"), require("diffusers", "teachers")
-        self._device = "cuda" if self._torch.cuda.is_available() else "cpu"
+        self._device = torch_network.device()
         try:
             unet = diffusers.UNet2DModel.from_pretrained(path, local_files_only=True, low_cpu_mem_usage=False)
         except Exception as error:  # diffusers, safetensors and torch each raise their own
             raise GdrdError(f"{path} cannot be loaded as a UNet2DModel: {first_line(error)}") from error
         self._unet = unet.to(self._device).eval()
-        self._scheduler_class, self._path = diffusers.DDIMScheduler, path
+        self._path = path
         self.size = self._unet.config.sample_size
         self.conditional = self._unet.config.in_channels == 6
-        self._tap, self._timestep = tap, timestep
-        digest = hashlib.sha256(f"{tap}:{timestep}".encode())
+        self._tap, self._timestep, self._precision = tap, timestep, precision
+        self._input_size = input_size or self.size
+        digest = hashlib.sha256(f"{tap}:{timestep}:{self._input_size}:{precision}".encode())
         for file in sorted(f for f in path.iterdir() if f.suffix in (".json", ".safetensors", ".bin")):
             digest.update(file.read_bytes())
         self.fingerprint = digest.hexdigest()
+        torch_network.check_precision(
+            precision, lambda kind: self._encode(torch_network.trial(16), kind), f"{path} at tap {tap}"
+        )
 
     def features(self, lr: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, h, w, 3]` -> float32 `[N, C, h', w']`, the tap's output."""
-        with self._torch.inference_mode():
-            return np.concatenate([self._encode(lr[i : i + BATCH]) for i in range(0, len(lr), BATCH)])
+        return torch_network.in_batches(lambda some: self._encode(some, self._precision), lr, BATCH)
 
-    def _encode(self, lr: np.ndarray) -> np.ndarray:
-        condition = self._enlarged(lr)
-        x = condition
-        if self.conditional:  # the noisy residual at its mean, zero: features without randomness
-            x = self._torch.cat([self._torch.zeros_like(condition), condition], dim=1)
-        time = self._torch.full((len(x),), self._timestep, device=self._device)
-        embedded = self._unet.time_embedding(self._unet.time_proj(time).to(x.dtype))
-        x = self._unet.conv_in(x)
-        for number, block in enumerate(self._unet.down_blocks):
-            x = block(x, embedded)[0]
-            if self._tap == f"down{number}":
-                break
-        else:
-            x = self._unet.mid_block(x, embedded)
-        return x.float().cpu().numpy()
+    def _encode(self, lr: np.ndarray, precision: str) -> np.ndarray:
+        with torch_network.precision(precision, self._device):
+            condition = enlarged(lr, self._input_size).to(self._device)
+            x = condition
+            if self.conditional:  # the noisy residual at its mean, zero: features without randomness
+                x = self._torch.cat([self._torch.zeros_like(condition), condition], dim=1)
+            time = self._torch.full((len(x),), self._timestep, device=self._device)
+            embedded = self._unet.time_embedding(self._unet.time_proj(time).to(x.dtype))
+            x = self._unet.conv_in(x)
+            for number, block in enumerate(self._unet.down_blocks):
+                x = block(x, embedded)[0]
+                if self._tap == f"down{number}":
+                    break
+            else:
+                x = self._unet.mid_block(x, embedded)
+            return x.float().cpu().numpy()
 
     def super_resolve(self, lr: np.ndarray, seed: int) -> np.ndarray:
         """Draws a face for each low-resolution one by DDIM: uint8 `[N, h, w, 3]` -> `[N, size, size, 3]`."""
-        torch = self._torch
-        scheduler = self._scheduler_class.from_pretrained(
-            self._path, timestep_spacing="trailing", clip_sample=False, local_files_only=True
-        )
-        scheduler.set_timesteps(SAMPLING_STEPS)
-        condition = self._enlarged(lr)
-        noise = torch.randn(condition.shape, generator=torch.Generator().manual_seed(seed))
-        x = noise.to(self._device)
-        with torch.inference_mode():
-            for time in scheduler.timesteps:
-                predicted = self._unet(torch.cat([x, condition], dim=1), time).sample
-                x = scheduler.step(predicted, time, x).prev_sample
-        return to_uint8(condition + x / RESIDUAL_SCALE)
+        from diffusers import DDPMScheduler
 
-    def _enlarged(self, lr: np.ndarray):
-        return to_tensor(np.stack([resize(face, self.size, "bicubic") for face in lr])).to(self._device)
+        return draw(self._unet, DDPMScheduler.from_pretrained(self._path, local_files_only=True), lr, seed)
+
+
+def draw(unet, scheduler, lr: np.ndarray, seed: int) -> np.ndarray:
+    """Faces that a conditional network makes of low-resolution ones, by DDIM.
+
+    Args:
+      unet: diffusers' `UNet2DModel` with 6 input channels.
+      scheduler: the one it was trained with.
+      lr: uint8 RGB `[N, h, w, 3]`.
+      seed: of the noise.
+
+    Returns:
+      uint8 RGB `[N, sample_size, sample_size, 3]`.
+    """
+    from diffusers import DDIMScheduler
+
+    torch = require("torch", "teachers")
+    sampler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=False)
+    sampler.set_timesteps(SAMPLING_STEPS)
+    generator, drawn = torch.Generator().manual_seed(seed), []
+    for start in range(0, len(lr), BATCH):
+        condition = enlarged(lr[start : start + BATCH], unet.config.sample_size).to(unet.device)
+        x = torch.randn(condition.shape, generator=generator).to(unet.device)
+        with torch.inference_mode():
+            for time in sampler.timesteps:
+                predicted = unet(torch.cat([x, condition], dim=1), time).sample
+                x = sampler.step(predicted, time, x).prev_sample
+        drawn.append(to_uint8(condition + x / RESIDUAL_SCALE))
+    return np.concatenate(drawn)
+
+
+def enlarged(lr: np.ndarray, size: int):
+    """uint8 RGB `[N, h, w, 3]` -> torch float32 `[N, 3, size, size]` in [-1, 1], by Pillow's bicubic."""
+    return to_tensor(np.stack([resize(face, size, "bicubic") for face in lr]))
 
 
 def to_tensor(images: np.ndarray):

@@ -1,9 +1,14 @@
 """Trains a small SR diffusion teacher on the user's own faces."""
 
+import contextlib
 import dataclasses
+import functools
+import itertools
+import json
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +16,18 @@ from tqdm import tqdm
 
 from gdrd_jax.data.degrade import Views, resize
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.loader import batch_rows
+from gdrd_jax.data.loader import batch_rows, in_parallel
 from gdrd_jax.errors import GdrdError, require
+from gdrd_jax.files import write_json
 from gdrd_jax.interrupt import Interrupted, Signals
-from gdrd_jax.teachers.sr_diffusion import RESIDUAL_SCALE, check_tap, to_tensor
+from gdrd_jax.teachers import torch_network
+from gdrd_jax.teachers.sr_diffusion import RESIDUAL_SCALE, check_tap, draw, to_tensor
 
 TIMESTEPS = 1000
 WARMUP_STEPS = 50
 SECONDS_BETWEEN_SAVES = 30.0
+# Called with the step's number and a function `(uint8 low-resolution faces, seed) -> uint8 faces`.
+Watch = Callable[[int, Callable[[np.ndarray, int], np.ndarray]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +53,8 @@ class SrSettings:
     def __post_init__(self):
         if not self.channels or self.size % 2 ** (len(self.channels) - 1) or any(c % 8 for c in self.channels):
             raise GdrdError(
-                f"config.sr: size {self.size} must be divisible by {2 ** max(0, len(self.channels) - 1)} "
-                f"and every one of the channels {self.channels}, at least one, by 8"
+                f"the SR teacher's size {self.size} must be divisible by {2 ** max(0, len(self.channels) - 1)} "
+                f"and every one of its channels {self.channels}, at least one, by 8"
             )
 
     def check_tap(self, tap: str) -> None:
@@ -53,7 +62,10 @@ class SrSettings:
         check_tap(tap, len(self.channels))
 
 
-def train(faces: Faces, views: Views, settings: SrSettings, directory: Path, *, seed: int) -> None:
+def train(
+    faces: Faces, views: Views, settings: SrSettings, directory: Path, *, seed: int,
+    watch: Watch | None = None, watch_every: int = 0,
+) -> None:  # fmt: skip
     """Trains the network and saves it in `directory` in diffusers' layout.
 
     Goes on from `directory/training.pt` when that is there.
@@ -64,41 +76,42 @@ def train(faces: Faces, views: Views, settings: SrSettings, directory: Path, *, 
       settings: see `SrSettings`.
       directory: an existing folder.
       seed: of weights, batches, timesteps and noise.
+      watch: called with the averaged weights in place, every `watch_every` steps and after the last.
+      watch_every: 0 is after the last step alone.
 
     Raises:
+      GdrdError: `directory` holds a training with other settings or faces, or the loss is not finite.
       Interrupted: SIGINT or SIGTERM arrived; the state was saved first.
     """
-    torch, diffusers = require("torch", "teachers"), require("diffusers", "teachers")
-    training_utils = require("diffusers.training_utils", "teachers")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch, training_utils = require("torch", "teachers"), require("diffusers.training_utils", "teachers")
+    _claim(directory, faces, views, settings, seed)
+    device = torch_network.device()
     torch.manual_seed(seed)
-    levels = len(settings.channels)
-    unet = diffusers.UNet2DModel(
-        sample_size=settings.size, in_channels=6, out_channels=3, layers_per_block=settings.layers,
-        block_out_channels=settings.channels, norm_num_groups=8, add_attention=False,
-        down_block_types=["DownBlock2D"] * levels, up_block_types=["UpBlock2D"] * levels,
-    ).to(device, memory_format=torch.channels_last)  # fmt: skip
-    scheduler = diffusers.DDPMScheduler(
-        TIMESTEPS, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
-    )
+    unet, scheduler = network(settings)
+    unet.to(device, memory_format=torch.channels_last)
     ema = training_utils.EMAModel(unet.parameters(), decay=settings.ema)
     optimiser = torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate)
     state = directory / "training.pt"
     done = _restore(state, unet, ema, optimiser, device)
 
+    def look() -> None:
+        with _averaged(unet, ema):
+            watch(done, functools.partial(draw, unet, scheduler))
+
     saved = time.monotonic()
     progress = tqdm(total=settings.steps, initial=done, desc="training SR teacher", unit="step")
     with Signals() as signals, progress:
-        while done < settings.steps:
-            rows, mirrored = batch_rows(seed, range(done, done + 1), settings.batch, len(faces), 2)
-            condition, target = _batch(faces, views, rows[0], mirrored[0], settings.size, device)
+        for condition, target in _batches(faces, views, settings, seed, done):
             # One generator a step makes the run independent of where it was interrupted.
             generator = torch.Generator().manual_seed(seed * 1_000_003 + done)
             noise = torch.randn(target.shape, generator=generator).to(device)
             times = torch.randint(TIMESTEPS, (len(target),), generator=generator).to(device)
+            condition, target = condition.to(device), target.to(device)
             noisy = scheduler.add_noise(target, noise, times)
-            predicted = unet(torch.cat([noisy, condition], dim=1), times).sample
-            loss = torch.nn.functional.mse_loss(predicted, scheduler.get_velocity(target, noise, times))
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                predicted = unet(torch.cat([noisy, condition], dim=1), times).sample
+            wanted = scheduler.get_velocity(target, noise, times)
+            loss = torch.nn.functional.mse_loss(predicted.float(), wanted)
             optimiser.param_groups[0]["lr"] = _learning_rate(done, settings)
             optimiser.zero_grad()
             loss.backward()
@@ -108,31 +121,91 @@ def train(faces: Faces, views: Views, settings: SrSettings, directory: Path, *, 
             done += 1
             progress.update()
             if not math.isfinite(loss.item()):
-                raise GdrdError(f"the SR teacher's loss is {loss.item()} at step {done}; lower config.sr.learning_rate")
+                raise GdrdError(f"the SR teacher's loss is {loss.item()} at step {done}; lower its learning rate")
             progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             if signals.received or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                 _save(state, done, unet, ema, optimiser)
                 saved = time.monotonic()
             if signals.received:
                 raise Interrupted(f"SR teacher at step {done} of {settings.steps}", signals.received)
+            if watch and watch_every and done % watch_every == 0 and done < settings.steps:
+                look()
+    if watch:
+        look()
     ema.copy_to(unet.parameters())
     scheduler.save_pretrained(directory)
     unet.save_pretrained(directory)
     state.unlink(missing_ok=True)
 
 
-def _batch(faces: Faces, views: Views, rows: np.ndarray, mirrored: np.ndarray, size: int, device: str):
-    """Enlarged low-resolution faces and scaled residuals, torch `[B, 3, size, size]` each."""
-    high = [views.high(faces[row], row, mirror) for row, mirror in zip(rows, mirrored)]
-    low = [views.low(face, row, mirror) for face, row, mirror in zip(high, rows, mirrored)]
-    condition = to_tensor(np.stack([resize(face, size, "bicubic") for face in low])).to(device)
-    target = to_tensor(np.stack([resize(face, size, "area") for face in high])).to(device)
-    return condition, (target - condition) * RESIDUAL_SCALE
+def network(settings: SrSettings):
+    """An untrained network and the noise schedule it is to be trained with, as diffusers' objects."""
+    diffusers = require("diffusers", "teachers")
+    levels = len(settings.channels)
+    unet = diffusers.UNet2DModel(
+        sample_size=settings.size, in_channels=6, out_channels=3, layers_per_block=settings.layers,
+        block_out_channels=settings.channels, norm_num_groups=8, add_attention=False,
+        down_block_types=["DownBlock2D"] * levels, up_block_types=["UpBlock2D"] * levels,
+    )  # fmt: skip
+    scheduler = diffusers.DDPMScheduler(
+        TIMESTEPS, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
+    )
+    return unet, scheduler
+
+
+def _claim(directory: Path, faces: Faces, views: Views, settings: SrSettings, seed: int) -> None:
+    """Notes what is trained in `directory`, or refuses another's."""
+    ours = {
+        "faces": faces.fingerprint or faces.signature(), "views": dataclasses.asdict(views),
+        "settings": dataclasses.asdict(settings), "seed": seed,
+    }  # fmt: skip
+    ours, path = json.loads(json.dumps(ours)), directory / "training.json"
+    if path.exists() and (theirs := json.loads(path.read_text())) != ours:
+        changed = ", ".join(key for key in ours if theirs.get(key) != ours[key])
+        raise GdrdError(
+            f"{directory} holds an SR teacher made from other {changed}; remove it or choose another folder"
+        )
+    write_json(path, ours)
+
+
+def _batches(faces: Faces, views: Views, settings: SrSettings, seed: int, first: int) -> Iterator[tuple]:
+    """Enlarged low-resolution faces and scaled residuals, torch `[B, 3, size, size]` each, from step `first` on."""
+    import torch
+
+    @functools.lru_cache(maxsize=8)
+    def chosen(step: int) -> tuple[np.ndarray, np.ndarray]:
+        rows, mirrored = batch_rows(seed, range(step, step + 1), settings.batch, len(faces), 2)
+        return rows[0], mirrored[0]
+
+    def example(position: int) -> tuple[np.ndarray, np.ndarray]:
+        step, number = divmod(position, settings.batch)
+        rows, mirrored = chosen(step)
+        row, mirror = int(rows[number]), int(mirrored[number])
+        high = views.high(faces[row], row, mirror)
+        low = views.low(high, row, mirror)
+        return resize(low, settings.size, "bicubic"), resize(high, settings.size, "area")
+
+    stream = in_parallel(example, range(first * settings.batch, settings.steps * settings.batch))
+    while examples := list(itertools.islice(stream, settings.batch)):
+        condition, target = (to_tensor(np.stack(images)) for images in zip(*examples))
+        condition, target = (x.contiguous(memory_format=torch.channels_last) for x in (condition, target))
+        yield condition, (target - condition) * RESIDUAL_SCALE
 
 
 def _learning_rate(step: int, settings: SrSettings) -> float:
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
     return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+
+
+@contextlib.contextmanager
+def _averaged(unet, ema) -> Iterator[None]:
+    """The network with its averaged weights."""
+    ema.store(unet.parameters())
+    ema.copy_to(unet.parameters())
+    unet.eval()
+    yield
+    unet.train()
+    ema.restore(unet.parameters())
 
 
 def _save(path: Path, done: int, unet, ema, optimiser) -> None:
@@ -144,7 +217,7 @@ def _save(path: Path, done: int, unet, ema, optimiser) -> None:
     os.replace(temporary, path)
 
 
-def _restore(path: Path, unet, ema, optimiser, device: str) -> int:
+def _restore(path: Path, unet, ema, optimiser, device) -> int:
     import torch
 
     if not path.exists():

@@ -1,0 +1,43 @@
+"""Which of several processes this one is, as torchrun and SLURM say it."""
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from gdrd_jax.errors import GdrdError
+
+# Names of the variables: number of this process, how many there are, its number on this machine.
+LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
+
+
+class Rank(NamedTuple):
+    """One of `world` processes that share work: its number, from 0, and its number on this machine."""
+
+    number: int = 0
+    world: int = 1
+    local: int = 0
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
+    """This process' rank; the only one of one where no launcher has set any.
+
+    torchrun's variables go before SLURM's. SLURM sets its own in an interactive shell, too, where
+    SLURM_NTASKS counts what was allocated: only a process that srun started has SLURM_STEP_ID.
+
+    Raises:
+      GdrdError: the variables contradict each other.
+    """
+    for number, world, local in LAUNCHERS:
+        if number not in environment or world not in environment:
+            continue
+        if number.startswith("SLURM") and "SLURM_STEP_ID" not in environment:
+            continue
+        text = f"{number}={environment[number]!r}, {world}={environment[world]!r}"
+        try:
+            rank = Rank(int(environment[number]), int(environment[world]), int(environment.get(local, 0)))
+        except ValueError:
+            raise GdrdError(f"the environment has {text}; both must be whole numbers") from None
+        if not 0 <= rank.number < rank.world:
+            raise GdrdError(f"the environment has {text}; the first counts from 0 and is below the second")
+        return rank
+    return Rank()

@@ -1,0 +1,65 @@
+"""What the teachers that run in torch share: the device, the precision, and one batch after the other."""
+
+import contextlib
+from collections.abc import Callable
+
+import numpy as np
+
+from gdrd_jax import ranks
+from gdrd_jax.errors import GdrdError, require
+
+PRECISIONS = ("float32", "bfloat16")
+LEAST_COSINE = 0.999  # to float32, below which bfloat16 is refused
+
+
+def device():
+    """This process' GPU if there is one, else the CPU."""
+    torch = require("torch", "teachers")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", ranks.from_environment().local % torch.cuda.device_count())
+
+
+@contextlib.contextmanager
+def precision(name: str, where):
+    """Inference in "float32", or with torch's mixed precision "bfloat16", on the device `where`."""
+    torch = require("torch", "teachers")
+    with torch.inference_mode(), torch.autocast(where.type, torch.bfloat16, enabled=name == "bfloat16"):
+        yield
+
+
+def in_batches(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int) -> np.ndarray:
+    """`function` of at most `batch` images at a time, put together again."""
+    return np.concatenate([function(images[start : start + batch]) for start in range(0, len(images), batch)])
+
+
+def check_precision(name: str, run: Callable[[str], np.ndarray], where: str) -> None:
+    """Refuses bfloat16 where it changes a network's output.
+
+    Args:
+      name: of the precision asked for.
+      run: precision -> the network's output for some faces, `[N, ...]`.
+      where: named in errors.
+
+    Raises:
+      GdrdError: no such precision, or the smallest cosine to float32 is not above 0.999.
+    """
+    if name not in PRECISIONS:
+        raise GdrdError(f"the precision {name!r} is not known; it can be {' or '.join(PRECISIONS)}")
+    if name == "float32":
+        return
+    exact, fast = (values.reshape(len(values), -1).astype(np.float64) for values in map(run, ("float32", name)))
+    lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(fast, axis=1)
+    cosine = ((exact * fast).sum(axis=1) / np.maximum(lengths, 1e-30)).min()
+    if not cosine > LEAST_COSINE:
+        raise GdrdError(f"{where} has a cosine of {cosine:.4f} to float32 when run in {name}; choose float32")
+
+
+def trial(side: int, count: int = 4) -> np.ndarray:
+    """Images to try a network on, half of them smooth as faces are and half noise: uint8 `[count, side, side, 3]`."""
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:side, :side] / side
+    waves = random.uniform(1, 4, size=(count // 2, 1, 1, 3)) * (x + 2 * y)[..., None]
+    smooth = 127.5 + 100 * np.sin(2 * np.pi * waves + random.uniform(0, 6, size=(count // 2, 1, 1, 3)))
+    noise = random.integers(256, size=(count - count // 2, side, side, 3))
+    return np.concatenate([smooth, noise]).astype(np.uint8)

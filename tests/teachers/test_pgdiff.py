@@ -1,0 +1,151 @@
+"""PGDiff's encoder from its checkpoint, against what PGDiff's own class computed."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gdrd_jax.data.degrade import resize
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.teachers import load_generative
+from gdrd_jax.teachers.pgdiff import PGDiff
+
+LOW = np.random.default_rng(0).integers(256, size=(3, 16, 16, 3), dtype=np.uint8)
+BLOCKS = 7  # of the fixture's network
+
+
+@pytest.fixture(scope="module")
+def fixture(shared):
+    return shared.parent / "fixtures"
+
+
+@pytest.mark.parametrize("size", [32, 16])
+@pytest.mark.parametrize("timestep", [0, 250])
+def test_every_block_is_pgdiffs(fixture, size, timestep):
+    expected, worst = np.load(fixture / "pgdiff_tiny.npz"), {}
+    taps = [*(f"block{i}" for i in range(BLOCKS)), "middle"]
+    assert {name.split("_")[-1] for name in expected} - {"input"} == set(taps)
+    for tap in taps:
+        teacher = PGDiff(fixture / "pgdiff_tiny.pth", tap=tap, input_size=size, timestep=timestep, head_channels=32)
+        found = teacher.features(expected[f"s{size}_input"])
+        reference = expected[f"s{size}_t{timestep}_{tap}"]
+        assert found.size == reference.size or (found.size > 16_384 and reference.size == 2_048)
+        worst[tap] = np.abs(found.ravel()[: reference.size] - reference.ravel()).max()
+    print(f"{size} pixels, timestep {timestep}:", {tap: f"{value:.1e}" for tap, value in worst.items()})
+    assert max(worst.values()) < 1e-4
+
+
+def guided_diffusion(seed=0, channels=(32, 64), head=64, blocks=2):
+    """A state_dict of a small network of that family: an attention on the second of its two levels."""
+    random, weights = torch.Generator().manual_seed(seed), {}
+
+    def layer(name, *shape):
+        weights[f"{name}.weight"] = torch.randn(shape, generator=random) / max(1, np.prod(shape[1:])) ** 0.5
+        weights[f"{name}.bias"] = torch.randn(shape[:1], generator=random) * 0.1
+
+    def residual(name, before, after):
+        layer(f"{name}.in_layers.0", before)
+        layer(f"{name}.in_layers.2", after, before, 3, 3)
+        layer(f"{name}.emb_layers.1", 2 * after, 128)
+        layer(f"{name}.out_layers.0", after)
+        layer(f"{name}.out_layers.3", after, after, 3, 3)
+        if before != after:
+            layer(f"{name}.skip_connection", after, before, 1, 1)
+
+    def attention(name, width):
+        layer(f"{name}.norm", width)
+        layer(f"{name}.qkv", 3 * width, width, 1)
+        layer(f"{name}.proj_out", width, width, 1)
+
+    layer("time_embed.0", 128, 32)
+    layer("time_embed.2", 128, 128)
+    narrow, wide = channels
+    layer("input_blocks.0.0", narrow, 3, 3, 3)
+    residual("input_blocks.1.0", narrow, narrow)
+    layer("input_blocks.2.0.op", narrow, narrow, 3, 3)
+    residual("input_blocks.3.0", narrow, wide)
+    attention("input_blocks.3.1", wide)
+    residual("middle_block.0", wide, wide)
+    attention("middle_block.1", wide)
+    residual("middle_block.2", wide, wide)
+    layer("out.2", 6, narrow, 3, 3)  # of the decoder, which is ignored
+    return weights
+
+
+def test_every_layout_of_a_file_gives_the_same_features(tmp_path):
+    weights = guided_diffusion()
+    torch.save(weights, tmp_path / "a.pth")
+    torch.save({f"module.{key}": value for key, value in weights.items()}, tmp_path / "b.pth")
+    torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, tmp_path / "c.pt")
+    save_file(weights, tmp_path / "d.safetensors")
+    found = [
+        load_generative("pgdiff", tmp_path / name, tap="middle", input_size=32).features(LOW)
+        for name in ("a.pth", "b.pth", "c.pt", "d.safetensors")
+    ]
+    assert found[0].shape == (3, 64, 16, 16) and found[0].dtype == np.float32
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+def test_size_tap_timestep_and_precision_are_free_and_change_the_fingerprint(tmp_path):
+    torch.save(guided_diffusion(), tmp_path / "a.pth")
+    choices = [{"tap": "block1"}, {"tap": "block3"}, {"input_size": 16}, {"timestep": 9}, {"precision": "bfloat16"}]
+    base = {"tap": "middle", "input_size": 32, "timestep": 0}
+    teachers = [load_generative("pgdiff", tmp_path / "a.pth", **{**base, **choice}) for choice in ({}, *choices)]
+    assert len({teacher.fingerprint for teacher in teachers}) == len(teachers)
+    shapes = [teacher.features(LOW).shape[1:] for teacher in teachers]
+    assert shapes == [(64, 16, 16), (32, 32, 32), (64, 16, 16), (64, 8, 8), (64, 16, 16), (64, 16, 16)]
+    exact, later, fast = (teachers[i].features(LOW) for i in (0, 4, 5))
+    assert np.abs(exact - later).max() > 1e-3
+    assert 0 < np.abs(exact - fast).max() < 0.1 * np.abs(exact).max()
+
+
+def test_faces_are_fed_as_rgb_in_minus_one_to_one(tmp_path):
+    torch.save(guided_diffusion(), tmp_path / "a.pth")
+    found = PGDiff(tmp_path / "a.pth", tap="block0", input_size=24, timestep=0).features(LOW)
+    weights = guided_diffusion()
+    x = np.stack([resize(face, 24, "bicubic") for face in LOW]).transpose(0, 3, 1, 2) / 127.5 - 1
+    expected = torch.nn.functional.conv2d(
+        torch.from_numpy(x.astype(np.float32)), weights["input_blocks.0.0.weight"],
+        weights["input_blocks.0.0.bias"], padding=1,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_more_faces_than_a_batch(tmp_path):
+    torch.save(guided_diffusion(), tmp_path / "a.pth")
+    teacher = PGDiff(tmp_path / "a.pth", tap="block3", input_size=8, timestep=0)
+    many = np.repeat(LOW, 12, axis=0)
+    np.testing.assert_allclose(teacher.features(many), np.repeat(teacher.features(LOW), 12, axis=0), atol=1e-5)
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    good = guided_diffusion()
+
+    def refused(message, weights, **settings):
+        torch.save(weights, tmp_path / "m.pth")
+        with pytest.raises(GdrdError, match=message):
+            load_generative("pgdiff", tmp_path / "m.pth", **{"tap": "block1", "input_size": 16, **settings})
+
+    def without(*keys):
+        return {key: value for key, value in good.items() if not key.endswith(keys)}
+
+    refused("block0 to block3, and middle", good, tap="block4")
+    refused("is no guided-diffusion UNet", {"conv.weight": torch.zeros(1)})
+    refused("is no guided-diffusion UNet", without("time_embed.2.weight"))
+    refused("input_blocks.3.0 .*out_layers.3.bias is missing", without("input_blocks.3.0.out_layers.3.bias"))
+    refused("middle_block.1 .*proj_out.weight is missing", without("middle_block.1.proj_out.weight"))
+    refused("middle_block.1 is no attention.*qkv.bias", without("middle_block.1.qkv.bias"))
+    refused("middle_block.0.*emb_layers.1.weight", without("middle_block.0.emb_layers.1.weight"))
+    refused(r"input_blocks.2 .*\[32, 32, 1, 1\]", {**good, "input_blocks.2.0.op.weight": torch.zeros(32, 32, 1, 1)})
+    refused("input_blocks.1.0 .*extra", {**good, "input_blocks.1.0.extra.weight": torch.zeros(1)})
+    refused("heads of 64 channels: it has 96", guided_diffusion(channels=(32, 96)))
+    refused("is not known; it can be float32 or bfloat16", good, precision="float16")
+    with pytest.raises(GdrdError, match="diffusers or pgdiff"):
+        load_generative("ddpm", tmp_path / "m.pth")
+    data = (tmp_path / "m.pth").read_bytes()
+    (tmp_path / "m.pth").write_bytes(data[: len(data) // 2])
+    with pytest.raises(GdrdError, match="cannot be read as weights"):
+        load_generative("pgdiff", tmp_path / "m.pth")
+    with pytest.raises(GdrdError, match="no file"):
+        load_generative("pgdiff", tmp_path / "none.pth")

@@ -1,0 +1,92 @@
+"""Trains an SR diffusion model, a generative teacher, on aligned faces without needing their identities.
+
+  python tools/train_sr_teacher.py FACES OUT --resolution 16 --size 64 --recogniser ARCFACE.onnx
+
+FACES is anything gdrd_jax reads: a folder with a folder a person, a .tar, a .rec, a list, a store. The last
+--test-people of them are not trained on; every --samples-every steps OUT/samples/step_N.png shows some of them (a
+line each: input, bicubic, samples, original) and quality.json gets PSNR and, with --recogniser, the cosine between
+the embeddings of the drawn and the true face, beside bicubic's. OUT is then a folder of diffusers' UNet2DModel:
+
+  python -m gdrd_jax.main --config=configs/stage_gen.py --config.generative.path=OUT ...
+
+It runs on a GPU if there is one, and can be stopped at any time; the same command continues.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from gdrd_jax.command_line import guarded
+from gdrd_jax.data.degrade import KERNELS
+
+LOG = logging.getLogger("gdrd_jax.train_sr_teacher")
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Parses the command line; defaults are those of `config.sr`."""
+    from gdrd_jax.config import default
+
+    sr = default().sr
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("faces", type=Path, metavar="FACES")
+    add("out", type=Path, metavar="OUT")
+    add("--resolution", type=int, default=16, choices=(8, 16, 32), help="pixels of its input (16)")
+    add("--kernel", default="area", choices=KERNELS, help="how faces are reduced: area (OpenCV, default), bicubic")
+    add("--size", type=int, default=sr.size, help=f"pixels of its output ({sr.size})")
+    add("--channels", type=int, nargs="+", default=list(sr.channels), help=f"one a level of the U-Net {sr.channels}")
+    add("--layers", type=int, default=sr.layers, help=f"residual blocks a level ({sr.layers})")
+    add("--steps", type=int, default=sr.steps, help=f"({sr.steps})")
+    add("--batch", type=int, default=sr.batch, help=f"({sr.batch})")
+    add("--learning-rate", type=float, default=sr.learning_rate, help=f"({sr.learning_rate})")
+    add("--ema", type=float, default=sr.ema, help=f"decay of the averaged weights ({sr.ema})")
+    add("--test-people", type=int, default=10, help="the last so many people are only looked at (10)")
+    add("--recogniser", metavar="PATH[:PREPROCESSING]", help="an ONNX recogniser or an iresnet's weights")
+    add("--samples-every", type=int, default=1000, metavar="STEPS", help="(1000)")
+    add("--skip-bad", action="store_true", help="leave damaged faces out")
+    add("--seed", type=int, default=7, help="(7)")
+    return parser.parse_args(argv)
+
+
+def work(given: argparse.Namespace) -> None:
+    """Checks everything, then trains."""
+    from gdrd_jax.data.degrade import Views
+    from gdrd_jax.data.formats import open_faces
+    from gdrd_jax.errors import GdrdError
+    from gdrd_jax.evaluation.models import parse_model
+    from gdrd_jax.files import locked
+    from gdrd_jax.teachers import load_discriminative, sr_training
+    from gdrd_jax.teachers.sr_quality import Watcher
+
+    settings = sr_training.SrSettings(
+        given.size, tuple(given.channels), given.layers, given.steps, given.batch, given.learning_rate, given.ema
+    )
+    views = Views(given.resolution, given.kernel, 2, *[0.0] * 7, jpeg=0, seed=given.seed)
+    faces = open_faces(given.faces, skip_bad=given.skip_bad)
+    if not 0 < given.test_people < len(faces.identities):
+        raise GdrdError(f"--test-people {given.test_people}: {given.faces} has {len(faces.identities)} people")
+    recogniser = None
+    if given.recogniser:
+        _, path, preprocessing = parse_model(given.recogniser)
+        recogniser = load_discriminative(path, preprocessing=preprocessing)
+    ours, others = faces.split(given.test_people)
+    with locked(given.out):
+        if (given.out / "diffusion_pytorch_model.safetensors").exists():
+            LOG.info("%s: done before", given.out)
+            return
+        watch = Watcher(others, views, given.size, recogniser, given.out / "samples", seed=given.seed)
+        sr_training.train(
+            ours, views, settings, given.out, seed=given.seed, watch=watch, watch_every=given.samples_every
+        )
+    LOG.info("%s: a UNet2DModel of %d pixels; pictures in %s", given.out, given.size, given.out / "samples")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the tool; returns the exit status."""
+    given = arguments(argv)
+    return guarded(lambda: work(given))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
