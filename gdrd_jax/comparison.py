@@ -80,11 +80,10 @@ def _inputs_picture(
     shown = np.linspace(0, len(rows) - 1, SHOWN).astype(int)
     originals = [faces[rows[i]] for i in shown]
     network = generative_teacher(config, workdir)
-    lines = [list(lr[shown]), list(network.super_resolve(lr[shown], config.seed)), originals]
-    caption = "What the student sees; the SR teacher's reconstruction, drawn from that alone; the original face."
-    if not network.conditional:
-        del lines[1]
-        caption = "What the student sees; the original face."
+    lines, caption = [list(lr[shown]), originals], "What the student sees; the original face."
+    if network.conditional:
+        lines.insert(1, list(network.super_resolve(lr[shown], config.seed)))
+        caption = "What the student sees; the SR teacher's reconstruction, drawn from that alone; the original face."
     return reporting.grid(lines), caption
 
 

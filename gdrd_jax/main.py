@@ -1,6 +1,7 @@
 """Trains a student: `python -m gdrd_jax.main --config=configs/X.py [--workdir=DIR] [--config.a.b=value]`."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
@@ -43,12 +44,12 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     return config
 
 
-def cli(argv: list[str], wanted: tuple[str, ...] = (), about: str | None = __doc__) -> int:
-    """Runs the pipeline on a command line.
+def cli(argv: list[str], work: Callable[[ConfigDict, Path], None] = pipeline.run, about: str | None = __doc__) -> int:
+    """Does what a command line asks for.
 
     Args:
       argv: as `sys.argv`.
-      wanted: steps to run, see `pipeline.run`.
+      work: `(config, workdir)`.
       about: what `--help` begins with.
 
     Returns:
@@ -62,11 +63,11 @@ def cli(argv: list[str], wanted: tuple[str, ...] = (), about: str | None = __doc
         )
         return 0
 
-    def work() -> None:
+    def parse_and_work() -> None:
         config = parse_flags(argv)
-        pipeline.run(config, Path(_WORKDIR.value or f"runs/{config.name}"), wanted)
+        work(config, Path(_WORKDIR.value or f"runs/{config.name}"))
 
-    return guarded(work)
+    return guarded(parse_and_work)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ from gdrd_jax.config import check, value_of
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import LOCK, locked, write_json
 from gdrd_jax.interrupt import deferred
+from gdrd_jax.ranks import ALONE, Rank
 
 LOG = logging.getLogger(__name__)
+SECONDS_BETWEEN_LOOKS, SECONDS_BEFORE_TOLD = 0.2, 5.0
 RESULTS = ("metrics.json", "roc.csv", "roc.png", "report.html")
 
 
@@ -42,6 +44,7 @@ class Step:
       module: where the function is; imported when the step has to run, for it is heavy. The
         function may return a fingerprint of its output; the fingerprint of its origin serves otherwise.
       publishes: files that are moved from the step's folder to the workdir when it is done.
+      shared: it only fills caches, which several processes can do together; its function takes a rank, too.
     """
 
     name: str
@@ -50,27 +53,32 @@ class Step:
     files: Callable[[ConfigDict], dict[str, str]] = lambda config: {}
     module: str = "gdrd_jax.steps"
     publishes: tuple[str, ...] = ()
+    shared: bool = False
 
 
+TAKEN = ("discriminative.preprocessing", "discriminative.precision")
+TAPPED = tuple(f"generative.{name}" for name in ("kind", "tap", "input_size", "timestep", "precision"))
 STEPS = (
     Step("faces", ("data.align", "data.test_people"), files=sources.face_files),
-    Step("views", ("seed", "views"), ("faces",)),
-    Step("discriminative", ("discriminative.preprocessing",), ("views",), sources.discriminative_files),
+    Step("views", ("seed", "views"), ("faces",), shared=True),
+    Step("discriminative", TAKEN, ("views",), sources.discriminative_files, shared=True),
     Step("teacher", ("seed", "views.resolution", "views.kernel", "sr", "generative.path"), ("faces",)),
-    Step("generative", ("generative.tap", "generative.timestep"), ("views", "teacher"), sources.generative_files),
+    Step("generative", TAPPED, ("views", "teacher"), sources.generative_files, shared=True),
     Step("gen", ("seed", "student", "gen"), ("generative",)),
     Step("dis", ("seed", "student", "dis", "data.calibration_people"), ("gen", "discriminative")),
     Step("report", ("evaluation", "discriminative.name"), ("dis",), module="gdrd_jax.comparison", publishes=RESULTS),
 )
 
 
-def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> None:
+def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: Rank = ALONE) -> None:
     """Runs steps and all they need, skipping what is done.
 
     Args:
       config: see `gdrd_jax.config`.
       workdir: made if it is missing.
       wanted: names of steps; `config.until` if there is none.
+      rank: which of several processes this is that work in one `workdir`. The first does everything; the others
+        help with the steps that can be shared, and wait for it at all others.
 
     Raises:
       GdrdError: a mistake of the user's, found before the work as far as possible.
@@ -79,11 +87,18 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> None
     needed = _with_ancestors(wanted or (config.until,))
     check(config, needed)
     sources.check(config, needed)
-    with claimed(workdir, config):
-        fingerprints: dict[str, str] = {}
+    fingerprints: dict[str, str] = {}
+    with claimed(workdir, config) if rank.number == 0 else contextlib.nullcontext():
         for step in STEPS:
             if step.name in needed:
-                fingerprints[step.name] = _run_step(step, config, workdir, fingerprints)
+                origin = {
+                    "version": __version__,
+                    "settings": {name: _plain(value_of(config, name)) for name in step.settings},
+                    "files": step.files(config),
+                    "after": {name: fingerprints[name] for name in step.after},
+                }
+                take_part = _run_step if rank.number == 0 else _help_with
+                fingerprints[step.name] = take_part(step, origin, config, workdir, rank)
 
 
 def _with_ancestors(wanted: tuple[str, ...]) -> set[str]:
@@ -94,14 +109,8 @@ def _with_ancestors(wanted: tuple[str, ...]) -> set[str]:
     return needed
 
 
-def _run_step(step: Step, config: ConfigDict, workdir: Path, fingerprints: dict[str, str]) -> str:
+def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank: Rank) -> str:
     """Runs or skips a step; returns what later steps know it by."""
-    origin = {
-        "version": __version__,
-        "settings": {name: _plain(value_of(config, name)) for name in step.settings},
-        "files": step.files(config),
-        "after": {name: fingerprints[name] for name in step.after},
-    }
     folder = workdir / step.name
     record = _read(folder / "step.json")
     if record.get("origin") != origin:
@@ -124,9 +133,7 @@ def _run_step(step: Step, config: ConfigDict, workdir: Path, fingerprints: dict[
         LOG.info("%s: continued", step.name)
     start = time.monotonic()
     try:
-        with deferred(f"{step.name} at its start"):
-            module = importlib.import_module(step.module)
-        fingerprint = getattr(module, step.name)(config, workdir)
+        fingerprint = _call(step, config, workdir, rank)
         for name in step.publishes:
             os.replace(folder / name, workdir / name)
         record["outputs"] = [f"{step.name}/{path.name}" for path in folder.iterdir()] + list(step.publishes)
@@ -137,6 +144,30 @@ def _run_step(step: Step, config: ConfigDict, workdir: Path, fingerprints: dict[
         write_json(folder / "step.json", record)
     LOG.info("%s: done in %.1f s", step.name, record["seconds"])
     return record["fingerprint"]
+
+
+def _call(step: Step, config: ConfigDict, workdir: Path, rank: Rank) -> str | None:
+    with deferred(f"{step.name} at its start"):
+        function = getattr(importlib.import_module(step.module), step.name)
+    return function(config, workdir, rank) if step.shared else function(config, workdir)
+
+
+def _help_with(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank: Rank) -> str:
+    """What ranks after the first do of a step: their share of it, or nothing; returns its fingerprint."""
+
+    def wait(for_what: str, enough: Callable[[dict], bool]) -> dict:
+        start, told = time.monotonic(), False
+        while not enough(record := _read(workdir / step.name / "step.json")):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            if not told and time.monotonic() - start > SECONDS_BEFORE_TOLD:
+                LOG.info("rank %d waits for rank 0 to %s the step %s in %s", rank.number, for_what, step.name, workdir)
+                told = True
+        return record
+
+    record = wait("begin", lambda record: record.get("origin") == origin)
+    if step.shared and not record["complete"]:
+        _call(step, config, workdir, rank)
+    return wait("finish", lambda record: record.get("complete", False))["fingerprint"]
 
 
 def _plain(value):

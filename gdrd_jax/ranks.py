@@ -18,6 +18,9 @@ class Rank(NamedTuple):
     local: int = 0
 
 
+ALONE = Rank()
+
+
 def from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
     """This process' rank; the only one of one where no launcher has set any.
 
@@ -40,4 +43,4 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
         if not 0 <= rank.number < rank.world:
             raise GdrdError(f"the environment has {text}; the first counts from 0 and is below the second")
         return rank
-    return Rank()
+    return ALONE

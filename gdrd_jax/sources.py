@@ -14,7 +14,7 @@ from gdrd_jax.data.faces import Faces, packaged
 from gdrd_jax.data.formats import open_faces
 from gdrd_jax.errors import GdrdError, missing
 from gdrd_jax.files import sha256
-from gdrd_jax.teachers import WEIGHTS
+from gdrd_jax.teachers import GENERATIVE, WEIGHTS
 from gdrd_jax.teachers.arcface import check_file, parse_preprocessing
 from gdrd_jax.teachers.sr_diffusion import check_folder
 from gdrd_jax.teachers.sr_training import SrSettings
@@ -34,7 +34,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
       GdrdError: something that these steps need is missing or does not fit.
     """
     views(config)
-    _check_people(config)
+    _check_people(config, needed)
     if config.data.align and not detector(config).is_file():
         raise GdrdError(f"config.data.detector: there is no file {config.data.detector!r}; give a YuNet ONNX file")
     if "discriminative" in needed:
@@ -43,10 +43,21 @@ def check(config: ConfigDict, needed: set[str]) -> None:
         _require(("torch",) if recogniser(config).suffix.lower() in WEIGHTS else ("onnx", "onnxruntime"))
     if "teacher" in needed:
         _require(("torch", "diffusers"))
-        if config.generative.path:
-            check_folder(Path(config.generative.path), config.generative.tap)
-        else:
-            sr_settings(config).check_tap(config.generative.tap)
+        _check_generative(config)
+
+
+def _check_generative(config: ConfigDict) -> None:
+    path, tap = Path(config.generative.path), config.generative.tap or GENERATIVE[config.generative.kind][0]
+    if config.generative.kind == "pgdiff":
+        if not path.is_file():
+            raise GdrdError(
+                f"config.generative.path: there is no file {config.generative.path!r}; give PGDiff's checkpoint, "
+                "iddpm_ffhq512_ema500000.pth"
+            )
+    elif config.generative.path:
+        check_folder(path, tap)
+    else:
+        sr_settings(config).check_tap(tap)
 
 
 def _require(packages: tuple[str, ...]) -> None:
@@ -55,9 +66,16 @@ def _require(packages: tuple[str, ...]) -> None:
             raise missing(package, "teachers")
 
 
-def _check_people(config: ConfigDict) -> None:
+def _check_people(config: ConfigDict, needed: set[str]) -> None:
     faces = opened(config)
     names, images = faces.identities, np.bincount(faces.labels)
+    if "dis" not in needed:  # which alone learns identities
+        if config.data.test_people >= len(names):
+            raise GdrdError(
+                f"config.data.path has {len(names)} people, and config.data.test_people keeps "
+                f"{config.data.test_people} of them for testing"
+            )
+        return
     held_out = config.data.test_people + config.data.calibration_people
     if len(names) - held_out < 2:
         raise GdrdError(
@@ -132,7 +150,9 @@ def generative_files(config: ConfigDict) -> dict[str, str]:
     """Fingerprints of a generative teacher from outside, if there is one."""
     if not config.generative.path:
         return {}
-    return {f.name: sha256(f) for f in sorted(Path(config.generative.path).iterdir()) if f.is_file()}
+    path = Path(config.generative.path)
+    files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
+    return {f.name: sha256(f) for f in files}
 
 
 def discriminative_files(config: ConfigDict) -> dict[str, str]:

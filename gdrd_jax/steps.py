@@ -5,7 +5,11 @@ faces -> views -> discriminative -> teacher -> generative -> gen -> dis (-> repo
 of its own name.
 """
 
+import dataclasses
 import json
+import platform
+from collections.abc import Iterator
+from importlib import metadata, util
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +24,11 @@ from gdrd_jax.data.prepare import checked, prepare
 from gdrd_jax.data.targets import Cache, channel_statistics
 from gdrd_jax.files import write_json
 from gdrd_jax.models.student import Student
+from gdrd_jax.ranks import Rank
 from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.stages import Dis, Gen, class_centres
-from gdrd_jax.teachers import load_discriminative, sr_training
-from gdrd_jax.teachers.precompute import fill, high_views
-from gdrd_jax.teachers.sr_diffusion import SrDiffusion
+from gdrd_jax.teachers import load_discriminative, load_generative, sr_training
+from gdrd_jax.teachers.precompute import Job, fill, high_views
 
 SPLITS = ("train", "test")
 
@@ -45,7 +49,7 @@ def faces(config: ConfigDict, workdir: Path) -> str:
     return f"{everyone.fingerprint}:{config.data.test_people}"
 
 
-def views(config: ConfigDict, workdir: Path) -> None:
+def views(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Reduces every view of every face to the low resolution."""
     how = sources.views(config)
     for split in SPLITS:
@@ -53,14 +57,13 @@ def views(config: ConfigDict, workdir: Path) -> None:
         cache = Cache.create(
             workdir / "views" / split, rows=len(source), views=_view_count(config, split),
             shape=(how.resolution, how.resolution, 3), dtype="uint8", made_from={"faces": source.fingerprint},
+            about=dataclasses.asdict(how),
         )  # fmt: skip
-        fill(
-            cache,
-            lambda view, rows: np.stack(
-                [how.low(face, row, view) for row, face in zip(rows, high_views(source, how, view, rows))]
-            ),
-            f"low-resolution views, {split}",
-        )
+
+        def load(view: int, rows: range) -> np.ndarray:
+            return np.stack([how.low(face, row, view) for row, face in zip(rows, high_views(source, how, view, rows))])
+
+        fill(Job(cache, load, lambda low: low, f"low-resolution views, {split}"), rank)
 
 
 def teacher(config: ConfigDict, workdir: Path) -> None:
@@ -75,25 +78,23 @@ def teacher(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def generative(config: ConfigDict, workdir: Path) -> None:
-    """Runs T_g on every low-resolution view, and the statistics that standardise its features."""
+def generative(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+    """Runs T_g on every low-resolution view."""
+    for job in generative_jobs(config, workdir):
+        fill(job, rank)
+
+
+def generative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
+    """How the caches of T_g's features are made, one a split."""
     network = generative_teacher(config, workdir)
     for split in SPLITS:
         lr = open_cache(workdir, "views", split)
-        if not lr.manifest["rows"]:
-            continue
-        shape = network.features(lr.read(0, slice(0, 1))).shape[1:]
-        cache = Cache.create(
-            workdir / "generative" / split, rows=lr.manifest["rows"], views=lr.manifest["views"],
-            shape=shape, dtype="float16", made_from=_made_from(workdir, split, network),
-        )  # fmt: skip
-        fill(
-            cache,
-            lambda view, rows: network.features(lr.read(view, slice(rows.start, rows.stop))),
-            f"generative targets, {split}",
-        )
-    mean, std = channel_statistics(open_cache(workdir, "generative", "train"))
-    np.savez(workdir / "generative" / "statistics.npz", mean=mean, std=np.maximum(std, 1e-4))
+        if lr.manifest["rows"]:
+            shape = network.features(lr.read(0, slice(0, 1))).shape[1:]
+            yield Job(
+                _targets(config, workdir, "generative", split, shape, network),
+                lambda view, rows: lr.read(view, np.asarray(rows)), network.features, f"generative targets, {split}",
+            )  # fmt: skip
 
 
 def gen(config: ConfigDict, workdir: Path) -> None:
@@ -101,10 +102,10 @@ def gen(config: ConfigDict, workdir: Path) -> None:
     folder = workdir / "gen"
     student = _student(config, embedding_dim=1)
     targets = open_cache(workdir, "generative", "train")
-    statistics = np.load(workdir / "generative" / "statistics.npz")
+    mean, std = channel_statistics(targets)
     stage = Gen(
         student.backbone, feature_shape(student), tuple(targets.manifest["shape"]),
-        statistics["mean"], statistics["std"], rngs=nnx.Rngs(config.seed + 1),
+        mean, np.maximum(std, 1e-4), rngs=nnx.Rngs(config.seed + 1),
     )  # fmt: skip
     data = {
         "label": read_faces(workdir, "train").labels,
@@ -118,20 +119,23 @@ def gen(config: ConfigDict, workdir: Path) -> None:
     write_json(folder / "metrics.json", metrics)
 
 
-def discriminative(config: ConfigDict, workdir: Path) -> None:
+def discriminative(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Runs T_d on every view at full size."""
+    for job in discriminative_jobs(config, workdir):
+        fill(job, rank)
+
+
+def discriminative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
+    """How the caches of T_d's embeddings are made, one a split."""
     network, how = discriminative_teacher(config), sources.views(config)
     for split in SPLITS:
         source = read_faces(workdir, split)
-        cache = Cache.create(
-            workdir / "discriminative" / split, rows=len(source), views=_view_count(config, split),
-            shape=(network.dim,), dtype="float16", made_from=_made_from(workdir, split, network),
-        )  # fmt: skip
-        fill(
-            cache,
-            lambda view, rows: network.embed(high_views(source, how, view, rows)),
-            f"discriminative targets, {split}",
-        )
+        if len(source):
+            yield Job(
+                _targets(config, workdir, "discriminative", split, (network.dim,), network),
+                lambda view, rows: high_views(source, how, view, rows), network.embed,
+                f"discriminative targets, {split}",
+            )  # fmt: skip
 
 
 def dis(config: ConfigDict, workdir: Path) -> None:
@@ -184,11 +188,21 @@ def read_faces(workdir: Path, split: str) -> Faces:
 
 def open_cache(workdir: Path, step: str, split: str) -> Cache:
     """What the steps `views`, `generative` or `discriminative` made of a split."""
-    return Cache.open(workdir / step / split)
+    return Cache.open(workdir / step / split, faces=read_faces(workdir, split).fingerprint)
 
 
-def _made_from(workdir: Path, split: str, network) -> dict[str, str]:
-    return {"faces": read_faces(workdir, split).fingerprint, "teacher": network.fingerprint}
+def _targets(config: ConfigDict, workdir: Path, step: str, split: str, shape: tuple[int, ...], network) -> Cache:
+    faces = read_faces(workdir, split)
+    packages = ("gdrd_jax", "torch", "diffusers", "onnxruntime")
+    made_by = {name: metadata.version(name) for name in packages if util.find_spec(name)}
+    return Cache.create(
+        workdir / step / split, rows=len(faces), views=_view_count(config, split), shape=shape, dtype="float16",
+        made_from={"faces": faces.fingerprint, "teacher": network.fingerprint},
+        about={
+            "teacher": network.settings, "views": dataclasses.asdict(sources.views(config)), "versions": made_by,
+            "data": config.data.path, "machine": platform.platform(),
+        },
+    )  # fmt: skip
 
 
 def _view_count(config: ConfigDict, split: str) -> int:
@@ -213,10 +227,16 @@ def _student(config: ConfigDict, embedding_dim: int) -> Student:
 
 def discriminative_teacher(config: ConfigDict):
     """T_d."""
-    return load_discriminative(sources.recogniser(config), preprocessing=config.discriminative.preprocessing)
+    settings = config.discriminative
+    return load_discriminative(
+        sources.recogniser(config), preprocessing=settings.preprocessing, precision=settings.precision
+    )
 
 
-def generative_teacher(config: ConfigDict, workdir: Path) -> SrDiffusion:
+def generative_teacher(config: ConfigDict, workdir: Path):
     """T_g: the user's, or the one that the step `teacher` trained."""
-    path = Path(config.generative.path) if config.generative.path else workdir / "teacher"
-    return SrDiffusion(path, tap=config.generative.tap, timestep=config.generative.timestep)
+    settings = config.generative
+    return load_generative(
+        settings.kind, Path(settings.path) if settings.path else workdir / "teacher", tap=settings.tap,
+        input_size=settings.input_size, timestep=settings.timestep, precision=settings.precision,
+    )  # fmt: skip

@@ -1,22 +1,26 @@
 """The cache: what is computed once from each (face, view) and read many times.
 
-A cache is a folder with one zarr3 array a view (rows in data set order, crc32c
-checksums) and `manifest.json`: what made it, its shape and how many rows are done.
-Rows are written a chunk at a time and counted after the chunk is on disk, so
-killing the writer loses at most one chunk.
+A cache is a folder with one zarr3 array a view (rows in data set order, crc32c checksums) and `manifest.json`:
+what made it and its shape. An array is written a chunk of rows at a time, each a file that appears under its name
+only when it is whole: what is there is done. So a killed writer loses at most the chunk it was at, and any number of
+writers, on any number of machines, can fill one cache without knowing of each other.
 """
 
 import dataclasses
 import json
+import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorstore as ts
 
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.errors import GdrdError, first_line
 from gdrd_jax.files import write_json
 
 CHUNK_ROWS = 256
+CHECKSUM = 4  # bytes that crc32c adds to a chunk
 
 
 def _spec(path: Path, shape: tuple[int, ...], dtype: str) -> dict:
@@ -33,6 +37,8 @@ def _spec(path: Path, shape: tuple[int, ...], dtype: str) -> dict:
                 "name": "regular",
                 "configuration": {"chunk_shape": [CHUNK_ROWS, *shape[1:]]},
             },
+            # All chunks as files of one folder, "NUMBER.0.0": one listing tells what is done.
+            "chunk_key_encoding": {"name": "v2", "configuration": {"separator": "."}},
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
         },
     }
@@ -44,8 +50,8 @@ class Cache:
 
     Attributes:
       path: folder of the cache.
-      manifest: `views`, `rows`, `shape` (of one row), `dtype`, `rows_done` (a view's
-        number, as text -> rows) and `made_from`, whatever the writer says of its origin.
+      manifest: `views`, `rows`, `shape` (of one row), `dtype`; `made_from`, by which a cache is known
+        (`faces` is the data set's fingerprint), and `about`, whatever else the writer tells of its origin.
     """
 
     path: Path
@@ -53,75 +59,110 @@ class Cache:
 
     @classmethod
     def create(
-        cls, path: Path, *, rows: int, views: int, shape: tuple[int, ...], dtype: str, made_from: dict
-    ) -> "Cache":
+        cls, path: Path, *, rows: int, views: int, shape: tuple[int, ...], dtype: str, made_from: dict,
+        about: dict | None = None,
+    ) -> "Cache":  # fmt: skip
         """Opens the cache at `path` to go on writing, or starts one.
 
         Raises:
           GdrdError: the folder holds a cache of something else.
         """
         wanted = {"rows": rows, "views": views, "shape": list(shape), "dtype": dtype, "made_from": made_from}
-        if (path / "manifest.json").exists():
-            cache = cls._read(path)
-            found = {key: cache.manifest[key] for key in wanted}
-            if found != wanted:
-                raise GdrdError(f"{path} holds targets made from something else; remove it or choose another workdir")
-            return cache
-        path.mkdir(parents=True, exist_ok=True)
-        cache = cls(path, {**wanted, "rows_done": {str(view): 0 for view in range(views)}})
-        write_json(path / "manifest.json", cache.manifest)
+        if not (path / "manifest.json").exists():
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(path / "manifest.json", {**wanted, "about": about or {}})
+        cache = cls._read(path)
+        odd = [key for key, value in wanted.items() if cache.manifest[key] != value]
+        if odd:
+            raise GdrdError(
+                f"{path} holds targets made from something else ({', '.join(odd)} differ); "
+                "remove it or choose another workdir"
+            )
         return cache
 
     @classmethod
-    def open(cls, path: Path) -> "Cache":
+    def open(cls, path: Path, *, faces: str = "") -> "Cache":
         """Opens a finished cache.
 
+        Args:
+          path: its folder.
+          faces: fingerprint of the data set it must be of; "" takes any.
+
         Raises:
-          GdrdError: it is missing or unfinished.
+          GdrdError: it is missing, unfinished, or of another data set.
         """
         cache = cls._read(path)
-        if any(done < cache.manifest["rows"] for done in cache.manifest["rows_done"].values()):
-            raise GdrdError(f"{path} is not finished: {cache.manifest['rows_done']} rows of {cache.manifest['rows']}")
+        if faces and cache.manifest["made_from"].get("faces") != faces:
+            raise GdrdError(f"{path} holds targets of another data set; remove it and run again")
+        missing = cache.missing()
+        if missing:
+            (view, rows), pieces = missing[0], len(list(cache.chunks()))
+            raise GdrdError(
+                f"{path} is not finished: {len(missing)} of {pieces} pieces are missing or cut short, "
+                f"first rows {rows.start}-{rows.stop - 1} of view {view}; run the command that made it again"
+            )
         return cache
 
     @classmethod
     def _read(cls, path: Path) -> "Cache":
         try:
-            return cls(path, json.loads((path / "manifest.json").read_text()))
-        except (OSError, ValueError) as error:
+            cache = cls(path, json.loads((path / "manifest.json").read_text()))
+            cache._chunk_bytes = (
+                CHUNK_ROWS * math.prod(cache.manifest["shape"]) * np.dtype(cache.manifest["dtype"]).itemsize
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise GdrdError(f"{path} holds no readable manifest.json of a target cache") from error
+        return cache
 
-    def rows_done(self, view: int) -> int:
-        """Rows of `view` that are on disk."""
-        return self.manifest["rows_done"][str(view)]
+    def chunks(self) -> Iterator[tuple[int, range]]:
+        """View and rows of every piece, in order."""
+        rows = self.manifest["rows"]
+        for view in range(self.manifest["views"]):
+            for start in range(0, rows, CHUNK_ROWS):
+                yield view, range(start, min(start + CHUNK_ROWS, rows))
+
+    def has(self, view: int, rows: range) -> bool:
+        """Whether a piece is on disk, and whole by its size."""
+        name = ".".join([str(rows.start // CHUNK_ROWS), *["0"] * len(self.manifest["shape"])])
+        try:
+            return os.stat(self.path / f"view{view}" / name).st_size == self._chunk_bytes + CHECKSUM
+        except FileNotFoundError:
+            return False
+
+    def missing(self) -> list[tuple[int, range]]:
+        """The pieces that are not there yet."""
+        return [(view, rows) for view, rows in self.chunks() if not self.has(view, rows)]
 
     def _array(self, view: int, **how):
         shape = (self.manifest["rows"], *self.manifest["shape"])
         return ts.open(_spec(self.path / f"view{view}", shape, self.manifest["dtype"]), **how).result()
 
-    def write(self, view: int, start: int, values: np.ndarray) -> None:
-        """Writes rows `start:start + len(values)` of `view`; `start` is where the last write ended.
+    def write(self, view: int, rows: range, values: np.ndarray) -> None:
+        """Writes one of `chunks`, `[len(rows), *shape]`.
 
         Raises:
-          GdrdError: a value is not finite.
+          GdrdError: a value is not finite, or the disk is full.
         """
-        if start != self.rows_done(view):
-            raise ValueError(f"rows come in order: {start} after {self.rows_done(view)}")
+        if len(values) != len(rows) or rows.start % CHUNK_ROWS:
+            raise ValueError(f"{len(values)} values for rows {rows}, which must be one of chunks()")
         with np.errstate(over="ignore"):  # told below
             values = values.astype(self.manifest["dtype"])
         if not np.isfinite(values).all():
-            bad = start + int(np.argmin(np.isfinite(values).reshape(len(values), -1).all(axis=1)))
+            bad = rows.start + int(np.argmin(np.isfinite(values).reshape(len(values), -1).all(axis=1)))
             raise GdrdError(
                 f"view {view} of face {bad} gives a value that is not finite in {values.dtype}; "
                 f"look at this face and at the teacher behind {self.path}"
             )
-        array = self._array(view, open=True, create=True)
-        array[start : start + len(values)].write(values).result()
-        self.manifest["rows_done"][str(view)] = start + len(values)
-        write_json(self.path / "manifest.json", self.manifest)
+        try:
+            self._array(view, open=True, create=True)[rows.start : rows.stop].write(values).result()
+        except (ValueError, OSError, RuntimeError) as error:  # TensorStore's, by the kind of failure
+            raise GdrdError(
+                f"{self.path} could not be written: {first_line(error)}; all before rows {rows.start} of view {view} "
+                "stays valid: make room and run the same command again"
+            ) from error
 
     def read(self, view: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Rows of one view, `[n, *shape]`.
+        """Rows of one view, `[n, *shape]`; takes memory for these rows alone, and a chunk.
 
         Raises:
           GdrdError: a chunk is missing or its checksum is wrong.

@@ -19,7 +19,7 @@ from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.teachers.arcface import parse_preprocessing
-from gdrd_jax.teachers.precompute import fill
+from gdrd_jax.teachers.precompute import Job, fill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +123,12 @@ def embed_faces(model: Model, faces: Faces, how: Degradation | None, *, seed: in
         "how": None if how is None else dataclasses.asdict(how), "version": __version__,
     }  # fmt: skip
 
-    def compute(_view: int, rows: range) -> np.ndarray:
-        return model.embed(np.stack(list(in_parallel(lambda row: model.see(faces, row, how, seed), rows))))
+    def load(_view: int, rows: range) -> np.ndarray:
+        return np.stack(list(in_parallel(lambda row: model.see(faces, row, how, seed), rows)))
 
     key = hashlib.sha256(repr(sorted(made_from.items())).encode()).hexdigest()[:16]
     dim = model.embed(np.zeros((1, model.size, model.size, 3), np.uint8)).shape[1]
     targets = Cache.create(cache / key, rows=len(faces), views=1, shape=(dim,), dtype="float32", made_from=made_from)
-    fill(targets, compute, f"{model.name} at {'native size' if how is None else f'{how.resolution} pixels'}")
+    size = "native size" if how is None else f"{how.resolution} pixels"
+    fill(Job(targets, load, model.embed, f"{model.name} at {size}"))
     return targets.read(0)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from gdrd_jax.errors import GdrdError
 
+PRECISIONS = ("float32", "bfloat16")
 WEIGHTS = frozenset({".pth", ".pt", ".safetensors"})
 # Of each kind of generative teacher: the tap and input size of a config that names none.
 GENERATIVE = {"diffusers": ("mid", 0), "pgdiff": ("block17", 128)}
@@ -25,7 +26,7 @@ def load_generative(
 
     Returns:
       An object with `features(uint8 RGB [N, H, W, 3]) -> float32 [N, C, h, w]`, `conditional` (it has
-      `super_resolve`) and `fingerprint`.
+      `super_resolve`), `settings` and `fingerprint`.
 
     Raises:
       GdrdError: no such kind, file or tap, or not such a network.
@@ -40,16 +41,18 @@ def load_generative(
     return Network(path, tap=tap, input_size=input_size, timestep=timestep, precision=precision)
 
 
-def load_discriminative(path: Path, *, preprocessing: str = "auto"):
+def load_discriminative(path: Path, *, preprocessing: str = "auto", precision: str = "float32"):
     """T_d: a face recogniser.
 
     Args:
       path: an ONNX file, or weights of InsightFace's iresnet (`.pth`, `.pt`, `.safetensors`).
       preprocessing: see `teachers.arcface.parse_preprocessing`.
+      precision: "float32", or "bfloat16", which is refused where it changes the embeddings; ONNX Runtime, which
+        runs ONNX files where there is no GPU, takes no notice of it.
 
     Returns:
       An object with `embed(uint8 RGB [N, 112, 112, 3]) -> float32 [N, D]`, `dim` (D), `preprocessing` ("auto"
-      resolved) and `fingerprint`.
+      resolved), `settings` and `fingerprint`.
 
     Raises:
       GdrdError: no such file, or not such a network.
@@ -57,7 +60,7 @@ def load_discriminative(path: Path, *, preprocessing: str = "auto"):
     if path.suffix.lower() in WEIGHTS:
         from gdrd_jax.teachers.iresnet import IResNet
 
-        return IResNet(path, preprocessing=preprocessing)
+        return IResNet(path, preprocessing=preprocessing, precision=precision)
     from gdrd_jax.teachers.arcface import ArcFace
 
-    return ArcFace(path, preprocessing=preprocessing)
+    return ArcFace(path, preprocessing=preprocessing, precision=precision)

@@ -1,6 +1,5 @@
 """The discriminative teacher T_d: a face recogniser as an ONNX file."""
 
-import hashlib
 import logging
 from pathlib import Path
 
@@ -8,8 +7,11 @@ import numpy as np
 
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.errors import GdrdError, first_line, require
+from gdrd_jax.files import digest, sha256
+from gdrd_jax.teachers import torch_network
+from gdrd_jax.teachers.onnx_graph import agrees, in_torch, normalises, runnable
 
-BATCH = 64
+BATCH, COMPARED = 64, 8
 LOG = logging.getLogger(__name__)
 # Mean and standard deviation of x, RGB in 0..255; the network is fed with (x - mean) / std.
 PREPROCESSING = {
@@ -52,7 +54,7 @@ def check_file(path: Path) -> None:
 
 
 class ArcFace:
-    """T_d, run by ONNX Runtime.
+    """T_d as an ONNX file, run by torch on a GPU where onnx2torch converts it rightly, else by ONNX Runtime.
 
     Files that declare their initialisers as inputs, carry block-quantised weights or fix the
     batch at 1 are mended in memory: OpenCV's `face_recognition_sface_2021dec_int8bq.onnx` is
@@ -62,132 +64,119 @@ class ArcFace:
       path: ONNX file with one input `[N, 3, 112, 112]` and one output `[N, D]`.
       preprocessing: see `parse_preprocessing`. "auto" is "inside" where the graph subtracts and scales
         before its first convolution, else "arcface".
+      precision: "float32", or "bfloat16" for torch.
+      backend: "torch", "onnxruntime", or "auto": torch where there is a GPU for it. onnx2torch converts some
+        graphs wrongly: torch's embeddings are compared with ONNX Runtime's, of made-up images at once and of the
+        first real faces, and where they differ ONNX Runtime takes over and the log says why.
 
     Attributes:
       dim: D.
       preprocessing: the one in use, "auto" resolved.
-      fingerprint: of the file and the preprocessing.
+      backend: the one in use, "torch" or "onnxruntime".
+      settings: the file's sha256, the preprocessing and the precision.
+      fingerprint: of these.
 
     Raises:
-      GdrdError: no such file, or not such a network.
+      GdrdError: no such file, not such a network, or bfloat16 changes its embeddings.
     """
 
-    def __init__(self, path: Path, *, preprocessing: str = "auto"):
+    def __init__(self, path: Path, *, preprocessing: str = "auto", precision: str = "float32", backend: str = "auto"):
         parse_preprocessing(preprocessing)
         check_file(path)
-        onnx, runtime = require("onnx", "teachers"), require("onnxruntime", "teachers")
+        self._path, self._precision, self._batch = path, precision, BATCH
         data = path.read_bytes()
+        model = self._open(data)
+        if preprocessing == "auto":
+            preprocessing = "inside" if normalises(model) else "arcface"
+        self.preprocessing = preprocessing
+        self._mean, self._std = parse_preprocessing(preprocessing)
+        self.dim = self._try_out()
+        self._converted, self._trusted = None, False
+        if backend == "torch" or (backend == "auto" and torch_network.device().type == "cuda"):
+            self._converted = self._convert(model)
+        torch_network.check_precision(
+            precision if self.backend == "torch" else "float32",
+            lambda kind: self._converted(self._prepared(torch_network.trial(FACE_SIZE)), kind), str(path),
+        )  # fmt: skip
+        self.settings = {
+            "mean": self._mean.tolist(), "std": self._std.tolist(), "precision": precision, "sha256": sha256(path)
+        }  # fmt: skip
+        self.fingerprint = digest(self.settings)
+
+    @property
+    def backend(self) -> str:
+        return "onnxruntime" if self._converted is None else "torch"
+
+    def embed(self, faces: np.ndarray) -> np.ndarray:
+        """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalised."""
+        if self._converted and not self._trusted and len(faces):
+            few = faces[:COMPARED]
+            if not agrees(self._converted(self._prepared(few), "float32"), self._reference(few), self._path):
+                self._converted = None
+            self._trusted = True
+        run = self._in_onnxruntime
+        if self._converted:
+            run = lambda some: self._converted(self._prepared(some), self._precision)  # noqa: E731
+        return torch_network.in_batches(run, faces, BATCH if self._converted else self._batch)
+
+    def _open(self, data: bytes):
+        """The mended graph; and a session of it."""
+        onnx, runtime = require("onnx", "teachers"), require("onnxruntime", "teachers")
         options = runtime.SessionOptions()
         options.log_severity_level = 4  # what fails here is told below
         try:
             model = runnable(onnx.load_from_string(data))
-            self._session = runtime.InferenceSession(model.SerializeToString(), options)
+            self._session = runtime.InferenceSession(
+                model.SerializeToString(), options, providers=runtime.get_available_providers()
+            )
             self._input, output = self._session.get_inputs()[0], self._session.get_outputs()[0]
         except Exception as error:  # protobuf and ONNX Runtime share no base class of their errors
-            raise GdrdError(f"{path} cannot be loaded as an ONNX network: {first_line(error)}") from error
+            raise GdrdError(f"{self._path} cannot be loaded as an ONNX network: {first_line(error)}") from error
         if self._input.shape[1:] != [3, FACE_SIZE, FACE_SIZE] or len(output.shape) != 2:
             raise GdrdError(
-                f"{path} maps {self._input.shape} to {output.shape}; a face recogniser maps "
+                f"{self._path} maps {self._input.shape} to {output.shape}; a face recogniser maps "
                 f"[N, 3, {FACE_SIZE}, {FACE_SIZE}] to [N, D]"
             )
-        if preprocessing == "auto":
-            preprocessing = "inside" if _normalises(model) else "arcface"
-        self.preprocessing = preprocessing
-        self._mean, self._std = parse_preprocessing(preprocessing)
-        self._batch = BATCH
-        self.dim = self._try_out(path)
-        self.fingerprint = hashlib.sha256(data + f"{self._mean}:{self._std}".encode()).hexdigest()
+        return model
 
-    def embed(self, faces: np.ndarray) -> np.ndarray:
-        """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalised."""
-        starts = range(0, len(faces), self._batch)
-        return np.concatenate([self._run(faces[start : start + self._batch]) for start in starts])
-
-    def _try_out(self, path: Path) -> int:
+    def _try_out(self) -> int:
         """Runs two faces, together and one by one; returns D."""
-        faces = np.random.default_rng(0).integers(256, size=(2, FACE_SIZE, FACE_SIZE, 3), dtype=np.uint8)
+        faces = torch_network.trial(FACE_SIZE)[1:3]
         try:
-            singly = np.concatenate([self._run(faces[:1]), self._run(faces[1:])])
+            singly = np.concatenate([self._in_onnxruntime(faces[:1]), self._in_onnxruntime(faces[1:])])
         except Exception as error:  # ONNX Runtime's errors have no common base
-            raise GdrdError(f"{path} cannot be run: {first_line(error)}") from error
+            raise GdrdError(f"{self._path} cannot be run: {first_line(error)}") from error
         if not np.isfinite(singly).all():
             raise GdrdError(
-                f"{path} gives values that are not finite; look at its preprocessing ({self.preprocessing})"
+                f"{self._path} gives values that are not finite; look at its preprocessing ({self.preprocessing})"
             )
         try:
-            together = self._run(faces)
+            together = self._in_onnxruntime(faces)
         except Exception:
             together = np.zeros(())
         if together.shape != singly.shape or not np.allclose(together, singly, rtol=1e-2, atol=1e-3):
-            LOG.warning("%s computes batches wrongly (its batch is fixed inside); faces are run one by one", path)
+            LOG.warning("%s computes batches wrongly (its batch is fixed inside); faces are run one by one", self._path)
             self._batch = 1
         return singly.shape[1]
 
-    def _run(self, faces: np.ndarray) -> np.ndarray:
+    def _convert(self, model):
+        """The network in torch, or None where that is not what the file says."""
+        converted, faces = in_torch(model, self._path), torch_network.trial(FACE_SIZE)
+        if converted is None:
+            return None
+        try:
+            found = converted(self._prepared(faces), "float32")
+        except Exception as error:  # whatever the converted graph meets
+            LOG.warning("%s: onnx2torch's network fails (%s); ONNX Runtime runs it", self._path, first_line(error))
+            return None
+        return converted if agrees(found, self._reference(faces), self._path) else None
+
+    def _reference(self, faces: np.ndarray) -> np.ndarray:
+        return torch_network.in_batches(self._in_onnxruntime, faces, self._batch)
+
+    def _in_onnxruntime(self, faces: np.ndarray) -> np.ndarray:
+        return self._session.run(None, {self._input.name: self._prepared(faces)})[0]
+
+    def _prepared(self, faces: np.ndarray) -> np.ndarray:
         x = (faces.astype(np.float32) - self._mean) / self._std
-        return self._session.run(None, {self._input.name: x.transpose(0, 3, 1, 2)})[0]
-
-
-def _normalises(model) -> bool:
-    """Whether the first things the graph does to its input are to subtract and to scale."""
-    value, done = model.graph.input[0].name, set()
-    while True:
-        users = [node for node in model.graph.node if value in node.input]
-        if len(users) != 1 or users[0].op_type not in ("Sub", "Mul", "Div", "Cast", "Transpose"):
-            return "Sub" in done and bool(done & {"Mul", "Div"})
-        done.add(users[0].op_type)
-        value = users[0].output[0]
-
-
-def runnable(model):
-    """Makes an ONNX `ModelProto` of a recogniser acceptable to ONNX Runtime, for any batch size.
-
-    Folds `DequantizeLinear` (and a following `Reshape`) of constants to float32, removes graph
-    inputs that are constants or used by no node, and frees the batch dimension.
-
-    Args:
-      model: changed in place.
-
-    Returns:
-      `model`.
-    """
-    from onnx import numpy_helper
-
-    graph = model.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        if all(name in constants for name in node.input) and node.op_type == "DequantizeLinear":
-            constants[node.output[0]] = _dequantise(node, *(constants[name] for name in node.input))
-        elif all(name in constants for name in node.input) and node.op_type == "Reshape":
-            constants[node.output[0]] = constants[node.input[0]].reshape(constants[node.input[1]])
-        else:
-            nodes.append(node)
-    used = {name for node in nodes for name in node.input}
-    inputs = [value for value in graph.input if value.name in used and value.name not in constants]
-    for field, kept in (
-        (graph.node, nodes),
-        (graph.initializer, [numpy_helper.from_array(v, k) for k, v in constants.items() if k in used]),
-        (graph.input, inputs),
-    ):
-        del field[:]
-        field.extend(kept)
-    for value in (*graph.input, *graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "N"
-    return model
-
-
-def _dequantise(node, quantised: np.ndarray, scale: np.ndarray, zero: np.ndarray | int = 0) -> np.ndarray:
-    """ONNX `DequantizeLinear`: one scale a tensor, a slice of `axis`, or `block_size` elements of it."""
-    attributes = {attribute.name: attribute.i for attribute in node.attribute}
-    axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
-
-    def spread(x: np.ndarray) -> np.ndarray:
-        x = np.asarray(x)
-        if block:
-            return np.take(np.repeat(x, block, axis), range(quantised.shape[axis]), axis)
-        if x.size == 1:
-            return x.reshape(())
-        return x.reshape([-1 if i == axis % quantised.ndim else 1 for i in range(quantised.ndim)])
-
-    return ((quantised.astype(np.float32) - spread(zero)) * spread(scale)).astype(np.float32)
+        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))

@@ -1,12 +1,13 @@
 """The discriminative teacher T_d as weights of InsightFace's iresnet (arcface_torch's `backbone.pth` and kin)."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
+from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.errors import GdrdError, require
-from gdrd_jax.files import sha256
+from gdrd_jax.files import digest, sha256
+from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.arcface import BATCH, parse_preprocessing
 from gdrd_jax.teachers.checkpoint import load, read_state_dict
 
@@ -21,33 +22,43 @@ class IResNet:
     Args:
       path: the weights; depth and embedding dimension are read from them.
       preprocessing: see `teachers.arcface.parse_preprocessing`; "auto" is "arcface".
+      precision: "float32" or "bfloat16".
 
     Attributes:
       dim: of the embedding.
       preprocessing: the one in use, "auto" resolved.
-      fingerprint: of the file and the preprocessing.
+      settings: the file's sha256, the preprocessing and the precision.
+      fingerprint: of these.
 
     Raises:
-      GdrdError: no such file, or another architecture, naming the first keys that do not fit.
+      GdrdError: no such file, another architecture, naming the first keys that do not fit, or bfloat16 changes
+        its embeddings.
     """
 
-    def __init__(self, path: Path, *, preprocessing: str = "auto"):
+    def __init__(self, path: Path, *, preprocessing: str = "auto", precision: str = "float32"):
         self.preprocessing = "arcface" if preprocessing == "auto" else preprocessing
         self._mean, self._std = parse_preprocessing(self.preprocessing)
         self._torch = require("torch", "teachers")
-        self._device = "cuda" if self._torch.cuda.is_available() else "cpu"
+        self._device, self._precision = torch_network.device(), precision
         self._network = build(read_state_dict(path), str(path)).to(self._device)
         self.dim = self._network.fc.out_features
-        self.fingerprint = hashlib.sha256(f"{sha256(path)}:{self._mean}:{self._std}".encode()).hexdigest()
+        self.settings = {
+            "mean": self._mean.tolist(), "std": self._std.tolist(), "precision": precision, "sha256": sha256(path)
+        }  # fmt: skip
+        self.fingerprint = digest(self.settings)
+        torch_network.check_precision(
+            precision, lambda kind: self._run(torch_network.trial(FACE_SIZE), kind), str(path)
+        )
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalised."""
-        with self._torch.inference_mode():
-            return np.concatenate([self._run(faces[start : start + BATCH]) for start in range(0, len(faces), BATCH)])
+        return torch_network.in_batches(lambda some: self._run(some, self._precision), faces, BATCH)
 
-    def _run(self, faces: np.ndarray) -> np.ndarray:
+    def _run(self, faces: np.ndarray, precision: str) -> np.ndarray:
         x = ((faces.astype(np.float32) - self._mean) / self._std).transpose(0, 3, 1, 2)
-        return self._network(self._torch.from_numpy(np.ascontiguousarray(x)).to(self._device)).cpu().numpy()
+        with torch_network.precision(precision, self._device):
+            x = self._torch.from_numpy(np.ascontiguousarray(x)).to(self._device)
+            return self._network(x).float().cpu().numpy()
 
 
 def build(weights: dict, where: str):

@@ -5,13 +5,12 @@ guided-diffusion family. Its encoder is composed here of diffusers' blocks, as t
 width and depth of that family loads; the decoder is left out.
 """
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from gdrd_jax.errors import GdrdError, require
-from gdrd_jax.files import sha256
+from gdrd_jax.files import digest, sha256
 from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.checkpoint import load, part, read_state_dict
 from gdrd_jax.teachers.sr_diffusion import enlarged
@@ -39,7 +38,8 @@ class PGDiff:
 
     Attributes:
       conditional: False; it cannot super-resolve.
-      fingerprint: of the file and of every setting above.
+      settings: the file's sha256 and every setting above.
+      fingerprint: of these.
 
     Raises:
       GdrdError: no such file, keys or shapes that do not fit (naming the first), no such tap, or
@@ -67,8 +67,11 @@ class PGDiff:
         self._time_embed = _time_embed(weights, path).to(self._device).eval()
         self._blocks = [[layer.to(self._device).eval() for layer in block] for block in blocks[: taps.index(tap) + 1]]
         self._size, self._timestep, self._precision = input_size, timestep, precision
-        settings = f"{tap}:{input_size}:{timestep}:{precision}:{head_channels}:{sha256(path)}"
-        self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
+        self.settings = {
+            "kind": "pgdiff", "tap": tap, "input_size": input_size, "timestep": timestep, "precision": precision,
+            "head_channels": head_channels, "sha256": sha256(path),
+        }  # fmt: skip
+        self.fingerprint = digest(self.settings)
         torch_network.check_precision(
             precision, lambda kind: self._encode(torch_network.trial(16), kind), f"{path} at tap {tap}"
         )

@@ -1,6 +1,10 @@
 """Runs what is fixed once over every face and view, into caches (`gdrd_jax.data.targets`)."""
 
-from collections.abc import Callable
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
@@ -8,27 +12,110 @@ from tqdm import tqdm
 from gdrd_jax.data.degrade import Views
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import in_parallel
-from gdrd_jax.data.targets import CHUNK_ROWS, Cache
+from gdrd_jax.data.targets import Cache
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.ranks import ALONE, Rank
+
+LOG = logging.getLogger(__name__)
+VERIFIED = 64  # rows of each view
+FURTHEST = 0.02  # of a row computed again from the cached one, relative
 
 
-def fill(cache: Cache, compute: Callable[[int, range], np.ndarray], what: str) -> None:
-    """Computes the rows of `cache` that are not there yet.
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """How a cache is filled.
 
-    Args:
+    Attributes:
       cache: to be filled.
-      compute: `(view, rows)` -> values `[len(rows), ...]`.
+      load: `(view, rows)` -> what `compute` takes, read by a thread while it computes.
+      compute: -> values `[len(rows), ...]`.
       what: shown beside the progress bar.
     """
-    rows, views = cache.manifest["rows"], cache.manifest["views"]
-    done = sum(cache.rows_done(view) for view in range(views))
-    with tqdm(total=rows * views, initial=done, desc=what, unit="face") as progress:
-        for view in range(views):
-            for start in range(cache.rows_done(view), rows, CHUNK_ROWS):
-                chunk = range(start, min(start + CHUNK_ROWS, rows))
-                cache.write(view, start, compute(view, chunk))
-                progress.update(len(chunk))
+
+    cache: Cache
+    load: Callable[[int, np.ndarray | range], np.ndarray]
+    compute: Callable[[np.ndarray], np.ndarray]
+    what: str
 
 
-def high_views(faces: Faces, views: Views, view: int, rows: range) -> np.ndarray:
+def fill(job: Job, rank: Rank = ALONE) -> None:
+    """Computes the pieces of the cache that are not there yet.
+
+    Of several processes each takes its share, and then whatever the others have not done: one that comes late, is
+    slower or dies costs time, but nothing is missing in the end. A piece computed twice is the same twice.
+    """
+    cache, start, spent = job.cache, time.monotonic(), 0.0
+    there = sum(len(rows) for view, rows in cache.chunks() if cache.has(view, rows))
+    total = cache.manifest["rows"] * cache.manifest["views"]
+    if there == total:
+        return
+    what = job.what if rank.world == 1 else f"{job.what}, rank {rank.number} of {rank.world}"
+    done = 0
+    with tqdm(total=total, initial=there, desc=what, unit="face") as progress, ThreadPoolExecutor(1) as ahead:
+        for view, rows, inputs in _loaded_ahead(job, rank, ahead):
+            if rank.world > 1 and cache.has(view, rows):
+                continue
+            before = time.monotonic()
+            values = job.compute(inputs)
+            spent += time.monotonic() - before
+            cache.write(view, rows, values)
+            done += len(rows)
+            progress.update(len(rows))
+    seconds = time.monotonic() - start
+    if done:
+        LOG.info(
+            "%s: %d faces in %.1f s, %.0f a second; %.1f %% of the time in the computation itself",
+            what, done, seconds, done / seconds, 100 * spent / seconds,
+        )  # fmt: skip
+
+
+def _loaded_ahead(job: Job, rank: Rank, thread: ThreadPoolExecutor) -> Iterator[tuple[int, range, np.ndarray]]:
+    """The pieces that this process has to compute, each loaded while the one before is computed."""
+    chunks = list(job.cache.chunks())
+    others = [chunk for number, chunk in enumerate(chunks) if number % rank.world != rank.number]
+    # From the end, so that a process that helps and the one it helps meet at one piece only.
+    order = (chunk for chunk in [*chunks[rank.number :: rank.world], *reversed(others)] if not job.cache.has(*chunk))
+    waiting = None
+    for view, rows in order:
+        coming = (view, rows, thread.submit(job.load, view, rows))
+        if waiting:
+            yield *waiting[:2], waiting[2].result()
+        waiting = coming
+    if waiting:
+        yield *waiting[:2], waiting[2].result()
+
+
+def verify(job: Job) -> None:
+    """Reads a whole cache, which checks its checksums, and computes some of its rows again.
+
+    Raises:
+      GdrdError: a checksum is wrong, or a row is further from the cached one than other hardware, batches and
+        float16 explain.
+    """
+    cache, furthest = job.cache, 0.0
+    for view in tqdm(range(cache.manifest["views"]), desc=f"{job.what}, verified", unit="view"):
+        for other, rows in cache.chunks():
+            if other == view:
+                cache.read(view, slice(rows.start, rows.stop))
+        rng = np.random.default_rng(view)
+        rows = np.sort(rng.permutation(cache.manifest["rows"])[:VERIFIED])
+        cached = cache.read(view, rows).reshape(len(rows), -1).astype(np.float64)
+        again = job.compute(job.load(view, rows)).reshape(len(rows), -1)
+        difference = np.linalg.norm(cached - again, axis=1) / np.maximum(np.linalg.norm(again, axis=1), 1e-12)
+        worst = int(difference.argmax())
+        if not difference[worst] <= FURTHEST:
+            raise GdrdError(
+                f"{cache.path}: view {view} of face {rows[worst]} is off by {difference[worst]:.2g}, relative, "
+                "when computed again; remove this folder and run again"
+            )
+        furthest = max(furthest, float(difference[worst]))
+    LOG.info(
+        "%s: every checksum is right; %d rows of each of %d views computed again differ by at most %.1e, relative",
+        job.what, len(rows), cache.manifest["views"], furthest,
+    )  # fmt: skip
+
+
+def high_views(faces: Faces, views: Views, view: int, rows: np.ndarray | range) -> np.ndarray:
     """Decodes faces, in Grain's threads, and makes their view: uint8 `[n, 112, 112, 3]`."""
-    return np.stack(list(in_parallel(lambda row: views.high(faces[row], row, view), rows)))
+    rows = [int(row) for row in rows]
+    return np.stack(list(in_parallel(lambda i: views.high(faces[rows[i]], rows[i], view), range(len(rows)))))

@@ -5,7 +5,6 @@ whose encoder gives the features. It models the residual between face and enlarg
 as SRDiff does (arXiv 2104.14951), which short training suits.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.errors import GdrdError, first_line, require
+from gdrd_jax.files import digest, sha256
 from gdrd_jax.teachers import torch_network
 
 # The residual has a standard deviation of about 0.1 in units of [-1, 1]; diffusion wants 1.
@@ -61,7 +61,8 @@ class SrDiffusion:
     Attributes:
       size: side of the faces it draws, in pixels.
       conditional: has 6 input channels, and so `super_resolve`.
-      fingerprint: of the weights and of every setting above.
+      settings: the files' sha256 and every setting above.
+      fingerprint: of these.
 
     Raises:
       GdrdError: the folder is not such a network, has no such tap, or bfloat16 changes its features.
@@ -81,10 +82,12 @@ class SrDiffusion:
         self.conditional = self._unet.config.in_channels == 6
         self._tap, self._timestep, self._precision = tap, timestep, precision
         self._input_size = input_size or self.size
-        digest = hashlib.sha256(f"{tap}:{timestep}:{self._input_size}:{precision}".encode())
-        for file in sorted(f for f in path.iterdir() if f.suffix in (".json", ".safetensors", ".bin")):
-            digest.update(file.read_bytes())
-        self.fingerprint = digest.hexdigest()
+        files = sorted(f for f in path.iterdir() if f.name.startswith(("config.", "diffusion_pytorch_model.")))
+        self.settings = {
+            "kind": "diffusers", "tap": tap, "input_size": self._input_size, "timestep": timestep,
+            "precision": precision, "sha256": {file.name: sha256(file) for file in files},
+        }  # fmt: skip
+        self.fingerprint = digest(self.settings)
         torch_network.check_precision(
             precision, lambda kind: self._encode(torch_network.trial(16), kind), f"{path} at tap {tap}"
         )

@@ -7,8 +7,8 @@ import numpy as np
 
 from gdrd_jax import ranks
 from gdrd_jax.errors import GdrdError, require
+from gdrd_jax.teachers import PRECISIONS
 
-PRECISIONS = ("float32", "bfloat16")
 LEAST_COSINE = 0.999  # to float32, below which bfloat16 is refused
 
 

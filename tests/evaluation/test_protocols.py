@@ -145,8 +145,8 @@ def test_a_repeated_run_embeds_nothing_again(lfw_folder, network, tmp_path, monk
     first = evaluate(how, tmp_path)
     from gdrd_jax.teachers.arcface import ArcFace
 
-    run, batches = ArcFace._run, []
-    monkeypatch.setattr(ArcFace, "_run", lambda self, faces: batches.append(len(faces)) or run(self, faces))
+    run, batches = ArcFace._in_onnxruntime, []
+    monkeypatch.setattr(ArcFace, "_in_onnxruntime", lambda self, faces: batches.append(len(faces)) or run(self, faces))
     second = evaluate(how, tmp_path)
     assert max(batches) <= 2  # only the try-out
     for row, result in first.items():

@@ -2,7 +2,9 @@
 
 import numpy as np
 import onnx
+import onnx2torch
 import pytest
+import torch
 from conftest import save_recogniser
 from onnx import TensorProto, helper, numpy_helper
 
@@ -22,7 +24,7 @@ RNG = np.random.default_rng(0)
 FACES = RNG.integers(256, size=(3, 112, 112, 3), dtype=np.uint8)
 
 
-def small_network(weight, *, quantised=None, size=112, inputs=()):
+def small_network(weight, *, quantised=None, size=112, inputs=(), opset=21):
     """Average over the picture, then a matrix: 3 -> 4 dimensions, batch fixed at 1."""
     nodes = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["f"])]
     constants = {"w": weight} if quantised is None else quantised
@@ -38,7 +40,7 @@ def small_network(weight, *, quantised=None, size=112, inputs=()):
         [value("y", TensorProto.FLOAT, [1, 4])],
         [numpy_helper.from_array(v, k) for k, v in constants.items()],
     )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
 def save(model, tmp_path):
@@ -57,15 +59,75 @@ def test_any_batch_runs_where_the_file_says_one_and_the_order_is_rgb(tmp_path):
     np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 127.5, 127.5), atol=1e-5)
 
 
-def test_a_batch_fixed_inside_the_graph_is_run_one_by_one(tmp_path, caplog):
-    weight = np.float32(RNG.normal(size=(3, 4)))
+def reshaped(weight, shape, *then):
+    """`small_network` with a Reshape to a constant shape, and more nodes after it, instead of Flatten."""
     model = small_network(weight)
     flatten = next(node for node in model.graph.node if node.op_type == "Flatten")
     flatten.op_type, _ = "Reshape", flatten.input.append("shape")
-    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 3]), "shape"))
+    flatten.output[0] = "f" if not then else "r"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(shape), "shape"))
+    nodes = list(model.graph.node)
+    at = nodes.index(flatten) + 1
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:at], *then, *nodes[at:]])
+    return model
+
+
+def test_a_batch_that_a_reshape_fixes_at_one_is_freed(tmp_path, caplog):
+    weight = np.float32(RNG.normal(size=(3, 4)))
+    teacher = ArcFace(save(reshaped(weight, [1, -1]), tmp_path), preprocessing="0/255")
+    assert "one by one" not in caplog.text
+    np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 0, 255), rtol=1e-4)
+
+
+def test_a_batch_fixed_otherwise_inside_the_graph_is_run_one_by_one(tmp_path, caplog):
+    weight = np.float32(RNG.normal(size=(3, 4)))
+    model = reshaped(weight, [3], helper.make_node("Unsqueeze", ["r", "axis"], ["f"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "axis"))
     teacher = ArcFace(save(model, tmp_path), preprocessing="0/255")
     assert "one by one" in caplog.text
     np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 0, 255), rtol=1e-4)
+
+
+def test_torch_gives_what_onnx_runtime_gives(tmp_path, caplog):
+    path = save(small_network(np.float32(RNG.normal(size=(3, 4))), opset=13), tmp_path)
+    torch_, onnx_ = (ArcFace(path, backend=name) for name in ("torch", "onnxruntime"))
+    assert (torch_.backend, onnx_.backend) == ("torch", "onnxruntime") and not caplog.text
+    np.testing.assert_allclose(torch_.embed(FACES), onnx_.embed(FACES), atol=1e-5)
+    assert torch_.backend == "torch" and torch_.fingerprint == onnx_.fingerprint
+    fast = ArcFace(path, backend="torch", precision="bfloat16")
+    assert fast.fingerprint != torch_.fingerprint
+    difference = np.abs(fast.embed(FACES) - torch_.embed(FACES)).max()
+    assert 0 < difference < 0.05
+
+
+class Wrong(torch.nn.Module):
+    """A converted network whose output is off: always, or only where pictures are as real ones, and dark."""
+
+    def __init__(self, network, always):
+        super().__init__()
+        self.network, self.always = network, always
+
+    def forward(self, x):
+        return self.network(x) + (1.0 if self.always or x.mean() < -0.5 else 0.0)
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_a_wrong_conversion_is_noticed_and_onnx_runtime_takes_over(tmp_path, caplog, monkeypatch, always):
+    path = save(small_network(np.float32(RNG.normal(size=(3, 4))), opset=13), tmp_path)
+    convert = onnx2torch.convert
+    monkeypatch.setattr(onnx2torch, "convert", lambda model: Wrong(convert(model), always))
+    teacher, dark = ArcFace(path, backend="torch"), FACES // 5
+    assert teacher.backend == ("onnxruntime" if always else "torch")
+    np.testing.assert_array_equal(teacher.embed(dark), ArcFace(path, backend="onnxruntime").embed(dark))
+    assert teacher.backend == "onnxruntime" and "converts it wrongly" in caplog.text
+
+
+def test_a_graph_that_cannot_be_converted_is_run_by_onnx_runtime(tmp_path, caplog, monkeypatch):
+    path = save(small_network(np.float32(RNG.normal(size=(3, 4))), opset=13), tmp_path)
+    monkeypatch.setattr(onnx2torch, "convert", lambda model: 1 / 0)
+    assert ArcFace(path, backend="torch").backend == "onnxruntime"
+    assert "cannot convert it (division by zero); ONNX Runtime runs it" in caplog.text
 
 
 def test_more_faces_than_a_batch(tmp_path):

@@ -1,16 +1,20 @@
+import json
 import os
 import shutil
 import signal
 
+import cv2
 import numpy as np
 import pytest
+from conftest import save_recogniser
 
 from gdrd_jax.data.degrade import Views, resize
 from gdrd_jax.data.formats import open_faces
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.interrupt import Interrupted
-from gdrd_jax.teachers import sr_training
+from gdrd_jax.teachers import load_discriminative, sr_training
 from gdrd_jax.teachers.sr_diffusion import SrDiffusion, to_tensor, to_uint8
+from gdrd_jax.teachers.sr_quality import Watcher
 from gdrd_jax.teachers.sr_training import SrSettings
 
 SETTINGS = SrSettings(size=16, channels=(8, 16), layers=1, steps=6, batch=2, learning_rate=1e-3, ema=0.9)
@@ -20,9 +24,9 @@ VIEWS = Views(
 LOW = np.random.default_rng(0).integers(256, size=(3, 8, 8, 3), dtype=np.uint8)
 
 
-def train(faces_folder, directory):
+def train(faces_folder, directory, **watched):
     directory.mkdir(exist_ok=True)
-    sr_training.train(open_faces(faces_folder), VIEWS, SETTINGS, directory, seed=7)
+    sr_training.train(open_faces(faces_folder), VIEWS, SETTINGS, directory, seed=7, **watched)
     return directory
 
 
@@ -32,17 +36,18 @@ def trained(faces_folder, tmp_path_factory):
 
 
 def test_a_stopped_training_resumes_to_the_same_network(faces_folder, tmp_path, trained, monkeypatch):
-    original, calls = sr_training._batch, []
+    original = sr_training._batches
 
     def interrupting(*args):
-        calls.append(args)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args)
+        for number, batch in enumerate(original(*args)):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
 
-    monkeypatch.setattr(sr_training, "_batch", interrupting)
+    monkeypatch.setattr(sr_training, "_batches", interrupting)
     with pytest.raises(Interrupted, match="step 3 of 6"):
         train(faces_folder, tmp_path / "sr")
+    monkeypatch.undo()
     train(faces_folder, tmp_path / "sr")
     weights = "diffusion_pytorch_model.safetensors"
     assert (tmp_path / "sr" / weights).read_bytes() == (trained / weights).read_bytes()
@@ -120,3 +125,36 @@ def test_mistakes_are_named(trained, tmp_path):
 
 def test_pixels_survive_the_way_to_torch_and_back():
     np.testing.assert_array_equal(to_uint8(to_tensor(LOW)), LOW)
+
+
+def test_what_is_watched_changes_nothing_and_tells_how_good_it_is(faces_folder, tmp_path, trained):
+    faces, folder = open_faces(faces_folder), tmp_path / "samples"
+    recogniser = load_discriminative(save_recogniser(tmp_path / "m.onnx"))
+    watch = Watcher(faces, VIEWS, 16, recogniser, folder, seed=1)
+    train(faces_folder, tmp_path / "sr", watch=watch, watch_every=4)
+    weights = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "sr" / weights).read_bytes() == (trained / weights).read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == ["quality.json", "step_000004.png", "step_000006.png"]
+    picture = cv2.imread(str(folder / "step_000006.png"))
+    assert picture.shape[0] == 5 * 76 + 4 and picture.shape[1] == 12 * 76 + 4 and picture.std() > 30
+    quality = json.loads((folder / "quality.json").read_text())["6"]
+    assert quality["faces"] == 21
+    high = np.stack([resize(faces[i], 16, "area") for i in range(21)])
+    low = np.stack([resize(VIEWS.low(faces[i], i, 0), 16, "bicubic") for i in range(21)])
+    errors = ((high.astype(float) - low) ** 2).mean(axis=(1, 2, 3))
+    assert quality["bicubic"]["psnr"]["mean"] == pytest.approx(np.mean(10 * np.log10(255**2 / errors)))
+    assert 0 < quality["sr"]["cosine"]["mean"] < 1 and quality["sr"]["cosine"]["se"] > 0
+
+
+def test_another_training_in_the_same_folder_is_refused(faces_folder, trained):
+    with pytest.raises(GdrdError, match="made from other seed;"):
+        sr_training.train(open_faces(faces_folder), VIEWS, SETTINGS, trained, seed=8)
+
+
+def test_an_untrained_network_has_the_shape_of_a_trained_one(trained):
+    unet, _ = sr_training.network(SETTINGS)
+    assert unet.config.sample_size == SrDiffusion(trained, tap="mid", timestep=0).size
+
+
+def test_a_network_is_fed_at_any_size(trained):
+    assert SrDiffusion(trained, tap="mid", timestep=0, input_size=32).features(LOW).shape == (3, 16, 16, 16)

@@ -1,0 +1,133 @@
+"""ONNX recognisers as they are found, made to run for any batch size, in ONNX Runtime and in torch."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from gdrd_jax.errors import first_line, require
+from gdrd_jax.teachers import torch_network
+
+LOG = logging.getLogger(__name__)
+FURTHEST = 0.01  # of a converted network's output from ONNX Runtime's, relative
+
+
+def runnable(model):
+    """Makes an ONNX `ModelProto` of a recogniser acceptable to ONNX Runtime, for any batch size.
+
+    Folds `Constant` nodes, and `DequantizeLinear` (and a following `Reshape`) of constants to float32, removes
+    graph inputs that are constants or used by no node, and frees the batch dimension: of input and output, and
+    where a `Reshape` of other values fixes it at 1.
+
+    Args:
+      model: changed in place.
+
+    Returns:
+      `model`.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        while node.input and not node.input[-1]:  # an input left out; onnx2torch takes its name for a value's
+            node.input.pop()
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        elif all(name in constants for name in node.input) and node.op_type == "DequantizeLinear":
+            constants[node.output[0]] = _dequantise(node, *(constants[name] for name in node.input))
+        elif all(name in constants for name in node.input) and node.op_type == "Reshape":
+            constants[node.output[0]] = constants[node.input[0]].reshape(constants[node.input[1]])
+        elif node.op_type == "Reshape" and len(shape := constants.get(node.input[1], ())) and shape[0] == 1:
+            name = f"{node.input[1]}:any_batch"
+            constants[name] = np.array([0, *shape[1:]], np.int64)  # 0 keeps the dimension as it is
+            node.input[1] = name
+            nodes.append(node)
+        else:
+            nodes.append(node)
+    used = {name for node in nodes for name in node.input}
+    inputs = [value for value in graph.input if value.name in used and value.name not in constants]
+    for field, kept in (
+        (graph.node, nodes),
+        (graph.initializer, [numpy_helper.from_array(v, k) for k, v in constants.items() if k in used]),
+        (graph.input, inputs),
+    ):
+        del field[:]
+        field.extend(kept)
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    return model
+
+
+def _dequantise(node, quantised: np.ndarray, scale: np.ndarray, zero: np.ndarray | int = 0) -> np.ndarray:
+    """ONNX `DequantizeLinear`: one scale a tensor, a slice of `axis`, or `block_size` elements of it."""
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
+
+    def spread(x: np.ndarray) -> np.ndarray:
+        x = np.asarray(x)
+        if block:
+            return np.take(np.repeat(x, block, axis), range(quantised.shape[axis]), axis)
+        if x.size == 1:
+            return x.reshape(())
+        return x.reshape([-1 if i == axis % quantised.ndim else 1 for i in range(quantised.ndim)])
+
+    return ((quantised.astype(np.float32) - spread(zero)) * spread(scale)).astype(np.float32)
+
+
+def normalises(model) -> bool:
+    """Whether the first things the graph does to its input are to subtract and to scale."""
+    value, done = model.graph.input[0].name, set()
+    while True:
+        users = [node for node in model.graph.node if value in node.input]
+        if len(users) != 1 or users[0].op_type not in ("Sub", "Mul", "Div", "Cast", "Transpose"):
+            return "Sub" in done and bool(done & {"Mul", "Div"})
+        done.add(users[0].op_type)
+        value = users[0].output[0]
+
+
+def in_torch(model, path: Path) -> Callable[[np.ndarray], np.ndarray] | None:
+    """The network converted by onnx2torch, on this process' GPU or the CPU.
+
+    Args:
+      model: as `runnable` returns it.
+      path: of its file, for messages.
+
+    Returns:
+      A function `(float32 [N, 3, H, W], precision) -> float32 [N, D]`, or None, and the reason is logged, where
+      onnx2torch cannot convert the graph. What it can, it may convert wrongly: see `agrees`.
+    """
+    torch, onnx2torch = require("torch", "teachers"), require("onnx2torch", "teachers")
+    device = torch_network.device()
+    try:
+        network = onnx2torch.convert(model).to(device).eval()
+    except Exception as error:  # whatever a converter of one node raises
+        LOG.warning("%s: onnx2torch cannot convert it (%s); ONNX Runtime runs it", path, first_line(error))
+        return None
+
+    def run(x: np.ndarray, precision: str) -> np.ndarray:
+        with torch_network.precision(precision, device):
+            return network(torch.from_numpy(x).to(device)).float().cpu().numpy()
+
+    return run
+
+
+def agrees(converted: np.ndarray, reference: np.ndarray, path: Path) -> bool:
+    """Whether a converted network gives what ONNX Runtime gives; logs how much it does not.
+
+    Args:
+      converted, reference: `[N, D]` of the same faces.
+      path: of the network's file, for the message.
+    """
+    difference = np.inf
+    if converted.shape == reference.shape and np.isfinite(converted).all():
+        difference = np.linalg.norm(converted - reference) / np.maximum(np.linalg.norm(reference), 1e-30)
+    if difference <= FURTHEST:
+        return True
+    LOG.warning(
+        "%s: onnx2torch converts it wrongly (its embeddings are off by %.2g, relative); ONNX Runtime runs it",
+        path, difference,
+    )  # fmt: skip
+    return False

@@ -1,0 +1,105 @@
+"""One cache, filled by one process or several, interrupted or not."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from gdrd_jax.data.targets import CHUNK_ROWS, Cache
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.ranks import Rank
+from gdrd_jax.teachers.precompute import Job, fill, verify
+
+ROWS = 5 * CHUNK_ROWS + 7
+
+
+class Killed(Exception):
+    pass
+
+
+def job(path, *, seconds=0.0, killed_at=None, views=2, wrong=()):
+    """Row r of view v is [100 v + r, v]; `calls` are the pieces it computed."""
+    cache = Cache.create(path, rows=ROWS, views=views, shape=(2,), dtype="float32", made_from={})
+    calls = []
+
+    def load(view, rows):
+        return np.array([[100 * view + row, view] for row in rows], float)
+
+    def compute(values):
+        if len(calls) == killed_at:
+            raise Killed
+        calls.append(values[0].tolist())
+        time.sleep(seconds)
+        return values + np.isin(values[:, :1], wrong)
+
+    made = Job(cache, load, compute, "test")
+    return made, calls
+
+
+def values():
+    return np.array([[[100 * view + row, view] for view in range(2)] for row in range(ROWS)])
+
+
+def test_every_piece_is_computed_once(tmp_path, caplog):
+    caplog.set_level("INFO")
+    made, calls = job(tmp_path / "c")
+    fill(made)
+    assert len(calls) == 12 and f"{2 * ROWS} faces" in caplog.text
+    np.testing.assert_array_equal(Cache.open(tmp_path / "c").read_all(), values())
+    fill(made)
+    assert len(calls) == 12
+
+
+def test_a_killed_one_goes_on(tmp_path):
+    made, calls = job(tmp_path / "c", killed_at=5)
+    with pytest.raises(Killed):
+        fill(made)
+    again, more = job(tmp_path / "c")
+    fill(again)
+    assert len(calls) == 5 and len(more) == 7 and not [call for call in more if call in calls]
+    np.testing.assert_array_equal(Cache.open(tmp_path / "c").read_all(), values())
+
+
+def test_ranks_share_the_work(tmp_path):
+    jobs = [job(tmp_path / "c", seconds=0.05) for _ in range(3)]
+    threads = [threading.Thread(target=fill, args=(jobs[i][0], Rank(i, 3))) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(Cache.open(tmp_path / "c").read_all(), values())
+    counts = [len(calls) for _, calls in jobs]
+    # Each has four pieces of its own; loading ahead may make it take one that another has just begun.
+    assert 12 <= sum(counts) <= 12 + 3 and min(counts) >= 4
+
+
+def test_a_rank_alone_does_the_work_of_those_that_died(tmp_path):
+    made, calls = job(tmp_path / "c", killed_at=1)
+    with pytest.raises(Killed):
+        fill(made, Rank(0, 2))
+    other, more = job(tmp_path / "c")
+    fill(other, Rank(1, 2))
+    assert len(calls) == 1 and len(more) == 11
+    np.testing.assert_array_equal(Cache.open(tmp_path / "c").read_all(), values())
+
+
+def test_verifying_computes_rows_again(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("gdrd_jax.teachers.precompute.VERIFIED", ROWS)
+    caplog.set_level("INFO")
+    fill(job(tmp_path / "c")[0])
+    verify(job(tmp_path / "c")[0])
+    assert f"{ROWS} rows of each of 2 views computed again differ by at most 0.0e+00" in caplog.text
+    with pytest.raises(GdrdError, match="view 1 of face 1280 is off by 0.001,"):
+        monkeypatch.setattr("gdrd_jax.teachers.precompute.FURTHEST", 0.0005)
+        verify(job(tmp_path / "c", wrong=[1380])[0])
+
+
+def test_verifying_reads_every_chunk(tmp_path):
+    fill(job(tmp_path / "c")[0])
+    file = tmp_path / "c" / "view1" / "3.0"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(GdrdError, match="damaged"):
+        verify(job(tmp_path / "c")[0])

@@ -1,0 +1,27 @@
+import pytest
+
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.ranks import from_environment
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({}, (0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (3, 8, 1)),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"}, (2, 4, 0)),
+        # What salloc leaves in an interactive shell.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1, 0)),
+        # torchrun started by srun.
+        ({"RANK": "5", "WORLD_SIZE": "8", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, (5, 8, 0)),
+        ({"RANK": "5"}, (0, 1, 0)),
+    ],
+)
+def test_what_launchers_say(environment, rank):
+    assert from_environment(environment) == rank
+
+
+@pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("a", "2"), ("0", "")])
+def test_contradictions_are_told(rank, world):
+    with pytest.raises(GdrdError, match="RANK=.*WORLD_SIZE="):
+        from_environment({"RANK": rank, "WORLD_SIZE": world})

@@ -1,0 +1,115 @@
+"""The real command: killed, shared by processes, verified."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_faces, save_recogniser
+
+from gdrd_jax.data.targets import Cache
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def many_faces(tmp_path_factory):
+    return make_faces(tmp_path_factory.mktemp("many"), people=30, images=20)
+
+
+def start(faces, workdir, *flags, **environment):
+    command = [
+        sys.executable, ROOT / "tools/precompute_teacher.py", f"--config={ROOT / 'configs/stage_dis.py'}",
+        f"--workdir={workdir}", f"--config.data.path={faces}", "--config.data.test_people=2",
+        f"--config.discriminative.path={workdir.parent / 'arcface.onnx'}", "--config.sr.size=16",
+        "--config.sr.channels=(8,16)", "--config.sr.steps=3", "--config.views.count=4", *flags,
+    ]  # fmt: skip
+    if not (workdir.parent / "arcface.onnx").exists():
+        save_recogniser(workdir.parent / "arcface.onnx")
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def finish(process):
+    text = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, text
+    return text
+
+
+def targets(workdir):
+    return {
+        (step, split): Cache.open(workdir / step / split).read_all()
+        for step in ("views", "discriminative", "generative") for split in ("train", "test")
+    }  # fmt: skip
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for key in expected:
+        np.testing.assert_array_equal(found[key], expected[key], err_msg=str(key))
+
+
+@pytest.fixture(scope="module")
+def whole(many_faces, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("precompute") / "whole"
+    return finish(start(many_faces, workdir, "--verify")), targets(workdir), workdir
+
+
+def test_both_caches_are_made_verified_and_say_what_made_them(whole):
+    text, found, workdir = whole
+    assert text.count("every checksum is right") == 4
+    assert found["discriminative", "train"].shape == (560, 4, 48)
+    assert found["generative", "test"].shape[:3] == (40, 2, 16)
+    manifest = json.loads((workdir / "generative/train/manifest.json").read_text())
+    assert manifest["about"]["teacher"]["tap"] == "mid" and manifest["about"]["views"]["resolution"] == 16
+    assert len(manifest["about"]["teacher"]["sha256"]["diffusion_pytorch_model.safetensors"]) == 64
+    assert manifest["about"]["versions"]["torch"]
+
+
+def test_two_ranks_fill_what_one_does(whole, many_faces, tmp_path):
+    ranks = [start(many_faces, tmp_path / "w", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in (1, 0)]
+    texts = [finish(process) for process in ranks]
+    assert_equal(targets(tmp_path / "w"), whole[1])
+    assert "rank 1 of 2: " in texts[0] and "rank 0 of 2: " in texts[1]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(whole, many_faces, tmp_path):
+    kills, seconds = 0, 2.0
+    while True:
+        process = start(many_faces, tmp_path / "w")
+        try:
+            process.communicate(timeout=seconds)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills, seconds = kills + 1, seconds + 0.7
+    assert process.returncode == 0 and kills >= 3
+    assert_equal(targets(tmp_path / "w"), whole[1])
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(many_faces, tmp_path):
+    first = start(many_faces, tmp_path / "w", "--teacher=discriminative")
+    for _ in range(600):
+        if (tmp_path / "w" / "config.json").exists():
+            break
+        time.sleep(0.05)
+    second = start(many_faces, tmp_path / "w", "--teacher=discriminative")
+    text = second.communicate(timeout=300)[0]
+    assert second.returncode == 2 and "another run is working in" in text
+    finish(first)
+    assert not (tmp_path / "w" / "generative").exists()
+
+
+def test_people_need_no_identities(tmp_path):
+    faces = make_faces(tmp_path / "faces", people=1, images=4)
+    finish(start(faces, tmp_path / "w", "--teacher=discriminative", "--config.data.test_people=0"))
+    assert Cache.open(tmp_path / "w/discriminative/train").read_all().shape == (4, 4, 48)
