@@ -125,7 +125,7 @@ def draw_roc(path: Path, curves: dict[str, Pairs], title: str) -> None:
     axes.set(xlabel="false accept rate (FAR)", ylabel="true accept rate (TAR)")
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="lower right", fontsize="small")
-    path.write_bytes(_saved(figure))
+    path.write_bytes(saved(figure))
 
 
 def draw_lines(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, x: str, y: str) -> bytes:
@@ -136,7 +136,7 @@ def draw_lines(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, x: str, y: st
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    return _saved(figure)
+    return saved(figure)
 
 
 def draw_sweep(models: dict[str, dict[str, tuple[float, tuple[float, float]]]], *, y: str) -> bytes:
@@ -154,7 +154,7 @@ def draw_sweep(models: dict[str, dict[str, tuple[float, tuple[float, float]]]], 
     axes.set(xlabel="resolution", ylabel=y)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    return _saved(figure)
+    return saved(figure)
 
 
 def draw_bars(bars: dict[str, list[tuple[float, tuple[float, float]] | None]], groups: list[str], *, y: str) -> bytes:
@@ -171,7 +171,7 @@ def draw_bars(bars: dict[str, list[tuple[float, tuple[float, float]] | None]], g
     axes.set(ylabel=y, ylim=(0, 105))
     axes.grid(alpha=0.3, axis="y")
     axes.legend(fontsize="small")
-    return _saved(figure)
+    return saved(figure)
 
 
 def draw_points(panels: dict[str, np.ndarray], names: list[str]) -> bytes:
@@ -190,10 +190,11 @@ def draw_points(panels: dict[str, np.ndarray], names: list[str]) -> bytes:
         ax.set(title=title, xticks=[], yticks=[])
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize="small", frameon=False)
-    return _saved(figure)
+    return saved(figure)
 
 
-def _saved(figure) -> bytes:
+def saved(figure) -> bytes:
+    """A matplotlib figure as PNG; closes it."""
     file = io.BytesIO()
     figure.savefig(file, dpi=130, format="png")
     plt.close(figure)

@@ -37,6 +37,7 @@ class PGDiff:
       head_channels: of the attention; the checkpoint does not tell (64 in the published network).
 
     Attributes:
+      taps: all there are, in order.
       conditional: False; it cannot super-resolve.
       settings: the file's sha256 and every setting above.
       fingerprint: of these.
@@ -57,36 +58,47 @@ class PGDiff:
         count = len({key.split(".")[1] for key in weights if key.startswith("input_blocks.")})
         if not count or "time_embed.2.weight" not in weights:
             raise GdrdError(f"{path} is no guided-diffusion UNet: it has no input_blocks or no time_embed")
-        taps = [*(f"block{i}" for i in range(count)), "middle"]
-        if tap not in taps:
-            raise GdrdError(f"config.generative.tap is {tap!r}; {path} has block0 to {taps[-2]}, and middle")
+        self.taps = (*(f"block{i}" for i in range(count)), "middle")
+        if tap not in self.taps:
+            raise GdrdError(f"config.generative.tap is {tap!r}; {path} has block0 to {self.taps[-2]}, and middle")
         self._device = torch_network.device()
         # All of them, the tap or not: a checkpoint that does not fit must not pass for one that does.
         blocks = [_input_block(weights, number, head_channels, path) for number in range(count)]
         blocks.append(_middle_block(weights, head_channels, path))
         self._time_embed = _time_embed(weights, path).to(self._device).eval()
-        self._blocks = [[layer.to(self._device).eval() for layer in block] for block in blocks[: taps.index(tap) + 1]]
+        self._blocks = [
+            [layer.to(self._device).eval() for layer in block] for block in blocks[: self.taps.index(tap) + 1]
+        ]
         self._size, self._timestep, self._precision = input_size, timestep, precision
+        self._tap = tap
         self.settings = {
             "kind": "pgdiff", "tap": tap, "input_size": input_size, "timestep": timestep, "precision": precision,
             "head_channels": head_channels, "sha256": sha256(path),
         }  # fmt: skip
         self.fingerprint = digest(self.settings)
         torch_network.check_precision(
-            precision, lambda kind: self._encode(torch_network.trial(16), kind), f"{path} at tap {tap}"
+            precision, lambda kind: self._encode(torch_network.trial(16), kind, (tap,))[tap], f"{path} at tap {tap}"
         )
 
     def features(self, lr: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, h, w, 3]` -> float32 `[N, C, h', w']`, the tap's output."""
-        return torch_network.in_batches(lambda some: self._encode(some, self._precision), lr, BATCH)
+        return torch_network.in_batches(
+            lambda some: self._encode(some, self._precision, (self._tap,))[self._tap], lr, BATCH
+        )
 
-    def _encode(self, lr: np.ndarray, precision: str) -> np.ndarray:
+    def features_at(self, lr: np.ndarray, taps: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """As `features`, of several taps, none of them after `tap`, from one pass over at most some 32 faces."""
+        return self._encode(lr, self._precision, taps)
+
+    def _encode(self, lr: np.ndarray, precision: str, taps: tuple[str, ...]) -> dict[str, np.ndarray]:
         with torch_network.precision(precision, self._device):
             x = enlarged(lr, self._size).to(self._device)
-            time = self._time(len(x))
-            for block in self._blocks:
+            time, found = self._time(len(x)), {}
+            for name, block in zip(self.taps, self._blocks):
                 x = _run(block, x, time)
-            return x.float().cpu().numpy()
+                if name in taps:
+                    found[name] = x.float().cpu().numpy()
+            return found
 
     def _time(self, count: int):
         from diffusers.models.embeddings import get_timestep_embedding

@@ -42,9 +42,12 @@ def check_folder(path: Path, tap: str) -> None:
 
 def check_tap(tap: str, levels: int) -> None:
     """Raises GdrdError unless a network of so many levels has the tap."""
-    taps = [f"down{i}" for i in range(levels)] + ["mid"]
-    if tap not in taps:
-        raise GdrdError(f"config.generative.tap is {tap!r}; this network has {', '.join(taps)}")
+    if tap not in _taps(levels):
+        raise GdrdError(f"config.generative.tap is {tap!r}; this network has {', '.join(_taps(levels))}")
+
+
+def _taps(levels: int) -> tuple[str, ...]:
+    return (*(f"down{i}" for i in range(levels)), "mid")
 
 
 class SrDiffusion:
@@ -60,6 +63,7 @@ class SrDiffusion:
 
     Attributes:
       size: side of the faces it draws, in pixels.
+      taps: all there are, in order.
       conditional: has 6 input channels, and so `super_resolve`.
       settings: the files' sha256 and every setting above.
       fingerprint: of these.
@@ -78,6 +82,7 @@ class SrDiffusion:
             raise GdrdError(f"{path} cannot be loaded as a UNet2DModel: {first_line(error)}") from error
         self._unet = unet.to(self._device).eval()
         self._path = path
+        self.taps = _taps(len(self._unet.down_blocks))
         self.size = self._unet.config.sample_size
         self.conditional = self._unet.config.in_channels == 6
         self._tap, self._timestep, self._precision = tap, timestep, precision
@@ -89,14 +94,20 @@ class SrDiffusion:
         }  # fmt: skip
         self.fingerprint = digest(self.settings)
         torch_network.check_precision(
-            precision, lambda kind: self._encode(torch_network.trial(16), kind), f"{path} at tap {tap}"
+            precision, lambda kind: self._encode(torch_network.trial(16), kind, (tap,))[tap], f"{path} at tap {tap}"
         )
 
     def features(self, lr: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, h, w, 3]` -> float32 `[N, C, h', w']`, the tap's output."""
-        return torch_network.in_batches(lambda some: self._encode(some, self._precision), lr, BATCH)
+        return torch_network.in_batches(
+            lambda some: self._encode(some, self._precision, (self._tap,))[self._tap], lr, BATCH
+        )
 
-    def _encode(self, lr: np.ndarray, precision: str) -> np.ndarray:
+    def features_at(self, lr: np.ndarray, taps: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """As `features`, of several taps from one pass over at most some 32 faces."""
+        return self._encode(lr, self._precision, taps)
+
+    def _encode(self, lr: np.ndarray, precision: str, taps: tuple[str, ...]) -> dict[str, np.ndarray]:
         with torch_network.precision(precision, self._device):
             condition = enlarged(lr, self._input_size).to(self._device)
             x = condition
@@ -104,14 +115,15 @@ class SrDiffusion:
                 x = self._torch.cat([self._torch.zeros_like(condition), condition], dim=1)
             time = self._torch.full((len(x),), self._timestep, device=self._device)
             embedded = self._unet.time_embedding(self._unet.time_proj(time).to(x.dtype))
-            x = self._unet.conv_in(x)
-            for number, block in enumerate(self._unet.down_blocks):
-                x = block(x, embedded)[0]
-                if self._tap == f"down{number}":
+            x, found = self._unet.conv_in(x), {}
+            for tap, block in zip(self.taps, (*self._unet.down_blocks, self._unet.mid_block)):
+                x = block(x, embedded)
+                x = x[0] if isinstance(x, tuple) else x
+                if tap in taps:
+                    found[tap] = x.float().cpu().numpy()
+                if len(found) == len(taps):
                     break
-            else:
-                x = self._unet.mid_block(x, embedded)
-            return x.float().cpu().numpy()
+            return found
 
     def super_resolve(self, lr: np.ndarray, seed: int) -> np.ndarray:
         """Draws a face for each low-resolution one by DDIM: uint8 `[N, h, w, 3]` -> `[N, size, size, 3]`."""

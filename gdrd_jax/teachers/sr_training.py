@@ -38,7 +38,7 @@ class SrSettings:
       size: side of the super-resolved face in pixels, a multiple of 2^(levels - 1).
       channels: one number a level of the U-Net, each a multiple of 8.
       layers: residual blocks a level.
-      steps, batch, learning_rate: AdamW with cosine decay.
+      steps, batch, learning_rate: AdamW with cosine decay; 0 steps leave the network untrained, a control.
       ema: decay of the averaged weights, which are the ones kept.
     """
 

@@ -1,0 +1,77 @@
+"""The linear probe on features that are known to be good, bad, or pixels."""
+
+import numpy as np
+import pytest
+from conftest import make_faces
+
+from gdrd_jax.data.degrade import Views
+from gdrd_jax.data.formats import open_faces
+from gdrd_jax.evaluation.lfw import open_lfw
+from gdrd_jax.teachers import load_generative, tap_study
+from gdrd_jax.teachers.sr_training import SrSettings, train
+
+VIEWS = Views(8, "area", 2, *[0.0] * 7, jpeg=0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    make_faces(root / "made", people=12, images=4)
+    for person in range(12):
+        (root / "lfw" / f"p{person}").mkdir(parents=True)
+        for image in range(4):
+            old = root / "made" / f"p{person}" / f"{image}.png"
+            old.rename(root / "lfw" / f"p{person}" / f"p{person}_{image + 1:04d}.png")
+    lines = ["2\t4"]
+    for fold in (0, 1):
+        people = range(6 * fold, 6 * fold + 4)
+        lines += [f"p{i}\t1\t2" for i in people] + [f"p{i}\t1\tp{i + 1}\t3" for i in people]
+    (root / "pairs.txt").write_text("\n".join(lines) + "\n")
+    make_faces(root / "train", people=10, images=8)
+    pairs = open_lfw(root / "lfw", root / "pairs.txt", stretch=False, skip_bad=False)
+    return tap_study.studied(open_faces(root / "train"), pairs, VIEWS, images=6)
+
+
+def flat(images):
+    return images.reshape(len(images), -1).astype(np.float32)
+
+
+def test_at_most_so_many_images_of_each_person(faces):
+    assert np.bincount(faces.labels).tolist() == [6] * 10 and faces.train.shape == (60, 8, 8, 3)
+    assert len(faces.test) == len(faces.pairs.faces)
+
+
+def test_pixels_predict_themselves_and_noise_predicts_nothing(faces):
+    pixels = tap_study.worth(flat(faces.train), flat(faces.test), faces, seed=0)
+    assert pixels["identity"] == 100 and pixels["accuracy"] > 90 and pixels["r2"] > 90
+    random = np.random.default_rng(0)
+    noise = tap_study.worth(
+        random.normal(size=(len(faces.train), 40)), random.normal(size=(len(faces.test), 40)), faces, seed=0
+    )
+    assert noise["identity"] < 50 and noise["accuracy"] <= 85 and noise["r2"] < 10
+
+
+def test_what_is_not_linear_in_the_pixels_has_no_linear_r2(faces):
+    features = [np.sign(np.sin(flat(x) * 3.7)) for x in (faces.train, faces.test)]
+    assert tap_study.worth(*features, faces, seed=0)["r2"] < 10
+
+
+def test_features_are_averaged_to_four_positions_a_side():
+    x = np.random.default_rng(0).normal(size=(2, 3, 16, 8))
+    found = tap_study.pooled(x).reshape(2, 3, 4, 4)
+    np.testing.assert_allclose(found[1, 2, 3, 1], x[1, 2, 12:16, 2:4].mean())
+    assert tap_study.pooled(x[:, :, :2, :2]).shape == (2, 12)
+
+
+def test_every_tap_of_an_untrained_network(faces, tmp_path):
+    settings = SrSettings(size=16, channels=(8, 16), layers=1, steps=0, batch=2, learning_rate=1e-3, ema=0.9)
+    train(faces.pairs.faces, VIEWS, settings, tmp_path, seed=0)
+    network = load_generative("diffusers", tmp_path)
+    rows = tap_study.study(network, network.taps, faces, seed=0)
+    assert {tap: row["shape"] for tap, row in rows.items()} == {
+        "down0": [8, 8, 8], "down1": [16, 8, 8], "mid": [16, 8, 8]
+    }  # fmt: skip
+    assert all(row["identity"] > 50 for row in rows.values())
+    named = {tap: {"name": "n", "timestep": 0, "tap": tap, **row} for tap, row in rows.items()}
+    assert tap_study.table(named).count("\n") == 5 and "| n | 0 | mid | 16x8x8 |" in tap_study.table(named)
+    assert tap_study.picture(named)[:4] == b"\x89PNG"

@@ -1,0 +1,143 @@
+"""What each tap of a generative teacher is worth for recognition: a table and a picture, to choose a tap from.
+
+  python tools/study_taps.py --train TRAIN.rec --data LFW --pairs pairs.txt --teacher sr64=diffusers:runs/sr64 \\
+      --teacher untrained=diffusers:runs/untrained --timestep 0 500 999 --recogniser ARCFACE.onnx --out results/taps
+
+For every teacher (KIND is diffusers or pgdiff; train_sr_teacher.py --steps 0 makes an untrained one), tap and timestep:
+how well a linear probe, fitted on the people of --train, names other images of theirs and verifies the pairs of --data
+(people it has not seen), and how much of the features a linear map of the low-resolution pixels predicts. Rows of the
+raw pixels, and of the recogniser on enlarged faces, stand beside them. Writes taps.json, taps.md and taps.png. It can
+be stopped at any time; the same command continues.
+"""
+
+import argparse
+import functools
+import json
+import logging
+import sys
+from pathlib import Path
+
+from gdrd_jax.command_line import guarded
+from gdrd_jax.data.degrade import KERNELS
+
+LOG = logging.getLogger("gdrd_jax.study_taps")
+PIXELS, ENLARGED = "pixels", 32  # side to which raw pixels are enlarged for their second row
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--train", required=True, type=Path, help="aligned faces of people")
+    add("--data", required=True, type=Path, help="LFW, see tools/evaluate.py")
+    add("--pairs", required=True, type=Path, help="LFW's pairs.txt")
+    add("--teacher", required=True, action="append", metavar="NAME=KIND:PATH", help="repeat for several")
+    add("--tap", nargs="+", help="only these; all otherwise")
+    add("--timestep", nargs="+", type=int, default=[0], help="default 0")
+    add("--input-size", type=int, default=0, help="pixels to which faces are enlarged; 0 is the network's own")
+    add("--recogniser", metavar="PATH[:PREPROCESSING]", help="a discriminative teacher, for comparison")
+    add("--resolution", type=int, default=16, choices=(8, 16, 32), help="default 16")
+    add("--kernel", default="area", choices=KERNELS, help="default area")
+    add("--images", type=int, default=20, help="at most so many of each training person (20)")
+    add("--seed", type=int, default=0, help="(0)")
+    add("--out", required=True, type=Path)
+    return parser.parse_args(argv)
+
+
+def work(given: argparse.Namespace) -> None:
+    """Measures what is not measured yet, then writes the table and the picture."""
+    from gdrd_jax.data.degrade import Views
+    from gdrd_jax.data.formats import open_faces
+    from gdrd_jax.evaluation.lfw import open_lfw
+    from gdrd_jax.files import locked, write_json
+    from gdrd_jax.teachers import tap_study
+
+    teachers = [_parse(text) for text in given.teacher]
+    views = Views(given.resolution, given.kernel, 2, *[0.0] * 7, jpeg=0, seed=given.seed)
+    train = open_faces(given.train)
+    pairs = open_lfw(given.data, given.pairs, stretch=False, skip_bad=False)
+    faces = tap_study.studied(train, pairs, views, given.images)
+    settings = {
+        "train": train.signature(), "pairs": pairs.faces.fingerprint, "resolution": given.resolution,
+        "kernel": given.kernel, "images": given.images, "seed": given.seed, "input_size": given.input_size,
+    }  # fmt: skip
+    with locked(given.out):
+        path = given.out / "taps.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        rows = before["rows"] if before.get("settings") == settings else {}
+
+        def keep(name: str, timestep: int | None, found: dict) -> None:
+            for tap, figures in found.items():
+                rows[f"{name}/{timestep}/{tap}"] = {"name": name, "timestep": timestep, "tap": tap, **figures}
+            write_json(path, {"settings": settings, "rows": rows})
+
+        for name, tap, measure in _references(given, faces):
+            if f"{name}/None/{tap}" not in rows:
+                keep(name, None, {tap: measure()})
+        for name, load in teachers:
+            for timestep in given.timestep:
+                network = load(timestep=timestep, input_size=given.input_size)
+                taps = tuple(tap for tap in given.tap or network.taps if f"{name}/{timestep}/{tap}" not in rows)
+                if taps:
+                    LOG.info("%s at timestep %d: %s", name, timestep, ", ".join(taps))
+                    keep(name, timestep, tap_study.study(network, taps, faces, seed=given.seed))
+        (given.out / "taps.md").write_text(tap_study.table(rows))
+        (given.out / "taps.png").write_bytes(tap_study.picture(rows))
+    LOG.info("%s\n%s", given.out / "taps.md", tap_study.table(rows))
+
+
+def _parse(text: str):
+    """Name and loader of a `--teacher`."""
+    from gdrd_jax.errors import GdrdError
+    from gdrd_jax.teachers import load_generative
+
+    name, _, rest = text.partition("=")
+    kind, _, path = rest.partition(":")
+    if not path or not Path(path).exists():
+        raise GdrdError(
+            f"--teacher {text}: there is no {path!r}; it is NAME=KIND:PATH, such as sr64=diffusers:runs/sr64"
+        )
+    last = {"tap": "middle"} if kind == "pgdiff" else {}  # whatever comes after its tap is not loaded
+    return name, functools.partial(load_generative, kind, Path(path), **last)
+
+
+def _references(given: argparse.Namespace, faces):
+    """Name, what is taken, and measurement of what needs no generative teacher."""
+    import numpy as np
+
+    from gdrd_jax.data.align import FACE_SIZE
+    from gdrd_jax.data.degrade import resize
+    from gdrd_jax.evaluation.models import parse_model
+    from gdrd_jax.teachers import load_discriminative, tap_study
+
+    def enlarged(images: np.ndarray, size: int) -> np.ndarray:
+        return np.stack([resize(image, size, "bicubic") for image in images])
+
+    def of_pixels(size: int):
+        flat = [enlarged(x, size).reshape(len(x), -1).astype(np.float32) for x in (faces.train, faces.test)]
+        return {"shape": [3, size, size], **tap_study.worth(*flat, faces, seed=given.seed)}
+
+    yield PIXELS, "as they are", lambda: of_pixels(given.resolution)
+    yield PIXELS, f"enlarged to {ENLARGED}", lambda: of_pixels(ENLARGED)
+    if given.recogniser:
+        name, path, preprocessing = parse_model(given.recogniser)
+
+        def of_recogniser():
+            network = load_discriminative(path, preprocessing=preprocessing)
+            both = [
+                np.concatenate([network.embed(enlarged(x[i : i + 256], FACE_SIZE)) for i in range(0, len(x), 256)])
+                for x in (faces.train, faces.test)
+            ]
+            return {"shape": [network.dim], **tap_study.worth(*both, faces, seed=given.seed)}
+
+        yield name, "embedding", of_recogniser
+
+
+def main(argv: list[str]) -> int:
+    """Runs the tool; returns the exit status."""
+    given = arguments(argv)
+    return guarded(lambda: work(given))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
