@@ -5,7 +5,8 @@
 
 FACES is a folder of aligned 112x112 faces, FACES/PERSON/IMAGE (add --config.data.align=true for
 photographs, with the extra `quickstart`). The generative teacher is an SR diffusion network trained on
-FACES first, or any diffusers UNet2DModel folder given by --config.generative.path=FOLDER.
+FACES first, or one given by --config.generative.path: a folder of a diffusers UNet2DModel, or with
+--config.generative.kind=pgdiff the paper's, PGDiff's iddpm_ffhq512_ema500000.pth.
 Run configs/stage_dis.py on the same workdir afterwards; it finds this stage done.
 """
 

@@ -20,6 +20,7 @@ from gdrd_jax.data.prepare import checked
 from gdrd_jax.evaluation import bootstrap, verification
 from gdrd_jax.evaluation.lfw import FARS, read_pairs
 from gdrd_jax.evaluation.verification import Pairs
+from gdrd_jax.teachers.arcface import ArcFace
 
 ROOT = Path(__file__).parent.parent
 
@@ -136,6 +137,25 @@ def test_edgefaces_figures_are_the_published_ones_and_scikit_learns(shared, tmp_
         elapsed = time.perf_counter() - start
         print(f"all metrics of 6,000 pairs with 1,000 resamples: {elapsed:.2f} s")
         assert elapsed < 4
+
+
+@pytest.mark.slow
+def test_onnx2torch_is_believed_only_where_onnx_runtime_agrees(shared, caplog):
+    source = open_faces(shared / "lfw_dev.tar")
+    faces = np.stack([source[i] for i in range(0, 640, 10)])
+    for name, preprocessing, backend in (
+        ("mobilefacenet", "imagenet", "torch"),
+        ("edgeface_xs", "arcface", "onnxruntime"),
+    ):
+        path = shared / f"teacher_{name}.onnx"
+        teacher = ArcFace(path, preprocessing=preprocessing, backend="torch")
+        reference = ArcFace(path, preprocessing=preprocessing, backend="onnxruntime").embed(faces)
+        difference = np.abs(teacher.embed(faces) - reference).max()
+        print(f"{name}: {teacher.backend}, largest difference {difference:.1e} of {np.abs(reference).max():.1f}")
+        assert teacher.backend == backend and difference < 1e-4
+    assert "one by one" not in caplog.text
+    assert len(caplog.records) == 1 and "edgeface_xs.onnx: onnx2torch" in caplog.text
+    print(caplog.text)
 
 
 @pytest.mark.slow

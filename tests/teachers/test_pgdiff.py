@@ -1,14 +1,18 @@
 """PGDiff's encoder from its checkpoint, against what PGDiff's own class computed."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional
 
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.teachers import load_generative
 from gdrd_jax.teachers.pgdiff import PGDiff
+from gdrd_jax.teachers.sr_diffusion import enlarged
 
 LOW = np.random.default_rng(0).integers(256, size=(3, 16, 16, 3), dtype=np.uint8)
 BLOCKS = 7  # of the fixture's network
@@ -35,8 +39,15 @@ def test_every_block_is_pgdiffs(fixture, size, timestep):
     assert max(worst.values()) < 1e-4
 
 
-def guided_diffusion(seed=0, channels=(32, 64), head=64, blocks=2):
-    """A state_dict of a small network of that family: an attention on the second of its two levels."""
+def guided_diffusion(seed=0, channels=(32, 64), counts=(1, 1), attended=(1,), decoder=False):
+    """A state_dict of a network of that family.
+
+    Args:
+      channels: one number a level.
+      counts: residual blocks a level.
+      attended: the levels with attention.
+      decoder: make that, too; it is ignored.
+    """
     random, weights = torch.Generator().manual_seed(seed), {}
 
     def layer(name, *shape):
@@ -59,16 +70,31 @@ def guided_diffusion(seed=0, channels=(32, 64), head=64, blocks=2):
 
     layer("time_embed.0", 128, 32)
     layer("time_embed.2", 128, 128)
-    narrow, wide = channels
-    layer("input_blocks.0.0", narrow, 3, 3, 3)
-    residual("input_blocks.1.0", narrow, narrow)
-    layer("input_blocks.2.0.op", narrow, narrow, 3, 3)
-    residual("input_blocks.3.0", narrow, wide)
-    attention("input_blocks.3.1", wide)
-    residual("middle_block.0", wide, wide)
-    attention("middle_block.1", wide)
-    residual("middle_block.2", wide, wide)
-    layer("out.2", 6, narrow, 3, 3)  # of the decoder, which is ignored
+    layer("input_blocks.0.0", channels[0], 3, 3, 3)
+    width, number, skips = channels[0], 1, [channels[0]]
+    for level, (after, count) in enumerate(zip(channels, counts)):
+        if level:
+            layer(f"input_blocks.{number}.0.op", width, width, 3, 3)
+            number, skips = number + 1, [*skips, width]
+        for _ in range(count):
+            residual(f"input_blocks.{number}.0", width, after)
+            if level in attended:
+                attention(f"input_blocks.{number}.1", after)
+            width, number, skips = after, number + 1, [*skips, after]
+    residual("middle_block.0", width, width)
+    attention("middle_block.1", width)
+    residual("middle_block.2", width, width)
+    layer("out.2", 6, channels[0], 3, 3)
+    number = 0
+    for level in reversed(range(len(channels) if decoder else 0)):
+        for i in range(counts[level] + 1):
+            residual(f"output_blocks.{number}.0", width + skips.pop(), channels[level])
+            width = channels[level]
+            if level in attended:
+                attention(f"output_blocks.{number}.1", width)
+            if level and i == counts[level]:
+                layer(f"output_blocks.{number}.{1 + (level in attended)}.conv", width, width, 3, 3)
+            number += 1
     return weights
 
 
@@ -149,3 +175,96 @@ def test_what_does_not_fit_is_named(tmp_path):
         load_generative("pgdiff", tmp_path / "m.pth")
     with pytest.raises(GdrdError, match="no file"):
         load_generative("pgdiff", tmp_path / "none.pth")
+
+
+PUBLISHED = {
+    "channels": (32, 64, 128, 256, 256, 512, 512), "counts": (1, 2, 2, 2, 2, 3, 4), "attended": (4, 5, 6),
+    "decoder": True,
+}  # fmt: skip
+
+
+class Plain(torch.nn.Module):
+    """The encoder of a checkpoint in plain torch, written as guided-diffusion's class is: for comparison only."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = {key: value.contiguous() for key, value in weights.items()}
+        self.blocks = len({key.split(".")[1] for key in weights if key.startswith("input_blocks.")})
+
+    def layer(self, function, name, x, **settings):
+        return function(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], **settings)
+
+    def norm(self, name, x):
+        return functional.group_norm(x, 32, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], 1e-5)
+
+    def residual(self, name, x, time):
+        h = functional.silu(self.norm(f"{name}.in_layers.0", x))
+        h = self.layer(functional.conv2d, f"{name}.in_layers.2", h, padding=1)
+        scale, shift = self.layer(functional.linear, f"{name}.emb_layers.1", functional.silu(time))[
+            :, :, None, None
+        ].chunk(2, dim=1)
+        h = functional.silu(self.norm(f"{name}.out_layers.0", h) * (1 + scale) + shift)
+        h = self.layer(functional.conv2d, f"{name}.out_layers.3", h, padding=1)
+        if f"{name}.skip_connection.weight" in self.weights:
+            x = self.layer(functional.conv2d, f"{name}.skip_connection", x)
+        return x + h
+
+    def attention(self, name, x):
+        n, channels, height, width = x.shape
+        flat = x.reshape(n, channels, -1)
+        qkv = self.layer(functional.conv1d, f"{name}.qkv", self.norm(f"{name}.norm", flat))
+        q, k, v = qkv.reshape(n * channels // 64, 192, -1).split(64, dim=1)
+        weight = torch.einsum("bct,bcs->bts", q * 64**-0.25, k * 64**-0.25).softmax(dim=-1)
+        h = torch.einsum("bts,bcs->bct", weight, v).reshape(n, channels, -1)
+        return (flat + self.layer(functional.conv1d, f"{name}.proj_out", h)).reshape(x.shape)
+
+    def forward(self, x, timestep):
+        waves = timestep * torch.exp(-np.log(10_000) * torch.arange(16) / 16)
+        time = torch.cat([waves.cos(), waves.sin()])[None].repeat(len(x), 1).float()
+        time = self.layer(functional.linear, "time_embed.0", time)
+        time = self.layer(functional.linear, "time_embed.2", functional.silu(time))
+        for number in range(self.blocks):
+            name = f"input_blocks.{number}"
+            if f"{name}.0.weight" in self.weights:
+                x = self.layer(functional.conv2d, f"{name}.0", x, padding=1)
+            elif f"{name}.0.op.weight" in self.weights:
+                x = self.layer(functional.conv2d, f"{name}.0.op", x, stride=2, padding=1)
+            else:
+                x = self.residual(f"{name}.0", x, time)
+                if f"{name}.1.qkv.weight" in self.weights:
+                    x = self.attention(f"{name}.1", x)
+        x = self.residual("middle_block.0", x, time)
+        return self.residual("middle_block.2", self.attention("middle_block.1", x), time)
+
+
+@pytest.mark.slow
+def test_the_published_size_loads_soon_and_runs_no_slower_than_plain_torch(tmp_path):
+    weights = guided_diffusion(**PUBLISHED)
+    sizes = {name: sum(v.numel() for k, v in weights.items() if k.startswith(name)) / 1e6 for name in ("", "out")}
+    print(f"{sizes['']:.0f} M parameters, {sizes[''] - sizes['out']:.0f} M of them used")
+    torch.save({f"module.{key}": value for key, value in weights.items()}, tmp_path / "full.pth")
+    start = time.perf_counter()
+    teacher = load_generative("pgdiff", tmp_path / "full.pth", tap="middle", input_size=128)
+    seconds = time.perf_counter() - start
+    print(f"loaded in {seconds:.1f} s")
+    plain = Plain({key: value for key, value in weights.items() if not key.startswith("out")})
+    low = np.random.default_rng(0).integers(256, size=(32, 16, 16, 3), dtype=np.uint8)
+
+    def in_plain():
+        with torch.inference_mode():
+            return plain(enlarged(low, 128), 0).numpy()
+
+    difference = np.abs(teacher.features(low) - in_plain()).max() / np.abs(in_plain()).max()
+    took = {"ours": [], "plain": []}
+    for _ in range(5):  # one after the other, so that what else the machine does meets both
+        for name, run in (("ours", lambda: teacher.features(low)), ("plain", in_plain)):
+            start = time.perf_counter()
+            run()
+            took[name].append(32 / (time.perf_counter() - start))
+    for name, speeds in took.items():
+        print(f"{name}: {np.median(speeds):.1f} images/s (from {min(speeds):.1f} to {max(speeds):.1f})")
+    ratio = np.median(np.array(took["ours"]) / took["plain"])
+    print(f"largest difference {difference:.1e}, relative; ours / plain {ratio:.2f}")
+    assert teacher.features(low[:1]).shape == (1, 512, 2, 2)
+    assert load_generative("pgdiff", tmp_path / "full.pth").features(low[:1]).shape == (1, 512, 4, 4)  # block17
+    assert difference < 1e-4 and seconds < 10 and ratio > 0.95
