@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from gdrd_jax.data.degrade import KERNELS
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.teachers import GENERATIVE, PRECISIONS
+from gdrd_jax.teachers import GENERATIVE, LAST_TIMESTEP, PRECISIONS
 
 CHOICES = {
     "until": ("gen", "dis", "report"),
@@ -24,7 +24,7 @@ CHOICES = {
 }
 AT_LEAST = {
     **dict.fromkeys(("seed", "data.test_people", "data.calibration_people"), 0),
-    **dict.fromkeys(("generative.timestep", "generative.input_size"), 0),
+    **{"generative.timestep": -1, "generative.input_size": 0},
     **dict.fromkeys(("dis.cls", "dis.kd", "dis.rcd", "gen.weight_decay", "dis.weight_decay"), 0),
     **dict.fromkeys(("gen.steps", "gen.batch", "dis.steps", "dis.batch"), 1),
     **dict.fromkeys(("sr.steps", "sr.batch", "sr.layers", "sr.size"), 1),
@@ -89,7 +89,7 @@ def default() -> ConfigDict:
             "path": "",
             "tap": "",  # the block: "down0".. or "mid", "block0".. or "middle"; "" is the kind's own
             "input_size": 0,  # pixels to which a face is enlarged for it; 0 is the kind's own
-            "timestep": 0,
+            "timestep": -1,  # of the diffusion, 0 (clean) to 999; -1 is the kind's own
             "precision": "float32",  # or "bfloat16", on a GPU
         }
     )
@@ -182,6 +182,8 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     for key, least in AT_LEAST.items():
         if not values[key] >= least:
             raise GdrdError(f"config.{key} is {values[key]}; it must be at least {least}")
+    if values["generative.timestep"] > LAST_TIMESTEP:
+        raise GdrdError(f"config.generative.timestep is {values['generative.timestep']}; it is at most {LAST_TIMESTEP}")
     for key in ABOVE_ZERO:
         if not values[key] > 0:
             raise GdrdError(f"config.{key} is {values[key]}; it must be above 0")

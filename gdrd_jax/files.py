@@ -5,17 +5,21 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from gdrd_jax.errors import GdrdError
 
 LOCK = ".lock"
+TRIES, SECONDS_BETWEEN_TRIES = 3, 0.1
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replaces a JSON file atomically."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Replaces a JSON file atomically; several processes, on several machines, may do so at once."""
+    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.tmp")
     temporary.write_text(json.dumps(value, indent=1))
     os.replace(temporary, path)
 
@@ -40,8 +44,23 @@ def locked(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GdrdError(f"another run is working in {folder}; wait for it or choose another folder") from None
+        # More than once, for `is_locked` holds the lock for a moment.
+        if not any(_taken(lock) or time.sleep(SECONDS_BETWEEN_TRIES) for _ in range(TRIES)):
+            raise GdrdError(f"another run is working in {folder}; wait for it or choose another folder")
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works in `folder`."""
+    if not (folder / LOCK).exists():
+        return False
+    with (folder / LOCK).open() as lock:
+        return not _taken(lock)
+
+
+def _taken(lock) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

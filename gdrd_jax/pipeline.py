@@ -23,12 +23,12 @@ from ml_collections import ConfigDict
 from gdrd_jax import __version__, sources
 from gdrd_jax.config import check, value_of
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import LOCK, locked, write_json
+from gdrd_jax.files import LOCK, is_locked, locked, write_json
 from gdrd_jax.interrupt import deferred
 from gdrd_jax.ranks import ALONE, Rank
 
 LOG = logging.getLogger(__name__)
-SECONDS_BETWEEN_LOOKS, SECONDS_BEFORE_TOLD = 0.2, 5.0
+SECONDS_BETWEEN_LOOKS, SECONDS_BEFORE_TOLD, SECONDS_BEFORE_GIVEN_UP = 0.2, 5.0, 120.0
 RESULTS = ("metrics.json", "roc.csv", "roc.png", "report.html")
 
 
@@ -57,7 +57,7 @@ class Step:
 
 
 TAKEN = ("discriminative.preprocessing", "discriminative.precision")
-TAPPED = tuple(f"generative.{name}" for name in ("kind", "tap", "input_size", "timestep", "precision"))
+TAPPED = ("generative.kind", "generative.precision")  # and what `generative_files` tells
 STEPS = (
     Step("faces", ("data.align", "data.test_people"), files=sources.face_files),
     Step("views", ("seed", "views"), ("faces",), shared=True),
@@ -156,12 +156,23 @@ def _help_with(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank
     """What ranks after the first do of a step: their share of it, or nothing; returns its fingerprint."""
 
     def wait(for_what: str, enough: Callable[[dict], bool]) -> dict:
-        start, told = time.monotonic(), False
+        seen, told = time.monotonic(), False
         while not enough(record := _read(workdir / step.name / "step.json")):
             time.sleep(SECONDS_BETWEEN_LOOKS)
-            if not told and time.monotonic() - start > SECONDS_BEFORE_TOLD:
-                LOG.info("rank %d waits for rank 0 to %s the step %s in %s", rank.number, for_what, step.name, workdir)
+            alone = time.monotonic() - seen
+            if alone < SECONDS_BEFORE_TOLD:
+                continue
+            if not told:
+                differing = ", ".join(_changed(record.get("origin", {}), origin)) if record else ""
+                LOG.info(
+                    "rank %d waits for rank 0 to %s the step %s in %s%s", rank.number, for_what, step.name, workdir,
+                    f"; now it differs in {differing}" if differing else "",
+                )  # fmt: skip
                 told = True
+            if is_locked(workdir):
+                seen = time.monotonic() - SECONDS_BEFORE_TOLD
+            elif alone > SECONDS_BEFORE_GIVEN_UP:
+                raise GdrdError(f"rank 0 is not working in {workdir}: it failed, or was never started")
         return record
 
     record = wait("begin", lambda record: record.get("origin") == origin)
@@ -175,7 +186,10 @@ def _plain(value):
 
 
 def _read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
 
 
 def _brief(value: object) -> str:
@@ -202,8 +216,8 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
     """
     if workdir.exists() and not workdir.is_dir():
         raise GdrdError(f"the workdir {workdir} is a file; choose a folder with --workdir=DIR")
-    path, ours = workdir / "config.json", {LOCK, "config.json.tmp"}
-    if not path.exists() and workdir.exists() and any(entry.name not in ours for entry in workdir.iterdir()):
+    path, ours = workdir / "config.json", (LOCK, "config.json.")
+    if not path.exists() and workdir.exists() and any(not e.name.startswith(ours) for e in workdir.iterdir()):
         raise GdrdError(
             f"the workdir {workdir} holds files that are not this program's; choose another with --workdir=DIR"
         )

@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that mistakes are told, and finished steps skipped, at once.
 """
 
+import re
 from importlib import util
 from pathlib import Path
 
@@ -47,12 +48,16 @@ def check(config: ConfigDict, needed: set[str]) -> None:
 
 
 def _check_generative(config: ConfigDict) -> None:
-    path, tap = Path(config.generative.path), config.generative.tap or GENERATIVE[config.generative.kind][0]
+    path, tap = Path(config.generative.path), generative_settings(config)["tap"]
     if config.generative.kind == "pgdiff":
         if not path.is_file():
             raise GdrdError(
                 f"config.generative.path: there is no file {config.generative.path!r}; give PGDiff's checkpoint, "
                 "iddpm_ffhq512_ema500000.pth"
+            )
+        if not re.fullmatch(r"block\d+|middle", tap):
+            raise GdrdError(
+                f"config.generative.tap is {tap!r}; of the kind 'pgdiff' it is block0, block1, ... or middle"
             )
     elif config.generative.path:
         check_folder(path, tap)
@@ -111,7 +116,7 @@ def detector(config: ConfigDict) -> Path:
 
 
 def recogniser(config: ConfigDict) -> Path:
-    """The discriminative teacher's ONNX file."""
+    """The discriminative teacher's file."""
     if not config.discriminative.path:
         raise GdrdError(
             "config.discriminative.path is not set; give an ONNX face recogniser, "
@@ -147,12 +152,22 @@ def face_files(config: ConfigDict) -> dict[str, str]:
 
 
 def generative_files(config: ConfigDict) -> dict[str, str]:
-    """Fingerprints of a generative teacher from outside, if there is one."""
+    """What is asked of the generative teacher, and fingerprints of its files if it comes from outside."""
+    taken = {name: str(value) for name, value in generative_settings(config).items()}
     if not config.generative.path:
-        return {}
+        return taken
     path = Path(config.generative.path)
     files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
-    return {f.name: sha256(f) for f in files}
+    return {**taken, **{f.name: sha256(f) for f in files}}
+
+
+def generative_settings(config: ConfigDict) -> dict:
+    """Tap, input size and timestep, as `teachers.load_generative` takes them, with the kind's own filled in."""
+    given, own = config.generative, GENERATIVE[config.generative.kind]
+    return {
+        "tap": given.tap or own.tap, "input_size": given.input_size or own.input_size,
+        "timestep": own.timestep if given.timestep < 0 else given.timestep,
+    }  # fmt: skip
 
 
 def discriminative_files(config: ConfigDict) -> dict[str, str]:

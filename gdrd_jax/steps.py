@@ -237,6 +237,6 @@ def generative_teacher(config: ConfigDict, workdir: Path):
     """T_g: the user's, or the one that the step `teacher` trained."""
     settings = config.generative
     return load_generative(
-        settings.kind, Path(settings.path) if settings.path else workdir / "teacher", tap=settings.tap,
-        input_size=settings.input_size, timestep=settings.timestep, precision=settings.precision,
+        settings.kind, Path(settings.path) if settings.path else workdir / "teacher",
+        precision=settings.precision, **sources.generative_settings(config),
     )  # fmt: skip

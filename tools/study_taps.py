@@ -48,42 +48,70 @@ def work(given: argparse.Namespace) -> None:
     """Measures what is not measured yet, then writes the table and the picture."""
     from gdrd_jax.data.degrade import Views
     from gdrd_jax.data.formats import open_faces
+    from gdrd_jax.errors import GdrdError
     from gdrd_jax.evaluation.lfw import open_lfw
-    from gdrd_jax.files import locked, write_json
+    from gdrd_jax.files import digest, locked, write_json
     from gdrd_jax.teachers import tap_study
 
-    teachers = [_parse(text) for text in given.teacher]
-    views = Views(given.resolution, given.kernel, 2, *[0.0] * 7, jpeg=0, seed=given.seed)
+    teachers = dict(_parse(text) for text in given.teacher)
+    if len(teachers) < len(given.teacher):
+        raise GdrdError("two --teacher have one name; the table needs a name for each")
+    if given.images < 2:
+        raise GdrdError(f"--images {given.images}: the probe needs at least 2 of each person, one to learn from")
+    views = Views.plain(given.resolution, given.kernel)
     train = open_faces(given.train)
     pairs = open_lfw(given.data, given.pairs, stretch=False, skip_bad=False)
     faces = tap_study.studied(train, pairs, views, given.images)
+    compared = digest({"": [x.tolist() for x in (pairs.first, pairs.second, pairs.same, pairs.folds)]})
     settings = {
-        "train": train.signature(), "pairs": pairs.faces.fingerprint, "resolution": given.resolution,
-        "kernel": given.kernel, "images": given.images, "seed": given.seed, "input_size": given.input_size,
+        "train": train.signature(), "test": pairs.faces.fingerprint, "pairs": compared,
+        "resolution": given.resolution, "kernel": given.kernel, "images": given.images, "seed": given.seed,
     }  # fmt: skip
     with locked(given.out):
         path = given.out / "taps.json"
-        before = json.loads(path.read_text()) if path.exists() else {}
-        rows = before["rows"] if before.get("settings") == settings else {}
+        rows = _rows_before(path, settings)
 
-        def keep(name: str, timestep: int | None, found: dict) -> None:
+        def missing(name: str, timestep: int | None, tap: str, source: str) -> bool:
+            return rows.get(f"{name}/{timestep}/{tap}", {}).get("source") != source
+
+        def keep(name: str, timestep: int | None, source: str, found: dict) -> None:
             for tap, figures in found.items():
-                rows[f"{name}/{timestep}/{tap}"] = {"name": name, "timestep": timestep, "tap": tap, **figures}
+                row = {"name": name, "timestep": timestep, "tap": tap, "source": source, **figures}
+                rows[f"{name}/{timestep}/{tap}"] = row
             write_json(path, {"settings": settings, "rows": rows})
 
-        for name, tap, measure in _references(given, faces):
-            if f"{name}/None/{tap}" not in rows:
-                keep(name, None, {tap: measure()})
-        for name, load in teachers:
+        for name, tap, source, measure in _references(given, faces):
+            if missing(name, None, tap, source):
+                keep(name, None, source, {tap: measure()})
+        for name, load in teachers.items():
             for timestep in given.timestep:
                 network = load(timestep=timestep, input_size=given.input_size)
-                taps = tuple(tap for tap in given.tap or network.taps if f"{name}/{timestep}/{tap}" not in rows)
+                taps, source = given.tap or network.taps, network.fingerprint
+                unknown = [tap for tap in taps if tap not in network.taps]
+                if unknown:
+                    raise GdrdError(f"--tap {unknown[0]}: {name} has {', '.join(network.taps)}")
+                taps = tuple(tap for tap in taps if missing(name, timestep, tap, source))
                 if taps:
                     LOG.info("%s at timestep %d: %s", name, timestep, ", ".join(taps))
-                    keep(name, timestep, tap_study.study(network, taps, faces, seed=given.seed))
+                    keep(name, timestep, source, tap_study.study(network, taps, faces, seed=given.seed))
         (given.out / "taps.md").write_text(tap_study.table(rows))
         (given.out / "taps.png").write_bytes(tap_study.picture(rows))
     LOG.info("%s\n%s", given.out / "taps.md", tap_study.table(rows))
+
+
+def _rows_before(path: Path, settings: dict) -> dict:
+    from gdrd_jax.errors import GdrdError
+
+    try:
+        before = json.loads(path.read_text())
+        differing = ", ".join(key for key in settings if before["settings"].get(key) != settings[key])
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError) as error:
+        raise GdrdError(f"{path} is damaged; remove it") from error
+    if differing:
+        raise GdrdError(f"{path} was measured with other settings ({differing}); choose another --out")
+    return before["rows"]
 
 
 def _parse(text: str):
@@ -108,6 +136,7 @@ def _references(given: argparse.Namespace, faces):
     from gdrd_jax.data.align import FACE_SIZE
     from gdrd_jax.data.degrade import resize
     from gdrd_jax.evaluation.models import parse_model
+    from gdrd_jax.files import sha256
     from gdrd_jax.teachers import load_discriminative, tap_study
 
     def enlarged(images: np.ndarray, size: int) -> np.ndarray:
@@ -117,8 +146,8 @@ def _references(given: argparse.Namespace, faces):
         flat = [enlarged(x, size).reshape(len(x), -1).astype(np.float32) for x in (faces.train, faces.test)]
         return {"shape": [3, size, size], **tap_study.worth(*flat, faces, seed=given.seed)}
 
-    yield PIXELS, "as they are", lambda: of_pixels(given.resolution)
-    yield PIXELS, f"enlarged to {ENLARGED}", lambda: of_pixels(ENLARGED)
+    yield PIXELS, "as they are", "", lambda: of_pixels(given.resolution)
+    yield PIXELS, f"enlarged to {ENLARGED}", "", lambda: of_pixels(ENLARGED)
     if given.recogniser:
         name, path, preprocessing = parse_model(given.recogniser)
 
@@ -130,7 +159,7 @@ def _references(given: argparse.Namespace, faces):
             ]
             return {"shape": [network.dim], **tap_study.worth(*both, faces, seed=given.seed)}
 
-        yield name, "embedding", of_recogniser
+        yield name, "embedding", sha256(path) + preprocessing, of_recogniser
 
 
 def main(argv: list[str]) -> int:

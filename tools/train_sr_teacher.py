@@ -53,6 +53,7 @@ def work(given: argparse.Namespace) -> None:
     """Checks everything, then trains."""
     from gdrd_jax.data.degrade import Views
     from gdrd_jax.data.formats import open_faces
+    from gdrd_jax.data.prepare import checked
     from gdrd_jax.errors import GdrdError
     from gdrd_jax.evaluation.models import parse_model
     from gdrd_jax.files import locked
@@ -62,8 +63,8 @@ def work(given: argparse.Namespace) -> None:
     settings = sr_training.SrSettings(
         given.size, tuple(given.channels), given.layers, given.steps, given.batch, given.learning_rate, given.ema
     )
-    views = Views(given.resolution, given.kernel, 2, *[0.0] * 7, jpeg=0, seed=given.seed)
-    faces = open_faces(given.faces, skip_bad=given.skip_bad)
+    views = Views.plain(given.resolution, given.kernel)
+    faces = checked(open_faces(given.faces, skip_bad=given.skip_bad), skip_bad=given.skip_bad)
     if not 0 < given.test_people < len(faces.identities):
         raise GdrdError(f"--test-people {given.test_people}: {given.faces} has {len(faces.identities)} people")
     recogniser = None
@@ -72,9 +73,6 @@ def work(given: argparse.Namespace) -> None:
         recogniser = load_discriminative(path, preprocessing=preprocessing)
     ours, others = faces.split(given.test_people)
     with locked(given.out):
-        if (given.out / "diffusion_pytorch_model.safetensors").exists():
-            LOG.info("%s: done before", given.out)
-            return
         watch = Watcher(others, views, given.size, recogniser, given.out / "samples", seed=given.seed)
         sr_training.train(
             ours, views, settings, given.out, seed=given.seed, watch=watch, watch_every=given.samples_every

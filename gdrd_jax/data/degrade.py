@@ -117,6 +117,12 @@ class Views:
         if self.count < 2:
             raise GdrdError(f"views.count is {self.count}; it must be at least 2, the face and its mirror image")
 
+    @classmethod
+    def plain(cls, resolution: int, kernel: str) -> "Views":
+        """The face and its mirror image, reduced and nothing else."""
+        still = dict.fromkeys(("shift", "rotate", "scale", "light", "blur", "motion", "noise"), 0.0)
+        return cls(resolution, kernel, count=2, jpeg=0, seed=0, **still)
+
     def high(self, face: np.ndarray, index: int, view: int) -> np.ndarray:
         """View `view` of face number `index` at full size: uint8 `[H, W, 3]` -> the same shape."""
         mirrored = face[:, ::-1] if view % 2 else face

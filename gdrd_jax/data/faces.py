@@ -89,10 +89,10 @@ class Faces:
 
     def _people(self, start: int, stop: int) -> "Faces":
         faces = self.take(np.flatnonzero((self.labels >= start) & (self.labels < stop)))
+        known = self.fingerprint and hashlib.sha256(f"{self.fingerprint}:{start}:{stop}".encode()).hexdigest()
         return dataclasses.replace(
-            faces, labels=faces.labels - start, identities=self.identities[start:stop],
-            fingerprint=hashlib.sha256(f"{self.fingerprint}:{start}:{stop}".encode()).hexdigest(),
-        )  # fmt: skip
+            faces, labels=faces.labels - start, identities=self.identities[start:stop], fingerprint=known
+        )
 
     def few_of_last(self, identities: int, images: int) -> np.ndarray:
         """Row numbers of the first `images` faces of each of the last `identities` identities."""

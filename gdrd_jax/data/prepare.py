@@ -63,7 +63,7 @@ def checked(faces: Faces, *, stretch: bool = False, skip_bad: bool = False) -> F
 
 
 def _with_remedy(problem: Unfit) -> Unfit:
-    return Unfit(f"{problem}; or leave such out with --skip-bad (of prepare_faces.py and evaluate.py)")
+    return Unfit(f"{problem}; or leave such out with --skip-bad (of the tools)")
 
 
 def _fingerprint(labels: np.ndarray, digests: list[bytes]) -> str:

@@ -17,8 +17,9 @@ import numpy as np
 import tensorstore as ts
 
 from gdrd_jax.errors import GdrdError, first_line
-from gdrd_jax.files import write_json
+from gdrd_jax.files import digest, write_json
 
+FORMAT = 2  # of the folder
 CHUNK_ROWS = 256
 CHECKSUM = 4  # bytes that crc32c adds to a chunk
 
@@ -37,7 +38,7 @@ def _spec(path: Path, shape: tuple[int, ...], dtype: str) -> dict:
                 "name": "regular",
                 "configuration": {"chunk_shape": [CHUNK_ROWS, *shape[1:]]},
             },
-            # All chunks as files of one folder, "NUMBER.0.0": one listing tells what is done.
+            # All chunks as files of one folder, "NUMBER.0.0".
             "chunk_key_encoding": {"name": "v2", "configuration": {"separator": "."}},
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
         },
@@ -67,12 +68,15 @@ class Cache:
         Raises:
           GdrdError: the folder holds a cache of something else.
         """
-        wanted = {"rows": rows, "views": views, "shape": list(shape), "dtype": dtype, "made_from": made_from}
+        wanted = {
+            "format": FORMAT, "rows": rows, "views": views, "shape": list(shape), "dtype": dtype,
+            "made_from": made_from,
+        }  # fmt: skip
         if not (path / "manifest.json").exists():
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / "manifest.json", {**wanted, "about": about or {}})
         cache = cls._read(path)
-        odd = [key for key, value in wanted.items() if cache.manifest[key] != value]
+        odd = [key for key, value in wanted.items() if cache.manifest.get(key) != value]
         if odd:
             raise GdrdError(
                 f"{path} holds targets made from something else ({', '.join(odd)} differ); "
@@ -99,7 +103,8 @@ class Cache:
             (view, rows), pieces = missing[0], len(list(cache.chunks()))
             raise GdrdError(
                 f"{path} is not finished: {len(missing)} of {pieces} pieces are missing or cut short, "
-                f"first rows {rows.start}-{rows.stop - 1} of view {view}; run the command that made it again"
+                f"first rows {rows.start}-{rows.stop - 1} of view {view}; run the command that made it again, after "
+                f"removing {path.parent} if that says it is done"
             )
         return cache
 
@@ -107,11 +112,16 @@ class Cache:
     def _read(cls, path: Path) -> "Cache":
         try:
             cache = cls(path, json.loads((path / "manifest.json").read_text()))
-            cache._chunk_bytes = (
-                CHUNK_ROWS * math.prod(cache.manifest["shape"]) * np.dtype(cache.manifest["dtype"]).itemsize
-            )
+            if cache.manifest["format"] != FORMAT:
+                raise ValueError(f"format {cache.manifest['format']}")
+            for key in ("rows", "views", "made_from"):
+                cache.manifest[key]
+            name = digest({key: cache.manifest[key] for key in ("rows", "shape", "dtype", "made_from")})
+            cache._folders = f"view{{}}.{name[:8]}"
+            size = math.prod(cache.manifest["shape"]) * np.dtype(cache.manifest["dtype"]).itemsize
+            cache._piece_bytes = CHUNK_ROWS * size + CHECKSUM
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise GdrdError(f"{path} holds no readable manifest.json of a target cache") from error
+            raise GdrdError(f"{path} holds no manifest.json of a target cache that this version reads") from error
         return cache
 
     def chunks(self) -> Iterator[tuple[int, range]]:
@@ -125,7 +135,7 @@ class Cache:
         """Whether a piece is on disk, and whole by its size."""
         name = ".".join([str(rows.start // CHUNK_ROWS), *["0"] * len(self.manifest["shape"])])
         try:
-            return os.stat(self.path / f"view{view}" / name).st_size == self._chunk_bytes + CHECKSUM
+            return os.stat(self._folder(view) / name).st_size == self._piece_bytes
         except FileNotFoundError:
             return False
 
@@ -133,9 +143,13 @@ class Cache:
         """The pieces that are not there yet."""
         return [(view, rows) for view, rows in self.chunks() if not self.has(view, rows)]
 
+    def _folder(self, view: int) -> Path:
+        # Named by what it is made from: a process that was left behind by an older run must not write into it.
+        return self.path / self._folders.format(view)
+
     def _array(self, view: int, **how):
         shape = (self.manifest["rows"], *self.manifest["shape"])
-        return ts.open(_spec(self.path / f"view{view}", shape, self.manifest["dtype"]), **how).result()
+        return ts.open(_spec(self._folder(view), shape, self.manifest["dtype"]), **how).result()
 
     def write(self, view: int, rows: range, values: np.ndarray) -> None:
         """Writes one of `chunks`, `[len(rows), *shape]`.
@@ -157,8 +171,8 @@ class Cache:
             self._array(view, open=True, create=True)[rows.start : rows.stop].write(values).result()
         except (ValueError, OSError, RuntimeError) as error:  # TensorStore's, by the kind of failure
             raise GdrdError(
-                f"{self.path} could not be written: {first_line(error)}; all before rows {rows.start} of view {view} "
-                "stays valid: make room and run the same command again"
+                f"{self.path} could not be written: {first_line(error)}; what is there already stays valid: make "
+                "room if the disk is full, and run the same command again"
             ) from error
 
     def read(self, view: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
@@ -172,7 +186,9 @@ class Cache:
         try:
             return self._array(view, open=True, read=True)[rows].read().result()
         except ValueError as error:
-            raise GdrdError(f"{self.path}/view{view} is damaged; remove {self.path.parent} and run again") from error
+            raise GdrdError(
+                f"view {view} of {self.path} is damaged; remove {self.path.parent} and run again"
+            ) from error
 
     def read_all(self) -> np.ndarray:
         """Every view of every row, `[N, views, *shape]`."""

@@ -1,6 +1,7 @@
 """The discriminative teacher T_d: a face recogniser as an ONNX file."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.errors import GdrdError, first_line, require
 from gdrd_jax.files import digest, sha256
 from gdrd_jax.teachers import torch_network
-from gdrd_jax.teachers.onnx_graph import agrees, in_torch, normalises, runnable
+from gdrd_jax.teachers.onnx_graph import agrees, in_torch, normalises, reshapes_a_batch_of_one, runnable
 
 BATCH, COMPARED = 64, 8
 LOG = logging.getLogger(__name__)
@@ -84,18 +85,19 @@ class ArcFace:
         parse_preprocessing(preprocessing)
         check_file(path)
         self._path, self._precision, self._batch = path, precision, BATCH
-        data = path.read_bytes()
-        model = self._open(data)
+        model = self._open(path.read_bytes())
         if preprocessing == "auto":
             preprocessing = "inside" if normalises(model) else "arcface"
         self.preprocessing = preprocessing
         self._mean, self._std = parse_preprocessing(preprocessing)
         self.dim = self._try_out()
         self._converted, self._trusted = None, False
-        if backend == "torch" or (backend == "auto" and torch_network.device().type == "cuda"):
+        on_gpu = torch_network.may_have_gpu() and torch_network.device().type == "cuda"
+        if backend == "torch" or (backend == "auto" and on_gpu):
             self._converted = self._convert(model)
+        precision = precision if self.backend == "torch" else "float32"
         torch_network.check_precision(
-            precision if self.backend == "torch" else "float32",
+            precision,
             lambda kind: self._converted(self._prepared(torch_network.trial(FACE_SIZE)), kind), str(path),
         )  # fmt: skip
         self.settings = {
@@ -124,11 +126,20 @@ class ArcFace:
         onnx, runtime = require("onnx", "teachers"), require("onnxruntime", "teachers")
         options = runtime.SessionOptions()
         options.log_severity_level = 4  # what fails here is told below
+        providers = ["CPUExecutionProvider"]
+        if "CUDAExecutionProvider" in runtime.get_available_providers():
+            gpu = torch_network.device().index if torch_network.may_have_gpu() else 0
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": gpu or 0}))
+
+        def session(model):
+            return runtime.InferenceSession(model.SerializeToString(), options, providers=providers)
+
         try:
-            model = runnable(onnx.load_from_string(data))
-            self._session = runtime.InferenceSession(
-                model.SerializeToString(), options, providers=runtime.get_available_providers()
-            )
+            model = runnable(onnx.load_from_string(data), free_reshapes=False)
+            self._session = session(model)
+            freed = runnable(onnx.load_from_string(data)) if reshapes_a_batch_of_one(model) else None
+            if freed and (other := self._same_of_one_face(session, freed)):
+                model, self._session = freed, other
             self._input, output = self._session.get_inputs()[0], self._session.get_outputs()[0]
         except Exception as error:  # protobuf and ONNX Runtime share no base class of their errors
             raise GdrdError(f"{self._path} cannot be loaded as an ONNX network: {first_line(error)}") from error
@@ -138,6 +149,17 @@ class ArcFace:
                 f"[N, 3, {FACE_SIZE}, {FACE_SIZE}] to [N, D]"
             )
         return model
+
+    def _same_of_one_face(self, session: Callable, freed):
+        """A session of the graph whose Reshapes were freed, if that gives what the file's own gives, else None."""
+        name = self._session.get_inputs()[0].name
+        face = np.linspace(-1, 1, 3 * FACE_SIZE**2, dtype=np.float32).reshape(1, 3, FACE_SIZE, FACE_SIZE)
+        try:
+            other = session(freed)
+            found, expected = (s.run(None, {name: face})[0] for s in (other, self._session))
+        except Exception:  # ONNX Runtime's errors have no common base
+            return None
+        return other if np.allclose(found, expected, rtol=1e-4, atol=1e-5) else None
 
     def _try_out(self) -> int:
         """Runs two faces, together and one by one; returns D."""

@@ -13,15 +13,16 @@ LOG = logging.getLogger(__name__)
 FURTHEST = 0.01  # of a converted network's output from ONNX Runtime's, relative
 
 
-def runnable(model):
+def runnable(model, *, free_reshapes: bool = True):
     """Makes an ONNX `ModelProto` of a recogniser acceptable to ONNX Runtime, for any batch size.
 
     Folds `Constant` nodes, and `DequantizeLinear` (and a following `Reshape`) of constants to float32, removes
     graph inputs that are constants or used by no node, and frees the batch dimension: of input and output, and
-    where a `Reshape` of other values fixes it at 1.
+    where a `Reshape` fixes it at 1.
 
     Args:
       model: changed in place.
+      free_reshapes: take a Reshape to [1, ...] for one of a batch of one; it may be of something else.
 
     Returns:
       `model`.
@@ -40,9 +41,15 @@ def runnable(model):
             constants[node.output[0]] = _dequantise(node, *(constants[name] for name in node.input))
         elif all(name in constants for name in node.input) and node.op_type == "Reshape":
             constants[node.output[0]] = constants[node.input[0]].reshape(constants[node.input[1]])
-        elif node.op_type == "Reshape" and len(shape := constants.get(node.input[1], ())) and shape[0] == 1:
+        elif (
+            free_reshapes
+            and node.op_type == "Reshape"
+            and len(shape := constants.get(node.input[1], ()))
+            and shape[0] == 1
+        ):
             name = f"{node.input[1]}:any_batch"
-            constants[name] = np.array([0, *shape[1:]], np.int64)  # 0 keeps the dimension as it is
+            # 0 keeps the dimension as it is.
+            constants[name] = np.array([0, *constants[node.input[1]][1:]], np.int64)
             node.input[1] = name
             nodes.append(node)
         else:
@@ -59,6 +66,18 @@ def runnable(model):
     for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
     return model
+
+
+def reshapes_a_batch_of_one(model) -> bool:
+    """Whether `runnable`'s graph has a Reshape to a constant shape [1, ...]."""
+    from onnx import numpy_helper
+
+    ones = {t.name for t in model.graph.initializer if t.data_type == t.INT64 and _first(numpy_helper.to_array(t)) == 1}
+    return any(node.op_type == "Reshape" and node.input[1] in ones for node in model.graph.node)
+
+
+def _first(shape: np.ndarray | None) -> int | None:
+    return None if shape is None or shape.ndim != 1 or not len(shape) else int(shape[0])
 
 
 def _dequantise(node, quantised: np.ndarray, scale: np.ndarray, zero: np.ndarray | int = 0) -> np.ndarray:
@@ -99,9 +118,9 @@ def in_torch(model, path: Path) -> Callable[[np.ndarray], np.ndarray] | None:
       A function `(float32 [N, 3, H, W], precision) -> float32 [N, D]`, or None, and the reason is logged, where
       onnx2torch cannot convert the graph. What it can, it may convert wrongly: see `agrees`.
     """
-    torch, onnx2torch = require("torch", "teachers"), require("onnx2torch", "teachers")
-    device = torch_network.device()
+    torch, device = require("torch", "teachers"), torch_network.device()
     try:
+        onnx2torch = require("onnx2torch", "teachers")
         network = onnx2torch.convert(model).to(device).eval()
     except Exception as error:  # whatever a converter of one node raises
         LOG.warning("%s: onnx2torch cannot convert it (%s); ONNX Runtime runs it", path, first_line(error))
@@ -123,7 +142,8 @@ def agrees(converted: np.ndarray, reference: np.ndarray, path: Path) -> bool:
     """
     difference = np.inf
     if converted.shape == reference.shape and np.isfinite(converted).all():
-        difference = np.linalg.norm(converted - reference) / np.maximum(np.linalg.norm(reference), 1e-30)
+        lengths = np.maximum(np.linalg.norm(reference, axis=1), 1e-30)
+        difference = (np.linalg.norm(converted - reference, axis=1) / lengths).max()
     if difference <= FURTHEST:
         return True
     LOG.warning(

@@ -1,22 +1,21 @@
 """The paper's generative teacher T_g: the encoder of PGDiff's face diffusion model.
 
 PGDiff (arXiv 2309.10810) uses DifFace's unconditional face DDPM, `iddpm_ffhq512_ema500000.pth`: a UNet of the
-guided-diffusion family. Its encoder is composed here of diffusers' blocks, as the checkpoint's keys tell, so any
-width and depth of that family loads; the decoder is left out.
+guided-diffusion family. Its encoder is composed here of diffusers' blocks, as the checkpoint's keys tell, so other
+widths and depths of that family load, too; the decoder is left out.
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.errors import GdrdError, require
+from gdrd_jax.errors import GdrdError, first_line, require
 from gdrd_jax.files import digest, sha256
 from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.checkpoint import load, part, read_state_dict
 from gdrd_jax.teachers.sr_diffusion import enlarged
 
 BATCH = 32
-HEAD_CHANNELS = 64
 GROUPS, EPSILON = 32, 1e-5
 # guided-diffusion's names of the layers of a residual block, and diffusers'.
 RESIDUAL = {
@@ -51,21 +50,26 @@ class PGDiff:
 
     def __init__(
         self, path: Path, *, tap: str, input_size: int, timestep: int, precision: str = "float32",
-        head_channels: int = HEAD_CHANNELS,
+        head_channels: int,
     ):  # fmt: skip
         self._torch = require("torch", "teachers")
         weights = read_state_dict(path)
-        count = len({key.split(".")[1] for key in weights if key.startswith("input_blocks.")})
-        if not count or "time_embed.2.weight" not in weights:
+        count = _blocks(weights, "input_blocks", path)
+        if not count or not {"time_embed.0.weight", "time_embed.2.weight"} <= weights.keys():
             raise GdrdError(f"{path} is no guided-diffusion UNet: it has no input_blocks or no time_embed")
+        if _blocks(weights, "output_blocks", path) not in (0, count):
+            raise GdrdError(f"{path} does not fit: it has {count} input_blocks and not as many output_blocks")
         self.taps = (*(f"block{i}" for i in range(count)), "middle")
         if tap not in self.taps:
             raise GdrdError(f"config.generative.tap is {tap!r}; {path} has block0 to {self.taps[-2]}, and middle")
         self._device = torch_network.device()
         # All of them, the tap or not: a checkpoint that does not fit must not pass for one that does.
-        blocks = [_input_block(weights, number, head_channels, path) for number in range(count)]
-        blocks.append(_middle_block(weights, head_channels, path))
-        self._time_embed = _time_embed(weights, path).to(self._device).eval()
+        try:
+            blocks = [_input_block(weights, number, head_channels, path) for number in range(count)]
+            blocks.append(_middle_block(weights, head_channels, path))
+            self._time_embed = _time_embed(weights, path).to(self._device).eval()
+        except (ValueError, TypeError, IndexError) as error:  # of tensors with too many or too few dimensions
+            raise GdrdError(f"{path} is no guided-diffusion UNet that fits: {first_line(error)}") from error
         self._blocks = [
             [layer.to(self._device).eval() for layer in block] for block in blocks[: self.taps.index(tap) + 1]
         ]
@@ -109,6 +113,21 @@ class PGDiff:
         return self._time_embed(waves)
 
 
+def _blocks(weights: dict, prefix: str, path: Path) -> int:
+    """How many blocks there are, numbered from 0."""
+    numbers = {key.split(".")[1] for key in weights if key.startswith(prefix + ".")}
+    missing = [str(number) for number in range(len(numbers)) if str(number) not in numbers]
+    if missing:
+        raise GdrdError(f"{path} does not fit: {prefix}.{missing[0]} is missing")
+    return len(numbers)
+
+
+def _only(own: dict, layers: int, where: str) -> None:
+    more = [key for key in own if key.split(".")[0] not in map(str, range(layers))]
+    if more:
+        raise GdrdError(f"{where} does not fit: {more[0]} is not expected")
+
+
 def _run(block: list, x, time):
     for layer in block:
         x = layer(x, time) if hasattr(layer, "time_emb_proj") else layer(x)
@@ -132,6 +151,7 @@ def _input_block(weights: dict, number: int, head_channels: int, path: Path) -> 
     if "0.weight" in own:
         layer = nn.Sequential(nn.Conv2d(3, len(own["0.weight"]), 3, padding=1))
         return [load(layer, own, where)]
+    _only(own, 2, where)
     layers = [_residual(part(own, "0"), f"{where}.0")]
     if part(own, "1"):
         layers.append(_attention(part(own, "1"), head_channels, f"{where}.1"))
@@ -140,6 +160,7 @@ def _input_block(weights: dict, number: int, head_channels: int, path: Path) -> 
 
 def _middle_block(weights: dict, head_channels: int, path: Path) -> list:
     own, where = part(weights, "middle_block"), f"{path}: middle_block"
+    _only(own, 3, where)
     return [
         _residual(part(own, "0"), f"{where}.0"), _attention(part(own, "1"), head_channels, f"{where}.1"),
         _residual(part(own, "2"), f"{where}.2"),
@@ -180,6 +201,6 @@ def _attention(weights: dict, head_channels: int, where: str):
         rest[f"to_{name}.bias"] = biases[:, i].reshape(channels)
     layer = attention.Attention(
         channels, heads=heads, dim_head=head_channels, norm_num_groups=GROUPS, eps=EPSILON, bias=True,
-        residual_connection=True, upcast_softmax=True, _from_deprecated_attn_block=True,
+        residual_connection=True, _from_deprecated_attn_block=True,
     )  # fmt: skip
     return load(layer, rest, where, {"norm": "group_norm", "proj_out": "to_out.0"})

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from gdrd_jax.data.degrade import Views
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import in_parallel
-from gdrd_jax.data.targets import Cache
+from gdrd_jax.data.targets import CHUNK_ROWS, Cache
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.ranks import ALONE, Rank
 
@@ -42,7 +42,7 @@ def fill(job: Job, rank: Rank = ALONE) -> None:
     """Computes the pieces of the cache that are not there yet.
 
     Of several processes each takes its share, and then whatever the others have not done: one that comes late, is
-    slower or dies costs time, but nothing is missing in the end. A piece computed twice is the same twice.
+    slower or dies costs time, but nothing is missing in the end.
     """
     cache, start, spent = job.cache, time.monotonic(), 0.0
     there = sum(len(rows) for view, rows in cache.chunks() if cache.has(view, rows))
@@ -73,8 +73,10 @@ def _loaded_ahead(job: Job, rank: Rank, thread: ThreadPoolExecutor) -> Iterator[
     """The pieces that this process has to compute, each loaded while the one before is computed."""
     chunks = list(job.cache.chunks())
     others = [chunk for number, chunk in enumerate(chunks) if number % rank.world != rank.number]
-    # From the end, so that a process that helps and the one it helps meet at one piece only.
-    order = (chunk for chunk in [*chunks[rank.number :: rank.world], *reversed(others)] if not job.cache.has(*chunk))
+    # In an order of one's own, so that those who help do not all help with the same piece.
+    random = np.random.default_rng(rank.number).permutation(len(others))
+    mine = [*chunks[rank.number :: rank.world], *(others[i] for i in random)]
+    order = (chunk for chunk in mine if not job.cache.has(*chunk))
     waiting = None
     for view, rows in order:
         coming = (view, rows, thread.submit(job.load, view, rows))
@@ -94,9 +96,8 @@ def verify(job: Job) -> None:
     """
     cache, furthest = job.cache, 0.0
     for view in tqdm(range(cache.manifest["views"]), desc=f"{job.what}, verified", unit="view"):
-        for other, rows in cache.chunks():
-            if other == view:
-                cache.read(view, slice(rows.start, rows.stop))
+        for start in range(0, cache.manifest["rows"], CHUNK_ROWS):
+            cache.read(view, slice(start, start + CHUNK_ROWS))
         rng = np.random.default_rng(view)
         rows = np.sort(rng.permutation(cache.manifest["rows"])[:VERIFIED])
         cached = cache.read(view, rows).reshape(len(rows), -1).astype(np.float64)

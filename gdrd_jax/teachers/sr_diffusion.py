@@ -18,6 +18,12 @@ from gdrd_jax.teachers import torch_network
 # The residual has a standard deviation of about 0.1 in units of [-1, 1]; diffusion wants 1.
 RESIDUAL_SCALE = 8.0
 SAMPLING_STEPS = 25
+# What a UNet2DModel may have; the rest of diffusers' options change how its encoder is to be called.
+BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+PLAIN = {
+    "mid_block_type": "UNetMidBlock2D", "time_embedding_type": "positional", "class_embed_type": None,
+    "num_class_embeds": None, "center_input_sample": False,
+}  # fmt: skip
 BATCH = 32
 
 
@@ -36,6 +42,11 @@ def check_folder(path: Path, tap: str) -> None:
             f"{path / 'config.json'} describes a {kind} of sample_size {size} with {inputs} input channels; "
             "it must be a UNet2DModel with one number as sample_size and 3 or 6 input channels"
         )
+    unsupported = [
+        f"{key} {config[key]!r}" for key, plain in PLAIN.items() if config.get(key, plain) != plain
+    ] + [kind for kind in config["down_block_types"] if kind not in BLOCKS]  # fmt: skip
+    if unsupported:
+        raise GdrdError(f"{path / 'config.json'} has {', '.join(unsupported)}, which this project does not know")
     if inputs == 6 and not (path / "scheduler_config.json").is_file():
         raise GdrdError(f"{path} has no scheduler_config.json; save the scheduler into the same folder")
 

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import logging
 import math
 import os
 import time
@@ -17,12 +18,14 @@ from tqdm import tqdm
 from gdrd_jax.data.degrade import Views, resize
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import batch_rows, in_parallel
-from gdrd_jax.errors import GdrdError, require
+from gdrd_jax.errors import GdrdError, first_line, require
 from gdrd_jax.files import write_json
 from gdrd_jax.interrupt import Interrupted, Signals
 from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.sr_diffusion import RESIDUAL_SCALE, check_tap, draw, to_tensor
 
+LOG = logging.getLogger(__name__)
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 TIMESTEPS = 1000
 WARMUP_STEPS = 50
 SECONDS_BETWEEN_SAVES = 30.0
@@ -51,6 +54,13 @@ class SrSettings:
     ema: float
 
     def __post_init__(self):
+        least = {"size": 1, "layers": 1, "steps": 0, "batch": 1}
+        low = [name for name, value in least.items() if getattr(self, name) < value]
+        if low or not 0 < self.learning_rate < math.inf or not 0 <= self.ema < 1 or min(self.channels, default=0) < 1:
+            raise GdrdError(
+    X
+                "the learning rate is above 0, ema is at least 0 and below 1"
+            )
         if not self.channels or self.size % 2 ** (len(self.channels) - 1) or any(c % 8 for c in self.channels):
             raise GdrdError(
                 f"the SR teacher's size {self.size} must be divisible by {2 ** max(0, len(self.channels) - 1)} "
@@ -68,7 +78,7 @@ def train(
 ) -> None:  # fmt: skip
     """Trains the network and saves it in `directory` in diffusers' layout.
 
-    Goes on from `directory/training.pt` when that is there.
+    Goes on from `directory/training.pt` when that is there; does nothing when it is done.
 
     Args:
       faces: to learn from, mirrored at random.
@@ -92,6 +102,9 @@ def train(
     ema = training_utils.EMAModel(unet.parameters(), decay=settings.ema)
     optimiser = torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate)
     state = directory / "training.pt"
+    if (directory / WEIGHTS).exists() and not state.exists():
+        LOG.info("%s: done before", directory)
+        return
     done = _restore(state, unet, ema, optimiser, device)
 
     def look() -> None:
@@ -129,13 +142,16 @@ def train(
             if signals.received:
                 raise Interrupted(f"SR teacher at step {done} of {settings.steps}", signals.received)
             if watch and watch_every and done % watch_every == 0 and done < settings.steps:
+                _save(state, done, unet, ema, optimiser)
                 look()
+    _save(state, done, unet, ema, optimiser)  # while it is there, what follows is not done
     if watch:
         look()
     ema.copy_to(unet.parameters())
-    scheduler.save_pretrained(directory)
-    unet.save_pretrained(directory)
-    state.unlink(missing_ok=True)
+    with _told(directory):
+        scheduler.save_pretrained(directory)
+        unet.save_pretrained(directory)
+    state.unlink()
 
 
 def network(settings: SrSettings):
@@ -156,7 +172,7 @@ def network(settings: SrSettings):
 def _claim(directory: Path, faces: Faces, views: Views, settings: SrSettings, seed: int) -> None:
     """Notes what is trained in `directory`, or refuses another's."""
     ours = {
-        "faces": faces.fingerprint or faces.signature(), "views": dataclasses.asdict(views),
+        "faces": faces.fingerprint or faces.signature(), "resolution": views.resolution, "kernel": views.kernel,
         "settings": dataclasses.asdict(settings), "seed": seed,
     }  # fmt: skip
     ours, path = json.loads(json.dumps(ours)), directory / "training.json"
@@ -203,9 +219,25 @@ def _averaged(unet, ema) -> Iterator[None]:
     ema.store(unet.parameters())
     ema.copy_to(unet.parameters())
     unet.eval()
-    yield
-    unet.train()
-    ema.restore(unet.parameters())
+    try:
+        yield
+    finally:
+        unet.train()
+        ema.restore(unet.parameters())
+
+
+@contextlib.contextmanager
+def _told(directory: Path) -> Iterator[None]:
+    """Turns what torch, safetensors and diffusers raise of a full disk into one of our errors."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise GdrdError(
+            f"{directory} could not be written: {first_line(error)}; make room if the disk is full, and run the same "
+            "command again"
+        ) from error
 
 
 def _save(path: Path, done: int, unet, ema, optimiser) -> None:
@@ -213,8 +245,9 @@ def _save(path: Path, done: int, unet, ema, optimiser) -> None:
 
     temporary = path.with_suffix(".tmp")
     state = {"done": done, "unet": unet.state_dict(), "ema": ema.state_dict(), "optimiser": optimiser.state_dict()}
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with _told(path.parent):
+        torch.save(state, temporary)
+        os.replace(temporary, path)
 
 
 def _restore(path: Path, unet, ema, optimiser, device) -> int:
@@ -222,8 +255,13 @@ def _restore(path: Path, unet, ema, optimiser, device) -> int:
 
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True, map_location=device)
-    unet.load_state_dict(state["unet"])
-    ema.load_state_dict(state["ema"])
-    optimiser.load_state_dict(state["optimiser"])
+    try:
+        # On the CPU first: Adam's counters belong there, and its moments follow their parameters.
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        unet.load_state_dict(state["unet"])
+        ema.load_state_dict(state["ema"])
+        optimiser.load_state_dict(state["optimiser"])
+    except Exception as error:  # torch, pickle, zipfile and struct each raise their own
+        raise GdrdError(f"{path} is damaged; remove it to begin again ({first_line(error)})") from error
+    ema.to(device)
     return state["done"]

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from gdrd_jax.data.degrade import Views
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import in_parallel
+from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.evaluation.models import unit
 from gdrd_jax.evaluation.report import plt, saved
@@ -39,8 +40,11 @@ class Studied(NamedTuple):
 
 
 def studied(train: Faces, pairs: PairList, views: Views, images: int) -> Studied:
-    """Reduces at most `images` faces of each training person, evenly chosen, and all faces of the pairs."""
+    """Reduces at most `images` faces of each training person who has two, evenly chosen, and all faces of the pairs."""
     of_each = [np.flatnonzero(train.labels == person) for person in range(len(train.identities))]
+    of_each = [own for own in of_each if len(own) > 1]
+    if len(of_each) < 2:
+        raise GdrdError(f"{train.root} has {len(of_each)} people with two faces or more; the probe needs at least 2")
     rows = np.concatenate([own[np.unique(np.linspace(0, len(own) - 1, images).astype(int))] for own in of_each])
 
     def low(faces: Faces, rows: np.ndarray) -> np.ndarray:
@@ -59,9 +63,12 @@ def study(network, taps: tuple[str, ...], faces: Studied, *, seed: int) -> dict[
             features = network.features_at(lr[start : start + BATCH], taps)
             shapes |= {tap: list(x.shape[1:]) for tap, x in features.items()}
             found[split].append({tap: pooled(x) for tap, x in features.items()})
-    joined = {split: {t: np.concatenate([b[t] for b in batches]) for t in taps} for split, batches in found.items()}
+
+    def joined(split: str, tap: str) -> np.ndarray:
+        return np.concatenate([batch.pop(tap) for batch in found[split]])
+
     return {
-        tap: {"shape": shapes[tap], **worth(joined["train"][tap], joined["test"][tap], faces, seed=seed)}
+        tap: {"shape": shapes[tap], **worth(joined("train", tap), joined("test", tap), faces, seed=seed)}
         for tap in taps
     }
 
@@ -137,7 +144,8 @@ def _fitted(x: np.ndarray, labels: np.ndarray, seed: int) -> _Probe:
 def _linear_r2(lr: np.ndarray, features: np.ndarray, test_lr: np.ndarray, test: np.ndarray) -> float:
     """Of ridge regression from the pixels, over all standardised features."""
     pixels, test_pixels = (images.reshape(len(images), -1) / 127.5 - 1 for images in (lr, test_lr))
-    mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
+    mean, std = features.mean(axis=0), features.std(axis=0)
+    std = np.maximum(std, 1e-3 * std.mean())  # a feature that hardly changes must not decide
     wanted, target = (features - mean) / std, (test - mean) / std
     centre = pixels.mean(axis=0)
     x, y = pixels - centre, test_pixels - centre

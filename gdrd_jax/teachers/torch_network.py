@@ -1,7 +1,9 @@
 """What the teachers that run in torch share: the device, the precision, and one batch after the other."""
 
 import contextlib
+import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -9,7 +11,13 @@ from gdrd_jax import ranks
 from gdrd_jax.errors import GdrdError, require
 from gdrd_jax.teachers import PRECISIONS
 
+LOG = logging.getLogger(__name__)
 LEAST_COSINE = 0.999  # to float32, below which bfloat16 is refused
+
+
+def may_have_gpu() -> bool:
+    """Whether the machine shows a GPU's device file; without one torch, which takes seconds, need not be asked."""
+    return any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
 
 
 def device():
@@ -22,15 +30,26 @@ def device():
 
 @contextlib.contextmanager
 def precision(name: str, where):
-    """Inference in "float32", or with torch's mixed precision "bfloat16", on the device `where`."""
+    """Inference in "float32", without cuDNN's TF32, or in torch's mixed "bfloat16", on the device `where`."""
     torch = require("torch", "teachers")
-    with torch.inference_mode(), torch.autocast(where.type, torch.bfloat16, enabled=name == "bfloat16"):
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.inference_mode(), exact, torch.autocast(where.type, torch.bfloat16, enabled=name == "bfloat16"):
         yield
 
 
 def in_batches(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int) -> np.ndarray:
-    """`function` of at most `batch` images at a time, put together again."""
-    return np.concatenate([function(images[start : start + batch]) for start in range(0, len(images), batch)])
+    """`function` of at most `batch` images at a time, fewer where a GPU's memory is too small, put together again."""
+    found, start = [], 0
+    while start < len(images):
+        try:
+            found.append(function(images[start : start + batch]))
+            start += batch
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if "out of memory" not in str(error) or batch == 1:
+                raise
+            batch //= 2
+            LOG.warning("the GPU's memory is too small; batches of %d from here on", batch)
+    return np.concatenate(found)
 
 
 def check_precision(name: str, run: Callable[[str], np.ndarray], where: str) -> None:

@@ -1,4 +1,6 @@
+import multiprocessing
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -75,12 +77,48 @@ def test_refuses_values_that_are_not_finite(tmp_path, value):
 
 
 def test_refuses_a_folder_that_is_no_cache(tmp_path):
-    with pytest.raises(GdrdError, match="manifest"):
-        Cache.open(tmp_path)
+    for text in (None, "", "{}", '{"format": 1, "rows": 1, "views": 1, "shape": [], "dtype": "f4", "made_from": {}}'):
+        if text is not None:
+            (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(GdrdError, match="manifest"):
+            Cache.open(tmp_path)
+
+
+def _create_when_told(path, barrier, failures):
+    barrier.wait()
+    try:
+        create(path)
+    except Exception as error:
+        failures.put(repr(error))
+
+
+def test_any_number_of_processes_may_begin_it_at_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    failures = context.Queue()
+    for number in range(20):
+        barrier = context.Barrier(4)
+        told = (tmp_path / str(number), barrier, failures)
+        processes = [context.Process(target=_create_when_told, args=told) for _ in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    assert failures.empty(), failures.get()
+
+
+def test_what_an_older_run_left_behind_goes_on_writing_is_not_taken(tmp_path):
+    """Rank 0 was killed and the cache begun anew with another teacher, while another rank still works."""
+    orphan = create(tmp_path / "c", made_from={"teacher": "old"})
+    shutil.rmtree(tmp_path / "c")
+    cache = create(tmp_path / "c", made_from={"teacher": "new"})
+    orphan.write(0, range(CHUNK_ROWS), -VALUES[0, :CHUNK_ROWS])
+    assert len(cache.missing()) == 6
+    write(cache, cache.missing())
+    np.testing.assert_array_equal(Cache.open(tmp_path / "c").read(0), VALUES[0])
 
 
 def first_chunk(path):
-    return path / "view0" / "0.0.0"
+    return next(path.glob("view0.*")) / "0.0.0"
 
 
 def test_a_flipped_bit_is_noticed(finished):
@@ -122,7 +160,9 @@ def test_a_disk_without_room_is_told_and_what_is_there_stays(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(GdrdError, match="could not be written.*make room and run the same command again"):
+        with pytest.raises(
+            GdrdError, match="could not be written.*make room if the disk is full, and run the same command again"
+        ):
             write_zeros(cache, range(CHUNK_ROWS, 2 * CHUNK_ROWS))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -80,6 +80,24 @@ def test_a_batch_that_a_reshape_fixes_at_one_is_freed(tmp_path, caplog):
     np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 0, 255), rtol=1e-4)
 
 
+def test_a_reshape_of_something_else_than_a_batch_is_left_alone(tmp_path):
+    """A bias that the graph computes from constants."""
+    weight = np.float32(RNG.normal(size=(3, 4)))
+    model = small_network(weight)
+    model.graph.node[-1].output[0] = "z"
+    model.graph.node.extend(
+        [
+            helper.make_node("Mul", ["a", "a"], ["b"]),
+            helper.make_node("Reshape", ["b", "shape"], ["c"]),
+            helper.make_node("Add", ["z", "c"], ["y"]),
+        ]
+    )
+    for name, value in (("a", np.arange(4, dtype=np.float32)), ("shape", np.array([1, 4]))):
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    teacher = ArcFace(save(model, tmp_path), preprocessing="0/255")
+    np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 0, 255) + np.arange(4) ** 2, rtol=1e-4)
+
+
 def test_a_batch_fixed_otherwise_inside_the_graph_is_run_one_by_one(tmp_path, caplog):
     weight = np.float32(RNG.normal(size=(3, 4)))
     model = reshaped(weight, [3], helper.make_node("Unsqueeze", ["r", "axis"], ["f"]))

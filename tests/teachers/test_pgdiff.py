@@ -11,7 +11,6 @@ from torch.nn import functional
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.teachers import load_generative
-from gdrd_jax.teachers.pgdiff import PGDiff
 from gdrd_jax.teachers.sr_diffusion import enlarged
 
 LOW = np.random.default_rng(0).integers(256, size=(3, 16, 16, 3), dtype=np.uint8)
@@ -30,7 +29,9 @@ def test_every_block_is_pgdiffs(fixture, size, timestep):
     taps = [*(f"block{i}" for i in range(BLOCKS)), "middle"]
     assert {name.split("_")[-1] for name in expected} - {"input"} == set(taps)
     for tap in taps:
-        teacher = PGDiff(fixture / "pgdiff_tiny.pth", tap=tap, input_size=size, timestep=timestep, head_channels=32)
+        teacher = load_generative(
+            "pgdiff", fixture / "pgdiff_tiny.pth", tap=tap, input_size=size, timestep=timestep, head_channels=32
+        )
         found = teacher.features(expected[f"s{size}_input"])
         reference = expected[f"s{size}_t{timestep}_{tap}"]
         assert found.size == reference.size or (found.size > 16_384 and reference.size == 2_048)
@@ -128,7 +129,7 @@ def test_size_tap_timestep_and_precision_are_free_and_change_the_fingerprint(tmp
 
 def test_faces_are_fed_as_rgb_in_minus_one_to_one(tmp_path):
     torch.save(guided_diffusion(), tmp_path / "a.pth")
-    found = PGDiff(tmp_path / "a.pth", tap="block0", input_size=24, timestep=0).features(LOW)
+    found = load_generative("pgdiff", tmp_path / "a.pth", tap="block0", input_size=24).features(LOW)
     weights = guided_diffusion()
     x = np.stack([resize(face, 24, "bicubic") for face in LOW]).transpose(0, 3, 1, 2) / 127.5 - 1
     expected = torch.nn.functional.conv2d(
@@ -140,7 +141,7 @@ def test_faces_are_fed_as_rgb_in_minus_one_to_one(tmp_path):
 
 def test_more_faces_than_a_batch(tmp_path):
     torch.save(guided_diffusion(), tmp_path / "a.pth")
-    teacher = PGDiff(tmp_path / "a.pth", tap="block3", input_size=8, timestep=0)
+    teacher = load_generative("pgdiff", tmp_path / "a.pth", tap="block3", input_size=8)
     many = np.repeat(LOW, 12, axis=0)
     np.testing.assert_allclose(teacher.features(many), np.repeat(teacher.features(LOW), 12, axis=0), atol=1e-5)
 
@@ -165,6 +166,14 @@ def test_what_does_not_fit_is_named(tmp_path):
     refused("middle_block.0.*emb_layers.1.weight", without("middle_block.0.emb_layers.1.weight"))
     refused(r"input_blocks.2 .*\[32, 32, 1, 1\]", {**good, "input_blocks.2.0.op.weight": torch.zeros(32, 32, 1, 1)})
     refused("input_blocks.1.0 .*extra", {**good, "input_blocks.1.0.extra.weight": torch.zeros(1)})
+    refused("input_blocks.1 does not fit: 2.foo is not", {**good, "input_blocks.1.2.foo": torch.zeros(1)})
+    refused("middle_block does not fit: 3.x", {**good, "middle_block.3.x": torch.zeros(1)})
+    refused("input_blocks.1 is missing", without(*(k for k in good if k.startswith("input_blocks.1."))))
+    refused("not as many output_blocks", {**good, "output_blocks.0.0.x": torch.zeros(1)})
+    refused("is no guided-diffusion UNet", without("time_embed.0.weight"))
+    refused("fits: ", {**good, "input_blocks.1.0.in_layers.2.weight": torch.zeros(3)})
+    refused("fits: .*48", guided_diffusion(channels=(48, 64)))
+    refused("a timestep is 0 to 999", good, timestep=1000)
     refused("heads of 64 channels: it has 96", guided_diffusion(channels=(32, 96)))
     refused("is not known; it can be float32 or bfloat16", good, precision="float16")
     with pytest.raises(GdrdError, match="diffusers or pgdiff"):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -151,9 +152,21 @@ def test_another_training_in_the_same_folder_is_refused(faces_folder, trained):
         sr_training.train(open_faces(faces_folder), VIEWS, SETTINGS, trained, seed=8)
 
 
-def test_an_untrained_network_has_the_shape_of_a_trained_one(trained):
-    unet, _ = sr_training.network(SETTINGS)
-    assert unet.config.sample_size == SrDiffusion(trained, tap="mid", timestep=0).size
+def test_what_is_done_is_not_done_again(faces_folder, trained, monkeypatch):
+    monkeypatch.setattr(sr_training, "_batches", lambda *args: 1 / 0)
+    train(faces_folder, trained)
+
+
+def test_a_damaged_state_is_named(faces_folder, tmp_path):
+    (tmp_path / "training.pt").write_bytes(b"nothing")
+    with pytest.raises(GdrdError, match="training.pt is damaged; remove it"):
+        train(faces_folder, tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"ema": 2.0}, {"size": 0}, {"learning_rate": float("nan")}])
+def test_settings_that_cannot_be_are_refused(wrong):
+    with pytest.raises(GdrdError, match="the SR teacher cannot have"):
+        dataclasses.replace(SETTINGS, **wrong)
 
 
 def test_a_network_is_fed_at_any_size(trained):

@@ -10,7 +10,7 @@ from gdrd_jax.evaluation.lfw import open_lfw
 from gdrd_jax.teachers import load_generative, tap_study
 from gdrd_jax.teachers.sr_training import SrSettings, train
 
-VIEWS = Views(8, "area", 2, *[0.0] * 7, jpeg=0, seed=0)
+VIEWS = Views.plain(8, "area")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,80 @@
+"""train_sr_teacher.py and study_taps.py as their users call them."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_faces, save_recogniser
+
+from gdrd_jax.teachers import load_generative
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("--size", "16", "--channels", "8", "16", "--batch", "4", "--resolution", "8", "--test-people", "2")
+
+
+def run(tool, *arguments, status=0):
+    command = [sys.executable, str(ROOT / "tools" / tool), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert status == 0 or "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def teacher(faces_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    recogniser = save_recogniser(folder / "arcface.onnx")
+    text = run("train_sr_teacher.py", faces_folder, folder / "sr", *SMALL, "--steps", 3, "--recogniser", recogniser)
+    return folder / "sr", text
+
+
+def test_a_trained_teacher_loads_and_tells_how_good_it_is(teacher, faces_folder):
+    folder, text = teacher
+    assert re.search(r"step 3: sr PSNR .* dB, identity cosine .*; bicubic PSNR .* dB, identity cosine", text)
+    assert load_generative("diffusers", folder).size == 16
+    assert (folder / "samples" / "step_000003.png").exists()
+    assert json.loads((folder / "samples" / "quality.json").read_text())["3"]["faces"] == 6
+    assert "done before" in run("train_sr_teacher.py", faces_folder, folder, *SMALL, "--steps", 3)
+
+
+def test_mistakes_end_in_one_sentence(teacher, faces_folder, tmp_path):
+    folder, _ = teacher
+    wrong = run("train_sr_teacher.py", faces_folder, folder, *SMALL, "--steps", 4, status=2)
+    assert "made from other settings" in wrong
+    people = run("train_sr_teacher.py", faces_folder, tmp_path / "a", *SMALL[:-1], "7", status=2)
+    assert "--test-people 7" in people and "7 people" in people
+    assert "there are no faces" in run("train_sr_teacher.py", tmp_path / "none", tmp_path / "a", *SMALL, status=2)
+    assert "divisible" in run("train_sr_teacher.py", faces_folder, tmp_path / "a", *SMALL, "--size", 17, status=2)
+    recogniser = run("train_sr_teacher.py", faces_folder, tmp_path / "a", *SMALL, "--recogniser", "x.onnx", status=2)
+    assert "x.onnx" in recogniser
+    assert not (tmp_path / "a").exists()
+
+
+def test_taps_are_compared(teacher, faces_folder, tmp_path):
+    folder, _ = teacher
+    run("train_sr_teacher.py", faces_folder, tmp_path / "untrained", *SMALL, "--steps", 0)
+    lfw = make_faces(tmp_path / "lfw", people=8, images=3)
+    for path in list(lfw.glob("*/*.png")):
+        path.rename(path.with_name(f"{path.parent.name}_{int(path.stem) + 1:04d}.png"))
+    lines = ["2\t3"]
+    for fold in (0, 1):
+        people = range(4 * fold, 4 * fold + 3)
+        lines += [f"p{i}\t1\t2" for i in people] + [f"p{i}\t1\tp{i + 1}\t3" for i in people]
+    (tmp_path / "pairs.txt").write_text("\n".join(lines) + "\n")
+    command = (
+        "study_taps.py", "--train", faces_folder, "--data", lfw, "--pairs", tmp_path / "pairs.txt",
+        "--resolution", 8, "--teacher", f"sr=diffusers:{folder}", "--teacher", f"no=diffusers:{tmp_path / 'untrained'}",
+        "--recogniser", folder.parent / "arcface.onnx", "--timestep", 0, 999, "--out", tmp_path / "out",
+    )  # fmt: skip
+    run(*command)
+    rows = json.loads((tmp_path / "out" / "taps.json").read_text())["rows"]
+    assert len(rows) == 2 + 1 + 2 * 2 * 3
+    assert rows["sr/999/mid"]["shape"] == [16, 8, 8] and 0 <= rows["no/0/down0"]["accuracy"] <= 100
+    assert (tmp_path / "out" / "taps.md").read_text().count("\n") == 2 + len(rows)
+    assert (tmp_path / "out" / "taps.png").stat().st_size > 10_000
+    assert "features, train" not in run(*command)  # nothing is measured twice
+    assert "NAME=KIND:PATH" in run(*command, "--teacher", "x=diffusers:none", status=2)
+    assert "diffusers or pgdiff" in run(*command, "--teacher", f"x=y:{folder}", status=2)
