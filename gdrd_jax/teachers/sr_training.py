@@ -58,13 +58,13 @@ class SrSettings:
         low = [name for name, value in least.items() if getattr(self, name) < value]
         if low or not 0 < self.learning_rate < math.inf or not 0 <= self.ema < 1 or min(self.channels, default=0) < 1:
             raise GdrdError(
-    X
-                "the learning rate is above 0, ema is at least 0 and below 1"
+                f"the SR teacher cannot have {self}: size, layers, batch and the channels, at least one, are 1 or more, "
+                "the learning rate is above 0, ema is 0 or more and below 1"
             )
-        if not self.channels or self.size % 2 ** (len(self.channels) - 1) or any(c % 8 for c in self.channels):
+        if self.size % 2 ** (len(self.channels) - 1) or any(c % 8 for c in self.channels):
             raise GdrdError(
-                f"the SR teacher's size {self.size} must be divisible by {2 ** max(0, len(self.channels) - 1)} "
-                f"and every one of its channels {self.channels}, at least one, by 8"
+                f"the SR teacher's size {self.size} must be divisible by {2 ** (len(self.channels) - 1)} "
+                f"and every one of its channels {self.channels} by 8"
             )
 
     def check_tap(self, tap: str) -> None:
