@@ -55,11 +55,13 @@ class SrSettings:
 
     def __post_init__(self):
         least = {"size": 1, "layers": 1, "steps": 0, "batch": 1}
-        low = [name for name, value in least.items() if getattr(self, name) < value]
-        if low or not 0 < self.learning_rate < math.inf or not 0 <= self.ema < 1 or min(self.channels, default=0) < 1:
+        enough = (
+            all(getattr(self, name) >= value for name, value in least.items()) and min(self.channels, default=0) > 0
+        )
+        if not (enough and 0 < self.learning_rate < math.inf and 0 <= self.ema < 1):
             raise GdrdError(
-                f"the SR teacher cannot have {self}: size, layers, batch and the channels, at least one, are 1 or more, "
-                "the learning rate is above 0, ema is 0 or more and below 1"
+                f"the SR teacher cannot have {self}: size, layers, batch and the channels, at least one, are 1 or "
+                "more, the learning rate is above 0, ema is 0 or more and below 1"
             )
         if self.size % 2 ** (len(self.channels) - 1) or any(c % 8 for c in self.channels):
             raise GdrdError(

@@ -1,5 +1,6 @@
 """What a generative teacher's features are worth: a linear probe, and how far raw pixels predict them."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -137,7 +138,9 @@ def _fitted(x: np.ndarray, labels: np.ndarray, seed: int) -> _Probe:
     scaler = StandardScaler().fit(x)
     pca = PCA(min(COMPONENTS, *x.shape), svd_solver="randomized", random_state=seed).fit(scaler.transform(x))
     lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage=SHRINKAGE)
-    lda.fit(pca.transform(scaler.transform(x)), labels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Only one sample available")  # of a person: no covariance, and that is right
+        lda.fit(pca.transform(scaler.transform(x)), labels)
     return _Probe(scaler, pca, lda)
 
 
