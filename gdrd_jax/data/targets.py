@@ -171,8 +171,8 @@ class Cache:
             self._array(view, open=True, create=True)[rows.start : rows.stop].write(values).result()
         except (ValueError, OSError, RuntimeError) as error:  # TensorStore's, by the kind of failure
             raise GdrdError(
-                f"{self.path} could not be written: {first_line(error)}; what is there already stays valid: make "
-                "room if the disk is full, and run the same command again"
+                f"{self.path} could not be written: {first_line(error).rsplit(': ', 1)[-1]}; what is there already "
+                "stays valid: make room if the disk is full, and run the same command again"
             ) from error
 
     def read(self, view: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:

@@ -12,14 +12,17 @@ HEAD_CHANNELS = 64  # of PGDiff's attention
 
 
 class Asked(NamedTuple):
-    """What a kind of generative teacher is asked for where nothing else is said; see `load_generative`."""
+    """What a kind of generative teacher is asked for where nothing else is said; see `load_generative`.
+
+    Measured in docs/teachers.md. An input size of 0 and a timestep of -1 are the network's own.
+    """
 
     tap: str
     input_size: int
     timestep: int
 
 
-GENERATIVE = {"diffusers": Asked("mid", 0, 0), "pgdiff": Asked("block17", 128, 0)}
+GENERATIVE = {"diffusers": Asked("mid", 0, -1), "pgdiff": Asked("block17", 128, 0)}
 
 
 def load_generative(

@@ -13,7 +13,7 @@ import numpy as np
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.errors import GdrdError, first_line, require
 from gdrd_jax.files import digest, sha256
-from gdrd_jax.teachers import torch_network
+from gdrd_jax.teachers import LAST_TIMESTEP, torch_network
 
 # The residual has a standard deviation of about 0.1 in units of [-1, 1]; diffusion wants 1.
 RESIDUAL_SCALE = 8.0
@@ -69,7 +69,8 @@ class SrDiffusion:
         `gdrd_jax.teachers.sr_training`, 3 an unconditional one, fed with the enlarged face.
       tap: "mid" or "down0", "down1", ...: the block whose output is taken.
       input_size: side in pixels to which a face is enlarged before the encoder; 0 is the network's own.
-      timestep: at which the encoder is asked, 0 (clean) to 999.
+      timestep: at which the encoder is asked, 0 (clean) to 999; -1 is 999 of a conditional network, where all it
+        can know of the face is the condition, and 0 of another.
       precision: "float32" or "bfloat16".
 
     Attributes:
@@ -96,6 +97,8 @@ class SrDiffusion:
         self.taps = _taps(len(self._unet.down_blocks))
         self.size = self._unet.config.sample_size
         self.conditional = self._unet.config.in_channels == 6
+        if timestep < 0:
+            timestep = LAST_TIMESTEP if self.conditional else 0
         self._tap, self._timestep, self._precision = tap, timestep, precision
         self._input_size = input_size or self.size
         files = sorted(f for f in path.iterdir() if f.name.startswith(("config.", "diffusion_pytorch_model.")))

@@ -63,6 +63,12 @@ def test_features_of_every_tap(trained, tap, shape):
     assert np.abs(features[0] - features[1]).max() > 1e-3
 
 
+def test_a_network_is_asked_where_it_must_look_at_its_condition(trained):
+    own, last, first = (SrDiffusion(trained, tap="mid", timestep=t) for t in (-1, 999, 0))
+    np.testing.assert_array_equal(own.features(LOW), last.features(LOW))
+    assert own.fingerprint == last.fingerprint != first.fingerprint
+
+
 def test_the_middle_is_what_the_whole_network_computes_there(trained):
     import torch
 
