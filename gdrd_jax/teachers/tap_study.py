@@ -183,10 +183,9 @@ def picture(rows: dict[str, dict]) -> bytes:
     order = list(dict.fromkeys(row["tap"] for row in rows.values() if row["timestep"] is not None))
     for number, (label, points) in enumerate(lines.items()):
         if points[0]["timestep"] is None:
-            for point in points:
-                axes.axhline(
-                    point["accuracy"], ls="--", lw=1, color=f"C{number}", label=f"{point['name']}, {point['tap']}"
-                )
+            for style, point in zip(("--", ":", "-."), points):
+                label = f"{point['name']}, {point['tap']}"
+                axes.axhline(point["accuracy"], ls=style, lw=1.5, color=f"C{number}", label=label)
             continue
         points = sorted(points, key=lambda row: order.index(row["tap"]))
         axes.errorbar(
