@@ -63,7 +63,7 @@ def views(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         def load(view: int, rows: range) -> np.ndarray:
             return np.stack([how.low(face, row, view) for row, face in zip(rows, high_views(source, how, view, rows))])
 
-        fill(Job(cache, load, lambda low: low, f"low-resolution views, {split}"), rank)
+        fill(Job(cache, load, None, f"low-resolution views, {split}"), rank)
 
 
 def teacher(config: ConfigDict, workdir: Path) -> None:

@@ -28,13 +28,13 @@ class Job:
     Attributes:
       cache: to be filled.
       load: `(view, rows)` -> what `compute` takes, read by a thread while it computes.
-      compute: -> values `[len(rows), ...]`.
+      compute: -> values `[len(rows), ...]`; None where `load` gives them.
       what: shown beside the progress bar.
     """
 
     cache: Cache
     load: Callable[[int, np.ndarray | range], np.ndarray]
-    compute: Callable[[np.ndarray], np.ndarray]
+    compute: Callable[[np.ndarray], np.ndarray] | None
     what: str
 
 
@@ -56,17 +56,15 @@ def fill(job: Job, rank: Rank = ALONE) -> None:
             if rank.world > 1 and cache.has(view, rows):
                 continue
             before = time.monotonic()
-            values = job.compute(inputs)
+            values = job.compute(inputs) if job.compute else inputs
             spent += time.monotonic() - before
             cache.write(view, rows, values)
             done += len(rows)
             progress.update(len(rows))
     seconds = time.monotonic() - start
     if done:
-        LOG.info(
-            "%s: %d faces in %.1f s, %.0f a second; %.1f %% of the time in the computation itself",
-            what, done, seconds, done / seconds, 100 * spent / seconds,
-        )  # fmt: skip
+        share = f"; {100 * spent / seconds:.1f} % of the time in the teacher" if job.compute else ""
+        LOG.info("%s: %d faces in %.1f s, %.0f a second%s", what, done, seconds, done / seconds, share)
 
 
 def _loaded_ahead(job: Job, rank: Rank, thread: ThreadPoolExecutor) -> Iterator[tuple[int, range, np.ndarray]]:
