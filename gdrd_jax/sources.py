@@ -17,6 +17,7 @@ from gdrd_jax.errors import GdrdError, missing
 from gdrd_jax.files import sha256
 from gdrd_jax.teachers import GENERATIVE, WEIGHTS
 from gdrd_jax.teachers.arcface import check_file, parse_preprocessing
+from gdrd_jax.teachers.checkpoint import check_weights
 from gdrd_jax.teachers.sr_diffusion import check_folder
 from gdrd_jax.teachers.sr_training import SrSettings
 
@@ -40,6 +41,8 @@ def check(config: ConfigDict, needed: set[str]) -> None:
         raise GdrdError(f"config.data.detector: there is no file {config.data.detector!r}; give a YuNet ONNX file")
     if "discriminative" in needed:
         check_file(recogniser(config))
+        if recogniser(config).suffix.lower() in WEIGHTS:
+            check_weights(recogniser(config))
         parse_preprocessing(config.discriminative.preprocessing)
         _require(("torch",) if recogniser(config).suffix.lower() in WEIGHTS else ("onnx", "onnxruntime"))
     if "teacher" in needed:
@@ -55,6 +58,7 @@ def _check_generative(config: ConfigDict) -> None:
                 f"config.generative.path: there is no file {config.generative.path!r}; give PGDiff's checkpoint, "
                 "iddpm_ffhq512_ema500000.pth"
             )
+        check_weights(path)
         if not re.fullmatch(r"block\d+|middle", tap):
             raise GdrdError(
                 f"config.generative.tap is {tap!r}; of the kind 'pgdiff' it is block0, block1, ... or middle"

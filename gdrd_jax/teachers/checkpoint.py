@@ -1,10 +1,24 @@
 """Weights as people have them: a file of tensors, read without running what may be in it."""
 
+import zipfile
 from pathlib import Path
 
 from gdrd_jax.errors import GdrdError, first_line, require
 
 SHOWN = 3  # keys named in a message
+
+
+def check_weights(path: Path) -> None:
+    """Finds at once what is no file of weights, or was cut short; imports nothing heavy.
+
+    Raises:
+      GdrdError: naming it.
+    """
+    with path.open("rb") as file:
+        begin = file.read(2)
+    whole = zipfile.is_zipfile(path) if begin == b"PK" else begin[:1] == b"\x80" or path.suffix == ".safetensors"
+    if not whole:
+        raise GdrdError(f"{path} is no file of weights, or is cut short; get it again")
 
 
 def read_state_dict(path: Path) -> dict:

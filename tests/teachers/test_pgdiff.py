@@ -11,6 +11,7 @@ from torch.nn import functional
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.teachers import load_generative
+from gdrd_jax.teachers.checkpoint import check_weights
 from gdrd_jax.teachers.sr_diffusion import enlarged
 
 LOW = np.random.default_rng(0).integers(256, size=(3, 16, 16, 3), dtype=np.uint8)
@@ -182,6 +183,10 @@ def test_what_does_not_fit_is_named(tmp_path):
     (tmp_path / "m.pth").write_bytes(data[: len(data) // 2])
     with pytest.raises(GdrdError, match="cannot be read as weights"):
         load_generative("pgdiff", tmp_path / "m.pth")
+    with pytest.raises(GdrdError, match="m.pth is no file of weights, or is cut short"):
+        check_weights(tmp_path / "m.pth")
+    (tmp_path / "m.pth").write_bytes(data)
+    check_weights(tmp_path / "m.pth")
     with pytest.raises(GdrdError, match="no file"):
         load_generative("pgdiff", tmp_path / "none.pth")
 
