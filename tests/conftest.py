@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import simplejpeg
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from gdrd_jax.config import default
@@ -81,6 +82,65 @@ def save_recogniser(path, cells=4):
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
     return path
+
+
+def guided_diffusion(seed=0, channels=(32, 64), counts=(1, 1), attended=(1,), decoder=False):
+    """A state_dict of a network of that family.
+
+    Args:
+      channels: one number a level.
+      counts: residual blocks a level.
+      attended: the levels with attention.
+      decoder: make that, too; it is ignored.
+    """
+    random, weights = torch.Generator().manual_seed(seed), {}
+
+    def layer(name, *shape):
+        weights[f"{name}.weight"] = torch.randn(shape, generator=random) / max(1, np.prod(shape[1:])) ** 0.5
+        weights[f"{name}.bias"] = torch.randn(shape[:1], generator=random) * 0.1
+
+    def residual(name, before, after):
+        layer(f"{name}.in_layers.0", before)
+        layer(f"{name}.in_layers.2", after, before, 3, 3)
+        layer(f"{name}.emb_layers.1", 2 * after, 128)
+        layer(f"{name}.out_layers.0", after)
+        layer(f"{name}.out_layers.3", after, after, 3, 3)
+        if before != after:
+            layer(f"{name}.skip_connection", after, before, 1, 1)
+
+    def attention(name, width):
+        layer(f"{name}.norm", width)
+        layer(f"{name}.qkv", 3 * width, width, 1)
+        layer(f"{name}.proj_out", width, width, 1)
+
+    layer("time_embed.0", 128, 32)
+    layer("time_embed.2", 128, 128)
+    layer("input_blocks.0.0", channels[0], 3, 3, 3)
+    width, number, skips = channels[0], 1, [channels[0]]
+    for level, (after, count) in enumerate(zip(channels, counts)):
+        if level:
+            layer(f"input_blocks.{number}.0.op", width, width, 3, 3)
+            number, skips = number + 1, [*skips, width]
+        for _ in range(count):
+            residual(f"input_blocks.{number}.0", width, after)
+            if level in attended:
+                attention(f"input_blocks.{number}.1", after)
+            width, number, skips = after, number + 1, [*skips, after]
+    residual("middle_block.0", width, width)
+    attention("middle_block.1", width)
+    residual("middle_block.2", width, width)
+    layer("out.2", 6, channels[0], 3, 3)
+    number = 0
+    for level in reversed(range(len(channels) if decoder else 0)):
+        for i in range(counts[level] + 1):
+            residual(f"output_blocks.{number}.0", width + skips.pop(), channels[level])
+            width = channels[level]
+            if level in attended:
+                attention(f"output_blocks.{number}.1", width)
+            if level and i == counts[level]:
+                layer(f"output_blocks.{number}.{1 + (level in attended)}.conv", width, width, 3, 3)
+            number += 1
+    return weights
 
 
 @pytest.fixture(scope="session")

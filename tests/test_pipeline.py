@@ -12,9 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import tiny_config
+import torch
+from conftest import guided_diffusion, tiny_config
 
 from gdrd_jax import pipeline
+from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.recognizer import Recognizer
 
@@ -199,6 +201,17 @@ def test_a_workdir_of_another_config_is_refused(copy, faces_folder, tmp_path):
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(GdrdError, match="holds files that are not this program's"):
         pipeline.run(config, tmp_path / "mine")
+
+
+def test_pgdiff_teaches_a_student(faces_folder, tmp_path):
+    torch.save({"state_dict": {f"module.{k}": v for k, v in guided_diffusion().items()}}, tmp_path / "ddpm.pth")
+    config = tiny_config(faces_folder)
+    config.generative.update(kind="pgdiff", path=str(tmp_path / "ddpm.pth"), tap="block3", input_size=32)
+    pipeline.run(config, tmp_path / "run")
+    targets = Cache.open(tmp_path / "run" / "generative" / "train")
+    assert targets.manifest["shape"] == [64, 16, 16] and targets.manifest["about"]["teacher"]["kind"] == "pgdiff"
+    assert "reconstruction" not in (tmp_path / "run" / "report.html").read_text()  # it draws none
+    assert json.loads((tmp_path / "run" / "gen" / "metrics.json").read_text())["held_out_r2"] < 1
 
 
 def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
