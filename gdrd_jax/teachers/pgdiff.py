@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.errors import GdrdError, first_line, require
-from gdrd_jax.files import digest, sha256
+from gdrd_jax.files import sha256
 from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.checkpoint import load, part, read_state_dict
 from gdrd_jax.teachers.sr_diffusion import enlarged
+from gdrd_jax.teachers.torch_network import Tapped
 
-BATCH = 32
 GROUPS, EPSILON = 32, 1e-5
 # guided-diffusion's names of the layers of a residual block, and diffusers'.
 RESIDUAL = {
@@ -24,7 +24,7 @@ RESIDUAL = {
 }  # fmt: skip
 
 
-class PGDiff:
+class PGDiff(Tapped):
     """T_g from a guided-diffusion checkpoint, run by torch, on a GPU if there is one.
 
     Args:
@@ -73,26 +73,12 @@ class PGDiff:
         # What convolutions like best, on CPUs and GPUs alike.
         how = {"device": self._device, "memory_format": self._torch.channels_last}
         self._blocks = [[layer.to(**how).eval() for layer in block] for block in blocks[: self.taps.index(tap) + 1]]
-        self._size, self._timestep, self._precision = input_size, timestep, precision
-        self._tap = tap
+        self._size, self._timestep = input_size, timestep
         self.settings = {
             "kind": "pgdiff", "tap": tap, "input_size": input_size, "timestep": timestep, "precision": precision,
             "head_channels": head_channels, "sha256": sha256(path),
         }  # fmt: skip
-        self.fingerprint = digest(self.settings)
-        torch_network.check_precision(
-            precision, lambda kind: self._encode(torch_network.trial(16), kind, (tap,))[tap], f"{path} at tap {tap}"
-        )
-
-    def features(self, lr: np.ndarray) -> np.ndarray:
-        """uint8 RGB `[N, h, w, 3]` -> float32 `[N, C, h', w']`, the tap's output."""
-        return torch_network.in_batches(
-            lambda some: self._encode(some, self._precision, (self._tap,))[self._tap], lr, BATCH
-        )
-
-    def features_at(self, lr: np.ndarray, taps: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """As `features`, of several taps, none of them after `tap`, from one pass over at most some 32 faces."""
-        return self._encode(lr, self._precision, taps)
+        self._ready(str(path))
 
     def _encode(self, lr: np.ndarray, precision: str, taps: tuple[str, ...]) -> dict[str, np.ndarray]:
         with torch_network.precision(precision, self._device):

@@ -12,8 +12,9 @@ import numpy as np
 
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.errors import GdrdError, first_line, require
-from gdrd_jax.files import digest, sha256
+from gdrd_jax.files import sha256
 from gdrd_jax.teachers import LAST_TIMESTEP, torch_network
+from gdrd_jax.teachers.torch_network import Tapped
 
 # The residual has a standard deviation of about 0.1 in units of [-1, 1]; diffusion wants 1.
 RESIDUAL_SCALE = 8.0
@@ -24,7 +25,6 @@ PLAIN = {
     "mid_block_type": "UNetMidBlock2D", "time_embedding_type": "positional", "class_embed_type": None,
     "num_class_embeds": None, "center_input_sample": False,
 }  # fmt: skip
-BATCH = 32
 
 
 def check_folder(path: Path, tap: str) -> None:
@@ -61,7 +61,7 @@ def _taps(levels: int) -> tuple[str, ...]:
     return (*(f"down{i}" for i in range(levels)), "mid")
 
 
-class SrDiffusion:
+class SrDiffusion(Tapped):
     """T_g from a folder of `UNet2DModel.save_pretrained`, run by torch, on a GPU if there is one.
 
     Args:
@@ -99,27 +99,14 @@ class SrDiffusion:
         self.conditional = self._unet.config.in_channels == 6
         if timestep < 0:
             timestep = LAST_TIMESTEP if self.conditional else 0
-        self._tap, self._timestep, self._precision = tap, timestep, precision
+        self._timestep = timestep
         self._input_size = input_size or self.size
         files = sorted(f for f in path.iterdir() if f.name.startswith(("config.", "diffusion_pytorch_model.")))
         self.settings = {
             "kind": "diffusers", "tap": tap, "input_size": self._input_size, "timestep": timestep,
             "precision": precision, "sha256": {file.name: sha256(file) for file in files},
         }  # fmt: skip
-        self.fingerprint = digest(self.settings)
-        torch_network.check_precision(
-            precision, lambda kind: self._encode(torch_network.trial(16), kind, (tap,))[tap], f"{path} at tap {tap}"
-        )
-
-    def features(self, lr: np.ndarray) -> np.ndarray:
-        """uint8 RGB `[N, h, w, 3]` -> float32 `[N, C, h', w']`, the tap's output."""
-        return torch_network.in_batches(
-            lambda some: self._encode(some, self._precision, (self._tap,))[self._tap], lr, BATCH
-        )
-
-    def features_at(self, lr: np.ndarray, taps: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """As `features`, of several taps from one pass over at most some 32 faces."""
-        return self._encode(lr, self._precision, taps)
+        self._ready(str(path))
 
     def _encode(self, lr: np.ndarray, precision: str, taps: tuple[str, ...]) -> dict[str, np.ndarray]:
         with torch_network.precision(precision, self._device):
@@ -164,8 +151,8 @@ def draw(unet, scheduler, lr: np.ndarray, seed: int) -> np.ndarray:
     sampler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=False)
     sampler.set_timesteps(SAMPLING_STEPS)
     generator, drawn = torch.Generator().manual_seed(seed), []
-    for start in range(0, len(lr), BATCH):
-        condition = enlarged(lr[start : start + BATCH], unet.config.sample_size).to(unet.device)
+    for start in range(0, len(lr), torch_network.BATCH):
+        condition = enlarged(lr[start : start + torch_network.BATCH], unet.config.sample_size).to(unet.device)
         x = torch.randn(condition.shape, generator=generator).to(unet.device)
         with torch.inference_mode():
             for time in sampler.timesteps:

@@ -9,9 +9,11 @@ import numpy as np
 
 from gdrd_jax import ranks
 from gdrd_jax.errors import GdrdError, require
+from gdrd_jax.files import digest
 from gdrd_jax.teachers import PRECISIONS
 
 LOG = logging.getLogger(__name__)
+BATCH = 32  # faces that a generative teacher takes at once
 LEAST_COSINE = 0.999  # to float32, below which bfloat16 is refused
 
 
@@ -72,6 +74,30 @@ def check_precision(name: str, run: Callable[[str], np.ndarray], where: str) -> 
     cosine = ((exact * fast).sum(axis=1) / np.maximum(lengths, 1e-30)).min()
     if not cosine > LEAST_COSINE:
         raise GdrdError(f"{where} has a cosine of {cosine:.4f} to float32 when run in {name}; choose float32")
+
+
+class Tapped:
+    """What both kinds of generative teacher share.
+
+    They have `taps`, `settings` (with `tap` and `precision`) and `_encode(lr, precision, taps)`, tap -> output.
+    """
+
+    def _ready(self, where: str) -> None:
+        """The last thing a network does at its start."""
+        self.fingerprint = digest(self.settings)
+        self._tap, self._precision = self.settings["tap"], self.settings["precision"]
+        check_precision(
+            self._precision, lambda kind: self._encode(trial(16), kind, (self._tap,))[self._tap],
+            f"{where} at tap {self._tap}",
+        )  # fmt: skip
+
+    def features(self, lr: np.ndarray) -> np.ndarray:
+        """uint8 RGB `[N, h, w, 3]` -> float32 `[N, C, h', w']`, the tap's output."""
+        return in_batches(lambda some: self._encode(some, self._precision, (self._tap,))[self._tap], lr, BATCH)
+
+    def features_at(self, lr: np.ndarray, taps: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """As `features`, of several taps (of PGDiff none after `tap`), from one pass over at most some 32 faces."""
+        return self._encode(lr, self._precision, taps)
 
 
 def trial(side: int, count: int = 4) -> np.ndarray:
