@@ -1,8 +1,10 @@
 """What is kept of a training run (Orbax) and of a trained module."""
 
+import contextlib
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,60 +12,100 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.errors import GdrdError, first_line
 
 SECONDS_BETWEEN_SAVES = 60.0
 
 
 class Checkpoints:
-    """Checkpoints of `(state, metrics)` by step, the newest two, written in the background.
+    """Checkpoints of `(state, record)` by step, the newest two, written in the background.
+
+    Only the process that makes it has to take part, however many there are.
 
     Args:
       directory: made if it is missing.
     """
 
     def __init__(self, directory: Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=2)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=False, multiprocessing_options=_alone())
+        self._directory = directory.absolute()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._saved = time.monotonic()
 
-    def restore(self, state: Any) -> tuple[Any, int, dict[str, float]]:
-        """`(state, steps done, metrics)` of the newest checkpoint, or `(state, 0, {})` if there is none.
+    def restore(self, state: Any, record: dict) -> tuple[Any, int, dict]:
+        """`(state, steps done, record)` of the newest checkpoint, or `(state, 0, record)` if there is none.
 
         Args:
-          state: a pytree of arrays with the wanted shapes and shardings.
+          state: a pytree of numpy arrays of the wanted shapes.
+          record: what else was saved, of JSON's types.
+
+        Raises:
+          GdrdError: the checkpoint is of something else, or damaged.
         """
         step = self._manager.latest_step()
         if step is None:
-            return state, 0, {}
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), metrics=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
-        return restored["state"], step, restored["metrics"]
+            return state, 0, record
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(state), record=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=args)
+        except (ValueError, KeyError, OSError) as error:
+            raise GdrdError(
+                f"the checkpoint {self._directory / str(step)} cannot be read: {first_line(error)}; remove it to go "
+                f"on from the one before, or {self._directory} to begin anew"
+            ) from error
+        return restored["state"], step, restored["record"]
 
     def due(self) -> bool:
         """True when the last save is long enough ago."""
         return time.monotonic() - self._saved > SECONDS_BETWEEN_SAVES
 
-    def save(self, step: int, state: Any, metrics: dict[str, float]) -> None:
-        """Begins to save; the arrays are copied before it returns."""
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), metrics=ocp.args.JsonSave(metrics))
-        self._manager.save(step, args=args)
+    def save(self, step: int, state: Any, record: dict) -> None:
+        """Begins to save, once an earlier save is over.
+
+        Raises:
+          GdrdError: it, or the one before, cannot be written.
+        """
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        with self._told():
+            self._manager.wait_until_finished()
+            self._manager.save(step, args=args)
         self._saved = time.monotonic()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError, RuntimeError) as error:  # TensorStore's, by the kind of failure
+            raise GdrdError(
+                f"a checkpoint could not be written to {self._directory}: {first_line(error)}; the one before it is "
+                "still there: make room if the disk is full, and run the same command again"
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._told():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """What is saved is the same in every process; the one that saves it does not wait for others."""
+    this = jax.process_index()
+    # The barriers' names have to differ from those of the other processes.
+    return ocp.options.MultiprocessingOptions(
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"p{this}"
+    )
 
 
 def save_weights(module: nnx.Module, directory: Path, description: dict) -> None:
     """Replaces `directory` by the module's weights and `description.json`."""
     shutil.rmtree(directory, ignore_errors=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((directory / "weights").absolute(), nnx.to_pure_dict(nnx.state(module)))
+    weights = jax.device_get(nnx.to_pure_dict(nnx.state(module)))
+    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
+        checkpointer.save((directory / "weights").absolute(), weights)
     (directory / "description.json").write_text(json.dumps(description, indent=1))
 
 
@@ -83,7 +125,7 @@ def load_weights(module: nnx.Module, directory: Path) -> None:
     """Puts the weights that `save_weights` wrote into `module`."""
     state = nnx.state(module)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, nnx.to_pure_dict(state))
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
         weights = checkpointer.restore((directory / "weights").absolute(), abstract)
     nnx.replace_by_pure_dict(state, weights)
     nnx.update(module, state)

@@ -11,13 +11,16 @@ from gdrd_jax.data.degrade import KERNELS
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.teachers import GENERATIVE, LAST_TIMESTEP, PRECISIONS
 
+RESIDENCIES = ("auto", "device", "host")
 CHOICES = {
     "until": ("gen", "dis", "report"),
     "views.resolution": (8, 16, 32),
     "views.kernel": KERNELS,
     "student.head_stages": (0, 1, 2),
     "student.dtype": ("float32", "bfloat16"),
+    "data.residency": RESIDENCIES,
     "dis.positive": ("pair", "identity"),
+    "dis.pairs": ("gathered", "local"),
     "generative.kind": tuple(GENERATIVE),
     "generative.precision": PRECISIONS,
     "discriminative.precision": PRECISIONS,
@@ -26,6 +29,7 @@ AT_LEAST = {
     **dict.fromkeys(("seed", "data.test_people", "data.calibration_people"), 0),
     **{"generative.timestep": -1, "generative.input_size": 0},
     **dict.fromkeys(("dis.cls", "dis.kd", "dis.rcd", "gen.weight_decay", "dis.weight_decay"), 0),
+    **dict.fromkeys(("gen.shift", "gen.evaluate_every", "dis.shift", "dis.evaluate_every"), 0),
     **dict.fromkeys(("gen.steps", "gen.batch", "dis.steps", "dis.batch"), 1),
     **dict.fromkeys(("sr.steps", "sr.batch", "sr.layers", "sr.size"), 1),
     **dict.fromkeys(("views.count", "evaluation.images_per_person"), 2),
@@ -44,6 +48,10 @@ def default() -> ConfigDict:
     config.seed = 7
     # The last step to run: "gen", "dis" or "report".
     config.until = "report"
+    # False refuses a workdir that was used before, instead of going on in it.
+    config.resume = True
+    # Trace some steps of both stages, into gen/profile and dis/profile.
+    config.profile = False
     config.data = ConfigDict(
         {
             "path": "",  # a folder of faces, FOLDER/PERSON/IMAGE, or "orl"
@@ -54,8 +62,14 @@ def default() -> ConfigDict:
             # So many before them choose thresholds: stage dis leaves them out, because the scores of
             # people whose identity a student has learnt say nothing of strangers'.
             "calibration_people": 10,
+            # Where views and targets are kept in training: the memory of each "device", or on disk, from where the
+            # "host" reads them; "auto" is "device" if they fit.
+            "residency": "auto",
         }
     )
+    # On what a student is verified while stage dis trains it: the calibration people, or the faces of LFW with its
+    # pairs.txt, or a .bin of InsightFace.
+    config.dev = ConfigDict({"path": "", "pairs": ""})
     config.views = ConfigDict(
         {
             "resolution": 16,
@@ -121,6 +135,8 @@ def default() -> ConfigDict:
         "momentum": 0.9,
         "weight_decay": 5e-4,
         "clip_norm": 1.0,
+        "shift": 0,  # faces are moved by up to so many pixels of the low resolution, at random
+        "evaluate_every": 1000,  # steps; 0 is never
     }
     config.gen = ConfigDict(schedule)
     config.dis = ConfigDict(
@@ -133,6 +149,8 @@ def default() -> ConfigDict:
             "temperature": 4.0,
             "teacher_scale": 32.0,
             "positive": "pair",  # or "identity": what b = 1 means in Eq. 2
+            # The relations of a face are with all of the batch, or "local", with those on the same device.
+            "pairs": "gathered",
             "end_to_end": False,
         }
     )

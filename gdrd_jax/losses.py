@@ -1,11 +1,13 @@
 """Eq. 1, 2 and 3 of GDRD (arXiv 2409.06371) as pure functions of arrays.
 
-Symbols as in the paper. Every function returns a float32 scalar.
+Symbols as in the paper. Losses are float32 scalars of the whole batch, also where each device has a part of it.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from gdrd_jax import parallel
 
 
 def generative_loss(prediction: jax.Array, target: jax.Array) -> jax.Array:
@@ -20,12 +22,12 @@ def generative_loss(prediction: jax.Array, target: jax.Array) -> jax.Array:
       target: `T_g(lr)`, same shape; receives no gradient.
     """
     difference = prediction.astype(jnp.float32) - jax.lax.stop_gradient(target)
-    return jnp.mean(difference**2)
+    return parallel.mean(jnp.mean(difference**2))
 
 
 def classification_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """`L_cls` of Eq. 3: softmax cross-entropy of logits `[B, K]` with int labels `[B]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return parallel.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean())
 
 
 def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature: float) -> jax.Array:
@@ -38,7 +40,8 @@ def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature:
     """
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
     student = jax.nn.log_softmax(logits / temperature)
-    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
+    divergence = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+    return temperature**2 * parallel.mean(jnp.mean(divergence))
 
 
 def centre_logits(embeddings: jax.Array, centres: jax.Array, scale: float) -> jax.Array:
@@ -53,43 +56,46 @@ def centre_logits(embeddings: jax.Array, centres: jax.Array, scale: float) -> ja
 
 
 def relation_scores(
-    h1: jax.Array, h2: jax.Array, labels: jax.Array, key: jax.Array, *, tau: float, positive: str
+    h1: jax.Array, h2: jax.Array, labels: jax.Array, key: jax.Array, first=0, *, tau: float, positive: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Scores `s = h1(v_t[i,j]) . h2(v_ts[i,k]) / tau`, one positive and one negative k an (i, j).
 
     Args:
-      h1, h2: unit-length projected relations `[B, B, P]` of `RelationCritic`.
-      labels: identities, int `[B]`.
-      key: picks k.
+      h1, h2: unit-length projected relations of `RelationCritic`, `[A, B, P]`: of A of the batch's B faces, the
+        anchors i, with all of them.
+      labels: identities of all, int `[B]`.
+      key: picks k, the same whatever part of the batch the anchors are.
+      first: position of the first anchor in the batch.
       tau: temperature, 0.4 in the paper.
       positive: "pair": k = j is positive and any other k negative; "identity": k of the
         same identity as j is positive and k of another one negative.
 
     Returns:
-      `positives` and `negatives`, float32 `[B, B]`, and a bool mask `[B, B]` of the (i, j)
+      `positives` and `negatives`, float32 `[A, B]`, and a bool mask `[A, B]` of the (i, j)
       that count: i != j, and a negative exists.
     """
-    size = len(labels)
-    diagonal = jnp.eye(size, dtype=bool)
+    anchors, size = h1.shape[:2]
     if positive == "pair":
-        negative_of = ~diagonal
-        k_positive = jnp.broadcast_to(jnp.arange(size), (size, size))
+        negative_of = ~jnp.eye(size, dtype=bool)
+        k_positive = jnp.broadcast_to(jnp.arange(size), (anchors, size))
     else:
         same = labels[:, None] == labels[None, :]
         negative_of = ~same
-        k_positive = _pick(jax.random.fold_in(key, 1), same, size)
-    k_negative = _pick(key, negative_of, size)
-    anchor = jnp.arange(size)[:, None]
+        k_positive = _pick(jax.random.fold_in(key, 1), same, first, anchors)
+    k_negative = _pick(key, negative_of, first, anchors)
+    anchor = jnp.arange(anchors)[:, None]
     positives = jnp.sum(h1 * h2[anchor, k_positive], axis=-1) / tau
     negatives = jnp.sum(h1 * h2[anchor, k_negative], axis=-1) / tau
-    return positives, negatives, ~diagonal & negative_of.any(axis=1)[None, :]
+    itself = first + anchor == jnp.arange(size)
+    return positives, negatives, ~itself & negative_of.any(axis=1)[None, :]
 
 
-def _pick(key: jax.Array, allowed: jax.Array, anchors: int) -> jax.Array:
-    """For each (i, j) a uniformly random k with `allowed[j, k]`: int `[anchors, B]`."""
+def _pick(key: jax.Array, allowed: jax.Array, first, anchors: int) -> jax.Array:
+    """For each (i, j) a uniformly random k with `allowed[j, k]`, for i from `first` on: int `[anchors, B]`."""
     size = len(allowed)
     count = allowed.sum(axis=1)
-    rank = jnp.floor(jax.random.uniform(key, (anchors, size)) * count).astype(jnp.int32)
+    of_all = jax.random.uniform(key, (size, size))
+    rank = jnp.floor(jax.lax.dynamic_slice_in_dim(of_all, first, anchors) * count).astype(jnp.int32)
     rank = jnp.minimum(rank, count - 1)
     in_order = jnp.argsort(~allowed, axis=1, stable=True)  # row j: its allowed k first
     return in_order[jnp.arange(size), jnp.maximum(rank, 0)]
@@ -104,13 +110,13 @@ def relation_loss(
     `softplus(c - s)` and `-log(1 - h(s))` is `softplus(s - c)`, which do not overflow.
 
     Args:
-      positives, negatives: scores `[B, B]`.
-      mask: bool `[B, B]`, the (i, j) that count.
+      positives, negatives: scores `[A, B]`.
+      mask: bool `[A, B]`, the (i, j) that count.
       negative_ratio: `n/m`; equally many positives and negatives make it 1/2.
     """
     c = jnp.log(negative_ratio)
     terms = jax.nn.softplus(c - positives) + jax.nn.softplus(negatives - c)
-    return jnp.sum(terms * mask) / jnp.maximum(mask.sum(), 1)
+    return parallel.total(jnp.sum(terms * mask)) / jnp.maximum(parallel.total(mask.sum()), 1)
 
 
 def discriminative_loss(terms: dict[str, jax.Array], weights: dict[str, float]) -> jax.Array:

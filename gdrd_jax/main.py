@@ -11,9 +11,13 @@ from gdrd_jax import config as settings
 from gdrd_jax import pipeline
 from gdrd_jax.command_line import guarded
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.ranks import Rank, from_environment
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/NAME by default.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where several processes train together.")
+_PROCESSES = flags.DEFINE_integer("processes", 1, "How many they are.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is.", lower_bound=0)
 
 
 def parse_flags(argv: list[str]) -> ConfigDict:
@@ -44,12 +48,28 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     return config
 
 
-def cli(argv: list[str], work: Callable[[ConfigDict, Path], None] = pipeline.run, about: str | None = __doc__) -> int:
+def this_process() -> Rank:
+    """Which process the flags, or else the launcher, say this is."""
+    if _PROCESSES.value == 1:
+        return from_environment()
+    if not _COORDINATOR.value or _PROCESS.value >= _PROCESSES.value:
+        raise GdrdError(
+            f"--processes={_PROCESSES.value} needs --coordinator=HOST:PORT, a free port of the first machine, and "
+            f"--process=0 to {_PROCESSES.value - 1}, another for each"
+        )
+    return Rank(_PROCESS.value, _PROCESSES.value, coordinator=_COORDINATOR.value)
+
+
+def _train(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+    pipeline.run(config, workdir, rank=rank)
+
+
+def cli(argv: list[str], work: Callable[[ConfigDict, Path, Rank], None] = _train, about: str | None = __doc__) -> int:
     """Does what a command line asks for.
 
     Args:
       argv: as `sys.argv`.
-      work: `(config, workdir)`.
+      work: `(config, workdir, rank)`.
       about: what `--help` begins with.
 
     Returns:
@@ -65,7 +85,7 @@ def cli(argv: list[str], work: Callable[[ConfigDict, Path], None] = pipeline.run
 
     def parse_and_work() -> None:
         config = parse_flags(argv)
-        work(config, Path(_WORKDIR.value or f"runs/{config.name}"))
+        work(config, Path(_WORKDIR.value or f"runs/{config.name}"), this_process())
 
     return guarded(parse_and_work)
 

@@ -44,7 +44,7 @@ class Step:
       module: where the function is; imported when the step has to run, for it is heavy. The
         function may return a fingerprint of its output; the fingerprint of its origin serves otherwise.
       publishes: files that are moved from the step's folder to the workdir when it is done.
-      shared: it only fills caches, which several processes can do together; its function takes a rank, too.
+      shared: several processes can do it together; its function takes a rank, too.
     """
 
     name: str
@@ -58,14 +58,15 @@ class Step:
 
 TAKEN = ("discriminative.preprocessing", "discriminative.precision")
 TAPPED = ("generative.kind", "generative.precision")  # and what `generative_files` tells
+TRAINED = ("seed", "student", "dis", "data.calibration_people")
 STEPS = (
     Step("faces", ("data.align", "data.test_people"), files=sources.face_files),
     Step("views", ("seed", "views"), ("faces",), shared=True),
     Step("discriminative", TAKEN, ("views",), sources.discriminative_files, shared=True),
     Step("teacher", ("seed", "views.resolution", "views.kernel", "sr", "generative.path"), ("faces",)),
     Step("generative", TAPPED, ("views", "teacher"), sources.generative_files, shared=True),
-    Step("gen", ("seed", "student", "gen"), ("generative",)),
-    Step("dis", ("seed", "student", "dis", "data.calibration_people"), ("gen", "discriminative")),
+    Step("gen", ("seed", "student", "gen"), ("generative",), shared=True),
+    Step("dis", TRAINED, ("gen", "discriminative"), sources.dev_files, shared=True),
     Step("report", ("evaluation", "discriminative.name"), ("dis",), module="gdrd_jax.comparison", publishes=RESULTS),
 )
 
@@ -222,6 +223,10 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
             f"the workdir {workdir} holds files that are not this program's; choose another with --workdir=DIR"
         )
     with locked(workdir):
+        if path.exists() and not config.resume:
+            raise GdrdError(
+                f"the workdir {workdir} was used before, and config.resume is false; choose another with --workdir=DIR"
+            )
         owner = _read(path).get("name", config.name)
         if owner != config.name:
             raise GdrdError(

@@ -11,11 +11,18 @@ LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASK
 
 
 class Rank(NamedTuple):
-    """One of `world` processes that share work: its number, from 0, and its number on this machine."""
+    """One of `world` processes that share work: its number, from 0, and its number on this machine.
+
+    Attributes:
+      coordinator: HOST:PORT where the first can be met by the others; "" where JAX finds it out itself.
+      devices: numbers of the GPUs of this machine that are its own; None is all.
+    """
 
     number: int = 0
     world: int = 1
     local: int = 0
+    coordinator: str = ""
+    devices: tuple[int, ...] | None = None
 
 
 ALONE = Rank()
@@ -38,6 +45,11 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
         text = f"{number}={environment[number]!r}, {world}={environment[world]!r}"
         try:
             rank = Rank(int(environment[number]), int(environment[world]), int(environment.get(local, 0)))
+            if "MASTER_PORT" in environment and number == "RANK":
+                # torchrun itself listens at its port; the next one is ours.
+                rank = rank._replace(coordinator=f"{environment['MASTER_ADDR']}:{int(environment['MASTER_PORT']) + 1}")
+            if int(environment.get("LOCAL_WORLD_SIZE", 1)) > 1:
+                rank = rank._replace(devices=(rank.local,))
         except ValueError:
             raise GdrdError(f"the environment has {text}; both must be whole numbers") from None
         if not 0 <= rank.number < rank.world:

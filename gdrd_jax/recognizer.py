@@ -35,13 +35,17 @@ class Recognizer:
     kernel: str
 
     @classmethod
-    def load(cls, workdir: str | Path) -> "Recognizer":
+    def load(cls, workdir: str | Path, which: str = "student") -> "Recognizer":
         """Loads the student that a pipeline run left in `workdir`.
+
+        Args:
+          workdir: of the run.
+          which: "student", as it was at the end, or "best", as it was when it was best on the dev set.
 
         Raises:
           GdrdError: no trained student there.
         """
-        directory = Path(workdir) / "dis" / "student"
+        directory = Path(workdir) / "dis" / which
         description = load_description(directory)
         student = Student(**description["student"], rngs=nnx.Rngs(0))
         load_weights(student, directory)
@@ -49,9 +53,9 @@ class Recognizer:
         return cls(student, description["kernel"])
 
     @staticmethod
-    def save(student: Student, settings: dict, kernel: str, directory: Path) -> None:
+    def save(student: Student, settings: dict, kernel: str, directory: Path, **remarks) -> None:
         """Writes what `load` reads; `settings` are the arguments that `student` was made with."""
-        save_weights(student, directory, {"student": settings, "kernel": kernel})
+        save_weights(student, directory, {"student": settings, "kernel": kernel, **remarks})
 
     def fingerprint(self) -> str:
         """sha256 of the weights and of what is done to a face before them."""

@@ -45,9 +45,19 @@ def check(config: ConfigDict, needed: set[str]) -> None:
             check_weights(recogniser(config))
         parse_preprocessing(config.discriminative.preprocessing)
         _require(("torch",) if recogniser(config).suffix.lower() in WEIGHTS else ("onnx", "onnxruntime"))
+    if "dis" in needed:
+        _check_dev(config)
     if "teacher" in needed:
         _require(("torch", "diffusers"))
         _check_generative(config)
+
+
+def _check_dev(config: ConfigDict) -> None:
+    for key, given in config.dev.items():
+        if given and not Path(given).exists():
+            raise GdrdError(f"config.dev.{key}: there is no {given!r}")
+    if config.dev.pairs and not config.dev.path:
+        raise GdrdError("config.dev.pairs is set, but config.dev.path, the faces of these pairs, is not")
 
 
 def _check_generative(config: ConfigDict) -> None:
@@ -177,3 +187,12 @@ def generative_settings(config: ConfigDict) -> dict:
 def discriminative_files(config: ConfigDict) -> dict[str, str]:
     """Fingerprint of the discriminative teacher."""
     return {"discriminative.path": sha256(recogniser(config))}
+
+
+def dev_files(config: ConfigDict) -> dict[str, str]:
+    """Fingerprint of the dev set."""
+    if not config.dev.path:
+        return {}
+    path = Path(config.dev.path)
+    files = {"dev.path": sha256(path) if path.suffix == ".bin" else open_faces(path).signature()}
+    return files | ({"dev.pairs": sha256(Path(config.dev.pairs))} if config.dev.pairs else {})

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gdrd_jax import losses
+from gdrd_jax import losses, parallel
 from gdrd_jax.models.relation import RelationCritic, normalise
 from gdrd_jax.models.student import Backbone, Student
 
@@ -53,7 +53,8 @@ class Gen(nnx.Module):
         prediction = self.predict(batch["lr"])
         target = self.standardise(batch["generative"])
         loss = losses.generative_loss(prediction, target)
-        variance = jnp.mean((target - target.mean(axis=(0, 1, 2))) ** 2)
+        mean = parallel.mean(target.mean(axis=(0, 1, 2)))
+        variance = parallel.mean(jnp.mean((target - mean) ** 2))
         return loss, {"gen": loss, "r2": 1 - loss / variance}
 
     def predict(self, lr: jax.Array) -> jax.Array:
@@ -86,12 +87,14 @@ class Dis(nnx.Module):
       weights: of the terms of Eq. 3: `cls`, `kd`, `rcd`; a term of weight 0 is not computed.
       temperature, teacher_scale: of the logit distillation.
       tau, positive: of Eq. 2, see `losses.relation_scores`.
+      pairs: relations of a face with the whole batch ("gathered"), so that the number of devices changes nothing, or
+        only with the part of it on the same device ("local"), which is less work.
       end_to_end: train the backbone too.
     """
 
     def __init__(
         self, student: Student, centres: np.ndarray, *, weights: dict[str, float], temperature: float,
-        teacher_scale: float, tau: float, positive: str, end_to_end: bool, rngs: nnx.Rngs,
+        teacher_scale: float, tau: float, positive: str, pairs: str, end_to_end: bool, rngs: nnx.Rngs,
     ):  # fmt: skip
         identities, dim = centres.shape
         self.frozen = () if end_to_end else ("backbone",)
@@ -101,7 +104,7 @@ class Dis(nnx.Module):
         self.centres = Fixed(jnp.asarray(centres))
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.temperature, self.teacher_scale = temperature, teacher_scale
-        self.tau, self.positive = tau, positive
+        self.tau, self.positive, self.pairs = tau, positive, pairs
 
     def loss(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """`batch` has `lr` uint8 `[B,R,R,3]`, `label` int `[B]`, `discriminative` `[B,D]`."""
@@ -118,14 +121,21 @@ class Dis(nnx.Module):
             teacher_logits = losses.centre_logits(teacher, self.centres[...], self.teacher_scale)
             terms["kd"] = losses.distillation_loss(logits, teacher_logits, self.temperature)
         if "rcd" in self.weights:
-            h1, h2 = self.critic(teacher, embedding)
-            scores = losses.relation_scores(
-                h1, h2, batch["label"], key, tau=self.tau, positive=self.positive
-            )  # fmt: skip
-            terms["rcd"] = losses.relation_loss(*scores)
+            terms["rcd"] = self._relational_loss(teacher, embedding, batch["label"], key)
         loss = losses.discriminative_loss(terms, self.weights)
-        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
+        accuracy = parallel.mean(jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"]))
         return loss, {**terms, "train_accuracy": accuracy}
+
+    def _relational_loss(self, teacher: jax.Array, embedding: jax.Array, label: jax.Array, key: jax.Array) -> jax.Array:
+        anchors, first = teacher, 0
+        if self.pairs == "gathered":
+            first = parallel.number() * len(teacher)
+            teacher, embedding, label = map(parallel.gathered, (teacher, embedding, label))
+        else:
+            key = jax.random.fold_in(key, parallel.number())
+        h1, h2 = self.critic(anchors, teacher, embedding)
+        scores = losses.relation_scores(h1, h2, label, key, first, tau=self.tau, positive=self.positive)
+        return losses.relation_loss(*scores)
 
 
 def class_centres(embeddings: np.ndarray, labels: np.ndarray, identities: int) -> np.ndarray:

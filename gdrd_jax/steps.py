@@ -8,7 +8,7 @@ of its own name.
 import dataclasses
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata, util
 from pathlib import Path
 
@@ -16,12 +16,15 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from gdrd_jax import sources, train
-from gdrd_jax.checkpoints import load_weights, save_weights
+from gdrd_jax import parallel, sources, train
+from gdrd_jax.checkpoints import load_description, load_weights, save_weights
 from gdrd_jax.data.align import Aligner
+from gdrd_jax.data.dataset import Dataset
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.prepare import checked, prepare
 from gdrd_jax.data.targets import Cache, channel_statistics
+from gdrd_jax.evaluation import dev
+from gdrd_jax.evaluation.dev import DevSet
 from gdrd_jax.files import write_json
 from gdrd_jax.models.student import Student
 from gdrd_jax.ranks import Rank
@@ -97,7 +100,7 @@ def generative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
             )  # fmt: skip
 
 
-def gen(config: ConfigDict, workdir: Path) -> None:
+def gen(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Stage gen: the backbone learns T_g's features (Eq. 1)."""
     folder = workdir / "gen"
     student = _student(config, embedding_dim=1)
@@ -107,16 +110,24 @@ def gen(config: ConfigDict, workdir: Path) -> None:
         student.backbone, feature_shape(student), tuple(targets.manifest["shape"]),
         mean, np.maximum(std, 1e-4), rngs=nnx.Rngs(config.seed + 1),
     )  # fmt: skip
-    data = {
-        "label": read_faces(workdir, "train").labels,
-        "lr": open_cache(workdir, "views", "train").read_all(),
-        "generative": targets.read_all(),
-    }
-    metrics = train.fit(stage, data, _schedule(config.gen), folder, seed=config.seed, name="stage gen")
-    save_weights(student.backbone, folder / "backbone", {"student": _student_settings(config, 1)})
-    if config.data.test_people:
-        metrics["held_out_r2"] = _held_out_r2(stage, workdir)
-    write_json(folder / "metrics.json", metrics)
+    labels = read_faces(workdir, "train").labels
+    caches = {"lr": open_cache(workdir, "views", "train"), "generative": targets}
+    held_out = _held_out_r2(workdir) if config.data.test_people else lambda stage: {}
+    metrics = _fit(
+        config, rank, stage, Dataset(labels, caches, np.arange(len(labels))), config.gen, folder, "stage gen", held_out
+    )
+    if rank.number == 0:
+        save_weights(student.backbone, folder / "backbone", {"student": _student_settings(config, 1)})
+        write_json(folder / "metrics.json", {**metrics, **held_out(stage)})
+
+
+def _fit(config, rank, stage, dataset, section, folder, name, evaluate) -> dict[str, float]:
+    schedule = train.Schedule(**{field: section[field] for field in train.Schedule.__dataclass_fields__})
+    parallel.join(rank)
+    return train.fit(
+        stage, dataset, schedule, folder, seed=config.seed, name=name, residency=config.data.residency,
+        profile=config.profile, evaluate=evaluate, evaluate_every=section.evaluate_every,
+    )  # fmt: skip
 
 
 def discriminative(config: ConfigDict, workdir: Path, rank: Rank) -> None:
@@ -138,31 +149,52 @@ def discriminative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
             )  # fmt: skip
 
 
-def dis(config: ConfigDict, workdir: Path) -> None:
+def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Stage dis: the head learns from labels and T_d (Eq. 2, 3), on the frozen backbone."""
     folder = workdir / "dis"
     everyone = read_faces(workdir, "train")
     identities = len(everyone.identities) - config.data.calibration_people
-    rows = everyone.labels < identities
+    rows = np.flatnonzero(everyone.labels < identities)
     labels = everyone.labels[rows]
-    embeddings = open_cache(workdir, "discriminative", "train").read_all()[rows]
-    centres = class_centres(embeddings[:, 0], labels, identities)
+    targets = open_cache(workdir, "discriminative", "train")
+    centres = class_centres(targets.read(0, rows), labels, identities)
     student = _student(config, embedding_dim=centres.shape[1])
     load_weights(student.backbone, workdir / "gen" / "backbone")
     settings = config.dis
     stage = Dis(
         student, centres, weights={"cls": settings.cls, "kd": settings.kd, "rcd": settings.rcd},
         temperature=settings.temperature, teacher_scale=settings.teacher_scale, tau=settings.tau,
-        positive=settings.positive, end_to_end=settings.end_to_end, rngs=nnx.Rngs(config.seed + 2),
+        positive=settings.positive, pairs=settings.pairs, end_to_end=settings.end_to_end,
+        rngs=nnx.Rngs(config.seed + 2),
     )  # fmt: skip
-    data = {
-        "label": labels,
-        "lr": open_cache(workdir, "views", "train").read_all()[rows],
-        "discriminative": embeddings,
-    }
-    metrics = train.fit(stage, data, _schedule(settings), folder, seed=config.seed, name="stage dis")
-    Recognizer.save(student, _student_settings(config, centres.shape[1]), config.views.kernel, folder / "student")
-    write_json(folder / "metrics.json", metrics)
+    caches = {"lr": open_cache(workdir, "views", "train"), "discriminative": targets}
+
+    def save(name: str, **more) -> None:
+        description = _student_settings(config, centres.shape[1])
+        Recognizer.save(student, description, config.views.kernel, folder / name, **more)
+
+    recognizer, judged, best = Recognizer(student, config.views.kernel), _dev_set(config, workdir), folder / "best"
+
+    def evaluate(_stage: Dis) -> dict[str, float]:
+        metrics = judged.judge(recognizer.embed(judged.faces))
+        if not best.exists() or metrics["dev_accuracy"] > load_description(best)["dev_accuracy"]:
+            save("best", **metrics)
+        return metrics
+
+    metrics = _fit(config, rank, stage, Dataset(labels, caches, rows), settings, folder, "stage dis", evaluate)
+    if rank.number == 0:
+        save("student")
+        write_json(folder / "metrics.json", metrics)
+
+
+def _dev_set(config: ConfigDict, workdir: Path) -> DevSet:
+    """What the config names, or the calibration people, whose identities stage dis does not learn."""
+    if config.dev.path:
+        pairs = Path(config.dev.pairs) if config.dev.pairs else None
+        return dev.of_pairs(Path(config.dev.path), pairs, config.views.resolution, config.views.kernel)
+    faces = read_faces(workdir, "train")
+    rows = faces.few_of_last(config.data.calibration_people, config.evaluation.images_per_person)
+    return dev.of_people(open_cache(workdir, "views", "train").read(0, rows), faces.labels[rows])
 
 
 def feature_shape(student: Student) -> tuple[int, int, int]:
@@ -172,13 +204,18 @@ def feature_shape(student: Student) -> tuple[int, int, int]:
     return nnx.eval_shape(lambda backbone: backbone(face), student.backbone).shape[1:]
 
 
-def _held_out_r2(stage: Gen, workdir: Path) -> float:
+def _held_out_r2(workdir: Path) -> Callable[[Gen], dict[str, float]]:
     """Share of the variance of T_g's features on the test people that the backbone explains."""
-    stage.eval()
-    lr = open_cache(workdir, "views", "test").read(0)
-    target = np.asarray(stage.standardise(open_cache(workdir, "generative", "test").read(0)))
-    residual = target - np.concatenate([np.asarray(stage.predict(lr[i : i + 128])) for i in range(0, len(lr), 128)])
-    return float(1 - (residual**2).mean() / ((target - target.mean(axis=(0, 1, 2))) ** 2).mean())
+    lr, target = (open_cache(workdir, step, "test").read(0) for step in ("views", "generative"))
+
+    def judge(stage: Gen) -> dict[str, float]:
+        stage.eval()
+        wanted = np.asarray(stage.standardise(target))
+        found = [np.asarray(stage.predict(lr[i : i + 128])) for i in range(0, len(lr), 128)]
+        residual = ((wanted - np.concatenate(found)) ** 2).mean()
+        return {"held_out_r2": float(1 - residual / ((wanted - wanted.mean(axis=(0, 1, 2))) ** 2).mean())}
+
+    return judge
 
 
 def read_faces(workdir: Path, split: str) -> Faces:
@@ -207,10 +244,6 @@ def _targets(config: ConfigDict, workdir: Path, step: str, split: str, shape: tu
 
 def _view_count(config: ConfigDict, split: str) -> int:
     return config.views.count if split == "train" else 2
-
-
-def _schedule(section: ConfigDict) -> train.Schedule:
-    return train.Schedule(**{field: section[field] for field in train.Schedule.__dataclass_fields__})
 
 
 def _student_settings(config: ConfigDict, embedding_dim: int) -> dict:

@@ -1,7 +1,7 @@
 """One loop for both stages: state, step, checkpoint, log."""
 
+import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -12,17 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gdrd_jax import parallel
 from gdrd_jax.checkpoints import Checkpoints
-from gdrd_jax.data.loader import batch_rows
+from gdrd_jax.data import dataset as feeding
+from gdrd_jax.data.dataset import Dataset
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.interrupt import Interrupted, Signals
+from gdrd_jax.logbook import Logbook
+from gdrd_jax.profiling import Trace
 
-# Steps of one dispatch. Chunks begin at its multiples whatever the number of steps, so
-# a resumed run executes the same compiled programs as an uninterrupted one.
+# Steps of one dispatch on a GPU. XLA's CPU backend runs convolutions inside a loop 20 to 40 times slower; a step takes
+# long there, and its dispatch does not.
 CHUNK = 20
+# By default jaxlib 0.10 gives convolutions and products to YNNPACK on the CPU; Eigen does those of the weights'
+# gradients twice as fast (docs/training.md).
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 LOG = logging.getLogger(__name__)
 
 
@@ -39,6 +45,7 @@ class Schedule:
       momentum, weight_decay: of SGD; the decay is added to the gradient of every parameter.
       clip_norm: gradients longer than this are shortened to it. Not in the paper; without it
         the head's ReLUs die in the first steps of stage dis at rates of 0.02 and more.
+      shift: every face is moved by up to so many pixels of the low resolution, its border repeated.
     """
 
     steps: int
@@ -49,6 +56,7 @@ class Schedule:
     momentum: float
     weight_decay: float
     clip_norm: float
+    shift: int = 0
 
     def rate(self) -> optax.Schedule:
         """Learning rate by step."""
@@ -76,20 +84,30 @@ def split(stage: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     return nnx.split(stage, nnx.All(nnx.Param, nnx.Not(frozen)), ...)
 
 
-def make_run_chunk(graphdef: nnx.GraphDef, optimiser: optax.GradientTransformation, seed: int, batches) -> Callable:
-    """The jitted function that runs some steps in one dispatch.
+def make_run(
+    graphdef: nnx.GraphDef,
+    optimiser: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int,
+    shift: int = 0,
+    loop: bool,
+) -> Callable:
+    """The jitted function that runs some steps in one dispatch, each batch shared among the devices of `mesh`.
 
     Args:
       graphdef: of the stage, from `split`.
       optimiser: of its parameters.
-      seed: of the randomness inside the loss.
-      batches: sharding of a batch.
+      mesh: see `parallel.mesh`.
+      seed: of the randomness inside a step.
+      shift: see `Schedule`.
+      loop: compile the steps of a dispatch as a loop: then it does not matter to the result, not to the last bit, how
+        many they are.
 
     Returns:
-      `run(state, data, rows, views, steps) -> (state, metrics)`: `state` is
-      `(parameters, rest, optimiser state)` and is donated; `data` maps names to arrays
-      `[N, ...]` (`label`) or `[N, V, ...]`; `rows`, `views` are int `[K, B]`, `steps`
-      int `[K]`; each metric is float32 `[K]`.
+      `run(state, resident, chosen, steps) -> (state, metrics)`: `state` is `(parameters, rest, optimiser state)` and
+      is donated; `chosen` and `resident` as of `data.dataset` (`{}` for the latter where `chosen` has the contents);
+      `steps` int `[K]`; each metric is float32 `[K]`. State, `resident` and metrics are the same on all devices.
     """
 
     def loss_of(params, rest, batch, key):
@@ -97,87 +115,144 @@ def make_run_chunk(graphdef: nnx.GraphDef, optimiser: optax.GradientTransformati
         loss, metrics = stage.loss(batch, key)
         return loss, (metrics, split(stage)[2])
 
-    def step(data, state, which):
+    def step(resident, state, which):
         params, rest, opt_state = state
-        rows, views, number = which
-        batch = {name: a[rows] if name == "label" else a[rows, views] for name, a in data.items()}
-        batch = jax.lax.with_sharding_constraint(batch, batches)
+        chosen, number = which
+        batch = _contents(resident, chosen) if resident else chosen
         key = jax.random.fold_in(jax.random.key(seed), number)
+        if shift:
+            batch = {**batch, "lr": _moved(batch["lr"], jax.random.fold_in(key, 1), shift)}
+        # The parameters are the same on all devices, so JAX itself adds up their gradients over the devices.
         (loss, (metrics, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, rest, batch, key)
         update, opt_state = optimiser.update(gradient, opt_state, params)
         return (optax.apply_updates(params, update), rest, opt_state), {"loss": loss, **metrics}
 
-    @partial(jax.jit, donate_argnums=0)
-    def scanned(state, data, rows, views, steps):
-        return jax.lax.scan(partial(step, data), state, (rows, views, steps))
+    def run(state, resident, chosen, steps):
+        return jax.lax.scan(partial(step, resident), state, (chosen, steps), unroll=1 if loop else len(steps))
 
-    one = jax.jit(lambda state, data, which: step(data, state, which), donate_argnums=0)
+    everywhere, shared = PartitionSpec(), PartitionSpec(None, parallel.AXIS)
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=(everywhere, everywhere, shared, everywhere), out_specs=everywhere)
+    return jax.jit(mapped, donate_argnums=0, compiler_options=CPU_OPTIONS if _on_cpu() else None)
 
-    def looped(state, data, rows, views, steps):
-        metrics = []
-        for which in zip(rows, views, steps):
-            state, of_step = one(state, data, which)
-            metrics.append(of_step)
-        return state, jax.tree.map(lambda *values: np.stack(values), *metrics)
 
-    # XLA's CPU backend runs convolutions inside a while loop 20 to 40 times slower.
-    return looped if jax.default_backend() == "cpu" else scanned
+def _contents(resident: feeding.Chosen, chosen: feeding.Chosen) -> feeding.Chosen:
+    rows, views = chosen["rows"], chosen["views"]
+    return {name: a[rows] if name == "label" else a[rows, views] for name, a in resident.items()}
+
+
+def _moved(images: jax.Array, key: jax.Array, most: int) -> jax.Array:
+    """Moves each of `[b, R, R, 3]` by up to `most` pixels, alike whatever part of the batch these are."""
+    by = jax.random.randint(key, (len(images) * parallel.devices(), 2), 0, 2 * most + 1)
+    around = jnp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
+    cut = jax.vmap(lambda image, by: jax.lax.dynamic_slice(image, (*by, 0), images.shape[1:]))
+    return cut(around, parallel.own(by, len(images)))
 
 
 def fit(
-    stage: nnx.Module, data: dict[str, np.ndarray], schedule: Schedule, directory: Path, *, seed: int, name: str
-) -> dict[str, float]:
+    stage: nnx.Module, dataset: Dataset, schedule: Schedule, directory: Path, *, seed: int, name: str,
+    residency: str = "auto", profile: bool = False, evaluate: Callable[[nnx.Module], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+) -> dict[str, float]:  # fmt: skip
     """Trains `stage` in place, going on from the last checkpoint in `directory` if there is one.
+
+    Where several processes share the work (`parallel.join`) each calls it; the first writes all files.
 
     Args:
       stage: see `gdrd_jax.stages`.
-      data: `label` int `[N]` and arrays `[N, V, ...]`; kept on the devices.
+      dataset: see `data.dataset`.
       schedule: see `Schedule`.
-      directory: for `checkpoints/` and `metrics.jsonl`.
+      directory: for `checkpoints/`, `metrics.jsonl`, `tensorboard/` and `profile/`.
       seed: of batches and loss.
-      name: shown beside the progress bar.
+      name: shown before the progress.
+      residency: where the data are kept, see `data.dataset.choose`.
+      profile: trace some steps.
+      evaluate: gives metrics of the stage, in evaluation mode.
+      evaluate_every: after how many steps, and at the end; 0 is never.
 
     Returns:
       The metrics of the last step.
 
     Raises:
-      GdrdError: the batch does not fit the devices, or the loss is no longer finite.
+      GdrdError: the batch does not fit the devices, the loss is no longer finite, or a checkpoint cannot be written.
       Interrupted: SIGINT or SIGTERM arrived; the state was saved first.
     """
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = parallel.mesh()
     if schedule.batch % mesh.size:
         raise GdrdError(f"batch {schedule.batch} of {name} cannot be divided over {mesh.size} devices")
     LOG.info("%s: %d faces a step on %d %s device(s)", name, schedule.batch, mesh.size, jax.default_backend())
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    first = jax.process_index() == 0
+    on_device = feeding.choose(dataset, residency, mesh, name) == "device"
+    resident = feeding.resident(dataset, mesh) if on_device else {}
     optimiser = schedule.optimiser()
     graphdef, params, rest = split(stage)
-    state = jax.device_put((params, rest, optimiser.init(params)), everywhere)
-    run_chunk = make_run_chunk(graphdef, optimiser, seed, NamedSharding(mesh, PartitionSpec("data")))
-    faces, views = len(data["label"]), next(a.shape[1] for a in data.values() if a.ndim > 1)
-    data = jax.device_put(data, everywhere)
+    run = make_run(graphdef, optimiser, mesh, seed=seed, shift=schedule.shift, loop=not _on_cpu())
 
-    checkpoints = Checkpoints(directory / "checkpoints")
-    state, done, last = checkpoints.restore(state)
-    log = _Log(directory / "metrics.jsonl", done)
-    progress = tqdm(total=schedule.steps, initial=done, desc=name, unit="step")
-    with Signals() as signals, checkpoints, log, progress:
-        while done < schedule.steps:
-            steps = range(done, min(done + CHUNK, schedule.steps))
-            rows, chosen_views = batch_rows(seed, steps, schedule.batch, faces, views)
-            state, metrics = run_chunk(state, data, rows, chosen_views, np.array(steps))
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(Signals())
+        checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints")) if first else None
+        saved = jax.device_get((params, rest, optimiser.init(params)))
+        done, record = 0, {"last": {}, "pending": []}
+        if first:
+            saved, done, record = checkpoints.restore(saved, record)
+        saved, done = parallel.from_first((saved, np.int32(done)))
+        done = int(done)
+        state = jax.device_put(saved, NamedSharding(mesh, PartitionSpec()))
+        log = None
+        if first:
+            log = stack.enter_context(Logbook(directory, name, schedule.steps, schedule.batch, done, record["pending"]))
+        last = record["last"]
+        trace = Trace(directory / "profile" if profile and first else None)
+        stack.callback(trace.stop)
+
+        def look(steps: range, rows: np.ndarray, metrics: dict[str, jax.Array]) -> dict[str, float]:
+            """Waits for some steps and tells what they were like."""
             metrics = {key: np.asarray(value) for key, value in metrics.items()}
             _require_finite(metrics["loss"], steps, rows, name)
-            done = steps.stop
-            last = {key: float(value[-1]) for key, value in metrics.items()}
-            log.write(done, {key: float(value.mean()) for key, value in metrics.items()})
-            progress.update(len(steps))
-            progress.set_postfix({key: f"{value:.3f}" for key, value in last.items()})
-            if done == schedule.steps or signals.received or checkpoints.due():
-                checkpoints.save(done, state, last)
-            if signals.received:
-                raise Interrupted(f"{name} at step {done} of {schedule.steps}", signals.received)
-    nnx.update(stage, *state[:2])
+            if log:
+                log.add(steps, metrics)
+            return {key: float(value[-1]) for key, value in metrics.items()}
+
+        dispatches = _dispatches(done, schedule.steps)
+        fed = feeding.batches(dataset, dispatches, mesh, on_device=on_device, seed=seed, batch=schedule.batch)
+        before = None
+        for steps, rows, chosen in fed:
+            state, metrics = run(state, resident, chosen, np.arange(steps.start, steps.stop))
+            trace.dispatched(metrics)
+            if before:  # looked at while the device is busy with the next
+                last = look(*before)
+            before, done = (steps, rows, metrics), steps.stop
+            stop = parallel.largest(signals.received)
+            finished = done == schedule.steps
+            evaluating = evaluate_every and (finished or done // evaluate_every > steps.start // evaluate_every)
+            if not (first and (finished or stop or evaluating or checkpoints.due())) and not stop:
+                continue
+            last, before = look(*before), None
+            if first:
+                if finished:
+                    log.finish_line(done)
+                nnx.update(stage, *jax.device_get(state[:2]))
+                if evaluating:
+                    stage.eval()
+                    log.write(done, evaluate(stage))
+                    split(stage)
+                checkpoints.save(done, jax.device_get(state), {"last": last, "pending": log.pending})
+            if stop:
+                raise Interrupted(f"{name} at step {done} of {schedule.steps}", stop)
+        if before:
+            last = look(*before)
+    nnx.update(stage, *jax.device_get(state[:2]))
     return last
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _dispatches(done: int, steps: int) -> list[range]:
+    """The steps that are left. They begin at multiples of the same number, so that what is compiled, and its result,
+    does not depend on where a run was stopped."""
+    size = 1 if _on_cpu() else CHUNK
+    return [range(start, min(start + size, steps)) for start in range(done, steps, size)]
 
 
 def _require_finite(losses: np.ndarray, steps: range, rows: np.ndarray, name: str) -> None:
@@ -188,24 +263,3 @@ def _require_finite(losses: np.ndarray, steps: range, rows: np.ndarray, name: st
         f"the loss of {name} is {losses[at]} at step {steps[at]} (faces {rows[at].tolist()}); "
         "lower its learning_rate or look at these faces and their targets"
     )
-
-
-class _Log:
-    """`metrics.jsonl`, one line a chunk; lines after the step resumed from are dropped."""
-
-    def __init__(self, path: Path, done: int):
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= done]
-        path.write_text("".join(f"{line}\n" for line in kept))
-        self._file = path.open("a")
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Appends the means over the chunk that ends before `step`."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()

@@ -2,9 +2,14 @@
 
 import json
 import os
+import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
+import time
+import zlib
 from pathlib import Path
 
 import jax
@@ -12,11 +17,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gdrd_jax import train
+from gdrd_jax import checkpoints, logbook, parallel, train  # noqa: F401  some in scripts
+from gdrd_jax.data import dataset as feeding
+from gdrd_jax.data.dataset import Dataset
+from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.interrupt import Interrupted, Signals
 from gdrd_jax.models.student import Student
-from gdrd_jax.stages import Gen
+from gdrd_jax.ranks import Rank  # noqa: F401
+from gdrd_jax.stages import Dis, Gen
 
 RNG = np.random.default_rng(0)
 DATA = {
@@ -24,7 +33,22 @@ DATA = {
     "lr": RNG.integers(256, size=(12, 2, 16, 16, 3), dtype=np.uint8),
     "generative": np.float16(RNG.normal(size=(12, 2, 8, 4, 4))),
 }
-STEPS = 3 * train.CHUNK - 5
+STEPS = 3 * logbook.WINDOW - 5
+
+
+def dataset(folder, data=DATA):
+    """Two caches of these arrays, all rows of which are used."""
+    caches = {}
+    for name in ("lr", "generative"):
+        array = data[name]
+        made_from = {"faces": str(zlib.crc32(array.tobytes()))}
+        caches[name] = Cache.create(
+            folder / name, rows=len(array), views=array.shape[1], shape=array.shape[2:], dtype=str(array.dtype),
+            made_from=made_from,
+        )  # fmt: skip
+        for view, rows in caches[name].missing():
+            caches[name].write(view, rows, array[rows.start : rows.stop, view])
+    return Dataset(data["label"], caches, np.arange(len(data["label"])))
 
 
 def schedule(**changes):
@@ -39,10 +63,20 @@ def stage():
     )
 
 
-def fit(directory, data=DATA, **changes):
+def dis_stage():
+    student = Student(resolution=16, width=0.0625, hidden=(8,), embedding_dim=16, head_stages=1, rngs=nnx.Rngs(0))
+    return Dis(
+        student, np.eye(4, 16, dtype=np.float32), weights={"cls": 1.0, "kd": 0.25, "rcd": 4.0}, temperature=4.0,
+        teacher_scale=8.0, tau=0.4, positive="pair", pairs="gathered", end_to_end=True, rngs=nnx.Rngs(1),
+    )  # fmt: skip
+
+
+def fit(directory, data=DATA, how=None, **changes):
     directory.mkdir(exist_ok=True)
     model = stage()
-    metrics = train.fit(model, data, schedule(**changes), directory, seed=7, name="test")
+    metrics = train.fit(
+        model, dataset(directory / "data", data), schedule(**changes), directory, seed=7, name="test", **how or {}
+    )
     return jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model))), metrics
 
 
@@ -62,19 +96,22 @@ def test_the_loss_falls(uninterrupted):
     assert metrics[-1]["step"] == STEPS
 
 
-@pytest.mark.parametrize("dispatch", [1, 2, 3])
-def test_a_stopped_run_resumes_to_the_same_weights_and_curve(tmp_path, monkeypatch, uninterrupted, dispatch):
-    calls = []
-    original = train.batch_rows
+def stopping_at(monkeypatch, step, number=signal.SIGINT):
+    """A signal arrives while the batch of this step is made."""
+    original = feeding.batch_rows
 
-    def interrupting(*args):
-        calls.append(args)
-        if len(calls) == dispatch:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(*args)
+    def interrupting(seed, steps, *sizes):
+        if step in steps:
+            os.kill(os.getpid(), number)
+        return original(seed, steps, *sizes)
 
-    monkeypatch.setattr(train, "batch_rows", interrupting)
-    with pytest.raises(Interrupted, match=f"step {min(dispatch * train.CHUNK, STEPS)} of {STEPS}"):
+    monkeypatch.setattr(feeding, "batch_rows", interrupting)
+
+
+@pytest.mark.parametrize("step", [0, 19, 20, 33, STEPS - 1])
+def test_a_stopped_run_resumes_to_the_same_weights_and_curve(tmp_path, monkeypatch, uninterrupted, step):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=f"step {step + 1} of {STEPS}"):
+        stopping_at(patch, step, signal.SIGTERM)
         fit(tmp_path)
     weights, metrics = fit(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, weights, uninterrupted[0])
@@ -84,17 +121,148 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_curve(tmp_path, monkeypat
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch, uninterrupted):
     fit(tmp_path)
-    monkeypatch.setattr(train, "batch_rows", None)
+    monkeypatch.setattr(feeding, "batch_rows", None)
     weights, metrics = fit(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, weights, uninterrupted[0])
     assert metrics == uninterrupted[1]
 
 
+@pytest.mark.parametrize("start", [0, 33])
+def test_data_read_from_disk_give_the_same_run(tmp_path, monkeypatch, uninterrupted, start):
+    if start:
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            stopping_at(patch, start)
+            fit(tmp_path)
+    weights, metrics = fit(tmp_path, how={"residency": "host"})
+    jax.tree.map(np.testing.assert_array_equal, weights, uninterrupted[0])
+    assert metrics == uninterrupted[1]
+    assert curve(tmp_path) == uninterrupted[2]
+
+
+def learnable(faces=64, people=4):
+    """Faces that look like their person, features that follow from their pixels, embeddings that tell who it is."""
+    label = np.arange(faces) % people
+    lr = RNG.integers(40, 216, size=(people, 1, 4, 4, 3)).repeat(4, 2).repeat(4, 3)[label]
+    lr = np.uint8(lr + RNG.integers(-40, 40, size=(faces, 2, 16, 16, 3)))
+    cells = lr.reshape(faces, 2, 4, 4, 4, 4, 3).mean(axis=(3, 5)) / 64 - 2
+    return {
+        "label": label,
+        "lr": lr,
+        "generative": np.float16(np.moveaxis(cells @ RNG.normal(size=(3, 8)), -1, 2)),
+        "discriminative": np.float16(RNG.normal(size=(people, 1, 16))[label] + 0.1 * RNG.normal(size=(faces, 2, 16))),
+    }
+
+
+MANY = learnable()
+
+
+def some_steps(count, together, stage=stage, devices=1, batch=32, loop=False, rate=0.05):
+    """Parameters and losses after `count` steps, `together` in each dispatch."""
+    graphdef, params, rest = train.split(stage())
+    optimiser = schedule(steps=count, learning_rate=rate).optimiser()
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    run = train.make_run(graphdef, optimiser, mesh, seed=7, shift=1, loop=loop)
+    state, losses = (params, rest, optimiser.init(params)), []
+    for start in range(0, count, together):
+        rows, views = feeding.batch_rows(7, range(start, start + together), batch, len(MANY["label"]), 2)
+        state, metrics = run(state, MANY, {"rows": rows, "views": views}, np.arange(start, start + together))
+        losses.extend(np.asarray(metrics["loss"]))
+    return jax.device_get(state[0]), np.array(losses)
+
+
+def test_many_steps_in_one_dispatch_are_those_steps():
+    alone, together = (some_steps(3, n, batch=2, loop=True) for n in (1, 3))
+    jax.tree.map(np.testing.assert_array_equal, alone, together)
+    np.testing.assert_allclose(some_steps(3, 1, batch=2)[1], alone[1], rtol=1e-5)  # as CPUs do it
+
+
+def test_shifting_moves_each_face_within_its_border_and_differently():
+    images = RNG.integers(1, 256, size=(64, 16, 16, 3), dtype=np.uint8)
+    moved = np.asarray(train._moved(images, jax.random.key(0), 2))
+    around = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    found = set()
+    for image, source in zip(moved, around):
+        places = [(y, x) for y in range(5) for x in range(5) if (source[y : y + 16, x : x + 16] == image).all()]
+        assert len(places) == 1
+        found.update(places)
+    assert len(found) > 15
+
+
+def test_what_is_learnt_is_judged_now_and_then_and_at_the_end(tmp_path, uninterrupted):
+    seen = []
+
+    def evaluate(stage):
+        seen.append(not stage.backbone.norm.use_running_average)
+        return {"quality": float(len(seen))}
+
+    weights, _ = fit(tmp_path, how={"evaluate": evaluate, "evaluate_every": 25})
+    assert seen == [False] * 3  # in evaluation mode
+    judged = [line for line in curve(tmp_path) if "quality" in line]
+    assert judged == [{"step": s, "quality": q} for s, q in ((25, 1.0), (50, 2.0), (STEPS, 3.0))]
+    jax.tree.map(np.testing.assert_array_equal, weights, uninterrupted[0])  # and training does not notice
+
+
+def test_a_profile_tells_how_busy_the_device_was(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        fit(tmp_path, how={"profile": True})
+    assert re.search(r"device was at work in \d+\.\d % of", caplog.text)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_tensorboard_has_the_curve(tmp_path, uninterrupted):
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter  # noqa: F401  the format's writer; read here by hand
+
+    fit(tmp_path)
+    found = {}
+    for path in (tmp_path / "tensorboard").iterdir():
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 8], "little")
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            at += 16 + size
+            found.update((event.step, v.simple_value) for v in event.summary.value if v.tag == "loss")
+    expected = {line["step"]: pytest.approx(line["loss"], rel=1e-6) for line in uninterrupted[2]}
+    assert found == expected
+
+
+def test_too_much_for_the_device_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(feeding, "_free_memory", lambda: 1000)
+    with pytest.raises(GdrdError, match=r"test: .* of data, .* free in memory; use --config.data.residency=host"):
+        fit(tmp_path, how={"residency": "device"})
+    fit(tmp_path, how={"residency": "auto"}, steps=1)
+
+
+def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(tmp_path, monkeypatch, uninterrupted):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stopping_at(patch, 33)
+        fit(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        with pytest.raises(GdrdError, match="could not be written .* one before it is still there"):
+            fit(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    weights, _ = fit(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, weights, uninterrupted[0])
+    assert curve(tmp_path) == uninterrupted[2]
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path):
+    fit(tmp_path, steps=2)
+    for path in (tmp_path / "checkpoints" / "2" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(GdrdError, match="checkpoint .*/checkpoints/2 cannot be read: .*; remove it"):
+        fit(tmp_path, steps=3)
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_faces(tmp_path):
-    bad = DATA["generative"].copy()
-    bad[5] = np.nan
-    with pytest.raises(GdrdError, match=r"loss of test is nan at step \d+ \(faces \[.*5.*\]\)"):
-        fit(tmp_path, {**DATA, "generative": bad})
+    with pytest.raises(GdrdError, match=r"loss of test is (nan|inf) at step \d+ \(faces \[\d+, \d+, \d+, \d+\]\)"):
+        fit(tmp_path, learning_rate=1e30)
 
 
 def test_the_rate_rises_then_falls_by_tens():
@@ -112,21 +280,102 @@ def test_a_second_signal_is_not_remembered_but_obeyed():
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_four_devices_follow_the_curve_of_one(tmp_path, uninterrupted):
-    script = (
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "import jax, pathlib, test_train\n"
-        "assert jax.device_count() == 4\n"
-        "test_train.fit(pathlib.Path(sys.argv[1]))\n"
-        "try: test_train.fit(pathlib.Path(sys.argv[1]) / 'odd', batch=6)\n"
-        "except Exception as error: print(error)\n"
-    )
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    found = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "four")], env=environment, capture_output=True, text=True,
-        cwd=Path(__file__).parent.parent,
+def run_script(script, *arguments, devices):
+    """Starts this script beside this module with so many virtual devices."""
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    head = "import sys, pathlib, jax; sys.path.insert(0, 'tests'); import test_train as t\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", head + script, *map(str, arguments)], env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
     )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    assert "batch 6 of test cannot be divided over 4 devices" in found.stdout
-    for one, four in zip(uninterrupted[2], curve(tmp_path / "four")):
-        assert four["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def finished(*processes):
+    """What they print, once they have ended well."""
+    found = [process.communicate() for process in processes]
+    for process, (_, errors) in zip(processes, found):
+        assert process.returncode == 0, errors
+    return [out for out, _ in found]
+
+
+def test_four_devices_follow_the_curve_of_one(tmp_path):
+    # So small a network amplifies rounding: a start that differs by 1e-7 leaves the curve as fast, sooner at
+    # higher rates and in stage dis.
+    script = (
+        "for name, count in (('stage', 100), ('dis_stage', 20)):\n"
+        "    one, four = (t.some_steps(count, 1, getattr(t, name), n, batch=8, rate=0.001)[1] for n in (1, 4))\n"
+        "    assert one[-5:].mean() < one[:5].mean()\n"
+        "    t.np.testing.assert_allclose(four, one, rtol=1e-4)\n"
+    )
+    finished(run_script(script, devices=4))
+
+
+def test_a_batch_that_cannot_be_divided_is_told(tmp_path):
+    script = "t.pytest.raises(t.GdrdError, t.fit, pathlib.Path(sys.argv[1]), batch=6).match('batch 6 of test cannot')"
+    finished(run_script(script, tmp_path, devices=4))
+
+
+def test_a_checkpoint_goes_on_on_any_number_of_devices(tmp_path, uninterrupted):
+    script = (
+        "patch = t.pytest.MonkeyPatch()\n"
+        "if sys.argv[2] != 'end': t.stopping_at(patch, int(sys.argv[2]))\n"
+        "try: t.fit(pathlib.Path(sys.argv[1]))\n"
+        "except t.Interrupted: pass\n"
+    )
+    for devices, until in ((4, 20), (1, 40), (2, "end")):
+        finished(run_script(script, tmp_path, until, devices=devices))
+    lines = curve(tmp_path)
+    assert [line["step"] for line in lines] == [line["step"] for line in uninterrupted[2]]
+    for ours, one in zip(lines, uninterrupted[2]):
+        assert ours["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("residency", ["device", "host"])
+def test_two_processes_follow_the_curve_of_one(tmp_path, uninterrupted, residency):
+    """One is stopped on the way, which stops both; together they go on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        where = f"localhost:{free.getsockname()[1]}"
+    script = (
+        "where, number, folder, residency, stop = sys.argv[1:]\n"
+        "t.parallel.join(t.Rank(int(number), 2, coordinator=where))\n"
+        "assert jax.device_count() == 4 and len(jax.local_devices()) == 2\n"
+        "patch = t.pytest.MonkeyPatch()\n"
+        "if stop: t.stopping_at(patch, int(stop))\n"
+        "try: print(t.fit(pathlib.Path(folder), how={'residency': residency}))\n"
+        "except t.Interrupted as error: print(error)\n"
+    )
+    for stop in (("", "30"), ("", "")):
+        processes = [run_script(script, where, i, tmp_path / "run", residency, stop[i], devices=2) for i in range(2)]
+        printed = finished(*processes)
+        assert ("step 31 of" in printed[0]) == ("step 31 of" in printed[1]) == bool(stop[1])
+    for ours, one in zip(curve(tmp_path / "run"), uninterrupted[2], strict=True):
+        assert ours["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_resumes_to_the_same_result(tmp_path, uninterrupted):
+    """kill -9 five times, whatever it is at, a checkpoint being written all the time."""
+    script = (
+        "t.checkpoints.SECONDS_BETWEEN_SAVES = 0.0\n"
+        "for i in range(int(sys.argv[2])): t.fit(pathlib.Path(sys.argv[1]))\n"
+    )
+    random, killed_at = np.random.default_rng(), []
+    finished(run_script(script, tmp_path, 0, devices=1))
+    while len(killed_at) < 5:
+        process = run_script(script, tmp_path, 1, devices=1)
+        path = tmp_path / "metrics.jsonl"
+        before = path.read_text() if path.exists() else ""
+        while process.poll() is None and not list((tmp_path / "checkpoints").glob("*")):
+            time.sleep(0.05)
+        time.sleep(random.uniform(0, 3))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it finished first: make it longer"
+        saved = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+        killed_at.append((saved, len(before)))
+    print("checkpoints at each kill:", killed_at)
+    weights, metrics = fit(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, weights, uninterrupted[0])
+    assert metrics == uninterrupted[1]
+    assert curve(tmp_path) == uninterrupted[2]

@@ -22,17 +22,16 @@ from ml_collections import ConfigDict
 
 from gdrd_jax import pipeline
 from gdrd_jax.main import cli
-from gdrd_jax.ranks import from_environment
+from gdrd_jax.ranks import Rank
 
 TEACHERS = ("discriminative", "generative")
 _TEACHER = flags.DEFINE_enum("teacher", "both", (*TEACHERS, "both"), "Which teacher to run.")
 _VERIFY = flags.DEFINE_bool("verify", False, "Compute some rows again and compare.")
 
 
-def work(config: ConfigDict, workdir: Path) -> None:
+def work(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Fills the caches and, if asked to, verifies them."""
     wanted = TEACHERS if _TEACHER.value == "both" else (_TEACHER.value,)
-    rank = from_environment()
     pipeline.run(config, workdir, wanted, rank)
     if _VERIFY.value and rank.number == 0:
         from gdrd_jax import steps

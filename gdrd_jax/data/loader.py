@@ -1,5 +1,6 @@
 """Which faces make up which batch, and faces decoded by several threads."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 
@@ -27,11 +28,15 @@ def batch_rows(seed: int, steps: range, batch: int, faces: int, views: int) -> t
     epochs = positions // faces
     rows = np.empty(len(positions), np.int32)
     for epoch in np.unique(epochs):
-        order = np.random.default_rng([seed, 0, epoch]).permutation(faces)
         chosen = epochs == epoch
-        rows[chosen] = order[positions[chosen] % faces]
+        rows[chosen] = _order(seed, int(epoch), faces)[positions[chosen] % faces]
     chosen_views = [np.random.default_rng([seed, 1, step]).integers(views, size=batch) for step in steps]
     return rows.reshape(len(steps), batch), np.array(chosen_views, np.int32)
+
+
+@functools.lru_cache(maxsize=4)  # a batch takes from two epochs at most, several threads make batches
+def _order(seed: int, epoch: int, faces: int) -> np.ndarray:
+    return np.random.default_rng([seed, 0, epoch]).permutation(faces).astype(np.int32)
 
 
 def in_parallel(function: Callable[[int], object], numbers: range) -> Iterator:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ class Cache:
       path: folder of the cache.
       manifest: `views`, `rows`, `shape` (of one row), `dtype`; `made_from`, by which a cache is known
         (`faces` is the data set's fingerprint), and `about`, whatever else the writer tells of its origin.
+      row_bytes: size of one view of one row.
     """
 
     path: Path
@@ -118,8 +119,8 @@ class Cache:
                 cache.manifest[key]
             name = digest({key: cache.manifest[key] for key in ("rows", "shape", "dtype", "made_from")})
             cache._folders = f"view{{}}.{name[:8]}"
-            size = math.prod(cache.manifest["shape"]) * np.dtype(cache.manifest["dtype"]).itemsize
-            cache._piece_bytes = CHUNK_ROWS * size + CHECKSUM
+            cache.row_bytes = math.prod(cache.manifest["shape"]) * np.dtype(cache.manifest["dtype"]).itemsize
+            cache._piece_bytes = CHUNK_ROWS * cache.row_bytes + CHECKSUM
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise GdrdError(f"{path} holds no manifest.json of a target cache that this version reads") from error
         return cache
@@ -183,16 +184,26 @@ class Cache:
         """
         if isinstance(rows, slice):
             rows = slice(*rows.indices(self.manifest["rows"]))
+        return self._read_from(self._array(view, open=True, read=True), view, rows)
+
+    def at_random(self, memory: int) -> Callable[[int, np.ndarray], np.ndarray]:
+        """A `read` for any rows in any order, many times: it keeps up to `memory` bytes of what it has read."""
+        context = ts.Context({"cache_pool": {"total_bytes_limit": memory}})
+        how = {"open": True, "read": True, "context": context, "recheck_cached_data": "open"}
+        arrays = [self._array(view, **how) for view in range(self.manifest["views"])]
+        return lambda view, rows: self._read_from(arrays[view], view, rows)
+
+    def _read_from(self, array: ts.TensorStore, view: int, rows: slice | np.ndarray) -> np.ndarray:
         try:
-            return self._array(view, open=True, read=True)[rows].read().result()
+            return array[rows].read().result()
         except ValueError as error:
             raise GdrdError(
                 f"view {view} of {self.path} is damaged; remove {self.path.parent} and run again"
             ) from error
 
-    def read_all(self) -> np.ndarray:
-        """Every view of every row, `[N, views, *shape]`."""
-        return np.stack([self.read(view) for view in range(self.manifest["views"])], axis=1)
+    def read_all(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Every view of every row, or of some, `[N, views, *shape]`."""
+        return np.stack([self.read(view, rows) for view in range(self.manifest["views"])], axis=1)
 
 
 def channel_statistics(cache: Cache) -> tuple[np.ndarray, np.ndarray]:

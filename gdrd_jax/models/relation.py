@@ -17,8 +17,8 @@ class Relation(nnx.Module):
         self.second = nnx.Linear(hidden, outputs, rngs=rngs)
 
     def __call__(self, anchors: jax.Array, others: jax.Array) -> jax.Array:
-        """float `[B, D]`, `[B, D]` -> `[B, B, outputs]`, entry `[i, j]` for `anchors[i] - others[j]`."""
-        # The first layer is linear, so the B^2 differences are taken after it: B products, not B^2.
+        """float `[A, D]`, `[B, D]` -> `[A, B, outputs]`, entry `[i, j]` for `anchors[i] - others[j]`."""
+        # The first layer is linear, so the A B differences are taken after it: A + B products, not A B.
         kernel = self.first.kernel[...]
         difference = (anchors @ kernel)[:, None] - (others @ kernel)[None, :]
         return self.second(nnx.relu(difference + self.first.bias[...]))
@@ -43,20 +43,20 @@ class RelationCritic(nnx.Module):
         self.h1 = nnx.Linear(relation_dim, projection_dim, rngs=rngs)
         self.h2 = nnx.Linear(relation_dim, projection_dim, rngs=rngs)
 
-    def __call__(self, teacher: jax.Array, student: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Projected relations of all pairs in a batch.
+    def __call__(self, anchors: jax.Array, teacher: jax.Array, student: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Projected relations of some faces of a batch, the anchors, with all of it.
 
         Args:
-          teacher: `T_d(x)`, float `[B, D]`, unit length; receives no gradient.
-          student: `S_h(f)`, float `[B, D]`; normalised here, to be on the teacher's scale.
+          anchors: `T_d(x_i)`, float `[A, D]`, unit length; receives no gradient.
+          teacher: `T_d(x_j)`, float `[B, D]`, likewise.
+          student: `S_h(f_j)`, float `[B, D]`; normalised here, to be on the teacher's scale.
 
         Returns:
-          `h1(v_t)` and `h2(v_ts)`, float32 `[B, B, P]`, unit length.
+          `h1(v_t)` and `h2(v_ts)`, float32 `[A, B, P]`, unit length.
         """
-        teacher = jax.lax.stop_gradient(normalise(teacher))
-        student = normalise(student)
-        v_t = self.teacher_relation(teacher, teacher)
-        v_ts = self.cross_relation(teacher, student)
+        anchors, teacher = (jax.lax.stop_gradient(normalise(x)) for x in (anchors, teacher))
+        v_t = self.teacher_relation(anchors, teacher)
+        v_ts = self.cross_relation(anchors, normalise(student))
         return normalise(self.h1(v_t)), normalise(self.h2(v_ts))
 
 

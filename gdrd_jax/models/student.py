@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.models.norm import BatchNorm
 
 STAGE_CHANNELS = (128, 256, 512)
 # Stem stride and stage strides by input resolution: the last stage is 4x4 for all.
@@ -26,8 +27,10 @@ def _conv(inputs: int, outputs: int, size: int, stride: int, dtype, rngs: nnx.Rn
     )  # fmt: skip
 
 
-def _norm(channels: int, dtype, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+def _relu(x: jax.Array) -> jax.Array:
+    # As a choice between two arrays XLA computes it once. A maximum it computes anew, with all of the normalisation
+    # before it, wherever it is read, for one transposing the 5th at width 1.0 in 90 ms of a step's 1,700 on two cores.
+    return jnp.where(x > 0, x, 0)
 
 
 class BasicBlock(nnx.Module):
@@ -36,19 +39,19 @@ class BasicBlock(nnx.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, dtype, rngs: nnx.Rngs):
         self.final_relu = True
         self.conv1 = _conv(inputs, outputs, 3, stride, dtype, rngs)
-        self.norm1 = _norm(outputs, dtype, rngs)
+        self.norm1 = BatchNorm(outputs, dtype=dtype)
         self.conv2 = _conv(outputs, outputs, 3, 1, dtype, rngs)
-        self.norm2 = _norm(outputs, dtype, rngs)
+        self.norm2 = BatchNorm(outputs, dtype=dtype)
         same = stride == 1 and inputs == outputs
         self.shortcut = None if same else nnx.Sequential(
-            _conv(inputs, outputs, 1, stride, dtype, rngs), _norm(outputs, dtype, rngs)
+            _conv(inputs, outputs, 1, stride, dtype, rngs), BatchNorm(outputs, dtype=dtype)
         )  # fmt: skip
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = nnx.relu(self.norm1(self.conv1(x)))
+        y = _relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         y = y + (x if self.shortcut is None else self.shortcut(x))
-        return nnx.relu(y) if self.final_relu else y
+        return _relu(y) if self.final_relu else y
 
 
 def _stage(inputs: int, outputs: int, stride: int, dtype, rngs: nnx.Rngs) -> list[BasicBlock]:
@@ -71,7 +74,7 @@ class Backbone(nnx.Module):
     def __init__(self, resolution: int, channels: Sequence[int], *, dtype, rngs: nnx.Rngs):
         stem_stride, strides = STRIDES[resolution]
         self.stem = _conv(3, channels[0], 3, stem_stride, dtype, rngs)
-        self.norm = _norm(channels[0], dtype, rngs)
+        self.norm = BatchNorm(channels[0], dtype=dtype)
         self.blocks = nnx.List()
         inputs = channels[0]
         for outputs, stride in zip(channels, strides):
@@ -83,7 +86,7 @@ class Backbone(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """uint8 RGB `[B, R, R, 3]` -> features `f` `[B, h, w, C]`."""
         x = images.astype(jnp.float32) / 127.5 - 1.0
-        x = nnx.relu(self.norm(self.stem(x)))
+        x = _relu(self.norm(self.stem(x)))
         for block in self.blocks:
             x = block(x)
         return x

@@ -1,0 +1,155 @@
+"""What a stage learns from, fed in batches: from the devices' memory where it fits, else from disk by Grain.
+
+Both ways give the same batches for the same seed: which rows make up which step is `loader.batch_rows`.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gdrd_jax import parallel
+from gdrd_jax.data.loader import batch_rows
+from gdrd_jax.data.targets import Cache
+from gdrd_jax.errors import GdrdError
+
+LOG = logging.getLogger(__name__)
+# Training needs room too: activations on a GPU; on a CPU everything else.
+SHARE = 0.6
+READ_AHEAD, READERS = 2, 4  # dispatches that wait to be taken, and threads that read them
+Chosen = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Some faces with all their views.
+
+    Attributes:
+      labels: int32 `[N]`.
+      caches: by name, `lr` and targets, with the same views.
+      rows: of the caches, int `[N]`, that belong to the labels.
+    """
+
+    labels: np.ndarray
+    caches: Mapping[str, Cache]
+    rows: np.ndarray
+
+    @property
+    def views(self) -> int:
+        """How many views every face has."""
+        return next(iter(self.caches.values())).manifest["views"]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of everything."""
+        return self.labels.nbytes + self._bytes * len(self.rows) * self.views
+
+    @property
+    def _bytes(self) -> int:
+        return sum(cache.row_bytes for cache in self.caches.values())
+
+    def everything(self) -> dict[str, np.ndarray]:
+        """`label` `[N]` and for each cache `[N, V, ...]`."""
+        whole = {name: cache.read_all(self.rows) for name, cache in self.caches.items()}
+        return {"label": self.labels, **whole}
+
+    def reader(self) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
+        """A function `(rows, views)`, int of any shape, that reads `label` and one view of each, `[*shape, ...]`."""
+        memory = SHARE * _free_memory()
+        caches = {name: c.at_random(int(memory * c.row_bytes / self._bytes)) for name, c in self.caches.items()}
+
+        def read(rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
+            flat, of_view = self.rows[rows.ravel()], {v: np.flatnonzero(views == v) for v in np.unique(views)}
+            found = {"label": self.labels[rows]}
+            for name, at_random in caches.items():
+                manifest = self.caches[name].manifest
+                values = np.empty((rows.size, *manifest["shape"]), manifest["dtype"])
+                for view, at in of_view.items():
+                    values[at] = at_random(view, flat[at])
+                found[name] = values.reshape(*rows.shape, *manifest["shape"])
+            return found
+
+        return read
+
+
+def choose(dataset: Dataset, residency: str, mesh: Mesh, name: str) -> str:
+    """ "device" or "host": what was asked for, or "device" if everything fits; tells which and why.
+
+    Raises:
+      GdrdError: "device" was asked for and it does not fit.
+    """
+    copies = len(mesh.local_devices) if jax.default_backend() == "cpu" else 1
+    need, free = dataset.nbytes * copies, _free_bytes(mesh.local_devices[0])
+    fits = need <= SHARE * free
+    where = "memory" if jax.default_backend() == "cpu" else "each device"
+    size = f"{_size(need)} of data, {_size(free)} free in {where}"
+    if residency == "device" and not fits:
+        raise GdrdError(f"{name}: {size}; use --config.data.residency=host, or auto")
+    chosen = "host" if residency == "host" or not fits else "device"
+    if parallel.largest(chosen == "host"):  # all processes alike
+        chosen = "host"
+    kept = "kept there" if chosen == "device" else "read from disk by Grain as they are needed"
+    LOG.info("%s: %s: %s (data.residency=%s)", name, size, kept, residency)
+    return chosen
+
+
+def resident(dataset: Dataset, mesh: Mesh) -> Chosen:
+    """Everything, on every device."""
+    return jax.device_put(dataset.everything(), NamedSharding(mesh, PartitionSpec()))
+
+
+def batches(
+    dataset: Dataset, dispatches: list[range], mesh: Mesh, *, on_device: bool, seed: int, batch: int
+) -> Iterator[tuple[range, np.ndarray, Chosen]]:
+    """What the steps of each dispatch need.
+
+    Args:
+      dataset: see `Dataset`.
+      dispatches: ranges of steps.
+      mesh: the second axis of everything is shared among its devices.
+      on_device: give numbers, of what `resident` put on the devices; the contents otherwise.
+      seed, batch: see `batch_rows`.
+
+    Yields:
+      The steps; the rows of their faces, int `[K, B]`; and `rows` and `views`, int `[K, B]`, or `label` `[K, B]` and
+      `[K, B, ...]` of every cache.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(None, parallel.AXIS))
+    share = batch // jax.process_count()
+    own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    contents = None if on_device else dataset.reader()
+
+    def read(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        rows, views = batch_rows(seed, dispatches[number], batch, len(dataset.labels), dataset.views)
+        mine = rows[:, own], views[:, own]
+        return rows, contents(*mine) if contents else dict(zip(("rows", "views"), mine))
+
+    numbers = range(len(dispatches))
+    for steps, (rows, mine) in zip(dispatches, map(read, numbers) if on_device else _ahead(read, numbers)):
+        yield steps, rows, {name: jax.make_array_from_process_local_data(sharding, a) for name, a in mine.items()}
+
+
+def _ahead(function: Callable[[int], object], numbers: range) -> Iterator:
+    import grain  # takes a second
+
+    options = grain.ReadOptions(num_threads=READERS, prefetch_buffer_size=READ_AHEAD)
+    return iter(grain.MapDataset.range(len(numbers)).map(function).to_iter_dataset(options))
+
+
+def _free_bytes(device: jax.Device) -> int:
+    if device.platform == "cpu":
+        return _free_memory()
+    statistics = device.memory_stats()
+    return statistics["bytes_limit"] - statistics["bytes_in_use"]
+
+
+def _free_memory() -> int:
+    with open("/proc/meminfo") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,69 @@
+"""What a person sees of a training run: a progress line, `metrics.jsonl` and TensorBoard."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+WINDOW = 20  # steps of which a line of metrics.jsonl is the mean
+LINE = "{desc} {percentage:3.0f}% step {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+
+class Logbook:
+    """Writes what the steps of a run were like; what lies after the step resumed from is dropped.
+
+    Args:
+      directory: of the files.
+      name: shown before the progress.
+      steps, batch: of the whole run.
+      done: steps before the first that will be added.
+      pending: metrics of the last of these, which are in no line yet; from `pending` of an earlier one.
+    """
+
+    def __init__(self, directory: Path, name: str, steps: int, batch: int, done: int, pending: list[dict]):
+        self.pending, self._batch = list(pending), batch
+        path = directory / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= done]
+        path.write_text("".join(f"{line}\n" for line in kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
+        self._progress = tqdm(total=steps, initial=done, desc=name, bar_format=LINE, dynamic_ncols=True)
+
+    def add(self, steps: range, metrics: dict[str, np.ndarray]) -> None:
+        """Some steps' metrics, `[len(steps)]` each."""
+        for i, step in enumerate(steps):
+            self.pending.append({key: float(values[i]) for key, values in metrics.items()})
+            last = self.pending[-1]
+            if (step + 1) % WINDOW == 0:
+                self.finish_line(step + 1)
+        shown = {key: f"{value:.3f}" for key, value in last.items()}
+        self._progress.update(len(steps))
+        self._progress.set_postfix({**shown, "img/s": f"{self._rate():,.0f}"})
+
+    def finish_line(self, step: int) -> None:
+        """One line: the means over the steps since the last line, if there are any."""
+        if self.pending:
+            self.write(step, {key: float(np.mean([m[key] for m in self.pending])) for key in self.pending[0]})
+            self._board.add_scalar("images_per_second", self._rate(), step)
+            self.pending.clear()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One line with whatever there is to say after a step."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        for key, value in metrics.items():
+            self._board.add_scalar(key, value, step)
+
+    def _rate(self) -> float:
+        return self._batch * (self._progress.format_dict["rate"] or 0.0)  # tqdm's, smoothed
+
+    def __enter__(self) -> "Logbook":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.close()
+        self._board.close()
+        self._file.close()

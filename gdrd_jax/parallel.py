@@ -1,0 +1,90 @@
+"""The devices that share a batch: the mesh, means over it, and how several processes find each other.
+
+Inside `jax.shard_map` over `mesh()` each device has its part of the batch; the functions below then speak of the
+whole batch. Elsewhere they are the identity, so that losses and layers are written once.
+"""
+
+import logging
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from gdrd_jax.errors import GdrdError, first_line
+from gdrd_jax.ranks import Rank
+
+AXIS = "data"
+SECONDS_TO_MEET = 300
+LOG = logging.getLogger(__name__)
+
+
+def join(rank: Rank) -> None:
+    """Makes the devices of all processes one mesh; before anything else asks JAX for a device.
+
+    Raises:
+      GdrdError: the processes do not find each other.
+    """
+    if rank.world == 1 or jax.distributed.is_initialized():
+        return
+    LOG.info(
+        "process %d of %d waits for the others at %s", rank.number, rank.world, rank.coordinator or "SLURM's first"
+    )
+    where = {}
+    if rank.coordinator:  # JAX knows SLURM's own
+        where = {"coordinator_address": rank.coordinator, "num_processes": rank.world, "process_id": rank.number}
+    try:
+        jax.distributed.initialize(**where, local_device_ids=rank.devices, initialization_timeout=SECONDS_TO_MEET)
+    except (RuntimeError, ValueError) as error:
+        raise GdrdError(
+            f"process {rank.number} of {rank.world} did not meet the others at {rank.coordinator or 'SLURM'}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def mesh() -> jax.sharding.Mesh:
+    """All devices of all processes, along the batch."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def _mapped() -> bool:
+    return AXIS in jax.sharding.get_abstract_mesh().manual_axes
+
+
+def mean(x):
+    """Mean over the devices of arrays of the same shape."""
+    return jax.lax.pmean(x, AXIS) if _mapped() else x
+
+
+def total(x):
+    """Sum over the devices."""
+    return jax.lax.psum(x, AXIS) if _mapped() else x
+
+
+def gathered(x: jax.Array) -> jax.Array:
+    """`[b, ...]` of each device -> `[B, ...]` of the whole batch, the same on each."""
+    return jax.lax.all_gather(x, AXIS, tiled=True) if _mapped() else x
+
+
+def number():
+    """Which device this is: int, 0 outside `shard_map`."""
+    return jax.lax.axis_index(AXIS) if _mapped() else 0
+
+
+def devices() -> int:
+    """How many share the batch."""
+    return jax.lax.axis_size(AXIS) if _mapped() else 1
+
+
+def own(whole: jax.Array, size: int) -> jax.Array:
+    """The `size` rows of `[B, ...]` that belong to this device's part of the batch."""
+    return jax.lax.dynamic_slice_in_dim(whole, number() * size, size)
+
+
+def largest(value: int) -> int:
+    """The largest of all processes' values, to decide alike; every process has to call it."""
+    return value if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(value)).max())
+
+
+def from_first(tree):
+    """The arrays of process 0, on every process."""
+    return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)

@@ -1,0 +1,84 @@
+"""A trace of some steps, and how much of the time the device was at work in it."""
+
+import logging
+from pathlib import Path
+
+import jax
+from jax.profiler import ProfileData
+
+LOG = logging.getLogger(__name__)
+# What runs on the device: a line of a GPU's plane has one event a kernel; on the CPU one event is a dispatch.
+CPU_WORK = "ThunkExecutor::Execute"
+
+
+def busy_share(directory: Path) -> tuple[float, float]:
+    """Of the newest trace below `directory`: share of the time the device was at work, and that time in seconds.
+
+    The time runs from the first to the last event of the device; where several devices worked it is their mean.
+    """
+    path = max(directory.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
+    shares, longest = [], 0.0
+    for spans in _work(ProfileData.from_file(str(path))):
+        start, stop = min(s for s, _ in spans), max(e for _, e in spans)
+        shares.append(_covered(spans) / (stop - start))
+        longest = max(longest, (stop - start) / 1e9)
+    return sum(shares) / len(shares), longest
+
+
+def _work(profile: ProfileData) -> list[list[tuple[float, float]]]:
+    """Start and end of what each device did, in nanoseconds."""
+    gpus = [plane for plane in profile.planes if plane.name.startswith("/device:GPU")]
+    if gpus:
+        found = [[(e.start_ns, e.end_ns) for line in plane.lines for e in line.events] for plane in gpus]
+    else:
+        found = [[
+            (e.start_ns, e.end_ns) for plane in profile.planes for line in plane.lines for e in line.events
+            if e.name.startswith(CPU_WORK)
+        ]]  # fmt: skip
+    return [spans for spans in found if spans]
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return total
+
+
+class Trace:
+    """Traces a few dispatches once the first, which compile, are over.
+
+    Args:
+      directory: for the trace, which TensorBoard's profile plugin and xprof read; None traces nothing.
+    """
+
+    SKIPPED, TRACED = 3, 5
+
+    def __init__(self, directory: Path | None):
+        self._directory, self._seen, self._running = directory, 0, False
+
+    def dispatched(self, result) -> None:
+        """To be told of each dispatch with what it gives."""
+        if self._directory is None:
+            return
+        self._seen += 1
+        if self._seen == self.SKIPPED:
+            jax.block_until_ready(result)
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+        elif self._seen == self.SKIPPED + self.TRACED:
+            jax.block_until_ready(result)
+            self.stop()
+
+    def stop(self) -> None:
+        """Ends the trace, if it runs, and tells what it shows."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+            share, seconds = busy_share(self._directory)
+            LOG.info(
+                "profile: the device was at work in %.1f %% of %.2f s; look at %s with TensorBoard's profile plugin",
+                100 * share, seconds, self._directory,
+            )  # fmt: skip
