@@ -5,6 +5,8 @@ whole batch. Elsewhere they are the identity, so that losses and layers are writ
 """
 
 import logging
+import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,14 +20,24 @@ SECONDS_TO_MEET = 300
 LOG = logging.getLogger(__name__)
 
 
-def join(rank: Rank) -> None:
+def start(rank: Rank) -> None:
     """Makes the devices of all processes one mesh; before anything else asks JAX for a device.
+
+    What XLA compiles for GPUs, in half a minute, is kept in ~/.cache/gdrd_jax for the next run, unless
+    JAX_COMPILATION_CACHE_DIR says where.
 
     Raises:
       GdrdError: the processes do not find each other.
     """
-    if rank.world == 1 or jax.distributed.is_initialized():
-        return
+    if rank.world > 1 and not jax.distributed.is_initialized():
+        _join(rank)
+    # CPUs compile in seconds, and what was compiled for one may not run on another.
+    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "gdrd_jax"))
+
+
+def _join(rank: Rank) -> None:
     LOG.info(
         "process %d of %d waits for the others at %s", rank.number, rank.world, rank.coordinator or "SLURM's first"
     )

@@ -102,6 +102,7 @@ def generative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
 
 def gen(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Stage gen: the backbone learns T_g's features (Eq. 1)."""
+    parallel.start(rank)
     folder = workdir / "gen"
     student = _student(config, embedding_dim=1)
     targets = open_cache(workdir, "generative", "train")
@@ -114,16 +115,15 @@ def gen(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     caches = {"lr": open_cache(workdir, "views", "train"), "generative": targets}
     held_out = _held_out_r2(workdir) if config.data.test_people else lambda stage: {}
     metrics = _fit(
-        config, rank, stage, Dataset(labels, caches, np.arange(len(labels))), config.gen, folder, "stage gen", held_out
+        config, stage, Dataset(labels, caches, np.arange(len(labels))), config.gen, folder, "stage gen", held_out
     )
     if rank.number == 0:
         save_weights(student.backbone, folder / "backbone", {"student": _student_settings(config, 1)})
         write_json(folder / "metrics.json", {**metrics, **held_out(stage)})
 
 
-def _fit(config, rank, stage, dataset, section, folder, name, evaluate) -> dict[str, float]:
+def _fit(config, stage, dataset, section, folder, name, evaluate) -> dict[str, float]:
     schedule = train.Schedule(**{field: section[field] for field in train.Schedule.__dataclass_fields__})
-    parallel.join(rank)
     return train.fit(
         stage, dataset, schedule, folder, seed=config.seed, name=name, residency=config.data.residency,
         profile=config.profile, evaluate=evaluate, evaluate_every=section.evaluate_every,
@@ -151,6 +151,7 @@ def discriminative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
 
 def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Stage dis: the head learns from labels and T_d (Eq. 2, 3), on the frozen backbone."""
+    parallel.start(rank)
     folder = workdir / "dis"
     everyone = read_faces(workdir, "train")
     identities = len(everyone.identities) - config.data.calibration_people
@@ -181,7 +182,7 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
             save("best", **metrics)
         return metrics
 
-    metrics = _fit(config, rank, stage, Dataset(labels, caches, rows), settings, folder, "stage dis", evaluate)
+    metrics = _fit(config, stage, Dataset(labels, caches, rows), settings, folder, "stage dis", evaluate)
     if rank.number == 0:
         save("student")
         write_json(folder / "metrics.json", metrics)

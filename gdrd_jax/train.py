@@ -155,7 +155,7 @@ def fit(
 ) -> dict[str, float]:  # fmt: skip
     """Trains `stage` in place, going on from the last checkpoint in `directory` if there is one.
 
-    Where several processes share the work (`parallel.join`) each calls it; the first writes all files.
+    Where several processes share the work (`parallel.start`) each calls it; the first writes all files.
 
     Args:
       stage: see `gdrd_jax.stages`.

@@ -18,7 +18,13 @@ from gdrd_jax.ranks import from_environment
     ],
 )
 def test_what_launchers_say(environment, rank):
-    assert from_environment(environment) == rank
+    assert from_environment(environment)[:3] == rank
+
+
+def test_where_processes_meet_and_which_gpus_are_theirs():
+    torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "29500"}
+    assert from_environment(torchrun)[3:] == ("first:29501", None)  # 29500 is torchrun's own
+    assert from_environment({**torchrun, "LOCAL_WORLD_SIZE": "4"}).devices == (1,)
 
 
 @pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("a", "2"), ("0", "")])

@@ -36,6 +36,7 @@ def dis(weights=(1.0, 0.25, 4.0), **changes):
         "teacher_scale": 32.0,
         "tau": 0.4,
         "positive": "pair",
+        "pairs": "gathered",
         "end_to_end": False,
         **changes,
     }

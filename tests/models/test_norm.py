@@ -1,0 +1,44 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gdrd_jax.models.norm import BatchNorm
+
+RNG = np.random.default_rng(0)
+
+
+def random_like(module):
+    values = jax.tree.map(lambda p: np.float32(RNG.uniform(0.5, 1.5, p.shape)), nnx.state(module, nnx.Param))
+    nnx.update(module, values)
+    return values
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 16, 6), (3, 5, 7, 4), (1, 4, 4, 2), (6, 3)])
+def test_values_gradients_and_statistics_are_flaxs(shape):
+    ours = BatchNorm(shape[-1], dtype=jnp.float32)
+    theirs = nnx.BatchNorm(shape[-1], momentum=0.9, epsilon=1e-5, rngs=nnx.Rngs(0))
+    nnx.update(theirs, random_like(ours))
+    x, weight = (np.float32(RNG.normal(2, 3, shape)) for _ in range(2))
+
+    def loss(module, x):
+        return (module(x) * weight).sum()
+
+    for mode in ("train", "eval"):
+        for module in (ours, theirs):
+            getattr(module, mode)()
+        np.testing.assert_allclose(ours(x), theirs(x), atol=2e-5)
+        for a, b in zip(*(jax.tree.leaves(nnx.grad(loss, argnums=(0, 1))(m, x)) for m in (ours, theirs))):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(getattr(ours, name)[...], getattr(theirs, name)[...], rtol=1e-5)
+
+
+def test_bfloat16_goes_in_and_out_and_is_normalised_in_float32():
+    x = jnp.asarray(RNG.normal(100, 1, (64, 4, 4, 3)), jnp.bfloat16)
+    y = BatchNorm(3, dtype=jnp.bfloat16)(x)
+    assert y.dtype == jnp.bfloat16
+    exact = np.float64(x)
+    exact = (exact - exact.mean(axis=(0, 1, 2))) / exact.std(axis=(0, 1, 2))
+    np.testing.assert_allclose(np.float64(y), exact, atol=0.03)

@@ -1,0 +1,71 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from gdrd_jax.errors import GdrdError
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture
+def tool(monkeypatch, tmp_path):
+    """The tool, and a function that runs it and gives its rows."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import benchmark_train
+
+    monkeypatch.setattr(benchmark_train, "SECONDS", 0.01)
+    monkeypatch.setattr(benchmark_train, "SIZES", (64, 200))
+
+    def run(*flags):
+        out = tmp_path / "rows.json"
+        common = ["--width", "0.0625", "--batch", "8", "--repeats", "2", "--faces", "64", "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", ["benchmark_train.py", *common, *flags])
+        benchmark_train.main()
+        return json.loads(out.read_text())["rows"]
+
+    return benchmark_train, run
+
+
+def test_both_compute_the_same_and_are_timed(tool, capsys):
+    rows = tool[1]()
+    assert [(row["stage"], row["contender"]) for row in rows] == [
+        (stage, contender) for stage in ("gen", "dis") for contender in ("gdrd_jax", "PyTorch eager")
+    ]
+    for row in rows:
+        assert row["loss_difference"] < 1e-4
+        assert row["lowest"] <= row["images_per_second"] <= row["highest"]
+        assert row["share_of_peak"] == pytest.approx(
+            row["gflops_an_image"] * row["images_per_second"] / row["peak_gflops"]
+        )
+    assert "PyTorch eager" in capsys.readouterr().out
+
+
+def test_another_loss_is_refused(tool, monkeypatch):
+    import torch_student
+
+    right = torch_student.Gen.forward
+    monkeypatch.setattr(torch_student.Gen, "forward", lambda *a: 1.01 * right(*a))
+    with pytest.raises(GdrdError, match="stage gen: our losses .* are not PyTorch's"):
+        tool[1]("--stage", "gen")
+
+
+def test_operations_are_those_of_the_convolutions_and_products(tool):
+    benchmark, _ = tool
+    import argparse
+
+    args = argparse.Namespace(width=1.0, precision="float32")
+    data = benchmark.synthetic("gen", 8, 1.0)
+    macs = 16**2 * 9 * (3 * 128 + 4 * 128**2)  # stem and first stage
+    macs += 8**2 * (9 * (128 * 256 + 3 * 256**2) + 128 * 256) + 4**2 * (9 * (256 * 512 + 3 * 512**2) + 256 * 512)
+    # Forward, input's and weights' gradients; the pixels have no gradient. Then what is not a product, and borders.
+    wanted = 2 * (3 * macs - 16**2 * 9 * 3 * 128)
+    assert benchmark.Ours("gen", data, args, 4).flops() == pytest.approx(wanted, rel=0.12)
+
+
+def test_sizes_are_swept(tool):
+    rows = tool[1]("--sweep")
+    assert [(row["faces"], row["devices"]) for row in rows] == [(64, 1), (200, 1)]
+    assert all(row["images_per_second"] > 0 for row in rows)
+    assert "needs more" in tool[1]("--sweep", "--gib", "0")[0]["skipped"]
