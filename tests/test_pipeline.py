@@ -138,8 +138,8 @@ def test_stage_gen_needs_no_recogniser_and_stage_dis_goes_on_from_it(faces_folde
 def test_no_calibration_or_test_person_is_trained_on(copy, faces_folder, monkeypatch):
     seen = {}
 
-    def fit(stage, data, schedule, directory, *, seed, name):
-        seen.update(data, classes=stage.classifier.kernel.shape[1])
+    def fit(stage, dataset, schedule, directory, **_):
+        seen.update(dataset.everything(), classes=stage.classifier.kernel.shape[1])
         raise GdrdError("enough seen")
 
     monkeypatch.setattr("gdrd_jax.train.fit", fit)
@@ -152,6 +152,32 @@ def test_no_calibration_or_test_person_is_trained_on(copy, faces_folder, monkeyp
     first = cv2.imread(str(faces_folder / "p0" / "0.png"))[:, :, ::-1]
     np.testing.assert_array_equal(seen["lr"][0, 0], cv2.resize(first, (16, 16), interpolation=cv2.INTER_AREA))
     assert len(seen["lr"]) == len(seen["discriminative"]) == 9
+
+
+def test_a_used_workdir_is_refused_where_resuming_is_not_wanted(finished, faces_folder, tmp_path):
+    config = tiny_config(faces_folder)
+    config.resume = False
+    before = (finished / "metrics.json").read_bytes()
+    with pytest.raises(GdrdError, match="was used before, and config.resume is false; choose another"):
+        pipeline.run(config, finished)
+    assert (finished / "metrics.json").read_bytes() == before
+    config.until = "gen"
+    config.discriminative.path = ""
+    pipeline.run(config, tmp_path / "new")
+
+
+def test_the_student_that_was_best_on_the_dev_set_is_kept(copy, faces_folder):
+    from gdrd_jax.checkpoints import load_description
+
+    config = tiny_config(faces_folder)
+    config.dis.evaluate_every = 10
+    pipeline.run(config, copy)
+    lines = [json.loads(line) for line in (copy / "dis" / "metrics.jsonl").read_text().splitlines()]
+    judged = [line["dev_accuracy"] for line in lines if "dev_accuracy" in line]
+    assert [line["step"] for line in lines if "dev_auc" in line] == [10, 20, 30, 40, 45]
+    assert load_description(copy / "dis" / "best")["dev_accuracy"] == max(judged)
+    last, best = (Recognizer.load(copy, which).fingerprint() for which in ("student", "best"))
+    assert (last == best) == (judged.index(max(judged)) == 4)
 
 
 def test_the_backbone_of_the_student_is_the_one_of_stage_gen(finished, faces_folder):
