@@ -128,7 +128,13 @@ def make_run(
         return (optax.apply_updates(params, update), rest, opt_state), {"loss": loss, **metrics}
 
     def run(state, resident, chosen, steps):
-        return jax.lax.scan(partial(step, resident), state, (chosen, steps), unroll=1 if loop else len(steps))
+        if loop:
+            return jax.lax.scan(partial(step, resident), state, (chosen, steps))
+        several = []  # not `unroll`: a scan of one step is a loop for XLA all the same
+        for i in range(len(steps)):
+            state, metrics = step(resident, state, ({name: a[i] for name, a in chosen.items()}, steps[i]))
+            several.append(metrics)
+        return state, jax.tree.map(lambda *values: jnp.stack(values), *several)
 
     everywhere, shared = PartitionSpec(), PartitionSpec(None, parallel.AXIS)
     mapped = jax.shard_map(run, mesh=mesh, in_specs=(everywhere, everywhere, shared, everywhere), out_specs=everywhere)
