@@ -241,7 +241,9 @@ def fit(
                     stage.eval()
                     log.write(done, evaluate(stage))
                     split(stage)
-                checkpoints.save(done, jax.device_get(state), {"last": last, "pending": log.pending})
+                checkpoints.save(
+                    done, jax.device_get(state), {"last": last, "pending": list(log.pending)}
+                )  # written later
             if stop:
                 raise Interrupted(f"{name} at step {done} of {schedule.steps}", stop)
         if before:

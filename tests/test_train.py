@@ -108,7 +108,7 @@ def stopping_at(monkeypatch, step, number=signal.SIGINT):
     monkeypatch.setattr(feeding, "batch_rows", interrupting)
 
 
-@pytest.mark.parametrize("step", [0, 19, 20, 33, STEPS - 1])
+@pytest.mark.parametrize("step", [33, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 19, 20, STEPS - 1))])
 def test_a_stopped_run_resumes_to_the_same_weights_and_curve(tmp_path, monkeypatch, uninterrupted, step):
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match=f"step {step + 1} of {STEPS}"):
         stopping_at(patch, step, signal.SIGTERM)
@@ -127,7 +127,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch, uninterrupte
     assert metrics == uninterrupted[1]
 
 
-@pytest.mark.parametrize("start", [0, 33])
+@pytest.mark.parametrize("start", [33, pytest.param(0, marks=pytest.mark.slow)])
 def test_data_read_from_disk_give_the_same_run(tmp_path, monkeypatch, uninterrupted, start):
     if start:
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
@@ -303,7 +303,7 @@ def finished(*processes):
     ("name", "count"),
     [("stage", 10), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("stage", 100), ("dis_stage", 20)))],
 )
-def test_four_devices_follow_the_curve_of_one(name, count):
+def test_four_devices_follow_the_curve_of_one(tmp_path, name, count):
     # So small a network amplifies rounding: a start that differs by 1e-7 leaves the curve as fast, sooner at
     # higher rates and in stage dis.
     script = (
@@ -311,13 +311,10 @@ def test_four_devices_follow_the_curve_of_one(name, count):
         "one, four = (t.some_steps(count, 1, name, n, batch=8, rate=0.001)[1] for n in (1, 4))\n"
         "assert one[-3:].mean() < one[:3].mean()\n"
         "t.np.testing.assert_allclose(four, one, rtol=1e-4)\n"
+        "refused = t.pytest.raises(t.GdrdError, t.fit, pathlib.Path(sys.argv[3]), batch=6)\n"
+        "refused.match('batch 6 of test cannot be divided over 4 devices')\n"
     )
-    finished(run_script(script, name, count, devices=4))
-
-
-def test_a_batch_that_cannot_be_divided_is_told(tmp_path):
-    script = "t.pytest.raises(t.GdrdError, t.fit, pathlib.Path(sys.argv[1]), batch=6).match('batch 6 of test cannot')"
-    finished(run_script(script, tmp_path, devices=4))
+    finished(run_script(script, name, count, tmp_path, devices=4))
 
 
 @pytest.mark.slow
@@ -363,26 +360,24 @@ def test_two_processes_follow_the_curve_of_one(tmp_path, stop):
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_resumes_to_the_same_result(tmp_path, uninterrupted):
-    """kill -9 five times, whatever it is at, a checkpoint being written all the time."""
-    script = (
-        "t.checkpoints.SECONDS_BETWEEN_SAVES = 0.0\n"
-        "for i in range(int(sys.argv[2])): t.fit(pathlib.Path(sys.argv[1]))\n"
-    )
+    """kill -9 five times, a checkpoint being written all the time."""
+    script = "t.checkpoints.SECONDS_BETWEEN_SAVES = 0.0; t.fit(pathlib.Path(sys.argv[1]))"
     random, killed_at = np.random.default_rng(), []
-    finished(run_script(script, tmp_path, 0, devices=1))
+
+    def saved():
+        return max((int(p.name) for p in (tmp_path / "checkpoints").glob("*") if p.name.isdigit()), default=0)
+
     while len(killed_at) < 5:
-        process = run_script(script, tmp_path, 1, devices=1)
-        path = tmp_path / "metrics.jsonl"
-        before = path.read_text() if path.exists() else ""
-        while process.poll() is None and not list((tmp_path / "checkpoints").glob("*")):
-            time.sleep(0.05)
-        time.sleep(random.uniform(0, 3))
+        until, process = saved() + random.integers(1, 10), run_script(script, tmp_path, devices=1)
+        while process.poll() is None and saved() < until:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.3))
         process.kill()
         process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it finished first: make it longer"
-        saved = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
-        killed_at.append((saved, len(before)))
-    print("checkpoints at each kill:", killed_at)
+        assert process.returncode == -signal.SIGKILL, "it finished first"
+        killed_at.append(saved())
+    print("newest checkpoint at each kill:", killed_at)
+    assert killed_at == sorted(set(killed_at)) and killed_at[-1] < STEPS
     weights, metrics = fit(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, weights, uninterrupted[0])
     assert metrics == uninterrupted[1]
