@@ -27,7 +27,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=False, multiprocessing_options=_alone())
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, create=False, cleanup_tmp_directories=True, multiprocessing_options=_alone()
+        )
         self._directory = directory.absolute()
         self._directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
@@ -67,28 +69,29 @@ class Checkpoints:
           GdrdError: it, or the one before, cannot be written.
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
-        with self._told():
+        with _told(self._directory):
             self._manager.wait_until_finished()
             self._manager.save(step, args=args)
         self._saved = time.monotonic()
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except (ValueError, OSError, RuntimeError) as error:  # TensorStore's, by the kind of failure
-            raise GdrdError(
-                f"a checkpoint could not be written to {self._directory}: {first_line(error)}; the one before it is "
-                "still there: make room if the disk is full, and run the same command again"
-            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        with self._told():
+        with _told(self._directory):
             self._manager.wait_until_finished()
             self._manager.close()
+
+
+@contextlib.contextmanager
+def _told(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:  # TensorStore's, by the kind of failure
+        raise GdrdError(
+            f"{directory} could not be written: {first_line(error)}; what was saved before is still there: make room "
+            "if the disk is full, and run the same command again"
+        ) from error
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -101,12 +104,19 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def save_weights(module: nnx.Module, directory: Path, description: dict) -> None:
-    """Replaces `directory` by the module's weights and `description.json`."""
-    shutil.rmtree(directory, ignore_errors=True)
-    weights = jax.device_get(nnx.to_pure_dict(nnx.state(module)))
-    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
-        checkpointer.save((directory / "weights").absolute(), weights)
-    (directory / "description.json").write_text(json.dumps(description, indent=1))
+    """Replaces `directory` by the module's weights and `description.json`, whole or not at all.
+
+    Raises:
+      GdrdError: it cannot be written.
+    """
+    weights, new = jax.device_get(nnx.to_pure_dict(nnx.state(module))), directory.with_name(f"{directory.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    with _told(directory):
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
+            checkpointer.save((new / "weights").absolute(), weights)
+        (new / "description.json").write_text(json.dumps(description, indent=1))
+        shutil.rmtree(directory, ignore_errors=True)
+        new.rename(directory)
 
 
 def load_description(directory: Path) -> dict:

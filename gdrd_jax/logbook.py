@@ -1,6 +1,7 @@
 """What a person sees of a training run: a progress line, `metrics.jsonl` and TensorBoard."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,9 @@ class Logbook:
         path = directory / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= done]
-        path.write_text("".join(f"{line}\n" for line in kept))
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(temporary, path)
         self._file = path.open("a")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
         self._progress = tqdm(total=steps, initial=done, desc=name, bar_format=LINE, dynamic_ncols=True)

@@ -50,12 +50,12 @@ def parse_flags(argv: list[str]) -> ConfigDict:
 
 def this_process() -> Rank:
     """Which process the flags, or else the launcher, say this is."""
-    if _PROCESSES.value == 1:
+    if _PROCESSES.value == 1 and not _COORDINATOR.value and not _PROCESS.value:
         return from_environment()
-    if not _COORDINATOR.value or _PROCESS.value >= _PROCESSES.value:
+    if not _COORDINATOR.value or _PROCESS.value >= _PROCESSES.value or _PROCESSES.value == 1:
         raise GdrdError(
-            f"--processes={_PROCESSES.value} needs --coordinator=HOST:PORT, a free port of the first machine, and "
-            f"--process=0 to {_PROCESSES.value - 1}, another for each"
+            "several processes need --coordinator=HOST:PORT, a free port of the first machine, --processes=N, how many "
+            "they are, and --process=0 to N-1, another for each"
         )
     return Rank(_PROCESS.value, _PROCESSES.value, coordinator=_COORDINATOR.value)
 

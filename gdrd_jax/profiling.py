@@ -11,10 +11,11 @@ LOG = logging.getLogger(__name__)
 CPU_WORK = "ThunkExecutor::Execute"
 
 
-def busy_share(directory: Path) -> tuple[float, float]:
+def busy_share(directory: Path) -> tuple[float, float] | None:
     """Of the newest trace below `directory`: share of the time the device was at work, and that time in seconds.
 
-    The time runs from the first to the last event of the device; where several devices worked it is their mean.
+    The time runs from the first to the last event of the device; where several devices worked it is their mean. None
+    if none did.
     """
     path = max(directory.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
     shares, longest = [], 0.0
@@ -22,7 +23,7 @@ def busy_share(directory: Path) -> tuple[float, float]:
         start, stop = min(s for s, _ in spans), max(e for _, e in spans)
         shares.append(_covered(spans) / (stop - start))
         longest = max(longest, (stop - start) / 1e9)
-    return sum(shares) / len(shares), longest
+    return (sum(shares) / len(shares), longest) if shares else None
 
 
 def _work(profile: ProfileData) -> list[list[tuple[float, float]]]:
@@ -77,7 +78,11 @@ class Trace:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
-            share, seconds = busy_share(self._directory)
+            found = busy_share(self._directory)
+            if found is None:
+                LOG.info("profile: nothing ran after the first dispatches; train more steps")
+                return
+            share, seconds = found
             LOG.info(
                 "profile: the device was at work in %.1f %% of %.2f s; look at %s with TensorBoard's profile plugin",
                 100 * share, seconds, self._directory,

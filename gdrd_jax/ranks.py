@@ -45,7 +45,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
         text = f"{number}={environment[number]!r}, {world}={environment[world]!r}"
         try:
             rank = Rank(int(environment[number]), int(environment[world]), int(environment.get(local, 0)))
-            if "MASTER_PORT" in environment and number == "RANK":
+            if number == "RANK" and {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
                 # torchrun itself listens at its port; the next one is ours.
                 rank = rank._replace(coordinator=f"{environment['MASTER_ADDR']}:{int(environment['MASTER_PORT']) + 1}")
             if int(environment.get("LOCAL_WORLD_SIZE", 1)) > 1:

@@ -34,6 +34,7 @@ from gdrd_jax.teachers import load_discriminative, load_generative, sr_training
 from gdrd_jax.teachers.precompute import Job, fill, high_views
 
 SPLITS = ("train", "test")
+DEV_IMAGES = 10  # of a calibration person, at most
 
 
 def faces(config: ConfigDict, workdir: Path) -> str:
@@ -174,9 +175,12 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         description = _student_settings(config, centres.shape[1])
         Recognizer.save(student, description, config.views.kernel, folder / name, **more)
 
-    recognizer, judged, best = Recognizer(student, config.views.kernel), _dev_set(config, workdir), folder / "best"
+    recognizer, best = Recognizer(student, config.views.kernel), folder / "best"
+    judged = _dev_set(config, workdir) if rank.number == 0 else None
 
     def evaluate(_stage: Dis) -> dict[str, float]:
+        if judged is None:
+            return {}
         metrics = judged.judge(recognizer.embed(judged.faces))
         if not best.exists() or metrics["dev_accuracy"] > load_description(best)["dev_accuracy"]:
             save("best", **metrics)
@@ -188,13 +192,15 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         write_json(folder / "metrics.json", metrics)
 
 
-def _dev_set(config: ConfigDict, workdir: Path) -> DevSet:
-    """What the config names, or the calibration people, whose identities stage dis does not learn."""
+def _dev_set(config: ConfigDict, workdir: Path) -> DevSet | None:
+    """What the config names, or the calibration people, whose identities stage dis does not learn; None if neither."""
     if config.dev.path:
         pairs = Path(config.dev.pairs) if config.dev.pairs else None
         return dev.of_pairs(Path(config.dev.path), pairs, config.views.resolution, config.views.kernel)
+    if config.data.calibration_people < 2:
+        return None
     faces = read_faces(workdir, "train")
-    rows = faces.few_of_last(config.data.calibration_people, config.evaluation.images_per_person)
+    rows = faces.few_of_last(config.data.calibration_people, DEV_IMAGES)
     return dev.of_people(open_cache(workdir, "views", "train").read(0, rows), faces.labels[rows])
 
 

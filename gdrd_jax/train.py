@@ -239,7 +239,8 @@ def fit(
                 nnx.update(stage, *jax.device_get(state[:2]))
                 if evaluating:
                     stage.eval()
-                    log.write(done, evaluate(stage))
+                    if found := evaluate(stage):
+                        log.write(done, found)
                     split(stage)
                 checkpoints.save(
                     done, jax.device_get(state), {"last": last, "pending": list(log.pending)}
@@ -248,6 +249,9 @@ def fit(
                 raise Interrupted(f"{name} at step {done} of {schedule.steps}", stop)
         if before:
             last = look(*before)
+    stop = parallel.largest(signals.received)
+    if stop:  # it came while the last step was looked at or saved
+        raise Interrupted(f"{name} at step {done} of {schedule.steps}", stop)
     nnx.update(stage, *jax.device_get(state[:2]))
     return last
 
@@ -260,7 +264,8 @@ def _dispatches(done: int, steps: int) -> list[range]:
     """The steps that are left. They begin at multiples of the same number, so that what is compiled, and its result,
     does not depend on where a run was stopped."""
     size = 1 if _on_cpu() else CHUNK
-    return [range(start, min(start + size, steps)) for start in range(done, steps, size)]
+    bounds = [done, *range(done - done % size + size, steps, size), steps]
+    return [range(start, stop) for start, stop in zip(bounds, bounds[1:]) if start < stop]
 
 
 def _require_finite(losses: np.ndarray, steps: range, rows: np.ndarray, name: str) -> None:

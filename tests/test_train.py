@@ -242,7 +242,7 @@ def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(tmp_path, monkeypa
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-        with pytest.raises(GdrdError, match="could not be written .* one before it is still there"):
+        with pytest.raises(GdrdError, match="could not be written: .* saved before is still there"):
             fit(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -81,9 +81,10 @@ def choose(dataset: Dataset, residency: str, mesh: Mesh, name: str) -> str:
     Raises:
       GdrdError: "device" was asked for and it does not fit.
     """
-    copies = len(mesh.local_devices) if jax.default_backend() == "cpu" else 1
+    # On a CPU the devices share the memory with what is read from disk before it is given to them.
+    copies = 1 + len(mesh.local_devices) if jax.default_backend() == "cpu" else 1
     need, free = dataset.nbytes * copies, _free_bytes(mesh.local_devices[0])
-    fits = need <= SHARE * free
+    fits = need <= SHARE * free and dataset.nbytes <= SHARE * _free_memory()
     where = "memory" if jax.default_backend() == "cpu" else "each device"
     size = f"{_size(need)} of data, {_size(free)} free in {where}"
     if residency == "device" and not fits:
@@ -98,7 +99,9 @@ def choose(dataset: Dataset, residency: str, mesh: Mesh, name: str) -> str:
 
 def resident(dataset: Dataset, mesh: Mesh) -> Chosen:
     """Everything, on every device."""
-    return jax.device_put(dataset.everything(), NamedSharding(mesh, PartitionSpec()))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    # Unlike `device_put`, which would compare what the processes have by sending it around.
+    return {name: jax.make_array_from_process_local_data(everywhere, a) for name, a in dataset.everything().items()}
 
 
 def batches(

@@ -203,7 +203,11 @@ class Cache:
 
     def read_all(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Every view of every row, or of some, `[N, views, *shape]`."""
-        return np.stack([self.read(view, rows) for view in range(self.manifest["views"])], axis=1)
+        count, shape = len(np.arange(self.manifest["rows"])[rows]), self.manifest["shape"]
+        whole = np.empty((count, self.manifest["views"], *shape), self.manifest["dtype"])
+        for view in range(self.manifest["views"]):
+            whole[:, view] = self.read(view, rows)
+        return whole
 
 
 def channel_statistics(cache: Cache) -> tuple[np.ndarray, np.ndarray]:

@@ -36,7 +36,7 @@ class BatchNorm(nnx.Module):
             mean, var = self.mean[...], self.var[...]
         else:
             mean, square = parallel.mean((_mean(rows), _mean(rows * rows)))
-            var = square - mean * mean
+            var = jnp.maximum(square - mean * mean, 0)  # which rounding can make negative
             for running, value in ((self.mean, mean), (self.var, var)):
                 running[...] = self.momentum * running[...] + (1 - self.momentum) * jax.lax.stop_gradient(value)
         scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
