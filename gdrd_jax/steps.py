@@ -124,10 +124,10 @@ def gen(config: ConfigDict, workdir: Path, rank: Rank) -> None:
 
 
 def _fit(config, stage, dataset, section, folder, name, evaluate) -> dict[str, float]:
-    schedule = train.Schedule(**{field: section[field] for field in train.Schedule.__dataclass_fields__})
     return train.fit(
-        stage, dataset, schedule, folder, seed=config.seed, name=name, residency=config.data.residency,
-        profile=config.profile, evaluate=evaluate, evaluate_every=section.evaluate_every,
+        stage, dataset, train.Schedule.of(section), folder, seed=config.seed, name=name,
+        residency=config.data.residency, profile=config.profile, evaluate=evaluate,
+        evaluate_every=section.evaluate_every,
     )  # fmt: skip
 
 

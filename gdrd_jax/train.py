@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +57,11 @@ class Schedule:
     weight_decay: float
     clip_norm: float
     shift: int = 0
+
+    @classmethod
+    def of(cls, section: Mapping) -> "Schedule":
+        """The schedule in a section of the config, which has other settings too."""
+        return cls(**{field.name: section[field.name] for field in dataclasses.fields(cls)})
 
     def rate(self) -> optax.Schedule:
         """Learning rate by step."""
@@ -236,8 +241,8 @@ def fit(
             if first:
                 if finished:
                     log.finish_line(done)
-                nnx.update(stage, *jax.device_get(state[:2]))
                 if evaluating:
+                    nnx.update(stage, *jax.device_get(state[:2]))
                     stage.eval()
                     if found := evaluate(stage):
                         log.write(done, found)

@@ -68,8 +68,7 @@ def make_stage(stage: str, width: float, precision: str):
 
 def schedule(stage: str) -> train.Schedule:
     """The paper's."""
-    section = settings.default()[stage]
-    return train.Schedule(**{name: section[name] for name in train.Schedule.__dataclass_fields__})
+    return train.Schedule.of(settings.default()[stage])
 
 
 class Ours:
@@ -275,13 +274,9 @@ def table(rows: list[dict]) -> str:
 
 
 def _cell(value) -> str:
-    return (
-        f"{value:,.4g}"
-        if isinstance(value, float) and abs(value) < 100
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.4g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def main() -> None:
