@@ -2,10 +2,13 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 WINDOW = 20  # steps of which a line of metrics.jsonl is the mean
@@ -32,7 +35,7 @@ class Logbook:
         temporary.write_text("".join(f"{line}\n" for line in kept))
         os.replace(temporary, path)
         self._file = path.open("a")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
+        self._board = _Board(directory / "tensorboard", done)
         self._progress = tqdm(total=steps, initial=done, desc=name, bar_format=LINE, dynamic_ncols=True)
 
     def add(self, steps: range, metrics: dict[str, np.ndarray]) -> None:
@@ -50,15 +53,14 @@ class Logbook:
         """One line: the means over the steps since the last line, if there are any."""
         if self.pending:
             self.write(step, {key: float(np.mean([m[key] for m in self.pending])) for key in self.pending[0]})
-            self._board.add_scalar("images_per_second", self._rate(), step)
+            self._board.write(step, {"images_per_second": self._rate()})
             self.pending.clear()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line with whatever there is to say after a step."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
-        for key, value in metrics.items():
-            self._board.add_scalar(key, value, step)
+        self._board.write(step, metrics)
 
     def _rate(self) -> float:
         return self._batch * (self._progress.format_dict["rate"] or 0.0)  # tqdm's, smoothed
@@ -70,3 +72,21 @@ class Logbook:
         self._progress.close()
         self._board.close()
         self._file.close()
+
+
+class _Board:
+    """TensorBoard's curves, without tensorboardX's thread: once that dies of a full disk, training waits for it."""
+
+    def __init__(self, directory: Path, done: int):
+        directory.mkdir(exist_ok=True)
+        self._file = EventsWriter(str(directory / "events"), f".{done}")
+        # TensorBoard then forgets what an earlier file has of later steps.
+        self._file.write_event(
+            Event(wall_time=time.time(), step=done + 1, session_log=SessionLog(status=SessionLog.START))
+        )
+        self.close = self._file.close
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        for key, value in metrics.items():
+            self._file.write_event(Event(wall_time=time.time(), step=step, summary=summary.scalar(key, value)))
+        self._file.flush()

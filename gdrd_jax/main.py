@@ -1,5 +1,6 @@
 """Trains a student: `python -m gdrd_jax.main --config=configs/X.py [--workdir=DIR] [--config.a.b=value]`."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,4 +92,8 @@ def cli(argv: list[str], work: Callable[[ConfigDict, Path, Rank], None] = _train
 
 
 if __name__ == "__main__":
-    sys.exit(cli(sys.argv))
+    status = cli(sys.argv)
+    if status == 2:  # at a normal end JAX would wait for the other processes, which wait for this one
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)

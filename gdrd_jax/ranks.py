@@ -1,6 +1,7 @@
 """Which of several processes this one is, as torchrun and SLURM say it."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -15,14 +16,14 @@ class Rank(NamedTuple):
 
     Attributes:
       coordinator: HOST:PORT where the first can be met by the others; "" where JAX finds it out itself.
-      devices: numbers of the GPUs of this machine that are its own; None is all.
+      devices: numbers of the GPUs of this machine that are its own; all it sees if there are none.
     """
 
     number: int = 0
     world: int = 1
     local: int = 0
     coordinator: str = ""
-    devices: tuple[int, ...] | None = None
+    devices: tuple[int, ...] = ()
 
 
 ALONE = Rank()
@@ -48,7 +49,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
             if number == "RANK" and {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
                 # torchrun itself listens at its port; the next one is ours.
                 rank = rank._replace(coordinator=f"{environment['MASTER_ADDR']}:{int(environment['MASTER_PORT']) + 1}")
-            if int(environment.get("LOCAL_WORLD_SIZE", 1)) > 1:
+            if _beside_others(environment) and "," in environment.get("CUDA_VISIBLE_DEVICES", ","):
                 rank = rank._replace(devices=(rank.local,))
         except ValueError:
             raise GdrdError(f"the environment has {text}; both must be whole numbers") from None
@@ -56,3 +57,11 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
             raise GdrdError(f"the environment has {text}; the first counts from 0 and is below the second")
         return rank
     return ALONE
+
+
+def _beside_others(environment: Mapping[str, str]) -> bool:
+    """Whether a machine has several processes."""
+    if "LOCAL_WORLD_SIZE" in environment:  # torchrun's
+        return int(environment["LOCAL_WORLD_SIZE"]) > 1
+    # SLURM's, such as "1(x2)" or "4,3": one machine after the other.
+    return any(int(n) > 1 for n in re.findall(r"(\d+)(?:\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")))

@@ -29,6 +29,9 @@ CHUNK = 20
 # By default jaxlib 0.10 gives convolutions and products to YNNPACK on the CPU; Eigen does those of the weights'
 # gradients twice as fast (docs/training.md).
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# Only algorithms that give the same bits each time. Which of these is fastest is measured while compiling and kept by
+# the cache of what is compiled, see `parallel.start`.
+GPU_OPTIONS = {"xla_gpu_exclude_nondeterministic_ops": True}
 LOG = logging.getLogger(__name__)
 
 
@@ -143,7 +146,7 @@ def make_run(
 
     everywhere, shared = PartitionSpec(), PartitionSpec(None, parallel.AXIS)
     mapped = jax.shard_map(run, mesh=mesh, in_specs=(everywhere, everywhere, shared, everywhere), out_specs=everywhere)
-    return jax.jit(mapped, donate_argnums=0, compiler_options=CPU_OPTIONS if _on_cpu() else None)
+    return jax.jit(mapped, donate_argnums=0, compiler_options=CPU_OPTIONS if _on_cpu() else GPU_OPTIONS)
 
 
 def _contents(resident: feeding.Chosen, chosen: feeding.Chosen) -> feeding.Chosen:
@@ -225,14 +228,14 @@ def fit(
 
         dispatches = _dispatches(done, schedule.steps)
         fed = feeding.batches(dataset, dispatches, mesh, on_device=on_device, seed=seed, batch=schedule.batch)
-        before = None
+        before, told = None, parallel.LargestBefore()
         for steps, rows, chosen in fed:
             state, metrics = run(state, resident, chosen, np.arange(steps.start, steps.stop))
             trace.dispatched(metrics)
             if before:  # looked at while the device is busy with the next
                 last = look(*before)
             before, done = (steps, rows, metrics), steps.stop
-            stop = parallel.largest(signals.received)
+            stop = told(signals.received)
             finished = done == schedule.steps
             evaluating = evaluate_every and (finished or done // evaluate_every > steps.start // evaluate_every)
             if not (first and (finished or stop or evaluating or checkpoints.due())) and not stop:

@@ -23,8 +23,12 @@ def test_what_launchers_say(environment, rank):
 
 def test_where_processes_meet_and_which_gpus_are_theirs():
     torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "29500"}
-    assert from_environment(torchrun)[3:] == ("first:29501", None)  # 29500 is torchrun's own
+    assert from_environment(torchrun)[3:] == ("first:29501", ())  # 29500 is torchrun's own
     assert from_environment({**torchrun, "LOCAL_WORLD_SIZE": "4"}).devices == (1,)
+    assert from_environment({**torchrun, "LOCAL_WORLD_SIZE": "4", "CUDA_VISIBLE_DEVICES": "1"}).devices == ()
+    slurm = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
+    assert from_environment({**slurm, "SLURM_STEP_TASKS_PER_NODE": "1(x4)"})[3:] == ("", ())
+    assert from_environment({**slurm, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}).devices == (1,)
 
 
 @pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("a", "2"), ("0", "")])
