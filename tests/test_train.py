@@ -234,6 +234,16 @@ def test_too_much_for_the_device_is_told(tmp_path, monkeypatch):
     fit(tmp_path, how={"residency": "auto"}, steps=1)
 
 
+def test_the_limits_of_containers_and_slurm_count(tmp_path):
+    groups = tmp_path / "cgroup"
+    groups.write_text("4:memory:/old\n0::/slurm/job\n")
+    (tmp_path / "slurm" / "job").mkdir(parents=True)
+    (tmp_path / "slurm" / "memory.max").write_text("1000\n")
+    (tmp_path / "slurm" / "job" / "memory.max").write_text("max\n")
+    assert feeding.memory_limits(tmp_path, groups) == [1000]
+    assert feeding.memory_limits(tmp_path, tmp_path / "missing") == []  # not Linux
+
+
 def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(tmp_path, monkeypatch, uninterrupted):
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         stopping_at(patch, 33)

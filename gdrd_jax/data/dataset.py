@@ -6,9 +6,11 @@ Both ways give the same batches for the same seed: which rows make up which step
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
+import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gdrd_jax import parallel
@@ -150,8 +152,17 @@ def _free_bytes(device: jax.Device) -> int:
 
 
 def _free_memory() -> int:
-    with open("/proc/meminfo") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    return min([psutil.virtual_memory().available, *memory_limits()])
+
+
+def memory_limits(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """In bytes, of the control groups (v2) of this process: containers and SLURM set them below what is free."""
+    if not groups.exists():
+        return []
+    own = next((line[3:].strip("/") for line in groups.read_text().splitlines() if line.startswith("0::")), "")
+    files = [folder / "memory.max" for folder in (root / own, *(root / own).parents) if folder.is_relative_to(root)]
+    limits = [file.read_text().strip() for file in files if file.exists()]
+    return [int(limit) for limit in limits if limit != "max"]
 
 
 def _size(count: int) -> str:
