@@ -88,9 +88,10 @@ def _told(directory: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:  # TensorStore's, by the kind of failure
+        cause = first_line(error).rsplit(": ", 1)[-1]  # before it, each file on the way
         raise GdrdError(
-            f"{directory} could not be written: {first_line(error)}; what was saved before is still there: make room "
-            "if the disk is full, and run the same command again"
+            f"{directory} could not be written: {cause}; what was saved before is still there: make room if the disk "
+            "is full, and run the same command again"
         ) from error
 
 
