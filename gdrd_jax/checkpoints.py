@@ -1,10 +1,8 @@
 """What is kept of a training run (Orbax) and of a trained module."""
 
-import contextlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from gdrd_jax.errors import GdrdError, first_line
+from gdrd_jax.files import writing
 
 SECONDS_BETWEEN_SAVES = 60.0
 
@@ -69,7 +68,7 @@ class Checkpoints:
           GdrdError: it, or the one before, cannot be written.
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
-        with _told(self._directory):
+        with writing(self._directory):
             self._manager.wait_until_finished()
             self._manager.save(step, args=args)
         self._saved = time.monotonic()
@@ -78,21 +77,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_) -> None:
-        with _told(self._directory):
+        with writing(self._directory):
             self._manager.wait_until_finished()
             self._manager.close()
-
-
-@contextlib.contextmanager
-def _told(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:  # TensorStore's, by the kind of failure
-        cause = first_line(error).rsplit(": ", 1)[-1]  # before it, each file on the way
-        raise GdrdError(
-            f"{directory} could not be written: {cause}; what was saved before is still there: make room if the disk "
-            "is full, and run the same command again"
-        ) from error
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -112,7 +99,7 @@ def save_weights(module: nnx.Module, directory: Path, description: dict) -> None
     """
     weights, new = jax.device_get(nnx.to_pure_dict(nnx.state(module))), directory.with_name(f"{directory.name}.new")
     shutil.rmtree(new, ignore_errors=True)
-    with _told(directory):
+    with writing(directory):
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
             checkpointer.save((new / "weights").absolute(), weights)
         (new / "description.json").write_text(json.dumps(description, indent=1))

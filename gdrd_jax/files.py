@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.errors import GdrdError, first_line
 
 LOCK = ".lock"
 TRIES, SECONDS_BETWEEN_TRIES = 3, 0.1
@@ -22,6 +22,23 @@ def write_json(path: Path, value: object) -> None:
     temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.tmp")
     temporary.write_text(json.dumps(value, indent=1))
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Tells in one sentence why `directory` could not be written.
+
+    Raises:
+      GdrdError: it could not, by an error of the system's, or of Orbax's or TensorStore's.
+    """
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:  # TensorStore's, by the kind of failure
+        cause = first_line(error).rsplit(": ", 1)[-1]  # before it, each file on the way
+        raise GdrdError(
+            f"{directory} could not be written: {cause}; what is there already stays valid: make room if the disk is "
+            "full, and run the same command again"
+        ) from error
 
 
 def sha256(path: Path) -> str:

@@ -1,16 +1,20 @@
 """What a person sees of a training run: a progress line, `metrics.jsonl` and TensorBoard."""
 
+import contextlib
 import json
 import os
 import time
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from gdrd_jax.files import writing
+
+SECONDS_BETWEEN_FLUSHES = 10.0
 WINDOW = 20  # steps of which a line of metrics.jsonl is the mean
 LINE = "{desc} {percentage:3.0f}% step {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
@@ -27,7 +31,7 @@ class Logbook:
     """
 
     def __init__(self, directory: Path, name: str, steps: int, batch: int, done: int, pending: list[dict]):
-        self.pending, self._batch = list(pending), batch
+        self.pending, self._batch, self._directory = list(pending), batch, directory
         path = directory / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= done]
@@ -53,14 +57,14 @@ class Logbook:
         """One line: the means over the steps since the last line, if there are any."""
         if self.pending:
             self.write(step, {key: float(np.mean([m[key] for m in self.pending])) for key in self.pending[0]})
-            self._board.write(step, {"images_per_second": self._rate()})
             self.pending.clear()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line with whatever there is to say after a step."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
-        self._board.write(step, metrics)
+        with writing(self._directory):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+            self._board.write(step, {**metrics, "images_per_second": self._rate()})
 
     def _rate(self) -> float:
         return self._batch * (self._progress.format_dict["rate"] or 0.0)  # tqdm's, smoothed
@@ -70,8 +74,9 @@ class Logbook:
 
     def __exit__(self, *_) -> None:
         self._progress.close()
-        self._board.close()
-        self._file.close()
+        with writing(self._directory), contextlib.ExitStack() as stack:  # each, whatever the others meet
+            stack.callback(self._file.close)
+            stack.callback(self._board.close)
 
 
 class _Board:
@@ -84,9 +89,11 @@ class _Board:
         self._file.write_event(
             Event(wall_time=time.time(), step=done + 1, session_log=SessionLog(status=SessionLog.START))
         )
-        self.close = self._file.close
+        self.close, self._flushed = self._file.close, 0.0
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        for key, value in metrics.items():
-            self._file.write_event(Event(wall_time=time.time(), step=step, summary=summary.scalar(key, value)))
-        self._file.flush()
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in metrics.items()]
+        self._file.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        if time.monotonic() - self._flushed > SECONDS_BETWEEN_FLUSHES:  # each waits for the disk
+            self._file.flush()
+            self._flushed = time.monotonic()

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,8 +93,12 @@ def cli(argv: list[str], work: Callable[[ConfigDict, Path, Rank], None] = _train
 
 
 if __name__ == "__main__":
-    status = cli(sys.argv)
-    if status == 2:  # at a normal end JAX would wait for the other processes, which wait for this one
+    try:
+        status = cli(sys.argv)
+    except Exception:  # a bug
+        traceback.print_exc()
+        status = 1
+    if status in (1, 2):  # at a normal end JAX would wait for the other processes, which wait for this one
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)

@@ -29,6 +29,8 @@ def start(rank: Rank) -> None:
     What XLA compiles for GPUs, in half a minute, is kept in ~/.cache/gdrd_jax for the next run, unless
     JAX_COMPILATION_CACHE_DIR says where.
 
+    What several processes compile is not kept: only the first would write it, perhaps where the others cannot see it.
+
     Where one process fails or is killed later, the others are ended, with JAX's own message, within 20 s.
 
     Raises:
@@ -37,7 +39,7 @@ def start(rank: Rank) -> None:
     if rank.world > 1 and not jax.distributed.is_initialized():
         _join(rank)
     # CPUs compile in seconds, and what was compiled for one may not run on another.
-    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+    if rank.world == 1 and jax.default_backend() == "gpu" and not jax.config.jax_compilation_cache_dir:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "gdrd_jax"))
 
@@ -49,6 +51,7 @@ def _join(rank: Rank) -> None:
     where = {}
     if rank.coordinator:  # JAX knows SLURM's own
         where = {"coordinator_address": rank.coordinator, "num_processes": rank.world, "process_id": rank.number}
+    jax.config.update("jax_enable_preemption_service", False)  # its handler would take SIGTERM from ours
     try:
         jax.distributed.initialize(
             **where,
@@ -56,7 +59,6 @@ def _join(rank: Rank) -> None:
             local_device_ids=list(rank.devices),
             initialization_timeout=SECONDS_TO_MEET,
             heartbeat_timeout_seconds=SECONDS_TO_MISS,
-            shutdown_timeout_seconds=SECONDS_TO_MISS,
         )
     except (RuntimeError, ValueError) as error:
         raise GdrdError(

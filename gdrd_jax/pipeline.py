@@ -142,7 +142,9 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
         record["complete"] = True
     finally:
         record["seconds"] = round(record["seconds"] + time.monotonic() - start, 1)
-        write_json(folder / "step.json", record)
+        # Where the disk is full the step has told it, and this must not take its place.
+        with contextlib.nullcontext() if record["complete"] else contextlib.suppress(OSError):
+            write_json(folder / "step.json", record)
     LOG.info("%s: done in %.1f s", step.name, record["seconds"])
     return record["fingerprint"]
 

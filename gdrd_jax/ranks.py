@@ -49,7 +49,8 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
             if number == "RANK" and {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
                 # torchrun itself listens at its port; the next one is ours.
                 rank = rank._replace(coordinator=f"{environment['MASTER_ADDR']}:{int(environment['MASTER_PORT']) + 1}")
-            if _beside_others(environment) and "," in environment.get("CUDA_VISIBLE_DEVICES", ","):
+            given = "SLURM_GPUS_PER_TASK" in environment or "," not in environment.get("CUDA_VISIBLE_DEVICES", ",")
+            if _beside_others(environment) and not given:
                 rank = rank._replace(devices=(rank.local,))
         except ValueError:
             raise GdrdError(f"the environment has {text}; both must be whole numbers") from None

@@ -26,12 +26,14 @@ from gdrd_jax.profiling import Trace
 # Steps of one dispatch on a GPU. XLA's CPU backend runs convolutions inside a loop 20 to 40 times slower; a step takes
 # long there, and its dispatch does not.
 CHUNK = 20
-# By default jaxlib 0.10 gives convolutions and products to YNNPACK on the CPU; Eigen does those of the weights'
-# gradients twice as fast (docs/training.md).
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
-# Only algorithms that give the same bits each time. Which of these is fastest is measured while compiling and kept by
-# the cache of what is compiled, see `parallel.start`.
-GPU_OPTIONS = {"xla_gpu_exclude_nondeterministic_ops": True}
+OPTIONS = {
+    # By default jaxlib 0.10 gives convolutions and products to YNNPACK on the CPU; Eigen does those of the weights'
+    # gradients twice as fast (docs/training.md).
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
+    # Only algorithms that give the same bits each time. Which of these is fastest is measured while compiling and kept
+    # by the cache of what is compiled, see `parallel.start`.
+    "gpu": {"xla_gpu_exclude_nondeterministic_ops": True},
+}
 LOG = logging.getLogger(__name__)
 
 
@@ -146,7 +148,7 @@ def make_run(
 
     everywhere, shared = PartitionSpec(), PartitionSpec(None, parallel.AXIS)
     mapped = jax.shard_map(run, mesh=mesh, in_specs=(everywhere, everywhere, shared, everywhere), out_specs=everywhere)
-    return jax.jit(mapped, donate_argnums=0, compiler_options=CPU_OPTIONS if _on_cpu() else GPU_OPTIONS)
+    return jax.jit(mapped, donate_argnums=0, compiler_options=OPTIONS.get(jax.default_backend()))
 
 
 def _contents(resident: feeding.Chosen, chosen: feeding.Chosen) -> feeding.Chosen:
@@ -228,7 +230,7 @@ def fit(
 
         dispatches = _dispatches(done, schedule.steps)
         fed = feeding.batches(dataset, dispatches, mesh, on_device=on_device, seed=seed, batch=schedule.batch)
-        before, told = None, parallel.LargestBefore()
+        before, stop, told = None, 0, parallel.LargestBefore()
         for steps, rows, chosen in fed:
             state, metrics = run(state, resident, chosen, np.arange(steps.start, steps.stop))
             trace.dispatched(metrics)
@@ -254,11 +256,12 @@ def fit(
                     done, jax.device_get(state), {"last": last, "pending": list(log.pending)}
                 )  # written later
             if stop:
-                raise Interrupted(f"{name} at step {done} of {schedule.steps}", stop)
+                break
         if before:
             last = look(*before)
-    stop = parallel.largest(signals.received)
-    if stop:  # it came while the last step was looked at or saved
+    # After the save: the first process to leave would end the others. A signal may also have come meanwhile.
+    stop = parallel.largest(max(stop, signals.received))
+    if stop:
         raise Interrupted(f"{name} at step {done} of {schedule.steps}", stop)
     nnx.update(stage, *jax.device_get(state[:2]))
     return last

@@ -28,7 +28,9 @@ def test_where_processes_meet_and_which_gpus_are_theirs():
     assert from_environment({**torchrun, "LOCAL_WORLD_SIZE": "4", "CUDA_VISIBLE_DEVICES": "1"}).devices == ()
     slurm = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
     assert from_environment({**slurm, "SLURM_STEP_TASKS_PER_NODE": "1(x4)"})[3:] == ("", ())
-    assert from_environment({**slurm, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}).devices == (1,)
+    several = {**slurm, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
+    assert from_environment(several).devices == (1,)
+    assert from_environment({**several, "SLURM_GPUS_PER_TASK": "2", "CUDA_VISIBLE_DEVICES": "0,1"}).devices == ()
 
 
 @pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("a", "2"), ("0", "")])

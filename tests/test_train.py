@@ -210,21 +210,26 @@ def test_a_profile_tells_how_busy_the_device_was(tmp_path, caplog):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
-def test_tensorboard_has_the_curve(tmp_path, uninterrupted):
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter  # noqa: F401  the format's writer; read here by hand
+def test_tensorboard_has_the_curve(tmp_path, monkeypatch, uninterrupted):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stopping_at(patch, 33)
+        fit(tmp_path)
     fit(tmp_path)
-    found = {}
-    for path in (tmp_path / "tensorboard").iterdir():
+    found, begun = {}, []
+    for path in sorted((tmp_path / "tensorboard").iterdir()):
         data, at = path.read_bytes(), 0
         while at < len(data):
             size = int.from_bytes(data[at : at + 8], "little")
             event = Event.FromString(data[at + 12 : at + 12 + size])
             at += 16 + size
+            if event.session_log.status == SessionLog.START:
+                begun.append(event.step)
             found.update((event.step, v.simple_value) for v in event.summary.value if v.tag == "loss")
     expected = {line["step"]: pytest.approx(line["loss"], rel=1e-6) for line in uninterrupted[2]}
     assert found == expected
+    assert begun == [1, 35]  # TensorBoard drops what an earlier file has of this step and later
 
 
 def test_too_much_for_the_device_is_told(tmp_path, monkeypatch):
@@ -234,14 +239,17 @@ def test_too_much_for_the_device_is_told(tmp_path, monkeypatch):
     fit(tmp_path, how={"residency": "auto"}, steps=1)
 
 
-def test_the_limits_of_containers_and_slurm_count(tmp_path):
+def test_the_limits_of_containers_and_slurm_count(tmp_path, monkeypatch):
     groups = tmp_path / "cgroup"
     groups.write_text("4:memory:/old\n0::/slurm/job\n")
     (tmp_path / "slurm" / "job").mkdir(parents=True)
     (tmp_path / "slurm" / "memory.max").write_text("1000\n")
     (tmp_path / "slurm" / "job" / "memory.max").write_text("max\n")
-    assert feeding.memory_limits(tmp_path, groups) == [1000]
+    (tmp_path / "slurm" / "memory.stat").write_text("anon 300\nfile 500\n")
+    assert feeding.memory_limits(tmp_path, groups) == [700]
     assert feeding.memory_limits(tmp_path, tmp_path / "missing") == []  # not Linux
+    monkeypatch.setattr(feeding, "memory_limits", lambda: [700])
+    assert feeding._free_memory() == 700
 
 
 def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(tmp_path, monkeypatch, uninterrupted):
@@ -252,7 +260,7 @@ def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(tmp_path, monkeypa
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-        with pytest.raises(GdrdError, match="could not be written: .* saved before is still there"):
+        with pytest.raises(GdrdError, match="could not be written: .* already stays valid"):
             fit(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -362,7 +370,7 @@ def test_two_processes_follow_the_curve_of_one(tmp_path, stop):
         processes = [run_script(script, where, i, tmp_path / "two", residency, stops[i], devices=2) for i in range(2)]
         printed = [out.splitlines()[-1] for out in finished(*processes)]
         assert printed[0] == printed[1]
-        assert bool(stops[1]) == ("test at step 9 of 16" in printed[0])
+        assert bool(stops[1]) == ("test at step 10 of 16" in printed[0])
     fit(tmp_path / "one", steps=16)
     for ours, one in zip(curve(tmp_path / "two"), curve(tmp_path / "one"), strict=True):
         assert ours["loss"] == pytest.approx(one["loss"], rel=1e-4)

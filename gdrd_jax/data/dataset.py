@@ -156,13 +156,18 @@ def _free_memory() -> int:
 
 
 def memory_limits(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """In bytes, of the control groups (v2) of this process: containers and SLURM set them below what is free."""
+    """In bytes, what the control groups (v2) of this process leave it: containers and SLURM have them."""
     if not groups.exists():
         return []
     own = next((line[3:].strip("/") for line in groups.read_text().splitlines() if line.startswith("0::")), "")
-    files = [folder / "memory.max" for folder in (root / own, *(root / own).parents) if folder.is_relative_to(root)]
-    limits = [file.read_text().strip() for file in files if file.exists()]
-    return [int(limit) for limit in limits if limit != "max"]
+    left = []
+    for folder in (root / own, *(root / own).parents):
+        limit, usage = folder / "memory.max", folder / "memory.stat"
+        if folder.is_relative_to(root) and limit.exists() and (most := limit.read_text().strip()) != "max":
+            # What files are cached in is given up when it is needed.
+            used = next(int(line[5:]) for line in usage.read_text().splitlines() if line.startswith("anon "))
+            left.append(int(most) - used)
+    return left
 
 
 def _size(count: int) -> str:

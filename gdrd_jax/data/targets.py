@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import tensorstore as ts
 
-from gdrd_jax.errors import GdrdError, first_line
-from gdrd_jax.files import digest, write_json
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import digest, write_json, writing
 
 FORMAT = 2  # of the folder
 CHUNK_ROWS = 256
@@ -168,13 +168,8 @@ class Cache:
                 f"view {view} of face {bad} gives a value that is not finite in {values.dtype}; "
                 f"look at this face and at the teacher behind {self.path}"
             )
-        try:
+        with writing(self.path):
             self._array(view, open=True, create=True)[rows.start : rows.stop].write(values).result()
-        except (ValueError, OSError, RuntimeError) as error:  # TensorStore's, by the kind of failure
-            raise GdrdError(
-                f"{self.path} could not be written: {first_line(error).rsplit(': ', 1)[-1]}; what is there already "
-                "stays valid: make room if the disk is full, and run the same command again"
-            ) from error
 
     def read(self, view: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Rows of one view, `[n, *shape]`; takes memory for these rows alone, and a chunk.
