@@ -120,21 +120,21 @@ def default() -> ConfigDict:
     )
     config.student = ConfigDict(
         {
-            "width": 1.0,
-            "hidden": (512,),
-            "head_stages": 0,
-            "dtype": "float32",
+            "width": 1.0,  # factor on the paper's channels
+            "hidden": (512,),  # widths of the head's hidden layers
+            "head_stages": 0,  # how many of the three convolutional stages belong to the head, not to the backbone
+            "dtype": "float32",  # of the computation, or "bfloat16"
         }
     )
     schedule = {
         "steps": 100_000,
-        "batch": 96,
+        "batch": 96,  # faces a step, of all devices together
         "learning_rate": 0.05,
-        "warmup": 0.01,
-        "decay_at": (0.5, 0.75),
+        "warmup": 0.01,  # share of the steps over which the rate rises
+        "decay_at": (0.5, 0.75),  # shares of the steps at which it is multiplied by 0.1
         "momentum": 0.9,
         "weight_decay": 5e-4,
-        "clip_norm": 1.0,
+        "clip_norm": 1.0,  # longer gradients are shortened to it
         "shift": 0,  # faces are moved by up to so many pixels of the low resolution, at random
         "evaluate_every": 1000,  # steps; 0 is never
     }
@@ -145,9 +145,9 @@ def default() -> ConfigDict:
             "cls": 1.0,
             "kd": 0.25,
             "rcd": 4.0,
-            "tau": 0.4,
-            "temperature": 4.0,
-            "teacher_scale": 32.0,
+            "tau": 0.4,  # temperature of Eq. 2
+            "temperature": 4.0,  # of the logits that are distilled
+            "teacher_scale": 32.0,  # of the teacher's, which are cosines with the mean of each identity
             "positive": "pair",  # or "identity": what b = 1 means in Eq. 2
             # The relations of a face are with all of the batch, or "local", with those on the same device.
             "pairs": "gathered",
@@ -202,6 +202,12 @@ def check(config: ConfigDict, needed: set[str]) -> None:
             raise GdrdError(f"config.{key} is {values[key]}; it must be at least {least}")
     if values["generative.timestep"] > LAST_TIMESTEP:
         raise GdrdError(f"config.generative.timestep is {values['generative.timestep']}; it is at most {LAST_TIMESTEP}")
+    for stage in ("gen", "dis"):
+        shares = {f"{stage}.{name}": values[f"{stage}.{name}"] for name in ("warmup", "decay_at", "momentum")}
+        for key, given in shares.items():
+            several = given if isinstance(given, tuple) else (given,)
+            if not all(0 <= share < 1 for share in several) or list(several) != sorted(several):
+                raise GdrdError(f"config.{key} is {given}; it must be at least 0 and below 1, several in rising order")
     for key in ABOVE_ZERO:
         if not values[key] > 0:
             raise GdrdError(f"config.{key} is {values[key]}; it must be above 0")

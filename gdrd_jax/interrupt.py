@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):  # libraries that import themselves lazily take an Exception for a broken install
     """A signal asked to stop; everything done so far is on disk.
 
     Attributes:

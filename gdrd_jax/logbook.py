@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from gdrd_jax.files import writing
 
+SECONDS_IN_A_FILE = 10.0  # between two progress lines where nobody watches
 SECONDS_BETWEEN_FLUSHES = 10.0
 WINDOW = 20  # steps of which a line of metrics.jsonl is the mean
 LINE = "{desc} {percentage:3.0f}% step {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
@@ -40,7 +42,14 @@ class Logbook:
         os.replace(temporary, path)
         self._file = path.open("a")
         self._board = _Board(directory / "tensorboard", done)
-        self._progress = tqdm(total=steps, initial=done, desc=name, bar_format=LINE, dynamic_ncols=True)
+        self._progress = tqdm(
+            total=steps,
+            initial=done,
+            desc=name,
+            bar_format=LINE,
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else SECONDS_IN_A_FILE,
+        )
 
     def add(self, steps: range, metrics: dict[str, np.ndarray]) -> None:
         """Some steps' metrics, `[len(steps)]` each."""
@@ -50,8 +59,8 @@ class Logbook:
             if (step + 1) % WINDOW == 0:
                 self.finish_line(step + 1)
         shown = {key: f"{value:.3f}" for key, value in last.items()}
+        self._progress.set_postfix({**shown, "img/s": f"{self._rate():,.0f}"}, refresh=False)
         self._progress.update(len(steps))
-        self._progress.set_postfix({**shown, "img/s": f"{self._rate():,.0f}"})
 
     def finish_line(self, step: int) -> None:
         """One line: the means over the steps since the last line, if there are any."""

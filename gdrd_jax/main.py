@@ -1,6 +1,7 @@
 """Trains a student: `python -m gdrd_jax.main --config=configs/X.py [--workdir=DIR] [--config.a.b=value]`."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,7 +20,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.",
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/NAME by default.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where several processes train together.")
 _PROCESSES = flags.DEFINE_integer("processes", 1, "How many they are.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is.", lower_bound=0)
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is.", lower_bound=0)
 
 
 def parse_flags(argv: list[str]) -> ConfigDict:
@@ -54,7 +55,8 @@ def this_process() -> Rank:
     """Which process the flags, or else the launcher, say this is."""
     if _PROCESSES.value == 1 and not _COORDINATOR.value and not _PROCESS.value:
         return from_environment()
-    if not _COORDINATOR.value or _PROCESS.value >= _PROCESSES.value or _PROCESSES.value == 1:
+    known = re.fullmatch(r".+:\d+", _COORDINATOR.value) and _PROCESS.value is not None
+    if not known or _PROCESS.value >= _PROCESSES.value or _PROCESSES.value == 1:
         raise GdrdError(
             "several processes need --coordinator=HOST:PORT, a free port of the first machine, --processes=N, how many "
             "they are, and --process=0 to N-1, another for each"

@@ -6,6 +6,7 @@ whole batch. Elsewhere they are the identity, so that losses and layers are writ
 
 import logging
 import os
+import signal
 from pathlib import Path
 
 import jax
@@ -46,12 +47,15 @@ def start(rank: Rank) -> None:
 
 def _join(rank: Rank) -> None:
     LOG.info(
-        "process %d of %d waits for the others at %s", rank.number, rank.world, rank.coordinator or "SLURM's first"
-    )
+        "process %d of %d waits up to %d s for the others at %s",
+        rank.number, rank.world, SECONDS_TO_MEET, rank.coordinator or "SLURM's first",
+    )  # fmt: skip
     where = {}
     if rank.coordinator:  # JAX knows SLURM's own
         where = {"coordinator_address": rank.coordinator, "num_processes": rank.world, "process_id": rank.number}
     jax.config.update("jax_enable_preemption_service", False)  # its handler would take SIGTERM from ours
+    # Python's handlers would have to wait for the end of this.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         jax.distributed.initialize(
             **where,
@@ -65,6 +69,9 @@ def _join(rank: Rank) -> None:
             f"process {rank.number} of {rank.world} did not meet the others at {rank.coordinator or 'SLURM'}: "
             f"{first_line(error)}"
         ) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def mesh() -> Mesh:

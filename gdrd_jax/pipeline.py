@@ -45,6 +45,7 @@ class Step:
         function may return a fingerprint of its output; the fingerprint of its origin serves otherwise.
       publishes: files that are moved from the step's folder to the workdir when it is done.
       shared: several processes can do it together; its function takes a rank, too.
+      trains: with the batches of the section of its name.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Step:
     module: str = "gdrd_jax.steps"
     publishes: tuple[str, ...] = ()
     shared: bool = False
+    trains: bool = False
 
 
 TAKEN = ("discriminative.preprocessing", "discriminative.precision")
@@ -65,8 +67,8 @@ STEPS = (
     Step("discriminative", TAKEN, ("views",), sources.discriminative_files, shared=True),
     Step("teacher", ("seed", "views.resolution", "views.kernel", "sr", "generative.path"), ("faces",)),
     Step("generative", TAPPED, ("views", "teacher"), sources.generative_files, shared=True),
-    Step("gen", ("seed", "student", "gen"), ("generative",), shared=True),
-    Step("dis", TRAINED, ("gen", "discriminative"), sources.dev_files, shared=True),
+    Step("gen", ("seed", "student", "gen"), ("generative",), shared=True, trains=True),
+    Step("dis", TRAINED, ("gen", "discriminative"), sources.dev_files, shared=True, trains=True),
     Step("report", ("evaluation", "discriminative.name"), ("dis",), module="gdrd_jax.comparison", publishes=RESULTS),
 )
 
@@ -115,6 +117,8 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
     folder = workdir / step.name
     record = _read(folder / "step.json")
     if record.get("origin") != origin:
+        if step.trains and rank.world == 1:  # of several nobody knows their devices yet
+            _called("gdrd_jax.train", "check_batch")(config[step.name].batch, f"stage {step.name}")
         if record:
             changed = ", ".join(_changed(record["origin"], origin))
             LOG.info("%s: begun anew and its old output removed, for this changed: %s", step.name, changed)
@@ -149,9 +153,13 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
     return record["fingerprint"]
 
 
+def _called(module: str, name: str) -> Callable:
+    with deferred(f"loading {module}"):
+        return getattr(importlib.import_module(module), name)
+
+
 def _call(step: Step, config: ConfigDict, workdir: Path, rank: Rank) -> str | None:
-    with deferred(f"{step.name} at its start"):
-        function = getattr(importlib.import_module(step.module), step.name)
+    function = _called(step.module, step.name)
     return function(config, workdir, rank) if step.shared else function(config, workdir)
 
 

@@ -45,8 +45,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
             check_weights(recogniser(config))
         parse_preprocessing(config.discriminative.preprocessing)
         _require(("torch",) if recogniser(config).suffix.lower() in WEIGHTS else ("onnx", "onnxruntime"))
-    if "dis" in needed:
-        _check_dev(config)
+    _check_dev(config)
     if "teacher" in needed:
         _require(("torch", "diffusers"))
         _check_generative(config)
@@ -58,6 +57,8 @@ def _check_dev(config: ConfigDict) -> None:
             raise GdrdError(f"config.dev.{key}: there is no {given!r}")
     if config.dev.pairs and not config.dev.path:
         raise GdrdError("config.dev.pairs is set, but config.dev.path, the faces of these pairs, is not")
+    if config.dev.path and not config.dev.pairs and not config.dev.path.endswith(".bin"):
+        raise GdrdError("config.dev.path holds LFW's faces, so set config.dev.pairs, its pairs.txt; or give a .bin")
 
 
 def _check_generative(config: ConfigDict) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata, util
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -23,6 +24,7 @@ from gdrd_jax.data.dataset import Dataset
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.prepare import checked, prepare
 from gdrd_jax.data.targets import Cache, channel_statistics
+from gdrd_jax.errors import GdrdError, first_line
 from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.dev import DevSet
 from gdrd_jax.files import write_json
@@ -114,21 +116,28 @@ def gen(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     )  # fmt: skip
     labels = read_faces(workdir, "train").labels
     caches = {"lr": open_cache(workdir, "views", "train"), "generative": targets}
-    held_out = _held_out_r2(workdir) if config.data.test_people else lambda stage: {}
+    held_out = _held_out_r2(workdir) if config.data.test_people else lambda stage, step: {}
     metrics = _fit(
         config, stage, Dataset(labels, caches, np.arange(len(labels))), config.gen, folder, "stage gen", held_out
     )
     if rank.number == 0:
         save_weights(student.backbone, folder / "backbone", {"student": _student_settings(config, 1)})
-        write_json(folder / "metrics.json", {**metrics, **held_out(stage)})
+        write_json(folder / "metrics.json", {**metrics, **held_out(stage, config.gen.steps)})
 
 
 def _fit(config, stage, dataset, section, folder, name, evaluate) -> dict[str, float]:
-    return train.fit(
-        stage, dataset, train.Schedule.of(section), folder, seed=config.seed, name=name,
-        residency=config.data.residency, profile=config.profile, evaluate=evaluate,
-        evaluate_every=section.evaluate_every,
-    )  # fmt: skip
+    try:
+        return train.fit(
+            stage, dataset, train.Schedule.of(section), folder, seed=config.seed, name=name,
+            residency=config.data.residency, profile=config.profile, evaluate=evaluate,
+            evaluate_every=section.evaluate_every,
+        )  # fmt: skip
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise GdrdError(
+            f"{name}: another process was lost ({first_line(error)}); its output says why, the same commands continue"
+        ) from error
 
 
 def discriminative(config: ConfigDict, workdir: Path, rank: Rank) -> None:
@@ -178,12 +187,12 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     recognizer, best = Recognizer(student, config.views.kernel), folder / "best"
     judged = _dev_set(config, workdir) if rank.number == 0 else None
 
-    def evaluate(_stage: Dis) -> dict[str, float]:
+    def evaluate(_stage: Dis, step: int) -> dict[str, float]:
         if judged is None:
             return {}
         metrics = judged.judge(recognizer.embed(judged.faces))
         if not best.exists() or metrics["dev_accuracy"] > load_description(best)["dev_accuracy"]:
-            save("best", **metrics)
+            save("best", step=step, **metrics)
         return metrics
 
     metrics = _fit(config, stage, Dataset(labels, caches, rows), settings, folder, "stage dis", evaluate)
@@ -211,11 +220,11 @@ def feature_shape(student: Student) -> tuple[int, int, int]:
     return nnx.eval_shape(lambda backbone: backbone(face), student.backbone).shape[1:]
 
 
-def _held_out_r2(workdir: Path) -> Callable[[Gen], dict[str, float]]:
+def _held_out_r2(workdir: Path) -> Callable[[Gen, int], dict[str, float]]:
     """Share of the variance of T_g's features on the test people that the backbone explains."""
     lr, target = (open_cache(workdir, step, "test").read(0) for step in ("views", "generative"))
 
-    def judge(stage: Gen) -> dict[str, float]:
+    def judge(stage: Gen, _step: int) -> dict[str, float]:
         stage.eval()
         wanted = np.asarray(stage.standardise(target))
         found = [np.asarray(stage.predict(lr[i : i + 128])) for i in range(0, len(lr), 128)]

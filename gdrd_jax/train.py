@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gdrd_jax import parallel
 from gdrd_jax.checkpoints import Checkpoints
@@ -26,6 +27,7 @@ from gdrd_jax.profiling import Trace
 # Steps of one dispatch on a GPU. XLA's CPU backend runs convolutions inside a loop 20 to 40 times slower; a step takes
 # long there, and its dispatch does not.
 CHUNK = 20
+FACES_TOLD = 16
 OPTIONS = {
     # By default jaxlib 0.10 gives convolutions and products to YNNPACK on the CPU; Eigen does those of the weights'
     # gradients twice as fast (docs/training.md).
@@ -166,8 +168,8 @@ def _moved(images: jax.Array, key: jax.Array, most: int) -> jax.Array:
 
 def fit(
     stage: nnx.Module, dataset: Dataset, schedule: Schedule, directory: Path, *, seed: int, name: str,
-    residency: str = "auto", profile: bool = False, evaluate: Callable[[nnx.Module], dict[str, float]] | None = None,
-    evaluate_every: int = 0,
+    residency: str = "auto", profile: bool = False,
+    evaluate: Callable[[nnx.Module, int], dict[str, float]] | None = None, evaluate_every: int = 0,
 ) -> dict[str, float]:  # fmt: skip
     """Trains `stage` in place, going on from the last checkpoint in `directory` if there is one.
 
@@ -182,7 +184,7 @@ def fit(
       name: shown before the progress.
       residency: where the data are kept, see `data.dataset.choose`.
       profile: trace some steps.
-      evaluate: gives metrics of the stage, in evaluation mode.
+      evaluate: gives metrics of the stage, in evaluation mode, after so many steps.
       evaluate_every: after how many steps, and at the end; 0 is never.
 
     Returns:
@@ -193,8 +195,7 @@ def fit(
       Interrupted: SIGINT or SIGTERM arrived; the state was saved first.
     """
     mesh = parallel.mesh()
-    if schedule.batch % mesh.size:
-        raise GdrdError(f"batch {schedule.batch} of {name} cannot be divided over {mesh.size} devices")
+    check_batch(schedule.batch, name)
     LOG.info("%s: %d faces a step on %d %s device(s)", name, schedule.batch, mesh.size, jax.default_backend())
     first = jax.process_index() == 0
     on_device = feeding.choose(dataset, residency, mesh, name) == "device"
@@ -212,9 +213,12 @@ def fit(
             saved, done, record = checkpoints.restore(saved, record)
         saved, done = parallel.from_first((saved, np.int32(done)))
         done = int(done)
+        if done:
+            LOG.info("%s: goes on after step %d of %d", name, done, schedule.steps)
         state = jax.device_put(saved, NamedSharding(mesh, PartitionSpec()))
         log = None
         if first:
+            stack.enter_context(logging_redirect_tqdm())  # a message has a line of its own
             log = stack.enter_context(Logbook(directory, name, schedule.steps, schedule.batch, done, record["pending"]))
         last = record["last"]
         trace = Trace(directory / "profile" if profile and first else None)
@@ -249,8 +253,9 @@ def fit(
                 if evaluating:
                     nnx.update(stage, *jax.device_get(state[:2]))
                     stage.eval()
-                    if found := evaluate(stage):
+                    if found := evaluate(stage, done):
                         log.write(done, found)
+                        LOG.info("%s: step %d: %s", name, done, ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
                     split(stage)
                 checkpoints.save(
                     done, jax.device_get(state), {"last": last, "pending": list(log.pending)}
@@ -265,6 +270,12 @@ def fit(
         raise Interrupted(f"{name} at step {done} of {schedule.steps}", stop)
     nnx.update(stage, *jax.device_get(state[:2]))
     return last
+
+
+def check_batch(batch: int, name: str) -> None:
+    """Raises a `GdrdError` where not every device would have as many faces of a batch of the stage `name`."""
+    if batch % jax.device_count():
+        raise GdrdError(f"batch {batch} of {name} cannot be divided over {jax.device_count()} devices")
 
 
 def _on_cpu() -> bool:
@@ -283,7 +294,8 @@ def _require_finite(losses: np.ndarray, steps: range, rows: np.ndarray, name: st
     if np.isfinite(losses).all():
         return
     at = int(np.argmin(np.isfinite(losses)))
+    faces = ", ".join(map(str, rows[at][:FACES_TOLD])) + (" ..." if len(rows[at]) > FACES_TOLD else "")
     raise GdrdError(
-        f"the loss of {name} is {losses[at]} at step {steps[at]} (faces {rows[at].tolist()}); "
+        f"the loss of {name} is {losses[at]} at step {steps[at]} (faces {faces}); "
         "lower its learning_rate or look at these faces and their targets"
     )

@@ -240,6 +240,15 @@ def test_pgdiff_teaches_a_student(faces_folder, tmp_path):
     assert json.loads((tmp_path / "run" / "gen" / "metrics.json").read_text())["held_out_r2"] < 1
 
 
+def test_a_batch_that_does_not_fit_leaves_the_old_output(copy, faces_folder, monkeypatch):
+    monkeypatch.setattr("jax.device_count", lambda: 4)
+    config = tiny_config(faces_folder)
+    config.gen.batch = 6
+    with pytest.raises(GdrdError, match="batch 6 of stage gen cannot be divided over 4 devices"):
+        pipeline.run(config, copy)
+    assert (copy / "gen" / "backbone").exists() and (copy / "metrics.json").exists()
+
+
 def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
     config = tiny_config(faces_folder)
     with pipeline.claimed(finished, config), pytest.raises(GdrdError, match="another run"):
@@ -276,6 +285,10 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"discriminative.path": ""}, "discriminative.path is not set"),
         ({"discriminative.path": "nowhere.onnx"}, "no file 'nowhere.onnx'"),
         ({"data.calibration_people": 1}, "calibration_people is 1"),
+        ({"dis.momentum": 5.0}, "dis.momentum is 5.0; it must be at least 0 and below 1"),
+        ({"gen.decay_at": (0.75, 0.5)}, "in rising order"),
+        ({"dev.path": "nowhere"}, "config.dev.path: there is no 'nowhere'"),
+        ({"dev.path": "tests", "until": "gen"}, "set config.dev.pairs"),
     ],
 )
 def test_mistakes_are_told_before_any_work(faces_folder, tmp_path, change, message):
@@ -340,6 +353,8 @@ def test_ctrl_c_in_any_step_and_the_same_command_gives_the_same_result(faces_fol
         (["--wrokdir=x"], "wrokdir"),
         (["extra"], "'extra' is not a flag"),
         (["--config.data.path=nowhere"], "there are no faces at 'nowhere'"),
+        (["--coordinator=localhost", "--processes=2", "--process=0"], "--coordinator=HOST:PORT"),
+        (["--coordinator=localhost:1", "--processes=2"], "--process=0 to N-1"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_sentence_and_status_2(tmp_path, arguments, message):

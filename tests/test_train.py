@@ -192,12 +192,12 @@ def test_shifting_moves_each_face_within_its_border_and_differently():
 def test_what_is_learnt_is_judged_now_and_then_and_at_the_end(tmp_path, uninterrupted):
     seen = []
 
-    def evaluate(stage):
-        seen.append(not stage.backbone.norm.use_running_average)
+    def evaluate(stage, step):
+        seen.append((step, stage.backbone.norm.use_running_average))
         return {"quality": float(len(seen))}
 
     weights, _ = fit(tmp_path, how={"evaluate": evaluate, "evaluate_every": 25})
-    assert seen == [False] * 3  # in evaluation mode
+    assert seen == [(25, True), (50, True), (STEPS, True)]  # in evaluation mode
     judged = [line for line in curve(tmp_path) if "quality" in line]
     assert judged == [{"step": s, "quality": q} for s, q in ((25, 1.0), (50, 2.0), (STEPS, 3.0))]
     jax.tree.map(np.testing.assert_array_equal, weights, uninterrupted[0])  # and training does not notice
@@ -280,7 +280,7 @@ def test_a_damaged_checkpoint_is_told(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_faces(tmp_path):
-    with pytest.raises(GdrdError, match=r"loss of test is (nan|inf) at step \d+ \(faces \[\d+, \d+, \d+, \d+\]\)"):
+    with pytest.raises(GdrdError, match=r"loss of test is (nan|inf) at step \d+ \(faces \d+, \d+, \d+, \d+\);"):
         fit(tmp_path, learning_rate=1e30)
 
 
