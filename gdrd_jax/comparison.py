@@ -51,13 +51,18 @@ def report(config: ConfigDict, workdir: Path) -> None:
         _inputs_picture(config, workdir, faces["test"], lr["test"], rows["test"]),
         _neighbours_picture(faces["test"], rows["test"], labels["test"], lr["test"], embeddings["student"]),
     ]
-    r2 = json.loads((workdir / "gen" / "metrics.json").read_text())["held_out_r2"]
+    of_gen = workdir / "gen" / "metrics.json"
+    explained = ""
+    if config.dis.backbone != "scratch":
+        explained = (
+            f" Stage gen explains {100 * json.loads(of_gen.read_text())['held_out_r2']:.1f} % of the variance of the "
+            "generative teacher's features on these people (R\u00b2)."
+        )
     same = results["student"].arrays["same"]
     summary = (
         f"{people['test']} people who were not trained on, {len(labels['test'])} faces, {same.sum()} genuine "
         f"and {(~same).sum()} impostor pairs; faces reduced to {resolution}x{resolution} "
-        f"pixels by the {config.views.kernel} kernel. Stage gen explains {100 * r2:.1f} % of the variance of the "
-        "generative teacher's features on these people (R\u00b2)."
+        f"pixels by the {config.views.kernel} kernel.{explained}"
     )
     title = f"GDRD at {resolution}x{resolution} pixels: {config.name}"
     curves = {name: Pairs(result.arrays["scores"], result.arrays["same"]) for name, result in results.items()}
@@ -79,9 +84,9 @@ def _inputs_picture(
 ) -> tuple[np.ndarray, str]:
     shown = np.linspace(0, len(rows) - 1, SHOWN).astype(int)
     originals = [faces[rows[i]] for i in shown]
-    network = generative_teacher(config, workdir)
     lines, caption = [list(lr[shown]), originals], "What the student sees; the original face."
-    if network.conditional:
+    network = generative_teacher(config, workdir) if config.dis.backbone != "scratch" else None
+    if network and network.conditional:
         lines.insert(1, list(network.super_resolve(lr[shown], config.seed)))
         caption = "What the student sees; the SR teacher's reconstruction, drawn from that alone; the original face."
     return reporting.grid(lines), caption

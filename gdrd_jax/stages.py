@@ -66,8 +66,11 @@ class Gen(nnx.Module):
 
     def standardise(self, target: jax.Array) -> jax.Array:
         """Teacher features `[B,C,h,w]` -> `[B,h,w,C]`, zero mean and unit variance a channel."""
-        target = target.astype(jnp.float32).transpose(0, 2, 3, 1)
-        return (target - self.mean[...]) / self.std[...]
+        return _standardised(target, self.mean[...], self.std[...])
+
+
+def _standardised(features: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    return (features.astype(jnp.float32).transpose(0, 2, 3, 1) - mean) / std
 
 
 def _pool_to(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -78,13 +81,29 @@ def _pool_to(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return blocks.mean(axis=(2, 4))
 
 
+class TeacherFeatures(nnx.Module):
+    """Stands in the backbone's place: T_g's own features, standardised; the paper's "SR".
+
+    Args:
+      mean, std: of the features, per channel, float `[C]`.
+    """
+
+    def __init__(self, mean: np.ndarray, std: np.ndarray):
+        self.mean, self.std = Fixed(jnp.asarray(mean)), Fixed(jnp.asarray(std))
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """`[B,C,h,w]` -> float32 `[B,h,w,C]`."""
+        return _standardised(features, self.mean[...], self.std[...])
+
+
 class Dis(nnx.Module):
     """Stage dis: trains head, classifier and relation critic on Eq. 3, the backbone frozen.
 
     Args:
       student: `S`, its backbone from stage gen.
       centres: normalised mean teacher embedding of each training identity, `[K, D]`.
-      weights: of the terms of Eq. 3: `cls`, `kd`, `rcd`; a term of weight 0 is not computed.
+      weights: of the terms of Eq. 3, `cls`, `kd`, `rcd`, and of two of ours on the embedding itself, `cos` and `sim`; a
+        term of weight 0 is not computed. Faces of nobody known (label -1) count in all but `cls`.
       temperature, teacher_scale: of the logit distillation.
       tau, positive: of Eq. 2, see `losses.relation_scores`.
       pairs: relations of a face with the whole batch ("gathered"), so that the number of devices changes nothing, or
@@ -99,7 +118,7 @@ class Dis(nnx.Module):
         identities, dim = centres.shape
         self.frozen = () if end_to_end else ("backbone",)
         self.backbone, self.head = student.backbone, student.head
-        self.classifier = nnx.Linear(dim, identities, rngs=rngs)
+        self.classifier = nnx.Linear(dim, identities, rngs=rngs) if weights["cls"] or weights["kd"] else None
         self.critic = RelationCritic(dim, rngs=rngs) if weights["rcd"] else None
         self.centres = Fixed(jnp.asarray(centres))
         self.weights = {name: weight for name, weight in weights.items() if weight}
@@ -112,9 +131,12 @@ class Dis(nnx.Module):
         if self.frozen:
             features = jax.lax.stop_gradient(features)
         embedding = self.head(features)
-        logits = self.classifier(embedding)
         teacher = normalise(batch["discriminative"].astype(jnp.float32))
-        terms = {}
+        terms, more = {}, {}
+        if self.classifier:
+            logits = self.classifier(embedding)
+            right = jnp.argmax(logits, axis=-1) == batch["label"]
+            more["train_accuracy"] = losses.mean_where(right, batch["label"] >= 0)
         if "cls" in self.weights:
             terms["cls"] = losses.classification_loss(logits, batch["label"])
         if "kd" in self.weights:
@@ -122,9 +144,11 @@ class Dis(nnx.Module):
             terms["kd"] = losses.distillation_loss(logits, teacher_logits, self.temperature)
         if "rcd" in self.weights:
             terms["rcd"] = self._relational_loss(teacher, embedding, batch["label"], key)
-        loss = losses.discriminative_loss(terms, self.weights)
-        accuracy = parallel.mean(jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"]))
-        return loss, {**terms, "train_accuracy": accuracy}
+        if "cos" in self.weights:
+            terms["cos"] = losses.cosine_loss(embedding, teacher)
+        if "sim" in self.weights:
+            terms["sim"] = losses.similarity_loss(embedding, teacher)
+        return losses.discriminative_loss(terms, self.weights), {**terms, **more}
 
     def _relational_loss(self, teacher: jax.Array, embedding: jax.Array, label: jax.Array, key: jax.Array) -> jax.Array:
         anchors, first = teacher, 0

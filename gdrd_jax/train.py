@@ -41,18 +41,21 @@ LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How a stage is optimised: SGD with momentum, the rate decayed by 0.1 (the paper's).
+    """How a stage is optimised: SGD with momentum.
 
     Attributes:
       steps: number of updates.
       batch: faces an update, over all devices.
       learning_rate: after the warm-up.
       warmup: share of the steps over which the rate rises from 0.
-      decay_at: shares of the steps at which it is multiplied by 0.1.
+      decay: "steps" multiplies the rate by 0.1 at each of `decay_at` (the paper's); "cosine" lets it fall to 0.
+      decay_at: shares of the steps.
       momentum, weight_decay: of SGD; the decay is added to the gradient of every parameter.
       clip_norm: gradients longer than this are shortened to it. Not in the paper; without it
         the head's ReLUs die in the first steps of stage dis at rates of 0.02 and more.
       shift: every face is moved by up to so many pixels of the low resolution, its border repeated.
+      ema: what is evaluated and kept is a moving average of the weights, of which a step leaves so much, as soon as
+        that makes sense; 0 keeps the weights themselves.
     """
 
     steps: int
@@ -64,6 +67,8 @@ class Schedule:
     weight_decay: float
     clip_norm: float
     shift: int = 0
+    decay: str = "steps"
+    ema: float = 0.0
 
     @classmethod
     def of(cls, section: Mapping) -> "Schedule":
@@ -73,9 +78,11 @@ class Schedule:
     def rate(self) -> optax.Schedule:
         """Learning rate by step."""
         warm = max(1, round(self.warmup * self.steps))
-        decayed = optax.piecewise_constant_schedule(
-            self.learning_rate, {round(share * self.steps): 0.1 for share in self.decay_at}
-        )
+        if self.decay == "cosine":
+            decayed = optax.cosine_decay_schedule(self.learning_rate, self.steps)
+        else:
+            at = {round(share * self.steps): 0.1 for share in self.decay_at}
+            decayed = optax.piecewise_constant_schedule(self.learning_rate, at)
         return lambda step: decayed(step) * jnp.minimum(1.0, (step + 1) / warm)
 
     def optimiser(self) -> optax.GradientTransformation:
@@ -96,31 +103,23 @@ def split(stage: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     return nnx.split(stage, nnx.All(nnx.Param, nnx.Not(frozen)), ...)
 
 
-def make_run(
-    graphdef: nnx.GraphDef,
-    optimiser: optax.GradientTransformation,
-    mesh: Mesh,
-    *,
-    seed: int,
-    shift: int = 0,
-    loop: bool,
-) -> Callable:
+def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: int, loop: bool) -> Callable:
     """The jitted function that runs some steps in one dispatch, each batch shared among the devices of `mesh`.
 
     Args:
       graphdef: of the stage, from `split`.
-      optimiser: of its parameters.
+      schedule: see `Schedule`.
       mesh: see `parallel.mesh`.
       seed: of the randomness inside a step.
-      shift: see `Schedule`.
       loop: compile the steps of a dispatch as a loop: then it does not matter to the result, not to the last bit, how
         many they are.
 
     Returns:
-      `run(state, resident, chosen, steps) -> (state, metrics)`: `state` is `(parameters, rest, optimiser state)` and
-      is donated; `chosen` and `resident` as of `data.dataset` (`{}` for the latter where `chosen` has the contents);
-      `steps` int `[K]`; each metric is float32 `[K]`. State, `resident` and metrics are the same on all devices.
+      `run(state, resident, chosen, steps) -> (state, metrics)`: `state` is that of `begin` and is donated;
+      `chosen` and `resident` as of `data.dataset` (`{}` for the latter where `chosen` has the contents); `steps` int
+      `[K]`; each metric is float32 `[K]`. State, `resident` and metrics are the same on all devices.
     """
+    optimiser, shift = schedule.optimiser(), schedule.shift
 
     def loss_of(params, rest, batch, key):
         stage = nnx.merge(graphdef, params, rest, copy=True)
@@ -128,7 +127,7 @@ def make_run(
         return loss, (metrics, split(stage)[2])
 
     def step(resident, state, which):
-        params, rest, opt_state = state
+        params, rest, opt_state, averaged = state
         chosen, number = which
         batch = _contents(resident, chosen) if resident else chosen
         key = jax.random.fold_in(jax.random.key(seed), number)
@@ -137,7 +136,11 @@ def make_run(
         # The parameters are the same on all devices, so JAX itself adds up their gradients over the devices.
         (loss, (metrics, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, rest, batch, key)
         update, opt_state = optimiser.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, update), rest, opt_state), {"loss": loss, **metrics}
+        params = optax.apply_updates(params, update)
+        if averaged:
+            share = jnp.maximum(1 - schedule.ema, 9 / (10 + number))
+            averaged = jax.tree.map(partial(_towards, share), averaged, (params, rest))
+        return (params, rest, opt_state, averaged), {"loss": loss, **metrics}
 
     def run(state, resident, chosen, steps):
         if loop:
@@ -151,6 +154,21 @@ def make_run(
     everywhere, shared = PartitionSpec(), PartitionSpec(None, parallel.AXIS)
     mapped = jax.shard_map(run, mesh=mesh, in_specs=(everywhere, everywhere, shared, everywhere), out_specs=everywhere)
     return jax.jit(mapped, donate_argnums=0, compiler_options=OPTIONS.get(jax.default_backend()))
+
+
+def _towards(share: jax.Array, average: jax.Array, value: jax.Array) -> jax.Array:
+    return average + share * (value - average) if jnp.issubdtype(value.dtype, jnp.inexact) else value
+
+
+def begin(params: nnx.State, rest: nnx.State, schedule: Schedule) -> tuple:
+    """The state before the first step: `(parameters, rest, optimiser state, average of the first two or ())`."""
+    averaged = jax.tree.map(jnp.copy, (params, rest)) if schedule.ema else ()
+    return params, rest, schedule.optimiser().init(params), averaged
+
+
+def kept(state: tuple) -> tuple:
+    """`(parameters, rest)` of a state that are evaluated and kept."""
+    return jax.device_get(state[3] or state[:2])
 
 
 def _contents(resident: feeding.Chosen, chosen: feeding.Chosen) -> feeding.Chosen:
@@ -200,14 +218,13 @@ def fit(
     first = jax.process_index() == 0
     on_device = feeding.choose(dataset, residency, mesh, name) == "device"
     resident = feeding.resident(dataset, mesh) if on_device else {}
-    optimiser = schedule.optimiser()
     graphdef, params, rest = split(stage)
-    run = make_run(graphdef, optimiser, mesh, seed=seed, shift=schedule.shift, loop=not _on_cpu())
+    run = make_run(graphdef, schedule, mesh, seed=seed, loop=not _on_cpu())
 
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
         checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints")) if first else None
-        saved = jax.device_get((params, rest, optimiser.init(params)))
+        saved = jax.device_get(begin(params, rest, schedule))
         done, record = 0, {"last": {}, "pending": []}
         if first:
             saved, done, record = checkpoints.restore(saved, record)
@@ -251,7 +268,7 @@ def fit(
                 if finished:
                     log.finish_line(done)
                 if evaluating:
-                    nnx.update(stage, *jax.device_get(state[:2]))
+                    nnx.update(stage, *kept(state))
                     stage.eval()
                     if found := evaluate(stage, done):
                         log.write(done, found)
@@ -268,7 +285,7 @@ def fit(
     stop = parallel.largest(max(stop, signals.received))
     if stop:
         raise Interrupted(f"{name} at step {done} of {schedule.steps}", stop)
-    nnx.update(stage, *jax.device_get(state[:2]))
+    nnx.update(stage, *kept(state))
     return last
 
 

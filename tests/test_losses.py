@@ -36,6 +36,30 @@ def test_classification_loss():
     assert losses.classification_loss(jnp.float32(logits), labels) == pytest.approx(expected, rel=1e-5)
 
 
+def test_classification_leaves_out_faces_of_nobody_known():
+    logits = np.float32(RNG.normal(size=(5, 7)))
+    labels = np.array([3, -1, 0, -1, 6])
+    known = labels >= 0
+    assert losses.classification_loss(logits, labels) == losses.classification_loss(logits[known], labels[known])
+    gradient = jax.grad(losses.classification_loss)(logits, labels)
+    assert not np.any(gradient[~known]) and np.all(np.isfinite(gradient))
+    assert losses.classification_loss(logits, np.full(5, -1)) == 0
+
+
+def test_cosine_and_similarity_losses():
+    ours, teacher = RNG.normal(size=(2, 6, 8))
+    teacher /= np.linalg.norm(teacher, axis=1, keepdims=True)
+    unit = ours / np.linalg.norm(ours, axis=1, keepdims=True)
+    difference = (unit @ unit.T - teacher @ teacher.T)[~np.eye(6, dtype=bool)]
+    arguments = np.float32(ours), np.float32(teacher)
+    assert losses.cosine_loss(*arguments) == pytest.approx(np.mean(1 - np.sum(unit * teacher, axis=1)), rel=1e-5)
+    assert losses.similarity_loss(*arguments) == pytest.approx(np.mean(difference**2), rel=1e-4)
+    for loss in (losses.cosine_loss, losses.similarity_loss):
+        check_grads(lambda x: loss(x, arguments[1]), (arguments[0],), order=1, modes="rev", atol=1e-2, rtol=1e-2)
+        assert not np.any(jax.grad(loss, argnums=1)(*arguments))
+        assert loss(3 * arguments[1], arguments[1]) == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize("size", [1.0, 100.0])
 def test_distillation_loss_is_the_scaled_divergence(temperature, size):

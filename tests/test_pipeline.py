@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import guided_diffusion, tiny_config
+from conftest import guided_diffusion, make_faces, tiny_config
 
-from gdrd_jax import pipeline
+from gdrd_jax import learning, pipeline
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.recognizer import Recognizer
@@ -135,6 +135,50 @@ def test_stage_gen_needs_no_recogniser_and_stage_dis_goes_on_from_it(faces_folde
     assert steps_run(config, tmp_path / "run", caplog) == ["discriminative", "dis", "report"]
 
 
+def test_another_workdirs_steps_are_used_where_they_are_the_same(finished, faces_folder, tmp_path, caplog):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    config = tiny_config(faces_folder)
+    config.base, config.dis.tau = str(finished), 0.5
+    assert steps_run(config, tmp_path / "run", caplog) == ["dis", "report"]
+    assert (tmp_path / "run" / "gen").resolve() == finished / "gen"
+    assert steps_run(config, tmp_path / "run", caplog) == []
+    config.gen.learning_rate = 0.01  # what was borrowed is given back, not removed
+    assert steps_run(config, tmp_path / "run", caplog) == ["gen", "dis", "report"]
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("backbone", "redone"),
+    [("tuned", ["dis", "report"]), ("scratch", ["dis", "report"]), ("teacher", ["dis"])],
+)
+def test_what_stage_dis_begins_with(copy, faces_folder, caplog, backbone, redone):
+    config = tiny_config(faces_folder)
+    config.dis.update(backbone=backbone, cos=1.0, sim=1.0)
+    config.until = redone[-1]
+    assert steps_run(config, copy, caplog) == redone
+    found = json.loads((copy / "dis" / "metrics.json").read_text())
+    assert found.keys() >= {"cls", "kd", "rcd", "cos", "sim", "dev_accuracy"}
+    assert (copy / "dis" / "student").exists() == (backbone != "teacher")
+
+
+def test_unlabelled_faces_are_learnt_from_without_identities(faces_folder, tmp_path, caplog, monkeypatch):
+    seen = {}
+    original = learning.train.fit
+
+    def watched(stage, dataset, *rest, **how):
+        seen[how["name"]] = dataset.labels
+        return original(stage, dataset, *rest, **how)
+
+    monkeypatch.setattr(learning.train, "fit", watched)
+    more = make_faces(tmp_path / "more", 3, 2)
+    config = tiny_config(faces_folder)
+    config.data.unlabelled = str(more)
+    pipeline.run(config, tmp_path / "run")
+    for labels in seen.values():
+        assert (labels == -1).sum() == 6 and (labels >= 0).sum() > 0
+    assert len(Cache.open(tmp_path / "run" / "discriminative" / "unlabelled").read(0)) == 6
+
+
 def test_no_calibration_or_test_person_is_trained_on(copy, faces_folder, monkeypatch):
     seen = {}
 
@@ -185,7 +229,7 @@ def test_the_backbone_of_the_student_is_the_one_of_stage_gen(finished, faces_fol
     from flax import nnx
 
     from gdrd_jax.checkpoints import load_weights
-    from gdrd_jax.steps import _student
+    from gdrd_jax.learning import _student
 
     student = _student(tiny_config(faces_folder), embedding_dim=1)
     load_weights(student.backbone, finished / "gen" / "backbone")

@@ -19,7 +19,7 @@ from flax import nnx
 
 from gdrd_jax import checkpoints, logbook, parallel, train  # noqa: F401  some in scripts
 from gdrd_jax.data import dataset as feeding
-from gdrd_jax.data.dataset import Dataset
+from gdrd_jax.data.dataset import Dataset, Part
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.interrupt import Interrupted, Signals
@@ -48,7 +48,8 @@ def dataset(folder, data=DATA):
         )  # fmt: skip
         for view, rows in caches[name].missing():
             caches[name].write(view, rows, array[rows.start : rows.stop, view])
-    return Dataset(data["label"], caches, np.arange(len(data["label"])))
+    rows = np.arange(len(data["label"]))
+    return Dataset(*(Part(data["label"][some], caches, some) for some in (rows[:5], rows[5:])))
 
 
 def schedule(**changes):
@@ -159,10 +160,10 @@ MANY = learnable()
 def some_steps(count, together, stage=stage, devices=1, batch=32, loop=False, rate=0.05):
     """Parameters and losses after `count` steps, `together` in each dispatch."""
     graphdef, params, rest = train.split(stage())
-    optimiser = schedule(steps=count, learning_rate=rate).optimiser()
+    how = schedule(steps=count, learning_rate=rate, shift=1)
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    run = train.make_run(graphdef, optimiser, mesh, seed=7, shift=1, loop=loop)
-    state, losses = (params, rest, optimiser.init(params)), []
+    run = train.make_run(graphdef, how, mesh, seed=7, loop=loop)
+    state, losses = train.begin(params, rest, how), []
     for start in range(0, count, together):
         rows, views = feeding.batch_rows(7, range(start, start + together), batch, len(MANY["label"]), 2)
         state, metrics = run(state, MANY, {"rows": rows, "views": views}, np.arange(start, start + together))
@@ -290,6 +291,23 @@ def test_the_rate_rises_then_falls_by_tens():
     assert float(rate(20)) == pytest.approx(0.05)
     assert float(rate(60)) == pytest.approx(0.005)
     assert float(rate(90)) == pytest.approx(0.0005)
+
+
+def test_the_rate_can_fall_like_a_cosine():
+    rate = schedule(decay="cosine", learning_rate=1.0, steps=100, warmup=0.1).rate()
+    assert float(rate(0)) == pytest.approx(0.1) and float(rate(50)) == pytest.approx(0.5)
+    assert float(rate(99)) < 0.001
+
+
+def test_the_average_of_the_weights_is_kept_and_resumed(tmp_path, monkeypatch, uninterrupted):
+    averaged, _ = fit(tmp_path / "averaged", ema=0.9)
+    assert curve(tmp_path / "averaged") == uninterrupted[2]  # it changes nothing in training
+    ours, last = (jax.tree.leaves(weights) for weights in (averaged, uninterrupted[0]))
+    assert max(np.abs(a - b).max() for a, b in zip(ours, last)) > 1e-4
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stopping_at(patch, 33)
+        fit(tmp_path / "resumed", ema=0.9)
+    jax.tree.map(np.testing.assert_array_equal, fit(tmp_path / "resumed", ema=0.9)[0], averaged)
 
 
 def test_a_second_signal_is_not_remembered_but_obeyed():

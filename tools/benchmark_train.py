@@ -78,10 +78,10 @@ class Ours:
         self.mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         self.everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
         graphdef, params, rest = train.split(make_stage(stage, args.width, args.precision))
-        optimiser, on_cpu = schedule(stage).optimiser(), jax.default_backend() == "cpu"
+        on_cpu = jax.default_backend() == "cpu"
         self.together = 1 if on_cpu else train.CHUNK
-        self.run = train.make_run(graphdef, optimiser, self.mesh, seed=SEED, loop=not on_cpu)
-        self.state = jax.device_put((params, rest, optimiser.init(params)), self.everywhere)
+        self.run = train.make_run(graphdef, schedule(stage), self.mesh, seed=SEED, loop=not on_cpu)
+        self.state = jax.device_put(train.begin(params, rest, schedule(stage)), self.everywhere)
         self.data = jax.device_put(data, self.everywhere)
         self.batch, self.done = batch, 0
 

@@ -26,11 +26,11 @@ Chosen = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
+class Part:
     """Some faces with all their views.
 
     Attributes:
-      labels: int32 `[N]`.
+      labels: int32 `[N]`; -1 is nobody known.
       caches: by name, `lr` and targets, with the same views.
       rows: of the caches, int `[N]`, that belong to the labels.
     """
@@ -40,38 +40,61 @@ class Dataset:
     rows: np.ndarray
 
     @property
+    def row_bytes(self) -> int:
+        """Size of one view of one face."""
+        return sum(cache.row_bytes for cache in self.caches.values())
+
+
+class Dataset:
+    """The faces of one or several parts, one after the other, whose caches have the same names, views and shapes."""
+
+    def __init__(self, *parts: Part):
+        self.parts = parts
+        self.labels = np.concatenate([part.labels for part in parts])
+        self._first = np.cumsum([0, *(len(part.rows) for part in parts)])
+
+    @property
     def views(self) -> int:
         """How many views every face has."""
-        return next(iter(self.caches.values())).manifest["views"]
+        return next(iter(self.parts[0].caches.values())).manifest["views"]
 
     @property
     def nbytes(self) -> int:
         """Size of everything."""
-        return self.labels.nbytes + self._bytes * len(self.rows) * self.views
-
-    @property
-    def _bytes(self) -> int:
-        return sum(cache.row_bytes for cache in self.caches.values())
+        return self.labels.nbytes + self.parts[0].row_bytes * len(self.labels) * self.views
 
     def everything(self) -> dict[str, np.ndarray]:
         """`label` `[N]` and for each cache `[N, V, ...]`."""
-        whole = {name: cache.read_all(self.rows) for name, cache in self.caches.items()}
-        return {"label": self.labels, **whole}
+        found = {"label": self.labels}
+        for name, cache in self.parts[0].caches.items():
+            manifest = cache.manifest
+            found[name] = np.empty((len(self.labels), self.views, *manifest["shape"]), manifest["dtype"])
+            for part, start in zip(self.parts, self._first):
+                part.caches[name].read_all(part.rows, out=found[name][start : start + len(part.rows)])
+        return found
 
     def reader(self) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
         """A function `(rows, views)`, int of any shape, that reads `label` and one view of each, `[*shape, ...]`."""
-        memory = SHARE * _free_memory()
-        caches = {name: c.at_random(int(memory * c.row_bytes / self._bytes)) for name, c in self.caches.items()}
+        memory = SHARE * _free_memory() / len(self.labels)
+        caches = {
+            name: [
+                part.caches[name].at_random(int(memory * len(part.rows) * cache.row_bytes / part.row_bytes))
+                for part in self.parts
+            ]
+            for name, cache in self.parts[0].caches.items()
+        }
 
         def read(rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
-            flat, of_view = self.rows[rows.ravel()], {v: np.flatnonzero(views == v) for v in np.unique(views)}
+            of_part = np.searchsorted(self._first, rows, "right") - 1
             found = {"label": self.labels[rows]}
             for name, at_random in caches.items():
-                manifest = self.caches[name].manifest
-                values = np.empty((rows.size, *manifest["shape"]), manifest["dtype"])
-                for view, at in of_view.items():
-                    values[at] = at_random(view, flat[at])
-                found[name] = values.reshape(*rows.shape, *manifest["shape"])
+                manifest = self.parts[0].caches[name].manifest
+                found[name] = np.empty((*rows.shape, *manifest["shape"]), manifest["dtype"])
+                for number, part in enumerate(self.parts):
+                    for view in range(self.views):
+                        at = (of_part == number) & (views == view)
+                        if at.any():
+                            found[name][at] = at_random[number](view, part.rows[rows[at] - self._first[number]])
             return found
 
         return read

@@ -196,13 +196,14 @@ class Cache:
                 f"view {view} of {self.path} is damaged; remove {self.path.parent} and run again"
             ) from error
 
-    def read_all(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Every view of every row, or of some, `[N, views, *shape]`."""
-        count, shape = len(np.arange(self.manifest["rows"])[rows]), self.manifest["shape"]
-        whole = np.empty((count, self.manifest["views"], *shape), self.manifest["dtype"])
+    def read_all(self, rows: slice | np.ndarray = slice(None), out: np.ndarray | None = None) -> np.ndarray:
+        """Every view of every row, or of some, `[N, views, *shape]`; into `out` if it is given."""
+        if out is None:
+            count = len(np.arange(self.manifest["rows"])[rows])
+            out = np.empty((count, self.manifest["views"], *self.manifest["shape"]), self.manifest["dtype"])
         for view in range(self.manifest["views"]):
-            whole[:, view] = self.read(view, rows)
-        return whole
+            out[:, view] = self.read(view, rows)
+        return out
 
 
 def channel_statistics(cache: Cache) -> tuple[np.ndarray, np.ndarray]:

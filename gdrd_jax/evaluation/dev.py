@@ -1,7 +1,6 @@
 """The dev set: faces on which a student is verified while it is trained."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,29 +15,46 @@ from gdrd_jax.evaluation.verification import Pairs
 
 @dataclasses.dataclass(frozen=True)
 class DevSet:
-    """Faces and how their embeddings are judged.
+    """Faces, and the pairs of them that are verified.
 
     Attributes:
       faces: uint8 RGB `[N, R, R, 3]`.
-      judge: float `[N, D]`, unit length -> `dev_accuracy` and `dev_auc` in percent.
+      first, second: numbers of the faces of each pair, int `[P]`.
+      same: bool `[P]`.
+      folds: int `[P]`, of the LFW protocol; all 0: one threshold, the best on these very pairs.
+      balanced: count genuine and impostor pairs alike, however many they are.
     """
 
     faces: np.ndarray
-    judge: Callable[[np.ndarray], dict[str, float]]
+    first: np.ndarray
+    second: np.ndarray
+    same: np.ndarray
+    folds: np.ndarray
+    balanced: bool = False
+
+    def score(self, embeddings: np.ndarray) -> Pairs:
+        """float `[N, D]`, unit length -> the pairs with their cosine."""
+        return Pairs(np.einsum("pd,pd->p", embeddings[self.first], embeddings[self.second]), self.same)
+
+    def judge(self, pairs: Pairs) -> dict[str, float]:
+        """`dev_accuracy` and `dev_auc` in percent."""
+        if self.balanced:
+            accuracy = verification.balanced_accuracy(pairs, verification.best_threshold(pairs))
+        elif np.ptp(self.folds):
+            accuracy = verification.fold_accuracies(pairs, self.folds)[0].mean()
+        else:
+            accuracy = verification.best_accuracy(pairs)
+        return {"dev_accuracy": percent(accuracy), "dev_auc": percent(verification.auc(pairs))}
 
 
 def of_people(faces: np.ndarray, labels: np.ndarray) -> DevSet:
-    """All pairs of some people; accuracy is balanced, at the threshold that is best on these very pairs."""
-
-    def judge(embeddings: np.ndarray) -> dict[str, float]:
-        pairs = verification.all_pairs(embeddings, labels)
-        return _metrics(verification.balanced_accuracy(pairs, verification.best_threshold(pairs)), pairs)
-
-    return DevSet(faces, judge)
+    """All pairs of some people."""
+    first, second = np.triu_indices(len(labels), 1)
+    return DevSet(faces, first, second, labels[first] == labels[second], np.zeros(len(first), int), balanced=True)
 
 
 def of_pairs(data: Path, pairs: Path | None, resolution: int, kernel: str) -> DevSet:
-    """LFW with its `pairs.txt`, or an InsightFace `.bin`; accuracy by the LFW protocol.
+    """LFW with its `pairs.txt`, or an InsightFace `.bin`.
 
     Raises:
       GdrdError: they are missing, damaged or do not belong together.
@@ -46,15 +62,4 @@ def of_pairs(data: Path, pairs: Path | None, resolution: int, kernel: str) -> De
     how = {"stretch": False, "skip_bad": False}
     found = open_bin(data, **how) if data.suffix == ".bin" else open_lfw(data, pairs, **how)
     faces = np.stack(list(in_parallel(lambda i: resize(found.faces[i], resolution, kernel), range(len(found.faces)))))
-
-    def judge(embeddings: np.ndarray) -> dict[str, float]:
-        scored = Pairs(np.einsum("pd,pd->p", embeddings[found.first], embeddings[found.second]), found.same)
-        if len(np.unique(found.folds)) == 1:
-            return _metrics(verification.best_accuracy(scored), scored)
-        return _metrics(verification.fold_accuracies(scored, found.folds)[0].mean(), scored)
-
-    return DevSet(faces, judge)
-
-
-def _metrics(accuracy: float, pairs: Pairs) -> dict[str, float]:
-    return {"dev_accuracy": percent(accuracy), "dev_auc": percent(verification.auc(pairs))}
+    return DevSet(faces, found.first, found.second, found.same, found.folds)

@@ -17,8 +17,8 @@ def test_people_are_judged_by_all_their_pairs():
     labels = np.repeat(np.arange(4), 3)
     faces = RNG.integers(256, size=(12, 16, 16, 3), dtype=np.uint8)
     judged = dev.of_people(faces, labels)
-    assert judged.judge(np.eye(4)[labels]) == {"dev_accuracy": 100.0, "dev_auc": 100.0}
-    noise = judged.judge(unit(RNG.normal(size=(12, 64))))
+    assert judged.judge(judged.score(np.eye(4)[labels])) == {"dev_accuracy": 100.0, "dev_auc": 100.0}
+    noise = judged.judge(judged.score(unit(RNG.normal(size=(12, 64)))))
     assert noise["dev_auc"] < 80 and noise["dev_accuracy"] < 80
 
 
@@ -36,7 +36,7 @@ def test_pairs_of_a_file_are_judged_in_its_folds(tmp_path):
     row = np.flatnonzero((judged.faces == resize(first, 16, "area")).all(axis=(1, 2, 3)))
     assert len(row) == 1
     right = unit(np.float64(np.eye(4)[np.arange(8) // 2]))
-    assert judged.judge(right) == {"dev_accuracy": 100.0, "dev_auc": 100.0}
-    assert judged.judge(right[::-1][[0, 2, 4, 6, 1, 3, 5, 7]])["dev_accuracy"] < 100
+    assert judged.judge(judged.score(right)) == {"dev_accuracy": 100.0, "dev_auc": 100.0}
+    assert judged.judge(judged.score(right[::-1][[0, 2, 4, 6, 1, 3, 5, 7]]))["dev_accuracy"] < 100
     with pytest.raises(GdrdError):
         dev.of_pairs(tmp_path / "lfw", tmp_path / "nothing.txt", 16, "area")

@@ -1,0 +1,200 @@
+"""The steps in which the student learns, gen and dis: functions of `(config, workdir, rank)`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from gdrd_jax import parallel, train
+from gdrd_jax.checkpoints import load_description, load_weights, save_weights
+from gdrd_jax.config import TERMS
+from gdrd_jax.data.dataset import Dataset, Part
+from gdrd_jax.data.targets import Cache, channel_statistics
+from gdrd_jax.errors import GdrdError, first_line
+from gdrd_jax.evaluation import dev
+from gdrd_jax.evaluation.dev import DevSet
+from gdrd_jax.evaluation.models import unit
+from gdrd_jax.files import write_json
+from gdrd_jax.models.student import FEATURE_SIZE, Head, Student
+from gdrd_jax.ranks import Rank
+from gdrd_jax.recognizer import Recognizer
+from gdrd_jax.stages import Dis, Gen, TeacherFeatures, class_centres
+from gdrd_jax.steps import generative_teacher, open_cache, read_faces
+
+DEV_IMAGES = 10  # of a calibration person, at most
+
+
+def gen(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+    """Stage gen: the backbone learns T_g's features (Eq. 1)."""
+    parallel.start(rank)
+    folder = workdir / "gen"
+    student = _student(config, embedding_dim=1)
+    targets = open_cache(workdir, "generative", "train")
+    shape = tuple(targets.manifest["shape"])
+    stage = Gen(student.backbone, feature_shape(student), shape, *_statistics(targets), rngs=nnx.Rngs(config.seed + 1))
+    held_out = _held_out_r2(workdir) if config.data.test_people else lambda stage, step: {}
+    dataset = _dataset(workdir, read_faces(workdir, "train").labels, lr="views", generative="generative")
+    metrics = _fit(config, stage, dataset, config.gen, folder, "stage gen", held_out)
+    if rank.number == 0:
+        save_weights(student.backbone, folder / "backbone", {"student": _student_settings(config, 1)})
+        write_json(folder / "metrics.json", {**metrics, **held_out(stage, config.gen.steps)})
+
+
+def _dataset(workdir: Path, labels: np.ndarray, **steps: str) -> Dataset:
+    """The training people but those of label -1, then all unlabelled faces, with the caches of these steps."""
+    more = np.full(len(read_faces(workdir, "unlabelled")), -1, np.int32)
+    parts = []
+    for split, given, rows in (
+        ("train", labels, np.flatnonzero(labels >= 0)),
+        ("unlabelled", more, np.arange(len(more))),
+    ):
+        if len(rows):
+            caches = {name: open_cache(workdir, step, split) for name, step in steps.items()}
+            parts.append(Part(given[rows], caches, rows))
+    return Dataset(*parts)
+
+
+def _fit(config, stage, dataset, section, folder, name, evaluate) -> dict[str, float]:
+    try:
+        return train.fit(
+            stage, dataset, train.Schedule.of(section), folder, seed=config.seed, name=name,
+            residency=config.data.residency, profile=config.profile, evaluate=evaluate,
+            evaluate_every=section.evaluate_every,
+        )  # fmt: skip
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise GdrdError(
+            f"{name}: another process was lost ({first_line(error)}); its output says why, the same commands continue"
+        ) from error
+
+
+def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+    """Stage dis: the head learns from labels and T_d (Eq. 2, 3), on the frozen backbone."""
+    parallel.start(rank)
+    folder = workdir / "dis"
+    everyone = read_faces(workdir, "train")
+    identities = len(everyone.identities) - config.data.calibration_people
+    labels = np.where(everyone.labels < identities, everyone.labels, -1)
+    targets = open_cache(workdir, "discriminative", "train")
+    rows = np.flatnonzero(labels >= 0)
+    centres = class_centres(targets.read(0, rows), labels[rows], identities)
+    settings = config.dis
+    student = _student_of(config, workdir, embedding_dim=centres.shape[1])
+    stage = Dis(
+        student, centres, weights={name: settings[name] for name in TERMS},
+        temperature=settings.temperature, teacher_scale=settings.teacher_scale, tau=settings.tau,
+        positive=settings.positive, pairs=settings.pairs, end_to_end=settings.backbone in ("tuned", "scratch"),
+        rngs=nnx.Rngs(config.seed + 2),
+    )  # fmt: skip
+
+    def save(name: str, **more) -> None:
+        description = _student_settings(config, centres.shape[1])
+        Recognizer.save(student, description, config.views.kernel, folder / name, **more)
+
+    best, usable = folder / "best", settings.backbone != "teacher"
+    judged = _dev_set(config, workdir) if rank.number == 0 else None
+    embedded = _embedder(config, workdir, student, judged.faces) if judged else None
+
+    def evaluate(stage: Dis, step: int) -> dict[str, float]:
+        if judged is None:
+            return {}
+        stage.eval()
+        pairs = judged.score(embedded())
+        metrics = judged.judge(pairs)
+        np.savez(folder / "dev.npz", scores=pairs.scores, same=pairs.same, folds=judged.folds)
+        if usable and (not best.exists() or metrics["dev_accuracy"] > load_description(best)["dev_accuracy"]):
+            save("best", step=step, **metrics)
+        return metrics
+
+    source = "views" if usable else "generative"
+    dataset = _dataset(workdir, labels, lr=source, discriminative="discriminative")
+    metrics = _fit(config, stage, dataset, settings, folder, "stage dis", evaluate)
+    if rank.number == 0:
+        if usable:
+            save("student")
+        write_json(folder / "metrics.json", {**metrics, **evaluate(stage, settings.steps)})
+
+
+def _student_of(config: ConfigDict, workdir: Path, embedding_dim: int) -> Student:
+    """The student that stage dis begins with."""
+    student = _student(config, embedding_dim)
+    if config.dis.backbone in ("frozen", "tuned"):
+        load_weights(student.backbone, workdir / "gen" / "backbone")
+    if config.dis.backbone == "teacher":
+        targets = open_cache(workdir, "generative", "train")
+        channels, *size = targets.manifest["shape"]
+        if size != [FEATURE_SIZE, FEATURE_SIZE]:
+            raise GdrdError(
+                f"config.dis.backbone is 'teacher', whose features are {size[0]}x{size[1]}; choose a "
+                f"config.generative.tap where they are {FEATURE_SIZE}x{FEATURE_SIZE}"
+            )
+        student.backbone = TeacherFeatures(*_statistics(targets))
+        student.head = Head(
+            channels, [], config.student.hidden, embedding_dim, dtype=config.student.dtype, rngs=nnx.Rngs(config.seed)
+        )
+    return student
+
+
+def _embedder(config: ConfigDict, workdir: Path, student: Student, faces: np.ndarray) -> Callable[[], np.ndarray]:
+    """A function that embeds these low-resolution faces with the student as it then is: float32 `[N, D]`."""
+    if config.dis.backbone != "teacher":
+        recognizer = Recognizer(student, config.views.kernel)
+        return lambda: recognizer.embed(faces)
+    network = generative_teacher(config, workdir)
+    both = [network.features(views) for views in (faces, np.ascontiguousarray(faces[:, :, ::-1]))]
+    return lambda: unit(np.asarray(sum(student(features) for features in both)))
+
+
+def _statistics(targets: Cache) -> tuple[np.ndarray, np.ndarray]:
+    mean, std = channel_statistics(targets)
+    return mean, np.maximum(std, 1e-4)
+
+
+def _dev_set(config: ConfigDict, workdir: Path) -> DevSet | None:
+    """What the config names, or the calibration people, whose identities stage dis does not learn; None if neither."""
+    if config.dev.path:
+        pairs = Path(config.dev.pairs) if config.dev.pairs else None
+        return dev.of_pairs(Path(config.dev.path), pairs, config.views.resolution, config.views.kernel)
+    if config.data.calibration_people < 2:
+        return None
+    faces = read_faces(workdir, "train")
+    rows = faces.few_of_last(config.data.calibration_people, DEV_IMAGES)
+    return dev.of_people(open_cache(workdir, "views", "train").read(0, rows), faces.labels[rows])
+
+
+def feature_shape(student: Student) -> tuple[int, int, int]:
+    """`(h, w, C)` of the backbone's features."""
+    face = np.zeros((1, student.resolution, student.resolution, 3), np.uint8)
+    student.backbone.eval()
+    return nnx.eval_shape(lambda backbone: backbone(face), student.backbone).shape[1:]
+
+
+def _held_out_r2(workdir: Path) -> Callable[[Gen, int], dict[str, float]]:
+    """Share of the variance of T_g's features on the test people that the backbone explains."""
+    lr, target = (open_cache(workdir, step, "test").read(0) for step in ("views", "generative"))
+
+    def judge(stage: Gen, _step: int) -> dict[str, float]:
+        stage.eval()
+        wanted = np.asarray(stage.standardise(target))
+        found = [np.asarray(stage.predict(lr[i : i + 128])) for i in range(0, len(lr), 128)]
+        residual = ((wanted - np.concatenate(found)) ** 2).mean()
+        return {"held_out_r2": float(1 - residual / ((wanted - wanted.mean(axis=(0, 1, 2))) ** 2).mean())}
+
+    return judge
+
+
+def _student_settings(config: ConfigDict, embedding_dim: int) -> dict:
+    return {
+        **json.loads(config.student.to_json()),
+        "resolution": config.views.resolution,
+        "embedding_dim": embedding_dim,
+    }
+
+
+def _student(config: ConfigDict, embedding_dim: int) -> Student:
+    return Student(**_student_settings(config, embedding_dim), rngs=nnx.Rngs(config.seed))
