@@ -121,6 +121,8 @@ def _with_ancestors(wanted: tuple[str, ...], config: ConfigDict) -> set[str]:
 def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank: Rank) -> str:
     """Runs or skips a step; returns what later steps know it by."""
     folder = workdir / step.name
+    if folder.is_symlink() and not _is_done(step, origin, workdir):  # another workdir's, not to be written to
+        folder.unlink()
     record = _read(folder / "step.json")
     for base in map(Path, filter(None, config.base.split(","))):
         if record.get("origin") != origin and not step.publishes and _is_done(step, origin, base):

@@ -147,6 +147,15 @@ def test_another_workdirs_steps_are_used_where_they_are_the_same(finished, faces
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+def test_what_another_workdir_lost_is_made_again_here(copy, faces_folder, tmp_path, caplog):
+    config = tiny_config(faces_folder)
+    config.base = str(copy)
+    assert steps_run(config, tmp_path / "run", caplog) == ["report"]
+    shutil.rmtree(copy / "dis" / "student")
+    assert steps_run(config, tmp_path / "run", caplog) == ["dis", "report"]
+    assert not (tmp_path / "run" / "dis").is_symlink() and not (copy / "dis" / "student").exists()
+
+
 @pytest.mark.parametrize(
     ("backbone", "redone"),
     [("tuned", ["dis", "report"]), ("scratch", ["dis", "report"]), ("teacher", ["dis"])],
