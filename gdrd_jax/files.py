@@ -53,16 +53,21 @@ def digest(settings: dict) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Makes `folder` if it is missing, and keeps other processes from working in it for the duration.
+
+    Args:
+      folder: any.
+      shared: only read there, which others may do, too.
 
     Raises:
       GdrdError: one is.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
+    # A folder that is only read may be somebody else's.
+    with (folder / LOCK).open("r" if shared and (folder / LOCK).exists() else "w") as lock:
         # More than once, for `is_locked` holds the lock for a moment.
-        if not any(_taken(lock) or time.sleep(SECONDS_BETWEEN_TRIES) for _ in range(TRIES)):
+        if not any(_taken(lock, shared) or time.sleep(SECONDS_BETWEEN_TRIES) for _ in range(TRIES)):
             raise GdrdError(f"another run is working in {folder}; wait for it or choose another folder")
         yield
 
@@ -75,9 +80,9 @@ def is_locked(folder: Path) -> bool:
         return not _taken(lock)
 
 
-def _taken(lock) -> bool:
+def _taken(lock, shared: bool = False) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

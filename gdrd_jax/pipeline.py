@@ -66,7 +66,7 @@ STEPS = (
     Step("faces", ("data.align", "data.test_people"), files=sources.face_files),
     Step("views", ("views",), ("faces",), shared=True),
     Step("discriminative", TAKEN, ("views",), sources.discriminative_files, shared=True),
-    Step("teacher", ("seed", "views.resolution", "views.kernel", "sr", "generative.path"), ("faces",)),
+    Step("teacher", ("seed", "views.resolution", "views.kernel", "sr"), ("faces",)),
     Step("generative", TAPPED, ("views", "teacher"), sources.generative_files, shared=True),
     Step("gen", ("seed", "student", "gen"), ("generative",), module="gdrd_jax.learning", shared=True, trains=True),
     Step("dis", TRAINED, ("gen", "discriminative"), sources.dev_files, "gdrd_jax.learning", shared=True, trains=True),
@@ -76,6 +76,8 @@ STEPS = (
 
 def _after(step: Step, config: ConfigDict) -> tuple[str, ...]:
     """Steps whose output a step reads."""
+    if step.name == "generative" and config.generative.path:  # the user's teacher
+        return ("views",)
     return DIS_AFTER.get(config.dis.backbone, step.after) if step.name == "dis" else step.after
 
 
@@ -96,18 +98,47 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: R
     needed = _with_ancestors(wanted or (config.until,), config)
     check(config, needed)
     sources.check(config, needed)
+    for base in _bases(config):
+        if not (base / "config.json").exists():
+            raise GdrdError(f"config.base: {base} is no workdir of a run")
+        if base.resolve() == workdir.resolve():
+            raise GdrdError(f"config.base: {base} is the workdir itself")
     fingerprints: dict[str, str] = {}
-    with claimed(workdir, config) if rank.number == 0 else contextlib.nullcontext():
+    take_part = _run_step if rank.number == 0 else _help_with
+    with contextlib.ExitStack() as stack:
+        if rank.number == 0:
+            stack.enter_context(claimed(workdir, config))
+            for base in _bases(config):  # nothing of it may be removed meanwhile
+                stack.enter_context(locked(base, shared=True))
         for step in STEPS:
             if step.name in needed:
-                origin = {
-                    "version": __version__,
-                    "settings": {name: _plain(value_of(config, name)) for name in step.settings},
-                    "files": step.files(config),
-                    "after": {name: fingerprints[name] for name in _after(step, config)},
-                }
-                take_part = _run_step if rank.number == 0 else _help_with
+                origin = _origin(step, config, fingerprints)
                 fingerprints[step.name] = take_part(step, origin, config, workdir, rank)
+
+
+def finished(config: ConfigDict, workdir: Path) -> bool:
+    """Whether everything the config asks for is done in `workdir`, and nothing has changed since."""
+    needed, fingerprints = _with_ancestors((config.until,), config), {}
+    for step in STEPS:
+        if step.name in needed:
+            if not _is_done(step, _origin(step, config, fingerprints), workdir):
+                return False
+            fingerprints[step.name] = _read(workdir / step.name / "step.json")["fingerprint"]
+    return True
+
+
+def _origin(step: Step, config: ConfigDict, fingerprints: dict[str, str]) -> dict:
+    """What the output of a step is made from."""
+    return {
+        "version": __version__,
+        "settings": {name: _plain(value_of(config, name)) for name in step.settings},
+        "files": step.files(config),
+        "after": {name: fingerprints[name] for name in _after(step, config)},
+    }
+
+
+def _bases(config: ConfigDict) -> list[Path]:
+    return [Path(base) for base in config.base.split(",") if base]
 
 
 def _with_ancestors(wanted: tuple[str, ...], config: ConfigDict) -> set[str]:
@@ -124,14 +155,10 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
     if folder.is_symlink() and not _is_done(step, origin, workdir):  # another workdir's, not to be written to
         folder.unlink()
     record = _read(folder / "step.json")
-    for base in map(Path, filter(None, config.base.split(","))):
-        if record.get("origin") != origin and not step.publishes and _is_done(step, origin, base):
-            _remove(folder)
-            folder.symlink_to((base / step.name).resolve())
-            LOG.info("%s: that of %s", step.name, base)
-            return _read(folder / "step.json")["fingerprint"]
     if record.get("origin") != origin:
-        if step.trains and rank.world == 1:  # of several nobody knows their devices yet
+        bases = () if step.publishes else _bases(config)
+        base = next((base for base in bases if _is_done(step, origin, base)), None)
+        if not base and step.trains and rank.world == 1:  # of several nobody knows their devices yet
             _called("gdrd_jax.train", "check_batch")(config[step.name].batch, f"stage {step.name}")
         if record:
             changed = ", ".join(_changed(record["origin"], origin))
@@ -139,6 +166,10 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
         for name in RESULTS:
             (workdir / name).unlink(missing_ok=True)
         _remove(folder)
+        if base:
+            folder.symlink_to((base / step.name).resolve())
+            LOG.info("%s: that of %s", step.name, base)
+            return _read(folder / "step.json")["fingerprint"]
         folder.mkdir()
         record = {"origin": origin, "complete": False, "seconds": 0.0}
         write_json(folder / "step.json", record)

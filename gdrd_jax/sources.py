@@ -3,7 +3,6 @@
 Nothing heavy is imported here, so that mistakes are told, and finished steps skipped, at once.
 """
 
-import dataclasses
 import re
 from importlib import util
 from pathlib import Path
@@ -48,7 +47,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
         parse_preprocessing(config.discriminative.preprocessing)
         _require(("torch",) if recogniser(config).suffix.lower() in WEIGHTS else ("onnx", "onnxruntime"))
     _check_dev(config)
-    if "teacher" in needed:
+    if "generative" in needed:
         _require(("torch", "diffusers"))
         _check_generative(config)
 
@@ -129,10 +128,7 @@ def opened(config: ConfigDict) -> Faces:
 
 def unlabelled(config: ConfigDict) -> Faces | None:
     """More faces, whose folders mean nothing."""
-    if not config.data.unlabelled:
-        return None
-    faces = open_faces(config.data.unlabelled)
-    return dataclasses.replace(faces, labels=np.full(len(faces), -1, np.int32), identities=())
+    return open_faces(config.data.unlabelled) if config.data.unlabelled else None
 
 
 def detector(config: ConfigDict) -> Path:

@@ -40,6 +40,7 @@ def faces(config: ConfigDict, workdir: Path) -> str:
 
     everyone, more = read(sources.opened(config), "aligned"), sources.unlabelled(config)
     more = read(more, "aligned_unlabelled") if more else everyone.take([])
+    more = dataclasses.replace(more, labels=np.full(len(more), -1, np.int32), identities=())
     for split, part in zip(EVERY, (*everyone.split(config.data.test_people), more)):
         part.save(workdir / "faces" / f"{split}.json")
     return f"{everyone.fingerprint}:{config.data.test_people}:{more.fingerprint}"
@@ -63,15 +64,11 @@ def views(config: ConfigDict, workdir: Path, rank: Rank) -> None:
 
 
 def teacher(config: ConfigDict, workdir: Path) -> None:
-    """Trains an SR diffusion network on the training people, unless the user brings one."""
-    if not config.generative.path:
-        sr_training.train(
-            read_faces(workdir, "train"),
-            sources.views(config),
-            sources.sr_settings(config),
-            workdir / "teacher",
-            seed=config.seed,
-        )
+    """Trains an SR diffusion network on the training people."""
+    sr_training.train(
+        read_faces(workdir, "train"), sources.views(config), sources.sr_settings(config), workdir / "teacher",
+        seed=config.seed,
+    )  # fmt: skip
 
 
 def generative(config: ConfigDict, workdir: Path, rank: Rank) -> None:
@@ -113,13 +110,14 @@ def discriminative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
 
 
 def read_faces(workdir: Path, split: str) -> Faces:
-    """The faces of "train" or "test"."""
+    """The faces of "train", "test" or "unlabelled"."""
     return Faces.load(workdir / "faces" / f"{split}.json")
 
 
 def open_cache(workdir: Path, step: str, split: str) -> Cache:
     """What the steps `views`, `generative` or `discriminative` made of a split."""
-    return Cache.open(workdir / step / split, faces=read_faces(workdir, split).fingerprint)
+    # Resolved, for messages: the step may be another workdir's, see `config.base`.
+    return Cache.open((workdir / step / split).resolve(), faces=read_faces(workdir, split).fingerprint)
 
 
 def _targets(config: ConfigDict, workdir: Path, step: str, split: str, shape: tuple[int, ...], network) -> Cache:

@@ -165,6 +165,21 @@ def test_identity_reading_goes_by_labels():
         assert np.min(np.abs(all_scores[i, j, ~same] - negatives[i, j])) < 1e-5
 
 
+def test_identity_reading_takes_each_unlabelled_face_for_somebody_else():
+    labels = np.array([-1, -1, 0, 0])
+    h1, h2 = unit_relations(4)
+    positives, negatives, mask = losses.relation_scores(h1, h2, labels, KEY, tau=0.4, positive="identity")
+    all_scores = np.einsum("ijp,ikp->ijk", h1, h2) / 0.4
+    np.testing.assert_array_equal(mask, ~np.eye(4, dtype=bool))
+    for i, j in ((2, 0), (3, 1)):
+        assert positives[i, j] == pytest.approx(all_scores[i, j, j], abs=1e-5)
+    drawn = [
+        losses.relation_scores(h1, h2, labels, k, tau=0.4, positive="identity")[1] for k in jax.random.split(KEY, 30)
+    ]
+    at = {int(np.argmin(np.abs(all_scores[2, 0] - negatives[2, 0]))) for negatives in drawn}
+    assert at == {1, 2, 3}
+
+
 def test_identity_reading_ignores_anchors_without_a_negative():
     h1, h2 = unit_relations(4)
     *_, mask = losses.relation_scores(h1, h2, np.zeros(4, int), KEY, tau=0.4, positive="identity")

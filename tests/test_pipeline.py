@@ -18,7 +18,10 @@ from conftest import guided_diffusion, make_faces, tiny_config
 from gdrd_jax import learning, pipeline
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import locked
 from gdrd_jax.recognizer import Recognizer
+from gdrd_jax.sources import locate
+from gdrd_jax.steps import read_faces
 
 ROOT = Path(__file__).parent.parent
 STEPS = [step.name for step in pipeline.STEPS]
@@ -147,6 +150,50 @@ def test_another_workdirs_steps_are_used_where_they_are_the_same(finished, faces
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+def test_what_is_used_instead_is_told_and_old_results_go(finished, copy, faces_folder, caplog):
+    config = tiny_config(faces_folder)
+    config.dis.tau = 0.5
+    config.until = "dis"
+    pipeline.run(config, copy)
+    caplog.clear()
+    config.base, config.dis.tau = str(finished), tiny_config(faces_folder).dis.tau
+    (copy / "metrics.json").touch()
+    assert steps_run(config, copy, caplog) == []
+    assert "dis: begun anew and its old output removed, for this changed: settings.dis.tau" in caplog.text
+    assert (copy / "dis").is_symlink() and not (copy / "metrics.json").exists()
+
+
+def test_a_base_that_is_none_is_told(faces_folder, finished, tmp_path):
+    config = tiny_config(faces_folder)
+    config.base = f"{finished},{tmp_path / 'runs' / 'typo'}"
+    with pytest.raises(GdrdError, match="typo is no workdir"):
+        pipeline.run(config, tmp_path / "run")
+    config.base = str(finished)
+    with pytest.raises(GdrdError, match="the workdir itself"):
+        pipeline.run(config, finished)
+    with locked(finished), pytest.raises(GdrdError, match=f"working in {finished}"):
+        pipeline.run(config, tmp_path / "run")
+
+
+def test_whether_everything_is_done(copy, faces_folder):
+    config = tiny_config(faces_folder)
+    assert pipeline.finished(config, copy)
+    config.dis.tau = 0.5
+    assert not pipeline.finished(config, copy)
+    config.until = "gen"
+    assert pipeline.finished(config, copy)
+    (copy / "gen" / "metrics.json").unlink()
+    assert not pipeline.finished(config, copy)
+
+
+def test_seeds_share_the_targets_of_a_teacher_of_the_users(finished, faces_folder, tmp_path, caplog):
+    config = tiny_config(faces_folder)
+    config.generative.path = str(finished / "teacher")
+    assert "teacher" not in steps_run(config, tmp_path / "one", caplog)
+    config.seed, config.base = config.seed + 1, str(tmp_path / "one")
+    assert steps_run(config, tmp_path / "two", caplog) == ["gen", "dis", "report"]
+
+
 def test_what_another_workdir_lost_is_made_again_here(copy, faces_folder, tmp_path, caplog):
     config = tiny_config(faces_folder)
     config.base = str(copy)
@@ -183,9 +230,22 @@ def test_unlabelled_faces_are_learnt_from_without_identities(faces_folder, tmp_p
     config = tiny_config(faces_folder)
     config.data.unlabelled = str(more)
     pipeline.run(config, tmp_path / "run")
+    assert seen.keys() == {"stage gen", "stage dis"}
     for labels in seen.values():
         assert (labels == -1).sum() == 6 and (labels >= 0).sum() > 0
     assert len(Cache.open(tmp_path / "run" / "discriminative" / "unlabelled").read(0)) == 6
+
+
+def test_unlabelled_photographs_are_aligned_too(tmp_path):
+    config = tiny_config(tmp_path / "known")
+    config.data.update(align=True, glob="*", unlabelled=str(tmp_path / "more"))
+    for folder, people in (("known", (1, 2, 3)), ("more", (4, 5))):
+        for i in people:
+            (tmp_path / folder / f"s{i}").mkdir(parents=True)
+            shutil.copy(locate("orl") / f"s{i}" / "1.pgm", tmp_path / folder / f"s{i}")
+    pipeline.run(config, tmp_path / "run", ("faces",))
+    faces = read_faces(tmp_path / "run", "unlabelled")
+    assert faces.labels.tolist() == [-1, -1] and faces.identities == () and faces[0].shape == (112, 112, 3)
 
 
 def test_no_calibration_or_test_person_is_trained_on(copy, faces_folder, monkeypatch):

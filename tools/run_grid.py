@@ -8,28 +8,36 @@ What stands after `--` goes to every run. Braces stand for several: two of them,
 combination, so `--config.views.resolution={8,16,32}` after `--` trains all resolutions. Each run has a workdir of its
 own, OUT/NAME-seedN, named by what varies; steps that would be the same are taken from the runs before. A run that is
 done is not done again; the same command continues what was stopped. OUT/table.md and table.json have, for each
-combination, the mean accuracy of the seeds with its standard error, AUC, and the difference from `--against` with the
-standard error of the difference, paired by dev pair and seed.
+combination, the mean accuracy of the seeds with its standard error, AUC, the difference from `--against`, paired by
+dev pair and seed, with its standard error, and at 16x16 what the paper has. Both standard errors are of other seeds
+and other pairs.
 """
 
 import argparse
 import itertools
+import json
 import logging
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from gdrd_jax import pipeline
 from gdrd_jax.command_line import guarded
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import verification
 from gdrd_jax.evaluation.verification import Pairs
 from gdrd_jax.files import write_json
+from gdrd_jax.interrupt import Interrupted, Signals
 
 LOG = logging.getLogger("gdrd_jax.run_grid")
+SECONDS_BETWEEN_LOOKS = 0.2
 BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 # LFW at 16x16, trained on 494,414 WebFace faces: figure 3 of arXiv 2409.06371.
 PAPER = {"none": 92.61, "sr": 93.30, "gen": 93.87, "dis": 95.25, "gen_dis": 96.13}
@@ -50,22 +58,34 @@ def _short(value: str) -> str:
     return Path(value).name or "none"
 
 
-def train(name: str, words: list[str], seed: int, out: Path, before: list[Path]) -> Path:
-    """Runs one combination, unless it is done, with what it shares with runs before; returns its workdir.
+def train(words: list[str], seed: int, workdir: Path, before: list[Path]) -> None:
+    """Runs one combination, unless it is done, with what it shares with runs before.
 
     Raises:
       GdrdError: it failed.
+      Interrupted: a signal arrived, here or there.
     """
-    workdir = out / f"{name}-seed{seed}" if name else out / f"seed{seed}"
     command = [sys.executable, "-m", "gdrd_jax.main", *words, f"--config.seed={seed}", f"--workdir={workdir}"]
     command += [f"--config.base={','.join(map(str, before))}"]
     LOG.info("%s", shlex.join(command))
-    status = subprocess.run(command, check=False).returncode
-    if status:
-        raise GdrdError(f"this run ended with {status}; the same command of run_grid.py continues")
-    if not (workdir / "dis" / "metrics.json").exists():
-        raise KeyboardInterrupt  # SIGTERM ends a run with 0
-    return workdir
+    with Signals() as signals:
+        # In a session of its own it is stopped by us alone, once.
+        with subprocess.Popen(command, start_new_session=True) as process:
+            while process.poll() is None:
+                if signals.received:
+                    process.send_signal(signal.SIGTERM)
+                    process.wait()
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+    if signals.received:
+        raise Interrupted(f"{workdir.name} saved", signals.received)
+    if process.returncode:
+        raise GdrdError(f"this run ended with {process.returncode}; the same command of run_grid.py continues")
+    if not pipeline.finished(_config(workdir), workdir):  # somebody's SIGTERM: it has saved and ended with 0
+        raise Interrupted(f"{workdir.name} was stopped", signal.SIGTERM)
+
+
+def _config(workdir: Path) -> ConfigDict:
+    return ConfigDict(json.loads((workdir / "config.json").read_text()))
 
 
 def right(workdir: Path) -> tuple[np.ndarray, Pairs]:
@@ -86,25 +106,27 @@ def compared(runs: dict[str, list[Path]], against: str | None) -> list[dict]:
     rows = []
     for name, several in found.items():
         accuracies = 100 * decided[name].mean(axis=1)
+        known = name in PAPER and all(_config(workdir).views.resolution == 16 for workdir in runs[name])
         row = {
-            "name": name, "seeds": len(several), "accuracy": accuracies.mean(), "standard_error": _error(accuracies),
+            "name": name, "seeds": len(several), "accuracy": accuracies.mean(),
+            "standard_error": _error(100 * decided[name]),
             "lowest": accuracies.min(), "highest": accuracies.max(),
             "auc": 100 * np.mean([verification.auc(pairs) for _, pairs in several]),
-            "paper": PAPER.get(name),
+            "paper": PAPER[name] if known else None,
         }  # fmt: skip
         if against and name != against:
-            # [S, P]: of the same seed and pair; seeds and pairs are both drawn, so both make the difference uncertain.
-            difference = 100 * (decided[name] - decided[against])
-            row["difference"] = difference.mean()
-            row["its_standard_error"] = float(
-                np.hypot(_error(difference.mean(axis=1)), _error(difference.mean(axis=0)))
-            )
+            difference = 100 * (decided[name] - decided[against])  # of the same seed and pair
+            row["difference"], row["its_standard_error"] = difference.mean(), _error(difference)
         rows.append({key: float(v) if isinstance(v, np.floating) else v for key, v in row.items()})
     return rows
 
 
-def _error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+def _error(found: np.ndarray) -> float | None:
+    """Standard error of the mean of `[S, P]`: seeds and pairs are both drawn, so both make it uncertain."""
+    if len(found) < 2:
+        return None
+    means = found.mean(axis=1), found.mean(axis=0)
+    return float(np.hypot(*(values.std(ddof=1) / np.sqrt(len(values)) for values in means)))
 
 
 def table(rows: list[dict]) -> str:
@@ -131,12 +153,17 @@ def main() -> None:
     names = [name for name, _ in combinations]
     if given.against and given.against not in names:
         raise GdrdError(f"--against={given.against} is none of {', '.join(names)}")
+    for several, what in ((names, "combinations have the name"), (given.seeds, "seeds are")):
+        if twice := [one for one in several if several.count(one) > 1]:
+            raise GdrdError(f"two {what} {twice[0]!r}; each run needs a workdir of its own")
     given.out.mkdir(parents=True, exist_ok=True)
     runs, before = {name: [] for name in names}, []
     for seed in given.seeds:
         for name, words in combinations:
-            before.append(train(name, words, seed, given.out, before))
-            runs[name].append(before[-1])
+            workdir = given.out / "-".join(filter(None, (name, f"seed{seed}")))
+            train(words, seed, workdir, before)
+            before.append(workdir)
+            runs[name].append(workdir)
             if all(len(workdirs) == len(runs[names[0]]) for workdirs in runs.values()):
                 rows = compared(runs, given.against)
                 write_json(given.out / "table.json", {"command": sys.argv, "rows": rows})

@@ -1,7 +1,10 @@
 """The grid tool: what it runs and how it compares."""
 
+import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +26,9 @@ def test_braces_are_every_combination():
     assert run_grid.expanded(["--config=a.py"]) == [("", ["--config=a.py"])]
 
 
-def written(folder, scores, same, folds):
+def written(folder, scores, same, folds, resolution=16):
     (folder / "dis").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"views": {"resolution": resolution}}))
     np.savez(folder / "dis" / "dev.npz", scores=scores, same=same, folds=folds)
     return folder
 
@@ -43,8 +47,37 @@ def test_differences_are_paired(tmp_path):
     assert better["accuracy"] == pytest.approx(80) and worse["accuracy"] == pytest.approx(78)
     assert worse["difference"] == pytest.approx(-2) and "difference" not in better
     assert 0.1 < worse["its_standard_error"] < 1.0
+    assert worse["standard_error"] == pytest.approx(np.sqrt(0.78 * 0.22 / 600) * 100, rel=0.5)
     text = run_grid.table([worse, better])
     assert text.count("\n") == 4 and "-2.00" in text
+
+
+def test_one_seed_has_no_standard_error_and_the_paper_only_its_own_resolution(tmp_path):
+    same, folds = np.tile([True, False], 4), np.repeat([0, 1], 4)
+    runs = {
+        name: [written(tmp_path / name, same * 1.0, same, folds, resolution)]
+        for name, resolution in (("none", 8), ("gen_dis", 16))
+    }
+    rows = run_grid.compared(runs, "none")
+    assert [row["paper"] for row in rows] == [None, 96.13]
+    assert rows[1]["standard_error"] is None and rows[1]["its_standard_error"] is None
+    assert "nan" not in run_grid.table(rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "7", "7"], "two seeds are 7"),
+        (["--", "--config.generative.path={runs/small/teacher,runs/big/teacher}"], "two combinations .* 'teacher'"),
+        (["--against=sr"], "--against=sr is none of"),
+    ],
+)
+def test_runs_that_would_share_a_workdir_are_refused(tmp_path, words, message, monkeypatch):
+    argv = ["run_grid.py", f"--out={tmp_path / 'out'}", "--configs=configs/ablation.py", *words]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(run_grid.GdrdError, match=message):
+        run_grid.main()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dev_set_without_folds_is_told(tmp_path):
@@ -53,8 +86,8 @@ def test_a_dev_set_without_folds_is_told(tmp_path):
         run_grid.right(folder)
 
 
-@pytest.mark.slow
-def test_a_grid_is_run_shared_and_not_run_again(tmp_path, faces_folder):
+def grid(tmp_path, faces_folder, *words):
+    """A command line of small runs, with an LFW of made people."""
     lfw = make_faces(tmp_path / "made", 8, 2)
     for person in sorted(lfw.iterdir()):
         for i, image in enumerate(sorted(person.iterdir())):
@@ -63,18 +96,46 @@ def test_a_grid_is_run_shared_and_not_run_again(tmp_path, faces_folder):
     other = [f"p{i}\t1\tp{(i + 1) % 8}\t2" for i in range(8)]
     lines = [line for start in (0, 4) for line in own[start : start + 4] + other[start : start + 4]]
     (tmp_path / "pairs.txt").write_text("\n".join(["2\t4", *lines]))
-    command = [
-        sys.executable, "tools/run_grid.py", f"--out={tmp_path / 'out'}", "--against=gen_dis", "--seeds", "1", "2",
-        "--configs=configs/ablation.py:{none,sr,gen,dis,gen_dis,end_to_end,plain}", "--",
+    return [
+        sys.executable, "tools/run_grid.py", f"--out={tmp_path / 'out'}", *words, "--",
         f"--config.data.path={faces_folder}", f"--config.dev.path={lfw}",
         f"--config.dev.pairs={tmp_path / 'pairs.txt'}",
         "--config.discriminative.path=sface", "--config.sr.size=16", "--config.sr.channels=(8,16,16)",
         "--config.sr.steps=4", "--config.sr.batch=2", "--config.student.width=0.0625", "--config.student.hidden=(16,)",
         "--config.gen.steps=6", "--config.gen.batch=8", "--config.dis.steps=6", "--config.dis.batch=8",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_grid_is_run_shared_and_not_run_again(tmp_path, faces_folder):
+    modes = "--configs=configs/ablation.py:{none,sr,gen,dis,gen_dis,end_to_end,plain}"
+    command = grid(tmp_path, faces_folder, modes, "--against=gen_dis", "--seeds", "1", "2")
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert first.stderr.count("views: done in") == 1  # shared by all
     assert first.stderr.count("stage gen: 8 faces a step") == 2  # once a seed
     assert first.stdout.count("\n") >= 9
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "faces a step" not in second.stderr and second.stdout == first.stdout
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_run_and_the_same_command_continues(tmp_path, faces_folder):
+    command = [
+        *grid(tmp_path, faces_folder, "--configs=configs/ablation.py:plain", "--seeds", "1"), "--config.dis.steps=4000"
+    ]  # fmt: skip
+    log = tmp_path / "out" / "seed1" / "dis" / "metrics.jsonl"
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (log.exists() and log.stat().st_size):
+        assert first.poll() is None
+        time.sleep(0.2)
+    first.send_signal(signal.SIGTERM)
+    _, told = first.communicate(timeout=120)
+    assert first.returncode == 0 and "stage dis at step" in told and told.count("the same command continues") == 2
+    assert not (tmp_path / "out" / "table.md").exists()
+    checkpoints = log.parent / "checkpoints"
+    assert max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()) > 1
+    # Settings of before would be finished, were they asked for; a run of others that is stopped must not count as done.
+    second = subprocess.run(
+        [*command, "--config.dis.steps=6"], cwd=ROOT, capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert "| seed1" not in second.stdout and "| 1 |" in second.stdout
