@@ -22,8 +22,8 @@ CHOICES = {
     "dis.positive": ("pair", "identity"),
     "dis.pairs": ("gathered", "local"),
     "dis.backbone": ("frozen", "tuned", "scratch", "teacher"),
-    "gen.decay": ("steps", "cosine"),
-    "dis.decay": ("steps", "cosine"),
+    **dict.fromkeys(("gen.decay", "dis.decay"), ("steps", "cosine")),
+    **dict.fromkeys(("gen.optimiser", "dis.optimiser"), ("sgd", "adamw")),
     "generative.kind": tuple(GENERATIVE),
     "generative.precision": PRECISIONS,
     "discriminative.precision": PRECISIONS,
@@ -142,6 +142,7 @@ def default() -> ConfigDict:
         "warmup": 0.01,  # share of the steps over which the rate rises
         "decay": "steps",  # or "cosine", to 0
         "decay_at": (0.5, 0.75),  # shares of the steps at which it is multiplied by 0.1
+        "optimiser": "sgd",  # or "adamw"
         "momentum": 0.9,
         "weight_decay": 5e-4,
         "clip_norm": 1.0,  # longer gradients are shortened to it

@@ -41,7 +41,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How a stage is optimised: SGD with momentum.
+    """How a stage is optimised.
 
     Attributes:
       steps: number of updates.
@@ -50,9 +50,11 @@ class Schedule:
       warmup: share of the steps over which the rate rises from 0.
       decay: "steps" multiplies the rate by 0.1 at each of `decay_at` (the paper's); "cosine" lets it fall to 0.
       decay_at: shares of the steps.
-      momentum, weight_decay: of SGD; the decay is added to the gradient of every parameter.
+      momentum: of SGD, or how much of the gradient's average a step of AdamW leaves.
+      weight_decay: of every parameter; SGD adds it to the gradient, AdamW takes it from the parameter.
       clip_norm: gradients longer than this are shortened to it. Not in the paper; without it
         the head's ReLUs die in the first steps of stage dis at rates of 0.02 and more.
+      optimiser: "sgd", with Nesterov's momentum, or "adamw" (Loshchilov and Hutter, arXiv 1711.05101).
       shift: every face is moved by up to so many pixels of the low resolution, its border repeated.
       ema: what is evaluated and kept is a moving average of the weights, of which a step leaves so much, as soon as
         that makes sense; 0 keeps the weights themselves.
@@ -66,6 +68,7 @@ class Schedule:
     momentum: float
     weight_decay: float
     clip_norm: float
+    optimiser: str = "sgd"
     shift: int = 0
     decay: str = "steps"
     ema: float = 0.0
@@ -85,13 +88,14 @@ class Schedule:
             decayed = optax.piecewise_constant_schedule(self.learning_rate, at)
         return lambda step: decayed(step) * jnp.minimum(1.0, (step + 1) / warm)
 
-    def optimiser(self) -> optax.GradientTransformation:
-        """The optax transformation."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
-            optax.add_decayed_weights(self.weight_decay),
-            optax.sgd(self.rate(), momentum=self.momentum, nesterov=True),
-        )
+    def update(self) -> optax.GradientTransformation:
+        """What makes an update of a gradient."""
+        if self.optimiser == "adamw":
+            steps = [optax.adamw(self.rate(), b1=self.momentum, weight_decay=self.weight_decay)]
+        else:
+            descent = optax.sgd(self.rate(), momentum=self.momentum, nesterov=True)
+            steps = [optax.add_decayed_weights(self.weight_decay), descent]
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), *steps)
 
 
 def split(stage: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -119,7 +123,7 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
       `chosen` and `resident` as of `data.dataset` (`{}` for the latter where `chosen` has the contents); `steps` int
       `[K]`; each metric is float32 `[K]`. State, `resident` and metrics are the same on all devices.
     """
-    optimiser, shift = schedule.optimiser(), schedule.shift
+    optimiser, shift = schedule.update(), schedule.shift
 
     def loss_of(params, rest, batch, key):
         stage = nnx.merge(graphdef, params, rest, copy=True)
@@ -163,7 +167,7 @@ def _towards(share: jax.Array, average: jax.Array, value: jax.Array) -> jax.Arra
 def begin(params: nnx.State, rest: nnx.State, schedule: Schedule) -> tuple:
     """The state before the first step: `(parameters, rest, optimiser state, average of the first two or ())`."""
     averaged = jax.tree.map(jnp.copy, (params, rest)) if schedule.ema else ()
-    return params, rest, schedule.optimiser().init(params), averaged
+    return params, rest, schedule.update().init(params), averaged
 
 
 def kept(state: tuple) -> tuple:

@@ -300,6 +300,26 @@ def test_the_rate_can_fall_like_a_cosine():
     assert float(rate(99)) < 0.001
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0])
+def test_adamw_goes_its_own_length_whatever_the_gradients_and_decays_apart(size):
+    """The first step of Adam is of the rate's length in each weight; the decay is the rate's share of the weight."""
+    update = schedule(
+        optimiser="adamw", learning_rate=0.1, weight_decay=0.5, warmup=0.0, decay_at=(), clip_norm=9.0
+    ).update()
+    weights = np.array([2.0, -2.0])
+    change, _ = update.update(np.array([size, size]), update.init(weights), weights)
+    np.testing.assert_allclose(change, [-0.1 - 0.1 * 0.5 * 2, -0.1 + 0.1 * 0.5 * 2], rtol=1e-4)
+
+
+def test_adamw_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    how = {"optimiser": "adamw", "learning_rate": 0.01, "steps": 12}
+    weights, metrics = fit(tmp_path / "whole", **how)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stopping_at(patch, 5)
+        fit(tmp_path / "stopped", **how)
+    jax.tree.map(np.testing.assert_array_equal, fit(tmp_path / "stopped", **how)[0], weights)
+
+
 def test_the_average_of_the_weights_is_kept_and_resumed(tmp_path, monkeypatch, uninterrupted):
     averaged, _ = fit(tmp_path / "averaged", ema=0.9)
     assert curve(tmp_path / "averaged") == uninterrupted[2]  # it changes nothing in training

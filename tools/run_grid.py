@@ -10,10 +10,12 @@ own, OUT/NAME-seedN, named by what varies; steps that would be the same are take
 done is not done again; the same command continues what was stopped. OUT/table.md and table.json have, for each
 combination, the mean accuracy of the seeds with its standard error, AUC, the difference from `--against`, paired by
 dev pair and seed, with its standard error, and at 16x16 what the paper has. Both standard errors are of other seeds
-and other pairs.
+and other pairs. roc.png has the curves of the first seed. `--beside` adds the rows of an output of
+tools/evaluate.py on the same pairs, such as the teacher fed with enlarged faces.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import logging
@@ -31,7 +33,7 @@ from ml_collections import ConfigDict
 from gdrd_jax import pipeline
 from gdrd_jax.command_line import guarded
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.evaluation import verification
+from gdrd_jax.evaluation import report, verification
 from gdrd_jax.evaluation.verification import Pairs
 from gdrd_jax.files import write_json
 from gdrd_jax.interrupt import Interrupted, Signals
@@ -88,31 +90,56 @@ def _config(workdir: Path) -> ConfigDict:
     return ConfigDict(json.loads((workdir / "config.json").read_text()))
 
 
-def right(workdir: Path) -> tuple[np.ndarray, Pairs]:
-    """Which dev pairs a run decides rightly by the LFW protocol, bool `[P]`, in the order of folds, and the pairs."""
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """The dev pairs, bool `[P]` whether each is decided rightly by the LFW protocol, and what the paper has."""
+
+    pairs: Pairs
+    right: np.ndarray
+    paper: float | None = None
+
+    @classmethod
+    def of(cls, scores: np.ndarray, same: np.ndarray, folds: np.ndarray, paper: float | None = None) -> "Verified":
+        """Judges the scores of the pairs, in the order of the pairs file."""
+        if not np.ptp(folds):
+            raise GdrdError("the dev set has no folds; give LFW with --config.dev.path and --config.dev.pairs")
+        pairs = Pairs(scores, same)
+        _, thresholds = verification.fold_accuracies(pairs, folds)
+        at = thresholds[np.searchsorted(np.unique(folds), folds)]
+        return cls(pairs, (scores >= at) == same, paper)
+
+
+def trained(name: str, workdir: Path) -> Verified:
+    """What a run of the combination `name` wrote."""
     found = np.load(workdir / "dis" / "dev.npz")
-    pairs, folds = Pairs(found["scores"], found["same"]), found["folds"]
-    if not np.ptp(folds):
-        raise GdrdError("the dev set has no folds; give LFW with --config.dev.path and --config.dev.pairs")
-    _, thresholds = verification.fold_accuracies(pairs, folds)
-    at = thresholds[np.searchsorted(np.unique(folds), folds)]
-    return (pairs.scores >= at) == pairs.same, pairs
+    paper = PAPER.get(name) if _config(workdir).views.resolution == 16 else None
+    return Verified.of(found["scores"], found["same"], found["folds"], paper)
 
 
-def compared(runs: dict[str, list[Path]], against: str | None) -> list[dict]:
-    """One row a combination."""
-    found = {name: [right(workdir) for workdir in workdirs] for name, workdirs in runs.items()}
-    decided = {name: np.array([mask for mask, _ in several], float) for name, several in found.items()}  # [S, P]
+def evaluated(folder: Path) -> dict[str, list[Verified]]:
+    """The rows of an output of tools/evaluate.py."""
+    path = folder / "scores.npz"
+    if not path.exists():
+        raise GdrdError(f"--beside: there is no {path}; give a folder that tools/evaluate.py --protocol lfw wrote")
+    found = np.load(path)
+    rows = [key.removesuffix("/scores") for key in found if key.endswith("/scores")]
+    return {row: [Verified.of(found[f"{row}/scores"], found["same"], found["fold"])] for row in rows}
+
+
+def compared(found: dict[str, list[Verified]], against: str | None) -> list[dict]:
+    """One row a combination, of whose seeds these are."""
+    same = [one.pairs.same for several in found.values() for one in several]
+    if not all(np.array_equal(same[0], other) for other in same):
+        raise GdrdError("--beside holds other pairs than --config.dev.pairs")
+    decided = {name: np.array([one.right for one in several], float) for name, several in found.items()}  # [S, P]
     rows = []
     for name, several in found.items():
         accuracies = 100 * decided[name].mean(axis=1)
-        known = name in PAPER and all(_config(workdir).views.resolution == 16 for workdir in runs[name])
         row = {
             "name": name, "seeds": len(several), "accuracy": accuracies.mean(),
             "standard_error": _error(100 * decided[name]),
             "lowest": accuracies.min(), "highest": accuracies.max(),
-            "auc": 100 * np.mean([verification.auc(pairs) for _, pairs in several]),
-            "paper": PAPER[name] if known else None,
+            "auc": 100 * np.mean([verification.auc(one.pairs) for one in several]), "paper": several[0].paper,
         }  # fmt: skip
         if against and name != against:
             difference = 100 * (decided[name] - decided[against])  # of the same seed and pair
@@ -147,6 +174,7 @@ def main() -> None:
     parser.add_argument("--configs", required=True, help="a config file, with braces for several")
     parser.add_argument("--seeds", type=int, nargs="+", default=(7, 8, 9))
     parser.add_argument("--against", help="name of the combination that the others are compared with")
+    parser.add_argument("--beside", type=Path, help="a folder of tools/evaluate.py, whose rows join the table")
     parser.add_argument("rest", nargs="*", metavar="-- --config.X=Y", help="for every run")
     given = parser.parse_args()
     combinations = expanded([f"--config={given.configs}", *given.rest])
@@ -157,17 +185,19 @@ def main() -> None:
         if twice := [one for one in several if several.count(one) > 1]:
             raise GdrdError(f"two {what} {twice[0]!r}; each run needs a workdir of its own")
     given.out.mkdir(parents=True, exist_ok=True)
-    runs, before = {name: [] for name in names}, []
+    beside = evaluated(given.beside) if given.beside else {}
+    found, before = {name: [] for name in names}, []
     for seed in given.seeds:
         for name, words in combinations:
             workdir = given.out / "-".join(filter(None, (name, f"seed{seed}")))
             train(words, seed, workdir, before)
             before.append(workdir)
-            runs[name].append(workdir)
-            if all(len(workdirs) == len(runs[names[0]]) for workdirs in runs.values()):
-                rows = compared(runs, given.against)
-                write_json(given.out / "table.json", {"command": sys.argv, "rows": rows})
-                (given.out / "table.md").write_text(table(rows))
+            found[name].append(trained(name, workdir))
+        rows = compared(found | beside, given.against)
+        write_json(given.out / "table.json", {"command": sys.argv, "rows": rows})
+        (given.out / "table.md").write_text(table(rows))
+        curves = {name: several[0].pairs for name, several in (found | beside).items()}
+        report.draw_roc(given.out / "roc.png", curves, "dev pairs")
     print(table(rows))
 
 

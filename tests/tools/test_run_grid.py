@@ -27,10 +27,11 @@ def test_braces_are_every_combination():
 
 
 def written(folder, scores, same, folds, resolution=16):
+    """What a run leaves, read again."""
     (folder / "dis").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"views": {"resolution": resolution}}))
     np.savez(folder / "dis" / "dev.npz", scores=scores, same=same, folds=folds)
-    return folder
+    return run_grid.trained(folder.name, folder)
 
 
 def test_differences_are_paired(tmp_path):
@@ -81,9 +82,25 @@ def test_runs_that_would_share_a_workdir_are_refused(tmp_path, words, message, m
 
 
 def test_a_dev_set_without_folds_is_told(tmp_path):
-    folder = written(tmp_path, np.ones(4), np.array([True, False] * 2), np.zeros(4, int))
     with pytest.raises(run_grid.GdrdError, match="config.dev.pairs"):
-        run_grid.right(folder)
+        written(tmp_path / "run", np.ones(4), np.array([True, False] * 2), np.zeros(4, int))
+
+
+def test_rows_of_another_evaluation_stand_beside(tmp_path):
+    same, folds = np.tile([True, False], 40), np.repeat([0, 1], 40)
+    (tmp_path / "teacher").mkdir()
+    np.savez(tmp_path / "teacher" / "scores.npz", **{"teacher_16/scores": same * 1.0}, same=same, fold=folds)
+    beside = run_grid.evaluated(tmp_path / "teacher")
+    scores = np.random.default_rng(0).normal(size=(2, 80)) + same
+    runs = {"plain": [written(tmp_path / str(i), scores[i], same, folds) for i in range(2)]}
+    plain, teacher = run_grid.compared(runs | beside, "plain")
+    assert teacher["name"] == "teacher_16" and teacher["accuracy"] == 100 and teacher["standard_error"] is None
+    assert teacher["difference"] == pytest.approx(100 - plain["accuracy"]) and teacher["its_standard_error"] > 0
+    with pytest.raises(run_grid.GdrdError, match="there is no .*scores.npz; give a folder"):
+        run_grid.evaluated(tmp_path)
+    other = run_grid.Verified.of(scores[0], ~same, folds)
+    with pytest.raises(run_grid.GdrdError, match="other pairs"):
+        run_grid.compared(runs | {"other": [other]}, "plain")
 
 
 def grid(tmp_path, faces_folder, *words):
