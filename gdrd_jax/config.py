@@ -148,7 +148,7 @@ def default() -> ConfigDict:
         "clip_norm": 1.0,  # longer gradients are shortened to it
         "shift": 0,  # faces are moved by up to so many pixels of the low resolution, at random
         "ema": 0.0,  # of the weights that are kept, see `train.Schedule`; 0 keeps the last
-        "evaluate_every": 1000,  # steps; 0 is never
+        "evaluate_every": 1000,  # steps, and at the end; 0 is only there
     }
     config.gen = ConfigDict(schedule)
     config.dis = ConfigDict(

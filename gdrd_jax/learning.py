@@ -41,7 +41,7 @@ def gen(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     metrics = _fit(config, stage, dataset, config.gen, folder, "stage gen", held_out)
     if rank.number == 0:
         save_weights(student.backbone, folder / "backbone", {"student": _student_settings(config, 1)})
-        write_json(folder / "metrics.json", {**metrics, **held_out(stage, config.gen.steps)})
+        write_json(folder / "metrics.json", metrics)
 
 
 def _dataset(workdir: Path, labels: np.ndarray, **steps: str) -> Dataset:
@@ -117,7 +117,7 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     if rank.number == 0:
         if usable:
             save("student")
-        write_json(folder / "metrics.json", {**metrics, **evaluate(stage, settings.steps)})
+        write_json(folder / "metrics.json", metrics)
 
 
 def _student_of(config: ConfigDict, workdir: Path, embedding_dim: int) -> Student:

@@ -206,11 +206,11 @@ def fit(
       name: shown before the progress.
       residency: where the data are kept, see `data.dataset.choose`.
       profile: trace some steps.
-      evaluate: gives metrics of the stage, in evaluation mode, after so many steps.
-      evaluate_every: after how many steps, and at the end; 0 is never.
+      evaluate: gives metrics of the stage, in evaluation mode, after so many steps and at the end.
+      evaluate_every: after how many steps; 0 is only at the end.
 
     Returns:
-      The metrics of the last step.
+      The metrics of the last step, and in the first process what `evaluate` gave at the end.
 
     Raises:
       GdrdError: the batch does not fit the devices, the loss is no longer finite, or a checkpoint cannot be written.
@@ -264,7 +264,8 @@ def fit(
             before, done = (steps, rows, metrics), steps.stop
             stop = told(signals.received)
             finished = done == schedule.steps
-            evaluating = evaluate_every and (finished or done // evaluate_every > steps.start // evaluate_every)
+            passed = evaluate_every and done // evaluate_every > steps.start // evaluate_every
+            evaluating = evaluate and (finished or passed)
             if not (first and (finished or stop or evaluating or checkpoints.due())) and not stop:
                 continue
             last, before = look(*before), None
@@ -277,6 +278,7 @@ def fit(
                     if found := evaluate(stage, done):
                         log.write(done, found)
                         LOG.info("%s: step %d: %s", name, done, ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
+                        last |= found if finished else {}
                     split(stage)
                 checkpoints.save(
                     done, jax.device_get(state), {"last": last, "pending": list(log.pending)}

@@ -198,7 +198,9 @@ def test_what_is_learnt_is_judged_now_and_then_and_at_the_end(tmp_path, uninterr
         seen.append((step, stage.backbone.norm.use_running_average))
         return {"quality": float(len(seen))}
 
-    weights, _ = fit(tmp_path, how={"evaluate": evaluate, "evaluate_every": 25})
+    weights, metrics = fit(tmp_path, how={"evaluate": evaluate, "evaluate_every": 25})
+    assert metrics == {**uninterrupted[1], "quality": 3.0}
+    assert fit(tmp_path, how={"evaluate": evaluate})[1] == metrics  # finished: not judged again
     assert seen == [(25, True), (50, True), (STEPS, True)]  # in evaluation mode
     judged = [line for line in curve(tmp_path) if "quality" in line]
     assert judged == [{"step": s, "quality": q} for s, q in ((25, 1.0), (50, 2.0), (STEPS, 3.0))]
