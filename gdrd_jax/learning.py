@@ -1,7 +1,7 @@
 """The steps in which the student learns, gen and dis: functions of `(config, workdir, rank)`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -37,24 +37,23 @@ def gen(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     shape = tuple(targets.manifest["shape"])
     stage = Gen(student.backbone, feature_shape(student), shape, *_statistics(targets), rngs=nnx.Rngs(config.seed + 1))
     held_out = _held_out_r2(workdir) if config.data.test_people else lambda stage, step: {}
-    dataset = _dataset(workdir, read_faces(workdir, "train").labels, lr="views", generative="generative")
+    labels = read_faces(workdir, "train").labels
+    dataset = _dataset(workdir, labels, ["unlabelled"], lr="views", generative="generative")
     metrics = _fit(config, stage, dataset, config.gen, folder, "stage gen", held_out)
     if rank.number == 0:
         save_weights(student.backbone, folder / "backbone", {"student": _student_settings(config, 1)})
         write_json(folder / "metrics.json", metrics)
 
 
-def _dataset(workdir: Path, labels: np.ndarray, **steps: str) -> Dataset:
-    """The training people but those of label -1, then all unlabelled faces, with the caches of these steps."""
-    more = np.full(len(read_faces(workdir, "unlabelled")), -1, np.int32)
+def _dataset(workdir: Path, labels: np.ndarray, more: Sequence[str], **steps: str) -> Dataset:
+    """The training people but those of label -1, then the splits `more`, with the caches of these steps."""
+    rows = {"train": np.flatnonzero(labels >= 0), **{s: np.arange(len(read_faces(workdir, s))) for s in more}}
     parts = []
-    for split, given, rows in (
-        ("train", labels, np.flatnonzero(labels >= 0)),
-        ("unlabelled", more, np.arange(len(more))),
-    ):
-        if len(rows):
+    for split, chosen in rows.items():
+        if len(chosen):
             caches = {name: open_cache(workdir, step, split) for name, step in steps.items()}
-            parts.append(Part(given[rows], caches, rows))
+            known = labels[chosen] if split == "train" else np.full(len(chosen), -1, np.int32)
+            parts.append(Part(known, caches, chosen))
     return Dataset(*parts)
 
 
@@ -111,8 +110,8 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
             save("best", step=step, **metrics)
         return metrics
 
-    source = "views" if usable else "generative"
-    dataset = _dataset(workdir, labels, lr=source, discriminative="discriminative")
+    source, more = ("views", ["unlabelled", "blended"]) if usable else ("generative", ["unlabelled"])
+    dataset = _dataset(workdir, labels, more, lr=source, discriminative="discriminative")
     metrics = _fit(config, stage, dataset, settings, folder, "stage dis", evaluate)
     if rank.number == 0:
         if usable:

@@ -5,6 +5,7 @@ faces -> views -> discriminative -> teacher -> generative (-> gen -> dis, in `le
 """
 
 import dataclasses
+import json
 import platform
 from collections.abc import Iterator
 from importlib import metadata, util
@@ -15,19 +16,21 @@ from ml_collections import ConfigDict
 
 from gdrd_jax import sources
 from gdrd_jax.data.align import Aligner
+from gdrd_jax.data.blends import Blends
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.prepare import checked, prepare
 from gdrd_jax.data.targets import Cache
+from gdrd_jax.files import write_json
 from gdrd_jax.ranks import Rank
 from gdrd_jax.teachers import load_discriminative, load_generative, sr_training
 from gdrd_jax.teachers.precompute import Job, fill, high_views
 
 SPLITS = ("train", "test")  # of the people
-EVERY = (*SPLITS, "unlabelled")
+EVERY = (*SPLITS, "unlabelled", "blended")
 
 
 def faces(config: ConfigDict, workdir: Path) -> str:
-    """Aligns the faces if asked to, reads every one once, and splits people into train and test.
+    """Aligns the faces if asked to, reads every one once, splits people into train and test, and says what is blended.
 
     Returns:
       A fingerprint of their contents: a face that was only touched or moved redoes nothing else.
@@ -43,7 +46,11 @@ def faces(config: ConfigDict, workdir: Path) -> str:
     more = dataclasses.replace(more, labels=np.full(len(more), -1, np.int32), identities=())
     for split, part in zip(EVERY, (*everyone.split(config.data.test_people), more)):
         part.save(workdir / "faces" / f"{split}.json")
-    return f"{everyone.fingerprint}:{config.data.test_people}:{more.fingerprint}"
+    # Those who choose thresholds must be strangers to the student.
+    how = {"count": config.data.blends, "seed": config.views.seed, "without_last": config.data.calibration_people}
+    write_json(workdir / "faces" / "blended.json", how)
+    blended = read_faces(workdir, "blended").fingerprint if config.data.blends else ""
+    return f"{everyone.fingerprint}:{config.data.test_people}:{more.fingerprint}:{blended}"
 
 
 def views(config: ConfigDict, workdir: Path, rank: Rank) -> None:
@@ -80,7 +87,7 @@ def generative(config: ConfigDict, workdir: Path, rank: Rank) -> None:
 def generative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
     """How the caches of T_g's features are made, one a split."""
     network = generative_teacher(config, workdir)
-    for split in EVERY:
+    for split in (*SPLITS, "unlabelled"):  # not of blends, of which there may be very many: T_g draws, T_d compares
         lr = open_cache(workdir, "views", split)
         if lr.manifest["rows"]:
             shape = network.features(lr.read(0, slice(0, 1))).shape[1:]
@@ -109,9 +116,14 @@ def discriminative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
             )  # fmt: skip
 
 
-def read_faces(workdir: Path, split: str) -> Faces:
-    """The faces of "train", "test" or "unlabelled"."""
-    return Faces.load(workdir / "faces" / f"{split}.json")
+def read_faces(workdir: Path, split: str) -> Faces | Blends:
+    """The faces of a split, one of `EVERY`."""
+    path = workdir / "faces" / f"{split}.json"
+    if split != "blended":
+        return Faces.load(path)
+    how = json.loads(path.read_text())
+    known, _ = read_faces(workdir, "train").split(how["without_last"])
+    return Blends((known, read_faces(workdir, "unlabelled")), how["count"], how["seed"])
 
 
 def open_cache(workdir: Path, step: str, split: str) -> Cache:

@@ -236,6 +236,26 @@ def test_unlabelled_faces_are_learnt_from_without_identities(faces_folder, tmp_p
     assert len(Cache.open(tmp_path / "run" / "discriminative" / "unlabelled").read(0)) == 6
 
 
+def test_blends_are_learnt_from_in_stage_dis_without_those_who_choose_thresholds(faces_folder, tmp_path, monkeypatch):
+    seen = {}
+    original = learning.train.fit
+
+    def watched(stage, dataset, *rest, **how):
+        seen[how["name"]] = dataset.labels
+        return original(stage, dataset, *rest, **how)
+
+    monkeypatch.setattr(learning.train, "fit", watched)
+    config = tiny_config(faces_folder)
+    config.data.blends = 5
+    pipeline.run(config, tmp_path / "run")
+    assert [(labels == -1).sum() for labels in seen.values()] == [0, 5]
+    blends = read_faces(tmp_path / "run", "blended")
+    people = len(read_faces(tmp_path / "run", "train").identities)
+    assert len(blends.sources[0].identities) == people - config.data.calibration_people
+    assert len(Cache.open(tmp_path / "run" / "discriminative" / "blended").read(0)) == 5
+    assert not (tmp_path / "run" / "generative" / "blended").exists()
+
+
 def test_unlabelled_photographs_are_aligned_too(tmp_path):
     config = tiny_config(tmp_path / "known")
     config.data.update(align=True, glob="*", unlabelled=str(tmp_path / "more"))

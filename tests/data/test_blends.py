@@ -1,0 +1,38 @@
+"""Blends of two faces."""
+
+import dataclasses
+
+import numpy as np
+from conftest import make_faces
+
+from gdrd_jax.data.blends import Blends
+from gdrd_jax.data.formats import open_faces
+from gdrd_jax.data.prepare import checked
+
+
+def test_a_blend_is_two_different_faces_by_their_shares(tmp_path):
+    faces = checked(open_faces(make_faces(tmp_path / "faces", 4, 2)))
+    sources = faces.take(range(3)), faces.take(range(3, 8))
+    plain = [faces[i].astype(float) for i in range(8)]
+    both = [*plain, *(face[:, ::-1] for face in plain)]
+    blends, used = Blends(sources, 30, seed=7), set()
+    for i in range(len(blends)):
+        face = blends[i]
+        assert face.dtype == np.uint8 and face.shape == (112, 112, 3)
+        of = np.linalg.lstsq(np.stack([one.ravel() for one in both], 1), face.ravel().astype(float), rcond=None)[0]
+        pair = np.sort(np.argsort(of)[-2:])
+        shares = of[pair]
+        np.testing.assert_allclose(shares.sum(), 1, atol=0.02)
+        assert shares.min() > 0.28 and np.abs(np.delete(of, pair)).max() < 0.02
+        assert pair[0] % 8 != pair[1] % 8
+        used |= set(pair.tolist())
+    assert len(used) > 12  # of all faces, and of their mirror images
+
+
+def test_a_blend_depends_on_the_seed_and_its_number_alone(tmp_path):
+    faces = checked(open_faces(make_faces(tmp_path / "a", 2, 3)))
+    blends = Blends((faces, faces.take([])), 4, seed=1)
+    np.testing.assert_array_equal(blends[3], Blends((faces, faces.take([])), 9, seed=1)[3])
+    assert (blends[3] != dataclasses.replace(blends, seed=2)[3]).any()
+    prints = {dataclasses.replace(blends, **change).fingerprint for change in ({}, {"seed": 2}, {"count": 5})}
+    assert len(prints) == 3
