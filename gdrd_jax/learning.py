@@ -110,7 +110,8 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
             save("best", step=step, **metrics)
         return metrics
 
-    source, more = ("views", ["unlabelled", "blended"]) if usable else ("generative", ["unlabelled"])
+    source = "views" if usable else "generative"
+    more = ["unlabelled", "blended"] if usable and config.data.blends else ["unlabelled"]
     dataset = _dataset(workdir, labels, more, lr=source, discriminative="discriminative")
     metrics = _fit(config, stage, dataset, settings, folder, "stage dis", evaluate)
     if rank.number == 0:

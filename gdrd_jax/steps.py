@@ -26,7 +26,7 @@ from gdrd_jax.teachers import load_discriminative, load_generative, sr_training
 from gdrd_jax.teachers.precompute import Job, fill, high_views
 
 SPLITS = ("train", "test")  # of the people
-EVERY = (*SPLITS, "unlabelled", "blended")
+REAL = (*SPLITS, "unlabelled")
 
 
 def faces(config: ConfigDict, workdir: Path) -> str:
@@ -44,19 +44,21 @@ def faces(config: ConfigDict, workdir: Path) -> str:
     everyone, more = read(sources.opened(config), "aligned"), sources.unlabelled(config)
     more = read(more, "aligned_unlabelled") if more else everyone.take([])
     more = dataclasses.replace(more, labels=np.full(len(more), -1, np.int32), identities=())
-    for split, part in zip(EVERY, (*everyone.split(config.data.test_people), more)):
+    for split, part in zip(REAL, (*everyone.split(config.data.test_people), more)):
         part.save(workdir / "faces" / f"{split}.json")
+    fingerprint = f"{everyone.fingerprint}:{config.data.test_people}:{more.fingerprint}"
+    if not config.data.blends:
+        return fingerprint
     # Those who choose thresholds must be strangers to the student.
     how = {"count": config.data.blends, "seed": config.views.seed, "without_last": config.data.calibration_people}
     write_json(workdir / "faces" / "blended.json", how)
-    blended = read_faces(workdir, "blended").fingerprint if config.data.blends else ""
-    return f"{everyone.fingerprint}:{config.data.test_people}:{more.fingerprint}:{blended}"
+    return f"{fingerprint}:{read_faces(workdir, 'blended').fingerprint}"
 
 
 def views(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Reduces every view of every face to the low resolution."""
     how = sources.views(config)
-    for split in EVERY:
+    for split in _splits(config):
         source = read_faces(workdir, split)
         cache = Cache.create(
             workdir / "views" / split, rows=len(source), views=_view_count(config, split),
@@ -87,7 +89,7 @@ def generative(config: ConfigDict, workdir: Path, rank: Rank) -> None:
 def generative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
     """How the caches of T_g's features are made, one a split."""
     network = generative_teacher(config, workdir)
-    for split in (*SPLITS, "unlabelled"):  # not of blends, of which there may be very many: T_g draws, T_d compares
+    for split in REAL:  # not of blends, of which there may be very many: T_g draws, T_d compares
         lr = open_cache(workdir, "views", split)
         if lr.manifest["rows"]:
             shape = network.features(lr.read(0, slice(0, 1))).shape[1:]
@@ -106,7 +108,7 @@ def discriminative(config: ConfigDict, workdir: Path, rank: Rank) -> None:
 def discriminative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
     """How the caches of T_d's embeddings are made, one a split."""
     network, how = discriminative_teacher(config), sources.views(config)
-    for split in EVERY:
+    for split in _splits(config):
         source = read_faces(workdir, split)
         if len(source):
             yield Job(
@@ -117,7 +119,7 @@ def discriminative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
 
 
 def read_faces(workdir: Path, split: str) -> Faces | Blends:
-    """The faces of a split, one of `EVERY`."""
+    """The faces of a split: one of `REAL`, or "blended" where the config wants blends."""
     path = workdir / "faces" / f"{split}.json"
     if split != "blended":
         return Faces.load(path)
@@ -144,6 +146,10 @@ def _targets(config: ConfigDict, workdir: Path, step: str, split: str, shape: tu
             "data": config.data.path, "machine": platform.platform(),
         },
     )  # fmt: skip
+
+
+def _splits(config: ConfigDict) -> tuple[str, ...]:
+    return (*REAL, "blended") if config.data.blends else REAL
 
 
 def _view_count(config: ConfigDict, split: str) -> int:
