@@ -111,13 +111,20 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         return metrics
 
     source = "views" if usable else "generative"
-    more = ["unlabelled", "blended"] if usable and config.data.blends else ["unlabelled"]
-    dataset = _dataset(workdir, labels, more, lr=source, discriminative="discriminative")
+    dataset = _dataset(workdir, labels, _nameless(config), lr=source, discriminative="discriminative")
     metrics = _fit(config, stage, dataset, settings, folder, "stage dis", evaluate)
     if rank.number == 0:
         if usable:
             save("student")
         write_json(folder / "metrics.json", metrics)
+
+
+def _nameless(config: ConfigDict) -> list[str]:
+    """The splits of label -1 that stage dis learns from."""
+    if not any(config.dis[name] for name in TERMS if name != "cls"):  # they teach L_cls nothing
+        return []
+    # There are no features of T_g of blends.
+    return ["unlabelled", "blended"] if config.data.blends and config.dis.backbone != "teacher" else ["unlabelled"]
 
 
 def _student_of(config: ConfigDict, workdir: Path, embedding_dim: int) -> Student:

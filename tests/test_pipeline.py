@@ -16,6 +16,7 @@ import torch
 from conftest import guided_diffusion, make_faces, tiny_config
 
 from gdrd_jax import learning, pipeline
+from gdrd_jax.config import TERMS
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import locked
@@ -253,6 +254,9 @@ def test_blends_are_learnt_from_in_stage_dis_without_those_who_choose_thresholds
     people = len(read_faces(tmp_path / "run", "train").identities)
     assert len(blends.sources[0].identities) == people - config.data.calibration_people
     assert len(Cache.open(tmp_path / "run" / "discriminative" / "blended").read(0)) == 4
+    config.dis.update({term: 0.0 for term in TERMS if term != "cls"})
+    pipeline.run(config, tmp_path / "run")
+    assert (seen["stage dis"] >= 0).all()  # the others would teach nothing
     assert not (tmp_path / "run" / "generative" / "blended").exists()
 
 
