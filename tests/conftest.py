@@ -10,7 +10,7 @@ import simplejpeg
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from gdrd_jax.config import default
+from gdrd_jax.config import paper
 from gdrd_jax.data import recordio
 
 
@@ -54,7 +54,7 @@ LABELS = [0, 0, 0, 1, 7]
 
 def tiny_config(path):
     """Every step, as small as it goes; SFace is the discriminative teacher."""
-    config = default()
+    config = paper()
     config.name = "tiny"
     config.data.update(path=str(path), test_people=2, calibration_people=2)
     config.discriminative.path = "sface"

@@ -547,7 +547,7 @@ def test_a_missing_extra_is_named_with_its_remedy(faces_folder, tmp_path):
         assert found.stderr.count("\n") == 1, found.stderr
 
 
-@pytest.mark.parametrize("name", ["quickstart", "stage_gen", "stage_dis"])
+@pytest.mark.parametrize("name", ["quickstart", "stage_gen", "stage_dis", "paper"])
 def test_every_config_is_made_of_known_settings(name):
     import importlib.util
 
@@ -562,11 +562,12 @@ def test_every_config_is_made_of_known_settings(name):
     assert f"configs/{name}.py" in module.__doc__
 
 
-def test_the_stages_have_the_papers_hyper_parameters():
-    from gdrd_jax.config import default
+def test_the_papers_hyper_parameters():
+    from gdrd_jax.config import paper
 
-    config = default()
+    config = paper()
     assert (config.seed, config.views.resolution, config.student.width) == (7, 16, 1.0)
     assert (config.gen.batch, config.gen.learning_rate) == (96, 0.05)
     assert (config.dis.batch, config.dis.learning_rate, config.dis.tau) == (96, 0.05, 0.4)
-    assert (config.dis.cls, config.dis.kd, config.dis.rcd) == (1.0, 0.25, 4.0)
+    assert [config.dis[term] for term in TERMS] == [1.0, 0.25, 4.0, 0.0, 0.0]
+    assert (config.dis.backbone, config.dis.decay, config.data.blends) == ("frozen", "steps", 0)

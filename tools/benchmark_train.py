@@ -56,7 +56,7 @@ def make_stage(stage: str, width: float, precision: str):
         channels = max(8, round(512 * width))
         mean, std = np.zeros(channels, np.float32), np.ones(channels, np.float32)
         return Gen(student.backbone, (4, 4, channels), (channels, 4, 4), mean, std, rngs=nnx.Rngs(1))
-    dis = settings.default().dis
+    dis = settings.paper().dis
     centres = np.random.default_rng(1).normal(size=(IDENTITIES, DIM)).astype(np.float32)
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     return Dis(
@@ -68,7 +68,7 @@ def make_stage(stage: str, width: float, precision: str):
 
 def schedule(stage: str) -> train.Schedule:
     """The paper's."""
-    return train.Schedule.of(settings.default()[stage])
+    return train.Schedule.of(settings.paper()[stage])
 
 
 class Ours:
@@ -121,7 +121,7 @@ class Theirs:
             module = torch_student.Gen(args.width, RESOLUTION, np.array(ours.mean[...]), np.array(ours.std[...]))
         else:
             centres = np.array(ours.centres[...])
-            module = torch_student.Dis(args.width, RESOLUTION, centres, settings.default().dis)
+            module = torch_student.Dis(args.width, RESOLUTION, centres, settings.paper().dis)
         torch_student.load(module, ours)
         module.to(self.device, memory_format=torch.channels_last)
         self.plan = schedule(stage)

@@ -6,11 +6,11 @@
 
 What stands after `--` goes to every run. Braces stand for several: two of them, in one word or in several, are every
 combination, so `--config.views.resolution={8,16,32}` after `--` trains all resolutions. Each run has a workdir of its
-own, OUT/NAME-seedN, named by what varies; steps that would be the same are taken from the runs before. A run that is
-done is not done again; the same command continues what was stopped. OUT/table.md and table.json have, for each
-combination, the mean accuracy of the seeds with its standard error, AUC, the difference from `--against`, paired by
-dev pair and seed, with its standard error, and at 16x16 what the paper has. Both standard errors are of other seeds
-and other pairs. roc.png has the curves of the first seed. `--beside` adds the rows of an output of
+own, OUT/NAME-seedN, named by what varies; steps that would be the same are taken from the runs before, and from
+`--config.base`. A run that is done is not done again; the same command continues what was stopped. OUT/table.md and
+table.json have, for each combination, the mean accuracy of the seeds with its standard error, AUC, the difference from
+`--against`, paired by dev pair and seed, with its standard error, and at 16x16 what the paper has. Both standard errors
+are of other seeds and other pairs. roc.png has the curves of the first seed. `--beside` adds the rows of an output of
 tools/evaluate.py on the same pairs, such as the teacher fed with enlarged faces.
 """
 
@@ -40,6 +40,7 @@ from gdrd_jax.interrupt import Interrupted, Signals
 
 LOG = logging.getLogger("gdrd_jax.run_grid")
 SECONDS_BETWEEN_LOOKS = 0.2
+BASE = "--config.base="
 BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 # LFW at 16x16, trained on 494,414 WebFace faces: figure 3 of arXiv 2409.06371.
 PAPER = {"none": 92.61, "sr": 93.30, "gen": 93.87, "dis": 95.25, "gen_dis": 96.13}
@@ -60,15 +61,21 @@ def _short(value: str) -> str:
     return Path(value).name or "none"
 
 
-def train(words: list[str], seed: int, workdir: Path, before: list[Path]) -> None:
-    """Runs one combination, unless it is done, with what it shares with runs before.
+def arguments(words: list[str], seed: int, workdir: Path, before: list[Path]) -> list[str]:
+    """Of `gdrd_jax.main`, for one run that takes what it shares with runs before, and with the user's own base."""
+    theirs = [word.removeprefix(BASE) for word in words if word.startswith(BASE)]
+    bases = ",".join([*theirs, *map(str, before)])
+    return [*words, f"--config.seed={seed}", f"--workdir={workdir}", BASE + bases]
+
+
+def train(given: list[str], workdir: Path) -> None:
+    """Runs one combination, unless it is done.
 
     Raises:
       GdrdError: it failed.
       Interrupted: a signal arrived, here or there.
     """
-    command = [sys.executable, "-m", "gdrd_jax.main", *words, f"--config.seed={seed}", f"--workdir={workdir}"]
-    command += [f"--config.base={','.join(map(str, before))}"]
+    command = [sys.executable, "-m", "gdrd_jax.main", *given]
     LOG.info("%s", shlex.join(command))
     with Signals() as signals:
         # In a session of its own it is stopped by us alone, once.
@@ -190,7 +197,7 @@ def main() -> None:
     for seed in given.seeds:
         for name, words in combinations:
             workdir = given.out / "-".join(filter(None, (name, f"seed{seed}")))
-            train(words, seed, workdir, before)
+            train(arguments(words, seed, workdir, before), workdir)
             before.append(workdir)
             found[name].append(trained(name, workdir))
         rows = compared(found | beside, given.against)

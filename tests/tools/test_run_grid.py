@@ -65,6 +65,14 @@ def test_one_seed_has_no_standard_error_and_the_paper_only_its_own_resolution(tm
     assert "nan" not in run_grid.table(rows)
 
 
+def test_a_run_takes_steps_from_those_before_and_from_the_users_base():
+    before = [Path("out/a-seed7"), Path("out/b-seed7")]
+    assert run_grid.arguments(["--config=x.py", "--config.base=runs/mine"], 8, Path("out/a-seed8"), before) == [
+        "--config=x.py", "--config.base=runs/mine", "--config.seed=8", "--workdir=out/a-seed8",
+        "--config.base=runs/mine,out/a-seed7,out/b-seed7",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -125,7 +133,7 @@ def grid(tmp_path, faces_folder, *words):
 
 @pytest.mark.slow
 def test_a_grid_is_run_shared_and_not_run_again(tmp_path, faces_folder):
-    modes = "--configs=configs/ablation.py:{none,sr,gen,dis,gen_dis,end_to_end,plain}"
+    modes = "--configs=configs/ablation.py:{none,sr,gen,dis,gen_dis,end_to_end,plain,frozen,ours}"
     command = grid(tmp_path, faces_folder, modes, "--against=gen_dis", "--seeds", "1", "2")
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert first.stderr.count("views: done in") == 1  # shared by all
