@@ -12,6 +12,8 @@ table.json have, for each combination, the mean accuracy of the seeds with its s
 `--against`, paired by dev pair and seed, with its standard error, and at 16x16 what the paper has. Both standard errors
 are of other seeds and other pairs. roc.png has the curves of the first seed. `--beside` adds the rows of an output of
 tools/evaluate.py on the same pairs, such as the teacher fed with enlarged faces.
+
+Calls with different seeds may run side by side, on different GPUs or cores; one with all seeds then makes the table.
 """
 
 import argparse
