@@ -46,7 +46,8 @@ def finish(process):
 def targets(workdir):
     return {
         (step, split): Cache.open(workdir / step / split).read_all()
-        for step in ("views", "discriminative", "generative") for split in ("train", "test")
+        for step in ("views", "discriminative", "generative") for split in ("train", "test", "blended")
+        if (step, split) != ("generative", "blended")
     }  # fmt: skip
 
 
@@ -64,8 +65,9 @@ def whole(many_faces, tmp_path_factory):
 
 def test_both_caches_are_made_verified_and_say_what_made_them(whole):
     text, found, workdir = whole
-    assert text.count("every checksum is right") == 4
+    assert text.count("every checksum is right") == 5
     assert found["discriminative", "train"].shape == (560, 4, 48)
+    assert found["discriminative", "blended"].shape == (1.5 * 18 * 20, 4, 48)  # of those who choose no thresholds
     assert found["generative", "test"].shape[:3] == (40, 2, 16)
     manifest = json.loads((workdir / "generative/train/manifest.json").read_text())
     assert manifest["about"]["teacher"]["tap"] == "mid" and manifest["about"]["views"]["resolution"] == 16
