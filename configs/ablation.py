@@ -22,6 +22,7 @@ has ours.
 
 from gdrd_jax.config import PAPER_TERMS, TERMS, default
 
+OURS = {term: default().dis[term] for term in TERMS}
 # Backbone, and the weights of the terms of the loss; those not named are 0.
 MODES = {
     "none": ("scratch", {"cls": 1.0}),
@@ -31,8 +32,8 @@ MODES = {
     "gen_dis": ("frozen", PAPER_TERMS),
     "end_to_end": ("tuned", PAPER_TERMS),
     "plain": ("scratch", {"cos": 1.0, "sim": 1.0}),
-    "frozen": ("frozen", {term: default().dis[term] for term in TERMS}),
-    "ours": ("tuned", {term: default().dis[term] for term in TERMS}),
+    "frozen": ("frozen", OURS),
+    "ours": ("tuned", OURS),
 }
 
 

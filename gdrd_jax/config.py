@@ -8,6 +8,8 @@ from gdrd_jax.data.degrade import KERNELS
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.teachers import GENERATIVE, LAST_TIMESTEP, PRECISIONS
 
+PAPER_TERMS = {"cls": 1.0, "kd": 0.25, "rcd": 4.0, "cos": 0.0, "sim": 0.0}
+TERMS = tuple(PAPER_TERMS)  # of the loss of stage dis
 RESIDENCIES = ("auto", "device", "host")
 CHOICES = {
     "until": ("gen", "dis", "report"),
@@ -28,15 +30,13 @@ CHOICES = {
 AT_LEAST = {
     **dict.fromkeys(("seed", "views.seed", "data.blends", "data.test_people", "data.calibration_people"), 0),
     **{"generative.timestep": -1, "generative.input_size": 0},
-    **dict.fromkeys(("dis.cls", "dis.kd", "dis.rcd", "dis.cos", "dis.sim"), 0),
+    **dict.fromkeys((f"dis.{term}" for term in TERMS), 0),
     **dict.fromkeys(("gen.weight_decay", "dis.weight_decay", "gen.ema", "dis.ema"), 0),
     **dict.fromkeys(("gen.shift", "gen.evaluate_every", "dis.shift", "dis.evaluate_every"), 0),
     **dict.fromkeys(("gen.steps", "gen.batch", "dis.steps", "dis.batch"), 1),
     **dict.fromkeys(("sr.steps", "sr.batch", "sr.layers", "sr.size"), 1),
     **dict.fromkeys(("views.count", "evaluation.images_per_person"), 2),
 }
-TERMS = ("cls", "kd", "rcd", "cos", "sim")  # of the loss of stage dis
-PAPER_TERMS = {"cls": 1.0, "kd": 0.25, "rcd": 4.0, "cos": 0.0, "sim": 0.0}
 ABOVE_ZERO = (
     "student.width", "sr.learning_rate", "gen.learning_rate", "gen.clip_norm",
     "dis.learning_rate", "dis.clip_norm", "dis.tau", "dis.temperature",

@@ -218,15 +218,20 @@ def test_what_stage_dis_begins_with(copy, faces_folder, caplog, backbone, redone
     assert (copy / "dis" / "student").exists() == (backbone != "teacher")
 
 
-def test_unlabelled_faces_are_learnt_from_without_identities(faces_folder, tmp_path, caplog, monkeypatch):
-    seen = {}
-    original = learning.train.fit
+def labels_seen(monkeypatch):
+    """The labels that each stage is trained on, by its name, as soon as it is."""
+    seen, original = {}, learning.train.fit
 
     def watched(stage, dataset, *rest, **how):
         seen[how["name"]] = dataset.labels
         return original(stage, dataset, *rest, **how)
 
     monkeypatch.setattr(learning.train, "fit", watched)
+    return seen
+
+
+def test_unlabelled_faces_are_learnt_from_without_identities(faces_folder, tmp_path, caplog, monkeypatch):
+    seen = labels_seen(monkeypatch)
     more = make_faces(tmp_path / "more", 3, 2)
     config = tiny_config(faces_folder)
     config.data.unlabelled = str(more)
@@ -238,14 +243,7 @@ def test_unlabelled_faces_are_learnt_from_without_identities(faces_folder, tmp_p
 
 
 def test_blends_are_learnt_from_in_stage_dis_without_those_who_choose_thresholds(faces_folder, tmp_path, monkeypatch):
-    seen = {}
-    original = learning.train.fit
-
-    def watched(stage, dataset, *rest, **how):
-        seen[how["name"]] = dataset.labels
-        return original(stage, dataset, *rest, **how)
-
-    monkeypatch.setattr(learning.train, "fit", watched)
+    seen = labels_seen(monkeypatch)
     config = tiny_config(faces_folder)
     config.data.blends = 0.5
     pipeline.run(config, tmp_path / "run")
