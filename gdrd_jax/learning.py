@@ -19,7 +19,7 @@ from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.dev import DevSet
 from gdrd_jax.evaluation.models import unit
 from gdrd_jax.files import write_json
-from gdrd_jax.models.student import FEATURE_SIZE, Head, Student
+from gdrd_jax.models.student import Head, Student
 from gdrd_jax.ranks import Rank
 from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.stages import Dis, Gen, TeacherFeatures, class_centres
@@ -134,16 +134,12 @@ def _student_of(config: ConfigDict, workdir: Path, embedding_dim: int) -> Studen
         load_weights(student.backbone, workdir / "gen" / "backbone")
     if config.dis.backbone == "teacher":
         targets = open_cache(workdir, "generative", "train")
-        channels, *size = targets.manifest["shape"]
-        if size != [FEATURE_SIZE, FEATURE_SIZE]:
-            raise GdrdError(
-                f"config.dis.backbone is 'teacher', whose features are {size[0]}x{size[1]}; choose a "
-                f"config.generative.tap where they are {FEATURE_SIZE}x{FEATURE_SIZE}"
-            )
+        channels, size, _ = targets.manifest["shape"]
         student.backbone = TeacherFeatures(*_statistics(targets))
         student.head = Head(
-            channels, [], config.student.hidden, embedding_dim, dtype=config.student.dtype, rngs=nnx.Rngs(config.seed)
-        )
+            channels, [], config.student.hidden, embedding_dim, size=size, dtype=config.student.dtype,
+            rngs=nnx.Rngs(config.seed),
+        )  # fmt: skip
     return student
 
 

@@ -20,9 +20,10 @@ from gdrd_jax.config import TERMS
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import locked
+from gdrd_jax.models.student import FEATURE_SIZE
 from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.sources import locate
-from gdrd_jax.steps import read_faces
+from gdrd_jax.steps import open_cache, read_faces
 
 ROOT = Path(__file__).parent.parent
 STEPS = [step.name for step in pipeline.STEPS]
@@ -216,6 +217,14 @@ def test_what_stage_dis_begins_with(copy, faces_folder, caplog, backbone, redone
     found = json.loads((copy / "dis" / "metrics.json").read_text())
     assert found.keys() >= {"cls", "kd", "rcd", "cos", "sim", "dev_accuracy"}
     assert (copy / "dis" / "student").exists() == (backbone != "teacher")
+
+
+def test_features_of_any_size_stand_in_the_backbones_place(copy, faces_folder, caplog):
+    config = tiny_config(faces_folder)
+    config.dis.backbone, config.generative.tap, config.until = "teacher", "down0", "dis"
+    assert steps_run(config, copy, caplog) == ["generative", "dis"]
+    assert pipeline.finished(config, copy)
+    assert open_cache(copy, "generative", "train").manifest["shape"][1:] != [FEATURE_SIZE, FEATURE_SIZE]
 
 
 def labels_seen(monkeypatch):

@@ -100,17 +100,18 @@ class Head(nnx.Module):
       stages: `(channels, stride)` of convolutional stages moved here from the backbone.
       hidden: widths of the hidden fully connected layers.
       embedding_dim: the teacher's dimension.
+      size: side of the features that reach the fully connected layers.
     """
 
     def __init__(
         self, inputs: int, stages: Sequence[tuple[int, int]], hidden: Sequence[int],
-        embedding_dim: int, *, dtype, rngs: nnx.Rngs,
+        embedding_dim: int, *, size: int = FEATURE_SIZE, dtype, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.blocks = nnx.List()
         for outputs, stride in stages:
             self.blocks.extend(_stage(inputs, outputs, stride, dtype, rngs))
             inputs = outputs
-        widths = [inputs * FEATURE_SIZE**2, *hidden, embedding_dim]
+        widths = [inputs * size**2, *hidden, embedding_dim]
         self.layers = nnx.List(
             nnx.Linear(a, b, kernel_init=nnx.initializers.kaiming_normal(), dtype=dtype, rngs=rngs)
             for a, b in zip(widths, widths[1:])
