@@ -1,4 +1,4 @@
-"""Stage dis: the student, its backbone from stage gen, learns from labels and the face recogniser.
+"""Stage dis: the student, its backbone from stage gen, learns from the face recogniser.
 
   python -m gdrd_jax.main --config=configs/stage_dis.py --workdir=runs/mine --config.data.path=FACES \
       --config.discriminative.path=ARCFACE.onnx

@@ -155,9 +155,10 @@ def default() -> ConfigDict:
     config.dis = ConfigDict(
         {
             **schedule,
-            "cls": 1.0,
-            "kd": 0.25,
-            "rcd": 4.0,
+            # Weights of the terms of the loss; 0 leaves one out. With few people to learn from, identities only harm.
+            "cls": 0.0,
+            "kd": 0.0,
+            "rcd": 0.3,
             "tau": 0.4,  # temperature of Eq. 2
             "temperature": 4.0,  # of the logits that are distilled
             "teacher_scale": 32.0,  # of the teacher's, which are cosines with the mean of each identity
