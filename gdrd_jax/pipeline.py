@@ -61,6 +61,7 @@ class Step:
 
 TAKEN = ("discriminative.preprocessing", "discriminative.precision")
 TAPPED = ("generative.kind", "generative.precision")  # and what `generative_files` tells
+BACKBONE = ("student.width", "student.head_stages", "student.dtype")
 TRAINED = ("seed", "student", "dis", "data.calibration_people")
 STEPS = (
     Step("faces", ("data.align", "data.test_people"), files=sources.face_files),
@@ -68,7 +69,7 @@ STEPS = (
     Step("discriminative", TAKEN, ("views",), sources.discriminative_files, shared=True),
     Step("teacher", ("seed", "views.resolution", "views.kernel", "sr"), ("faces",)),
     Step("generative", TAPPED, ("views", "teacher"), sources.generative_files, shared=True),
-    Step("gen", ("seed", "student", "gen"), ("generative",), module="gdrd_jax.learning", shared=True, trains=True),
+    Step("gen", ("seed", *BACKBONE, "gen"), ("generative",), module="gdrd_jax.learning", shared=True, trains=True),
     Step("dis", TRAINED, ("gen", "discriminative"), sources.dev_files, "gdrd_jax.learning", shared=True, trains=True),
     Step("report", ("evaluation", "discriminative.name"), ("dis",), module="gdrd_jax.comparison", publishes=RESULTS),
 )

@@ -76,6 +76,7 @@ def test_a_second_run_does_nothing(finished, faces_folder, caplog):
     [
         ({"evaluation.images_per_person": 2}, ["report"]),
         ({"dis.tau": 0.5}, ["dis", "report"]),
+        ({"student.hidden": ()}, ["dis", "report"]),
         ({"gen.learning_rate": 0.01}, ["gen", "dis", "report"]),
         ({"discriminative.preprocessing": "0/2"}, ["discriminative", "dis", "report"]),
         ({"discriminative.name": "other"}, ["report"]),
