@@ -26,8 +26,9 @@ class Fixed(nnx.Variable):
 class Gen(nnx.Module):
     """Stage gen: regresses the backbone onto standardised generative features (Eq. 1).
 
-    `R` is a 1x1 convolution where channels differ, after average pooling where the
-    targets are coarser, and the identity where shapes agree; it is thrown away afterwards.
+    `R` is the identity where shapes agree, else a 1x1 convolution: after average pooling where the targets are
+    coarser, and where they are n times finer to n x n outputs a position (the sub-pixel convolution of Shi et al.,
+    arXiv 1609.05158), for interpolated features could not follow them. It is thrown away afterwards.
 
     Args:
       backbone: `S_b`.
@@ -45,7 +46,9 @@ class Gen(nnx.Module):
         self.backbone = backbone
         self.target_size = target_shape[1:]
         same = (target_shape[1:], target_shape[0]) == (feature_shape[:2], feature_shape[2])
-        self.regressor = None if same else nnx.Conv(feature_shape[2], target_shape[0], (1, 1), rngs=rngs)
+        self.finer = _times(target_shape[1:], feature_shape[:2])
+        outputs = target_shape[0] * self.finer[0] * self.finer[1]
+        self.regressor = None if same else nnx.Conv(feature_shape[2], outputs, (1, 1), rngs=rngs)
         self.mean, self.std = Fixed(jnp.asarray(mean)), Fixed(jnp.asarray(std))
 
     def loss(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -59,10 +62,12 @@ class Gen(nnx.Module):
 
     def predict(self, lr: jax.Array) -> jax.Array:
         """`R(S_b(lr))`, `[B,h,w,C]`, in standardised units."""
-        features = self.backbone(lr)
-        if features.shape[1:3] != self.target_size:
-            features = _pool_to(features, self.target_size)
-        return features if self.regressor is None else self.regressor(features)
+        features = _pooled(self.backbone(lr), self.target_size)
+        if self.regressor is not None:
+            features = _spread(self.regressor(features), self.finer)
+        if features.shape[1:3] != self.target_size:  # no whole number of times larger or smaller
+            features = jax.image.resize(features, (*features.shape[:1], *self.target_size, features.shape[3]), "linear")
+        return features
 
     def standardise(self, target: jax.Array) -> jax.Array:
         """Teacher features `[B,C,h,w]` -> `[B,h,w,C]`, zero mean and unit variance a channel."""
@@ -73,12 +78,23 @@ def _standardised(features: jax.Array, mean: jax.Array, std: jax.Array) -> jax.A
     return (features.astype(jnp.float32).transpose(0, 2, 3, 1) - mean) / std
 
 
-def _pool_to(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    batch, height, width, channels = x.shape
-    if height % size[0] or width % size[1]:  # finer targets, or odd sizes: interpolated
-        return jax.image.resize(x, (batch, *size, channels), "linear")
-    blocks = x.reshape(batch, size[0], height // size[0], size[1], width // size[1], channels)
+def _times(size: Sequence[int], of: Sequence[int]) -> tuple[int, int]:
+    """How many times larger, along both axes, where it is a whole number; else 1."""
+    return tuple(a // b for a, b in zip(size, of)) if all(a % b == 0 for a, b in zip(size, of)) else (1, 1)
+
+
+def _pooled(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Means of blocks, `[B,h,w,C]` -> `[B,*size,C]` where that is a whole number of times smaller."""
+    down, across = _times(x.shape[1:3], size)
+    blocks = x.reshape(len(x), x.shape[1] // down, down, x.shape[2] // across, across, x.shape[3])
     return blocks.mean(axis=(2, 4))
+
+
+def _spread(x: jax.Array, times: tuple[int, int]) -> jax.Array:
+    """Depth to space: `[B,h,w,m*n*C]` -> `[B,h*m,w*n,C]`."""
+    (batch, height, width, _), (down, across) = x.shape, times
+    blocks = x.reshape(batch, height, width, down, across, -1).transpose(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(batch, height * down, width * across, -1)
 
 
 class TeacherFeatures(nnx.Module):

@@ -1,6 +1,7 @@
 """What each stage trains, what it must leave alone, and that it can learn."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -58,7 +59,7 @@ def is_zero(tree):
     return not any(np.any(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def overfit(stage, steps, rate):
+def overfit(stage, steps, rate, batch=BATCH):
     graphdef, params, rest = train.split(stage)
     optimiser = optax.adam(rate)
 
@@ -66,7 +67,7 @@ def overfit(stage, steps, rate):
     def step(params, rest, opt_state):
         def loss(params):
             merged = nnx.merge(graphdef, params, rest, copy=True)
-            value, metrics = merged.loss(BATCH, KEY)
+            value, metrics = merged.loss(batch, KEY)
             return value, (metrics, train.split(merged)[2])
 
         gradient, (metrics, new_rest) = jax.grad(loss, has_aux=True)(params)
@@ -80,8 +81,10 @@ def overfit(stage, steps, rate):
     return {name: float(value) for name, value in metrics.items()}
 
 
-def test_stage_gen_overfits_a_tiny_set():
-    assert overfit(gen(), 150, 1e-2)["r2"] > 0.95
+@pytest.mark.parametrize("shape", [(12, 4, 4), (6, 8, 8)])  # of the features' own size, and finer
+def test_stage_gen_overfits_a_tiny_set(shape):
+    targets = np.float16(RNG.normal(2, 3, size=(FACES, *shape)))
+    assert overfit(gen(shape), 150, 1e-2, {**BATCH, "generative": targets})["r2"] > 0.95
 
 
 def test_stage_dis_overfits_a_tiny_set():
@@ -128,6 +131,15 @@ def test_a_term_of_weight_zero_is_left_out():
 @pytest.mark.parametrize("shape", [(12, 4, 4), (12, 2, 2), (12, 1, 1), (12, 8, 8), (12, 3, 3)])
 def test_the_regressor_meets_targets_of_any_size(shape):
     assert gen(shape).predict(BATCH["lr"]).shape == (FACES, *shape[1:], shape[0])
+
+
+def test_finer_targets_are_met_patch_by_patch():
+    x = jnp.arange(2 * 3 * 6, dtype=jnp.float32).reshape(1, 2, 3, 6)
+    spread = stages._spread(x, (2, 3))
+    assert spread.shape == (1, 4, 9, 1)
+    for i, j in np.ndindex(2, 3):
+        np.testing.assert_array_equal(spread[0, 2 * i : 2 * i + 2, 3 * j : 3 * j + 3, 0].ravel(), x[0, i, j])
+    np.testing.assert_array_equal(stages._pooled(spread, (2, 3)), x.mean(axis=3, keepdims=True))
 
 
 def test_the_regressor_is_the_identity_where_shapes_agree():
