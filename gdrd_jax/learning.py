@@ -13,7 +13,7 @@ from gdrd_jax import parallel, train
 from gdrd_jax.checkpoints import load_description, load_weights, save_weights
 from gdrd_jax.config import TERMS
 from gdrd_jax.data.dataset import Dataset, Part
-from gdrd_jax.data.targets import Cache, channel_statistics
+from gdrd_jax.data.targets import Cache, feature_statistics
 from gdrd_jax.errors import GdrdError, first_line
 from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.dev import DevSet
@@ -154,7 +154,7 @@ def _embedder(config: ConfigDict, workdir: Path, student: Student, faces: np.nda
 
 
 def _statistics(targets: Cache) -> tuple[np.ndarray, np.ndarray]:
-    mean, std = channel_statistics(targets)
+    mean, std = feature_statistics(targets)
     return mean, np.maximum(std, 1e-4)
 
 
@@ -186,7 +186,7 @@ def _held_out_r2(workdir: Path) -> Callable[[Gen, int], dict[str, float]]:
         wanted = np.asarray(stage.standardise(target))
         found = [np.asarray(stage.predict(lr[i : i + 128])) for i in range(0, len(lr), 128)]
         residual = ((wanted - np.concatenate(found)) ** 2).mean()
-        return {"held_out_r2": float(1 - residual / ((wanted - wanted.mean(axis=(0, 1, 2))) ** 2).mean())}
+        return {"held_out_r2": float(1 - residual / ((wanted - wanted.mean(axis=0)) ** 2).mean())}
 
     return judge
 

@@ -26,6 +26,9 @@ class Fixed(nnx.Variable):
 class Gen(nnx.Module):
     """Stage gen: regresses the backbone onto standardised generative features (Eq. 1).
 
+    What is the same in the features of all faces is taken away: of aligned faces it is half of their variance, and says
+    nothing of anybody.
+
     `R` is the identity where shapes agree, else a 1x1 convolution: after average pooling where the targets are
     coarser, and where they are n times finer to n x n outputs a position (the sub-pixel convolution of Shi et al.,
     arXiv 1609.05158), for interpolated features could not follow them. It is thrown away afterwards.
@@ -34,7 +37,7 @@ class Gen(nnx.Module):
       backbone: `S_b`.
       feature_shape: `(h, w, C)` of `backbone`'s features.
       target_shape: `(C, h, w)` of the teacher's.
-      mean, std: of the teacher's features, per channel, float `[C]`.
+      mean, std: of the teacher's features, float `[C,h,w]` and `[C]`, see `data.targets.feature_statistics`.
     """
 
     frozen: Sequence[str] = ()
@@ -56,7 +59,7 @@ class Gen(nnx.Module):
         prediction = self.predict(batch["lr"])
         target = self.standardise(batch["generative"])
         loss = losses.generative_loss(prediction, target)
-        mean = parallel.mean(target.mean(axis=(0, 1, 2)))
+        mean = parallel.mean(target.mean(axis=0))
         variance = parallel.mean(jnp.mean((target - mean) ** 2))
         return loss, {"gen": loss, "r2": 1 - loss / variance}
 
@@ -70,12 +73,12 @@ class Gen(nnx.Module):
         return features
 
     def standardise(self, target: jax.Array) -> jax.Array:
-        """Teacher features `[B,C,h,w]` -> `[B,h,w,C]`, zero mean and unit variance a channel."""
+        """Teacher features `[B,C,h,w]` -> `[B,h,w,C]`, zero mean at each position and unit variance a channel."""
         return _standardised(target, self.mean[...], self.std[...])
 
 
 def _standardised(features: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    return (features.astype(jnp.float32).transpose(0, 2, 3, 1) - mean) / std
+    return (features.astype(jnp.float32) - mean).transpose(0, 2, 3, 1) / std
 
 
 def _times(size: Sequence[int], of: Sequence[int]) -> tuple[int, int]:
@@ -101,7 +104,7 @@ class TeacherFeatures(nnx.Module):
     """Stands in the backbone's place: T_g's own features, standardised; the paper's "SR".
 
     Args:
-      mean, std: of the features, per channel, float `[C]`.
+      mean, std: of the features, float `[C,h,w]` and `[C]`.
     """
 
     def __init__(self, mean: np.ndarray, std: np.ndarray):

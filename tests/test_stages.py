@@ -26,7 +26,7 @@ def student():
 
 
 def gen(target_shape=(12, 4, 4)):
-    mean, std = np.full(target_shape[0], 2, np.float32), np.full(target_shape[0], 3, np.float32)
+    mean, std = np.full(target_shape, 2, np.float32), np.full(target_shape[0], 3, np.float32)
     return stages.Gen(student().backbone, (4, 4, 32), target_shape, mean, std, rngs=nnx.Rngs(1))
 
 
@@ -156,7 +156,7 @@ def test_loss_of_stage_gen_is_the_unexplained_variance_of_standardised_targets()
     expected = np.mean((prediction - target) ** 2)
     loss, metrics = stage.loss(BATCH, KEY)
     assert loss == pytest.approx(expected, rel=1e-4)
-    variance = np.mean((target - target.mean(axis=(0, 2, 3), keepdims=True)) ** 2)
+    variance = np.mean((target - target.mean(axis=0)) ** 2)
     assert metrics["r2"] == pytest.approx(1 - expected / variance, rel=1e-4)
 
 

@@ -54,7 +54,7 @@ def make_stage(stage: str, width: float, precision: str):
     )
     if stage == "gen":
         channels = max(8, round(512 * width))
-        mean, std = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+        mean, std = np.zeros((channels, 1, 1), np.float32), np.ones(channels, np.float32)
         return Gen(student.backbone, (4, 4, channels), (channels, 4, 4), mean, std, rngs=nnx.Rngs(1))
     dis = settings.paper().dis
     centres = np.random.default_rng(1).normal(size=(IDENTITIES, DIM)).astype(np.float32)

@@ -52,7 +52,7 @@ class Gen(nn.Module):
     def __init__(self, width, resolution, mean, std):
         super().__init__()
         self.backbone = Backbone(width, resolution)
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def forward(self, lr, target, label, picks):
@@ -77,6 +77,7 @@ class Dis(nn.Module):
         dim = centres.shape[1]
         self.backbone = Backbone(width, resolution).requires_grad_(False)
         inputs = 16 * max(8, round(STAGE_CHANNELS[-1] * width))
+        self.norm = nn.BatchNorm1d(inputs)
         self.layers = nn.ModuleList([nn.Linear(inputs, 512), nn.Linear(512, dim)])
         self.classifier = nn.Linear(dim, len(centres))
         self.teacher_relation, self.cross_relation = Relation(dim), Relation(dim)
@@ -89,7 +90,7 @@ class Dis(nn.Module):
         self.backbone.eval()
         with torch.no_grad():
             features = self.backbone(lr)
-        x = features.permute(0, 2, 3, 1).flatten(1)
+        x = self.norm(features.permute(0, 2, 3, 1).flatten(1))
         embedding = self.layers[1](F.relu(self.layers[0](x))).float()
         with torch.autocast(lr.device.type, enabled=False):
             logits, teacher = self.classifier(embedding), F.normalize(target.float(), dim=-1)
@@ -110,6 +111,7 @@ def load(module: nn.Module, stage) -> None:
     """Copies the weights of our stage."""
     _load(module.backbone, stage.backbone)
     if isinstance(module, Dis):
+        _norm(stage.head.norm, module.norm)
         for ours, theirs in (
             *zip(stage.head.layers, module.layers), (stage.classifier, module.classifier),
             *((getattr(r, f), getattr(getattr(module, n), f)) for n, r in (
@@ -125,20 +127,21 @@ def _load(theirs: Backbone, ours) -> None:
     def conv(a, b):
         _copy(b.weight, np.asarray(a.kernel[...]).transpose(3, 2, 0, 1))
 
-    def norm(a, b):
-        pairs = (b.weight, a.scale), (b.bias, a.bias), (b.running_mean, a.mean), (b.running_var, a.var)
-        for to, value in pairs:
-            _copy(to, value[...])
-
     conv(ours.stem, theirs.stem)
-    norm(ours.norm, theirs.norm)
+    _norm(ours.norm, theirs.norm)
     for a, b in zip(ours.blocks, theirs.blocks):
         for i in "12":
             conv(getattr(a, f"conv{i}"), getattr(b, f"conv{i}"))
-            norm(getattr(a, f"norm{i}"), getattr(b, f"norm{i}"))
+            _norm(getattr(a, f"norm{i}"), getattr(b, f"norm{i}"))
         if b.shortcut is not None:
             conv(a.shortcut.layers[0], b.shortcut[0])
-            norm(a.shortcut.layers[1], b.shortcut[1])
+            _norm(a.shortcut.layers[1], b.shortcut[1])
+
+
+def _norm(ours, theirs: nn.Module) -> None:
+    pairs = (theirs.weight, ours.scale), (theirs.bias, ours.bias)
+    for to, value in (*pairs, (theirs.running_mean, ours.mean), (theirs.running_var, ours.var)):
+        _copy(to, value[...])
 
 
 @torch.no_grad()

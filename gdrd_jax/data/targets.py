@@ -206,14 +206,20 @@ class Cache:
         return out
 
 
-def channel_statistics(cache: Cache) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over faces, views and positions of features `[C, h, w]`: float32 `[C]` each."""
+def feature_statistics(cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+    """What of features `[C, h, w]` is the same for all faces, and how much the rest varies.
+
+    Returns:
+      The mean over faces and views, float32 `[C, h, w]`, and each channel's standard deviation from that, over faces,
+      views and positions, `[C]`.
+    """
     count, total, squares = 0, 0.0, 0.0
     for view in range(cache.manifest["views"]):
         for start in range(0, cache.manifest["rows"], CHUNK_ROWS):
             chunk = cache.read(view, slice(start, start + CHUNK_ROWS)).astype(np.float64)
-            count += chunk.size // chunk.shape[1]
-            total = total + chunk.sum(axis=(0, 2, 3))
-            squares = squares + (chunk**2).sum(axis=(0, 2, 3))
+            count += len(chunk)
+            total = total + chunk.sum(axis=0)
+            squares = squares + (chunk**2).sum(axis=0)
     mean = total / count
-    return mean.astype(np.float32), np.sqrt(np.maximum(squares / count - mean**2, 0)).astype(np.float32)
+    variance = np.maximum(squares / count - mean**2, 0).mean(axis=(1, 2))
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)

@@ -112,6 +112,8 @@ class Head(nnx.Module):
             self.blocks.extend(_stage(inputs, outputs, stride, dtype, rngs))
             inputs = outputs
         widths = [inputs * size**2, *hidden, embedding_dim]
+        # As in heads of InsightFace. Features of a frozen backbone can be of any size; few rates of learning suit all.
+        self.norm = BatchNorm(widths[0], dtype=dtype)
         self.layers = nnx.List(
             nnx.Linear(a, b, kernel_init=nnx.initializers.kaiming_normal(), dtype=dtype, rngs=rngs)
             for a, b in zip(widths, widths[1:])
@@ -122,7 +124,7 @@ class Head(nnx.Module):
         x = features
         for block in self.blocks:
             x = block(x)
-        x = x.reshape(len(x), -1)
+        x = self.norm(x.reshape(len(x), -1))
         for layer in self.layers[:-1]:
             x = nnx.relu(layer(x))
         return self.layers[-1](x).astype(jnp.float32)

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from gdrd_jax.data.targets import CHUNK_ROWS, Cache, channel_statistics
+from gdrd_jax.data.targets import CHUNK_ROWS, Cache, feature_statistics
 from gdrd_jax.errors import GdrdError
 
 ROWS = 2 * CHUNK_ROWS + 10
@@ -171,11 +171,14 @@ def test_a_disk_without_room_is_told_and_what_is_there_stays(tmp_path):
     assert not cache.read(0, slice(0, 2 * CHUNK_ROWS)).any()
 
 
-def test_statistics_of_channels_are_those_of_the_whole_array(tmp_path):
+def test_statistics_of_features_are_those_of_the_whole_array(tmp_path):
     cache = create(tmp_path / "s", shape=(3, 2, 2))
-    values = np.float16(np.random.default_rng(1).normal(3, [[[1]], [[2]], [[0]]], size=(2, ROWS, 3, 2, 2)))
+    random = np.random.default_rng(1)
+    values = random.normal(3, [[[1]], [[2]], [[0]]], size=(2, ROWS, 3, 2, 2)) + random.normal(size=(3, 2, 2))
+    values = np.float16(values)
     for view, rows in cache.chunks():
         cache.write(view, rows, values[view, rows.start : rows.stop])
-    mean, std = channel_statistics(cache)
-    np.testing.assert_allclose(mean, np.float64(values).mean(axis=(0, 1, 3, 4)), rtol=1e-5)
-    np.testing.assert_allclose(std, np.float64(values).std(axis=(0, 1, 3, 4)), rtol=1e-4, atol=1e-6)
+    mean, std = feature_statistics(cache)
+    rest = np.float64(values) - np.float64(values).mean(axis=(0, 1))
+    np.testing.assert_allclose(mean, np.float64(values).mean(axis=(0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(std, np.sqrt((rest**2).mean(axis=(0, 1, 3, 4))), rtol=1e-4, atol=1e-6)

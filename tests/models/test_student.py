@@ -32,6 +32,17 @@ def test_stages_move_to_the_head(head_stages, shape):
     assert model(FACES).shape == (4, 8)
 
 
+def test_a_head_learns_from_features_of_any_size():
+    features = np.random.default_rng(1).normal(size=(8, 4, 4, 32)).astype(np.float32)
+
+    def normed(scale, shift):
+        head = student().head
+        head.train()
+        return np.asarray(head(scale * features + shift))
+
+    np.testing.assert_allclose(normed(100, 1000), normed(1, 0), atol=1e-3)
+
+
 def test_features_take_either_sign():
     model = student()
     model.eval()
