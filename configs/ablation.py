@@ -12,8 +12,7 @@
 | dis | end to end, without stage gen | the paper's (Eq. 3) |
 | gen_dis | from stage gen, frozen: GDRD | the paper's |
 | end_to_end | from stage gen, trained on | the paper's |
-| plain | end to end, without stage gen | embeddings and their similarities alone |
-| no_gen | end to end, without stage gen | ours: the same and Eq. 2 |
+| plain | end to end, without stage gen | ours: embeddings and their similarities |
 | frozen | from stage gen, frozen | ours |
 | ours | from stage gen, trained on: what the other configs do | ours |
 
@@ -32,8 +31,7 @@ MODES = {
     "dis": ("scratch", PAPER_TERMS),
     "gen_dis": ("frozen", PAPER_TERMS),
     "end_to_end": ("tuned", PAPER_TERMS),
-    "plain": ("scratch", {"cos": 1.0, "sim": 1.0}),
-    "no_gen": ("scratch", OURS),
+    "plain": ("scratch", OURS),
     "frozen": ("frozen", OURS),
     "ours": ("tuned", OURS),
 }

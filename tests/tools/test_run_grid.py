@@ -133,7 +133,7 @@ def grid(tmp_path, faces_folder, *words):
 
 @pytest.mark.slow
 def test_a_grid_is_run_shared_and_not_run_again(tmp_path, faces_folder):
-    modes = "--configs=configs/ablation.py:{none,sr,gen,dis,gen_dis,end_to_end,plain,no_gen,frozen,ours}"
+    modes = "--configs=configs/ablation.py:{none,sr,gen,dis,gen_dis,end_to_end,plain,frozen,ours}"
     command = grid(tmp_path, faces_folder, modes, "--against=gen_dis", "--seeds", "1", "2")
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert first.stderr.count("views: done in") == 1  # shared by all
