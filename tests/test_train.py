@@ -60,7 +60,12 @@ def schedule(**changes):
 def stage():
     student = Student(resolution=16, width=0.0625, hidden=(8,), embedding_dim=4, rngs=nnx.Rngs(0))
     return Gen(
-        student.backbone, (4, 4, 32), (8, 4, 4), np.zeros(8, np.float32), np.ones(8, np.float32), rngs=nnx.Rngs(1)
+        student.backbone,
+        (4, 4, 32),
+        (8, 4, 4),
+        np.zeros((8, 4, 4), np.float32),
+        np.ones(8, np.float32),
+        rngs=nnx.Rngs(1),
     )
 
 
