@@ -73,7 +73,7 @@ def _fit(config, stage, dataset, section, folder, name, evaluate) -> dict[str, f
 
 
 def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
-    """Stage dis: the head learns from labels and T_d (Eq. 2, 3), on the frozen backbone."""
+    """Stage dis: the student learns from T_d, and from labels if it is to (Eq. 2, 3)."""
     parallel.start(rank)
     folder = workdir / "dis"
     everyone = read_faces(workdir, "train")
