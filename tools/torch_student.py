@@ -70,7 +70,7 @@ class Relation(nn.Module):
 
 
 class Dis(nn.Module):
-    """Eq. 3 on a frozen backbone, with the default weights."""
+    """Eq. 3 on a frozen backbone, with the weights of `settings`."""
 
     def __init__(self, width, resolution, centres, settings):
         super().__init__()
@@ -139,9 +139,9 @@ def _load(theirs: Backbone, ours) -> None:
 
 
 def _norm(ours, theirs: nn.Module) -> None:
-    pairs = (theirs.weight, ours.scale), (theirs.bias, ours.bias)
-    for to, value in (*pairs, (theirs.running_mean, ours.mean), (theirs.running_var, ours.var)):
-        _copy(to, value[...])
+    to = theirs.weight, theirs.bias, theirs.running_mean, theirs.running_var
+    for one, value in zip(to, (ours.scale, ours.bias, ours.mean, ours.var)):
+        _copy(one, value[...])
 
 
 @torch.no_grad()

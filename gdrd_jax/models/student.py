@@ -112,7 +112,7 @@ class Head(nnx.Module):
             self.blocks.extend(_stage(inputs, outputs, stride, dtype, rngs))
             inputs = outputs
         widths = [inputs * size**2, *hidden, embedding_dim]
-        # As in heads of InsightFace. Features of a frozen backbone can be of any size; few rates of learning suit all.
+        # As in heads of InsightFace. Features of a frozen backbone can be of any scale; no rate of learning suits all.
         self.norm = BatchNorm(widths[0], dtype=dtype)
         self.layers = nnx.List(
             nnx.Linear(a, b, kernel_init=nnx.initializers.kaiming_normal(), dtype=dtype, rngs=rngs)
