@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import locked
 from gdrd_jax.models.student import FEATURE_SIZE
 from gdrd_jax.recognizer import Recognizer
-from gdrd_jax.sources import locate
+from gdrd_jax.sources import dev_files, locate
 from gdrd_jax.steps import open_cache, read_faces
 
 ROOT = Path(__file__).parent.parent
@@ -297,6 +298,18 @@ def test_no_calibration_or_test_person_is_trained_on(copy, faces_folder, monkeyp
     first = cv2.imread(str(faces_folder / "p0" / "0.png"))[:, :, ::-1]
     np.testing.assert_array_equal(seen["lr"][0, 0], cv2.resize(first, (16, 16), interpolation=cv2.INTER_AREA))
     assert len(seen["lr"]) == len(seen["discriminative"]) == 9
+
+
+def test_a_dev_set_that_is_only_touched_costs_no_training(faces_folder, tmp_path):
+    config, dev = tiny_config(faces_folder), shutil.copytree(faces_folder, tmp_path / "dev")
+    config.dev.path = str(dev)
+    before, face = dev_files(config), next(dev.rglob("*.png"))
+    os.utime(face, (0, 0))
+    assert dev_files(config) == before
+    pixels = bytearray(face.read_bytes())
+    pixels[-20] ^= 1
+    face.write_bytes(pixels)
+    assert dev_files(config) != before
 
 
 def test_a_used_workdir_is_refused_where_resuming_is_not_wanted(finished, faces_folder, tmp_path):

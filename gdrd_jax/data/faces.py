@@ -108,6 +108,13 @@ class Faces:
             digest.update(f"{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
+    def contents(self) -> str:
+        """Changes when a face is added, removed, renamed or becomes another, not when it is only touched; reads all."""
+        digest = hashlib.sha256(os.fsencode("\0".join(self.names + self.identities)) + self.labels.tobytes())
+        for index in range(len(self)):
+            digest.update(hashlib.sha256(self.read(index)).digest())
+        return digest.hexdigest()
+
     def save(self, path: Path) -> None:
         """Writes the description (not the pixels) as JSON; faces beside the file may move with it."""
         home = path.parent.resolve()
