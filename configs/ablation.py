@@ -16,7 +16,9 @@
 | frozen | from stage gen, frozen | ours |
 | ours | from stage gen, trained on: what the other configs do | ours |
 
-The head is one linear layer, behind a frozen backbone two, which need a lower rate; else all are optimised alike.
+The head is one linear layer, behind a frozen backbone two, which need a lower rate. The paper's modes, down to
+end_to_end, learn in stage dis from labelled faces alone, as it did; ours from unlabelled ones and blends, too. Else all
+are optimised alike.
 tools/run_grid.py runs all of them with several seeds and makes one table; docs/results.md has ours.
 """
 
@@ -52,5 +54,5 @@ def get_config(mode: str = "ours"):
     if backbone in ("frozen", "teacher"):
         config.student.hidden = (512,)  # or nothing that is trained could do more than a linear map
         config.dis.learning_rate = 0.002  # at 0.008 its units die
-    config.dis.update({**dict.fromkeys(TERMS, 0.0), **weights}, backbone=backbone)
+    config.dis.update({**dict.fromkeys(TERMS, 0.0), **weights}, backbone=backbone, nameless=weights == OURS)
     return config

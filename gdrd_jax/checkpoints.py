@@ -120,10 +120,20 @@ def load_description(directory: Path) -> dict:
 
 
 def load_weights(module: nnx.Module, directory: Path) -> None:
-    """Puts the weights that `save_weights` wrote into `module`."""
+    """Puts the weights that `save_weights` wrote into `module`.
+
+    Raises:
+      GdrdError: they are damaged, or of another module.
+    """
     state = nnx.state(module)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, nnx.to_pure_dict(state))
     with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
-        weights = checkpointer.restore((directory / "weights").absolute(), abstract)
+        try:
+            weights = checkpointer.restore((directory / "weights").absolute(), abstract)
+        except (ValueError, KeyError, OSError) as error:
+            raise GdrdError(
+                f"the weights in {directory} cannot be read: they are damaged, or of a version that built students "
+                "otherwise; train it again"
+            ) from error
     nnx.replace_by_pure_dict(state, weights)
     nnx.update(module, state)

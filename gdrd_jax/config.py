@@ -168,6 +168,8 @@ def default() -> ConfigDict:
             # Not the paper's: the cosine of the embedding with the teacher's, and all cosines between two faces.
             "cos": 1.0,
             "sim": 1.0,
+            # Learn from unlabelled faces and blends, too, with all terms but `cls`; or from labelled faces alone.
+            "nameless": True,
             # "frozen" as stage gen left it, "tuned": trained on, "scratch": trained from the beginning, without stage
             # gen, or "teacher": T_g's features in its place (the paper's "SR").
             "backbone": "tuned",
@@ -190,7 +192,7 @@ def paper() -> ConfigDict:
     for stage in (config.gen, config.dis):
         stage.update(optimiser="sgd", learning_rate=0.05, weight_decay=5e-4, clip_norm=1.0)
         stage.update(warmup=0.01, decay="steps", ema=0.0)
-    config.dis.update(PAPER_TERMS, backbone="frozen")
+    config.dis.update(PAPER_TERMS, backbone="frozen", nameless=False)
     return config
 
 

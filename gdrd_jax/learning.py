@@ -21,7 +21,7 @@ from gdrd_jax.evaluation.models import unit
 from gdrd_jax.files import write_json
 from gdrd_jax.models.student import Head, Student
 from gdrd_jax.ranks import Rank
-from gdrd_jax.recognizer import Recognizer
+from gdrd_jax.recognizer import BATCH, Recognizer
 from gdrd_jax.stages import Dis, Gen, TeacherFeatures, class_centres
 from gdrd_jax.steps import generative_teacher, open_cache, read_faces
 
@@ -105,7 +105,8 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         stage.eval()
         pairs = judged.score(embedded())
         metrics = judged.judge(pairs)
-        np.savez(folder / "dev.npz", scores=pairs.scores, same=pairs.same, folds=judged.folds)
+        of = {name: getattr(judged, name) for name in ("same", "folds", "first", "second")}
+        np.savez(folder / "dev.npz", scores=pairs.scores, **of)
         if usable and (not best.exists() or metrics["dev_accuracy"] > load_description(best)["dev_accuracy"]):
             save("best", step=step, **metrics)
         return metrics
@@ -121,7 +122,7 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
 
 def _nameless(config: ConfigDict) -> list[str]:
     """The splits of label -1 that stage dis learns from."""
-    if not any(config.dis[name] for name in TERMS if name != "cls"):  # they teach L_cls nothing
+    if not config.dis.nameless or not any(config.dis[name] for name in TERMS if name != "cls"):  # nothing for L_cls
         return []
     # There are no features of T_g of blends.
     return ["unlabelled", "blended"] if config.data.blends and config.dis.backbone != "teacher" else ["unlabelled"]
@@ -150,7 +151,10 @@ def _embedder(config: ConfigDict, workdir: Path, student: Student, faces: np.nda
         return lambda: recognizer.embed(faces)
     network = generative_teacher(config, workdir)
     both = [network.features(views) for views in (faces, np.ascontiguousarray(faces[:, :, ::-1]))]
-    return lambda: unit(np.asarray(sum(student(features) for features in both)))
+    starts = range(0, len(faces), BATCH)
+    return lambda: unit(
+        np.concatenate([np.asarray(sum(student(features[i : i + BATCH]) for features in both)) for i in starts])
+    )
 
 
 def _statistics(targets: Cache) -> tuple[np.ndarray, np.ndarray]:
@@ -178,15 +182,15 @@ def feature_shape(student: Student) -> tuple[int, int, int]:
 
 
 def _held_out_r2(workdir: Path) -> Callable[[Gen, int], dict[str, float]]:
-    """Share of the variance of T_g's features on the test people that the backbone explains."""
+    """Share of what differs between faces in T_g's features, on the test people, that the backbone explains."""
     lr, target = (open_cache(workdir, step, "test").read(0) for step in ("views", "generative"))
 
     def judge(stage: Gen, _step: int) -> dict[str, float]:
         stage.eval()
         wanted = np.asarray(stage.standardise(target))
-        found = [np.asarray(stage.predict(lr[i : i + 128])) for i in range(0, len(lr), 128)]
+        found = [np.asarray(stage.predict(lr[i : i + BATCH])) for i in range(0, len(lr), BATCH)]
         residual = ((wanted - np.concatenate(found)) ** 2).mean()
-        return {"held_out_r2": float(1 - residual / ((wanted - wanted.mean(axis=0)) ** 2).mean())}
+        return {"held_out_r2": float(1 - residual / (wanted**2).mean())}
 
     return judge
 

@@ -59,9 +59,7 @@ class Gen(nnx.Module):
         prediction = self.predict(batch["lr"])
         target = self.standardise(batch["generative"])
         loss = losses.generative_loss(prediction, target)
-        mean = parallel.mean(target.mean(axis=0))
-        variance = parallel.mean(jnp.mean((target - mean) ** 2))
-        return loss, {"gen": loss, "r2": 1 - loss / variance}
+        return loss, {"gen": loss, "r2": 1 - loss / parallel.mean(jnp.mean(target**2))}
 
     def predict(self, lr: jax.Array) -> jax.Array:
         """`R(S_b(lr))`, `[B,h,w,C]`, in standardised units."""
@@ -116,10 +114,10 @@ class TeacherFeatures(nnx.Module):
 
 
 class Dis(nnx.Module):
-    """Stage dis: trains head, classifier and relation critic on Eq. 3, the backbone frozen.
+    """Stage dis: trains the head on Eq. 3 or on what of it has a weight, with a classifier and a critic where needed.
 
     Args:
-      student: `S`, its backbone from stage gen.
+      student: `S`, its backbone as stage gen left it, or new.
       centres: normalised mean teacher embedding of each training identity, `[K, D]`.
       weights: of the terms of Eq. 3, `cls`, `kd`, `rcd`, and of two of ours on the embedding itself, `cos` and `sim`; a
         term of weight 0 is not computed. Faces of nobody known (label -1) count in all but `cls`.
@@ -127,7 +125,7 @@ class Dis(nnx.Module):
       tau, positive: of Eq. 2, see `losses.relation_scores`.
       pairs: relations of a face with the whole batch ("gathered"), so that the number of devices changes nothing, or
         only with the part of it on the same device ("local"), which is less work.
-      end_to_end: train the backbone too.
+      end_to_end: train the backbone, too; it stays as it is otherwise.
     """
 
     def __init__(

@@ -245,7 +245,7 @@ def test_unlabelled_faces_are_learnt_from_without_identities(faces_folder, tmp_p
     seen = labels_seen(monkeypatch)
     more = make_faces(tmp_path / "more", 3, 2)
     config = tiny_config(faces_folder)
-    config.data.unlabelled = str(more)
+    config.data.unlabelled, config.dis.nameless = str(more), True
     pipeline.run(config, tmp_path / "run")
     assert seen.keys() == {"stage gen", "stage dis"}
     for labels in seen.values():
@@ -256,7 +256,7 @@ def test_unlabelled_faces_are_learnt_from_without_identities(faces_folder, tmp_p
 def test_blends_are_learnt_from_in_stage_dis_without_those_who_choose_thresholds(faces_folder, tmp_path, monkeypatch):
     seen = labels_seen(monkeypatch)
     config = tiny_config(faces_folder)
-    config.data.blends = 0.5
+    config.data.blends, config.dis.nameless = 0.5, True
     pipeline.run(config, tmp_path / "run")
     assert [(labels == -1).sum() for labels in seen.values()] == [0, 4]
     blends = read_faces(tmp_path / "run", "blended")
@@ -581,6 +581,44 @@ def test_every_config_is_made_of_known_settings(name):
     assert settings.keys(config) == settings.keys(settings.default())
     settings.check(config, set(STEPS))
     assert f"configs/{name}.py" in module.__doc__
+
+
+def test_the_ablation_differs_in_what_it_compares():
+    import importlib.util
+
+    from gdrd_jax import config as settings
+
+    spec = importlib.util.spec_from_file_location("ablation", ROOT / "configs" / "ablation.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    modes = {name: module.get_config(name) for name in module.MODES}
+    for name, config in modes.items():
+        assert settings.keys(config) == settings.keys(settings.default())
+        settings.check(config, {"dis"})
+        assert bool(config.student.hidden) == (config.dis.backbone in ("frozen", "teacher"))
+        assert config.dis.nameless == (name in ("plain", "frozen", "ours"))
+    for one, other, keys in (
+        ("none", "dis", {"kd", "rcd"}),
+        ("gen", "gen_dis", {"kd", "rcd"}),
+        ("dis", "end_to_end", {"backbone"}),
+        ("plain", "ours", {"backbone"}),
+    ):
+        a, b = modes[one], modes[other]
+        assert {key for key in a.dis if a.dis[key] != b.dis[key]} == keys
+    with pytest.raises(ValueError, match="no mode 'all'"):
+        module.get_config("all")
+
+
+def test_faces_without_names_can_be_left_out(faces_folder):
+    config = tiny_config(faces_folder)
+    config.data.unlabelled = str(faces_folder)
+    assert learning._nameless(config) == []  # as in the paper
+    config.dis.nameless = True
+    assert learning._nameless(config) == ["unlabelled"]
+    config.data.blends = 1.0
+    assert learning._nameless(config) == ["unlabelled", "blended"]
+    config.dis.update(kd=0.0, rcd=0.0)
+    assert learning._nameless(config) == []
 
 
 def test_the_papers_hyper_parameters():

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from gdrd_jax import stages, train
+from gdrd_jax.config import TERMS
 from gdrd_jax.models.student import Student
 
 RNG = np.random.default_rng(0)
@@ -25,12 +26,24 @@ def student():
     return Student(resolution=16, width=0.0625, hidden=(32,), embedding_dim=DIM, rngs=nnx.Rngs(0))
 
 
+def statistics(target_shape=(12, 4, 4)):
+    """Another mean at each place, which is the same in all faces, and another deviation of each channel."""
+    rng = np.random.default_rng(1)
+    return (
+        np.float32(rng.normal(2, 1, target_shape)),
+        np.float32(rng.uniform(2, 4, target_shape[0])),
+    )
+
+
 def gen(target_shape=(12, 4, 4)):
-    mean, std = np.full(target_shape, 2, np.float32), np.full(target_shape[0], 3, np.float32)
+    mean, std = statistics(target_shape)
     return stages.Gen(student().backbone, (4, 4, 32), target_shape, mean, std, rngs=nnx.Rngs(1))
 
 
-def dis(weights=(1.0, 0.25, 4.0), **changes):
+PAPER = {"cls": 1.0, "kd": 0.25, "rcd": 4.0}
+
+
+def dis(weights=PAPER, **changes):
     centres = stages.class_centres(BATCH["discriminative"], BATCH["label"], PEOPLE)
     settings = {
         "temperature": 4.0,
@@ -41,9 +54,8 @@ def dis(weights=(1.0, 0.25, 4.0), **changes):
         "end_to_end": False,
         **changes,
     }
-    return stages.Dis(
-        student(), centres, weights=dict(zip(("cls", "kd", "rcd"), weights)), **settings, rngs=nnx.Rngs(1)
-    )
+    weights = {**dict.fromkeys(TERMS, 0.0), **weights}
+    return stages.Dis(student(), centres, weights=weights, **settings, rngs=nnx.Rngs(1))
 
 
 def gradients(stage, batch):
@@ -95,6 +107,13 @@ def test_stage_dis_overfits_a_tiny_set():
     assert metrics["rcd"] < 0.6 * (np.log(1.5) + np.log(3))
 
 
+def test_without_identities_and_relations_neither_classifier_nor_critic_is_made():
+    stage = dis({"cos": 1.0, "sim": 1.0}, end_to_end=True)
+    assert stage.classifier is None and stage.critic is None
+    metrics = overfit(stage, 200, 3e-3, {**BATCH, "label": np.full(FACES, -1)})
+    assert metrics.keys() == {"cos", "sim"} and metrics["cos"] < 0.1 and metrics["sim"] < 0.01
+
+
 def test_stage_gen_gives_the_teacher_no_gradient():
     of_params, of_batch = gradients(gen(), {"generative": BATCH["generative"]})
     assert is_zero(of_batch)
@@ -122,7 +141,7 @@ def test_end_to_end_trains_the_backbone():
 
 
 def test_a_term_of_weight_zero_is_left_out():
-    stage = dis(weights=(1.0, 0.0, 0.0))
+    stage = dis({"cls": 1.0})
     loss, metrics = stage.loss(BATCH, KEY)
     assert "kd" not in metrics and "rcd" not in metrics
     assert loss == metrics["cls"]
@@ -151,13 +170,15 @@ def test_the_regressor_is_the_identity_where_shapes_agree():
 def test_loss_of_stage_gen_is_the_unexplained_variance_of_standardised_targets():
     stage = gen()
     stage.eval()
-    target = (np.float64(BATCH["generative"]) - 2) / 3
+    mean, std = statistics()
+    target = (np.float64(BATCH["generative"]) - mean) / std[:, None, None]
     prediction = np.float64(stage.predict(BATCH["lr"])).transpose(0, 3, 1, 2)
     expected = np.mean((prediction - target) ** 2)
     loss, metrics = stage.loss(BATCH, KEY)
     assert loss == pytest.approx(expected, rel=1e-4)
-    variance = np.mean((target - target.mean(axis=0)) ** 2)
-    assert metrics["r2"] == pytest.approx(1 - expected / variance, rel=1e-4)
+    assert metrics["r2"] == pytest.approx(1 - expected / np.mean(target**2), rel=1e-4)
+    features = stages.TeacherFeatures(mean, std)(BATCH["generative"])
+    np.testing.assert_allclose(features, target.transpose(0, 2, 3, 1), rtol=1e-3, atol=1e-3)
 
 
 def test_class_centres_are_normalised_means_of_normalised_embeddings():

@@ -43,6 +43,7 @@ from gdrd_jax.interrupt import Interrupted, Signals
 LOG = logging.getLogger("gdrd_jax.run_grid")
 SECONDS_BETWEEN_LOOKS = 0.2
 BASE = "--config.base="
+DEV = "--config.dev.path="
 BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 # LFW at 16x16, trained on 494,414 WebFace faces: figure 3 of arXiv 2409.06371.
 PAPER = {"none": 92.61, "sr": 93.30, "gen": 93.87, "dis": 95.25, "gen_dis": 96.13}
@@ -101,28 +102,36 @@ def _config(workdir: Path) -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """The dev pairs, bool `[P]` whether each is decided rightly by the LFW protocol, and what the paper has."""
+    """The dev pairs, judged.
+
+    Attributes:
+      pairs: with their scores, in the order of the pairs file.
+      faces: numbers of each pair's, int `[2, P]`.
+      right: whether each is decided rightly by the LFW protocol, bool `[P]`.
+      paper: the paper's accuracy.
+    """
 
     pairs: Pairs
+    faces: np.ndarray
     right: np.ndarray
     paper: float | None = None
 
     @classmethod
-    def of(cls, scores: np.ndarray, same: np.ndarray, folds: np.ndarray, paper: float | None = None) -> "Verified":
-        """Judges the scores of the pairs, in the order of the pairs file."""
-        if not np.ptp(folds):
+    def of(cls, found, scores: str, folds: str, paper: float | None = None) -> "Verified":
+        """Judges scores by what was written with them: arrays of these names, and `same`, `first` and `second`."""
+        if not np.ptp(found[folds]):
             raise GdrdError("the dev set has no folds; give LFW with --config.dev.path and --config.dev.pairs")
-        pairs = Pairs(scores, same)
-        _, thresholds = verification.fold_accuracies(pairs, folds)
-        at = thresholds[np.searchsorted(np.unique(folds), folds)]
-        return cls(pairs, (scores >= at) == same, paper)
+        pairs = Pairs(found[scores], found["same"])
+        _, thresholds = verification.fold_accuracies(pairs, found[folds])
+        at = thresholds[np.searchsorted(np.unique(found[folds]), found[folds])]
+        return cls(pairs, np.stack([found["first"], found["second"]]), (pairs.scores >= at) == pairs.same, paper)
 
 
 def trained(name: str, workdir: Path) -> Verified:
     """What a run of the combination `name` wrote."""
     found = np.load(workdir / "dis" / "dev.npz")
     paper = PAPER.get(name) if _config(workdir).views.resolution == 16 else None
-    return Verified.of(found["scores"], found["same"], found["folds"], paper)
+    return Verified.of(found, "scores", "folds", paper)
 
 
 def evaluated(folder: Path) -> dict[str, list[Verified]]:
@@ -132,13 +141,13 @@ def evaluated(folder: Path) -> dict[str, list[Verified]]:
         raise GdrdError(f"--beside: there is no {path}; give a folder that tools/evaluate.py --protocol lfw wrote")
     found = np.load(path)
     rows = [key.removesuffix("/scores") for key in found if key.endswith("/scores")]
-    return {row: [Verified.of(found[f"{row}/scores"], found["same"], found["fold"])] for row in rows}
+    return {row: [Verified.of(found, f"{row}/scores", "fold")] for row in rows}
 
 
 def compared(found: dict[str, list[Verified]], against: str | None) -> list[dict]:
     """One row a combination, of whose seeds these are."""
-    same = [one.pairs.same for several in found.values() for one in several]
-    if not all(np.array_equal(same[0], other) for other in same):
+    faces = [one.faces for several in found.values() for one in several]
+    if not all(np.array_equal(faces[0], other) for other in faces):
         raise GdrdError("--beside holds other pairs than --config.dev.pairs")
     decided = {name: np.array([one.right for one in several], float) for name, several in found.items()}  # [S, P]
     rows = []
@@ -193,6 +202,8 @@ def main() -> None:
     for several, what in ((names, "combinations have the name"), (given.seeds, "seeds are")):
         if twice := [one for one in several if several.count(one) > 1]:
             raise GdrdError(f"two {what} {twice[0]!r}; each run needs a workdir of its own")
+    if not any(DEV in word for _, words in combinations for word in words):
+        raise GdrdError(f"the grid is judged on LFW's pairs; give {DEV}LFW and --config.dev.pairs=pairs.txt behind --")
     given.out.mkdir(parents=True, exist_ok=True)
     beside = evaluated(given.beside) if given.beside else {}
     found, before = {name: [] for name in names}, []

@@ -30,7 +30,8 @@ def written(folder, scores, same, folds, resolution=16):
     """What a run leaves, read again."""
     (folder / "dis").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"views": {"resolution": resolution}}))
-    np.savez(folder / "dis" / "dev.npz", scores=scores, same=same, folds=folds)
+    of = {"first": np.arange(len(same)), "second": np.arange(len(same)) + 1}
+    np.savez(folder / "dis" / "dev.npz", scores=scores, same=same, folds=folds, **of)
     return run_grid.trained(folder.name, folder)
 
 
@@ -79,6 +80,7 @@ def test_a_run_takes_steps_from_those_before_and_from_the_users_base():
         (["--seeds", "7", "7"], "two seeds are 7"),
         (["--", "--config.generative.path={runs/small/teacher,runs/big/teacher}"], "two combinations .* 'teacher'"),
         (["--against=sr"], "--against=sr is none of"),
+        (["--seeds", "7", "--", "--config.data.path=faces"], "judged on LFW's pairs; give --config.dev.path=LFW"),
     ],
 )
 def test_runs_that_would_share_a_workdir_are_refused(tmp_path, words, message, monkeypatch):
@@ -97,7 +99,8 @@ def test_a_dev_set_without_folds_is_told(tmp_path):
 def test_rows_of_another_evaluation_stand_beside(tmp_path):
     same, folds = np.tile([True, False], 40), np.repeat([0, 1], 40)
     (tmp_path / "teacher").mkdir()
-    np.savez(tmp_path / "teacher" / "scores.npz", **{"teacher_16/scores": same * 1.0}, same=same, fold=folds)
+    of = {"same": same, "fold": folds, "first": np.arange(80), "second": np.arange(80) + 1}
+    np.savez(tmp_path / "teacher" / "scores.npz", **{"teacher_16/scores": same * 1.0}, **of)
     beside = run_grid.evaluated(tmp_path / "teacher")
     scores = np.random.default_rng(0).normal(size=(2, 80)) + same
     runs = {"plain": [written(tmp_path / str(i), scores[i], same, folds) for i in range(2)]}
@@ -106,9 +109,11 @@ def test_rows_of_another_evaluation_stand_beside(tmp_path):
     assert teacher["difference"] == pytest.approx(100 - plain["accuracy"]) and teacher["its_standard_error"] > 0
     with pytest.raises(run_grid.GdrdError, match="there is no .*scores.npz; give a folder"):
         run_grid.evaluated(tmp_path)
-    other = run_grid.Verified.of(scores[0], ~same, folds)
+    np.savez(
+        tmp_path / "teacher" / "scores.npz", **{"other_16/scores": same * 1.0}, **{**of, "first": np.arange(80) + 2}
+    )
     with pytest.raises(run_grid.GdrdError, match="other pairs"):
-        run_grid.compared(runs | {"other": [other]}, "plain")
+        run_grid.compared(runs | run_grid.evaluated(tmp_path / "teacher"), "plain")
 
 
 def grid(tmp_path, faces_folder, *words):
