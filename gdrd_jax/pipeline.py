@@ -29,7 +29,7 @@ from gdrd_jax.ranks import ALONE, Rank
 
 LOG = logging.getLogger(__name__)
 SECONDS_BETWEEN_LOOKS, SECONDS_BEFORE_TOLD, SECONDS_BEFORE_GIVEN_UP = 0.2, 5.0, 120.0
-DIS_AFTER = {"scratch": ("discriminative",), "teacher": ("generative", "discriminative")}  # by `dis.backbone`
+DIS_AFTER = {"scratch": ("views", "discriminative"), "teacher": ("generative", "discriminative")}  # by `dis.backbone`
 RESULTS = ("metrics.json", "roc.csv", "roc.png", "report.html")
 
 
@@ -59,18 +59,21 @@ class Step:
     trains: bool = False
 
 
-TAKEN = ("discriminative.preprocessing", "discriminative.precision")
+# T_d sees views before they are reduced, so students of other resolutions can share its targets.
+MOVED = tuple(f"views.{name}" for name in ("count", "seed", "shift", "rotate", "scale", "light"))
+TAKEN = ("discriminative.preprocessing", "discriminative.precision", *MOVED)
 TAPPED = ("generative.kind", "generative.precision")  # and what `generative_files` tells
 BACKBONE = ("student.width", "student.head_stages", "student.dtype")
+LEARNT = ("views", "gen", "discriminative")
 TRAINED = ("seed", "student", "dis", "data.calibration_people")
 STEPS = (
     Step("faces", ("data.align", "data.test_people"), files=sources.face_files),
     Step("views", ("views",), ("faces",), shared=True),
-    Step("discriminative", TAKEN, ("views",), sources.discriminative_files, shared=True),
+    Step("discriminative", TAKEN, ("faces",), sources.discriminative_files, shared=True),
     Step("teacher", ("seed", "views.resolution", "views.kernel", "sr"), ("faces",)),
     Step("generative", TAPPED, ("views", "teacher"), sources.generative_files, shared=True),
     Step("gen", ("seed", *BACKBONE, "gen"), ("generative",), module="gdrd_jax.learning", shared=True, trains=True),
-    Step("dis", TRAINED, ("gen", "discriminative"), sources.dev_files, "gdrd_jax.learning", shared=True, trains=True),
+    Step("dis", TRAINED, LEARNT, sources.dev_files, "gdrd_jax.learning", shared=True, trains=True),
     Step("report", ("evaluation", "discriminative.name"), ("dis",), module="gdrd_jax.comparison", publishes=RESULTS),
 )
 

@@ -190,6 +190,18 @@ def test_whether_everything_is_done(copy, faces_folder):
     assert not pipeline.finished(config, copy)
 
 
+def test_students_of_other_resolutions_share_the_targets_of_the_discriminative_teacher(
+    finished, faces_folder, tmp_path, caplog
+):
+    config = tiny_config(faces_folder)
+    config.views.update(resolution=8, blur=1.0)
+    config.base, config.until = str(finished), "dis"
+    config.dis.backbone = "scratch"
+    assert steps_run(config, tmp_path / "small", caplog) == ["views", "dis"]
+    config.views.shift += 1.0
+    assert steps_run(config, tmp_path / "small", caplog) == ["views", "discriminative", "dis"]
+
+
 def test_seeds_share_the_targets_of_a_teacher_of_the_users(finished, faces_folder, tmp_path, caplog):
     config = tiny_config(faces_folder)
     config.generative.path = str(finished / "teacher")
