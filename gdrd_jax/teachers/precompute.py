@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
+from gdrd_jax.data.blends import Blends
 from gdrd_jax.data.degrade import Views
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import in_parallel
@@ -114,7 +115,9 @@ def verify(job: Job) -> None:
     )  # fmt: skip
 
 
-def high_views(faces: Faces, views: Views, view: int, rows: np.ndarray | range) -> np.ndarray:
+def high_views(faces: Faces | Blends, views: Views, view: int, rows: np.ndarray | range) -> np.ndarray:
     """Decodes faces, in Grain's threads, and makes their view: uint8 `[n, 112, 112, 3]`."""
     rows = [int(row) for row in rows]
+    if isinstance(faces, Blends):
+        faces = faces.of_view(view)
     return np.stack(list(in_parallel(lambda i: views.high(faces[rows[i]], rows[i], view), range(len(rows)))))

@@ -6,8 +6,10 @@ import numpy as np
 from conftest import make_faces
 
 from gdrd_jax.data.blends import Blends
+from gdrd_jax.data.degrade import Views
 from gdrd_jax.data.formats import open_faces
 from gdrd_jax.data.prepare import checked
+from gdrd_jax.teachers.precompute import high_views
 
 
 def test_a_blend_is_two_different_faces_by_their_shares(tmp_path):
@@ -34,5 +36,15 @@ def test_a_blend_depends_on_the_seed_and_its_number_alone(tmp_path):
     blends = Blends((faces, faces.take([])), 4, seed=1)
     np.testing.assert_array_equal(blends[3], Blends((faces, faces.take([])), 9, seed=1)[3])
     assert (blends[3] != dataclasses.replace(blends, seed=2)[3]).any()
-    prints = {dataclasses.replace(blends, **change).fingerprint for change in ({}, {"seed": 2}, {"count": 5})}
-    assert len(prints) == 3
+    changes = {}, {"seed": 2}, {"count": 5}, {"first": 4}
+    assert len({dataclasses.replace(blends, **change).fingerprint for change in changes}) == 4
+
+
+def test_each_view_has_blends_of_its_own(tmp_path):
+    faces = checked(open_faces(make_faces(tmp_path / "a", 2, 3)))
+    blends = Blends((faces,), 5, seed=1)
+    more = Blends((faces,), 10, seed=1)
+    np.testing.assert_array_equal(blends.of_view(0)[3], blends[3])
+    views = Views.plain(16, "area")
+    seen = high_views(blends, views, 1, [2, 4])
+    np.testing.assert_array_equal(seen, np.stack([more[7], more[9]])[:, :, ::-1])
