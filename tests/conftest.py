@@ -3,15 +3,20 @@
 from pathlib import Path
 
 import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
 import simplejpeg
 import torch
+from flax import nnx
 from onnx import TensorProto, helper, numpy_helper
 
 from gdrd_jax.config import paper
 from gdrd_jax.data import recordio
+from gdrd_jax.models.student import unset_student
+from gdrd_jax.recognizer import Recognizer
 
 
 def make_faces(root, people, images, *, size=112):
@@ -82,6 +87,22 @@ def save_recogniser(path, cells=4):
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
     return path
+
+
+def save_student(workdir, resolution=16, seed=0):
+    """What a run leaves of its student, here with random weights."""
+    settings = {"resolution": resolution, "width": 0.0625, "hidden": [], "embedding_dim": 24}
+    student, rng = unset_student(settings), np.random.default_rng(seed)
+
+    def drawn(leaf):
+        if leaf.ndim < 2:
+            return jnp.float32(rng.uniform(0.5, 1.5, leaf.shape))
+        return jnp.float32(rng.normal(scale=np.prod(leaf.shape[:-1]) ** -0.5, size=leaf.shape))
+
+    nnx.update(student, jax.tree.map(drawn, nnx.state(student)))
+    (workdir / "dis").mkdir(parents=True, exist_ok=True)
+    Recognizer.save(student, settings, "area", workdir / "dis" / "student")
+    return workdir
 
 
 def guided_diffusion(seed=0, channels=(32, 64), counts=(1, 1), attended=(1,), decoder=False):

@@ -22,6 +22,7 @@ LARGEST = 1280  # pixels of the longer side in which faces are looked for; the f
 # Pixels of a face: larger ones than the first are looked for again, reduced to the second. YuNet (int8) turns the
 # landmarks of a 300-pixel face by up to 5 degrees, those of a 100-pixel one by less than 1 (measured on AT&T/ORL).
 SURE, SMALL = 120, 100
+BESIDE = 0.25  # of the main face's area: a second face from this on is as likely to be meant
 
 
 class Aligner:
@@ -53,6 +54,21 @@ class Aligner:
                 raise GdrdError(f"{self._path} is not a YuNet model that OpenCV can load") from error
         return self._local.detector
 
+    def only(self, image: np.ndarray, name: str) -> np.ndarray:
+        """As `__call__`, of a picture in which exactly one person is expected.
+
+        Raises:
+          GdrdError: there is no face, or a second one of a quarter of its area or more; `name` says where.
+        """
+        faces = self._faces(image, min(1.0, LARGEST / max(image.shape[:2])))
+        areas = np.prod(faces[:, 2:4], axis=1)
+        if (count := int((areas >= BESIDE * areas.max(initial=0)).sum())) > 1:
+            raise GdrdError(f"{count} faces were found in {name}; cut out the one that is meant")
+        face = self(image)
+        if face is None:
+            raise GdrdError(f"no face was found in {name}; align it yourself to {FACE_SIZE}x{FACE_SIZE}")
+        return face
+
     def __call__(self, image: np.ndarray) -> np.ndarray | None:
         """uint8 RGB `[H, W, 3]` -> aligned face `[112, 112, 3]`, or None when there is no face."""
         shrink = min(1.0, LARGEST / max(image.shape[:2]))
@@ -67,16 +83,20 @@ class Aligner:
 
     def _main_face(self, image: np.ndarray, shrink: float) -> np.ndarray | None:
         """Box, as seen after shrinking, and landmarks, of the original, of the main face: `[14]`."""
-        seen = _shrunk(image, shrink) if shrink < 1 else image
-        detector, size = self._detector(), np.array(seen.shape[1::-1])
-        detector.setInputSize(tuple(map(int, size)))
-        faces = detector.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
-        if faces is None:
+        faces = self._faces(image, shrink)
+        if not len(faces):
             return None
         # The main one of several: its area, less twice the squared distance from the middle (as facenet chose them).
-        distance = faces[:, :2] + faces[:, 2:4] / 2 - size / 2
+        distance = faces[:, :2] + faces[:, 2:4] / 2 - np.array(_size(image, shrink)) / 2
         main = faces[np.argmax(faces[:, 2] * faces[:, 3] - 2 * (distance**2).sum(axis=1))]
         return np.concatenate([main[:4], main[4:14] / shrink])
+
+    def _faces(self, image: np.ndarray, shrink: float) -> np.ndarray:
+        """Box, landmarks and score of every face, as seen after shrinking: `[F, 15]`."""
+        seen, detector = _shrunk(image, shrink) if shrink < 1 else image, self._detector()
+        detector.setInputSize(_size(image, shrink))
+        faces = detector.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
+        return np.zeros((0, 15), np.float32) if faces is None else faces
 
 
 def _warp(image: np.ndarray, similarity: np.ndarray) -> np.ndarray:
@@ -92,5 +112,9 @@ def _warp(image: np.ndarray, similarity: np.ndarray) -> np.ndarray:
 
 
 def _shrunk(image: np.ndarray, factor: float) -> np.ndarray:
-    size = [max(1, round(factor * side)) for side in image.shape[1::-1]]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, _size(image, factor), interpolation=cv2.INTER_AREA)
+
+
+def _size(image: np.ndarray, factor: float) -> tuple[int, int]:
+    """Width and height of the image times `factor`."""
+    return tuple(max(1, round(factor * side)) for side in image.shape[1::-1])

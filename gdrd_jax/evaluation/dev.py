@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.degrade import resize
+from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.evaluation import verification
-from gdrd_jax.evaluation.lfw import open_bin, open_lfw
+from gdrd_jax.evaluation.lfw import PairList, open_bin, open_lfw
 from gdrd_jax.evaluation.result import percent
 from gdrd_jax.evaluation.verification import Pairs
 
@@ -59,7 +60,16 @@ def of_pairs(data: Path, pairs: Path | None, resolution: int, kernel: str) -> De
     Raises:
       GdrdError: they are missing, damaged or do not belong together.
     """
+    found = open_pairs(data, pairs)
+    return DevSet(reduced(found.faces, resolution, kernel), found.first, found.second, found.same, found.folds)
+
+
+def open_pairs(data: Path, pairs: Path | None) -> PairList:
+    """The pairs themselves; arguments and errors as of `of_pairs`."""
     how = {"stretch": False, "skip_bad": False}
-    found = open_bin(data, **how) if data.suffix == ".bin" else open_lfw(data, pairs, **how)
-    faces = np.stack(list(in_parallel(lambda i: resize(found.faces[i], resolution, kernel), range(len(found.faces)))))
-    return DevSet(faces, found.first, found.second, found.same, found.folds)
+    return open_bin(data, **how) if data.suffix == ".bin" else open_lfw(data, pairs, **how)
+
+
+def reduced(faces: Faces, resolution: int, kernel: str) -> np.ndarray:
+    """All faces: uint8 RGB `[N, R, R, 3]`."""
+    return np.stack(list(in_parallel(lambda i: resize(faces[i], resolution, kernel), range(len(faces)))))

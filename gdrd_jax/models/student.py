@@ -169,6 +169,11 @@ class Student(nnx.Module):
         return self.head(self.backbone(images))
 
 
+def unset_student(settings: dict) -> Student:
+    """A student, made with these arguments, whose weights are still to be filled in; drawing them takes seconds."""
+    return nnx.eval_shape(lambda: Student(**settings, rngs=nnx.Rngs(0)))
+
+
 def embed(student: Student, images: jax.Array) -> jax.Array:
     """The embedding that is compared: L2-normalised sum over the image and its mirror image.
 

@@ -1,0 +1,61 @@
+"""An exported student: a folder that says what it is.
+
+`manifest.json`, `student.safetensors` (the weights, which `Recognizer.load` reads), README.md (the model card), and
+what else was asked for: `student.onnx`, `student.int8.onnx`, `student.stablehlo`.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import sha256
+from gdrd_jax.serving.thresholds import Thresholds
+
+FORMAT = 1
+MANIFEST, WEIGHTS = "manifest.json", "student.safetensors"
+
+
+def described(student: dict, kernel: str, fingerprint: str, thresholds: Thresholds | None, files: list[Path]) -> dict:
+    """What a manifest says at least.
+
+    Args:
+      student: the arguments of `models.student.Student`.
+      kernel: reduces faces.
+      fingerprint: of the recogniser.
+      thresholds: None where there was nothing to learn them on.
+      files: of the folder.
+    """
+    return {
+        "format": FORMAT, "student": student, "kernel": kernel, "fingerprint": fingerprint,
+        "thresholds": dataclasses.asdict(thresholds) if thresholds else None,
+        "files": {path.name: sha256(path) for path in files},
+    }  # fmt: skip
+
+
+def read(folder: Path) -> dict:
+    """The manifest of an exported student, whose weights are those that were exported.
+
+    Raises:
+      GdrdError: it is damaged, or of another version.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']}")
+        for key in ("student", "kernel", "fingerprint", "thresholds"):
+            manifest[key]
+        wanted = manifest["files"][WEIGHTS]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GdrdError(f"{folder} holds no manifest.json of an exported student that this version reads") from error
+    if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != wanted:
+        raise GdrdError(f"{folder / WEIGHTS} is missing or is not what was exported; copy the folder again")
+    return manifest
+
+
+def thresholds(manifest: dict) -> Thresholds | None:
+    """As `described` got them."""
+    found = manifest["thresholds"]
+    if found is None:
+        return None
+    return Thresholds(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})

@@ -1,0 +1,111 @@
+"""Pictures as people have them, brought to what a student sees."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gdrd_jax.data.align import Aligner
+from gdrd_jax.data.degrade import resize
+from gdrd_jax.data.faces import decode
+from gdrd_jax.data.formats import is_image, tree
+from gdrd_jax.data.loader import in_parallel
+from gdrd_jax.errors import GdrdError
+
+Image = str | os.PathLike | np.ndarray
+LEAST = 0.5  # of the student's resolution; a smaller crop holds no face
+
+
+def see(image: Image, resolution: int, kernel: str, aligner: Aligner | None = None) -> np.ndarray:
+    """One picture as the student is fed with it.
+
+    Args:
+      image, aligner: see `face`.
+      resolution: of the student, in pixels.
+      kernel: reduces larger faces, see `data.degrade.resize`; smaller ones are enlarged.
+
+    Returns:
+      uint8 RGB `[R, R, 3]`.
+
+    Raises:
+      GdrdError: as `face`, or it is too small to hold a face.
+    """
+    found = face(image, aligner)
+    if len(found) < LEAST * resolution:
+        side = len(found)
+        raise GdrdError(f"{_name(image)} is {side}x{side}, too small for a student of {resolution}x{resolution} pixels")
+    return resize(found, resolution, kernel)
+
+
+def face(image: Image, aligner: Aligner | None = None) -> np.ndarray:
+    """The face of a picture, at the size it has: uint8 RGB `[S, S, 3]`.
+
+    Args:
+      image: a file, or uint8 `[H, W, 3]` RGB or `[H, W]` grey: an aligned face, square, of any size, or with
+        `aligner` a photograph of one person.
+      aligner: finds the face and aligns it.
+
+    Raises:
+      GdrdError: no picture, no face or several faces in it, or not square.
+    """
+    pixels = _pixels(image)
+    if aligner is not None:
+        return aligner.only(pixels, _name(image))
+    height, width = pixels.shape[:2]
+    if height != width:
+        raise GdrdError(
+            f"{_name(image)} is {width}x{height}; an aligned face is square: align photographs (--align, or align=True)"
+        )
+    return pixels
+
+
+def _name(image: Image) -> str:
+    return "an image given as an array" if isinstance(image, np.ndarray) else os.fspath(image)
+
+
+def _pixels(image: Image) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
+        path = Path(image)
+        if not path.is_file():
+            raise GdrdError(f"there is no file {str(path)!r}")
+        return decode(path.read_bytes(), path)
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise GdrdError(f"an image is {image.dtype} {list(image.shape)}; give uint8 RGB [H, W, 3]")
+    return image
+
+
+def seen(images: Sequence[Image], one: Callable[[Image], np.ndarray]) -> Iterator[np.ndarray | GdrdError]:
+    """`one` of every image, in order, by several threads; where it raised a GdrdError that error in its place."""
+
+    def tried(number: int) -> np.ndarray | GdrdError:
+        try:
+            return one(images[number])
+        except GdrdError as error:
+            return error
+
+    return in_parallel(tried, range(len(images)))
+
+
+def find(path: Path) -> list[Path]:
+    """The images in a folder, at any depth, in natural order; of a file itself.
+
+    Raises:
+      GdrdError: there is nothing, or no image in it.
+    """
+    if not path.exists():
+        raise GdrdError(f"there is no file or folder {str(path)!r}")
+    if path.is_file():
+        return [path]
+    found = [path / name for name in tree(path).names if is_image(name)]
+    if not found:
+        raise GdrdError(f"{path} holds no images")
+    return found
+
+
+def person(path: Path, root: Path) -> str:
+    """Whose picture it is: its folder below `root`, or, right in `root`, its own name."""
+    folder = path.parent.relative_to(root)
+    return path.stem if folder == Path() else folder.as_posix()

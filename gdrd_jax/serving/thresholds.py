@@ -1,0 +1,94 @@
+"""From which similarity on two faces pass for one person's, by the share of strangers that then do, too (FAR)."""
+
+import dataclasses
+
+import numpy as np
+
+from gdrd_jax.errors import GdrdError
+
+FACES_PER_PERSON = 10  # that are compared; more of them say little about other people
+PER_DECADE = 20  # FARs at which a threshold is kept
+LARGEST_FAR = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """Thresholds learnt on faces of people whom the student was not taught to tell apart.
+
+    Attributes:
+      fars: false accept rates, falling.
+      values: of the similarity, one each: at it or above, at most that share of the impostor pairs lies.
+      tars: the share of genuine pairs that does.
+      people, faces: how many were compared.
+      between: how many pairs of two different people; images of the same two are no further evidence.
+      name: of the faces.
+    """
+
+    fars: tuple[float, ...]
+    values: tuple[float, ...]
+    tars: tuple[float, ...]
+    people: int
+    faces: int
+    between: int
+    name: str
+
+    @classmethod
+    def learn(cls, embeddings: np.ndarray, labels: np.ndarray, name: str) -> "Thresholds":
+        """Compares all faces with each other.
+
+        Args:
+          embeddings: float `[N, D]`, unit length.
+          labels: who it is, int `[N]`.
+          name: of the faces.
+
+        Raises:
+          GdrdError: fewer than two people, or nobody with two faces.
+        """
+        rows = _few_of_each(labels)
+        embeddings, labels = embeddings[rows], labels[rows]
+        first, second = np.triu_indices(len(labels), 1)
+        scores, same = (embeddings @ embeddings.T)[first, second], labels[first] == labels[second]
+        if not same.any() or same.all():
+            raise GdrdError(f"{name} has {len(set(labels.tolist()))} people and {same.sum()} pairs of faces of one")
+        people = len(np.unique(labels))
+        between = people * (people - 1) // 2
+        impostors, genuine = np.sort(scores[~same])[::-1], np.sort(scores[same])
+        decades = np.log10(between * LARGEST_FAR)
+        fars = LARGEST_FAR * 10.0 ** -np.linspace(0, decades, int(decades * PER_DECADE) + 1)
+        # Above the first impostor that would be one too many.
+        values = np.nextafter(impostors[np.floor(fars * len(impostors) * (1 + 1e-9)).astype(int)], np.float32(2))
+        tars = 1 - np.searchsorted(genuine, values) / len(genuine)
+        return cls(*(tuple(map(float, x)) for x in (fars, values, tars)), people, len(labels), between, name)
+
+    def at(self, far: float) -> float:
+        """The threshold for a false accept rate.
+
+        Of the kept rates the next finer one serves, so it is rather too strict.
+
+        Raises:
+          GdrdError: the faces it was learnt on cannot tell so small a rate from 0, or it is no rate.
+        """
+        return self.values[self._index(far)]
+
+    def tar(self, far: float) -> float:
+        """The true accept rate there, of the same faces; raises as `at`."""
+        return self.tars[self._index(far)]
+
+    def _index(self, far: float) -> int:
+        if not 0 < far <= LARGEST_FAR:
+            raise GdrdError(f"a false accept rate of {far:g} was asked for; it is above 0 and at most {LARGEST_FAR:g}")
+        finest = self.fars[-1]
+        if far < finest * (1 - 1e-9):
+            raise GdrdError(
+                f"a false accept rate of {far:g} is finer than the calibration supports: {self.name} has {self.people} "
+                f"people, {self.between} pairs of different ones, enough for {finest:.1e}; "
+                "export the student again with more people (--calibration)"
+            )
+        return next(i for i, kept in enumerate(self.fars) if kept <= far * (1 + 1e-9))
+
+
+def _few_of_each(labels: np.ndarray) -> np.ndarray:
+    order = np.argsort(labels, kind="stable")
+    ranked = labels[order]
+    number = np.arange(len(order)) - np.searchsorted(ranked, ranked)
+    return np.sort(order[number < FACES_PER_PERSON])
