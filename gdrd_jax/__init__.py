@@ -1,3 +1,14 @@
 """GDRD (arXiv 2409.06371) in JAX: recognises people from faces only 16x16 pixels large."""
 
 __version__ = "0.4.0"
+
+
+def __getattr__(name: str):
+    # JAX and Flax take seconds, which only those who ask for these have to wait.
+    if name == "Recognizer":
+        from gdrd_jax.recognizer import Recognizer as found
+    elif name == "Gallery":
+        from gdrd_jax.serving.gallery import Gallery as found
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found
