@@ -1,0 +1,114 @@
+"""The model card that goes with an exported student."""
+
+from gdrd_jax.config import TERMS
+from gdrd_jax.serving import bundle, proof
+
+LICENCE = "inherits the terms of the faces and of the teachers it learnt from"
+RATES = (0.1, 0.01, 1e-3, 1e-4, 1e-5)
+
+
+def text(manifest: dict) -> str:
+    """Markdown, of what a manifest of `bundle` says."""
+    size = manifest["student"]["resolution"]
+    sections = {
+        f"Face recogniser for {size}x{size} pixels (GDRD)": _what(manifest),
+        "What it is for, and what not": _use(size),
+        "What it learnt from": _training(manifest["training"]),
+        "What it reaches": _figures(manifest["proof"]),
+        "Error rates": _errors(manifest),
+        "Files": _files(manifest),
+    }
+    (title, first), *rest = sections.items()
+    return "\n\n".join([f"# {title}\n\n{first}", *(f"## {name}\n\n{body}" for name, body in rest)]) + "\n"
+
+
+def _what(manifest: dict) -> str:
+    student = manifest["student"]
+    return (
+        f"A student of GDRD (arXiv 2409.06371), made by gdrd_jax {manifest['version']}: an aligned face, reduced to "
+        f"{student['resolution']}x{student['resolution']} pixels by the `{manifest['kernel']}` kernel, to an embedding "
+        f"of {student['embedding_dim']} numbers and unit length; the dot product of two is their similarity. Width "
+        f"{student['width']:g}. Fingerprint `{manifest['fingerprint']}`. Licence: {manifest['licence']}."
+    )
+
+
+def _use(size: int) -> str:
+    return (
+        f"For research, and for ranking candidates whom a person then looks at. **A face of {size}x{size} pixels does "
+        "not hold enough of a person to prove who it is**: the error rates below are high, they were measured on "
+        "photographs reduced by a computer, and blur, noise, compression, angle, light and age make them worse in a "
+        "real camera. They also differ between groups of people, which was not measured here. Not for decisions about "
+        "anybody without a person and other evidence, and not for finding people without a legal ground."
+    )
+
+
+def _training(config: dict) -> str:
+    if not config:
+        return "Not known: it was exported from weights without the run's config."
+    data, dis = config["data"], config["dis"]
+    loss = ", ".join(f"{name} {dis[name]:g}" for name in TERMS if dis[name])
+    more = f", without names `{_base(data['unlabelled'])}`" if data["unlabelled"] else ""
+    own = "an SR diffusion network trained on the faces"
+    generative = f"`{_base(config['generative']['path'])}`" if config["generative"]["path"] else own
+    lines = [
+        f"Faces: `{_base(data['path'])}`{more}",
+        f"Discriminative teacher: `{_base(config['discriminative']['path'])}`",
+        f"Generative teacher: {generative}; backbone: {dis['backbone']}",
+        f"Stage gen {config['gen']['steps']:,} steps, stage dis {dis['steps']:,} steps of {dis['batch']} faces; "
+        f"loss: {loss}; seed {config['seed']}",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _base(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def _figures(found: dict) -> str:
+    reference = found["rows"][0]
+    lines = []
+    if "accuracy" in reference:
+        low, high = reference["interval"]
+        lines.append(
+            f"{_base(found['pairs_of'])}, {reference['pairs']:,} pairs, reduced to its resolution: "
+            f"**{reference['accuracy']:.2f} %** (95 % interval {low:.1f} to {high:.1f})."
+        )
+    lines += [
+        f"The same embeddings from every file, on {found['faces']:,} faces of {found['of']}; speeds on "
+        f"{found['machine']}, {found['date']}: batches of {proof.AT_ONCE}, and single faces, medians.",
+        proof.table(found["rows"]).rstrip(),
+    ]
+    return "\n\n".join(lines)
+
+
+def _errors(manifest: dict) -> str:
+    found = bundle.thresholds(manifest)
+    finest = found.fars[-1]
+    rows = [
+        f"| {far:g} | {found.at(far):.4f} | {100 * (1 - found.tar(far)):.1f} |"
+        for far in RATES
+        if far >= found.fars[-1]
+    ]
+    return "\n".join(
+        [
+            f"Of {found.name}: {found.faces:,} faces of {found.people:,} people, {found.between:,} pairs of different "
+            f"people; no rate finer than {finest:.1e} can be told from them. Thresholds were learnt on the faces that "
+            "they are judged on here.",
+            "",
+            "| false accept rate | threshold | false reject rate, % |",
+            "|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _files(manifest: dict) -> str:
+    size = manifest["student"]["resolution"]
+    about = {
+        "student.safetensors": "the weights, for `gdrd_jax.recognizer.Recognizer.load(FOLDER)`",
+        "student.onnx": f"input uint8 RGB [N, {size}, {size}, 3]; mirror image, sum and unit length are inside",
+        "student.nchw.onnx": f"the same, input float32 RGB [N, 3, {size}, {size}], (x - 127.5) / 127.5 (InsightFace's)",
+        "student.int8.onnx": "as student.onnx, 8-bit weights and activations: other embeddings, see the table",
+        "student.stablehlo": f"`jax.export` of a function of uint8 RGB [N, {size}, {size}, 3]",
+    }
+    return "\n".join(f"- `{name}`: {about[name]}. sha256 `{sha}`" for name, sha in manifest["files"].items())

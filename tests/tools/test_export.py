@@ -1,0 +1,161 @@
+"""The tool that exports a student, and what loads what it wrote."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from conftest import make_faces, save_recogniser, save_student
+from onnx import numpy_helper
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+import export  # noqa: E402
+
+from gdrd_jax.data.degrade import resize  # noqa: E402
+from gdrd_jax.recognizer import Recognizer  # noqa: E402
+from gdrd_jax.serving import networks, proof  # noqa: E402
+
+PEOPLE = 12
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    return make_faces(tmp_path_factory.mktemp("faces"), PEOPLE, 3)
+
+
+@pytest.fixture(scope="module")
+def lfw(faces, tmp_path_factory):
+    """The same faces under LFW's names, with two folds of three genuine and three impostor pairs."""
+    root = tmp_path_factory.mktemp("lfw")
+    for person in range(PEOPLE):
+        (root / f"P{person}").mkdir()
+        for image in range(3):
+            pixels = cv2.imread(str(faces / f"p{person}" / f"{image}.png"))
+            cv2.imwrite(str(root / f"P{person}" / f"P{person}_{image + 1:04}.jpg"), pixels)
+    lines = ["2\t3"]
+    for fold in range(2):
+        lines += [f"P{i}\t1\t2" for i in range(6 * fold, 6 * fold + 3)]
+        lines += [f"P{i}\t1\tP{i + 1}\t2" for i in range(6 * fold, 6 * fold + 3)]
+    (root / "pairs.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return save_student(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def exported(workdir, faces, lfw, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "student"
+    other = save_recogniser(tmp_path_factory.mktemp("teacher") / "cells.onnx")
+    words = ["--format", "onnx", "onnx_nchw", "int8", "stablehlo", "--calibration", faces, "--lfw", lfw]
+    words += ["--pairs", lfw / "pairs.txt", "--beside", f"cells={other}"]
+    assert export.main([*map(str, (workdir, folder, *words))]) == 0
+    return folder
+
+
+def low(faces):
+    files = sorted(faces.rglob("*.png"))
+    return np.stack([resize(cv2.cvtColor(cv2.imread(str(f)), cv2.COLOR_BGR2RGB), 16, "area") for f in files])
+
+
+def test_the_exported_folder_is_the_student(exported, workdir, faces):
+    before, after = Recognizer.load(workdir), Recognizer.load(exported)
+    assert after.fingerprint() == before.fingerprint()
+    np.testing.assert_allclose(after.embed(low(faces)), before.embed(low(faces)), atol=1e-6)
+    with pytest.raises(Exception, match="66 pairs of different ones"):
+        after.verify(low(faces)[0], low(faces)[1], far=1e-3)
+    found = after.verify(low(faces)[0], low(faces)[0], far=0.1)
+    assert found.same and found.threshold == after.thresholds.at(0.1)
+
+
+def test_the_onnx_file_runs_alone_and_says_what_it_is(exported, workdir, faces):
+    expected = Recognizer.load(workdir).embed(low(faces))
+    session = onnxruntime.InferenceSession(exported / "student.onnx")
+    np.testing.assert_allclose(session.run(None, {"faces": low(faces)})[0], expected, atol=1e-5)
+    remarks = session.get_modelmeta().custom_metadata_map
+    assert (remarks["resolution"], remarks["kernel"], remarks["colours"]) == ("16", "area", "RGB")
+    assert remarks["fingerprint"] == Recognizer.load(workdir).fingerprint()
+    assert json.loads(remarks["thresholds"])["between"] == PEOPLE * (PEOPLE - 1) / 2 and "terms" in remarks["licence"]
+    other = onnxruntime.InferenceSession(exported / "student.nchw.onnx")
+    x = np.float32(low(faces).transpose(0, 3, 1, 2) / 127.5 - 1)
+    np.testing.assert_allclose(other.run(None, {"faces": x})[0], expected, atol=1e-5)
+
+
+def test_every_file_has_proved_itself(exported):
+    manifest = json.loads((exported / "manifest.json").read_text())
+    rows = {row["name"]: row for row in manifest["proof"]["rows"]}
+    assert list(rows) == ["JAX", "safetensors", "onnx", "onnx_nchw", "int8", "stablehlo", "cells at 112"]
+    for name in ("safetensors", "onnx", "onnx_nchw", "stablehlo"):
+        assert rows[name]["least_cosine"] > 0.99999 and rows[name]["largest_difference"] < 1e-4
+        assert rows[name]["accuracy"] == rows["JAX"]["accuracy"]
+    for row in rows.values():
+        assert 0 <= row["accuracy"] <= 100 and row["faces_per_second"] > 1 and row["one_face_ms"] > 0
+    card = (exported / "README.md").read_text()
+    assert "16x16" in card and "| int8 |" in card and f"{PEOPLE} people, 66 pairs" in card and "| 0.1 |" in card
+    assert "not for finding people" in card and not list(exported.parent.glob("student.*"))
+
+
+def test_a_file_that_does_something_else_is_not_written(workdir, faces, tmp_path, monkeypatch, capsys):
+    right = networks.onnx_model
+
+    def wrong(*given, **settings):
+        model = right(*given, **settings)
+        kernel = next(w for w in model.graph.initializer if len(w.dims) == 4)
+        kernel.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(kernel) * np.float32(1.3), kernel.name))
+        return model
+
+    monkeypatch.setattr(networks, "onnx_model", wrong)
+    assert export.main([*map(str, (workdir, tmp_path / "out", "--calibration", faces))]) == 2
+    assert "onnx: its embeddings have a cosine of only" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_are_told_before_the_work(workdir, faces, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    cases = {
+        (workdir, tmp_path / "full", "--calibration", faces): "holds other things than an exported student",
+        (workdir, tmp_path / "out"): "kept no calibration people; give --calibration",
+        (workdir, tmp_path / "out", "--format", "onxx"): "--format onxx is not known; it can be safetensors, onnx",
+        (workdir, tmp_path / "out", "--best", "--calibration", faces): "best holds no trained weights",
+        (workdir, tmp_path / "out", "--calibration", tmp_path / "none"): "there are no faces at",
+        (workdir, tmp_path / "out", "--calibration", faces, "--lfw", faces): "pairs",
+    }
+    for words, message in cases.items():
+        assert export.main([*map(str, words)]) == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "full" / "thesis.tex").exists() and not (tmp_path / "out").exists()
+
+
+def test_what_was_damaged_on_the_way_is_refused(exported, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    data = (copy / "student.safetensors").read_bytes()
+    (copy / "student.safetensors").write_bytes(data[:-4] + b"\0\0\0\1")
+    with pytest.raises(Exception, match="is missing or is not what was exported; copy the folder again"):
+        Recognizer.load(copy)
+    (copy / "manifest.json").write_text("{}")
+    with pytest.raises(Exception, match="no manifest.json of an exported student"):
+        Recognizer.load(copy)
+
+
+def test_speeds_are_medians_of_what_each_form_takes():
+    import time
+
+    slow = proof.Form("slow", lambda faces: time.sleep(0.002 * len(faces)))
+    fast = proof.Form("fast", lambda faces: time.sleep(0.0002 * len(faces)))
+    found = proof.speeds([slow, fast], np.zeros((3, 16, 16, 3), np.uint8))
+    assert 200 < found[0]["faces_per_second"] < 510 < 1500 < found[1]["faces_per_second"] < 5100
+    assert found[0]["one_face_ms"] > 1.9
+
+
+def test_an_onnx_file_of_today_is_read_by_old_runtimes(exported):
+    model = onnx.load(exported / "student.onnx")
+    assert model.ir_version <= 8 and {each.version for each in model.opset_import if not each.domain} == {17}

@@ -1,0 +1,63 @@
+"""Exports a trained student: ONNX, StableHLO, safetensors, thresholds and a model card, in one folder.
+
+  python tools/export.py runs/mine exported --calibration FACES --lfw LFW --pairs pairs.txt
+
+Every file is run on real faces and compared with the student, and judged on LFW's pairs, before anything is written;
+the table stands in exported/README.md, the model card. FACES are aligned faces of people whose identity the student
+did not learn, of any format; their number decides how small a false accept rate the thresholds can promise. Without
+--calibration the run's own calibration people serve.
+
+  onnx       student.onnx: uint8 RGB [N, R, R, 3] -> float32 [N, D]; all of the embedding is inside
+  onnx_nchw  student.nchw.onnx: float32 RGB [N, 3, R, R], (x - 127.5) / 127.5, as InsightFace's tools feed it
+  int8       student.int8.onnx: as onnx, in 8 bits
+  stablehlo  student.stablehlo: `jax.export`
+
+student.safetensors and manifest.json are always there: `Recognizer.load("exported")` reads them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gdrd_jax.command_line import guarded
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("workdir", type=Path, metavar="WORKDIR", help="of gdrd_jax.main, or the folder of a checkpoint, dis/best")
+    add("folder", type=Path, metavar="FOLDER", help="made, or replaced if it is an exported student")
+    add("--format", nargs="+", default=["onnx"], help="onnx (default), onnx_nchw, int8, stablehlo")
+    add("--best", action="store_true", help="the student that was best on the dev set, not the last one")
+    add("--calibration", type=Path, metavar="FACES", help="faces to learn thresholds on")
+    add("--lfw", type=Path, help="LFW's aligned faces, or a .bin of InsightFace")
+    add("--pairs", type=Path, help="LFW's pairs.txt")
+    add("--beside", action="append", default=[], metavar="M", help="another recogniser for the table: FILE.onnx[:PREP]")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the tool; returns the exit status."""
+    given = arguments(argv)
+
+    def work() -> None:
+        from gdrd_jax.errors import GdrdError
+        from gdrd_jax.serving.export import FORMATS, Settings, export
+
+        if unknown := [name for name in given.format if name not in FORMATS]:
+            raise GdrdError(f"--format {unknown[0]} is not known; it can be {', '.join(FORMATS)}")
+        which = "best" if given.best else "student"
+        export(
+            Settings(
+                given.workdir, which, tuple(given.format), given.calibration, given.lfw, given.pairs,
+                tuple(given.beside),
+            ),
+            given.folder,
+        )  # fmt: skip
+
+    return guarded(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
