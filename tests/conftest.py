@@ -1,6 +1,10 @@
 """Small faces and settings that run in seconds."""
 
+import os
 from pathlib import Path
+
+# Many tests, and the processes that they start, compile the same; before JAX is imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 
 import cv2
 import jax
