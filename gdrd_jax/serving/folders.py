@@ -57,7 +57,7 @@ def embed(recognizer: Recognizer, path: Path, *, align: bool) -> Embedded:
 
 
 def enroll(recognizer: Recognizer, path: Path, folder: Path, *, align: bool, add: bool) -> tuple[Gallery, Embedded]:
-    """Puts the people of `path` (FOLDER/PERSON/IMAGE, or FOLDER/PERSON.jpg) into the gallery `folder`.
+    """Puts the people of `path` into the gallery `folder`; see `add_people`.
 
     Args:
       add: to those who are in it; otherwise it is made anew.
@@ -72,12 +72,21 @@ def enroll(recognizer: Recognizer, path: Path, folder: Path, *, align: bool, add
         raise GdrdError(f"{folder} exists already; add to it with --add, or choose another folder")
     else:
         gallery = Gallery(recognizer.dim, fingerprint)
-    found = embed(recognizer, path, align=align)
-    root = path if path.is_dir() else path.parent
-    people = [images.person(file, root) for file in found.paths]
-    gallery.add(found.embeddings, people, [{"path": str(file.resolve())} for file in found.paths])
+    found = add_people(gallery, recognizer, path, align=align)
     gallery.save(folder)
     return gallery, found
+
+
+def add_people(gallery: Gallery, recognizer: Recognizer, path: Path, *, align: bool) -> Embedded:
+    """Adds the people of a folder, FOLDER/PERSON/IMAGE or FOLDER/PERSON.jpg, with the path of each picture.
+
+    Raises:
+      GdrdError: no usable picture.
+    """
+    found, root = embed(recognizer, path, align=align), path if path.is_dir() else path.parent
+    people = [images.person(file, root) for file in found.paths]
+    gallery.add(found.embeddings, people, [{"path": str(file.resolve())} for file in found.paths])
+    return found
 
 
 def save(found: Embedded, path: Path) -> None:
