@@ -13,8 +13,12 @@ def _terminated(number: int, _frame) -> None:
     raise Interrupted("between two saves", number)
 
 
-def guarded(work: Callable[[], None]) -> int:
+def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:
     """Does the work of a command line.
+
+    Args:
+      work: does it.
+      resumes: the same command goes on where it was stopped.
 
     Returns:
       The exit status: 2 for a user's mistake, 130 after Ctrl-C, 0 after SIGTERM and otherwise.
@@ -33,6 +37,7 @@ def guarded(work: Callable[[], None]) -> int:
     except (Interrupted, KeyboardInterrupt) as stop:
         for number in (signal.SIGINT, signal.SIGTERM):  # a second one would cut through the threads' end
             signal.signal(number, signal.SIG_IGN)
-        print(f"\nstopped: {str(stop) or 'between two saves'}; the same command continues", file=sys.stderr)
+        told = f": {str(stop) or 'between two saves'}; the same command continues" if resumes else ""
+        print(f"\nstopped{told}", file=sys.stderr)
         return 0 if getattr(stop, "signal", signal.SIGINT) == signal.SIGTERM else 130
     return 0

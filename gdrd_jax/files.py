@@ -42,6 +42,16 @@ def writing(directory: Path) -> Iterator[None]:
         ) from error
 
 
+def writable(path: Path) -> None:
+    """Finds out, before long work, whether a file can be written there.
+
+    Raises:
+      GdrdError: it cannot.
+    """
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise GdrdError(f"{path} cannot be written; choose a file in a folder that exists and is yours")
+
+
 def sha256(path: Path) -> str:
     """Of a file's contents, in hexadecimal."""
     with path.open("rb") as file:

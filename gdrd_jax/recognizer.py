@@ -145,9 +145,10 @@ class Recognizer:
         ready = isinstance(faces, np.ndarray) and not align and faces.shape[1:3] == (self.resolution, self.resolution)
         if not ready:
             found = list(images.seen(faces, functools.partial(self.see, align=align)))
-            for number, one in enumerate(found):
+            for number, (given, one) in enumerate(zip(faces, found)):
                 if isinstance(one, GdrdError):
-                    raise GdrdError(f"face {number}: {one}" if len(found) > 1 else str(one))
+                    nameless = isinstance(given, np.ndarray) and len(found) > 1
+                    raise GdrdError(f"face {number}: {one}" if nameless else str(one))
             faces = np.array(found, np.uint8).reshape(-1, self.resolution, self.resolution, 3)
         if faces.dtype != np.uint8 or faces.shape[3:] != (3,):
             raise GdrdError(f"faces are {faces.dtype} {list(faces.shape)}; give uint8 RGB [N, H, W, 3]")

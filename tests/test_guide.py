@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "guide.md"
 # A training of seconds in place of the quickstart's; else the commands stand as they are.
 SHORTER = (
-    "--config.sr.channels='(8,16,16)' --config.sr.size=16 --config.sr.steps=4 --config.gen.steps=20 --config.dis.steps=60"
+    "--config.sr.channels='(8,16,16)' --config.sr.size=16 --config.sr.steps=4 "
+    "--config.gen.steps=20 --config.dis.steps=60"
 )
 
 

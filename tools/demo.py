@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         finally:  # also after SIGTERM, or the pictures stay
             page.close(verbose=False)
 
-    return guarded(work)
+    return guarded(work, resumes=False)
 
 
 if __name__ == "__main__":

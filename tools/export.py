@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
             given.folder,
         )  # fmt: skip
 
-    return guarded(work)
+    return guarded(work, resumes=False)
 
 
 if __name__ == "__main__":

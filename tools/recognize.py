@@ -74,12 +74,14 @@ def main(argv: list[str]) -> int:
             if len(bad) > SHOWN:
                 print("  ... all with --json")
 
-    return guarded(work) or int(bool(bad))
+    return guarded(work, resumes=False) or int(bool(bad))
 
 
 def _embed(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
+    from gdrd_jax.files import writable
     from gdrd_jax.serving import folders
 
+    writable(given.out)
     found = folders.embed(recognizer, given.path, align=given.align)
     folders.save(found, given.out)
     if not given.json:
@@ -112,11 +114,14 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     from gdrd_jax.errors import GdrdError
     from gdrd_jax.evaluation.report import png
+    from gdrd_jax.files import writable
     from gdrd_jax.serving import folders
     from gdrd_jax.serving.gallery import Gallery
 
     if given.k < 1:
         raise GdrdError(f"-k is {given.k}; it must be at least 1")
+    if given.pictures:
+        writable(given.pictures)
     threshold = None if given.far is None else recognizer.threshold(given.far)
     gallery = Gallery.load(given.gallery, recognizer.fingerprint())
     if given.templates:

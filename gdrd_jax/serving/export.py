@@ -77,8 +77,8 @@ def export(settings: Settings, folder: Path) -> dict:
         raise GdrdError(f"{folder} holds other things than an exported student; choose another folder")
     recognizer = Recognizer.load(settings.workdir, settings.which)
     beside = [_beside(open_model(text)) for text in settings.beside]
-    named, faces, labels = _calibration(settings, recognizer)
     judges = _judges(settings, recognizer)
+    named, faces, labels = _calibration(settings, recognizer)
     thresholds = Thresholds.learn(recognizer.embed(faces), labels, named)
     few = faces[np.random.default_rng(0).permutation(len(faces))[:PROVED]]
     fingerprint, formats = recognizer.fingerprint(), dict.fromkeys(("safetensors", *settings.formats))
@@ -133,6 +133,8 @@ def _calibration(settings: Settings, recognizer: Recognizer) -> tuple[str, np.nd
 
 def _judges(settings: Settings, recognizer: Recognizer) -> Judges | None:
     if not settings.lfw:
+        if settings.pairs:
+            raise GdrdError("--pairs needs the faces that it names: --lfw FACES")
         return None
     pairs = dev.open_pairs(settings.lfw, settings.pairs)
     return Judges(pairs, dev.reduced(pairs.faces, recognizer.resolution, recognizer.kernel))

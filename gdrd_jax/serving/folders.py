@@ -95,8 +95,8 @@ def save(found: Embedded, path: Path) -> None:
     Raises:
       GdrdError: it cannot be written.
     """
-    with writing(path):
-        np.savez(path, paths=np.array([str(file) for file in found.paths]), embeddings=found.embeddings)
+    with writing(path), path.open("wb") as file:  # np.savez adds a suffix to a name
+        np.savez(file, paths=np.array([*map(str, found.paths)]), embeddings=found.embeddings)
 
 
 def picture(recognizer: Recognizer, probes: list[Path], matches: list[list[Match]], *, align: bool) -> np.ndarray:

@@ -128,6 +128,7 @@ def test_mistakes_are_told_before_the_work(workdir, faces, tmp_path, capsys):
         (workdir, tmp_path / "out", "--best", "--calibration", faces): "best holds no trained weights",
         (workdir, tmp_path / "out", "--calibration", tmp_path / "none"): "there are no faces at",
         (workdir, tmp_path / "out", "--calibration", faces, "--lfw", faces): "pairs",
+        (workdir, tmp_path / "out", "--calibration", faces, "--pairs", faces): "--pairs needs the faces",
     }
     for words, message in cases.items():
         assert export.main([*map(str, words)]) == 2

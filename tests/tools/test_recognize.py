@@ -93,6 +93,8 @@ def test_more_people_can_be_added(call, faces, tmp_path):
         (("search", "FACES", "--gallery", "known", "--far", "0.01"), "no thresholds; export it"),
         (("verify", "A", "A"), "no thresholds; export it"),
         (("embed", "empty", "--out", "x.npz"), "holds no images"),
+        (("embed", "FACES", "--out", "nowhere/x.npz"), "nowhere/x.npz cannot be written; choose a file in a folder"),
+        (("search", "FACES", "--gallery", "known", "--pictures", "empty"), "empty cannot be written"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(call, faces, tmp_path, monkeypatch, words, message):
