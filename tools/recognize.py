@@ -18,8 +18,6 @@ from pathlib import Path
 
 from gdrd_jax.command_line import guarded
 
-SHOWN = 10  # bad pictures
-
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
@@ -67,12 +65,10 @@ def main(argv: list[str]) -> int:
         bad.extend(left_out)
         reasons = [{"path": str(path), "reason": reason} for path, reason in bad]
         if given.json:
-            print(json.dumps(tell | ({"left_out": reasons} if bad else {}), indent=1, ensure_ascii=False))
+            print(json.dumps(tell | ({"left_out": reasons} if bad else {}), indent=1))
         elif bad:
             print(f"left out: {len(bad)}")
-            print("\n".join(f"  {each['reason']}" for each in reasons[:SHOWN]))
-            if len(bad) > SHOWN:
-                print("  ... all with --json")
+            print("\n".join(f"  {each['reason']}" for each in reasons))
 
     return guarded(work, resumes=False) or int(bool(bad))
 
@@ -120,6 +116,8 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 
     if given.k < 1:
         raise GdrdError(f"-k is {given.k}; it must be at least 1")
+    if given.templates and given.far is not None:
+        raise GdrdError("thresholds are of single faces, means of several pass more often: --far or --templates")
     if given.pictures:
         writable(given.pictures)
     threshold = None if given.far is None else recognizer.threshold(given.far)
@@ -134,7 +132,7 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
         {
             "path": str(path),
             "matches": [
-                {"id": m.id, "similarity": m.similarity, **m.metadata}
+                {**m.metadata, "id": m.id, "similarity": m.similarity}
                 | ({} if threshold is None else {"accepted": m.similarity >= threshold})
                 for m in line
             ],

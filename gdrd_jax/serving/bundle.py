@@ -8,6 +8,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from gdrd_jax.data.degrade import KERNELS
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import sha256
 from gdrd_jax.serving.thresholds import Thresholds
@@ -39,17 +40,25 @@ def read(folder: Path) -> dict:
     Raises:
       GdrdError: it is damaged, or of another version.
     """
+    manifest = described_by(folder)
+    if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != manifest["files"][WEIGHTS]:
+        raise GdrdError(f"{folder / WEIGHTS} is missing or is not what was exported; copy the folder again")
+    return manifest
+
+
+def described_by(folder: Path) -> dict:
+    """The manifest alone; raises as `read`."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}")
         for key in ("student", "kernel", "fingerprint", "thresholds"):
             manifest[key]
-        wanted = manifest["files"][WEIGHTS]
+        manifest["files"][WEIGHTS]
+        if manifest["kernel"] not in KERNELS:
+            raise ValueError(f"kernel {manifest['kernel']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GdrdError(f"{folder} holds no manifest.json of an exported student that this version reads") from error
-    if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != wanted:
-        raise GdrdError(f"{folder / WEIGHTS} is missing or is not what was exported; copy the folder again")
     return manifest
 
 

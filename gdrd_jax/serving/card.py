@@ -13,7 +13,7 @@ def text(manifest: dict) -> str:
     sections = {
         f"Face recogniser for {size}x{size} pixels (GDRD)": _what(manifest),
         "What it is for, and what not": _use(size),
-        "What it learnt from": _training(manifest["training"]),
+        "What it learnt from": _training(manifest["training"], manifest["best_at_step"]),
         "What it reaches": _figures(manifest["proof"]),
         "Error rates": _errors(manifest),
         "Files": _files(manifest),
@@ -42,26 +42,23 @@ def _use(size: int) -> str:
     )
 
 
-def _training(config: dict) -> str:
+def _training(config: dict, step: int | None) -> str:
     if not config:
         return "Not known: it was exported from weights without the run's config."
+    best = "" if step is None else f", taken at step {step:,}, where it was best on the dev set"
     data, dis = config["data"], config["dis"]
     loss = ", ".join(f"{name} {dis[name]:g}" for name in TERMS if dis[name])
-    more = f", without names `{_base(data['unlabelled'])}`" if data["unlabelled"] else ""
+    more = f", without names `{data['unlabelled']}`" if data["unlabelled"] else ""
     own = "an SR diffusion network trained on the faces"
-    generative = f"`{_base(config['generative']['path'])}`" if config["generative"]["path"] else own
+    generative = f"`{config['generative']['path']}`" if config["generative"]["path"] else own
     lines = [
-        f"Faces: `{_base(data['path'])}`{more}",
-        f"Discriminative teacher: `{_base(config['discriminative']['path'])}`",
+        f"Faces: `{data['path']}`{more}",
+        f"Discriminative teacher: `{config['discriminative']['path']}`",
         f"Generative teacher: {generative}; backbone: {dis['backbone']}",
-        f"Stage gen {config['gen']['steps']:,} steps, stage dis {dis['steps']:,} steps of {dis['batch']} faces; "
+        f"Stage gen {config['gen']['steps']:,} steps, stage dis {dis['steps']:,} steps of {dis['batch']} faces{best}; "
         f"loss: {loss}; seed {config['seed']}",
     ]
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _base(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2]
 
 
 def _figures(found: dict) -> str:
@@ -70,7 +67,7 @@ def _figures(found: dict) -> str:
     if "accuracy" in reference:
         low, high = reference["interval"]
         lines.append(
-            f"{_base(found['pairs_of'])}, {reference['pairs']:,} pairs, reduced to its resolution: "
+            f"{found['pairs_of']}, {reference['pairs']:,} pairs, reduced to its resolution: "
             f"**{reference['accuracy']:.2f} %** (95 % interval {low:.1f} to {high:.1f})."
         )
     lines += [
@@ -83,17 +80,14 @@ def _figures(found: dict) -> str:
 
 def _errors(manifest: dict) -> str:
     found = bundle.thresholds(manifest)
-    finest = found.fars[-1]
     rows = [
-        f"| {far:g} | {found.at(far):.4f} | {100 * (1 - found.tar(far)):.1f} |"
-        for far in RATES
-        if far >= found.fars[-1]
+        f"| {far:g} | {found.at(far):.4f} | {100 * (1 - found.tar(far)):.1f} |" for far in RATES if found.supports(far)
     ]
     return "\n".join(
         [
             f"Of {found.name}: {found.faces:,} faces of {found.people:,} people, {found.between:,} pairs of different "
-            f"people; no rate finer than {finest:.1e} can be told from them. Thresholds were learnt on the faces that "
-            "they are judged on here.",
+            f"people; no rate finer than {found.fars[-1]:.1e} can be told from them. Thresholds were learnt on the "
+            "faces that they are judged on here.",
             "",
             "| false accept rate | threshold | false reject rate, % |",
             "|---|---|---|",
@@ -108,7 +102,8 @@ def _files(manifest: dict) -> str:
         "student.safetensors": "the weights, for `gdrd_jax.recognizer.Recognizer.load(FOLDER)`",
         "student.onnx": f"input uint8 RGB [N, {size}, {size}, 3]; mirror image, sum and unit length are inside",
         "student.nchw.onnx": f"the same, input float32 RGB [N, 3, {size}, {size}], (x - 127.5) / 127.5 (InsightFace's)",
-        "student.int8.onnx": "as student.onnx, 8-bit weights and activations: other embeddings, see the table",
+        "student.int8.onnx": "as student.onnx, 8-bit weights and activations: other embeddings, with a fingerprint and "
+        "thresholds of their own in the file's metadata",
         "student.stablehlo": f"`jax.export` of a function of uint8 RGB [N, {size}, {size}, 3]",
     }
     return "\n".join(f"- `{name}`: {about[name]}. sha256 `{sha}`" for name, sha in manifest["files"].items())

@@ -168,13 +168,7 @@ class Demo:
     def matches(self, face: np.ndarray) -> list[tuple[np.ndarray | None, Match]]:
         """The faces of the gallery that are most like one of `face`: uint8 RGB, None where the file is gone."""
         found = self.gallery.search(self.searcher.embed(face), MATCHES)[0]
-        return [(self._known(match.metadata.get("path", "")), match) for match in found]
-
-    def _known(self, path: str) -> np.ndarray | None:
-        try:
-            return self.searcher.face(path, align=self.align)
-        except GdrdError:
-            return None
+        return [(folders.enrolled(self.searcher, match), match) for match in found]
 
 
 def _similarity(embed: Callable[[np.ndarray], np.ndarray], faces: Sequence[np.ndarray]) -> float:

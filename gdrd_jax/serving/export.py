@@ -20,13 +20,13 @@ from gdrd_jax.data.formats import open_faces
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.errors import GdrdError, require
 from gdrd_jax.evaluation import dev
-from gdrd_jax.evaluation.models import Model, open_model
-from gdrd_jax.files import replacing, write_json
+from gdrd_jax.evaluation.models import open_model
+from gdrd_jax.files import replacing, sha256, write_json
 from gdrd_jax.models.student import unset_student
 from gdrd_jax.recognizer import Recognizer, directory_of
 from gdrd_jax.serving import bundle, card, networks, proof
 from gdrd_jax.serving.proof import Form, Judges
-from gdrd_jax.serving.thresholds import Thresholds
+from gdrd_jax.serving.thresholds import LEAST_PEOPLE, Thresholds, compared
 
 LOG = logging.getLogger(__name__)
 FORMATS = {
@@ -73,10 +73,9 @@ def export(settings: Settings, folder: Path) -> dict:
     """
     for package in ("onnx", "onnxruntime", "safetensors"):
         require(package, "export")
-    if folder.exists() and any(folder.iterdir()) and not (folder / bundle.MANIFEST).exists():
-        raise GdrdError(f"{folder} holds other things than an exported student; choose another folder")
+    _refuse_others(folder)
     recognizer = Recognizer.load(settings.workdir, settings.which)
-    beside = [_beside(open_model(text)) for text in settings.beside]
+    beside = [_beside(text) for text in settings.beside]
     judges = _judges(settings, recognizer)
     named, faces, labels = _calibration(settings, recognizer)
     thresholds = Thresholds.learn(recognizer.embed(faces), labels, named)
@@ -87,24 +86,28 @@ def export(settings: Settings, folder: Path) -> dict:
         "colours": "RGB", "thresholds": json.dumps(dataclasses.asdict(thresholds)), "licence": card.LICENCE,
         "made_by": f"gdrd_jax {__version__}",
     }  # fmt: skip
-    description = load_description(directory_of(settings.workdir, settings.which))["student"]
+    description = load_description(directory_of(settings.workdir, settings.which))
+    arguments = description["student"]
     with replacing(folder) as new:
         paths = {name: new / FORMATS[name] for name in formats}
         for name, path in paths.items():
             _write(name, path, recognizer, remarks, few)
-        written = [_form(name, path, recognizer, description) for name, path in paths.items()]
+        if "int8" in paths:
+            _describe_apart(paths["int8"], faces, labels, named)
+        written = [_form(name, path, recognizer, arguments) for name, path in paths.items()]
         forms = [Form("JAX", recognizer.embed), *written]
         LOG.info("comparing %s on %d faces", ", ".join(form.name for form in [*forms, *beside]), len(few))
         rows = proof.prove([*forms, *beside], few, judges)
         _refuse_wrong(rows)
         manifest = {
-            **bundle.described(description, recognizer.kernel, fingerprint, thresholds, list(paths.values())),
+            **bundle.described(arguments, recognizer.kernel, fingerprint, thresholds, list(paths.values())),
             "proof": {
-                "rows": rows, "faces": len(few), "of": named, "pairs_of": str(settings.lfw) if judges else "",
+                "rows": rows, "faces": len(few), "of": named, "pairs_of": settings.lfw.name if judges else "",
                 "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
                 "date": datetime.date.today().isoformat(),
             },
-            "training": _training(settings.workdir), "licence": card.LICENCE, "version": __version__,
+            "training": _nameless(_training(settings.workdir)), "best_at_step": description.get("step"),
+            "licence": card.LICENCE, "version": __version__,
         }  # fmt: skip
         (new / "README.md").write_text(card.text(manifest))
         write_json(new / bundle.MANIFEST, manifest)
@@ -112,18 +115,32 @@ def export(settings: Settings, folder: Path) -> dict:
     return manifest
 
 
+def _refuse_others(folder: Path) -> None:
+    """What is replaced has to be an exported student and nothing else."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    strange = {path.name for path in folder.iterdir()} - {*FORMATS.values(), bundle.MANIFEST, "README.md"}
+    if not strange:
+        bundle.described_by(folder)
+    else:
+        raise GdrdError(
+            f"{folder} holds other things than an exported student, such as {min(strange)}; choose another folder"
+        )
+
+
 def _calibration(settings: Settings, recognizer: Recognizer) -> tuple[str, np.ndarray, np.ndarray]:
     """A name, low-resolution faces `[N, R, R, 3]` and labels of people who are strangers to the student."""
     if settings.calibration:
-        found = checked(open_faces(settings.calibration))
+        found = open_faces(settings.calibration)
+        found = checked(found.take(compared(found.labels)))
         return settings.calibration.name, dev.reduced(found, recognizer.resolution, recognizer.kernel), found.labels
     run = _training(settings.workdir)
     people = run.get("data", {}).get("calibration_people", 0)
     known = settings.workdir / "faces" / "train.json"
-    if people < 2 or not known.exists():
+    if people < LEAST_PEOPLE or not known.exists():
         raise GdrdError(
-            "there is nobody to learn thresholds on: this run kept no calibration people; give --calibration FACES, "
-            "aligned faces of people whose identity the student did not learn"
+            f"there is nobody to learn thresholds on: this run kept {people or 'no'} calibration people; give "
+            "--calibration FACES, aligned faces of people whose identity the student did not learn"
         )
     found = Faces.load(known)
     found = found.take(found.few_of_last(people, max(np.bincount(found.labels))))
@@ -144,6 +161,29 @@ def _training(workdir: Path) -> dict:
     """The run's config; empty where it is not known."""
     path = workdir / "config.json"
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _nameless(config: dict) -> dict:
+    """Without the folders of the machine that it was trained on."""
+    if not isinstance(config, dict):
+        return Path(config).name if isinstance(config, str) and os.sep in config else config
+    return {key: _nameless(value) for key, value in config.items()}
+
+
+def _describe_apart(path: Path, faces: np.ndarray, labels: np.ndarray, named: str) -> None:
+    """Gives a file whose embeddings are not the student's thresholds and a fingerprint of its own."""
+    onnx = require("onnx", "export")
+    thresholds = Thresholds.learn(_session(path)(faces), labels, named)
+    model = onnx.load(path)
+    remarks = {entry.key: entry.value for entry in model.metadata_props}
+    own = {"fingerprint": sha256(path), "thresholds": json.dumps(dataclasses.asdict(thresholds))}
+    onnx.helper.set_model_props(model, remarks | own)
+    path.write_bytes(model.SerializeToString())
+
+
+def _session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    session = require("onnxruntime", "export").InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda faces: session.run(None, {networks.INPUT: faces})[0]
 
 
 def _write(name: str, path: Path, recognizer: Recognizer, remarks: dict[str, str], faces: np.ndarray) -> None:
@@ -168,17 +208,19 @@ def _form(name: str, path: Path, recognizer: Recognizer, settings: dict) -> Form
         return Form(name, dataclasses.replace(recognizer, student=student).embed)
     if name == "stablehlo":
         return Form(name, networks.stablehlo_function(path.read_bytes()))
-    session = require("onnxruntime", "export").InferenceSession(path, providers=["CPUExecutionProvider"])
-    run = lambda faces: session.run(None, {networks.INPUT: faces})[0]  # noqa: E731
-    return Form(name, run, _for_insightface if name == "onnx_nchw" else np.asarray, same=name not in INEXACT)
+    return Form(name, _session(path), _for_insightface if name == "onnx_nchw" else np.asarray)
 
 
 def _for_insightface(faces: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((faces.transpose(0, 3, 1, 2) - np.float32(127.5)) / np.float32(127.5))
 
 
-def _beside(model: Model) -> Form:
+def _beside(text: str) -> Form:
     """Another recogniser, fed with enlarged faces."""
+    try:
+        model = open_model(text)
+    except GdrdError as error:
+        raise GdrdError(str(error).replace("--model", "--beside")) from error
     prepare: Callable = lambda faces: np.stack([resize(face, model.size, "bicubic") for face in faces])  # noqa: E731
     name = f"{model.name} at {FACE_SIZE}" if model.size == FACE_SIZE else model.name
     return Form(name, model.embed, prepare, same=False)
@@ -186,7 +228,7 @@ def _beside(model: Model) -> Form:
 
 def _refuse_wrong(rows: list[dict]) -> None:
     for row in rows:
-        if not row.get("least_cosine", 1.0) > LEAST_COSINE:
+        if row["name"] not in INEXACT and not row.get("least_cosine", 1.0) > LEAST_COSINE:
             raise GdrdError(
                 f"{row['name']}: its embeddings have a cosine of only {row['least_cosine']:.6f} to the student's; "
                 "nothing was written. This is a mistake of this program; please report it"

@@ -1,7 +1,6 @@
 """Folders of pictures: embedded, enrolled and searched, the bad ones told at the end."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from gdrd_jax.evaluation.report import grid
 from gdrd_jax.files import writing
 from gdrd_jax.recognizer import BATCH, Recognizer
 from gdrd_jax.serving import images
-from gdrd_jax.serving.gallery import Gallery, Match
+from gdrd_jax.serving.gallery import MANIFEST, Gallery, Match
 
 SHOWN = 12  # probes in a picture
 
@@ -68,7 +67,7 @@ def enroll(recognizer: Recognizer, path: Path, folder: Path, *, align: bool, add
     fingerprint = recognizer.fingerprint()
     if add:
         gallery = Gallery.load(folder, fingerprint)
-    elif folder.exists():
+    elif (folder / MANIFEST).exists():
         raise GdrdError(f"{folder} exists already; add to it with --add, or choose another folder")
     else:
         gallery = Gallery(recognizer.dim, fingerprint)
@@ -78,14 +77,14 @@ def enroll(recognizer: Recognizer, path: Path, folder: Path, *, align: bool, add
 
 
 def add_people(gallery: Gallery, recognizer: Recognizer, path: Path, *, align: bool) -> Embedded:
-    """Adds the people of a folder, FOLDER/PERSON/IMAGE or FOLDER/PERSON.jpg, with the path of each picture.
+    """Adds the people of a folder, FOLDER/PERSON/IMAGE or FOLDER/PERSON.jpg, as metadata `path` and `align`.
 
     Raises:
       GdrdError: no usable picture.
     """
     found, root = embed(recognizer, path, align=align), path if path.is_dir() else path.parent
     people = [images.person(file, root) for file in found.paths]
-    gallery.add(found.embeddings, people, [{"path": str(file.resolve())} for file in found.paths])
+    gallery.add(found.embeddings, people, [{"path": str(file.resolve()), "align": align} for file in found.paths])
     return found
 
 
@@ -103,14 +102,16 @@ def picture(recognizer: Recognizer, probes: list[Path], matches: list[list[Match
     """Each probe as the student sees it, as it is, and the faces it was taken for: uint8 RGB `[H, W, 3]`."""
     lines = []
     for probe, found in zip(probes[:SHOWN], matches):
-        line = [recognizer.see(probe, align=align), _thumbnail(recognizer, probe, align)]
-        lines.append([*line, *(_thumbnail(recognizer, match.metadata.get("path", ""), align) for match in found)])
+        known = [enrolled(recognizer, match) for match in found]
+        gone = np.full((8, 8, 3), 255, np.uint8)
+        faces = [recognizer.see(probe, align=align), recognizer.face(probe, align=align)]
+        lines.append([*faces, *(gone if face is None else face for face in known)])
     return grid(lines)
 
 
-def _thumbnail(recognizer: Recognizer, path: str | os.PathLike, align: bool) -> np.ndarray:
-    """The face at the size it has; white where its file is gone."""
+def enrolled(recognizer: Recognizer, match: Match) -> np.ndarray | None:
+    """The face that `add_people` added, at the size it has, uint8 RGB `[S, S, 3]`; None where its file is gone."""
     try:
-        return recognizer.face(path, align=align)
+        return recognizer.face(match.metadata.get("path", ""), align=match.metadata.get("align", False))
     except GdrdError:
-        return np.full((8, 8, 3), 255, np.uint8)
+        return None

@@ -13,6 +13,7 @@ probe, and only the best faces' embeddings.
 """
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from gdrd_jax.files import locked, write_json, writing
 
 FORMAT = 1  # of the folder
 MANIFEST, VERSION = "gallery.json", "gallery."
+OURS = re.compile(re.escape(VERSION) + "[0-9a-f]{8}")
 EXACT = 20_000  # faces up to which codes would save no time
 AXES, SHARE = 128, 0.8  # at least so many axes, and as many as hold this share of the embeddings' variance
 SAMPLE = 50_000  # faces from which the axes are found
@@ -62,7 +64,8 @@ class Gallery:
     def __init__(self, dim: int, fingerprint: str):
         """An empty one, in memory."""
         self.dim, self.fingerprint = dim, fingerprint
-        self._folder: Path | None = None
+        self._folder: Path | None = None  # where it was loaded from or saved
+        self._version: str | None = None  # of what is there
         # What was loaded comes first, and is never changed.
         self._saved, self._text, self._starts = np.empty((0, dim), "<f4"), np.empty(0, np.uint8), np.zeros(1, "<i8")
         self._axes = self._codes = None
@@ -201,16 +204,19 @@ class Gallery:
         """Writes the gallery, in the place of one that is there already; other files there are left alone.
 
         Whenever it is killed, the folder holds the old gallery or the new one, and whoever has opened the old one can
-        go on searching in it. What another process has added to the folder since this one loaded it is lost.
+        go on searching in it.
 
         Raises:
-          GdrdError: it is empty, another process is saving there, or the folder could not be written.
+          GdrdError: it is empty, another process is saving there or has saved since this one was loaded from there,
+            or the folder could not be written.
         """
         if not len(self):
             raise GdrdError(f"the gallery is empty; add faces before saving it in {folder}")
-        folder = Path(folder)
+        folder = Path(folder).resolve()
         version = f"{VERSION}{uuid.uuid4().hex[:8]}"
         with writing(folder), locked(folder):
+            if self._folder == folder and self._version != _version(folder):
+                raise GdrdError(f"the gallery {folder} was changed by another process meanwhile; load it and add again")
             try:
                 (folder / version).mkdir()
                 self._write(folder / version)
@@ -220,11 +226,13 @@ class Gallery:
                     "version": version, "sizes": sizes,
                 })  # fmt: skip
             except BaseException:
-                shutil.rmtree(folder / version, ignore_errors=True)
+                if _version(folder) != version:
+                    shutil.rmtree(folder / version, ignore_errors=True)
                 raise
-            for old in folder.glob(f"{VERSION}*/"):
-                if old.name != version:
+            for old in folder.iterdir():
+                if OURS.fullmatch(old.name) and old.name != version:
                     shutil.rmtree(old, ignore_errors=True)
+        self._folder, self._version = folder, version
 
     def _write(self, folder: Path) -> None:
         with (folder / "embeddings.f32").open("wb") as file:
@@ -261,7 +269,7 @@ class Gallery:
         Raises:
           GdrdError: no gallery there, one of another recogniser, or damage.
         """
-        folder = Path(folder)
+        folder = Path(folder).resolve()
         manifest = _manifest(folder)
         if fingerprint not in (None, manifest["fingerprint"]):
             raise GdrdError(
@@ -269,14 +277,14 @@ class Gallery:
                 f"{fingerprint[:12]}), whose embeddings cannot be compared; enrol its faces with this one"
             )
         gallery = cls(manifest["dim"], manifest["fingerprint"])
-        gallery._folder = folder
+        gallery._folder, gallery._version = folder, manifest["version"]
         try:
             gallery._open(folder / manifest["version"], manifest)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError, RuntimeError) as error:
             if _manifest(folder) != manifest:  # saved again meanwhile
                 return cls.load(folder, fingerprint)
-            raise gallery._damaged(f"{error.filename} is missing") from error
-        except (ValueError, RuntimeError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise gallery._damaged(f"{error.filename} is missing") from error
             raise gallery._damaged("its axes and codes cannot be read") from error
         return gallery
 
@@ -300,11 +308,19 @@ def _manifest(folder: Path) -> dict:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}")
-        for key in ("fingerprint", "dim", "faces", "version", "sizes"):
-            manifest[key]
+        for key, kind in {"fingerprint": str, "dim": int, "faces": int, "version": str, "sizes": dict}.items():
+            if not isinstance(manifest[key], kind):
+                raise ValueError(f"{key} is {manifest[key]!r}")
+        if not OURS.fullmatch(manifest["version"]):
+            raise ValueError(f"version {manifest['version']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GdrdError(f"{folder} holds no {MANIFEST} of a gallery that this version reads; save one there") from error
     return manifest
+
+
+def _version(folder: Path) -> str | None:
+    """Of the gallery that is there, if one is."""
+    return _manifest(folder)["version"] if (folder / MANIFEST).exists() else None
 
 
 def _unit(embeddings: np.ndarray, dim: int) -> np.ndarray:

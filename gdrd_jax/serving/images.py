@@ -1,5 +1,6 @@
 """Pictures as people have them, brought to what a student sees."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 from gdrd_jax.data.align import Aligner
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.data.faces import decode
-from gdrd_jax.data.formats import is_image, tree
+from gdrd_jax.data.formats import MANIFEST, is_image, tree
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.errors import GdrdError
 
+LOG = logging.getLogger(__name__)
 Image = str | os.PathLike | np.ndarray
 LEAST = 0.5  # of the student's resolution; a smaller crop holds no face
 
@@ -69,7 +71,11 @@ def _pixels(image: Image) -> np.ndarray:
         path = Path(image)
         if not path.is_file():
             raise GdrdError(f"there is no file {str(path)!r}")
-        return decode(path.read_bytes(), path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise GdrdError(f"{path} cannot be read: {error.strerror}") from error
+        return decode(data, path)
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -90,7 +96,7 @@ def seen(images: Sequence[Image], one: Callable[[Image], np.ndarray]) -> Iterato
 
 
 def find(path: Path) -> list[Path]:
-    """The images in a folder, at any depth, in natural order; of a file itself.
+    """The images in a folder, at any depth, in natural order; of a file itself. Other files are counted and told.
 
     Raises:
       GdrdError: there is nothing, or no image in it.
@@ -99,10 +105,15 @@ def find(path: Path) -> list[Path]:
         raise GdrdError(f"there is no file or folder {str(path)!r}")
     if path.is_file():
         return [path]
-    found = [path / name for name in tree(path).names if is_image(name)]
-    if not found:
+    if (path / MANIFEST).exists():
+        raise GdrdError(f"{path} is a store of prepare_faces.py; give the pictures that it was made of")
+    names = tree(path).names
+    others = [name for name in names if not is_image(name)]
+    if len(others) == len(names):
         raise GdrdError(f"{path} holds no images")
-    return found
+    if others:
+        LOG.info("%s: %d files are no images by their names and are left out, such as %s", path, len(others), others[0])
+    return [path / name for name in names if is_image(name)]
 
 
 def person(path: Path, root: Path) -> str:

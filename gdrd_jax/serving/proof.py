@@ -23,7 +23,7 @@ class Form:
       name: of its row.
       embed: what `prepare` made -> float32 `[N, D]`, unit length.
       prepare: uint8 RGB `[N, R, R, 3]` -> what it is fed with; not timed.
-      same: it has to give what the first form gives.
+      same: it is a form of the same student, to be compared with the first one.
     """
 
     name: str

@@ -7,6 +7,8 @@ import numpy as np
 from gdrd_jax.errors import GdrdError
 
 FACES_PER_PERSON = 10  # that are compared; more of them say little about other people
+FACES = 6000  # of all; 18 million pairs
+LEAST_PEOPLE = 3
 PER_DECADE = 20  # FARs at which a threshold is kept
 LARGEST_FAR = 0.5
 
@@ -42,15 +44,18 @@ class Thresholds:
           name: of the faces.
 
         Raises:
-          GdrdError: fewer than two people, or nobody with two faces.
+          GdrdError: fewer than three people, or nobody with two faces.
         """
-        rows = _few_of_each(labels)
+        rows = compared(labels)
         embeddings, labels = embeddings[rows], labels[rows]
         first, second = np.triu_indices(len(labels), 1)
         scores, same = (embeddings @ embeddings.T)[first, second], labels[first] == labels[second]
-        if not same.any() or same.all():
-            raise GdrdError(f"{name} has {len(set(labels.tolist()))} people and {same.sum()} pairs of faces of one")
         people = len(np.unique(labels))
+        if people < LEAST_PEOPLE or not same.any():
+            raise GdrdError(
+                f"{name} has {people} people and {same.sum()} pairs of faces of one; thresholds need at least "
+                f"{LEAST_PEOPLE} people, one of them with two faces"
+            )
         between = people * (people - 1) // 2
         impostors, genuine = np.sort(scores[~same])[::-1], np.sort(scores[same])
         decades = np.log10(between * LARGEST_FAR)
@@ -70,6 +75,10 @@ class Thresholds:
         """
         return self.values[self._index(far)]
 
+    def supports(self, far: float) -> bool:
+        """Whether the faces it was learnt on can tell so small a rate."""
+        return far >= self.fars[-1] * (1 - 1e-9)
+
     def tar(self, far: float) -> float:
         """The true accept rate there, of the same faces; raises as `at`."""
         return self.tars[self._index(far)]
@@ -77,18 +86,20 @@ class Thresholds:
     def _index(self, far: float) -> int:
         if not 0 < far <= LARGEST_FAR:
             raise GdrdError(f"a false accept rate of {far:g} was asked for; it is above 0 and at most {LARGEST_FAR:g}")
-        finest = self.fars[-1]
-        if far < finest * (1 - 1e-9):
+        if not self.supports(far):
             raise GdrdError(
                 f"a false accept rate of {far:g} is finer than the calibration supports: {self.name} has {self.people} "
-                f"people, {self.between} pairs of different ones, enough for {finest:.1e}; "
+                f"people, {self.between} pairs of different ones, enough for {self.fars[-1]:.1e}; "
                 "export the student again with more people (--calibration)"
             )
         return next(i for i, kept in enumerate(self.fars) if kept <= far * (1 + 1e-9))
 
 
-def _few_of_each(labels: np.ndarray) -> np.ndarray:
+def compared(labels: np.ndarray) -> np.ndarray:
+    """Rows of the faces that `Thresholds.learn` compares, rising: not too many of anybody, nor of all."""
     order = np.argsort(labels, kind="stable")
     ranked = labels[order]
     number = np.arange(len(order)) - np.searchsorted(ranked, ranked)
-    return np.sort(order[number < FACES_PER_PERSON])
+    order, number = order[number < FACES_PER_PERSON], number[number < FACES_PER_PERSON]
+    two_of_each_first = np.argsort(number // 2, kind="stable")
+    return np.sort(order[two_of_each_first][:FACES])

@@ -14,6 +14,7 @@ from gdrd_jax.serving import gallery as module
 from gdrd_jax.serving.gallery import Gallery
 
 DIM, FACES = 16, 60
+STRANGE = '{"format": 1, "fingerprint": "f", "dim": "4", "faces": 1, "version": "..", "sizes": []}'
 
 
 def unit(values):
@@ -233,9 +234,34 @@ def test_an_opened_gallery_outlives_its_files(saved):
 
 
 def test_other_files_in_its_folder_are_left_alone(saved):
-    (saved / "notes.txt").write_text("mine")
+    mine = [saved / "notes.txt", saved / "gallery.photos" / "me.jpg", saved / "gallery.backup1" / "x"]
+    for file in mine:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
     made().save(saved)
-    assert (saved / "notes.txt").read_text() == "mine"
+    assert all(file.read_text() == "mine" for file in mine)
+
+
+def test_what_another_added_meanwhile_is_not_lost(saved):
+    here, there = Gallery.load(saved), Gallery.load(saved)
+    for gallery, name in ((here, "ann"), (there, "bob")):
+        gallery.add(embeddings()[:1], [name])
+    here.save(saved)
+    here.save(saved)  # its own change is none of another
+    with pytest.raises(GdrdError, match="was changed by another process meanwhile; load it and add again"):
+        there.save(saved)
+    assert Gallery.load(saved).people()[-1] == "ann"
+
+
+def test_stopped_just_after_it_was_saved_it_is_saved(saved, monkeypatch):
+    def stopped(path, value):
+        files.write_json(path, value)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_json", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        made(embeddings(seed=3), ids=["other"] * FACES).save(saved)
+    assert Gallery.load(saved).people() == ["other"]
 
 
 def test_a_gallery_of_another_recogniser_is_refused(saved):
@@ -244,7 +270,7 @@ def test_a_gallery_of_another_recogniser_is_refused(saved):
     assert len(Gallery.load(saved)) == FACES
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"format": 9}'])
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"format": 9}', STRANGE])
 def test_what_is_no_gallery_is_refused(tmp_path, text):
     if text is not None:
         (tmp_path / "gallery.json").write_text(text)

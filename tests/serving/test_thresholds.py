@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.serving.thresholds import FACES_PER_PERSON, Thresholds
+from gdrd_jax.serving import thresholds as thresholds_module
+from gdrd_jax.serving.thresholds import FACES_PER_PERSON, Thresholds, compared
 
 
 def people(count, faces, noise=0.6, seed=0):
@@ -53,7 +54,24 @@ def test_what_is_no_rate(far):
         Thresholds.learn(*people(5, 3), "x").at(far)
 
 
+def test_of_many_people_only_some_are_compared(monkeypatch):
+    monkeypatch.setattr(thresholds_module, "FACES", 30)
+    embeddings, labels = people(40, 4)
+    found = Thresholds.learn(embeddings, labels, "x")
+    assert (found.faces, found.people) == (30, 15) and found.tar(0.1) > 0
+    rows = compared(labels)
+    np.testing.assert_array_equal(compared(labels[rows]), np.arange(30))
+
+
+def test_a_rate_is_supported_as_far_as_it_is_granted():
+    found = Thresholds.learn(*people(5, 3), "x")
+    assert found.between == 10 and found.supports(0.1) and found.at(0.1)
+    assert not found.supports(0.09)
+
+
 def test_faces_that_say_nothing():
+    with pytest.raises(GdrdError, match="x has 2 people and 6 pairs of faces of one; thresholds need at least 3"):
+        Thresholds.learn(*people(2, 3), "x")
     with pytest.raises(GdrdError, match="x has 1 people"):
         Thresholds.learn(*people(1, 5), "x")
     with pytest.raises(GdrdError, match="x has 5 people and 0 pairs of faces of one"):

@@ -16,10 +16,14 @@ from onnx import numpy_helper
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import export  # noqa: E402
+import recognize  # noqa: E402
 
+from gdrd_jax.config import default  # noqa: E402
 from gdrd_jax.data.degrade import resize  # noqa: E402
+from gdrd_jax.errors import GdrdError  # noqa: E402
 from gdrd_jax.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.serving import networks, proof  # noqa: E402
+from gdrd_jax.serving.thresholds import Thresholds  # noqa: E402
 
 PEOPLE = 12
 
@@ -125,6 +129,7 @@ def test_mistakes_are_told_before_the_work(workdir, faces, tmp_path, capsys):
         (workdir, tmp_path / "full", "--calibration", faces): "holds other things than an exported student",
         (workdir, tmp_path / "out"): "kept no calibration people; give --calibration",
         (workdir, tmp_path / "out", "--format", "onxx"): "--format onxx is not known; it can be safetensors, onnx",
+        (workdir, tmp_path / "out", "--calibration", faces, "--beside", "none.onnx"): "--beside none.onnx",
         (workdir, tmp_path / "out", "--best", "--calibration", faces): "best holds no trained weights",
         (workdir, tmp_path / "out", "--calibration", tmp_path / "none"): "there are no faces at",
         (workdir, tmp_path / "out", "--calibration", faces, "--lfw", faces): "pairs",
@@ -145,6 +150,87 @@ def test_what_was_damaged_on_the_way_is_refused(exported, tmp_path):
     (copy / "manifest.json").write_text("{}")
     with pytest.raises(Exception, match="no manifest.json of an exported student"):
         Recognizer.load(copy)
+
+
+def test_a_manifest_of_something_else_is_refused(exported, tmp_path):
+    for change, message in (
+        ({"kernel": "lanczos"}, "no manifest.json of an exported student"),
+        ({"kernel": "bicubic"}, "is not the student that its manifest.json is of"),
+        ({"student": {"size": 3}}, "describes no student that this version knows"),
+    ):
+        copy = shutil.copytree(exported, tmp_path / message[:10], dirs_exist_ok=True)
+        manifest = json.loads((exported / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps(manifest | change))
+        with pytest.raises(GdrdError, match=message):
+            Recognizer.load(copy)
+
+
+def test_8_bits_have_thresholds_and_a_fingerprint_of_their_own(exported, faces):
+    exact, small = (
+        onnxruntime.InferenceSession(exported / name).get_modelmeta().custom_metadata_map
+        for name in ("student.onnx", "student.int8.onnx")
+    )
+    assert small["fingerprint"] != exact["fingerprint"] and small["kernel"] == exact["kernel"]
+    found = Thresholds(**json.loads(small["thresholds"]))
+    files = sorted(faces.rglob("*.png"))
+    embeddings = onnxruntime.InferenceSession(exported / "student.int8.onnx").run(None, {"faces": low(faces)})[0]
+    expected = Thresholds.learn(embeddings, np.array([hash(file.parent) for file in files]), "x")
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
+    rows = {row["name"]: row for row in json.loads((exported / "manifest.json").read_text())["proof"]["rows"]}
+    assert 0.5 < rows["int8"]["least_cosine"] < 0.99999
+
+
+def test_only_an_exported_student_is_replaced(exported, workdir, faces, tmp_path, monkeypatch, capsys):
+    web = tmp_path / "web"
+    (web / "src").mkdir(parents=True)
+    (web / "manifest.json").write_text('{"name": "my web app"}')
+    calibration = ("--calibration", str(faces))
+    assert export.main([str(workdir), str(web), *calibration]) == 2
+    assert "other things than an exported student, such as src" in capsys.readouterr().err
+    (web / "src").rmdir()
+    assert export.main([str(workdir), str(web), *calibration]) == 2
+    assert "no manifest.json of an exported student" in capsys.readouterr().err
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    (tmp_path / "here").mkdir()
+    for folder in (copy, "."):
+        monkeypatch.chdir(tmp_path / "here")
+        assert export.main([str(workdir), str(folder), *calibration]) == 0
+    assert not (copy / "student.int8.onnx").exists() and (tmp_path / "here" / "student.onnx").exists()
+
+
+def test_the_card_says_where_training_was_stopped(tmp_path, faces):
+    run = save_student(tmp_path / "run")
+    (run / "dis" / "student").rename(run / "dis" / "best")
+    description = json.loads((run / "dis" / "best" / "description.json").read_text())
+    (run / "dis" / "best" / "description.json").write_text(json.dumps(description | {"step": 1234}))
+    config = default()
+    config.data.path = str(tmp_path / "secret" / "train.rec")
+    (run / "config.json").write_text(config.to_json())
+    out = tmp_path / "out"
+    assert export.main([*map(str, (run, out, "--best", "--calibration", faces))]) == 0
+    assert "taken at step 1,234" in (out / "README.md").read_text()
+    assert "train.rec" in (out / "README.md").read_text() and "secret" not in (out / "manifest.json").read_text()
+
+
+def test_an_exported_student_verifies_and_marks_who_passes(exported, faces, tmp_path, capsys):
+    def call(*words):
+        status = recognize.main([*map(str, words), "--model", str(exported)])
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
+
+    a, b = faces / "p0" / "0.png", faces / "p0" / "1.png"
+    threshold = Recognizer.load(exported).threshold(0.1)
+    status, told = call("verify", a, a, "--far", "0.1")
+    assert status == 0 and f"the same person: similarity 1.000, threshold {threshold:.3f}" in told
+    status, told = call("verify", a, b, "--far", "0.001")
+    assert status == 2 and "finer than the calibration supports" in told
+    assert call("enroll", faces, "--gallery", tmp_path / "known")[0] == 0
+    status, told = call("search", a, "--gallery", tmp_path / "known", "-k", 36, "--far", "0.1", "--json")
+    matches = json.loads(told)["probes"][0]["matches"]
+    assert [match["accepted"] for match in matches] == [match["similarity"] >= threshold for match in matches]
+    assert {match["accepted"] for match in matches} == {True, False}
+    status, told = call("search", a, "--gallery", tmp_path / "known", "--far", "0.1", "--templates")
+    assert status == 2 and "thresholds are of single faces" in told
 
 
 def test_speeds_are_medians_of_what_each_form_takes():

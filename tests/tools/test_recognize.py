@@ -58,21 +58,26 @@ def test_people_are_enrolled_and_found_again(call, faces, tmp_path):
     assert drawn.shape[0] > 4 * 60 and drawn.std() > 10
 
 
-def test_bad_pictures_are_counted_and_named_and_the_others_done(call, faces, tmp_path):
+def test_bad_pictures_are_counted_and_named_and_the_others_done(call, faces, tmp_path, caplog):
     (faces / "p0" / "note.jpg").write_text("not a picture")
+    (faces / "p0" / "readme.txt").write_text("not meant to be one")
+    (faces / "p2" / "pipe.png").symlink_to("/proc/self/mem")
     cv2.imwrite(str(faces / "p1" / "dot.png"), np.zeros((3, 3, 3), np.uint8))
+    caplog.set_level("INFO", "gdrd_jax")
     status, out, _ = call("enroll", faces, "--gallery", tmp_path / "known")
-    assert status == 1 and "12 faces of 4 people" in out and "left out: 2" in out
+    assert status == 1 and "12 faces of 4 people" in out and "left out: 3" in out
+    assert "pipe.png cannot be read" in out and "1 files are no images by their names" in caplog.text
     assert "note.jpg is not a readable image" in out and "dot.png is 3x3, too small" in out
     out_file = tmp_path / "embeddings.npz"
     status, out, _ = call("embed", faces, "--out", out_file, "--json")
     told, stored = json.loads(out), np.load(out_file)
-    assert status == 1 and told["faces"] == 12 and len(told["left_out"]) == 2
+    assert status == 1 and told["faces"] == 12 and len(told["left_out"]) == 3
     assert stored["embeddings"].shape == (12, 24) and stored["paths"][0].endswith("p0/0.png")
     np.testing.assert_allclose(np.linalg.norm(stored["embeddings"], axis=1), 1, atol=1e-5)
 
 
 def test_more_people_can_be_added(call, faces, tmp_path):
+    (tmp_path / "known").mkdir()  # somebody made room beforehand
     more = tmp_path / "more"
     more.mkdir()
     (faces / "p3" / "0.png").rename(more / "zoe.png")
