@@ -106,7 +106,7 @@ class Verified:
 
     Attributes:
       pairs: with their scores, in the order of the pairs file.
-      faces: numbers of each pair's, int `[2, P]`.
+      faces: of each pair, numbered in the order in which they first come, int `[2, P]`.
       right: whether each is decided rightly by the LFW protocol, bool `[P]`.
       paper: the paper's accuracy.
     """
@@ -124,7 +124,14 @@ class Verified:
         pairs = Pairs(found[scores], found["same"])
         _, thresholds = verification.fold_accuracies(pairs, found[folds])
         at = thresholds[np.searchsorted(np.unique(found[folds]), found[folds])]
-        return cls(pairs, np.stack([found["first"], found["second"]]), (pairs.scores >= at) == pairs.same, paper)
+        faces = _numbered(np.stack([found["first"], found["second"]]))
+        return cls(pairs, faces, (pairs.scores >= at) == pairs.same, paper)
+
+
+def _numbered(faces: np.ndarray) -> np.ndarray:
+    """So that rows of a set of faces, as training writes, and their names, as evaluation does, can be compared."""
+    _, first, inverse = np.unique(faces, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].reshape(faces.shape)
 
 
 def trained(name: str, workdir: Path) -> Verified:

@@ -99,7 +99,8 @@ def test_a_dev_set_without_folds_is_told(tmp_path):
 def test_rows_of_another_evaluation_stand_beside(tmp_path):
     same, folds = np.tile([True, False], 40), np.repeat([0, 1], 40)
     (tmp_path / "teacher").mkdir()
-    of = {"same": same, "fold": folds, "first": np.arange(80), "second": np.arange(80) + 1}
+    names = np.array([f"P{i:04}" for i in range(82)[::-1]])  # evaluation has names, training has rows
+    of = {"same": same, "fold": folds, "first": names[np.arange(80)], "second": names[np.arange(80) + 1]}
     np.savez(tmp_path / "teacher" / "scores.npz", **{"teacher_16/scores": same * 1.0}, **of)
     beside = run_grid.evaluated(tmp_path / "teacher")
     scores = np.random.default_rng(0).normal(size=(2, 80)) + same
@@ -110,7 +111,9 @@ def test_rows_of_another_evaluation_stand_beside(tmp_path):
     with pytest.raises(run_grid.GdrdError, match="there is no .*scores.npz; give a folder"):
         run_grid.evaluated(tmp_path)
     np.savez(
-        tmp_path / "teacher" / "scores.npz", **{"other_16/scores": same * 1.0}, **{**of, "first": np.arange(80) + 2}
+        tmp_path / "teacher" / "scores.npz",
+        **{"other_16/scores": same * 1.0},
+        **{**of, "first": names[np.arange(80) + 2]},
     )
     with pytest.raises(run_grid.GdrdError, match="other pairs"):
         run_grid.compared(runs | run_grid.evaluated(tmp_path / "teacher"), "plain")
