@@ -21,6 +21,7 @@ from gdrd_jax.evaluation.verification import Pairs  # noqa: E402
 
 CELL = 72  # pixels of a face in the pictures
 GAP = 4
+COLOURS = 10  # of curves, before they begin anew
 GREEN, RED = (40, 160, 60), (210, 50, 40)
 WARNING = '<p class="warning">{}</p>'
 
@@ -116,11 +117,13 @@ def draw_roc(path: Path, curves: dict[str, Pairs], title: str) -> None:
     """Draws the curves of all rows."""
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     floor = min(1 / (~pairs.same).sum() for pairs in curves.values())
-    for name, pairs in curves.items():
+    for number, (name, pairs) in enumerate(curves.items()):
         far, tar, _ = verification.roc(pairs)
         label = f"{name}  (AUC {100 * verification.auc(pairs):.1f} %)"
-        first = name == next(iter(curves))
-        axes.step(np.maximum(far, floor), tar, where="post", label=label, linewidth=3 if first else 1.5)
+        axes.step(
+            np.maximum(far, floor), tar, where="post", label=label, linewidth=1.5 if number else 3,
+            linestyle="-" if number < COLOURS else "--",
+        )  # fmt: skip
     axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.01), title=title)
     axes.set(xlabel="false accept rate (FAR)", ylabel="true accept rate (TAR)")
     axes.grid(alpha=0.3, which="both")
