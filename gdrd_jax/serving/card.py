@@ -86,7 +86,7 @@ def _errors(manifest: dict) -> str:
     return "\n".join(
         [
             f"Of {found.name}: {found.faces:,} faces of {found.people:,} people, {found.between:,} pairs of different "
-            f"people; no rate finer than {found.fars[-1]:.1e} can be told from them. Thresholds were learnt on the "
+            f"people; no rate finer than {found.fars[-1]:.2g} can be told from them. Thresholds were learnt on the "
             "faces that they are judged on here.",
             "",
             "| false accept rate | threshold | false reject rate, % |",
