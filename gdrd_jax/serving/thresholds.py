@@ -88,8 +88,8 @@ class Thresholds:
             raise GdrdError(f"a false accept rate of {far:g} was asked for; it is above 0 and at most {LARGEST_FAR:g}")
         if not self.supports(far):
             raise GdrdError(
-                f"a false accept rate of {far:g} is finer than the calibration supports: {self.between} pairs of different "
-                f"people ({self.name}) are enough for {self.fars[-1]:.2g}; "
+                f"a false accept rate of {far:g} is finer than the calibration supports: {self.between} pairs "
+                f"of different people ({self.name}) are enough for {self.fars[-1]:.2g}; "
                 "export the student again with more people (--calibration)"
             )
         return next(i for i, kept in enumerate(self.fars) if kept <= far * (1 + 1e-9))

@@ -35,7 +35,7 @@ def test_images_of_the_same_two_people_are_no_further_evidence():
     few = Thresholds.learn(*people(20, 10), "twenty")
     assert few.between == 190 and few.faces == 200
     assert few.at(1 / 190) > few.at(0.1)
-    with pytest.raises(GdrdError, match=r"0\.001 is finer than the calibration supports: 190 pairs of different people \(twenty\)"):
+    with pytest.raises(GdrdError, match=r"0\.001 is finer than .* 190 pairs of different people \(twenty\)"):
         few.at(1e-3)
     assert Thresholds.learn(*people(60, 2), "sixty").at(1e-3)
 
