@@ -55,6 +55,7 @@ def described_by(folder: Path) -> dict:
         for key in ("student", "kernel", "fingerprint", "thresholds"):
             manifest[key]
         manifest["files"][WEIGHTS]
+        thresholds(manifest)
         if manifest["kernel"] not in KERNELS:
             raise ValueError(f"kernel {manifest['kernel']}")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -86,8 +86,8 @@ def _errors(manifest: dict) -> str:
     return "\n".join(
         [
             f"Of {found.name}: {found.faces:,} faces of {found.people:,} people, {found.between:,} pairs of different "
-            f"people; no rate finer than {found.fars[-1]:.2g} can be told from them. Thresholds were learnt on the "
-            "faces that they are judged on here.",
+            f"people, {found.genuine:,} pairs of faces of one; no rate finer than {found.fars[-1]:.2g} can be told "
+            "from them. Thresholds were learnt on the faces that they are judged on here.",
             "",
             "| false accept rate | threshold | false reject rate, % |",
             "|---|---|---|",

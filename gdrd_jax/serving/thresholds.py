@@ -23,6 +23,7 @@ class Thresholds:
       tars: the share of genuine pairs that does.
       people, faces: how many were compared.
       between: how many pairs of two different people; images of the same two are no further evidence.
+      genuine: how many pairs of faces of one person.
       name: of the faces.
     """
 
@@ -32,6 +33,7 @@ class Thresholds:
     people: int
     faces: int
     between: int
+    genuine: int
     name: str
 
     @classmethod
@@ -63,7 +65,8 @@ class Thresholds:
         # Above the first impostor that would be one too many.
         values = np.nextafter(impostors[np.floor(fars * len(impostors) * (1 + 1e-9)).astype(int)], np.float32(2))
         tars = 1 - np.searchsorted(genuine, values) / len(genuine)
-        return cls(*(tuple(map(float, x)) for x in (fars, values, tars)), people, len(labels), between, name)
+        kept = (tuple(map(float, x)) for x in (fars, values, tars))
+        return cls(*kept, people, len(labels), between, len(genuine), name)
 
     def at(self, far: float) -> float:
         """The threshold for a false accept rate.

@@ -20,7 +20,7 @@ from gdrd_jax.serving.thresholds import Thresholds
 from tools import demo as tool
 
 CHROMIUM = Path("/usr/bin/chromium")
-THRESHOLDS = Thresholds((0.5, 0.1, 0.001), (0.5, 0.99, 0.999), (1.0, 0.9, 0.2), 40, 80, 780, "made up")
+THRESHOLDS = Thresholds((0.5, 0.1, 0.001), (0.5, 0.99, 0.999), (1.0, 0.9, 0.2), 40, 80, 780, 40, "made up")
 
 
 def read(file):

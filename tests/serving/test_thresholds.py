@@ -33,7 +33,7 @@ def test_at_most_the_asked_share_of_strangers_passes_and_hardly_fewer():
 
 def test_images_of_the_same_two_people_are_no_further_evidence():
     few = Thresholds.learn(*people(20, 10), "twenty")
-    assert few.between == 190 and few.faces == 200
+    assert few.between == 190 and few.faces == 200 and few.genuine == 20 * 45
     assert few.at(1 / 190) > few.at(0.1)
     with pytest.raises(GdrdError, match=r"0\.001 is finer than .* 190 pairs of different people \(twenty\)"):
         few.at(1e-3)

@@ -74,7 +74,7 @@ def test_the_exported_folder_is_the_student(exported, workdir, faces):
     before, after = Recognizer.load(workdir), Recognizer.load(exported)
     assert after.fingerprint() == before.fingerprint()
     np.testing.assert_allclose(after.embed(low(faces)), before.embed(low(faces)), atol=1e-6)
-    with pytest.raises(Exception, match="66 pairs of different ones"):
+    with pytest.raises(Exception, match="66 pairs of different people"):
         after.verify(low(faces)[0], low(faces)[1], far=1e-3)
     found = after.verify(low(faces)[0], low(faces)[0], far=0.1)
     assert found.same and found.threshold == after.thresholds.at(0.1)
@@ -155,6 +155,7 @@ def test_what_was_damaged_on_the_way_is_refused(exported, tmp_path):
 def test_a_manifest_of_something_else_is_refused(exported, tmp_path):
     for change, message in (
         ({"kernel": "lanczos"}, "no manifest.json of an exported student"),
+        ({"thresholds": {"far": 0.1}}, "no manifest.json of an exported student"),
         ({"kernel": "bicubic"}, "is not the student that its manifest.json is of"),
         ({"student": {"size": 3}}, "describes no student that this version knows"),
     ):
