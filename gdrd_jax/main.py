@@ -32,7 +32,11 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         # A config file that could not be loaded says so only when it is touched.
         config = _CONFIG.value and _CONFIG.value.copy_and_resolve_references()
     except flags.Error as error:
-        raise GdrdError(" ".join(str(error).split())) from error
+        message, _, trace = str(error).partition("Traceback (most recent call last):")
+        if trace:  # of a config file that raises
+            path, line = re.findall(r'File "(.+)", line (\d+)', trace)[-1]
+            message = f"{path}, line {line}, raises {trace.strip().splitlines()[-1]}"
+        raise GdrdError(" ".join(message.split())) from error
     except OSError as error:
         raise GdrdError(f"the config could not be loaded: {str(error).splitlines()[-1].strip()}") from error
     except Exception as error:  # whatever a user's config file may raise

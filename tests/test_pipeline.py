@@ -520,6 +520,7 @@ def test_ctrl_c_in_any_step_and_the_same_command_gives_the_same_result(faces_fol
         (["--config.gen.stpes=3"], "no setting --config.gen.stpes; the nearest one is --config.gen.steps"),
         (["--config.gne.steps=3"], "no setting --config.gne.steps; the nearest one is --config.gen.steps"),
         (["--config.gen.steps=many"], "gen.steps"),
+        (["--config=configs/ablation.py:all"], "raises ValueError: there is no mode 'all'; it can"),
         (["--wrokdir=x"], "wrokdir"),
         (["extra"], "'extra' is not a flag"),
         (["--config.data.path=nowhere"], "there are no faces at 'nowhere'"),
