@@ -222,7 +222,7 @@ def _beside(text: str) -> Form:
     except GdrdError as error:
         raise GdrdError(str(error).replace("--model", "--beside")) from error
     prepare: Callable = lambda faces: np.stack([resize(face, model.size, "bicubic") for face in faces])  # noqa: E731
-    name = f"{model.name} at {FACE_SIZE}" if model.size == FACE_SIZE else model.name
+    name = f"{model.name}, faces enlarged to {FACE_SIZE}" if model.size == FACE_SIZE else model.name
     return Form(name, model.embed, prepare, same=False)
 
 
