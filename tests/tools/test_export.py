@@ -96,7 +96,8 @@ def test_the_onnx_file_runs_alone_and_says_what_it_is(exported, workdir, faces):
 def test_every_file_has_proved_itself(exported):
     manifest = json.loads((exported / "manifest.json").read_text())
     rows = {row["name"]: row for row in manifest["proof"]["rows"]}
-    assert list(rows) == ["JAX", "safetensors", "onnx", "onnx_nchw", "int8", "stablehlo", "cells, faces enlarged to 112"]
+    beside = "cells, faces enlarged to 112"
+    assert list(rows) == ["JAX", "safetensors", "onnx", "onnx_nchw", "int8", "stablehlo", beside]
     for name in ("safetensors", "onnx", "onnx_nchw", "stablehlo"):
         assert rows[name]["least_cosine"] > 0.99999 and rows[name]["largest_difference"] < 1e-4
         assert rows[name]["accuracy"] == rows["JAX"]["accuracy"]
