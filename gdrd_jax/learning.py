@@ -105,7 +105,7 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         stage.eval()
         pairs = judged.score(embedded())
         metrics = judged.judge(pairs)
-        of = {name: getattr(judged, name) for name in ("same", "folds", "first", "second")}
+        of = {name: getattr(judged, name) for name in ("same", "folds", "first", "second", "people")}
         np.savez(folder / "dev.npz", scores=pairs.scores, **of)
         if usable and (not best.exists() or metrics["dev_accuracy"] > load_description(best)["dev_accuracy"]):
             save("best", step=step, **metrics)

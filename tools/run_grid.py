@@ -10,8 +10,8 @@ own, OUT/NAME-seedN, named by what varies; steps that would be the same are take
 `--config.base`. A run that is done is not done again; the same command continues what was stopped. OUT/table.md and
 table.json have, for each combination, the mean accuracy of the seeds with its standard error, AUC, the difference from
 `--against`, paired by dev pair and seed, with its standard error, and at 16x16 what the paper has. Both standard errors
-are of other seeds and other pairs. roc.png has the curves of the first seed. `--beside` adds the rows of an output of
-tools/evaluate.py on the same pairs, such as the teacher fed with enlarged faces.
+are of other seeds and of other people in the pairs. roc.png has the curves of the first seed. `--beside` adds the rows of
+an output of tools/evaluate.py on the same pairs, such as the teacher fed with enlarged faces.
 
 Calls with different seeds may run side by side, on different GPUs or cores; one with all seeds then makes the table.
 """
@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 from gdrd_jax import pipeline
 from gdrd_jax.command_line import guarded
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.evaluation import report, verification
+from gdrd_jax.evaluation import bootstrap, report, verification
 from gdrd_jax.evaluation.verification import Pairs
 from gdrd_jax.files import write_json
 from gdrd_jax.interrupt import Interrupted, Signals
@@ -108,16 +108,18 @@ class Verified:
       pairs: with their scores, in the order of the pairs file.
       faces: of each pair, numbered in the order in which they first come, int `[2, P]`.
       right: whether each is decided rightly by the LFW protocol, bool `[P]`.
+      people: who is in each, int `[P, 2]`; what was trained knows it.
       paper: the paper's accuracy.
     """
 
     pairs: Pairs
     faces: np.ndarray
     right: np.ndarray
+    people: np.ndarray | None = None
     paper: float | None = None
 
     @classmethod
-    def of(cls, found, scores: str, folds: str, paper: float | None = None) -> "Verified":
+    def of(cls, found, scores: str, folds: str, **more) -> "Verified":
         """Judges scores by what was written with them: arrays of these names, and `same`, `first` and `second`."""
         if not np.ptp(found[folds]):
             raise GdrdError("the dev set has no folds; give LFW with --config.dev.path and --config.dev.pairs")
@@ -125,7 +127,7 @@ class Verified:
         _, thresholds = verification.fold_accuracies(pairs, found[folds])
         at = thresholds[np.searchsorted(np.unique(found[folds]), found[folds])]
         faces = _numbered(np.stack([found["first"], found["second"]]))
-        return cls(pairs, faces, (pairs.scores >= at) == pairs.same, paper)
+        return cls(pairs, faces, (pairs.scores >= at) == pairs.same, **more)
 
 
 def _numbered(faces: np.ndarray) -> np.ndarray:
@@ -137,8 +139,10 @@ def _numbered(faces: np.ndarray) -> np.ndarray:
 def trained(name: str, workdir: Path) -> Verified:
     """What a run of the combination `name` wrote."""
     found = np.load(workdir / "dis" / "dev.npz")
+    if "people" not in found:
+        raise GdrdError(f"an earlier version judged {workdir}; remove {workdir / 'dis'} and run this again")
     paper = PAPER.get(name) if _config(workdir).views.resolution == 16 else None
-    return Verified.of(found, "scores", "folds", paper)
+    return Verified.of(found, "scores", "folds", people=found["people"], paper=paper)
 
 
 def evaluated(folder: Path) -> dict[str, list[Verified]]:
@@ -156,29 +160,30 @@ def compared(found: dict[str, list[Verified]], against: str | None) -> list[dict
     faces = [one.faces for several in found.values() for one in several]
     if not all(np.array_equal(faces[0], other) for other in faces):
         raise GdrdError("--beside holds other pairs than --config.dev.pairs")
+    people = next(one.people for several in found.values() for one in several if one.people is not None)
     decided = {name: np.array([one.right for one in several], float) for name, several in found.items()}  # [S, P]
     rows = []
     for name, several in found.items():
         accuracies = 100 * decided[name].mean(axis=1)
         row = {
             "name": name, "seeds": len(several), "accuracy": accuracies.mean(),
-            "standard_error": _error(100 * decided[name]),
+            "standard_error": _error(100 * decided[name], people),
             "lowest": accuracies.min(), "highest": accuracies.max(),
             "auc": 100 * np.mean([verification.auc(one.pairs) for one in several]), "paper": several[0].paper,
         }  # fmt: skip
         if against and name != against:
             difference = 100 * (decided[name] - decided[against])  # of the same seed and pair
-            row["difference"], row["its_standard_error"] = difference.mean(), _error(difference)
+            row["difference"], row["its_standard_error"] = difference.mean(), _error(difference, people)
         rows.append({key: float(v) if isinstance(v, np.floating) else v for key, v in row.items()})
     return rows
 
 
-def _error(found: np.ndarray) -> float | None:
-    """Standard error of the mean of `[S, P]`: seeds and pairs are both drawn, so both make it uncertain."""
+def _error(found: np.ndarray, people: np.ndarray) -> float | None:
+    """Standard error of the mean of `[S, P]`: seeds and people are both drawn, so both make it uncertain."""
     if len(found) < 2:
         return None
-    means = found.mean(axis=1), found.mean(axis=0)
-    return float(np.hypot(*(values.std(ddof=1) / np.sqrt(len(values)) for values in means)))
+    of_seeds = found.mean(axis=1).std(ddof=1) / np.sqrt(len(found))
+    return float(np.hypot(of_seeds, bootstrap.error_of_pairs(found.mean(axis=0), people)))
 
 
 def table(rows: list[dict]) -> str:

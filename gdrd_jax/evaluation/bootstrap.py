@@ -5,6 +5,8 @@ independent observations. A pair of one person then weighs as often as that pers
 a pair of two the product of both numbers. Every figure is computed for all resamples at once.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from gdrd_jax.evaluation.verification import Pairs
@@ -34,6 +36,12 @@ def of_mean(values: np.ndarray, people: np.ndarray, *, replicates: int = REPLICA
     return interval(total / (drawn @ count))
 
 
+def error_of_pairs(values: np.ndarray, people: np.ndarray, *, replicates: int = REPLICATES, seed: int = 0) -> float:
+    """Standard error of the mean of `values` `[P]`, one a pair, with `people`, int `[P, 2]`, in them."""
+    weights = np.concatenate(list(_weights(*people.T, replicates, seed)))
+    return float((weights @ values / weights.sum(axis=1)).std(ddof=1))
+
+
 def of_pairs(
     pairs: Pairs,
     first: np.ndarray,
@@ -56,19 +64,24 @@ def of_pairs(
       `accuracy` (of the folds; without it if there is one fold), `best_threshold_accuracy`, `auc`, `eer` and
       `tar_at_far_F` to (low, high), in [0, 1].
     """
-    people, number = np.unique(np.concatenate([first, second]), return_inverse=True)
-    first, second = number[: len(first)], number[len(first) :]
-    drawn = draws(len(people), replicates, seed)
     order = np.argsort(-pairs.scores, kind="stable")
     scores, same = pairs.scores[order], pairs.same[order]
     ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # equal scores are accepted together
     values: dict[str, list[np.ndarray]] = {}
-    for start in range(0, replicates, BLOCK):
-        block = drawn[start : start + BLOCK]
-        weights = block[:, first] * np.where(first == second, 1, block[:, second])
+    for weights in _weights(first, second, replicates, seed):
         for name, value in _figures(weights[:, order], same, folds[order], ends, fars).items():
             values.setdefault(name, []).append(value)
     return {name: interval(np.concatenate(parts)) for name, parts in values.items()}
+
+
+def _weights(first: np.ndarray, second: np.ndarray, replicates: int, seed: int) -> Iterator[np.ndarray]:
+    """How much each pair of these people weighs in each resample: float32 `[BLOCK, P]` after another."""
+    people, number = np.unique(np.concatenate([first, second]), return_inverse=True)
+    first, second = number[: len(first)], number[len(first) :]
+    drawn = draws(len(people), replicates, seed)
+    for start in range(0, replicates, BLOCK):
+        block = drawn[start : start + BLOCK]
+        yield block[:, first] * np.where(first == second, 1, block[:, second])
 
 
 def _figures(weights: np.ndarray, same: np.ndarray, folds: np.ndarray, ends: np.ndarray, fars) -> dict:

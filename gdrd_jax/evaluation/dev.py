@@ -22,6 +22,7 @@ class DevSet:
       faces: uint8 RGB `[N, R, R, 3]`.
       first, second: numbers of the faces of each pair, int `[P]`.
       same: bool `[P]`.
+      people: who is in a pair, int `[P, 2]`; where that is unknown the pair's own number twice.
       folds: int `[P]`, of the LFW protocol; all 0: one threshold, the best on these very pairs.
       balanced: count genuine and impostor pairs alike, however many they are.
     """
@@ -30,6 +31,7 @@ class DevSet:
     first: np.ndarray
     second: np.ndarray
     same: np.ndarray
+    people: np.ndarray
     folds: np.ndarray
     balanced: bool = False
 
@@ -51,7 +53,8 @@ class DevSet:
 def of_people(faces: np.ndarray, labels: np.ndarray) -> DevSet:
     """All pairs of some people."""
     first, second = np.triu_indices(len(labels), 1)
-    return DevSet(faces, first, second, labels[first] == labels[second], np.zeros(len(first), int), balanced=True)
+    people = np.stack([labels[first], labels[second]], axis=1)
+    return DevSet(faces, first, second, people[:, 0] == people[:, 1], people, np.zeros(len(first), int), balanced=True)
 
 
 def of_pairs(data: Path, pairs: Path | None, resolution: int, kernel: str) -> DevSet:
@@ -61,7 +64,8 @@ def of_pairs(data: Path, pairs: Path | None, resolution: int, kernel: str) -> De
       GdrdError: they are missing, damaged or do not belong together.
     """
     found = open_pairs(data, pairs)
-    return DevSet(reduced(found.faces, resolution, kernel), found.first, found.second, found.same, found.folds)
+    of = (getattr(found, name) for name in ("first", "second", "same", "people", "folds"))
+    return DevSet(reduced(found.faces, resolution, kernel), *of)
 
 
 def open_pairs(data: Path, pairs: Path | None) -> PairList:

@@ -101,3 +101,12 @@ def test_resamples_without_genuine_pairs_do_not_count():
     first, second = np.array([0, 1, 2, 3]), np.array([0, 2, 3, 1])
     found = bootstrap.of_pairs(pairs, first, second, np.zeros(4, int), (0.5,))
     assert found["eer"] == (0.0, 0.0) and found["tar_at_far_0.5"] == (1.0, 1.0) and found["auc"] == (1.0, 1.0)
+
+
+def test_pairs_of_the_same_people_are_not_independent():
+    values = np.repeat(np.random.default_rng(0).normal(size=200), 10)
+    alone, shared = np.arange(2000), np.repeat(np.arange(200), 10)
+    independent = bootstrap.error_of_pairs(values, np.stack([alone, alone], axis=1))
+    assert independent == pytest.approx(values.std() / np.sqrt(2000), rel=0.1)
+    found = bootstrap.error_of_pairs(values, np.stack([shared, shared], axis=1))
+    assert found == pytest.approx(independent * np.sqrt(10), rel=0.15)

@@ -31,6 +31,7 @@ def written(folder, scores, same, folds, resolution=16):
     (folder / "dis").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"views": {"resolution": resolution}}))
     of = {"first": np.arange(len(same)), "second": np.arange(len(same)) + 1}
+    of["people"] = np.stack([np.arange(len(same))] * 2, axis=1)  # each pair has people of its own
     np.savez(folder / "dis" / "dev.npz", scores=scores, same=same, folds=folds, **of)
     return run_grid.trained(folder.name, folder)
 
@@ -52,6 +53,16 @@ def test_differences_are_paired(tmp_path):
     assert worse["standard_error"] == pytest.approx(np.sqrt(0.78 * 0.22 / 600) * 100, rel=0.5)
     text = run_grid.table([worse, better])
     assert text.count("\n") == 4 and "-2.00" in text
+
+
+def test_a_run_that_does_not_say_who_is_in_its_pairs_is_told(tmp_path):
+    same, folds = np.tile([True, False], 4), np.repeat([0, 1], 4)
+    written(tmp_path / "run", same * 1.0, same, folds)
+    found = dict(np.load(tmp_path / "run" / "dis" / "dev.npz"))
+    del found["people"]
+    np.savez(tmp_path / "run" / "dis" / "dev.npz", **found)
+    with pytest.raises(run_grid.GdrdError, match="an earlier version judged"):
+        run_grid.trained("run", tmp_path / "run")
 
 
 def test_one_seed_has_no_standard_error_and_the_paper_only_its_own_resolution(tmp_path):
