@@ -10,8 +10,8 @@ own, OUT/NAME-seedN, named by what varies; steps that would be the same are take
 `--config.base`. A run that is done is not done again; the same command continues what was stopped. OUT/table.md and
 table.json have, for each combination, the mean accuracy of the seeds with its standard error, AUC, the difference from
 `--against`, paired by dev pair and seed, with its standard error, and at 16x16 what the paper has. Both standard errors
-are of other seeds and of other people in the pairs. roc.png has the curves of the first seed. `--beside` adds the rows of
-an output of tools/evaluate.py on the same pairs, such as the teacher fed with enlarged faces.
+are of other seeds and of other people in the pairs. roc.png has the curves of the first seed. `--beside` adds rows of
+tools/evaluate.py on the same pairs, such as the teacher fed with enlarged faces.
 
 Calls with different seeds may run side by side, on different GPUs or cores; one with all seeds then makes the table.
 """
