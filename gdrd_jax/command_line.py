@@ -24,7 +24,8 @@ def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:
       The exit status: 2 for a user's mistake, 130 after Ctrl-C, 0 after SIGTERM and otherwise.
     """
     signal.signal(signal.SIGTERM, _terminated)
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may be of any bytes
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be of any bytes
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("gdrd_jax").setLevel(logging.INFO)
     try:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from gdrd_jax.errors import GdrdError, first_line
 
@@ -35,7 +36,8 @@ def writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:  # TensorStore's, by the kind of failure
-        cause = first_line(error).rsplit(": ", 1)[-1]  # before it, each file on the way
+        # Before a library's cause stands each file on the way.
+        cause = getattr(error, "strerror", None) or first_line(error).rsplit(": ", 1)[-1]
         raise GdrdError(
             f"{directory} could not be written: {cause}; what is there already stays valid: make room if the disk is "
             "full, and run the same command again"
@@ -48,8 +50,32 @@ def writable(path: Path) -> None:
     Raises:
       GdrdError: it cannot.
     """
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise GdrdError(f"{path} cannot be written; choose a file in a folder that exists and is yours")
+
+
+def writable_folder(folder: Path) -> None:
+    """As `writable`, of a folder, which need not exist yet."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise GdrdError(f"{folder} cannot be written, because {there} is no folder of yours; choose another one")
+
+
+@contextlib.contextmanager
+def replacing_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` if nothing is raised; whatever happens, one of both is whole.
+
+    Raises:
+      GdrdError: it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            with temporary.open("wb") as file:
+                yield file
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

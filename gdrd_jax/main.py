@@ -35,7 +35,9 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         message, _, trace = str(error).partition("Traceback (most recent call last):")
         if trace:  # of a config file that raises
             path, line = re.findall(r'File "(.+)", line (\d+)', trace)[-1]
-            message = f"{path}, line {line}, raises {trace.strip().splitlines()[-1]}"
+            raised = trace.strip().splitlines()
+            said = next(i for i, text in enumerate(raised) if i and not text.startswith(" "))
+            message = f"{path}, line {line}, raises {' '.join(raised[said:])}"
         raise GdrdError(" ".join(message.split())) from error
     except OSError as error:
         raise GdrdError(f"the config could not be loaded: {str(error).splitlines()[-1].strip()}") from error
@@ -43,11 +45,12 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         unknown = [name for name in given if name not in settings.keys(known)]
         if unknown:
             raise GdrdError(settings.unknown_key(unknown[0], known)) from error
+        place = f"{error.filename}, line {error.lineno}," if isinstance(error, SyntaxError) else "the config"
         # ml_collections wraps its own message, of several lines, in another exception's repr.
         lines = str(error.args[0] if error.args else error).replace("\\n", "\n").strip("'").splitlines() or [""]
         what = lines[0].split(" Other fields present")[0]
         hint = lines[-1] if lines[-1].startswith("Did you mean") else ""
-        raise GdrdError(f"the config raises {type(error).__name__}: {what} {hint}".strip()) from error
+        raise GdrdError(f"{place} raises {type(error).__name__}: {what} {hint}".strip()) from error
     if config is None:
         raise GdrdError("no config; give one with --config=configs/quickstart.py")
     if len(rest) > 1:

@@ -110,7 +110,7 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     from gdrd_jax.errors import GdrdError
     from gdrd_jax.evaluation.report import png
-    from gdrd_jax.files import writable
+    from gdrd_jax.files import replacing_file, writable
     from gdrd_jax.serving import folders
     from gdrd_jax.serving.gallery import Gallery
 
@@ -127,7 +127,8 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     found = folders.embed(recognizer, given.path, align=given.align)
     matches = gallery.search(found.embeddings, given.k)
     if given.pictures:
-        given.pictures.write_bytes(png(folders.picture(recognizer, found.paths, matches, align=given.align)))
+        with replacing_file(given.pictures) as file:
+            file.write(png(folders.picture(recognizer, found.paths, matches, align=given.align)))
     told = [
         {
             "path": str(path),

@@ -158,8 +158,12 @@ def evaluated(folder: Path) -> dict[str, list[Verified]]:
 def compared(found: dict[str, list[Verified]], against: str | None) -> list[dict]:
     """One row a combination, of whose seeds these are."""
     faces = [one.faces for several in found.values() for one in several]
-    if not all(np.array_equal(faces[0], other) for other in faces):
+    same = [one.pairs.same for several in found.values() for one in several]
+    if not all(np.array_equal(values[0], other) for values in (faces, same) for other in values):
         raise GdrdError("--beside holds other pairs than --config.dev.pairs")
+    beside = any(one.people is None for several in found.values() for one in several)
+    if beside and len(np.unique(faces[0])) == faces[0].size:  # a .bin, whose faces have no names either
+        raise GdrdError("--beside needs LFW's pairs.txt: whether two .bin files are the same cannot be told")
     people = next(one.people for several in found.values() for one in several if one.people is not None)
     decided = {name: np.array([one.right for one in several], float) for name, several in found.items()}  # [S, P]
     rows = []

@@ -13,7 +13,7 @@ from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import sha256
 from gdrd_jax.serving.thresholds import Thresholds
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, WEIGHTS = "manifest.json", "student.safetensors"
 
 
@@ -59,7 +59,10 @@ def described_by(folder: Path) -> dict:
         if manifest["kernel"] not in KERNELS:
             raise ValueError(f"kernel {manifest['kernel']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GdrdError(f"{folder} holds no manifest.json of an exported student that this version reads") from error
+        raise GdrdError(
+            f"{folder} holds no manifest.json of an exported student that this version reads; "
+            "export it again into another folder"
+        ) from error
     return manifest
 
 
@@ -68,4 +71,9 @@ def thresholds(manifest: dict) -> Thresholds | None:
     found = manifest["thresholds"]
     if found is None:
         return None
-    return Thresholds(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+    kept = Thresholds(
+        **{name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in dict(found).items()}
+    )
+    if not 0 < len(kept.fars) == len(kept.values) == len(kept.tars):
+        raise ValueError("thresholds")
+    return kept

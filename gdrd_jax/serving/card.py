@@ -70,8 +70,9 @@ def _figures(found: dict) -> str:
             f"{found['pairs_of']}, {reference['pairs']:,} pairs, reduced to its resolution: "
             f"**{reference['accuracy']:.2f} %** (95 % interval {low:.1f} to {high:.1f})."
         )
+    others = " but the int8 one" if any(row["name"] == "int8" for row in found["rows"]) else ""
     lines += [
-        f"The same embeddings from every file, on {found['faces']:,} faces of {found['of']}; speeds on "
+        f"The same embeddings from every file{others}, on {found['faces']:,} faces of {found['of']}; speeds on "
         f"{found['machine']}, {found['date']}: batches of {proof.AT_ONCE}, and single faces, medians.",
         proof.table(found["rows"]).rstrip(),
     ]
@@ -86,7 +87,7 @@ def _errors(manifest: dict) -> str:
     return "\n".join(
         [
             f"Of {found.name}: {found.faces:,} faces of {found.people:,} people, {found.between:,} pairs of different "
-            f"people, {found.genuine:,} pairs of faces of one; no rate finer than {found.fars[-1]:.2g} can be told "
+            f"people, {found.genuine:,} pairs of faces of one; no rate finer than {found.finest():.2g} can be told "
             "from them. Thresholds were learnt on the faces that they are judged on here.",
             "",
             "| false accept rate | threshold | false reject rate, % |",

@@ -21,7 +21,7 @@ from gdrd_jax.data.prepare import checked
 from gdrd_jax.errors import GdrdError, require
 from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.models import open_model
-from gdrd_jax.files import replacing, sha256, write_json
+from gdrd_jax.files import replacing, sha256, writable_folder, write_json
 from gdrd_jax.models.student import unset_student
 from gdrd_jax.recognizer import Recognizer, directory_of
 from gdrd_jax.serving import bundle, card, networks, proof
@@ -33,6 +33,11 @@ FORMATS = {
     "safetensors": bundle.WEIGHTS, "onnx": "student.onnx", "onnx_nchw": "student.nchw.onnx",
     "int8": "student.int8.onnx", "stablehlo": "student.stablehlo",
 }  # fmt: skip
+# Settings that name files of the machine that it was trained on.
+PATHS = (
+    ("data", "path"), ("data", "unlabelled"), ("data", "detector"), ("dev", "path"), ("dev", "pairs"),
+    ("discriminative", "path"), ("generative", "path"),
+)  # fmt: skip
 INEXACT = ("int8",)
 PROVED = 1000  # faces
 LEAST_COSINE = 0.99999
@@ -73,7 +78,10 @@ def export(settings: Settings, folder: Path) -> dict:
     """
     for package in ("onnx", "onnxruntime", "safetensors"):
         require(package, "export")
+    writable_folder(folder.absolute().parent)
     _refuse_others(folder)
+    if (settings.workdir / bundle.MANIFEST).exists():
+        raise GdrdError(f"{settings.workdir} is an exported student; give the workdir that it was exported from")
     recognizer = Recognizer.load(settings.workdir, settings.which)
     beside = [_beside(text) for text in settings.beside]
     judges = _judges(settings, recognizer)
@@ -102,7 +110,7 @@ def export(settings: Settings, folder: Path) -> dict:
         manifest = {
             **bundle.described(arguments, recognizer.kernel, fingerprint, thresholds, list(paths.values())),
             "proof": {
-                "rows": rows, "faces": len(few), "of": named, "pairs_of": settings.lfw.name if judges else "",
+                "rows": rows, "faces": len(few), "of": named, "pairs_of": settings.lfw.resolve().name if judges else "",
                 "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
                 "date": datetime.date.today().isoformat(),
             },
@@ -117,6 +125,9 @@ def export(settings: Settings, folder: Path) -> dict:
 
 def _refuse_others(folder: Path) -> None:
     """What is replaced has to be an exported student and nothing else."""
+    there = folder.resolve()
+    if os.path.ismount(there) or Path.cwd().is_relative_to(there):
+        raise GdrdError(f"{folder} is a disk of its own or where you are; it is replaced as a whole, so choose another")
     if not folder.exists() or not any(folder.iterdir()):
         return
     strange = {path.name for path in folder.iterdir()} - {*FORMATS.values(), bundle.MANIFEST, "README.md"}
@@ -133,7 +144,11 @@ def _calibration(settings: Settings, recognizer: Recognizer) -> tuple[str, np.nd
     if settings.calibration:
         found = open_faces(settings.calibration)
         found = checked(found.take(compared(found.labels)))
-        return settings.calibration.name, dev.reduced(found, recognizer.resolution, recognizer.kernel), found.labels
+        return (
+            settings.calibration.resolve().name,
+            dev.reduced(found, recognizer.resolution, recognizer.kernel),
+            found.labels,
+        )
     run = _training(settings.workdir)
     people = run.get("data", {}).get("calibration_people", 0)
     known = settings.workdir / "faces" / "train.json"
@@ -165,15 +180,19 @@ def _training(workdir: Path) -> dict:
 
 def _nameless(config: dict) -> dict:
     """Without the folders of the machine that it was trained on."""
-    if not isinstance(config, dict):
-        return Path(config).name if isinstance(config, str) and os.sep in config else config
-    return {key: _nameless(value) for key, value in config.items()}
+    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items() if key != "base"}
+    for section, key in PATHS:
+        if kept.get(section, {}).get(key):
+            kept[section][key] = Path(kept[section][key]).name
+    return kept
 
 
 def _describe_apart(path: Path, faces: np.ndarray, labels: np.ndarray, named: str) -> None:
     """Gives a file whose embeddings are not the student's thresholds and a fingerprint of its own."""
     onnx = require("onnx", "export")
-    thresholds = Thresholds.learn(_session(path)(faces), labels, named)
+    embed, starts = _session(path), range(0, len(faces), proof.AT_ONCE)
+    embeddings = np.concatenate([embed(faces[i : i + proof.AT_ONCE]) for i in starts])
+    thresholds = Thresholds.learn(embeddings, labels, named)
     model = onnx.load(path)
     remarks = {entry.key: entry.value for entry in model.metadata_props}
     own = {"fingerprint": sha256(path), "thresholds": json.dumps(dataclasses.asdict(thresholds))}

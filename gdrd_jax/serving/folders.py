@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation.report import grid
-from gdrd_jax.files import writing
+from gdrd_jax.files import replacing_file, writable_folder
 from gdrd_jax.recognizer import BATCH, Recognizer
 from gdrd_jax.serving import images
 from gdrd_jax.serving.gallery import MANIFEST, Gallery, Match
@@ -64,6 +64,7 @@ def enroll(recognizer: Recognizer, path: Path, folder: Path, *, align: bool, add
     Raises:
       GdrdError: no usable picture, or `folder` is no gallery, or of another student.
     """
+    writable_folder(folder)
     fingerprint = recognizer.fingerprint()
     if add:
         gallery = Gallery.load(folder, fingerprint)
@@ -72,7 +73,7 @@ def enroll(recognizer: Recognizer, path: Path, folder: Path, *, align: bool, add
     else:
         gallery = Gallery(recognizer.dim, fingerprint)
     found = add_people(gallery, recognizer, path, align=align)
-    gallery.save(folder)
+    gallery.save(folder, new=not add)
     return gallery, found
 
 
@@ -94,7 +95,7 @@ def save(found: Embedded, path: Path) -> None:
     Raises:
       GdrdError: it cannot be written.
     """
-    with writing(path), path.open("wb") as file:  # np.savez adds a suffix to a name
+    with replacing_file(path) as file:  # np.savez would add a suffix to a name
         np.savez(file, paths=np.array([*map(str, found.paths)]), embeddings=found.embeddings)
 
 
@@ -111,7 +112,8 @@ def picture(recognizer: Recognizer, probes: list[Path], matches: list[list[Match
 
 def enrolled(recognizer: Recognizer, match: Match) -> np.ndarray | None:
     """The face that `add_people` added, at the size it has, uint8 RGB `[S, S, 3]`; None where its file is gone."""
+    path = match.metadata.get("path")
     try:
-        return recognizer.face(match.metadata.get("path", ""), align=match.metadata.get("align", False))
+        return recognizer.face(path, align=match.metadata.get("align", False)) if isinstance(path, str) else None
     except GdrdError:
         return None

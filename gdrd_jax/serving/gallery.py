@@ -200,11 +200,15 @@ class Gallery:
     def _damaged(self, what: str) -> GdrdError:
         return GdrdError(f"the gallery {self._folder} is damaged: {what}; make it anew")
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, new: bool = False) -> None:
         """Writes the gallery, in the place of one that is there already; other files there are left alone.
 
         Whenever it is killed, the folder holds the old gallery or the new one, and whoever has opened the old one can
         go on searching in it.
+
+        Args:
+          folder: where to; it is made if it is missing.
+          new: there must be no gallery yet.
 
         Raises:
           GdrdError: it is empty, another process is saving there or has saved since this one was loaded from there,
@@ -215,6 +219,8 @@ class Gallery:
         folder = Path(folder).resolve()
         version = f"{VERSION}{uuid.uuid4().hex[:8]}"
         with writing(folder), locked(folder):
+            if new and _version(folder):
+                raise GdrdError(f"another process has made the gallery {folder} meanwhile; load it and add to it")
             if self._folder == folder and self._version != _version(folder):
                 raise GdrdError(f"the gallery {folder} was changed by another process meanwhile; load it and add again")
             try:
@@ -226,7 +232,9 @@ class Gallery:
                     "version": version, "sizes": sizes,
                 })  # fmt: skip
             except BaseException:
-                if _version(folder) != version:
+                if _holds(folder, version):  # interrupted just after
+                    self._folder, self._version = folder, version
+                else:
                     shutil.rmtree(folder / version, ignore_errors=True)
                 raise
             for old in folder.iterdir():
@@ -316,6 +324,13 @@ def _manifest(folder: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GdrdError(f"{folder} holds no {MANIFEST} of a gallery that this version reads; save one there") from error
     return manifest
+
+
+def _holds(folder: Path, version: str) -> bool:
+    try:
+        return _version(folder) == version
+    except GdrdError:
+        return False
 
 
 def _version(folder: Path) -> str | None:

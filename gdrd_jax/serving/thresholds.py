@@ -1,6 +1,7 @@
 """From which similarity on two faces pass for one person's, by the share of strangers that then do, too (FAR)."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -82,6 +83,11 @@ class Thresholds:
         """Whether the faces it was learnt on can tell so small a rate."""
         return far >= self.fars[-1] * (1 - 1e-9)
 
+    def finest(self) -> float:
+        """The smallest rate that it can tell, rounded up to two digits."""
+        unit = 10.0 ** (math.floor(math.log10(self.fars[-1])) - 1)
+        return math.ceil(self.fars[-1] / unit * (1 - 1e-9)) * unit
+
     def tar(self, far: float) -> float:
         """The true accept rate there, of the same faces; raises as `at`."""
         return self.tars[self._index(far)]
@@ -92,7 +98,7 @@ class Thresholds:
         if not self.supports(far):
             raise GdrdError(
                 f"a false accept rate of {far:g} is finer than the calibration supports: {self.between} pairs "
-                f"of different people ({self.name}) are enough for {self.fars[-1]:.2g}; "
+                f"of different people ({self.name}) are enough for {self.finest():.2g}; "
                 "export the student again with more people (--calibration)"
             )
         return next(i for i, kept in enumerate(self.fars) if kept <= far * (1 + 1e-9))

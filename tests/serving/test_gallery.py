@@ -253,6 +253,13 @@ def test_what_another_added_meanwhile_is_not_lost(saved):
     assert Gallery.load(saved).people()[-1] == "ann"
 
 
+def test_a_new_gallery_does_not_take_the_place_of_one_made_meanwhile(tmp_path):
+    made(ids=["ann"] * FACES).save(tmp_path / "known", new=True)
+    with pytest.raises(GdrdError, match="another process has made the gallery .* meanwhile"):
+        made(ids=["bob"] * FACES).save(tmp_path / "known", new=True)
+    assert Gallery.load(tmp_path / "known").people() == ["ann"]
+
+
 def test_stopped_just_after_it_was_saved_it_is_saved(saved, monkeypatch):
     def stopped(path, value):
         files.write_json(path, value)

@@ -67,6 +67,9 @@ def test_a_rate_is_supported_as_far_as_it_is_granted():
     found = Thresholds.learn(*people(5, 3), "x")
     assert found.between == 10 and found.supports(0.1) and found.at(0.1)
     assert not found.supports(0.09)
+    for count in (3, 10, 11, 12, 15, 16, 40, 199):
+        found = Thresholds.learn(*people(count, 2), "x")
+        assert found.at(float(f"{found.finest():.2g}"))  # as it is told
 
 
 def test_faces_that_say_nothing():

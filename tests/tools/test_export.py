@@ -153,10 +153,14 @@ def test_what_was_damaged_on_the_way_is_refused(exported, tmp_path):
         Recognizer.load(copy)
 
 
+GOOD = {"people": 3, "faces": 6, "between": 3, "genuine": 3, "name": "x", "tars": [1.0]}
+DAMAGED = ([], "x", {"far": 0.1}, GOOD | {"fars": 0.1, "values": [0.5]}, GOOD | {"fars": [], "values": []})
+
+
 def test_a_manifest_of_something_else_is_refused(exported, tmp_path):
     for change, message in (
         ({"kernel": "lanczos"}, "no manifest.json of an exported student"),
-        ({"thresholds": {"far": 0.1}}, "no manifest.json of an exported student"),
+        *(({"thresholds": damaged}, "no manifest.json of an exported student") for damaged in DAMAGED),
         ({"kernel": "bicubic"}, "is not the student that its manifest.json is of"),
         ({"student": {"size": 3}}, "describes no student that this version knows"),
     ):
@@ -193,11 +197,22 @@ def test_only_an_exported_student_is_replaced(exported, workdir, faces, tmp_path
     assert export.main([str(workdir), str(web), *calibration]) == 2
     assert "no manifest.json of an exported student" in capsys.readouterr().err
     copy = shutil.copytree(exported, tmp_path / "copy")
-    (tmp_path / "here").mkdir()
-    for folder in (copy, "."):
-        monkeypatch.chdir(tmp_path / "here")
-        assert export.main([str(workdir), str(folder), *calibration]) == 0
-    assert not (copy / "student.int8.onnx").exists() and (tmp_path / "here" / "student.onnx").exists()
+    (copy / "in").mkdir()
+    for here, folder, message in (
+        (copy / "in", "..", "a disk of its own or where you are"),
+        (copy, ".", "a disk of its own or where you are"),
+        (tmp_path, "/proc", "a disk of its own or where you are"),
+        (tmp_path, "copy/README.md/out", "README.md is no folder of yours"),
+    ):
+        monkeypatch.chdir(here)
+        assert export.main([str(workdir), folder, *calibration]) == 2
+        assert message in capsys.readouterr().err
+    (copy / "in").rmdir()
+    monkeypatch.chdir(tmp_path)
+    assert export.main([str(copy), "again", *calibration]) == 2
+    assert "is an exported student; give the workdir" in capsys.readouterr().err
+    assert export.main([str(workdir), "copy", *calibration]) == 0
+    assert not (copy / "student.int8.onnx").exists() and (copy / "student.onnx").exists()
 
 
 def test_the_card_says_where_training_was_stopped(tmp_path, faces):
@@ -207,11 +222,13 @@ def test_the_card_says_where_training_was_stopped(tmp_path, faces):
     (run / "dis" / "best" / "description.json").write_text(json.dumps(description | {"step": 1234}))
     config = default()
     config.data.path = str(tmp_path / "secret" / "train.rec")
+    config.discriminative.preprocessing, config.base = "127.5/128", str(tmp_path / "secret")
     (run / "config.json").write_text(config.to_json())
     out = tmp_path / "out"
     assert export.main([*map(str, (run, out, "--best", "--calibration", faces))]) == 0
     assert "taken at step 1,234" in (out / "README.md").read_text()
     assert "train.rec" in (out / "README.md").read_text() and "secret" not in (out / "manifest.json").read_text()
+    assert json.loads((out / "manifest.json").read_text())["training"]["discriminative"]["preprocessing"] == "127.5/128"
 
 
 def test_an_exported_student_verifies_and_marks_who_passes(exported, faces, tmp_path, capsys):

@@ -68,6 +68,8 @@ def test_bad_pictures_are_counted_and_named_and_the_others_done(call, faces, tmp
     assert status == 1 and "12 faces of 4 people" in out and "left out: 3" in out
     assert "pipe.png cannot be read" in out and "1 files are no images by their names" in caplog.text
     assert "note.jpg is not a readable image" in out and "dot.png is 3x3, too small" in out
+    status, _, err = call("embed", faces, "--out", faces / "p1" / "dot.png" / "x.npz")
+    assert status == 2 and "x.npz cannot be written" in err
     out_file = tmp_path / "embeddings.npz"
     status, out, _ = call("embed", faces, "--out", out_file, "--json")
     told, stored = json.loads(out), np.load(out_file)
@@ -84,6 +86,8 @@ def test_more_people_can_be_added(call, faces, tmp_path):
     assert call("enroll", faces, "--gallery", tmp_path / "known")[0] == 0
     status, _, err = call("enroll", more, "--gallery", tmp_path / "known")
     assert status == 2 and "exists already; add to it with --add" in err
+    status, _, err = call("enroll", more, "--gallery", more / "zoe.png" / "known")
+    assert status == 2 and "zoe.png is no folder of yours" in err
     status, out, _ = call("enroll", more, "--gallery", tmp_path / "known", "--add", "--json")
     assert status == 0
     assert json.loads(out) == {"gallery": str(tmp_path / "known"), "faces": 12, "people": 5, "new": 1}

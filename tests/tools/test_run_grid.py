@@ -128,6 +128,18 @@ def test_rows_of_another_evaluation_stand_beside(tmp_path):
     )
     with pytest.raises(run_grid.GdrdError, match="other pairs"):
         run_grid.compared(runs | run_grid.evaluated(tmp_path / "teacher"), "plain")
+    turned = {"other_16/scores": same * 1.0, **of, "same": ~same}
+    np.savez(tmp_path / "teacher" / "scores.npz", **turned)
+    with pytest.raises(run_grid.GdrdError, match="other pairs"):
+        run_grid.compared(runs | run_grid.evaluated(tmp_path / "teacher"), "plain")
+
+
+def test_whose_faces_are_in_one_pair_each_cannot_be_told_from_others(tmp_path):
+    same, folds = np.tile([True, False], 40), np.repeat([0, 1], 40)
+    each = {"first": np.arange(80) * 2, "second": np.arange(80) * 2 + 1}
+    found = run_grid.Verified.of({"s": same * 1.0, "same": same, "f": folds, **each}, "s", "f")
+    with pytest.raises(run_grid.GdrdError, match="two .bin files are the same"):
+        run_grid.compared({"teacher": [found]}, None)
 
 
 def grid(tmp_path, faces_folder, *words):
