@@ -147,6 +147,7 @@ def _student_of(config: ConfigDict, workdir: Path, embedding_dim: int) -> Studen
 def _embedder(config: ConfigDict, workdir: Path, student: Student, faces: np.ndarray) -> Callable[[], np.ndarray]:
     """A function that embeds these low-resolution faces with the student as it then is: float32 `[N, D]`."""
     if config.dis.backbone != "teacher":
+        # A new one each time, for it keeps the weights that it first embedded with.
         return lambda: Recognizer(student, config.views.kernel).embed(faces)
     network = generative_teacher(config, workdir)
     both = [network.features(views) for views in (faces, np.ascontiguousarray(faces[:, :, ::-1]))]
