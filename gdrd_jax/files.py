@@ -1,5 +1,6 @@
 """Small things every part does with files."""
 
+import codecs
 import contextlib
 import fcntl
 import hashlib
@@ -76,6 +77,25 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file of any editor: UTF-8, with or without a byte order mark, or UTF-16 with one; any line ends.
+
+    Raises:
+      GdrdError: missing, or not such text.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise GdrdError(f"there is no file {str(path)!r}") from None
+    encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise GdrdError(f"{path} is not text in UTF-8: {error}; save it as UTF-8") from error
+    # Not `splitlines`, which would also cut names at rarer characters.
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n") if text else []
 
 
 def sha256(path: Path) -> str:

@@ -24,7 +24,8 @@ from gdrd_jax.command_line import guarded
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.formats import STAND_IN, is_image, tree
+from gdrd_jax.data.file_tree import is_image
+from gdrd_jax.data.formats import STAND_IN, list_files
 from gdrd_jax.errors import GdrdError
 
 MANY, EVERY = 10, 4  # images of a person of the closed set; every so many is tested
@@ -39,7 +40,7 @@ def by_person(faces: Faces) -> dict[str, list[int]]:
     """Rows of each person's images, by the name of their folder."""
     people = defaultdict(list)
     for row, name in enumerate(faces.names):
-        if is_image(name):
+        if is_image(faces, row):
             people[PurePosixPath(name).parent.name].append(row)
     return people
 
@@ -125,7 +126,7 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args(argv)
 
     def work() -> None:
-        lfw, distractors = tree(given.lfw), tree(given.distractors)
+        lfw, distractors = list_files(given.lfw), list_files(given.distractors)
         tinyface(lfw, distractors, given.out / "tinyface")
         uccs(lfw, given.out / "uccs")
         ar(given.ar, given.out / "ar")

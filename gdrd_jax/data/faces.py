@@ -3,22 +3,21 @@
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
+import re
+import unicodedata
 import weakref
+from collections.abc import Iterable
 from importlib import util
 from pathlib import Path
 
-import cv2
 import numpy as np
-import simplejpeg
-from PIL import Image
 
-from gdrd_jax.errors import GdrdError, missing
+from gdrd_jax.data.decoding import HEAD_BYTES, decode
+from gdrd_jax.errors import missing
 
 JOINT = (0xCED7230A).to_bytes(4, "little")  # what stands between the parts of a split record, see `recordio`
-MAX_PIXELS = 1 << 27  # a header that promises more is taken for a damaged one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,8 @@ class Faces:
       spans: int64 `[N, 2]`, first byte and size of each face in the file `root`; None for a folder.
       parts: spans of the few faces whose bytes lie in several pieces, by row.
       fingerprint: sha256 of labels and contents; "" until `data.prepare.checked` has read them.
-      skipped: `(name, reason)` of what was left out because it is damaged.
+      skipped: `(name, reason)` of files that were left out.
+      in_memory: encoded faces by row, of the few formats in which a face is not a span of bytes of the file.
     """
 
     root: Path
@@ -44,6 +44,7 @@ class Faces:
     parts: dict[int, list[tuple[int, int]]] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""
     skipped: tuple[tuple[str, str], ...] = ()
+    in_memory: dict[int, bytes] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,8 +61,18 @@ class Faces:
         """The encoded face."""
         if self.spans is None:
             return (self.root / self.names[index]).read_bytes()
+        if index in self.in_memory:
+            return self.in_memory[index]
         pieces = self.parts.get(index) or [self.spans[index]]
         return JOINT.join(os.pread(self._descriptor, int(size), int(start)) for start, size in pieces)
+
+    def head(self, index: int) -> bytes:
+        """The first bytes of the encoded face, from which its format can be told."""
+        if self.spans is None:
+            with (self.root / self.names[index]).open("rb") as file:
+                return file.read(HEAD_BYTES)
+        start, size = self.spans[index]
+        return os.pread(self._descriptor, min(int(size), HEAD_BYTES), int(start))
 
     def where(self, index: int) -> str:
         """The face's name in messages."""
@@ -76,9 +87,12 @@ class Faces:
     def take(self, rows: np.ndarray) -> "Faces":
         """Some of the faces, of the same identities; without a fingerprint."""
         rows = np.asarray(rows, int)
-        parts = {new: self.parts[old] for new, old in enumerate(rows.tolist()) if old in self.parts}
+        parts, in_memory = (
+            {new: known[old] for new, old in enumerate(rows.tolist()) if old in known}
+            for known in (self.parts, self.in_memory)
+        )
         return dataclasses.replace(
-            self, names=tuple(self.names[i] for i in rows), labels=self.labels[rows], parts=parts,
+            self, names=tuple(self.names[i] for i in rows), labels=self.labels[rows], parts=parts, in_memory=in_memory,
             spans=None if self.spans is None else self.spans[rows], fingerprint="",
         )  # fmt: skip
 
@@ -118,7 +132,7 @@ class Faces:
     def save(self, path: Path) -> None:
         """Writes the description (not the pixels) as JSON; faces beside the file may move with it."""
         home = path.parent.resolve()
-        text = dataclasses.asdict(self) | {
+        text = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {
             "root": str(self.root.relative_to(home) if self.root.is_relative_to(home) else self.root),
             "labels": self.labels.tolist(),
             "spans": None if self.spans is None else self.spans.tolist(),
@@ -138,43 +152,26 @@ class Faces:
         )  # fmt: skip
 
 
-def decode(data: bytes, name: object) -> np.ndarray:
-    """Decodes an image file's bytes to uint8 RGB `[H, W, 3]`.
-
-    JPEGs are decoded strictly: where OpenCV and Pillow fill what a damaged one lacks with
-    grey or garbage, this raises.
-
-    Args:
-      data: the file's contents.
-      name: what to call the file in an error.
-
-    Raises:
-      GdrdError: not an image, or a damaged one.
-    """
-    if data[:2] == b"\xff\xd8":
-        try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            _check_size(width, height, name)
-            image = simplejpeg.decode_jpeg(data, "RGB", strict=True)
-        except ValueError as error:
-            raise GdrdError(f"{name} is a damaged JPEG ({error}); replace it or remove it") from error
-        if b"Exif" not in data[:64]:  # OpenCV turns a picture as its EXIF says
-            return image
-    try:
-        _check_size(*Image.open(io.BytesIO(data)).size, name)
-    except GdrdError:
-        raise
-    except Exception as error:  # Pillow raises whatever its parsers met
-        raise GdrdError(f"{name} is not a readable image; replace it or remove it") from error
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise GdrdError(f"{name} is not a readable image; replace it or remove it")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+def labelled(faces: Faces, people: Iterable[str]) -> Faces:
+    """The faces with the identity of each given by name; identities are sorted naturally, in Unicode's form NFC."""
+    people = [same_name(person) for person in people]
+    identities = sorted(set(people), key=natural)
+    number = {name: i for i, name in enumerate(identities)}
+    labels = np.array([number[name] for name in people], np.int32)
+    return dataclasses.replace(faces, labels=labels, identities=tuple(identities))
 
 
-def _check_size(width: int, height: int, name: object) -> None:
-    if width * height > MAX_PIXELS:
-        raise GdrdError(f"{name} claims to be {width}x{height} pixels large; replace it or remove it")
+def same_name(name: str) -> str:
+    """A name in the one Unicode form (NFC) in which names are compared: macOS writes accents in another one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def natural(name: str) -> tuple:
+    """Sorting key: numbers inside names by their value."""
+    parts = re.split(r"([0-9]+)", name)
+    # Numbers by length, then digits: `int` refuses very long ones.
+    digits = [part.lstrip("0") for part in parts]
+    return [(len(digits[i]), digits[i]) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def packaged(package: str, inside: str) -> Path:

@@ -8,19 +8,19 @@ with one `.rec` file or that file itself (InsightFace RecordIO), a `.tar`, a lis
 import dataclasses
 import fnmatch
 import json
+import logging
 import os
-import re
-import tarfile
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.face_list import read_list
+from gdrd_jax.data.faces import Faces, labelled
+from gdrd_jax.data.file_tree import IMAGE_SUFFIXES, is_image, scan, why_unreadable
 from gdrd_jax.data.recordio import read_index
 from gdrd_jax.errors import GdrdError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".webp"})
+LOG = logging.getLogger(__name__)
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".csv", ".tsv"})
 MANIFEST, RECORDS, JOURNAL = "faces.json", "train.rec", "journal.jsonl"  # of a store
 STAND_IN = "STAND_IN.txt"
@@ -32,7 +32,8 @@ def open_faces(path: str | Path, *, pattern: str = "*", skip_bad: bool = False) 
     Args:
       path: see the module.
       pattern: in folders, tars and lists only files whose name matches it, as in a shell ("*.pgm").
-      skip_bad: leave damaged records out, listed in `Faces.skipped`, instead of raising.
+      skip_bad: leave out damaged records, links to nothing and missing files of a list, listed in `Faces.skipped`,
+        instead of raising.
 
     Raises:
       GdrdError: nothing there, no faces in it, or damage.
@@ -51,14 +52,15 @@ def open_faces(path: str | Path, *, pattern: str = "*", skip_bad: bool = False) 
     if records:
         return _records(records[0], skip_bad)
     if path.is_file() and path.suffix in LIST_SUFFIXES:
-        return _list(path, pattern)
-    return _by_folder(path, pattern)
+        return read_list(path, pattern, skip_bad)
+    return _by_folder(path, pattern, skip_bad)
 
 
-def tree(path: Path) -> Faces:
-    """Every file under a folder, in a tar or in a store, in natural order of names; all of one identity.
+def list_files(path: Path) -> Faces:
+    """Every file under a folder, in an uncompressed tar or in a store, in natural order of names; all of one identity.
 
-    Names are relative to the folder, with "/"; protocols pick theirs by name.
+    Names are relative to the folder, with "/"; protocols pick files by name. Files of other programs
+    (`file_tree.is_clutter`) are ignored, and their number is logged.
 
     Raises:
       GdrdError: nothing there, or not a folder, an uncompressed tar or a store.
@@ -68,18 +70,19 @@ def tree(path: Path) -> Faces:
     _refuse_unfinished(path)
     if path.is_dir() and (path / MANIFEST).exists():
         return _store(path)
-    if path.is_dir():
-        found = dict.fromkeys(_walk(path), (0, 0))
-    elif path.suffix == ".tar":
-        found = _tar(path)
-    else:
+    _check_is_tree(path)
+    files, clutter = scan(path)
+    if clutter:
+        LOG.info("%s: %d files of other programs are ignored, such as %s", path, sum(clutter.values()), [*clutter][0])
+    return files
+
+
+def _check_is_tree(path: Path) -> None:
+    if not path.is_dir() and path.suffix != ".tar":
         raise GdrdError(
             f"{path} is of no known format: a folder, an uncompressed .tar, a store of prepare_faces.py, or, to "
             f"convert or to train on, an InsightFace .rec or a list ({', '.join(sorted(LIST_SUFFIXES))})"
         )
-    names = sorted(found, key=_natural)
-    spans = None if path.is_dir() else np.array([found[name] for name in names], np.int64).reshape(-1, 2)
-    return Faces(path.resolve(), tuple(names), np.zeros(len(names), np.int32), ("",), spans)
 
 
 def _refuse_unfinished(path: Path) -> None:
@@ -87,114 +90,35 @@ def _refuse_unfinished(path: Path) -> None:
         raise GdrdError(f"{path} is an unfinished store; give the same prepare_faces.py command again, and it goes on")
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Every file under a folder, through links too, except those to a folder around them."""
-
-    def unreadable(error: OSError):
-        raise error
-
-    for folder, inside, files in os.walk(root, followlinks=True, onerror=unreadable):
-        inside[:] = [name for name in inside if not _leads_up(os.path.join(folder, name))]
-        above = PurePosixPath(os.path.relpath(folder, root))
-        yield from (str(above / name) for name in files)
-
-
-def _leads_up(path: str) -> bool:
-    return os.path.islink(path) and Path(os.path.realpath(os.path.dirname(path))).is_relative_to(os.path.realpath(path))
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name ends as an image's does."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def labelled(faces: Faces, people: Iterable[str]) -> Faces:
-    """The faces, with the identity of each given by name; identities sorted naturally."""
-    people = list(people)
-    identities = sorted(set(people), key=_natural)
-    number = {name: i for i, name in enumerate(identities)}
-    labels = np.array([number[name] for name in people], np.int32)
-    return dataclasses.replace(faces, labels=labels, identities=tuple(identities))
-
-
-def _natural(name: str) -> tuple:
-    parts = re.split(r"([0-9]+)", name)
-    # Numbers by length, then digits: `int` refuses very long ones.
-    digits = [part.lstrip("0") for part in parts]
-    return [(len(digits[i]), digits[i]) if i % 2 else part for i, part in enumerate(parts)], name
-
-
-def _by_folder(path: Path, pattern: str) -> Faces:
-    files = tree(path)
-    matching = [
-        row for row, name in enumerate(files.names)
-        if is_image(name) and fnmatch.fnmatch(PurePosixPath(name).name, pattern) and "/" in name
-    ]  # fmt: skip
-    if not matching:
+def _by_folder(path: Path, pattern: str, skip_bad: bool) -> Faces:
+    """Images in folders; everything else is listed in `Faces.skipped`."""
+    _check_is_tree(path)
+    files, clutter = scan(path)
+    chosen, skipped = [], [(name, f"left by another program ({count} files)") for name, count in clutter.items()]
+    for row, name in enumerate(files.names):
+        if not fnmatch.fnmatch(PurePosixPath(name).name, pattern):
+            continue
+        problem = why_unreadable(path / name) if files.spans is None else None
+        if not problem and not is_image(files, row):
+            skipped.append((name, "not an image"))
+        elif "/" not in name:
+            skipped.append((name, "in no person's folder"))
+        elif problem and not skip_bad:
+            raise GdrdError(f"{files.where(row)} cannot be read: {problem}; remove it, or leave it out with --skip-bad")
+        elif problem:
+            skipped.append((name, problem))
+        else:
+            chosen.append(row)
+    if not chosen:
         raise GdrdError(
             f"{path} holds no faces: no sub-folder with images {pattern} ({', '.join(sorted(IMAGE_SUFFIXES))}); "
             "the layout is FOLDER/PERSON/IMAGE"
         )
-    faces = files.take(matching)
+    faces = dataclasses.replace(files.take(chosen), skipped=tuple(skipped))
     folders = [str(PurePosixPath(name).parent) for name in faces.names]
     above = os.path.commonpath(folders) if len(set(folders)) > 1 else ""
     faces = labelled(faces, (os.path.relpath(folder, above) if above else folder for folder in folders))
     return faces.take(np.argsort(faces.labels, kind="stable"))
-
-
-def _tar(path: Path) -> dict[str, tuple[int, int]]:
-    found: dict[str, tuple[int, int]] = {}
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                name = os.path.normpath(member.name).lstrip("/")
-                if member.islnk() or member.issym():
-                    beside = "" if member.islnk() else os.path.dirname(member.name)
-                    found[name] = found[os.path.normpath(os.path.join(beside, member.linkname)).lstrip("/")]
-                elif member.issparse():
-                    raise GdrdError(f"{path}: {name} is stored sparse; unpack the archive and give the folder")
-                elif member.isreg():
-                    found[name] = (member.offset_data, member.size)
-            end = archive.offset
-    except tarfile.TarError as error:
-        raise GdrdError(f"{path} is not an uncompressed tar, or is damaged ({error}); unpack or copy it") from error
-    except KeyError as error:
-        raise GdrdError(f"{path}: {name} is a link to {error}, which is not before it; unpack the archive") from error
-    with path.open("rb") as file:  # tarfile takes a damaged head, or none, for the end
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise GdrdError(f"{path} is damaged or truncated at byte {end}, after {len(found)} files; copy it again")
-    return found
-
-
-def _list(path: Path, pattern: str) -> Faces:
-    """Lines `PATH IDENTITY`, or mxnet's `INDEX LABEL PATH` in a `.lst`; paths relative to the list."""
-    try:
-        lines = path.read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise GdrdError(f"{path} is not a list of faces in UTF-8: {error}") from error
-    names, people = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        separator = "," if path.suffix == ".csv" else "\t" if "\t" in line else None
-        if path.suffix == ".lst":
-            fields = line.split("\t")
-            fields = [fields[-1], fields[1]] if len(fields) >= 3 else []
-        else:
-            fields = line.rsplit(separator, 1)
-        if len(fields) != 2:
-            raise GdrdError(f"{path}, line {number}: {line!r} is not `PATH IDENTITY` (a .lst: INDEX, LABEL, PATH)")
-        name, person = (field.strip() for field in fields)
-        if not fnmatch.fnmatch(PurePosixPath(name).name, pattern):
-            continue
-        if not (path.parent / name).is_file():
-            raise GdrdError(f"{path}, line {number}: there is no file {path.parent / name} (headers must begin with #)")
-        names.append(name)
-        people.append(person)
-    if not names:
-        raise GdrdError(f"{path} lists no faces; its lines are `PATH IDENTITY`")
-    return labelled(Faces(path.parent.resolve(), tuple(names), np.zeros(len(names), np.int32), ("",)), people)
 
 
 def _records(path: Path, skip_bad: bool) -> Faces:
@@ -247,18 +171,8 @@ def stand_in(path: Path) -> str | None:
         if (folder / STAND_IN).is_file():
             return " ".join((folder / STAND_IN).read_text().split())
     if path.suffix == ".tar":
-        files = tree(path)
+        files = list_files(path)
         for row, name in enumerate(files.names):
             if PurePosixPath(name).name == STAND_IN:
                 return " ".join(files.read(row).decode().split())
     return None
-
-
-def only_one_each(faces: Faces, rows: Iterable[int], key: Callable[[str], object]) -> None:
-    """Raises GdrdError if two of the rows' names have one `key`: a protocol would count a face twice."""
-    seen: dict[object, str] = {}
-    for row in rows:
-        name = faces.names[row]
-        other = seen.setdefault(key(name), name)
-        if other != name:
-            raise GdrdError(f"{faces.root} holds a face twice: {other} and {name}; give one of them")

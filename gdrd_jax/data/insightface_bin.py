@@ -1,12 +1,15 @@
 """InsightFace's `.bin` verification sets: a pickle of `([image bytes, ...], [is same, ...])`.
 
 A pickle can call anything when it is loaded, so it never is: its instructions are read as
-data (the standard library's `pickletools`), and only those that build bytes, lists, tuples
-and booleans are followed. The images stay in the file.
+data (the standard library's `pickletools`), and only those that build bytes, lists, tuples,
+booleans and integers are followed. The images stay in the file, except those that are escaped there: Python 2's
+protocol 0 writes bytes as a quoted string, and Python 3's protocols 0 to 2 as text that `_codecs.encode` turns back.
 """
 
+import codecs
 import mmap
 import pickletools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,10 @@ from gdrd_jax.errors import GdrdError
 
 HEADS = {"SHORT_BINBYTES": 2, "BINBYTES": 5, "BINBYTES8": 9, "SHORT_BINSTRING": 2, "BINSTRING": 5, "BYTEARRAY8": 9}
 BOOLEANS = {"NEWTRUE": True, "NEWFALSE": False}
+VALUES = frozenset(
+    {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "STRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"}
+)
+ENCODE, BYTES = "_codecs encode", "__builtin__ bytes"  # what bytes of Python 3 are built with up to protocol 2
 IGNORED = frozenset({"PROTO", "FRAME"})
 REMEMBER, RECALL = frozenset({"BINPUT", "LONG_BINPUT", "PUT"}), frozenset({"BINGET", "LONG_BINGET", "GET"})
 TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -44,28 +51,69 @@ def read_bin(path: Path) -> tuple[Faces, np.ndarray]:
         raise GdrdError(f"{path} is damaged, or no pickle at all; copy it again") from error
     try:
         images, same = content
-        spans = np.array([(image.start, image.stop - image.start) for image in images], np.int64).reshape(-1, 2)
-        right = all(isinstance(value, bool) for value in same) and len(spans) == 2 * len(same) > 0
-    except (TypeError, ValueError, AttributeError):
+        right = all(isinstance(v, int) and v in (0, 1) for v in same) and len(images) == 2 * len(same) > 0
+        right = right and all(isinstance(image, slice | bytes) for image in images)
+    except (TypeError, ValueError):
         right = False
     if not right:
         raise GdrdError(f"{path} is a pickle, but not InsightFace's ([2P images], [P booleans])")
-    names = tuple(f"pair {i // 2} {'ab'[i % 2]}" for i in range(len(spans)))
-    return Faces(path.resolve(), names, np.zeros(len(names), np.int32), ("",), spans), np.array(same)
+    names = tuple(f"pair {i // 2} {'ab'[i % 2]}" for i in range(len(images)))
+    in_file = [image if isinstance(image, slice) else slice(0, 0) for image in images]
+    spans = np.array([(image.start, image.stop - image.start) for image in in_file], np.int64).reshape(-1, 2)
+    in_memory = {row: image for row, image in enumerate(images) if isinstance(image, bytes)}
+    faces = Faces(path.resolve(), names, np.zeros(len(names), np.int32), ("",), spans, in_memory=in_memory)
+    return faces, np.array(same, bool)
+
+
+def _instructions(buffer: mmap.mmap) -> Iterator[tuple[str, object, int]]:
+    """Name, argument and position of each instruction, as `pickletools.genops`, which takes strings for ASCII."""
+    while True:
+        position = buffer.tell()
+        opcode = pickletools.code2op.get(buffer.read(1).decode("latin-1"))
+        if opcode is None:
+            raise ValueError("no instruction")
+        if opcode.name == "STRING":
+            argument = _unescaped(buffer.readline())
+        else:
+            argument = None if opcode.arg is None else opcode.arg.reader(buffer)
+        yield opcode.name, argument, position
+        if opcode.name == "STOP":
+            return
+
+
+def _unescaped(line: bytes) -> bytes:
+    """The bytes of a quoted string of Python 2."""
+    quoted = line.rstrip(b"\n").strip()
+    if len(quoted) < 2 or quoted[:1] not in (b"'", b'"') or quoted[:1] != quoted[-1:]:
+        raise ValueError("a string is not quoted")
+    return codecs.escape_decode(quoted[1:-1])[0]
+
+
+def _built(function: object, arguments: object) -> bytes | None:
+    """The bytes that a call means, None if it means anything else."""
+    if function == ENCODE and isinstance(arguments, tuple) and len(arguments) == 2:
+        text, encoding = arguments
+        if isinstance(text, str) and encoding == "latin1":
+            return text.encode("latin-1")
+    return b"" if function == BYTES and arguments == () else None
 
 
 def _follow(buffer: mmap.mmap, path: Path):
     """What the pickle builds; bytes as the `slice` of the file that they are."""
     stack, memo = [], {}
-    for opcode, argument, position in pickletools.genops(buffer):
-        name = opcode.name
+    for name, argument, position in _instructions(buffer):
         if name in HEADS:
             start = position + HEADS[name]
             stack.append(slice(start, start + len(argument)))
         elif name in BOOLEANS:
             stack.append(BOOLEANS[name])
-        elif name == "INT" and isinstance(argument, bool):  # as protocol 0 writes booleans
+        elif name in VALUES or (name == "GLOBAL" and argument in (ENCODE, BYTES)):
             stack.append(argument)
+        elif name == "REDUCE":
+            arguments, function = stack.pop(), stack.pop()
+            if (built := _built(function, arguments)) is None:
+                raise _refusal(path, name, f"{function}{arguments}", position)
+            stack.append(built)
         elif name == "EMPTY_LIST":
             stack.append([])
         elif name == "MARK":
@@ -95,12 +143,16 @@ def _follow(buffer: mmap.mmap, path: Path):
         elif name == "STOP":
             return stack.pop()
         elif name not in IGNORED:
-            raise GdrdError(
-                f"{path} is refused: its pickle asks for {name} ({str(argument)[:80]!r}) at byte {position}, and a "
-                "verification set is nothing but bytes, lists, tuples and booleans; loading it could run a program. "
-                "If it is your own: pickle.dump(([bytes, ...], [bool, ...]), file, protocol=4)"
-            )
+            raise _refusal(path, name, argument, position)
     raise ValueError("it does not end")
+
+
+def _refusal(path: Path, name: str, argument: object, position: int) -> GdrdError:
+    return GdrdError(
+        f"{path} is refused: its pickle asks for {name} ({str(argument)[:80]!r}) at byte {position}, and a "
+        "verification set is nothing but bytes, lists, tuples, booleans and integers; loading it could run a program. "
+        "If it is your own: pickle.dump(([bytes, ...], [bool, ...]), file, protocol=4)"
+    )
 
 
 def _since_mark(stack: list) -> list:

@@ -19,7 +19,9 @@ from tqdm import tqdm
 
 from gdrd_jax.data import recordio
 from gdrd_jax.data.align import FACE_SIZE, Aligner
-from gdrd_jax.data.faces import Faces, decode
+from gdrd_jax.data.decoding import decode
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.file_tree import UNREADABLE
 from gdrd_jax.data.formats import JOURNAL, MANIFEST, RECORDS, open_faces, read_manifest
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.errors import GdrdError
@@ -80,6 +82,10 @@ def _fit_all(
             return _fit(faces, row, aligner, stretch), None
         except GdrdError as error:
             return None, error if isinstance(error, Unfit) else Unfit(str(error))
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            return None, Unfit(f"{faces.where(row)} cannot be read: {error.strerror}")
 
     with tqdm(total=len(faces), initial=start, desc=what, unit="face", mininterval=0.5) as progress:
         for result in in_parallel(fit, range(start, len(faces))):

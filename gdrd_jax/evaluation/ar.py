@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.formats import is_image, labelled, only_one_each, tree
+from gdrd_jax.data.faces import Faces, labelled
+from gdrd_jax.data.file_tree import check_unique, is_image
+from gdrd_jax.data.formats import list_files
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import bootstrap
@@ -118,13 +119,13 @@ def open_ar(data: Path, *, stretch: bool, skip_bad: bool) -> Groups:
     Raises:
       GdrdError: no such images, a person without a neutral image, or a damaged face.
     """
-    files = tree(data)
+    files = list_files(data)
     chosen = [
-        row for row, name in enumerate(files.names) if is_image(name) and NAME.fullmatch(PurePosixPath(name).stem)
+        row for row, name in enumerate(files.names) if NAME.fullmatch(PurePosixPath(name).stem) and is_image(files, row)
     ]
     if not chosen:
         raise GdrdError(f"{data} holds no images with AR's names, such as m-001-01.bmp")
-    only_one_each(files, chosen, _condition)
+    check_unique(files, chosen, _condition)
     faces = checked(files.take(chosen), stretch=stretch, skip_bad=skip_bad)
     numbers = np.array([_condition(name)[1] for name in faces.names])
     faces = labelled(faces, (_condition(name)[0] for name in faces.names))

@@ -3,16 +3,18 @@
 import dataclasses
 import logging
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.formats import is_image, only_one_each, tree
+from gdrd_jax.data.file_tree import check_unique, is_image
+from gdrd_jax.data.formats import list_files
 from gdrd_jax.data.insightface_bin import read_bin
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import bootstrap, verification
+from gdrd_jax.evaluation.pair_files import find_images, read_pairs
 from gdrd_jax.evaluation.report import GREEN, RED, grid
 from gdrd_jax.evaluation.result import Result, percent, percents
 from gdrd_jax.evaluation.verification import Pairs
@@ -114,11 +116,11 @@ class PairList:
 
 
 def open_lfw(data: Path, pairs: Path | None, *, stretch: bool, skip_bad: bool) -> PairList:
-    """LFW's own layout, `NAME/NAME_0001.jpg`, anywhere under a folder, in a tar or a store; official pairs.
+    """The images of LFW, or of another benchmark of pairs, anywhere under a folder, in a tar or a store.
 
     Args:
       data: of the images.
-      pairs: `pairs.txt`; any number of folds and pairs.
+      pairs: list of pairs, such as LFW's `pairs.txt`, see `evaluation.pair_files`.
       stretch: take images that are not 112x112.
       skip_bad: leave out pairs with missing or damaged images, counted and listed, instead of raising.
 
@@ -128,29 +130,35 @@ def open_lfw(data: Path, pairs: Path | None, *, stretch: bool, skip_bad: bool) -
     if pairs is None:
         raise GdrdError("the protocol lfw needs the list of pairs: --pairs pairs.txt")
     listed = read_pairs(pairs)
-    files = tree(data)
-    wanted = {name for line in listed for name in line.images}
-    rows = [row for row, name in enumerate(files.names) if is_image(name) and PurePosixPath(name).stem in wanted]
-    only_one_each(files, rows, lambda name: PurePosixPath(name).stem)
-    by_name = {PurePosixPath(files.names[row]).stem: row for row in rows}
-    absent = sorted(wanted - by_name.keys())
+    files = list_files(data)
+    wanted = {name for pair in listed for name in pair.images}
+    found = {
+        name: images for name, rows in find_images(files.names, wanted).items()
+        if (images := [row for row in rows if is_image(files, row)])
+    }  # fmt: skip
+    for name, rows in sorted(found.items()):
+        check_unique(files, rows, lambda _, name=name: name)
+    absent = sorted(wanted - found.keys())
     if absent and not skip_bad:
         raise GdrdError(
             f"{pairs} names {len(absent)} images that {data} does not hold, the first {absent[0]!r}; check --data, "
             "or leave their pairs out with --skip-bad"
         )
-    if not by_name:
+    if not found:
         raise GdrdError(f"{data} holds none of the images that {pairs} names")
-    faces = files.take([by_name[name] for name in sorted(by_name)])
-    usable = checked(faces, stretch=stretch, skip_bad=skip_bad)
-    row_of = {PurePosixPath(name).stem: row for row, name in enumerate(usable.names)}
-    kept = [line for line in listed if all(name in row_of for name in line.images)]
+    chosen = sorted(found)
+    usable = checked(files.take([found[name][0] for name in chosen]), stretch=stretch, skip_bad=skip_bad)
+    name_of = {files.names[found[name][0]]: name for name in chosen}
+    row_of = {name_of[file]: row for row, file in enumerate(usable.names)}
+    kept = [pair for pair in listed if all(name in row_of for name in pair.images)]
     skipped = [(name, "it is missing") for name in absent] + list(usable.skipped)
-    people = {person: i for i, person in enumerate(sorted({person for line in kept for person in line.people}))}
+    people = {person: i for i, person in enumerate(sorted({person for pair in kept for person in pair.people}))}
     about = {"pairs": str(pairs), "n_skipped": len(listed) - len(kept), "skipped": skipped}
+    if all(a == b for a, b in (pair.people for pair in listed)):
+        about["drawn"] = "pairs (the list does not say who is in them)"
     return _pair_list(
-        usable, [[row_of[name] for name in line.images] for line in kept], [line.same for line in kept],
-        [line.fold for line in kept], [[people[person] for person in line.people] for line in kept], about,
+        usable, [[row_of[name] for name in pair.images] for pair in kept], [pair.same for pair in kept],
+        [pair.fold for pair in kept], [[people[person] for person in pair.people] for pair in kept], about,
     )  # fmt: skip
 
 
@@ -195,55 +203,3 @@ def _pair_list(faces: Faces, rows, same, folds, people, about: dict) -> PairList
         LOG.warning("%d pairs are left out because of %d bad faces", about["n_skipped"], len(about["skipped"]))
     first, second = np.array(rows, int).T
     return PairList(faces, first, second, same, folds, np.array(people, int), about)
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """One pair of `pairs.txt`: two people (twice the same if genuine), their images, and the fold."""
-
-    people: tuple[str, str]
-    images: tuple[str, str]
-    fold: int
-
-    @property
-    def same(self) -> bool:
-        return self.people[0] == self.people[1]
-
-
-def read_pairs(path: Path) -> list[Line]:
-    """Reads LFW's `pairs.txt`: a header `FOLDS N` (or `N`: one fold), then N genuine and N impostor pairs a fold.
-
-    Raises:
-      GdrdError: missing or malformed, with the line's number.
-    """
-    try:
-        lines = [line.split("\t") if "\t" in line else line.split() for line in path.read_text().splitlines()]
-    except FileNotFoundError:
-        raise GdrdError(f"there is no list of pairs {str(path)!r}") from None
-    except UnicodeDecodeError as error:
-        raise GdrdError(f"{path} is no text file; give LFW's pairs.txt") from error
-    while lines and not any(field.strip() for field in lines[-1]):
-        lines.pop()
-    header = lines[0] if lines else []
-    if len(header) not in (1, 2) or not all(field.strip().isdecimal() and len(field) < 10 for field in header):
-        raise GdrdError(f"{path} does not begin with LFW's header: the number of folds and of pairs, such as `10 300`")
-    folds, count = (1, int(header[0])) if len(header) == 1 else map(int, header)
-    if len(lines) - 1 != 2 * folds * count:
-        raise GdrdError(
-            f"{path} promises {folds} folds of {count} genuine and {count} impostor pairs, "
-            f"{2 * folds * count} lines; {len(lines) - 1} follow"
-        )
-    return [_pair(path, number, fields, count) for number, fields in enumerate(lines[1:])]
-
-
-def _pair(path: Path, number: int, fields: list[str], count: int) -> Line:
-    genuine = number % (2 * count) < count
-    fields = [field.strip() for field in fields]
-    fits = len(fields) == (3 if genuine else 4) and all(
-        f.isdecimal() and len(f) < 10 for f in (fields[1:] if genuine else fields[1::2])
-    )
-    if not fits or (not genuine and fields[0] == fields[2]):
-        kind = "genuine pair `NAME N1 N2`" if genuine else "impostor pair `NAME1 N1 NAME2 N2`"
-        raise GdrdError(f"{path}, line {number + 2}: {' '.join(fields)!r} is not the {kind} that should be here")
-    a, i, b, j = (fields[0], fields[1], fields[0], fields[2]) if genuine else fields
-    return Line((a, b), (f"{a}_{int(i):04d}", f"{b}_{int(j):04d}"), number // (2 * count))

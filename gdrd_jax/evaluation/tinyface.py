@@ -10,7 +10,8 @@ import numpy as np
 import scipy.io
 
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.formats import is_image, only_one_each, tree
+from gdrd_jax.data.file_tree import check_unique, is_image
+from gdrd_jax.data.formats import list_files
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import bootstrap, retrieval
@@ -118,11 +119,11 @@ def open_tinyface(data: Path, *, skip_bad: bool) -> Retrieval:
     Raises:
       GdrdError: something is missing, damaged or contradictory.
     """
-    files = tree(data)
+    files = list_files(data)
     rows: dict[str, list[int]] = {PROBE: [], MATCH: [], DISTRACTOR: []}
     for row, name in enumerate(files.names):
         parent = PurePosixPath(name).parent.name
-        if parent in rows and is_image(name):
+        if parent in rows and is_image(files, row):
             rows[parent].append(row)
     for kind in (PROBE, MATCH):
         if not rows[kind]:
@@ -164,7 +165,7 @@ def open_tinyface(data: Path, *, skip_bad: bool) -> Retrieval:
 
 def _identities(files: Faces, rows: list[int], mat: str, prefix: str) -> tuple[dict[int, int], list[str]]:
     """Row to identity, and names in the list that are not among the rows."""
-    only_one_each(files, rows, lambda name: PurePosixPath(name).name)
+    check_unique(files, rows, lambda name: PurePosixPath(name).name)
     by_name = {PurePosixPath(files.names[row]).name: row for row in rows}
     found = next((name for name in files.names if PurePosixPath(name).name == mat), None)
     if found is None:

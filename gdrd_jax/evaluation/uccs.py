@@ -11,8 +11,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 
-from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.formats import is_image, labelled, only_one_each, tree
+from gdrd_jax.data.faces import Faces, labelled, same_name
+from gdrd_jax.data.file_tree import check_unique, is_image
+from gdrd_jax.data.formats import list_files
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import bootstrap
@@ -124,15 +125,15 @@ def open_uccs(data: Path, *, stretch: bool, skip_bad: bool) -> ClosedSet:
     Raises:
       GdrdError: a folder is missing, a person is tested but not trained on, or a face is damaged.
     """
-    files = tree(data)
-    places = [PurePosixPath(name).parts for name in files.names]
+    files = list_files(data)
+    places = [PurePosixPath(same_name(name)).parts for name in files.names]
     chosen = [
         row for row, parts in enumerate(places)
-        if len(parts) >= 3 and parts[-3] in (TRAIN, TEST) and is_image(parts[-1])
+        if len(parts) >= 3 and parts[-3] in (TRAIN, TEST) and is_image(files, row)
     ]  # fmt: skip
-    only_one_each(files, chosen, lambda name: PurePosixPath(name).parts[-3:])
+    check_unique(files, chosen, lambda name: PurePosixPath(same_name(name)).parts[-3:])
     faces = checked(files.take(chosen), stretch=stretch, skip_bad=skip_bad) if chosen else files.take(chosen)
-    places = [PurePosixPath(name).parts for name in faces.names]
+    places = [PurePosixPath(same_name(name)).parts for name in faces.names]
     split = np.array([parts[-3] for parts in places])
     for part in (TRAIN, TEST):
         if not (split == part).any():

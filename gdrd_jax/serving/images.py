@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.align import Aligner
+from gdrd_jax.data.decoding import decode
 from gdrd_jax.data.degrade import resize
-from gdrd_jax.data.faces import decode
-from gdrd_jax.data.formats import MANIFEST, is_image, tree
+from gdrd_jax.data.faces import same_name
+from gdrd_jax.data.file_tree import is_image
+from gdrd_jax.data.formats import MANIFEST, list_files
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.errors import GdrdError
 
@@ -107,16 +109,17 @@ def find(path: Path) -> list[Path]:
         return [path]
     if (path / MANIFEST).exists():
         raise GdrdError(f"{path} is a store of prepare_faces.py; give the pictures that it was made of")
-    names = tree(path).names
-    others = [name for name in names if not is_image(name)]
-    if len(others) == len(names):
+    files = list_files(path)
+    images = [is_image(files, row) for row in range(len(files))]
+    if not any(images):
         raise GdrdError(f"{path} holds no images")
+    others = [name for name, image in zip(files.names, images) if not image]
     if others:
-        LOG.info("%s: %d files are no images by their names and are left out, such as %s", path, len(others), others[0])
-    return [path / name for name in names if is_image(name)]
+        LOG.info("%s: %d files are not images and are left out, such as %s", path, len(others), others[0])
+    return [path / name for name, image in zip(files.names, images) if image]
 
 
 def person(path: Path, root: Path) -> str:
     """Whose picture it is: its folder below `root`, or, right in `root`, its own name."""
     folder = path.parent.relative_to(root)
-    return path.stem if folder == Path() else folder.as_posix()
+    return same_name(path.stem if folder == Path() else folder.as_posix())

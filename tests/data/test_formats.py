@@ -11,7 +11,7 @@ import pytest
 from conftest import LABELS, PAYLOADS
 from conftest import write_records as write
 
-from gdrd_jax.data.formats import open_faces, tree
+from gdrd_jax.data.formats import list_files, open_faces
 from gdrd_jax.data.prepare import checked, prepare
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.sources import locate
@@ -117,7 +117,7 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(GdrdError, match="of no known format"):
         open_faces(tmp_path / "f.zip")
     with pytest.raises(GdrdError, match="there is no"):
-        tree(tmp_path / "nowhere")
+        list_files(tmp_path / "nowhere")
 
 
 def test_the_embedded_set_is_40_people_with_10_images():
@@ -199,7 +199,7 @@ def test_odd_names_are_names(tmp_path):
     (tmp_path / os.fsdecode(b"q\xff") / "1.png").touch()
     faces = open_faces(tmp_path)
     assert len(faces) == 4 and len(faces.signature()) == 64 and faces.names[0] == "p/007.png"
-    (tmp_path / "l.txt").write_bytes(b"\xff\xfe 1")
+    (tmp_path / "l.txt").write_bytes(b"\xff\xfd 1")
     with pytest.raises(GdrdError, match="UTF-8"):
         open_faces(tmp_path / "l.txt")
 

@@ -25,7 +25,7 @@ def save(tmp_path, content, protocol=4):
     return path
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("container", [tuple, list])
 def test_pairs_come_back(tmp_path, protocol, container):
     faces, same = read_bin(save(tmp_path, container((IMAGES, SAME)), protocol))
@@ -49,6 +49,35 @@ def test_what_python_2_wrote(tmp_path):
     path.write_bytes(b"\x80\x02](" + string(IMAGES[0]) + string(IMAGES[1]) + b"eq\x01](I01\ne\x86q\x02.")
     faces, same = read_bin(path)
     assert [faces.read(0), faces.read(1)] == IMAGES[:2] and same.tolist() == [True]
+
+
+def test_what_python_2_wrote_in_protocol_0(tmp_path):
+    """Python 2's default: bytes as a quoted string with escapes, in either kind of quotes."""
+
+    def string(data):  # Python 2's repr
+        text = repr(data)[1:]
+        return b"S" + text.encode() + b"\np1\na"
+
+    images = [IMAGES[0], IMAGES[1], b"\xff\xd8it's", b"\xff\xd8'\\\n\"\0\x80"]
+    body = b"".join(map(string, images))
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"((lp0\n" + body + b"(lp5\nI01\naI00\natp6\n.")
+    faces, same = read_bin(path)
+    assert [faces.read(i) for i in range(4)] == images and same.tolist() == [True, False]
+    assert faces.take([2, 1]).read(0) == images[2] and int(faces.take([1])[0].mean()) == 40
+
+
+def test_labels_may_be_the_numbers_0_and_1(tmp_path):
+    assert read_bin(save(tmp_path, (IMAGES, [1, 0, 1])))[1].tolist() == SAME
+    with pytest.raises(GdrdError, match="not InsightFace's"):
+        read_bin(save(tmp_path, (IMAGES, [1, 0, 2])))
+
+
+@pytest.mark.parametrize("call", [b"c_codecs\nencode\n(Vx\nVrot13\ntR", b"c__builtin__\nbytes\n(I9\ntR"])
+def test_calls_that_mean_more_than_bytes_are_refused(tmp_path, call):
+    (tmp_path / "a.bin").write_bytes(b"((l" + call + b"a(lI01\nat.")
+    with pytest.raises(GdrdError, match="is refused: its pickle asks for REDUCE"):
+        read_bin(tmp_path / "a.bin")
 
 
 class Evil:

@@ -66,7 +66,7 @@ def test_bad_pictures_are_counted_and_named_and_the_others_done(call, faces, tmp
     caplog.set_level("INFO", "gdrd_jax")
     status, out, _ = call("enroll", faces, "--gallery", tmp_path / "known")
     assert status == 1 and "12 faces of 4 people" in out and "left out: 3" in out
-    assert "pipe.png cannot be read" in out and "1 files are no images by their names" in caplog.text
+    assert "pipe.png cannot be read" in out and "1 files are not images" in caplog.text
     assert "note.jpg is not a readable image" in out and "dot.png is 3x3, too small" in out
     status, _, err = call("embed", faces, "--out", faces / "p1" / "dot.png" / "x.npz")
     assert status == 2 and "x.npz cannot be written" in err

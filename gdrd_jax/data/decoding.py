@@ -1,0 +1,191 @@
+"""Image files: which format they are of, and their pixels, upright and in 8 bits."""
+
+import io
+import re
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from gdrd_jax.errors import GdrdError
+
+HEAD_BYTES = 256  # enough for `image_format`
+MAX_PIXELS = 1 << 27  # a header that claims more is taken for damaged
+ORIENTATION = 274  # tag of EXIF and TIFF
+MAX_SAMPLE_VALUE = 281  # tag of TIFF
+# A 16-bit image without a value above 14 bits holds samples of a camera with fewer bits, or is nearly black.
+DARKEST_16_BIT = 1 << 14
+
+DECODED = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM.{4}\0{4}",
+    "WebP": rb"RIFF.{4}WEBP",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "PNM": rb"P[1-6](\s|#[^\n]*\n)+\d+\s",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "AVIF": rb".{4}ftypavi[fs]",
+}
+NOT_DECODED = {
+    "HEIC": rb".{4}ftyp(hei[cxms]|hev[cxms]|mif[12]|msf1)",
+    "JPEG XL": rb"\0\0\0\x0cJXL |\xff\x0a",
+    "OpenEXR": rb"v/1\x01",
+    "Radiance HDR": rb"#\?RADIANCE",
+    "Photoshop": rb"8BPS",
+    "Canon CR3": rb".{4}ftypcrx ",
+    "DICOM": rb".{128}DICM",
+}
+# Files that people take for images after a failed download.
+DOWNLOADS = {
+    "a web page": rb"\s*<(!doctype|html|\?xml)",
+    "a Git LFS pointer": rb"version https://git-lfs",
+    "a JSON message": rb"\s*[{\[]\s*[\"{\[\]}]",
+}
+FORMATS = {
+    name: re.compile(pattern, re.DOTALL | re.IGNORECASE if name in DOWNLOADS else re.DOTALL)
+    for name, pattern in (DECODED | NOT_DECODED | DOWNLOADS).items()
+}
+
+
+def image_format(head: bytes) -> str | None:
+    """The image format of a file, a key of `DECODED` or `NOT_DECODED`, or None.
+
+    Args:
+      head: the first `HEAD_BYTES` bytes of the file, or all of them.
+    """
+    return next((name for name in (*DECODED, *NOT_DECODED) if FORMATS[name].match(head)), None)
+
+
+def decode(data: bytes, name: object) -> np.ndarray:
+    """Decodes an image file, turned upright as its EXIF orientation says.
+
+    JPEGs are decoded strictly: OpenCV and Pillow fill the missing part of a damaged JPEG with gray or garbage, and
+    this function raises. Samples of more than 8 bits are scaled by the largest value that the file declares, such
+    as the maximum of a PGM.
+
+    Args:
+      data: contents of the file.
+      name: name of the file in errors.
+
+    Returns:
+      uint8 RGB `[H, W, 3]`.
+
+    Raises:
+      GdrdError: not an image, a damaged one, a format that is not decoded here, or 16-bit samples of unclear range.
+    """
+    if data[:2] == b"\xff\xd8":
+        return _upright(_decode_jpeg(data, name), _jpeg_orientation(data))
+    kind = image_format(data[:HEAD_BYTES])
+    if kind in NOT_DECODED:
+        raise GdrdError(f"{name} is a {kind} image, a format that is not decoded here; convert it to JPEG or PNG")
+    try:
+        header = Image.open(io.BytesIO(data))
+        _check_size(*header.size, name)
+        if kind == "PNM":  # OpenCV takes no notice of the declared maximum
+            image = np.asarray(header)
+            image = (image >> 8).astype(np.uint8) if image.dtype.itemsize > 1 else np.asarray(header.convert("RGB"))
+            return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except GdrdError:
+        raise
+    except Exception as error:  # Pillow and OpenCV raise whatever their parsers met
+        raise GdrdError(_unreadable(data, kind, name)) from error
+    if image is None:
+        raise GdrdError(_unreadable(data, kind, name))
+    image = cv2.cvtColor(_in_8_bits(image, header, data, name), cv2.COLOR_BGR2RGB)
+    return image if kind == "TIFF" else _upright(image, _orientation(header))  # OpenCV turns TIFFs itself
+
+
+def _unreadable(data: bytes, kind: str | None, name: object) -> str:
+    if kind:
+        what = f"the {kind} file is damaged, or of a kind that is not decoded here"
+        return f"{name} is not a readable image: {what}; replace it"
+    if not data:
+        return f"{name} is empty, not a readable image; replace it or remove it"
+    found = next((what for what in DOWNLOADS if FORMATS[what].match(data[:HEAD_BYTES])), None)
+    what = f" but {found}; download it again" if found else "; replace it or remove it"
+    return f"{name} is not a readable image{what}"
+
+
+def _decode_jpeg(data: bytes, name: object) -> np.ndarray:
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        _check_size(width, height, name)
+        return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except ValueError as error:
+        if "unsupported" in str(error).lower():
+            raise GdrdError(f"{name} is a JPEG that is not decoded here ({error}); save it as 8-bit JPEG") from error
+        raise GdrdError(f"{name} is a damaged JPEG ({error}); replace it or remove it") from error
+
+
+def _check_size(width: int, height: int, name: object) -> None:
+    if width * height > MAX_PIXELS:
+        raise GdrdError(f"{name} claims to be {width}x{height} pixels large; replace it or remove it")
+
+
+def _in_8_bits(image: np.ndarray, header: Image.Image, data: bytes, name: object) -> np.ndarray:
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype != np.uint16:
+        raise GdrdError(f"{name} has {image.dtype} samples, whose range is unknown; convert it to 8 bits")
+    largest = int(image.max())
+    declared = _declared_maximum(header, data)
+    if declared and largest <= declared:
+        return np.rint(image * (255 / declared)).astype(np.uint8)
+    if largest < DARKEST_16_BIT:
+        raise GdrdError(
+            f"{name} is a 16-bit image without a value above {largest} of 65535: nearly black, or the samples of a "
+            f"{max(largest.bit_length(), 8)}-bit camera; scale it to 8 bits"
+        )
+    return (image >> 8).astype(np.uint8)
+
+
+def _declared_maximum(header: Image.Image, data: bytes) -> int | None:
+    """The largest sample that a 16-bit file declares: MaxSampleValue of a TIFF, or the bits in a PNG's sBIT chunk."""
+    if header.format == "TIFF":
+        values = header.tag_v2.get(MAX_SAMPLE_VALUE)
+        return max(values) if isinstance(values, tuple) else values
+    if header.format == "PNG":
+        at = data.find(b"sBIT", 0, data.find(b"IDAT"))
+        if at > 4:
+            return (1 << max(data[at + 4 : at + 4 + int.from_bytes(data[at - 4 : at])])) - 1
+    return None
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    if b"Exif\0" not in data:  # the common case, at a hundredth of the cost of Pillow's parser
+        return 1
+    try:
+        return _orientation(Image.open(io.BytesIO(data)))
+    except Exception:  # Pillow raises whatever its parser met; the pixels are fine
+        return 1
+
+
+def _orientation(header: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, wherever in the file its segment lies; 1 where there is none.
+
+    The orientation in XMP, which other programs ignore, is ignored.
+    """
+    for key in ("xmp", "XML:com.adobe.xmp"):
+        header.info.pop(key, None)
+    try:
+        return header.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF, which other programs ignore, too
+        return 1
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns an image `[H, W, 3]` by its EXIF orientation; values other than 2 to 8 leave it as it is."""
+    turned = {
+        2: lambda: image[:, ::-1],
+        3: lambda: image[::-1, ::-1],
+        4: lambda: image[::-1],
+        5: lambda: image.swapaxes(0, 1),
+        6: lambda: np.rot90(image, -1),
+        7: lambda: image[::-1, ::-1].swapaxes(0, 1),
+        8: lambda: np.rot90(image),
+    }.get(orientation)
+    return np.ascontiguousarray(turned()) if turned else image

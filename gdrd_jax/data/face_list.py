@@ -1,0 +1,153 @@
+"""Lists of faces as other programs write them: text, CSV, and the `.lst` of mxnet and of InsightFace."""
+
+import csv
+import fnmatch
+import logging
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from gdrd_jax.data.faces import Faces, labelled
+from gdrd_jax.data.file_tree import why_unreadable
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import read_lines
+
+LOG = logging.getLogger(__name__)
+# Column names of a CSV header, in lower case; of several the first one here counts.
+PATH_COLUMNS = ("path", "image_path", "img_path", "filename", "file_name", "file", "image", "img", "image_id")
+PERSON_COLUMNS = ("identity", "identity_id", "person", "subject", "label", "class", "target", "name", "id")
+FORMS = (
+    "`PATH IDENTITY`; of a .csv or .tsv two columns, or a header that names them (path, identity); of a .lst, "
+    "separated by tabs, INDEX, LABEL, PATH (mxnet) or ALIGNED, PATH, LABEL (InsightFace)"
+)
+
+
+class Entry(NamedTuple):
+    """One line: its number, the path and the identity, and whether the list says that the face is aligned."""
+
+    number: int
+    path: str
+    person: str
+    aligned: bool = True
+
+
+def read_list(path: Path, pattern: str, skip_bad: bool) -> Faces:
+    """The faces that a list names, by paths relative to the list.
+
+    Args:
+      path: `.txt`, `.csv`, `.tsv` or `.lst`, in UTF-8 or UTF-16.
+      pattern: only files whose name matches it, as in a shell.
+      skip_bad: leave out lines whose file is missing, listed in `Faces.skipped`, instead of raising.
+
+    Raises:
+      GdrdError: a malformed line, a missing file, or a face that is listed under two identities.
+    """
+    entries: dict[str, Entry] = {}
+    skipped, unaligned = [], 0
+    for entry in _entries(path):
+        if not fnmatch.fnmatch(PurePosixPath(entry.path.replace("\\", "/")).name, pattern):
+            continue
+        name = _find(path.parent, entry.path)
+        problem = why_unreadable(path.parent / name)
+        if problem and not skip_bad:
+            file = path.parent / name
+            what = f"{file} cannot be read: {problem}" if file.exists() else f"there is no file {file}"
+            raise GdrdError(
+                f"{path}, line {entry.number}: {what}; a header must begin with # or name its columns (path, "
+                "identity); --skip-bad leaves such lines out"
+            )
+        if problem:
+            skipped.append((name, problem))
+            continue
+        other = entries.setdefault(name, entry)
+        if other.person != entry.person:
+            raise GdrdError(
+                f"{path}, line {entry.number}: {name} is listed as {entry.person!r} here and as {other.person!r} in "
+                f"line {other.number}; keep one of the lines"
+            )
+        unaligned += not entry.aligned
+    if not entries:
+        raise GdrdError(f"{path} lists no faces that can be read; its lines are {FORMS}")
+    if unaligned:
+        LOG.warning("%s marks %d faces as not aligned; align them: prepare_faces.py --align", path, unaligned)
+    faces = Faces(
+        path.parent.resolve(), tuple(entries), np.zeros(len(entries), np.int32), ("",), skipped=tuple(skipped)
+    )
+    return labelled(faces, (entry.person for entry in entries.values()))
+
+
+def _entries(path: Path) -> Iterator[Entry]:
+    lines = read_lines(path)
+    if path.suffix in (".csv", ".tsv"):
+        yield from _table(path, lines)
+        return
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        entry = _lst_line(number, line) if path.suffix == ".lst" else _text_line(number, line)
+        if entry is None:
+            raise GdrdError(f"{path}, line {number}: {line!r} is not of the form {FORMS}")
+        yield entry
+
+
+def _text_line(number: int, line: str) -> Entry | None:
+    fields = [field.strip() for field in line.rsplit("\t" if "\t" in line else None, 1)]
+    return Entry(number, *fields) if len(fields) == 2 else None
+
+
+def _lst_line(number: int, line: str) -> Entry | None:
+    """mxnet's INDEX, LABEL(S), PATH, or InsightFace's ALIGNED, PATH, LABEL and, for photographs, box and landmarks."""
+    fields = [field.strip() for field in line.split("\t")]
+    if len(fields) < 3:
+        return None
+    if fields[0] in ("0", "1") and not _is_number(fields[1]) and _is_number(fields[2]):
+        return Entry(number, fields[1], _label(fields[2]), fields[0] == "1")
+    return Entry(number, fields[-1], _label(fields[1])) if _is_number(fields[1]) else None
+
+
+def _table(path: Path, lines: list[str]) -> Iterator[Entry]:
+    """Rows of a CSV of commas, semicolons or tabs, quoted or not."""
+    kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
+    if not kept:
+        return
+    separator = "\t" if path.suffix == ".tsv" else max(",;\t", key=kept[0][1].count)
+    # Quoted fields with line breaks inside are no paths, so each line is a row of its own.
+    rows = [(number, [f.strip() for f in next(csv.reader([line], delimiter=separator))]) for number, line in kept]
+    columns = _columns(rows[0][1])
+    for number, fields in rows[1:] if columns else rows:
+        at = columns or (0, 1)
+        if len(fields) <= max(at) or (not columns and len(fields) != 2):
+            raise GdrdError(f"{path}, line {number}: {separator.join(fields)!r} is not of the form {FORMS}")
+        yield Entry(number, fields[at[0]], fields[at[1]])
+
+
+def _columns(fields: list[str]) -> tuple[int, int] | None:
+    """Where the columns of paths and identities are, if this row is a header that names both."""
+    names = [field.lower() for field in fields]
+    paths = [names.index(name) for name in PATH_COLUMNS if name in names]
+    people = [names.index(name) for name in PERSON_COLUMNS if name in names]
+    return (paths[0], people[0]) if paths and people else None
+
+
+def _find(folder: Path, name: str) -> str:
+    """The name as the file system has it: accents in either Unicode form, Windows' backslashes; as given if missing."""
+    slashes = name.replace("\\", "/")
+    forms = (name, slashes, *(unicodedata.normalize(form, slashes) for form in ("NFC", "NFD")))
+    return next((form for form in forms if (folder / form).exists()), name)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _label(text: str) -> str:
+    """A numeric label by its value: 3 and 3.000000 are one identity."""
+    value = float(text)
+    return str(int(value)) if value.is_integer() else text

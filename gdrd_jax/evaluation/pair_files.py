@@ -1,0 +1,198 @@
+"""Lists of verification pairs as the benchmarks and their users write them.
+
+LFW's own `pairs.txt` (XQLFW's, too) and Kaggle's `pairs.csv` of LFW; CALFW's and CPLFW's two lines `IMAGE FLAG` a
+pair; and lines `PATH1 PATH2 LABEL`, or with the label first, separated by blanks, tabs or commas.
+"""
+
+import csv
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from gdrd_jax.data.faces import same_name
+from gdrd_jax.data.file_tree import IMAGE_SUFFIXES
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import read_lines
+
+FOLDS = 10  # of lists that do not say, or as many as there are pairs of either kind
+KAGGLE_HEADER = ["name", "imagenum1", "imagenum2"]
+LABELS = {"1": True, "0": False, "-1": False, "true": True, "false": False}
+FORMS = (
+    "LFW's pairs.txt (a header `FOLDS N`, such as `10 300`, then `NAME N1 N2` and `NAME1 N1 NAME2 N2`), Kaggle's "
+    "pairs.csv, two lines `IMAGE FLAG` a pair (CALFW, CPLFW), or `PATH1 PATH2 LABEL` with the label 1 or 0"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two images.
+
+    Attributes:
+      images: paths or names, without the suffix of an image.
+      people: names of the people in the two images, or two times the pair's number where the list does not tell them.
+      same: whether both images are of one person.
+      fold: number of the fold of cross-validation, from 0.
+    """
+
+    images: tuple[str, str]
+    people: tuple[str, str]
+    same: bool
+    fold: int
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Reads a list of pairs in any of the module's formats.
+
+    Folds that a list does not give are made as LFW's are: genuine and impostor pairs, each in the order of the list,
+    are cut into ten equal parts.
+
+    Raises:
+      GdrdError: missing, or malformed, with the number of the line.
+    """
+    if not path.is_file():
+        raise GdrdError(f"there is no list of pairs {str(path)!r}")
+    lines = read_lines(path)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    rows = [_fields(line) for line in lines]
+    if not rows or len(rows[0]) > 4 or _is_numbered(rows[0]):
+        raise GdrdError(f"{path} does not begin with LFW's header, nor as another list of pairs does; give {FORMS}")
+    if [field.lower() for field in rows[0][:3]] == KAGGLE_HEADER:
+        return _without_folds([_numbered(path, n, fields) for n, fields in enumerate(rows[1:], 2)])
+    if len(rows[0]) <= 2 and all(map(_is_count, rows[0])):
+        return _lfw(path, rows)
+    if len(rows[0]) == 2:
+        return _paths(path, _two_lines_each(path, rows))
+    return _paths(path, [_one_line(path, n, fields) for n, fields in enumerate(rows, 1)])
+
+
+def _fields(line: str) -> list[str]:
+    """Fields between tabs or commas, which may hold blanks, or else between blanks."""
+    separator = next((mark for mark in "\t," if mark in line), None)
+    fields = line.split() if separator is None else next(csv.reader([line], delimiter=separator))
+    fields = [field.strip() for field in fields]
+    while fields and not fields[-1]:  # Kaggle's lines end with a comma
+        fields.pop()
+    return fields
+
+
+def _is_count(field: str) -> bool:
+    return field.isdecimal() and len(field) < 10
+
+
+def _is_numbered(fields: list[str]) -> bool:
+    """Whether a line is `NAME N1 N2` or `NAME1 N1 NAME2 N2`."""
+    return len(fields) in (3, 4) and all(map(_is_count, fields[1:] if len(fields) == 3 else fields[1::2]))
+
+
+def _lfw(path: Path, rows: list[list[str]]) -> list[Pair]:
+    """A header `FOLDS N` (or `N`: one fold), then N genuine and N impostor pairs a fold."""
+    folds, count = (1, int(rows[0][0])) if len(rows[0]) == 1 else map(int, rows[0])
+    if len(rows) - 1 != 2 * folds * count:
+        raise GdrdError(
+            f"{path} promises {folds} folds of {count} genuine and {count} impostor pairs, "
+            f"{2 * folds * count} lines; {len(rows) - 1} follow"
+        )
+    pairs = []
+    for number, fields in enumerate(rows[1:]):
+        pair = _numbered(path, number + 2, fields, number % (2 * count) < count)
+        pairs.append(dataclasses.replace(pair, fold=number // (2 * count)))
+    return pairs
+
+
+def _numbered(path: Path, line: int, fields: list[str], genuine: bool | None = None) -> Pair:
+    """LFW's `NAME N1 N2` or `NAME1 N1 NAME2 N2`; `genuine` is the kind that has to stand there, None takes both."""
+    is_genuine = len(fields) == 3
+    if not _is_numbered(fields) or genuine not in (None, is_genuine) or (not is_genuine and fields[0] == fields[2]):
+        kinds = {True: "the genuine pair `NAME N1 N2`", False: "the impostor pair `NAME1 N1 NAME2 N2`"}
+        wanted = kinds.get(genuine, " or ".join(kinds.values()))
+        raise GdrdError(f"{path}, line {line}: {' '.join(fields)!r} is not {wanted} that should be here")
+    a, i, b, j = (fields[0], fields[1], fields[0], fields[2]) if is_genuine else fields
+    a, b = same_name(a), same_name(b)
+    return Pair((f"{a}_{int(i):04d}", f"{b}_{int(j):04d}"), (a, b), is_genuine, 0)
+
+
+def _two_lines_each(path: Path, rows: list[list[str]]) -> list[tuple[str, str, bool]]:
+    """CALFW's and CPLFW's: the flag, on both lines of a pair, is 0 for impostors and above 0 (1, or the fold) else."""
+    for number, fields in enumerate(rows, 1):
+        if len(fields) != 2 or not re.fullmatch(r"-?\d{1,9}", fields[1]):
+            raise GdrdError(f"{path}, line {number}: {' '.join(fields)!r} is not `IMAGE FLAG`, like the lines before")
+    if len(rows) % 2:
+        raise GdrdError(f"{path} has {len(rows)} lines `IMAGE FLAG`, two a pair; the last one is alone")
+    for number, (first, second) in enumerate(zip(rows[::2], rows[1::2])):
+        if first[1] != second[1]:
+            raise GdrdError(f"{path}, lines {2 * number + 1} and {2 * number + 2}: the flags of one pair differ")
+    return [(first[0], second[0], int(first[1]) > 0) for first, second in zip(rows[::2], rows[1::2])]
+
+
+def _one_line(path: Path, number: int, fields: list[str]) -> tuple[str, str, bool]:
+    """`PATH1 PATH2 LABEL`, or with the label first."""
+    if len(fields) == 3:
+        last, first = fields[2].lower() in LABELS, fields[0].lower() in LABELS
+        if last and not first:
+            return fields[0], fields[1], LABELS[fields[2].lower()]
+        if first and not last:
+            return fields[1], fields[2], LABELS[fields[0].lower()]
+    raise GdrdError(f"{path}, line {number}: {' '.join(fields)!r} is not `PATH1 PATH2 LABEL` with the label 1 or 0")
+
+
+def _paths(path: Path, listed: Sequence[tuple[str, str, bool]]) -> list[Pair]:
+    """Pairs of image paths, whose people are told by LFW's names, NAME_NUMBER, where all labels agree with them."""
+    images = [tuple(map(_without_suffix, (first, second))) for first, second, _ in listed]
+    people = [tuple(map(_person, pair)) for pair in images]
+    known = all(None not in pair and (pair[0] == pair[1]) == same for pair, (_, _, same) in zip(people, listed))
+    if not known:
+        people = [(str(number),) * 2 for number in range(len(listed))]
+    return _without_folds([Pair(i, p, same, 0) for i, p, (_, _, same) in zip(images, people, listed)])
+
+
+def _without_suffix(name: str) -> str:
+    """The path of an image in one form: "/" between folders, accents in one Unicode form, no suffix of an image."""
+    path = PurePosixPath(same_name(name.replace("\\", "/")))
+    return str(path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path)
+
+
+def _person(image: str) -> str | None:
+    found = re.fullmatch(r"(.+)_\d+", PurePosixPath(image).name)
+    return found and found[1]
+
+
+def _without_folds(pairs: list[Pair]) -> list[Pair]:
+    kinds = [np.flatnonzero([pair.same == same for pair in pairs]) for same in (True, False)]
+    count = min(FOLDS, *map(len, kinds)) or 1
+    folds = np.zeros(len(pairs), int)
+    for rows in kinds:
+        for fold, part in enumerate(np.array_split(rows, count)):
+            folds[part] = fold
+    return [dataclasses.replace(pair, fold=int(fold)) for pair, fold in zip(pairs, folds)]
+
+
+def find_images(names: Sequence[str], wanted: set[str]) -> dict[str, list[int]]:
+    """Rows of the files that pairs name.
+
+    A list may give paths with more or fewer folders than the files have: both are compared by as many of their last
+    parts as find a file, most parts first, as long as all wanted names differ in these parts.
+
+    Args:
+      names: of all files, with "/".
+      wanted: `Pair.images`.
+
+    Returns:
+      Wanted name to rows, of those that are there; more than one row for a name that fits several files.
+    """
+    forms = [PurePosixPath(_without_suffix(name)).parts for name in names]
+    split = {name: PurePosixPath(name).parts for name in wanted}
+    for depth in range(max(map(len, split.values()), default=1), 0, -1):
+        ends = {name: parts[-depth:] for name, parts in split.items()}
+        if len(set(ends.values())) < len(ends):
+            continue
+        rows: dict[tuple[str, ...], list[int]] = {}
+        for row, parts in enumerate(forms):
+            rows.setdefault(parts[-depth:], []).append(row)
+        found = {name: rows[end] for name, end in ends.items() if end in rows}
+        if found:
+            return found
+    return {}
