@@ -18,12 +18,12 @@ from gdrd_jax import sources
 from gdrd_jax.data.align import Aligner
 from gdrd_jax.data.blends import Blends
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.prepare import checked, prepare
+from gdrd_jax.data.prepare import checked, log_skipped, prepare
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.files import write_json
 from gdrd_jax.ranks import Rank
 from gdrd_jax.teachers import load_discriminative, load_generative, sr_training
-from gdrd_jax.teachers.precompute import Job, fill, high_views
+from gdrd_jax.teachers.precompute import Job, fill, view_loader
 
 SPLITS = ("train", "test")  # of the people
 REAL = (*SPLITS, "unlabelled")
@@ -46,6 +46,8 @@ def faces(config: ConfigDict, workdir: Path) -> str:
     more = dataclasses.replace(more, labels=np.full(len(more), -1, np.int32), identities=())
     for split, part in zip(REAL, (*everyone.split(config.data.test_people), more)):
         part.save(workdir / "faces" / f"{split}.json")
+    log_skipped(everyone, workdir / "faces" / "train.json")
+    log_skipped(more, workdir / "faces" / "unlabelled.json")
     fingerprint = f"{everyone.fingerprint}:{config.data.test_people}:{more.fingerprint}"
     if not config.data.blends:
         return fingerprint
@@ -66,10 +68,7 @@ def views(config: ConfigDict, workdir: Path, rank: Rank) -> None:
             about=dataclasses.asdict(how),
         )  # fmt: skip
 
-        def load(view: int, rows: range) -> np.ndarray:
-            return np.stack([how.low(face, row, view) for row, face in zip(rows, high_views(source, how, view, rows))])
-
-        fill(Job(cache, load, None, f"low-resolution views, {split}"), rank)
+        fill(Job(cache, view_loader(source, how, low=True), None, f"low-resolution views, {split}"), rank)
 
 
 def teacher(config: ConfigDict, workdir: Path) -> None:
@@ -113,7 +112,7 @@ def discriminative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
         if len(source):
             yield Job(
                 _targets(config, workdir, "discriminative", split, (network.dim,), network),
-                lambda view, rows: high_views(source, how, view, rows), network.embed,
+                view_loader(source, how, low=False), network.embed,
                 f"discriminative targets, {split}",
             )  # fmt: skip
 

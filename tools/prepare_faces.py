@@ -18,7 +18,6 @@ from pathlib import Path
 from gdrd_jax.command_line import guarded
 
 LOG = logging.getLogger("gdrd_jax.prepare_faces")
-SHOWN = 5
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -38,8 +37,8 @@ def work(given: argparse.Namespace) -> None:
     """Does the conversion and says what was left out."""
     from gdrd_jax.data.align import Aligner
     from gdrd_jax.data.faces import packaged
-    from gdrd_jax.data.formats import STAND_IN, open_faces, stand_in
-    from gdrd_jax.data.prepare import prepare
+    from gdrd_jax.data.formats import MANIFEST, STAND_IN, open_faces, stand_in
+    from gdrd_jax.data.prepare import log_skipped, prepare
     from gdrd_jax.sources import YUNET
 
     faces = open_faces(given.faces, pattern=given.glob, skip_bad=given.skip_bad)
@@ -50,12 +49,7 @@ def work(given: argparse.Namespace) -> None:
     )
     if label := stand_in(given.faces):
         (given.store / STAND_IN).write_text(label + "\n")
-    if store.skipped:
-        LOG.info("left out: %d", len(store.skipped))
-    for name, reason in store.skipped[:SHOWN]:
-        LOG.info("  %s: %s", name, reason)
-    if len(store.skipped) > SHOWN:
-        LOG.info("  ... all in %s", given.store / "faces.json")
+    log_skipped(store, given.store / MANIFEST)
 
 
 def main(argv: list[str]) -> int:

@@ -74,8 +74,8 @@ class Degradation:
 def _line(length: float, direction: float) -> np.ndarray:
     """Kernel of a motion blur: an antialiased line of weight 1, direction in radians."""
     side = 2 * int(np.ceil(length / 2)) + 1
-    grid = np.arange(side) - side // 2
-    x, y = np.meshgrid(grid, grid)
+    x = np.arange(side) - side // 2
+    y = x[:, None]
     along, across = x * np.cos(direction) + y * np.sin(direction), -x * np.sin(direction) + y * np.cos(direction)
     kernel = np.clip(length / 2 + 0.5 - np.abs(along), 0, 1) * np.clip(1 - np.abs(across), 0, 1)
     return kernel / kernel.sum()
@@ -135,8 +135,8 @@ class Views:
         matrix[:, 2] += self.shift * random[2:4]
         moved = cv2.warpAffine(mirrored, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
         contrast, brightness = 1 + self.light * random[4], 255 * self.light * random[5]
-        lit = (moved.astype(np.float32) - 127.5) * contrast + 127.5 + brightness
-        return np.clip(np.rint(lit), 0, 255).astype(np.uint8)
+        lit = (np.arange(256, dtype=np.float32) - 127.5) * contrast + 127.5 + brightness
+        return cv2.LUT(moved, np.clip(np.rint(lit), 0, 255).astype(np.uint8))
 
     def degradation(self) -> Degradation:
         """The strongest that a view meets."""

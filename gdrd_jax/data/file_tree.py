@@ -70,7 +70,7 @@ def is_image(files: Faces, row: int) -> bool:
 
 
 def why_unreadable(path: Path) -> str | None:
-    """Why a path is no file that can be read, or None; a link to nothing, a pipe and a folder are none."""
+    """Why a path cannot be read as a file, or None if it can be: a dangling link, a pipe or a folder cannot."""
     try:
         mode = path.stat().st_mode
     except ValueError:  # a NUL in the name

@@ -1,12 +1,14 @@
 """Which faces make up which batch, and faces decoded by several threads."""
 
+import collections
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-TOGETHER, AHEAD = 16, 128  # numbers a thread takes at once, and results that may wait to be taken
+TOGETHER = 16  # numbers that a thread takes at once: handing over a single one costs more than a face
 
 
 def batch_rows(seed: int, steps: range, batch: int, faces: int, views: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,14 +41,23 @@ def _order(seed: int, epoch: int, faces: int) -> np.ndarray:
     return np.random.default_rng([seed, 0, epoch]).permutation(faces).astype(np.int32)
 
 
-def in_parallel(function: Callable[[int], object], numbers: range) -> Iterator:
-    """`function` of every number, in order, computed ahead in Grain's threads."""
-    import grain  # takes a second
+def in_parallel(function: Callable[[int], object], numbers: Sequence[int]) -> Iterator:
+    """`function` of every number, in order, computed ahead by as many threads as there are cores.
+
+    OpenCV, simplejpeg and Pillow let other threads run while they work.
+    """
+    threads = os.cpu_count() or 1
 
     def several(start: int) -> list:
         return [function(number) for number in numbers[start : start + TOGETHER]]
 
-    # More threads than cores, and more results waiting, only take memory and hinder one another.
-    options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=AHEAD // TOGETHER)
-    groups = grain.MapDataset.range(0, len(numbers), TOGETHER).map(several).to_iter_dataset(options)
-    return (result for group in groups for result in group)
+    pool, waiting = ThreadPoolExecutor(threads), collections.deque()
+    try:
+        for start in range(0, len(numbers), TOGETHER):
+            waiting.append(pool.submit(several, start))
+            if len(waiting) > 2 * threads:  # more results waiting would only take memory
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

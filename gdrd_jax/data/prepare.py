@@ -30,6 +30,7 @@ from gdrd_jax.interrupt import deferred
 
 LOG = logging.getLogger(__name__)
 SAVE_EVERY = 256  # faces; an interrupted conversion loses fewer
+SHOWN = 5  # files that were left out
 
 
 class Unfit(GdrdError):
@@ -62,6 +63,17 @@ def checked(faces: Faces, *, stretch: bool = False, skip_bad: bool = False) -> F
             raise _with_remedy(problem)
     kept = faces if len(rows) == len(faces) else faces.take(rows)
     return dataclasses.replace(kept, fingerprint=_fingerprint(kept.labels, digests), skipped=tuple(skipped))
+
+
+def log_skipped(faces: Faces, listing: Path) -> None:
+    """Logs how many files were left out and why the first of them were; `listing` is the file that lists them all."""
+    if not faces.skipped:
+        return
+    LOG.info("left out: %d", len(faces.skipped))
+    for name, reason in faces.skipped[:SHOWN]:
+        LOG.info("  %s: %s", name, reason)
+    if len(faces.skipped) > SHOWN:
+        LOG.info("  ... all in %s", listing)
 
 
 def _with_remedy(problem: Unfit) -> Unfit:

@@ -126,10 +126,10 @@ class Cache:
         return cache
 
     def chunks(self) -> Iterator[tuple[int, range]]:
-        """View and rows of every piece, in order."""
+        """View and rows of every piece, in order: all views of the first rows, then of the next."""
         rows = self.manifest["rows"]
-        for view in range(self.manifest["views"]):
-            for start in range(0, rows, CHUNK_ROWS):
+        for start in range(0, rows, CHUNK_ROWS):
+            for view in range(self.manifest["views"]):
                 yield view, range(start, min(start + CHUNK_ROWS, rows))
 
     def has(self, view: int, rows: range) -> bool:

@@ -1,9 +1,11 @@
 """Runs what is fixed once over every face and view, into caches (`gdrd_jax.data.targets`)."""
 
 import dataclasses
+import functools
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -70,11 +72,12 @@ def fill(job: Job, rank: Rank = ALONE) -> None:
 
 def _loaded_ahead(job: Job, rank: Rank, thread: ThreadPoolExecutor) -> Iterator[tuple[int, range, np.ndarray]]:
     """The pieces that this process has to compute, each loaded while the one before is computed."""
-    chunks = list(job.cache.chunks())
-    others = [chunk for number, chunk in enumerate(chunks) if number % rank.world != rank.number]
+    # All views of the same rows for one process, which then decodes a face once.
+    blocks = [list(views) for _, views in itertools.groupby(job.cache.chunks(), key=lambda chunk: chunk[1])]
+    others = [chunk for number, block in enumerate(blocks) if number % rank.world != rank.number for chunk in block]
     # In an order of one's own, so that those who help do not all help with the same piece.
     random = np.random.default_rng(rank.number).permutation(len(others))
-    mine = [*chunks[rank.number :: rank.world], *(others[i] for i in random)]
+    mine = [*itertools.chain(*blocks[rank.number :: rank.world]), *(others[i] for i in random)]
     order = (chunk for chunk in mine if not job.cache.has(*chunk))
     waiting = None
     for view, rows in order:
@@ -115,9 +118,34 @@ def verify(job: Job) -> None:
     )  # fmt: skip
 
 
-def high_views(faces: Faces | Blends, views: Views, view: int, rows: np.ndarray | range) -> np.ndarray:
-    """Decodes faces, in Grain's threads, and makes their view: uint8 `[n, 112, 112, 3]`."""
-    rows = [int(row) for row in rows]
-    if isinstance(faces, Blends):
-        faces = faces.of_view(view)
-    return np.stack(list(in_parallel(lambda i: views.high(faces[rows[i]], rows[i], view), range(len(rows)))))
+def view_loader(faces: Faces | Blends, views: Views, *, low: bool) -> Callable[[int, Sequence[int]], np.ndarray]:
+    """What `Job.load` reads views of faces with.
+
+    Args:
+      faces: aligned faces.
+      views: how a view is made.
+      low: reduce the views to the low resolution.
+
+    Returns:
+      A function `(view, rows) -> uint8 [n, 112, 112, 3]`, or `[n, R, R, 3]` if `low`. It decodes a face once for
+      calls with the same rows that follow each other, the order of `Cache.chunks`.
+    """
+
+    @functools.lru_cache(maxsize=1)
+    def decoded(rows: tuple[int, ...]) -> list[np.ndarray]:
+        return list(in_parallel(faces.__getitem__, rows))
+
+    def load(view: int, rows: Sequence[int]) -> np.ndarray:
+        rows = tuple(map(int, rows))
+        mixed = faces.of_view(view) if isinstance(faces, Blends) else None  # other ones in each view
+
+        def one(position: int) -> np.ndarray:
+            row = rows[position]
+            high = views.high(decoded(rows)[position] if mixed is None else mixed[row], row, view)
+            return views.low(high, row, view) if low else high
+
+        if mixed is None:
+            decoded(rows)  # before the threads begin, of which each would decode all of them
+        return np.stack(list(in_parallel(one, range(len(rows)))))
+
+    return load

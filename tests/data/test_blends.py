@@ -9,7 +9,7 @@ from gdrd_jax.data.blends import Blends
 from gdrd_jax.data.degrade import Views
 from gdrd_jax.data.formats import open_faces
 from gdrd_jax.data.prepare import checked
-from gdrd_jax.teachers.precompute import high_views
+from gdrd_jax.teachers.precompute import view_loader
 
 
 def test_a_blend_is_two_different_faces_by_their_shares(tmp_path):
@@ -46,5 +46,5 @@ def test_each_view_has_blends_of_its_own(tmp_path):
     more = Blends((faces,), 10, seed=1)
     np.testing.assert_array_equal(blends.of_view(0)[3], blends[3])
     views = Views.plain(16, "area")
-    seen = high_views(blends, views, 1, [2, 4])
+    seen = view_loader(blends, views, low=False)(1, [2, 4])
     np.testing.assert_array_equal(seen, np.stack([more[7], more[9]])[:, :, ::-1])

@@ -137,3 +137,10 @@ def test_a_small_crop_of_any_shape_is_brought_to_size():
 def test_strengths_that_no_camera_has_are_refused(how):
     with pytest.raises(GdrdError, match="blur and motion are 0 to 112"):
         Degradation(16, "area", **how)
+
+
+def test_light_changes_every_value_as_its_formula_says():
+    how = views(shift=0, rotate=0, scale=0)
+    contrast, brightness = np.random.default_rng([7, 3, 2]).uniform(-1, 1, 6)[4:] * 0.2
+    expected = (FACE.astype(np.float64) - 127.5) * (1 + contrast) + 127.5 + 255 * brightness
+    assert np.abs(how.high(FACE, 3, 2) - np.clip(expected, 0, 255)).max() <= 0.5 + 1e-3

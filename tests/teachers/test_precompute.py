@@ -1,15 +1,23 @@
 """One cache, filled by one process or several, interrupted or not."""
 
+import dataclasses
+import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from conftest import jpeg
 
+from gdrd_jax.data.degrade import Views
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.formats import open_faces
 from gdrd_jax.data.targets import CHUNK_ROWS, Cache
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.ranks import Rank
-from gdrd_jax.teachers.precompute import Job, fill, verify
+from gdrd_jax.teachers import precompute
+from gdrd_jax.teachers.precompute import Job, fill, verify, view_loader
 
 ROWS = 5 * CHUNK_ROWS + 7
 
@@ -103,3 +111,30 @@ def test_verifying_reads_every_chunk(tmp_path):
     file.write_bytes(data)
     with pytest.raises(GdrdError, match="damaged"):
         verify(job(tmp_path / "c")[0])
+
+
+@pytest.mark.parametrize("low", (True, False))
+def test_all_views_of_a_face_are_made_from_one_read(tmp_path, monkeypatch, low):
+    count, size = 2 * CHUNK_ROWS + 3, 16 if low else 112
+    for row in range(count):
+        path = tmp_path / "faces" / f"p{row % 2}" / f"{row}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(row % 250))
+    faces = open_faces(tmp_path / "faces")
+    views, reads, read = dataclasses.replace(Views.plain(16, "area"), count=3, shift=4.0), [], Faces.read
+    monkeypatch.setattr(Faces, "read", lambda faces, row: reads.append(row) or read(faces, row))
+    shape = (size, size, 3)
+    cache = Cache.create(tmp_path / "c", rows=count, views=3, shape=shape, dtype="uint8", made_from={"faces": ""})
+    fill(Job(cache, view_loader(faces, views, low=low), None, "views"))
+    assert sorted(reads) == list(range(count))
+    high = views.high(faces[300], 300, 2)
+    np.testing.assert_array_equal(cache.read(2)[300], views.low(high, 300, 2) if low else high)
+
+
+def test_a_process_takes_all_views_of_the_same_rows(tmp_path):
+    made, _ = job(tmp_path / "c", views=3)
+    with ThreadPoolExecutor(1) as ahead:
+        order = itertools.islice(precompute._loaded_ahead(made, Rank(1, 2), ahead), 9)
+        assert [(view, rows.start // CHUNK_ROWS) for view, rows, _ in order] == [
+            (view, block) for block in (1, 3, 5) for view in range(3)
+        ]
