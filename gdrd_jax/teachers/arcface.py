@@ -92,8 +92,8 @@ class ArcFace:
     """
 
     def __init__(
-        self, path: str | os.PathLike, *, preprocessing: str = "auto", precision: str = "float32", backend: str = "auto",
-        output: str = "",
+        self, path: str | os.PathLike, *, preprocessing: str = "auto", precision: str = "float32",
+        backend: str = "auto", output: str = "",
     ):  # fmt: skip
         parse_preprocessing(preprocessing)
         path = Path(path)

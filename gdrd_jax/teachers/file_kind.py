@@ -24,7 +24,10 @@ BEGINNINGS = (
     (rb"GGUF", "a GGUF file"),
     (rb"\x93NUMPY", "a NumPy array"),
     (rb"version https://git-lfs", "a pointer of Git LFS and not the file itself; run 'git lfs pull'"),
-    (rb"(?i)\s*<(!doctype html|html|head|body)", "a web page, such as a failed download leaves; download the file again"),
+    (
+        rb"(?i)\s*<(!doctype html|html|head|body)",
+        "a web page, such as a failed download leaves; download the file again",
+    ),
     (rb"\s*<(\?xml|net\b)", "an XML file (OpenVINO, for example)"),
     (rb"\s*\{", "a JSON file, which may describe a network but holds no weights"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf\x27\x1c|Rar!|\x28\xb5\x2f\xfd", "a compressed archive; unpack it"),

@@ -41,12 +41,16 @@ def external_files(path: str | os.PathLike) -> list[Path]:
         with path.open("rb") as file:
             locations = set(_locations(file, path.stat().st_size, MODEL))
     except (ValueError, IndexError) as error:
-        raise GdrdError(f"{path} cannot be loaded as an ONNX network: it is damaged or cut short; get it again") from error
+        raise GdrdError(
+            f"{path} cannot be loaded as an ONNX network: it is damaged or cut short; get it again"
+        ) from error
     for location in sorted(locations):
         if PurePosixPath(location).is_absolute() or ".." in PurePosixPath(location).parts:
             raise GdrdError(f"{path} takes weights from {location!r}, outside of its folder, which is not read")
         if not (folder / location).is_file():
-            raise GdrdError(f"{path} takes weights from {location!r}, which is not in {folder.resolve()}; copy it there")
+            raise GdrdError(
+                f"{path} takes weights from {location!r}, which is not in {folder.resolve()}; copy it there"
+            )
     return [folder / location for location in sorted(locations)]
 
 

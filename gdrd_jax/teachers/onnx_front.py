@@ -1,8 +1,9 @@
 """What an ONNX recognizer does to its pixels before the network begins, and so which range of pixels it expects.
 
-Exporters write the normalization into the graph in many ways: Sub and Div, Mul and Add, a BatchNormalization, one channel
-after the other. Instead of matching these, the front of the graph, which is every operation that maps each pixel by
-itself with constants, is run on uniform pictures. The range that comes out as normalized pixels is the one that goes in.
+Exporters write the normalization into the graph in many ways: Sub and Div, Mul and Add, a BatchNormalization, one
+channel after the other. Instead of matching these, the front of the graph, which is every operation that maps each pixel
+by itself with constants, is run on uniform pictures. The range that comes out as normalized pixels is the one that goes
+in.
 """
 
 from typing import NamedTuple
@@ -13,8 +14,8 @@ from gdrd_jax.errors import GdrdError
 
 # Operations that keep the values of pixels, or map each by itself.
 KEEPING = {
-    "Cast", "CastLike", "Concat", "DequantizeLinear", "Dropout", "Expand", "Flatten", "Gather", "Identity", "Neg", "Pad",
-    "QuantizeLinear", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
+    "Cast", "CastLike", "Concat", "DequantizeLinear", "Dropout", "Expand", "Flatten", "Gather", "Identity", "Neg",
+    "Pad", "QuantizeLinear", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
 SUMS, PRODUCTS, OF_FIRST = {"Add", "Sub", "Sum"}, {"Mul", "Max", "Min"}, {"Div", "BatchNormalization", "Clip"}
 # What may follow the front: layers, which take pixels of any range. Any other operation may be a part of the
@@ -81,7 +82,9 @@ def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
     fitting = [name for name, ends in found.items() if (_has_unit_variance(ends) if statistics else _fits(name, ends))]
     if len(fitting) == 1:
         return Front(fitting[0], True, warning if unknown else "")
-    became = "; ".join(f"{name} pixels become {low.min():.3g} to {high.max():.3g}" for name, (low, high) in found.items())
+    became = "; ".join(
+        f"{name} pixels become {low.min():.3g} to {high.max():.3g}" for name, (low, high) in found.items()
+    )
     raise GdrdError(
         f"the constants of the graph's first operations ({', '.join(dict.fromkeys(n.op_type for n in nodes))}) fit "
         f"{'several ranges' if fitting else 'no range'} of pixels ({became or 'none is mapped linearly'})"
@@ -167,8 +170,8 @@ def _run(model, nodes: list, ends: list[str], shape: tuple[int, ...], dtype: typ
 def _neutral(node, constants: dict):
     """The node as it is run on uniform pictures.
 
-    What a BatchNormalization learned (scale and shift) says nothing of its input, as its mean and variance do; Pad would
-    add pixels of another value.
+    The scale and shift that a BatchNormalization learned say nothing of its input, but its mean and variance do. Pad
+    would add pixels of another value.
     """
     from onnx import NodeProto, helper, numpy_helper
 

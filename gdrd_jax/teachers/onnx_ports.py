@@ -83,14 +83,16 @@ def choose_output(found: dict[str, np.ndarray], wanted: str, path: Path) -> str:
     """
     embeddings = [
         name for name, value in found.items()
-        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size > 1 and value.size == max(value.shape)
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and 1 < value.size == max(value.shape)
     ]  # fmt: skip
     shown = ", ".join(f"{name} {list(getattr(value, 'shape', ['?']))}" for name, value in found.items())
     if wanted:
         if wanted not in found:
             raise GdrdError(f"{path} has no output {wanted!r}; its outputs are, of one face, {shown}")
         if wanted not in embeddings:
-            raise GdrdError(f"{path}: the output {wanted!r} is no embedding [N, D]; its outputs are, of one face, {shown}")
+            raise GdrdError(
+                f"{path}: the output {wanted!r} is no embedding [N, D]; its outputs are, of one face, {shown}"
+            )
         return wanted
     if len(embeddings) == 1:
         return embeddings[0]
