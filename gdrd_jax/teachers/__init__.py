@@ -1,7 +1,6 @@
 """The frozen teachers; the only part of the project that imports torch, diffusers and ONNX Runtime."""
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 from gdrd_jax.errors import GdrdError

@@ -1,16 +1,16 @@
 """What an ONNX recognizer does to its pixels before the network begins, and so which range of pixels it expects.
 
 Exporters write the normalization into the graph in many ways: Sub and Div, Mul and Add, a BatchNormalization, one
-channel after the other. Instead of matching these, the front of the graph, which is every operation that maps each pixel
-by itself with constants, is run on uniform pictures. The range that comes out as normalized pixels is the one that goes
-in.
+channel after the other. Instead of matching these, the front of the graph, which is every operation that maps each
+pixel by itself with constants, is run on uniform pictures. The range that comes out as normalized pixels is the one
+that goes in.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.errors import GdrdError, first_line
 
 # Operations that keep the values of pixels, or map each by itself.
 KEEPING = {
@@ -33,6 +33,7 @@ RANGES = {
 NORMALIZED, CENTERED_BYTES, UNIT_VARIANCE = (0.8, 6.0), (200, 300), (2.9, 6.6)
 LARGEST_SHIFT = 0.2  # of the center of these from 0, relative to the width
 CLOSE = 0.02  # difference between values that pass for the same, relative to the width
+CLOSE_BYTES = 0.001  # the same of bytes, where half a step more is another range
 
 
 class Front(NamedTuple):
@@ -75,8 +76,8 @@ def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
         return Front("arcface", False, warning if unknown else "")
     try:
         found = _run(model, nodes, ends, shape, dtype)
-    except Exception as error:  # onnx's reference implementation has no base class of its errors
-        raise GdrdError(f"the front of the graph cannot be run ({error}); give its preprocessing") from error
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        raise GdrdError(f"the front of the graph cannot be run alone ({first_line(error)})") from error
     if all(name in found and _is(found[name], *RANGES[name][0]) for name in ("arcface", "unit")):  # nothing is changed
         return Front("arcface", False, warning if unknown else "")
     fitting = [name for name, ends in found.items() if (_has_unit_variance(ends) if statistics else _fits(name, ends))]
@@ -140,22 +141,24 @@ def _with_constants(nodes: list, of_constants: dict) -> list:
 
 def _run(model, nodes: list, ends: list[str], shape: tuple[int, ...], dtype: type) -> dict[str, tuple]:
     """Name of a range -> what its lowest and its highest pixels become, flat; only where all between is linear."""
+    import onnxruntime
     from onnx import helper
-    from onnx.reference import ReferenceEvaluator
 
     taken = {name for node in nodes for name in node.input}
     constants = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in taken}
-    front = [_neutral(node, constants) for node in nodes]
     graph = helper.make_graph(
-        front, "front", [model.graph.input[0]], [helper.make_empty_tensor_value_info(name) for name in ends],
-        list(constants.values()),
+        [_neutral(node, constants) for node in nodes], "front", [model.graph.input[0]],
+        [helper.make_empty_tensor_value_info(name) for name in ends], list(constants.values()),
     )  # fmt: skip
-    run = ReferenceEvaluator(helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version))
+    front = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is told by the error
+    session = onnxruntime.InferenceSession(front.SerializeToString(), options, providers=["CPUExecutionProvider"])
     where = [3 if axis == shape.index(3) else 1 for axis in range(len(shape))]
 
     def after(color: np.ndarray) -> np.ndarray:
         face = np.broadcast_to(color.reshape(where), shape).astype(dtype)
-        found = run.run(None, {model.graph.input[0].name: face})
+        found = session.run(None, {model.graph.input[0].name: face})
         return np.concatenate([np.asarray(value, np.float64).ravel() for value in found])
 
     found = {}
@@ -190,9 +193,9 @@ def _neutral(node, constants: dict):
     return neutral
 
 
-def _is(ends: tuple[np.ndarray, np.ndarray], low: float, high: float) -> bool:
+def _is(ends: tuple[np.ndarray, np.ndarray], low: float, high: float, close: float = CLOSE) -> bool:
     """Whether the lowest and the highest pixels become these numbers."""
-    return all(np.all(np.abs(found - value) <= CLOSE * (high - low)) for found, value in zip(ends, (low, high)))
+    return all(np.all(np.abs(found - value) <= close * (high - low)) for found, value in zip(ends, (low, high)))
 
 
 def _centered(ends: tuple[np.ndarray, np.ndarray], least: float, most: float) -> bool:
@@ -208,7 +211,7 @@ def _has_unit_variance(ends: tuple[np.ndarray, np.ndarray]) -> bool:
 
 def _fits(name: str, ends: tuple[np.ndarray, np.ndarray]) -> bool:
     """Whether pixels of a range become those that a network begins with."""
-    if _is(ends, 0, 1) or _is(ends, 0, 255) or _is(ends, -1, 1):
+    if _is(ends, 0, 1) or _is(ends, 0, 255, CLOSE_BYTES) or _is(ends, -1, 1):
         return True
     # Nobody normalizes what ImageNet's statistics have normalized before, other than into one of the plain ranges.
     return name != "imagenet" and (_centered(ends, *NORMALIZED) or _centered(ends, *CENTERED_BYTES))
