@@ -14,7 +14,7 @@ from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.onnx_files import load_onnx, onnx_sha256
 from gdrd_jax.teachers.onnx_front import read_front
 from gdrd_jax.teachers.onnx_graph import agrees, flat, in_torch, reshapes_a_batch_of_one, runnable
-from gdrd_jax.teachers.onnx_ports import choose_output, read_input
+from gdrd_jax.teachers.onnx_ports import Input, choose_output, read_input
 
 BATCH, COMPARED = 64, 8
 LOG = logging.getLogger(__name__)
@@ -155,8 +155,9 @@ class ArcFace:
         try:
             original = load_onnx(self._path)
             model = runnable(_copy(original), free_reshapes=False)
+            inputs = read_input(model, self._path)
             self._session = session(model)
-            found = self._choose_input(model)
+            found = self._choose_input(inputs)
             self._output, self._outputs = choose_output(found, wanted, self._path), len(found)
             freed = runnable(original) if reshapes_a_batch_of_one(model) else None
             if freed and (other := self._same_of_one_face(session, freed, found[self._output])):
@@ -170,9 +171,9 @@ class ArcFace:
         model.graph.output.extend(kept)
         return model
 
-    def _choose_input(self, model) -> dict[str, np.ndarray]:
+    def _choose_input(self, inputs: list[Input]) -> dict[str, np.ndarray]:
         """Finds out how the graph is fed; returns name to value of its outputs of one face."""
-        *others, last = read_input(model, self._path)
+        *others, last = inputs
         for self._input in others:
             try:
                 return self._run_one(self._session)

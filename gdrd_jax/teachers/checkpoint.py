@@ -83,7 +83,8 @@ def _read(path: Path):
     try:
         if kind == SAFETENSORS:
             return require("safetensors.torch", "teachers").load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # of a name torch.load looks at the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except GdrdError:
         raise
     except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own
