@@ -51,10 +51,10 @@ def read_state_dict(path: str | os.PathLike, block: str, foreign: dict[str, str]
         inside = f"; it holds {', '.join(map(repr, list(content)[:SHOWN]))}" if isinstance(content, dict) else ""
         raise GdrdError(f"{path} holds no state_dict: a dictionary of tensors, or one under 'state_dict'{inside}")
     fitting = {
-        (name, prefix): weights for name, weights in found.items() for prefix in _prefixes(weights, block)
+        (name, prefix): weights for name, weights in found.items() for prefix in sorted(_prefixes(weights, block))
     }  # fmt: skip
     if len(fitting) > 1:
-        names = ", ".join(repr(f"{name}: {prefix}*" if prefix else name) for name, prefix in fitting)
+        names = ", ".join(repr(": ".join(filter(None, (name, prefix and f"{prefix}*")))) for name, prefix in fitting)
         raise GdrdError(
             f"{path} holds several such networks ({names}); save the tensors of one of them alone, by torch.save"
         )

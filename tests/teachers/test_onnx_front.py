@@ -192,7 +192,10 @@ def test_a_preprocessing_against_the_graphs_constants_is_said(tmp_path, caplog):
     path = network(tmp_path, *INSIDE["Sub, Div"][:2])
     for right in ("inside", "0/1"):
         assert load_discriminative(path, preprocessing=right).warnings == ()
-    assert "by the constants of its graph it needs 'inside'" in load_discriminative(path, preprocessing="arcface").warnings[0]
+    assert (
+        "by the constants of its graph it needs 'inside'"
+        in load_discriminative(path, preprocessing="arcface").warnings[0]
+    )
     assert "is fed with the preprocessing 'arcface'" in caplog.text
 
 

@@ -83,7 +83,9 @@ def test_a_single_output_changes_no_fingerprint(tmp_path):
 )
 def test_the_shape_of_the_output_is_found_by_running(tmp_path, last, dims):
     constants = {"axes": np.array([2, 3]), "first": np.array([0]), "all": np.array([-1])}
-    teacher = load_discriminative(saved(tmp_path, graph(*last, outputs=(("e" if last else "y", dims),), constants=constants)))
+    teacher = load_discriminative(
+        saved(tmp_path, graph(*last, outputs=(("e" if last else "y", dims),), constants=constants))
+    )
     assert teacher.dim == 4
     np.testing.assert_allclose(teacher.embed(FACES), EXPECTED, atol=1e-5)
 
@@ -128,7 +130,10 @@ def test_inputs_of_other_types_orders_and_sizes(tmp_path, settings):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"shape": ("N", 3, 160, 160)}, r"takes faces of \[N, 3, 160, 160\]; a face recognizer takes \[N, 3, 112, 112\]"),
+        (
+            {"shape": ("N", 3, 160, 160)},
+            r"takes faces of \[N, 3, 160, 160\]; a face recognizer takes \[N, 3, 112, 112\]",
+        ),
         ({"shape": ("N", 1, 112, 112)}, r"takes faces of \[N, 1, 112, 112\]"),
         ({"shape": ("N", 112)}, r"takes faces of \[N, 112\]"),
         ({"kind": TensorProto.BFLOAT16, "first": [to_float()]}, "pixels of the type bfloat16"),
