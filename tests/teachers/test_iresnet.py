@@ -89,7 +89,8 @@ def prefixed(weights, prefix):
 
 LAYOUTS = {
     "a trainer's": lambda w: {
-        "epoch": 3, "state_dict_backbone": prefixed(w, "module."), "state_dict_softmax_fc": {"weight": torch.zeros(9, 16)},
+        "epoch": 3, "state_dict_backbone": prefixed(w, "module."),
+        "state_dict_softmax_fc": {"weight": torch.zeros(9, 16)},
         "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]},
     },
     "Lightning's": lambda w: {"state_dict": {**prefixed(w, "model."), "head.kernel": torch.zeros(16, 9)}, "epoch": 1},
@@ -102,11 +103,11 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["checkpoint.pt", "model.ckpt", "model_best.pth.tar", "pytorch_model.bin", "weights"])
+NAMES = ("checkpoint.pt", "model.ckpt", "model_best.pth.tar", "pytorch_model.bin", "weights", "net.onnx")
+
+
+@pytest.mark.parametrize("layout, name", [(layout, NAMES[i % len(NAMES)]) for i, layout in enumerate(LAYOUTS)])
 def test_what_training_programs_leave_is_read(weights, plain_embeddings, tmp_path, caplog, layout, name):
-    if name != "weights" and layout not in ("a trainer's", "Lightning's"):
-        pytest.skip("the name means nothing")
     torch.save(LAYOUTS[layout](weights), tmp_path / name)
     with caplog.at_level("INFO"):
         found = load_discriminative(str(tmp_path / name)).embed(FACES)

@@ -58,7 +58,8 @@ TWO = [node("Sub", "x", "a", to=("s",)), node("Div", "s", "b")]
 LINEAR = [node("Mul", "x", "a", to=("s",)), node("Add", "s", "b")]
 CHANNELS = [
     node("Split", "x", "ones", to=("r", "g", "b"), axis=1),
-    *(node("Sub", c, f"m{c}", to=(f"s{c}",)) for c in "rgb"), *(node("Div", f"s{c}", f"d{c}", to=(f"n{c}",)) for c in "rgb"),
+    *(node("Sub", c, f"m{c}", to=(f"s{c}",)) for c in "rgb"),
+    *(node("Div", f"s{c}", f"d{c}", to=(f"n{c}",)) for c in "rgb"),
     node("Concat", "nr", "ng", "nb", axis=1),
 ]  # fmt: skip
 BY_CHANNEL = {f"m{c}": f(255 * MEAN.ravel()[i]) for i, c in enumerate("rgb")} | {
@@ -85,8 +86,8 @@ INSIDE = {
         {"m": MEAN, "d": STD, "k": f(255)}, *IMAGENET),
     "channel after channel": (CHANNELS, {"ones": np.array([1, 1, 1]), **BY_CHANNEL}, *IMAGENET),
     "constants expanded to the input's shape": (
-        [node("Shape", "x", to=("shape",)), node("Expand", "m", "shape", to=("a",)), *TWO], {"m": f(127.5), "b": f(127.5)},
-        127.5, 127.5),
+        [node("Shape", "x", to=("shape",)), node("Expand", "m", "shape", to=("a",)), *TWO],
+        {"m": f(127.5), "b": f(127.5)}, 127.5, 127.5),
     "BatchNormalization of bytes": (*batch_norm(115, 65.0**2), 115 + 65 * np.array([-0.02, 0, 0.02]), 65),
 }  # fmt: skip
 UNIT = {
@@ -108,7 +109,8 @@ ARCFACE = {
         [node("Gather", "x", "i", to=("s",), axis=1), node("Gather", "s", "i", axis=1)], {"i": np.array([2, 1, 0])},
         127.5, 127.5),
     "padded by nothing": ([node("Pad", "x", "pads")], {"pads": np.zeros(8, np.int64)}, 127.5, 127.5),
-    "BatchNormalization": (*batch_norm(-0.05, 0.5**2), 127.5 + 127.5 * (-0.05 + 0.5 * np.array([-0.02, 0, 0.02])), 63.75),
+    "BatchNormalization": (
+        *batch_norm(-0.05, 0.5**2), 127.5 + 127.5 * (-0.05 + 0.5 * np.array([-0.02, 0, 0.02])), 63.75),
     "BatchNormalization that learned": (
         *batch_norm(-0.05, 0.5**2, g=f([3, 3, 3]), b=f([7, 7, 7])),
         127.5 + 127.5 * (-0.05 + 0.5 * (np.array([-0.02, 0, 0.02]) - 7 / 3)), 63.75 / 3),

@@ -1,4 +1,4 @@
-"""ONNX recognizers as they come: several outputs, inputs of other types and orders, weights in files beside the graph."""
+"""ONNX recognizers as they come: several outputs, inputs of other types and orders, weights beside the graph."""
 
 import os
 
@@ -188,9 +188,9 @@ def test_external_data_is_read_from_anywhere_and_is_in_the_fingerprint(tmp_path,
     folder, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
     folder.mkdir(), elsewhere.mkdir()
     model = graph(TWICE, outputs=(("twice", ["N", 4]),))
-    model.graph.node.insert(  # a constant inside a node, whose data lies beside it, too
-        0, helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.float32([1, 1, 1]).reshape(1, 3, 1, 1), "k"))
-    )  # fmt: skip
+    scale = numpy_helper.from_array(np.ones((1, 3, 1, 1), np.float32), "k")
+    # A constant inside a node, whose data lies beside it, too.
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["k"], value=scale))
     model.graph.node[1].input[0] = "scaled"
     model.graph.node.insert(1, helper.make_node("Mul", ["x", "k"], ["scaled"]))
     path = saved(folder, model, all_tensors_to_one_file=False, convert_attribute=convert, **BESIDE)
