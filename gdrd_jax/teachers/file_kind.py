@@ -67,7 +67,9 @@ def file_kind(path: str | os.PathLike) -> str:
     if re.match(rb"\x08[\x01-\x7f][\x10-\x7f]", begin):  # ir_version, then another field of ONNX's ModelProto
         return ONNX
     found = f"it begins with the bytes {begin[:8].hex(' ')}" if size else "it is empty"
-    raise GdrdError(f"{path} is no ONNX, PyTorch or safetensors file: {found}; get it again, or convert it")
+    raise GdrdError(
+        f"{path} is no ONNX graph, and no file of weights (PyTorch, safetensors): {found}; get it again, or convert it"
+    )
 
 
 def _of_archive(path: Path) -> str:

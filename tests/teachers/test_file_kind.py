@@ -79,8 +79,8 @@ OTHERS = {
     "a zip archive \\(photos/a.jpg\\)": zip_bytes("photos/a.jpg"),
     "a picture": b"\x89PNG\r\n" + bytes(90),
     "a TorchScript archive.*never run.*state_dict\\(\\)": script_bytes(),
-    "no ONNX, PyTorch or safetensors file: it is empty": b"",
-    "no ONNX, PyTorch or safetensors file: it begins with the bytes 67 61 72 62": b"garbage and more",
+    "no file of weights \\(PyTorch, safetensors\\): it is empty": b"",
+    "no ONNX graph, .*: it begins with the bytes 67 61 72 62": b"garbage and more",
 }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_a_damaged_graph_is_no_traceback(tmp_path):
     whole = save_recogniser(tmp_path / "m.onnx").read_bytes()
     for length in range(3, len(whole), 7):
         (tmp_path / "m.onnx").write_bytes(whole[:length])
-        with pytest.raises(GdrdError, match="m.onnx cannot be loaded|m.onnx is no ONNX"):
+        with pytest.raises(GdrdError, match="m.onnx cannot be loaded|m.onnx is no ONNX graph"):
             load_discriminative(tmp_path / "m.onnx")
 
 
