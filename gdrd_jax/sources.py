@@ -51,6 +51,8 @@ def check(config: ConfigDict, needed: set[str]) -> None:
         else:
             check_weights(recogniser(config))
             _require(("torch",))
+            if config.discriminative.output:
+                raise GdrdError("config.discriminative.output is set, but config.discriminative.path is no ONNX file")
     _check_dev(config)
     if "generative" in needed:
         _require(("torch", "diffusers"))

@@ -76,11 +76,15 @@ def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
         return Front("arcface", False, warning if unknown else "")
     try:
         found = _run(model, nodes, ends, shape, dtype)
+        by_statistics = _run(model, nodes, ends, shape, dtype, neutral=True) if statistics else {}
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise GdrdError(f"the front of the graph cannot be run alone ({first_line(error)})") from error
-    if all(name in found and _is(found[name], *RANGES[name][0]) for name in ("arcface", "unit")):  # nothing is changed
+    if _unchanged(found):
         return Front("arcface", False, warning if unknown else "")
-    fitting = [name for name, ends in found.items() if (_has_unit_variance(ends) if statistics else _fits(name, ends))]
+    fitting = [name for name, ends in found.items() if _fits(name, ends)]
+    if by_statistics and not _unchanged(by_statistics):
+        # Means and variances of a trained network's own pixels say more than what it learned to make of them.
+        fitting = [name for name, ends in by_statistics.items() if _centered(ends, *UNIT_VARIANCE)] or fitting
     if len(fitting) == 1:
         return Front(fitting[0], True, warning if unknown else "")
     became = "; ".join(
@@ -92,13 +96,18 @@ def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
     )
 
 
+def _scales_channels(node, constants: dict) -> bool:
+    """Whether a convolution is none but scales and shifts every color by itself, as some converters write it."""
+    return node.op_type == "Conv" and node.input[1] in constants and list(constants[node.input[1]].dims) == [3, 1, 1, 1]
+
+
 def _front(model) -> tuple[list, list[str], set[str], bool]:
     """Nodes of the front, values that leave it, operations that take these, and whether a BatchNormalization is in it.
 
     Nodes that compute the front's constants are among the front's, in the graph's order.
     """
-    graph = model.graph
-    pixels, constants = {graph.input[0].name}, {tensor.name for tensor in graph.initializer} | {""}
+    graph, tensors = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
+    pixels, constants = {graph.input[0].name}, {"", *tensors}
     nodes, of_constants, ends, followers, statistics = [], {}, [], set(), False
     for node in graph.node:
         kind, taken = node.op_type, [name for name in node.input if name in pixels]
@@ -112,6 +121,7 @@ def _front(model) -> tuple[list, list[str], set[str], bool]:
             kind in KEEPING | SUMS
             or (kind in PRODUCTS and len(taken) == 1)
             or (kind in OF_FIRST and taken == [node.input[0]])
+            or _scales_channels(node, tensors)
         ):
             pixels.update(node.output)
             nodes.append(node)
@@ -139,15 +149,20 @@ def _with_constants(nodes: list, of_constants: dict) -> list:
     return found
 
 
-def _run(model, nodes: list, ends: list[str], shape: tuple[int, ...], dtype: type) -> dict[str, tuple]:
-    """Name of a range -> what its lowest and its highest pixels become, flat; only where all between is linear."""
+def _run(
+    model, nodes: list, ends: list[str], shape: tuple[int, ...], dtype: type, *, neutral: bool = False
+) -> dict[str, tuple]:
+    """Name of a range -> what its lowest and its highest pixels become, flat; only where all between is linear.
+
+    With `neutral` a BatchNormalization does not scale and shift as it has learned.
+    """
     import onnxruntime
     from onnx import helper
 
     taken = {name for node in nodes for name in node.input}
     constants = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in taken}
     graph = helper.make_graph(
-        [_neutral(node, constants) for node in nodes], "front", [model.graph.input[0]],
+        [_on_uniform(node, constants, neutral) for node in nodes], "front", [model.graph.input[0]],
         [helper.make_empty_tensor_value_info(name) for name in ends], list(constants.values()),
     )  # fmt: skip
     front = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
@@ -170,27 +185,27 @@ def _run(model, nodes: list, ends: list[str], shape: tuple[int, ...], dtype: typ
     return found
 
 
-def _neutral(node, constants: dict):
-    """The node as it is run on uniform pictures.
-
-    The scale and shift that a BatchNormalization learned say nothing of its input, but its mean and variance do. Pad
-    would add pixels of another value.
-    """
+def _on_uniform(node, constants: dict, neutral: bool):
+    """The node as it is run on uniform pictures: Pad adds no pixels of another value; `neutral` as `_run` has it."""
     from onnx import NodeProto, helper, numpy_helper
 
-    neutral = NodeProto()
-    neutral.CopyFrom(node)
+    changed = NodeProto()
+    changed.CopyFrom(node)
     if node.op_type == "Pad":
-        neutral.input[:] = node.input[:2]
-        del neutral.attribute[:]
-        neutral.attribute.extend(a for a in node.attribute if a.name == "pads")
-        neutral.attribute.append(helper.make_attribute("mode", "edge"))
-    if node.op_type == "BatchNormalization" and all(name in constants for name in node.input[1:3]):
+        changed.input[:] = node.input[:2]
+        del changed.attribute[:]
+        changed.attribute.extend(a for a in node.attribute if a.name == "pads")
+        changed.attribute.append(helper.make_attribute("mode", "edge"))
+    if neutral and node.op_type == "BatchNormalization" and all(name in constants for name in node.input[1:3]):
         for at, value in ((1, 1), (2, 0)):
             like = numpy_helper.to_array(constants[node.input[at]])
-            neutral.input[at] = f"{node.input[at]}:neutral"
-            constants[neutral.input[at]] = numpy_helper.from_array(np.full_like(like, value), neutral.input[at])
-    return neutral
+            changed.input[at] = f"{node.input[at]}:neutral"
+            constants[changed.input[at]] = numpy_helper.from_array(np.full_like(like, value), changed.input[at])
+    return changed
+
+
+def _unchanged(found: dict[str, tuple]) -> bool:
+    return all(name in found and _is(found[name], *RANGES[name][0]) for name in ("arcface", "unit"))
 
 
 def _is(ends: tuple[np.ndarray, np.ndarray], low: float, high: float, close: float = CLOSE) -> bool:
@@ -203,10 +218,6 @@ def _centered(ends: tuple[np.ndarray, np.ndarray], least: float, most: float) ->
     low, high = ends
     width = high - low
     return bool(np.all((width >= least) & (width <= most)) and np.all(np.abs(high + low) / 2 <= LARGEST_SHIFT * width))
-
-
-def _has_unit_variance(ends: tuple[np.ndarray, np.ndarray]) -> bool:
-    return _centered(ends, *UNIT_VARIANCE)
 
 
 def _fits(name: str, ends: tuple[np.ndarray, np.ndarray]) -> bool:

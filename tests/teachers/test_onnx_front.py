@@ -47,10 +47,10 @@ def expected(mean, std):
 
 
 def batch_norm(mean, variance, **learned):
-    learned = {"g": ONES, "b": ZEROS, **learned}
-    return [node("BatchNormalization", "x", "g", "b", "m", "v", epsilon=0.0)], {
-        **learned, "m": f([mean] * 3) + f([-0.02, 0, 0.02]) * f(variance) ** 0.5, "v": f([variance] * 3),
-    }  # fmt: skip
+    """Means of the three colors differ a little, as they do."""
+    means = f([mean] * 3) + f([-0.02, 0, 0.02]) * f(variance) ** 0.5
+    constants = {"g": ONES, "b": ZEROS, "m": means, "v": f([variance] * 3), **learned}
+    return [node("BatchNormalization", "x", "g", "b", "m", "v", epsilon=0.0)], constants
 
 
 IMAGENET = (255 * MEAN, 255 * STD)
@@ -88,6 +88,12 @@ INSIDE = {
     "constants expanded to the input's shape": (
         [node("Shape", "x", to=("shape",)), node("Expand", "m", "shape", to=("a",)), *TWO],
         {"m": f(127.5), "b": f(127.5)}, 127.5, 127.5),
+    "BatchNormalization instead of Sub and Div": (*batch_norm(127.5, 127.5**2, m=f([127.5] * 3)), 127.5, 127.5),
+    "BatchNormalization whose scale and shift normalize": (
+        *batch_norm(0, 1, m=ZEROS, g=f([1 / 127.5] * 3), b=f([-1] * 3)), 127.5, 127.5),
+    "a convolution that scales": (
+        [node("Conv", "x", "a", "b", group=3)],
+        {"a": (1 / (255 * STD)).reshape(3, 1, 1, 1), "b": (-MEAN / STD).ravel()}, *IMAGENET),
     "BatchNormalization of bytes": (*batch_norm(115, 65.0**2), 115 + 65 * np.array([-0.02, 0, 0.02]), 65),
 }  # fmt: skip
 UNIT = {
@@ -101,10 +107,12 @@ UNIT = {
     "Clip first": (
         [node("Clip", "x", "zero", "one", to=("t",)), node("Sub", "t", "a", to=("s",)), node("Div", "s", "b")],
         {"zero": f(0), "one": f(1), "a": f(0.5), "b": f(0.5)}, 127.5, 127.5),
+    "BatchNormalization instead of Sub and Div": (*batch_norm(0.5, 0.25, m=f([0.5] * 3)), 127.5, 127.5),
     "BatchNormalization": (*batch_norm(0.45, 0.25**2), 255 * (0.45 + 0.25 * np.array([-0.02, 0, 0.02])), 255 * 0.25),
 }  # fmt: skip
 ARCFACE = {
     "no front": ([], {}, 127.5, 127.5),
+    "BatchNormalization that does nothing": (*batch_norm(0, 1, m=ZEROS), 127.5, 127.5),
     "colors swapped and swapped again": (
         [node("Gather", "x", "i", to=("s",), axis=1), node("Gather", "s", "i", axis=1)], {"i": np.array([2, 1, 0])},
         127.5, 127.5),
