@@ -14,8 +14,9 @@ from gdrd_jax.errors import GdrdError, first_line
 
 # Operations that keep the values of pixels, or map each by itself.
 KEEPING = {
-    "Cast", "CastLike", "Concat", "DequantizeLinear", "Dropout", "Expand", "Flatten", "Gather", "Identity", "Neg",
-    "Pad", "QuantizeLinear", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
+    "Cast", "CastLike", "Concat", "DepthToSpace", "DequantizeLinear", "Dropout", "Expand", "Flatten", "Gather",
+    "Identity", "Neg", "Pad", "QuantizeLinear", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze",
+    "Transpose", "Unsqueeze", "Upsample",
 }  # fmt: skip
 SUMS, PRODUCTS, OF_FIRST = {"Add", "Sub", "Sum"}, {"Mul", "Max", "Min"}, {"Div", "BatchNormalization", "Clip"}
 # What may follow the front: layers, which take pixels of any range. Any other operation may be a part of the

@@ -91,6 +91,9 @@ INSIDE = {
     "BatchNormalization instead of Sub and Div": (*batch_norm(127.5, 127.5**2, m=f([127.5] * 3)), 127.5, 127.5),
     "BatchNormalization whose scale and shift normalize": (
         *batch_norm(0, 1, m=ZEROS, g=f([1 / 127.5] * 3), b=f([-1] * 3)), 127.5, 127.5),
+    "Resize first": (
+        [node("Resize", "x", "", "half", to=("t",), mode="linear"), node("Sub", "t", "a", to=("s",)),
+         node("Div", "s", "b")], {"half": f([1, 1, 0.5, 0.5]), "a": f(127.5), "b": f(127.5)}, 127.5, 127.5),
     "a convolution that scales": (
         [node("Conv", "x", "a", "b", group=3)],
         {"a": (1 / (255 * STD)).reshape(3, 1, 1, 1), "b": (-MEAN / STD).ravel()}, *IMAGENET),
@@ -145,8 +148,8 @@ def test_statistics_of_what_imagenet_normalized(tmp_path):
     assert teacher.preprocessing == "imagenet"
 
 
-def cast():
-    return [helper.make_node("Cast", ["x"], ["z"], to=TensorProto.FLOAT)]
+def cast(name="x"):
+    return [helper.make_node("Cast", [name], ["z"], to=TensorProto.FLOAT)]
 
 
 def test_bytes_need_no_constants_and_take_no_other_preprocessing(tmp_path):
@@ -156,6 +159,14 @@ def test_bytes_need_no_constants_and_take_no_other_preprocessing(tmp_path):
     np.testing.assert_allclose(teacher.embed(FACES), expected(0, 1), rtol=1e-4)
     with pytest.raises(GdrdError, match="whole numbers, 0..255, so its preprocessing can only be 'inside'"):
         load_discriminative(path, preprocessing="arcface")
+
+
+def test_half_precision(tmp_path):
+    half = {"a": np.float16(127.5), "b": np.float16(127.5)}
+    path = network(tmp_path, [*TWO[:1], node("Div", "s", "b", to=("t",)), *cast("t")], half, kind=TensorProto.FLOAT16)
+    teacher = load_discriminative(path)
+    assert teacher.preprocessing == "inside"
+    np.testing.assert_allclose(teacher.embed(FACES), expected(127.5, 127.5), atol=5e-3)
 
 
 def test_channels_last_with_constants_of_their_own_shape(tmp_path):
