@@ -65,12 +65,13 @@ def read_state_dict(path: str | os.PathLike, block: str, foreign: dict[str, str]
         if any(key.startswith(begin) for key in weights):
             raise GdrdError(f"{path} holds {what} (it has {begin}*)")
     others = [f"{name}.{key}" if name else key for key in weights if not key.startswith(prefix)]
-    others += [other or "others" for other in found if other != name]
+    others += [other or "tensors at the top" for other in found if other != name]
     if name or prefix or others:
         LOG.info(
             "%s: the network is %s%s%s", path, f"under {name!r}" if name else "at the top",
             f", its keys begin with {prefix!r}" if prefix else "",
-            f"; {len(others)} other entries are left out ({', '.join(others[:SHOWN])}, ...)" if others else "",
+            f"; {len(others)} other entries are left out: {', '.join(others[:SHOWN])}"
+            + (", ..." if len(others) > SHOWN else "") if others else "",
         )  # fmt: skip
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
@@ -88,9 +89,13 @@ def _read(path: Path):
     except GdrdError:
         raise
     except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds more than tensors ({foreign[1]}), which is never run" if foreign else (
+            f"it is damaged, or holds more than tensors, which is never run ({first_line(error)})"
+        )  # fmt: skip
         raise GdrdError(
-            f"{path} cannot be read as weights: it is damaged, or holds more than tensors, which is never run "
-            f"({first_line(error)}); save its tensors alone: torch.save(network.state_dict(), 'weights.pth')"
+            f"{path} cannot be read as weights: {reason}; where it was made, save its tensors alone: "
+            "torch.save(network.state_dict(), 'weights.pth')"
         ) from error
 
 

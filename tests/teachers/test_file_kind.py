@@ -1,5 +1,6 @@
 """What a network's file is counts by its content; what is neither a graph nor weights is named for what it is."""
 
+import argparse
 import io
 import pickle
 import zipfile
@@ -121,6 +122,9 @@ def test_a_pickle_of_other_things_is_not_run(tmp_path):
     (tmp_path / "m.pkl").write_bytes(pickle.dumps(np.zeros(3)))
     with pytest.raises(GdrdError, match="never run.*save its tensors alone"):
         load_discriminative(tmp_path / "m.pkl")
+    torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace(lr=0.1)}, tmp_path / "m.ckpt")
+    with pytest.raises(GdrdError, match=r"holds more than tensors \(argparse.Namespace\), which is never run"):
+        load_discriminative(tmp_path / "m.ckpt")
 
 
 def test_paths_may_be_strings(tmp_path):

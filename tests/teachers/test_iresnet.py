@@ -113,7 +113,7 @@ def test_what_training_programs_leave_is_read(weights, plain_embeddings, tmp_pat
         found = load_discriminative(str(tmp_path / name)).embed(FACES)
     np.testing.assert_array_equal(found, plain_embeddings)
     if layout == "Lightning's":
-        assert "keys begin with 'model.'; 1 other entries are left out (state_dict.head.kernel" in caplog.text
+        assert "keys begin with 'model.'; 1 other entries are left out: state_dict.head.kernel" in caplog.text
 
 
 @pytest.fixture(scope="module")
