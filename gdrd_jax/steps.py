@@ -160,8 +160,9 @@ def discriminative_teacher(config: ConfigDict):
     """T_d."""
     settings = config.discriminative
     return load_discriminative(
-        sources.recogniser(config), preprocessing=settings.preprocessing, precision=settings.precision
-    )
+        sources.recogniser(config), preprocessing=settings.preprocessing, precision=settings.precision,
+        output=settings.output,
+    )  # fmt: skip
 
 
 def generative_teacher(config: ConfigDict, workdir: Path):

@@ -109,14 +109,18 @@ def save_student(workdir, resolution=16, seed=0):
     return workdir
 
 
-def guided_diffusion(seed=0, channels=(32, 64), counts=(1, 1), attended=(1,), decoder=False):
+def guided_diffusion(
+    seed=0, channels=(32, 64), counts=(1, 1), attended=(1,), decoder=False, *, updown=False, scale_shift=True
+):
     """A state_dict of a network of that family.
 
     Args:
       channels: one number a level.
       counts: residual blocks a level.
       attended: the levels with attention.
-      decoder: make that, too; it is ignored.
+      decoder: make that, too; only its keys and shapes matter.
+      updown: guided-diffusion's `resblock_updown`.
+      scale_shift: guided-diffusion's `use_scale_shift_norm`.
     """
     random, weights = torch.Generator().manual_seed(seed), {}
 
@@ -127,7 +131,7 @@ def guided_diffusion(seed=0, channels=(32, 64), counts=(1, 1), attended=(1,), de
     def residual(name, before, after):
         layer(f"{name}.in_layers.0", before)
         layer(f"{name}.in_layers.2", after, before, 3, 3)
-        layer(f"{name}.emb_layers.1", 2 * after, 128)
+        layer(f"{name}.emb_layers.1", (1 + scale_shift) * after, 128)
         layer(f"{name}.out_layers.0", after)
         layer(f"{name}.out_layers.3", after, after, 3, 3)
         if before != after:
@@ -144,7 +148,10 @@ def guided_diffusion(seed=0, channels=(32, 64), counts=(1, 1), attended=(1,), de
     width, number, skips = channels[0], 1, [channels[0]]
     for level, (after, count) in enumerate(zip(channels, counts)):
         if level:
-            layer(f"input_blocks.{number}.0.op", width, width, 3, 3)
+            if updown:
+                residual(f"input_blocks.{number}.0", width, width)
+            else:
+                layer(f"input_blocks.{number}.0.op", width, width, 3, 3)
             number, skips = number + 1, [*skips, width]
         for _ in range(count):
             residual(f"input_blocks.{number}.0", width, after)
@@ -163,7 +170,11 @@ def guided_diffusion(seed=0, channels=(32, 64), counts=(1, 1), attended=(1,), de
             if level in attended:
                 attention(f"output_blocks.{number}.1", width)
             if level and i == counts[level]:
-                layer(f"output_blocks.{number}.{1 + (level in attended)}.conv", width, width, 3, 3)
+                above = f"output_blocks.{number}.{1 + (level in attended)}"
+                if updown:
+                    residual(above, width, width)
+                else:
+                    layer(f"{above}.conv", width, width, 3, 3)
             number += 1
     return weights
 

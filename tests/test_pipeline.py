@@ -403,6 +403,18 @@ def test_a_workdir_of_another_config_is_refused(copy, faces_folder, tmp_path):
         pipeline.run(config, tmp_path / "mine")
 
 
+def test_weights_by_any_name_are_checked_before_any_work(faces_folder, tmp_path):
+    config = tiny_config(faces_folder)
+    config.discriminative.update(path=str(tmp_path / "model.ckpt"), output="embedding")
+    torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "model.ckpt")
+    with pytest.raises(GdrdError, match="discriminative.output is set, but config.discriminative.path is no ONNX file"):
+        pipeline.run(config, tmp_path / "run")
+    (tmp_path / "model.ckpt").write_bytes((tmp_path / "model.ckpt").read_bytes()[:200])
+    with pytest.raises(GdrdError, match="model.ckpt is no file of weights, or is cut short"):
+        pipeline.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_pgdiff_teaches_a_student(faces_folder, tmp_path):
     torch.save({"state_dict": {f"module.{k}": v for k, v in guided_diffusion().items()}}, tmp_path / "ddpm.pth")
     config = tiny_config(faces_folder)
@@ -449,6 +461,10 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"generative.kind": "pgdiff"}, "give PGDiff's checkpoint"),
         ({"generative.kind": "pgdiff", "generative.path": __file__, "generative.tap": "mid"}, "no file of weights"),
         ({"generative.precision": "float16"}, "float32, bfloat16"),
+        ({"generative.heads": -1}, "generative.heads is -1"),
+        ({"generative.heads": 4}, "are of the kind 'pgdiff' alone"),
+        ({"generative.attention_order": "old"}, "attention_order is 'old'; it can be , legacy, new"),
+        ({"discriminative.path": __file__}, "is no ONNX graph, and no file of weights"),
         ({"sr.channels": ()}, "at least one"),
         ({"discriminative.preprocessing": "0/0"}, "MEAN/STD"),
         ({"views.jpeg": 101}, "jpeg is a quality"),

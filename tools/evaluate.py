@@ -4,8 +4,9 @@
       --resolution native 32 16 8 --out results/lfw
 
 LFW is a folder, a .tar or a store of tools/prepare_faces.py with aligned 112x112 faces. A model is a workdir of
-gdrd_jax.main, an ONNX recogniser or an iresnet's weights (.pth, .safetensors), as [NAME=]PATH[:PREPROCESSING];
-PREPROCESSING is auto (the default), arcface ((x - 127.5) / 127.5), imagenet, inside (the graph does it), or MEAN/STD.
+gdrd_jax.main, an ONNX recogniser or an iresnet's weights (PyTorch or safetensors), as [NAME=]PATH[:PREPROCESSING];
+PREPROCESSING is auto (the default), unit (x / 255), arcface ((x - 127.5) / 127.5), imagenet, inside (the graph does
+it), or MEAN/STD.
 Colours are RGB. Layouts of --data:
 
   lfw       NAME/NAME_0001.jpg at any depth, with --pairs (LFW's pairs.txt, any folds x pairs)
@@ -33,6 +34,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", action="append", required=True, metavar="M", help="a recogniser; repeat for several")
+    add("--output", default="", metavar="NAME", help="output of the ONNX models that is the embedding, of several")
     add("--protocol", required=True, choices=("lfw", "bin", "uccs", "tinyface", "ar"))
     add("--data", required=True, type=Path, help="the protocol's images")
     add("--pairs", type=Path, help="LFW's pairs.txt")
@@ -67,7 +69,7 @@ def main(argv: list[str]) -> int:
             Settings(
                 given.protocol, given.data, given.pairs, tuple(given.model), tuple(dict.fromkeys(given.resolution)),
                 given.kernel, given.blur, given.motion, given.noise, given.jpeg, given.stretch, given.skip_bad,
-                given.seed,
+                given.seed, given.output,
             ),
             given.out,
         )  # fmt: skip

@@ -31,7 +31,7 @@ class Model:
       size: side of its input in pixels.
       kernel: with which larger faces are reduced to its input, when nothing else reduces them.
       embed: uint8 RGB `[N, size, size, 3]` -> float32 `[N, D]`, unit length, summed over mirror images.
-      settings: where it came from, its fingerprint, its preprocessing.
+      settings: where it came from, its fingerprint, its preprocessing, and "warnings" on it if there are any.
       student: one of ours.
     """
 
@@ -53,12 +53,13 @@ class Model:
         return resize(how(faces[row], random), self.size, how.kernel)
 
 
-def open_model(text: str) -> Model:
+def open_model(text: str, output: str = "") -> Model:
     """Loads a recogniser.
 
     Args:
       text: `[NAME=]PATH[:PREPROCESSING]`. PATH is a workdir of `gdrd_jax.main`, an ONNX file or
         weights of an iresnet; PREPROCESSING, for the latter two, as `teachers.arcface.parse_preprocessing` reads it.
+      output: name of an ONNX file's output that is the embedding; "" is the only one that can be. A workdir has none.
 
     Raises:
       GdrdError: neither of both, or it cannot be loaded.
@@ -70,10 +71,11 @@ def open_model(text: str) -> Model:
         recognizer = Recognizer.load(path)
         settings = {"path": str(path), "fingerprint": recognizer.fingerprint(), "trained_with": recognizer.kernel}
         return Model(name, recognizer.student.resolution, recognizer.kernel, recognizer.embed, settings, True)
-    network = load_discriminative(path, preprocessing=preprocessing)
+    network = load_discriminative(path, preprocessing=preprocessing, output=output)
     settings = {
         "path": str(path), "fingerprint": network.fingerprint, "preprocessing": network.preprocessing,
-        "enlarged_by": "bicubic",
+        "enlarged_by": "bicubic", **({"output": output} if output else {}),
+        **({"warnings": list(network.warnings)} if network.warnings else {}),
     }  # fmt: skip
     return Model(name, FACE_SIZE, "area", lambda faces: embed_both(network, faces), settings, False)
 

@@ -1,6 +1,7 @@
 """The discriminative teacher T_d: a face recogniser as an ONNX file."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,18 +9,23 @@ import numpy as np
 
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.errors import GdrdError, first_line, require
-from gdrd_jax.files import digest, sha256
+from gdrd_jax.files import digest
 from gdrd_jax.teachers import torch_network
-from gdrd_jax.teachers.onnx_graph import agrees, in_torch, normalises, reshapes_a_batch_of_one, runnable
+from gdrd_jax.teachers.onnx_files import load_onnx, onnx_sha256
+from gdrd_jax.teachers.onnx_front import read_front
+from gdrd_jax.teachers.onnx_graph import agrees, flat, in_torch, reshapes_a_batch_of_one, runnable
+from gdrd_jax.teachers.onnx_ports import Input, choose_output, read_input
 
 BATCH, COMPARED = 64, 8
 LOG = logging.getLogger(__name__)
 # Mean and standard deviation of x, RGB in 0..255; the network is fed with (x - mean) / std.
 PREPROCESSING = {
+    "unit": "0/255",
     "arcface": "127.5/127.5",
     "imagenet": "123.675,116.28,103.53/58.395,57.12,57.375",
     "inside": "0/1",  # the graph begins with it
 }
+CHOICES = f"{', '.join(PREPROCESSING)}, or MEAN/STD"
 
 
 def parse_preprocessing(text: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -40,14 +46,14 @@ def parse_preprocessing(text: str) -> tuple[np.ndarray, np.ndarray] | None:
     except ValueError:
         pass
     raise GdrdError(
-        f"the preprocessing {text!r} is not known; it can be auto, {', '.join(PREPROCESSING)}, or MEAN/STD such as "
+        f"the preprocessing {text!r} is not known; it can be auto, {CHOICES} such as "
         "127.5/128 or 123.7,116.3,103.5/58.4,57.1,57.4 (R,G,B)"
     )
 
 
-def check_file(path: Path) -> None:
+def check_file(path: str | os.PathLike) -> None:
     """Raises GdrdError unless the teacher's file is there; imports nothing heavy."""
-    if not path.is_file():
+    if not Path(path).is_file():
         raise GdrdError(
             f"config.discriminative.path: there is no file {str(path)!r}; give an ONNX face recogniser, an "
             "iresnet's weights, or 'sface' for the one of the extra 'quickstart'"
@@ -62,34 +68,44 @@ class ArcFace:
     all three.
 
     Args:
-      path: ONNX file with one input `[N, 3, 112, 112]` and one output `[N, D]`.
-      preprocessing: see `parse_preprocessing`. "auto" is "inside" where the graph subtracts and scales
-        before its first convolution, else "arcface".
+      path: ONNX file with one input, `[N, 3, 112, 112]` or `[N, 112, 112, 3]` or of free sides, of a float type or
+        uint8, and an output `[N, D]` or `[N, D, 1, 1]` among others. External data lies beside it.
+      preprocessing: see `parse_preprocessing`. "auto" is what the constants at the front of the graph say, see
+        `onnx_front.read_front`, else "arcface".
       precision: "float32", or "bfloat16" for torch.
       backend: "torch", "onnxruntime", or "auto": torch where there is a GPU for it. onnx2torch converts some
         graphs wrongly: torch's embeddings are compared with ONNX Runtime's, of made-up images at once and of the
         first real faces, and where they differ ONNX Runtime takes over and the log says why.
+      output: name of the output that is the embedding; "" is the only one that can be.
 
     Attributes:
       dim: D.
       preprocessing: the one in use, "auto" resolved.
       backend: the one in use, "torch" or "onnxruntime".
-      settings: the file's sha256, the preprocessing and the precision.
+      warnings: sentences on what may make the embeddings wrong; logged, too.
+      settings: the files' sha256, the preprocessing and the precision, and the output if there are several.
       fingerprint: of these.
 
     Raises:
-      GdrdError: no such file, not such a network, or bfloat16 changes its embeddings.
+      GdrdError: no such file, not such a network, its preprocessing or output has to be given, or bfloat16 changes
+        its embeddings.
     """
 
-    def __init__(self, path: Path, *, preprocessing: str = "auto", precision: str = "float32", backend: str = "auto"):
+    def __init__(
+        self, path: str | os.PathLike, *, preprocessing: str = "auto", precision: str = "float32",
+        backend: str = "auto", output: str = "",
+    ):  # fmt: skip
         parse_preprocessing(preprocessing)
+        path = Path(path)
         check_file(path)
         self._path, self._precision, self._batch = path, precision, BATCH
-        model = self._open(path.read_bytes())
-        if preprocessing == "auto":
-            preprocessing = "inside" if normalises(model) else "arcface"
-        self.preprocessing = preprocessing
-        self._mean, self._std = parse_preprocessing(preprocessing)
+        model = self._open(output)
+        self.preprocessing, self.warnings = self._fed_with(model, preprocessing)
+        for warning in self.warnings:
+            LOG.warning(warning)
+        self._mean, self._std = parse_preprocessing(self.preprocessing)
+        if np.issubdtype(self._input.dtype, np.integer) and (self._mean.any() or (self._std != 1).any()):
+            raise GdrdError(f"{path} takes pixels as whole numbers, 0..255, so its preprocessing can only be 'inside'")
         self.dim = self._try_out()
         self._converted, self._trusted = None, False
         on_gpu = torch_network.may_have_gpu() and torch_network.device().type == "cuda"
@@ -101,8 +117,10 @@ class ArcFace:
             lambda kind: self._converted(self._prepared(torch_network.trial(FACE_SIZE)), kind), str(path),
         )  # fmt: skip
         self.settings = {
-            "mean": self._mean.tolist(), "std": self._std.tolist(), "precision": precision, "sha256": sha256(path)
+            "mean": self._mean.tolist(), "std": self._std.tolist(), "precision": precision, "sha256": onnx_sha256(path)
         }  # fmt: skip
+        if self._outputs > 1:
+            self.settings["output"] = self._output
         self.fingerprint = digest(self.settings)
 
     @property
@@ -121,9 +139,9 @@ class ArcFace:
             run = lambda some: self._converted(self._prepared(some), self._precision)  # noqa: E731
         return torch_network.in_batches(run, faces, BATCH if self._converted else self._batch)
 
-    def _open(self, data: bytes):
-        """The mended graph; and a session of it."""
-        onnx, runtime = require("onnx", "teachers"), require("onnxruntime", "teachers")
+    def _open(self, wanted: str):
+        """The mended graph, with the embedding as its only output; and a session of it."""
+        runtime = require("onnxruntime", "teachers")
         options = runtime.SessionOptions()
         options.log_severity_level = 4  # what fails here is told below
         providers = ["CPUExecutionProvider"]
@@ -135,31 +153,69 @@ class ArcFace:
             return runtime.InferenceSession(model.SerializeToString(), options, providers=providers)
 
         try:
-            model = runnable(onnx.load_from_string(data), free_reshapes=False)
+            original = load_onnx(self._path)
+            model = runnable(_copy(original), free_reshapes=False)
+            inputs = read_input(model, self._path)
             self._session = session(model)
-            freed = runnable(onnx.load_from_string(data)) if reshapes_a_batch_of_one(model) else None
-            if freed and (other := self._same_of_one_face(session, freed)):
+            found = self._choose_input(inputs)
+            self._output, self._outputs = choose_output(found, wanted, self._path), len(found)
+            freed = runnable(original) if reshapes_a_batch_of_one(model) else None
+            if freed and (other := self._same_of_one_face(session, freed, found[self._output])):
                 model, self._session = freed, other
-            self._input, output = self._session.get_inputs()[0], self._session.get_outputs()[0]
+        except GdrdError:
+            raise
         except Exception as error:  # protobuf and ONNX Runtime share no base class of their errors
             raise GdrdError(f"{self._path} cannot be loaded as an ONNX network: {first_line(error)}") from error
-        if self._input.shape[1:] != [3, FACE_SIZE, FACE_SIZE] or len(output.shape) != 2:
-            raise GdrdError(
-                f"{self._path} maps {self._input.shape} to {output.shape}; a face recogniser maps "
-                f"[N, 3, {FACE_SIZE}, {FACE_SIZE}] to [N, D]"
-            )
+        kept = [value for value in model.graph.output if value.name == self._output]
+        del model.graph.output[:]
+        model.graph.output.extend(kept)
         return model
 
-    def _same_of_one_face(self, session: Callable, freed):
+    def _choose_input(self, inputs: list[Input]) -> dict[str, np.ndarray]:
+        """Finds out how the graph is fed; returns name to value of its outputs of one face."""
+        *others, last = inputs
+        for self._input in others:
+            try:
+                return self._run_one(self._session)
+            except Exception:  # of another order of the axes; ONNX Runtime's errors have no common base
+                pass
+        self._input = last
+        return self._run_one(self._session)
+
+    def _run_one(self, session) -> dict[str, np.ndarray]:
+        low, high = (0, 255) if np.issubdtype(self._input.dtype, np.integer) else (-1, 1)
+        ramp = np.linspace(low, high, 3 * FACE_SIZE**2, dtype=np.float32).reshape(1, FACE_SIZE, FACE_SIZE, 3)
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, {self._input.name: self._input.prepared(ramp)})))
+
+    def _same_of_one_face(self, session: Callable, freed, expected: np.ndarray):
         """A session of the graph whose Reshapes were freed, if that gives what the file's own gives, else None."""
-        name = self._session.get_inputs()[0].name
-        face = np.linspace(-1, 1, 3 * FACE_SIZE**2, dtype=np.float32).reshape(1, 3, FACE_SIZE, FACE_SIZE)
         try:
             other = session(freed)
-            found, expected = (s.run(None, {name: face})[0] for s in (other, self._session))
+            found = self._run_one(other)[self._output]
         except Exception:  # ONNX Runtime's errors have no common base
             return None
         return other if np.allclose(found, expected, rtol=1e-4, atol=1e-5) else None
+
+    def _fed_with(self, model, asked: str) -> tuple[str, tuple[str, ...]]:
+        """The preprocessing, and what is to be said of it."""
+        try:
+            front = read_front(model, self._input.shape, self._input.dtype)
+        except GdrdError as error:
+            if asked != "auto":
+                return asked, ()
+            raise GdrdError(f"{self._path}: {error}; say which preprocessing it needs: {CHOICES}") from error
+        if asked == "auto":
+            return front.preprocessing, (f"{self._path}: {front.warning}: {CHOICES}",) if front.warning else ()
+        same = all(
+            np.allclose(a, b, rtol=0.05) for a, b in zip(*map(parse_preprocessing, (asked, front.preprocessing)))
+        )  # fmt: skip
+        if same or not front.proven:
+            return asked, ()
+        return asked, (
+            f"{self._path} is fed with the preprocessing {asked!r}, but by the constants of its graph it needs "
+            f"{front.preprocessing!r}",
+        )
 
     def _try_out(self) -> int:
         """Runs two faces, together and one by one; returns D."""
@@ -197,8 +253,13 @@ class ArcFace:
         return torch_network.in_batches(self._in_onnxruntime, faces, self._batch)
 
     def _in_onnxruntime(self, faces: np.ndarray) -> np.ndarray:
-        return self._session.run(None, {self._input.name: self._prepared(faces)})[0]
+        return flat(self._session.run([self._output], {self._input.name: self._prepared(faces)})[0], len(faces))
 
     def _prepared(self, faces: np.ndarray) -> np.ndarray:
-        x = (faces.astype(np.float32) - self._mean) / self._std
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        return self._input.prepared((faces.astype(np.float32) - self._mean) / self._std)
+
+
+def _copy(model):
+    copied = type(model)()
+    copied.CopyFrom(model)
+    return copied

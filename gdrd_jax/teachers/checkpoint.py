@@ -1,56 +1,120 @@
 """Weights as people have them: a file of tensors, read without running what may be in it."""
 
+import logging
+import os
+import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from gdrd_jax.errors import GdrdError, first_line, require
+from gdrd_jax.teachers.file_kind import ONNX, PYTORCH, SAFETENSORS, file_kind
 
 SHOWN = 3  # keys named in a message
+DEEPEST = 4  # dictionaries in one another that are looked through
+LOG = logging.getLogger(__name__)
 
 
-def check_weights(path: Path) -> None:
+def check_weights(path: str | os.PathLike) -> None:
     """Finds at once what is no file of weights, or was cut short; imports nothing heavy.
 
     Raises:
       GdrdError: naming it.
     """
+    path, kind = Path(path), file_kind(path)
     with path.open("rb") as file:
-        begin = file.read(2)
-    whole = zipfile.is_zipfile(path) if begin == b"PK" else begin[:1] == b"\x80" or path.suffix == ".safetensors"
-    if not whole:
+        archive = file.read(2) == b"PK"
+    if kind == ONNX or (archive and not zipfile.is_zipfile(path)):
         raise GdrdError(f"{path} is no file of weights, or is cut short; get it again")
 
 
-def read_state_dict(path: Path) -> dict:
-    """The tensors of a `.pth`, `.pt` or `.safetensors` file, on the CPU.
+def read_state_dict(path: str | os.PathLike, block: str, foreign: dict[str, str] | None = None) -> dict:
+    """The tensors of one network, on the CPU, by their keys in this network.
 
-    A dictionary under "state_dict" or "model" is unpacked and a leading "module." dropped. A pickle is
-    read by `torch.load(weights_only=True)`, which refuses all but tensors and plain containers.
+    A trainer's checkpoint is looked through for the dictionary that holds the network, and whatever stands before all
+    of its keys ("module.", "backbone.", ...) is taken off. What else there is, such as a head, is left out, which the
+    log says. A pickle is read by `torch.load(weights_only=True)`, which refuses all but tensors and plain containers.
+
+    Args:
+      path: of a PyTorch or safetensors file; its content counts, not its suffix.
+      block: what keys of the network begin with, and no other's, such as "layer1.0.".
+      foreign: beginning of keys beside the network's, which mean that it is another one -> what it is.
 
     Raises:
-      GdrdError: no such file, truncated, code in it, or no tensors.
+      GdrdError: no such file, another kind of file, truncated, code in it, no tensors, several such networks, or a
+        foreign one.
     """
-    if not path.is_file():
-        raise GdrdError(f"there is no file {str(path)!r}")
+    path = Path(path)
+    content = _read(path)
+    found = dict(_state_dicts(content))
+    if not found:
+        inside = f"; it holds {', '.join(map(repr, list(content)[:SHOWN]))}" if isinstance(content, dict) else ""
+        raise GdrdError(f"{path} holds no state_dict: a dictionary of tensors, or one under 'state_dict'{inside}")
+    fitting = {
+        (name, prefix): weights for name, weights in found.items() for prefix in sorted(_prefixes(weights, block))
+    }  # fmt: skip
+    if len(fitting) > 1:
+        names = ", ".join(repr(": ".join(filter(None, (name, prefix and f"{prefix}*")))) for name, prefix in fitting)
+        raise GdrdError(
+            f"{path} holds several such networks ({names}); save the tensors of one of them alone, by torch.save"
+        )
+    if not fitting:  # what reads them says what is missing
+        return {str(key).removeprefix("module."): value for key, value in max(found.values(), key=len).items()}
+    (((name, prefix), weights),) = fitting.items()
+    for begin, what in (foreign or {}).items():
+        if any(key.startswith(begin) for key in weights):
+            raise GdrdError(f"{path} holds {what} (it has {begin}*)")
+    others = [f"{name}.{key}" if name else key for key in weights if not key.startswith(prefix)]
+    others += [other or "tensors at the top" for other in found if other != name]
+    if name or prefix or others:
+        LOG.info(
+            "%s: the network is %s%s%s", path, f"under {name!r}" if name else "at the top",
+            f", its keys begin with {prefix!r}" if prefix else "",
+            f"; {len(others)} other entries are left out: {', '.join(others[:SHOWN])}"
+            + (", ..." if len(others) > SHOWN else "") if others else "",
+        )  # fmt: skip
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def _read(path: Path):
+    kind = file_kind(path)
+    if kind not in (PYTORCH, SAFETENSORS):
+        raise GdrdError(f"{path} is an {kind} file; weights are read from PyTorch and safetensors files")
     torch = require("torch", "teachers")
     try:
-        if path.suffix == ".safetensors":
-            weights = require("safetensors.torch", "teachers").load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+        if kind == SAFETENSORS:
+            return require("safetensors.torch", "teachers").load_file(path)
+        with path.open("rb") as file:  # of a name torch.load looks at the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except GdrdError:
         raise
     except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds more than tensors ({foreign[1]}), which is never run" if foreign else (
+            f"it is damaged, or holds more than tensors, which is never run ({first_line(error)})"
+        )  # fmt: skip
         raise GdrdError(
-            f"{path} cannot be read as weights: it is damaged, or holds more than tensors, which "
-            f"is never run ({first_line(error)})"
+            f"{path} cannot be read as weights: {reason}; where it was made, save its tensors alone: "
+            "torch.save(network.state_dict(), 'weights.pth')"
         ) from error
-    for name in ("state_dict", "model"):
-        if isinstance(weights, dict) and isinstance(weights.get(name), dict):
-            weights = weights[name]
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, torch.Tensor) for v in weights.values()):
-        raise GdrdError(f"{path} holds no state_dict: a dictionary of tensors, or one under 'state_dict'")
-    return {str(key).removeprefix("module."): value for key, value in weights.items()}
+
+
+def _state_dicts(content: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict]]:
+    """Names of the dictionaries that hold tensors, "" or such as "state_dict" or "model.ema", and their tensors."""
+    torch = require("torch", "teachers")
+    if not isinstance(content, dict) or depth > DEEPEST:
+        return
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if tensors:
+        yield name, tensors
+    for key, value in content.items():
+        yield from _state_dicts(value, f"{name}.{key}" if name else str(key), depth + 1)
+
+
+def _prefixes(weights: dict, block: str) -> set[str]:
+    """What stands before `block` in the keys: nothing, or a name that ends with a point."""
+    found = (re.match(rf"(|.*?\.){re.escape(block)}", key) for key in weights)
+    return {match.group(1) for match in found if match}
 
 
 def load(module, weights: dict, where: str, names: dict[str, str] | None = None):

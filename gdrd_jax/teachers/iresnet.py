@@ -1,5 +1,6 @@
 """The discriminative teacher T_d as weights of InsightFace's iresnet (arcface_torch's `backbone.pth` and kin)."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ from gdrd_jax.errors import GdrdError, require
 from gdrd_jax.files import digest, sha256
 from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.arcface import BATCH, parse_preprocessing
-from gdrd_jax.teachers.checkpoint import load, read_state_dict
+from gdrd_jax.teachers.checkpoint import SHOWN, load, read_state_dict
 
 DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34, (3, 4, 14, 3): 50, (3, 13, 30, 3): 100, (6, 26, 60, 6): 200}
 WIDTHS = (64, 128, 256, 512)
+FIRST_BLOCK = "layer1.0."  # keys of every iresnet begin with it
 LAST = 7  # side of the last feature map of a 112x112 face
 
 
@@ -27,6 +29,7 @@ class IResNet:
     Attributes:
       dim: of the embedding.
       preprocessing: the one in use, "auto" resolved.
+      warnings: none.
       settings: the file's sha256, the preprocessing and the precision.
       fingerprint: of these.
 
@@ -35,12 +38,15 @@ class IResNet:
         its embeddings.
     """
 
-    def __init__(self, path: Path, *, preprocessing: str = "auto", precision: str = "float32"):
+    warnings = ()
+
+    def __init__(self, path: str | os.PathLike, *, preprocessing: str = "auto", precision: str = "float32"):
+        path = Path(path)
         self.preprocessing = "arcface" if preprocessing == "auto" else preprocessing
         self._mean, self._std = parse_preprocessing(self.preprocessing)
         self._torch = require("torch", "teachers")
         self._device, self._precision = torch_network.device(), precision
-        self._network = build(read_state_dict(path), str(path)).to(self._device)
+        self._network = build(read_state_dict(path, FIRST_BLOCK), str(path)).to(self._device)
         self.dim = self._network.fc.out_features
         self.settings = {
             "mean": self._mean.tolist(), "std": self._std.tolist(), "precision": precision, "sha256": sha256(path)
@@ -73,9 +79,14 @@ def build(weights: dict, where: str):
     """
     depths = tuple(len({key.split(".")[1] for key in weights if key.startswith(f"layer{i}.")}) for i in range(1, 5))
     if depths not in DEPTHS or "fc.weight" not in weights:
+        if any(depths):
+            reason = f"its four layers have {', '.join(map(str, depths))} blocks"
+            reason += "" if "fc.weight" in weights else " and fc.weight is missing"
+        else:
+            reason = f"it has no layer1 to layer4; its first keys are {', '.join(list(weights)[:SHOWN])}"
         raise GdrdError(
-            f"{where} is no iresnet{', iresnet'.join(map(str, DEPTHS.values()))}: its four layers have "
-            f"{', '.join(map(str, depths))} blocks"
+            f"{where} is no iresnet{', iresnet'.join(map(str, DEPTHS.values()))}: {reason}; other networks are read "
+            "from ONNX files"
         )
     torch = require("torch", "teachers")
     # Some files lack the number of batches that a BatchNorm has seen; it serves training only.

@@ -17,8 +17,9 @@ def runnable(model, *, free_reshapes: bool = True):
     """Makes an ONNX `ModelProto` of a recogniser acceptable to ONNX Runtime, for any batch size.
 
     Folds `Constant` nodes, and `DequantizeLinear` (and a following `Reshape`) of constants to float32, removes
-    graph inputs that are constants or used by no node, and frees the batch dimension: of input and output, and
-    where a `Reshape` fixes it at 1.
+    graph inputs that are constants or used by no node, and frees the batch dimension: of input and outputs, and
+    where a `Reshape` fixes it at 1. A PRelu's slopes are given the shape that ONNX wants, where MXNet's exporter
+    wrote another.
 
     Args:
       model: changed in place.
@@ -63,9 +64,42 @@ def runnable(model, *, free_reshapes: bool = True):
     ):
         del field[:]
         field.extend(kept)
-    for value in (*graph.input, *graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    for value in graph.input:
+        _free_batch(value, 1)
+    for value in graph.output:
+        _free_batch(value, 2)  # a single dimension may be the embedding's
+    _mend_slopes(model)
     return model
+
+
+def _free_batch(value, least_rank: int) -> None:
+    dims = value.type.tensor_type.shape.dim
+    if len(dims) >= least_rank:
+        dims[0].dim_param = "N"
+
+
+def _mend_slopes(model) -> None:
+    """MXNet's slopes `[C]` of feature maps `[N, C, H, W]` become `[C, 1, 1]`; ONNX would take them for one a column."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = model.graph
+    slopes = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 1 and tensor.dims[0] > 1}
+    odd = [node for node in graph.node if node.op_type == "PRelu" and node.input[1] in slopes]
+    if not odd:
+        return
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.input, *inferred.value_info)
+    }
+    for node in odd:
+        shape, slope = shapes.get(node.input[0], []), slopes[node.input[1]]
+        if len(shape) == 4 and shape[1] == slope.dims[0]:
+            name = f"{slope.name}:of_channels"
+            if all(tensor.name != name for tensor in graph.initializer):
+                graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(slope).reshape(-1, 1, 1), name))
+            node.input[1] = name
 
 
 def reshapes_a_batch_of_one(model) -> bool:
@@ -96,17 +130,6 @@ def _dequantise(node, quantised: np.ndarray, scale: np.ndarray, zero: np.ndarray
     return ((quantised.astype(np.float32) - spread(zero)) * spread(scale)).astype(np.float32)
 
 
-def normalises(model) -> bool:
-    """Whether the first things the graph does to its input are to subtract and to scale."""
-    value, done = model.graph.input[0].name, set()
-    while True:
-        users = [node for node in model.graph.node if value in node.input]
-        if len(users) != 1 or users[0].op_type not in ("Sub", "Mul", "Div", "Cast", "Transpose"):
-            return "Sub" in done and bool(done & {"Mul", "Div"})
-        done.add(users[0].op_type)
-        value = users[0].output[0]
-
-
 def in_torch(model, path: Path) -> Callable[[np.ndarray], np.ndarray] | None:
     """The network converted by onnx2torch, on this process' GPU or the CPU.
 
@@ -128,9 +151,14 @@ def in_torch(model, path: Path) -> Callable[[np.ndarray], np.ndarray] | None:
 
     def run(x: np.ndarray, precision: str) -> np.ndarray:
         with torch_network.precision(precision, device):
-            return network(torch.from_numpy(x).to(device)).float().cpu().numpy()
+            return flat(network(torch.from_numpy(x).to(device)).float().cpu().numpy(), len(x))
 
     return run
+
+
+def flat(embeddings: np.ndarray, count: int) -> np.ndarray:
+    """A network's output `[N, D]`, `[N, D, 1, 1]`, or of one face `[D]`, as float32 `[count, D]`."""
+    return np.asarray(embeddings, np.float32).reshape(count, -1)
 
 
 def agrees(converted: np.ndarray, reference: np.ndarray, path: Path) -> bool:

@@ -6,6 +6,7 @@ as SRDiff does (arXiv 2104.14951), which short training suits.
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,9 @@ PLAIN = {
 }  # fmt: skip
 
 
-def check_folder(path: Path, tap: str) -> None:
+def check_folder(path: str | os.PathLike, tap: str) -> None:
     """Raises GdrdError unless a folder looks like a network that `SrDiffusion` can use; imports nothing heavy."""
+    path = Path(path)
     try:
         config = json.loads((path / "config.json").read_text())
         kind, size, inputs = config["_class_name"], config["sample_size"], config["in_channels"]
@@ -84,7 +86,10 @@ class SrDiffusion(Tapped):
       GdrdError: the folder is not such a network, has no such tap, or bfloat16 changes its features.
     """
 
-    def __init__(self, path: Path, *, tap: str, timestep: int, input_size: int = 0, precision: str = "float32"):
+    def __init__(
+        self, path: str | os.PathLike, *, tap: str, timestep: int, input_size: int = 0, precision: str = "float32"
+    ):
+        path = Path(path)
         check_folder(path, tap)
         self._torch, diffusers = require("torch", "teachers"), require("diffusers", "teachers")
         self._device = torch_network.device()

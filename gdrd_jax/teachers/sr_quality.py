@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,8 @@ class Watcher:
       seed: of the samples.
     """
 
-    def __init__(self, faces: Faces, views: Views, size: int, recogniser, folder: Path, *, seed: int):
+    def __init__(self, faces: Faces, views: Views, size: int, recogniser, folder: str | os.PathLike, *, seed: int):
+        folder = Path(folder)
         rows = np.unique(np.linspace(0, len(faces) - 1, FACES).astype(int)).tolist()
         high = [faces[row] for row in rows]
         self._low = np.stack([views.low(face, row, 0) for row, face in zip(rows, high)])

@@ -75,7 +75,7 @@ class SrSettings:
 
 
 def train(
-    faces: Faces, views: Views, settings: SrSettings, directory: Path, *, seed: int,
+    faces: Faces, views: Views, settings: SrSettings, directory: str | os.PathLike, *, seed: int,
     watch: Watch | None = None, watch_every: int = 0,
 ) -> None:  # fmt: skip
     """Trains the network and saves it in `directory` in diffusers' layout.
@@ -96,6 +96,7 @@ def train(
       Interrupted: SIGINT or SIGTERM arrived; the state was saved first.
     """
     torch, training_utils = require("torch", "teachers"), require("diffusers.training_utils", "teachers")
+    directory = Path(directory)
     _claim(directory, faces, views, settings, seed)
     device = torch_network.device()
     torch.manual_seed(seed)

@@ -81,3 +81,69 @@ def test_what_is_no_iresnet_is_told(weights, tmp_path, monkeypatch):
     torch.save({"fc.weight": Evil()}, tmp_path / "m.pth")
     refused("never run")
     assert not (tmp_path / "pwned").exists()
+
+
+def prefixed(weights, prefix):
+    return {prefix + key: value for key, value in weights.items()}
+
+
+LAYOUTS = {
+    "a trainer's": lambda w: {
+        "epoch": 3, "state_dict_backbone": prefixed(w, "module."),
+        "state_dict_softmax_fc": {"weight": torch.zeros(9, 16)},
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]},
+    },
+    "Lightning's": lambda w: {"state_dict": {**prefixed(w, "model."), "head.kernel": torch.zeros(16, 9)}, "epoch": 1},
+    "compiled": lambda w: prefixed(w, "_orig_mod."),
+    "several prefixes": lambda w: {**prefixed(w, "module.net.backbone."), "module.head.weight": torch.zeros(9, 16)},
+    "model": lambda w: {"model": w}, "network": lambda w: {"network": w}, "backbone": lambda w: {"backbone": w},
+    "model_state_dict": lambda w: {"model_state_dict": w}, "net": lambda w: {"net": prefixed(w, "encoder.")},
+    "a dictionary in another": lambda w: {"checkpoint": {"ema": {"weights": w}}, "args": {"lr": 0.1}},
+    "tensors among other things": lambda w: {**w, "epoch": 3, "best": 0.5},
+}  # fmt: skip
+
+
+NAMES = ("checkpoint.pt", "model.ckpt", "model_best.pth.tar", "pytorch_model.bin", "weights", "net.onnx")
+
+
+@pytest.mark.parametrize("layout, name", [(layout, NAMES[i % len(NAMES)]) for i, layout in enumerate(LAYOUTS)])
+def test_what_training_programs_leave_is_read(weights, plain_embeddings, tmp_path, caplog, layout, name):
+    torch.save(LAYOUTS[layout](weights), tmp_path / name)
+    with caplog.at_level("INFO"):
+        found = load_discriminative(str(tmp_path / name)).embed(FACES)
+    np.testing.assert_array_equal(found, plain_embeddings)
+    if layout == "Lightning's":
+        assert "keys begin with 'model.'; 1 other entries are left out: state_dict.head.kernel" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def plain_embeddings(weights, tmp_path_factory):
+    path = tmp_path_factory.mktemp("plain") / "a.pth"
+    torch.save(weights, path)
+    return load_discriminative(path).embed(FACES)
+
+
+def test_of_several_networks_none_is_guessed(weights, tmp_path):
+    for content, names in (
+        ({"state_dict": weights, "ema": prefixed(weights, "module.")}, r"'state_dict', 'ema: module.\*'"),
+        ({**prefixed(weights, "student."), **prefixed(weights, "teacher.")}, r"student.\*.*teacher.\*"),
+    ):
+        torch.save(content, tmp_path / "m.pth")
+        with pytest.raises(GdrdError, match=f"holds several such networks .*{names}"):
+            load_discriminative(tmp_path / "m.pth")
+
+
+def test_another_network_is_named_by_its_keys(tmp_path):
+    for content, message in (
+        (
+            {"stem.0.weight": torch.zeros(1), "head.weight": torch.zeros(1)},
+            "no layer1 .* first keys are stem.0.weight, h",
+        ),
+        ({"epoch": 3, "args": {"lr": 0.1}}, "holds no state_dict.*; it holds 'epoch', 'args'"),
+    ):
+        torch.save(content, tmp_path / "m.pth")
+        with pytest.raises(GdrdError, match=message):
+            load_discriminative(tmp_path / "m.pth")
+    torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "m.pth")
+    with pytest.raises(GdrdError, match="holds weights and no ONNX graph, so it has no output to choose"):
+        load_discriminative(tmp_path / "m.pth", output="y")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import guided_diffusion
+from plain_diffusion import Plain
 from safetensors.torch import save_file
-from torch.nn import functional
 
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.errors import GdrdError
@@ -137,60 +137,6 @@ PUBLISHED = {
     "channels": (32, 64, 128, 256, 256, 512, 512), "counts": (1, 2, 2, 2, 2, 3, 4), "attended": (4, 5, 6),
     "decoder": True,
 }  # fmt: skip
-
-
-class Plain(torch.nn.Module):
-    """The encoder of a checkpoint in plain torch, written as guided-diffusion's class is: for comparison only."""
-
-    def __init__(self, weights):
-        super().__init__()
-        self.weights = {key: value.contiguous() for key, value in weights.items()}
-        self.blocks = len({key.split(".")[1] for key in weights if key.startswith("input_blocks.")})
-
-    def layer(self, function, name, x, **settings):
-        return function(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], **settings)
-
-    def norm(self, name, x):
-        return functional.group_norm(x, 32, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], 1e-5)
-
-    def residual(self, name, x, time):
-        h = functional.silu(self.norm(f"{name}.in_layers.0", x))
-        h = self.layer(functional.conv2d, f"{name}.in_layers.2", h, padding=1)
-        scale, shift = self.layer(functional.linear, f"{name}.emb_layers.1", functional.silu(time))[
-            :, :, None, None
-        ].chunk(2, dim=1)
-        h = functional.silu(self.norm(f"{name}.out_layers.0", h) * (1 + scale) + shift)
-        h = self.layer(functional.conv2d, f"{name}.out_layers.3", h, padding=1)
-        if f"{name}.skip_connection.weight" in self.weights:
-            x = self.layer(functional.conv2d, f"{name}.skip_connection", x)
-        return x + h
-
-    def attention(self, name, x):
-        n, channels, height, width = x.shape
-        flat = x.reshape(n, channels, -1)
-        qkv = self.layer(functional.conv1d, f"{name}.qkv", self.norm(f"{name}.norm", flat))
-        q, k, v = qkv.reshape(n * channels // 64, 192, -1).split(64, dim=1)
-        weight = torch.einsum("bct,bcs->bts", q * 64**-0.25, k * 64**-0.25).softmax(dim=-1)
-        h = torch.einsum("bts,bcs->bct", weight, v).reshape(n, channels, -1)
-        return (flat + self.layer(functional.conv1d, f"{name}.proj_out", h)).reshape(x.shape)
-
-    def forward(self, x, timestep):
-        waves = timestep * torch.exp(-np.log(10_000) * torch.arange(16) / 16)
-        time = torch.cat([waves.cos(), waves.sin()])[None].repeat(len(x), 1).float()
-        time = self.layer(functional.linear, "time_embed.0", time)
-        time = self.layer(functional.linear, "time_embed.2", functional.silu(time))
-        for number in range(self.blocks):
-            name = f"input_blocks.{number}"
-            if f"{name}.0.weight" in self.weights:
-                x = self.layer(functional.conv2d, f"{name}.0", x, padding=1)
-            elif f"{name}.0.op.weight" in self.weights:
-                x = self.layer(functional.conv2d, f"{name}.0.op", x, stride=2, padding=1)
-            else:
-                x = self.residual(f"{name}.0", x, time)
-                if f"{name}.1.qkv.weight" in self.weights:
-                    x = self.attention(f"{name}.1", x)
-        x = self.residual("middle_block.0", x, time)
-        return self.residual("middle_block.2", self.attention("middle_block.1", x), time)
 
 
 @pytest.mark.slow

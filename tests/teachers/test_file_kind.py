@@ -1,0 +1,137 @@
+"""What a network's file is counts by its content; what is neither a graph nor weights is named for what it is."""
+
+import argparse
+import io
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import guided_diffusion, save_recogniser
+from safetensors.torch import save
+
+from gdrd_jax.errors import GdrdError
+from gdrd_jax.teachers import load_discriminative, load_generative
+from gdrd_jax.teachers.checkpoint import check_weights
+from gdrd_jax.teachers.file_kind import ONNX, PYTORCH, SAFETENSORS, file_kind
+
+WEIGHTS = {"layer1.0.conv1.weight": torch.zeros(2, 2)}
+
+
+def torch_bytes(content, **settings):
+    data = io.BytesIO()
+    torch.save(content, data, **settings)
+    return data.getvalue()
+
+
+def zip_bytes(*names):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    return data.getvalue()
+
+
+def npz_bytes():
+    data = io.BytesIO()
+    np.savez(data, a=np.zeros(1))
+    return data.getvalue()
+
+
+def script_bytes():
+    data = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), data)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["", ".onnx", ".pth", ".bin", ".ckpt", ".pth.tar", ".safetensors"])
+def test_the_suffix_means_nothing(tmp_path, suffix):
+    path = tmp_path / f"net{suffix}"
+    save_recogniser(path)
+    assert file_kind(path) == ONNX
+    assert load_discriminative(path).dim == 48
+    for content, kind in (
+        (torch_bytes(WEIGHTS), PYTORCH), (torch_bytes(WEIGHTS, _use_new_zipfile_serialization=False), PYTORCH),
+        (save(WEIGHTS), SAFETENSORS),
+    ):  # fmt: skip
+        path.write_bytes(content)
+        assert file_kind(str(path)) == kind
+        with pytest.raises(GdrdError, match="is no iresnet18.*1, 0, 0, 0 blocks"):
+            load_discriminative(path)
+
+
+OTHERS = {
+    "an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(90),
+    "a TensorFlow Lite network": b"\x1c\0\0\0TFL3" + bytes(90),
+    "ONNX Runtime's own format": b"\x1c\0\0\0ORTM" + bytes(90),
+    "MXNet weights": (0x112).to_bytes(8, "little") + bytes(90),
+    "a JSON file": b'{\n  "nodes": []}',
+    "an NCNN network": b"7767517\n75 83\n",
+    "an XML file": b'<?xml version="1.0"?>\n<net name="x">',
+    "a web page": b"\n<!DOCTYPE html><html><head><title>Google Drive",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+    "a compressed archive": b"\x1f\x8b\x08" + bytes(90),
+    "a tar archive": bytes(257) + b"ustar\x0000" + bytes(300),
+    "a NumPy array": b"\x93NUMPY" + bytes(90),
+    "a NumPy archive": npz_bytes(),
+    "a Keras network": zip_bytes("config.json", "model.weights.h5"),
+    "a network of torch.export": zip_bytes("net/archive_format", "net/models/model.json"),
+    "a zip archive \\(photos/a.jpg\\)": zip_bytes("photos/a.jpg"),
+    "a picture": b"\x89PNG\r\n" + bytes(90),
+    "a TorchScript archive.*never run.*state_dict\\(\\)": script_bytes(),
+    "no file of weights \\(PyTorch, safetensors\\): it is empty": b"",
+    "no ONNX graph, .*: it begins with the bytes 67 61 72 62": b"garbage and more",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_is_neither_is_named(tmp_path, what):
+    for name in ("net.onnx", "net.pth", "net"):
+        (tmp_path / name).write_bytes(OTHERS[what])
+        loads = (file_kind, load_discriminative, check_weights, lambda path: load_generative("pgdiff", path))
+        for load in loads:
+            with pytest.raises(GdrdError, match=f"{name} is .*{what}"):
+                load(str(tmp_path / name))
+
+
+def test_folders_and_missing_files_are_named(tmp_path):
+    for load in (load_discriminative, lambda path: load_generative("pgdiff", path)):
+        with pytest.raises(GdrdError, match="is a folder"):
+            load(tmp_path)
+        with pytest.raises(GdrdError, match="there is no file"):
+            load(tmp_path / "none")
+
+
+def test_a_graph_holds_no_weights_of_a_diffusion_network(tmp_path):
+    with pytest.raises(GdrdError, match="is an ONNX file; weights are read from PyTorch and safetensors"):
+        load_generative("pgdiff", save_recogniser(tmp_path / "m.pth"))
+    with pytest.raises(GdrdError, match="m.pth is no file of weights"):
+        check_weights(tmp_path / "m.pth")
+
+
+def test_a_damaged_graph_is_no_traceback(tmp_path):
+    whole = save_recogniser(tmp_path / "m.onnx").read_bytes()
+    for length in range(3, len(whole), 7):
+        (tmp_path / "m.onnx").write_bytes(whole[:length])
+        with pytest.raises(GdrdError, match="m.onnx cannot be loaded|m.onnx is no ONNX graph"):
+            load_discriminative(tmp_path / "m.onnx")
+
+
+def test_a_pickle_of_other_things_is_not_run(tmp_path):
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(np.zeros(3)))
+    with pytest.raises(GdrdError, match="never run.*save its tensors alone"):
+        load_discriminative(tmp_path / "m.pkl")
+    torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace(lr=0.1)}, tmp_path / "m.ckpt")
+    with pytest.raises(GdrdError, match=r"holds more than tensors \(argparse.Namespace\), which is never run"):
+        load_discriminative(tmp_path / "m.ckpt")
+
+
+def test_paths_may_be_strings(tmp_path):
+    path = str(save_recogniser(tmp_path / "m.onnx"))
+    assert load_discriminative(path).dim == 48
+    torch.save(guided_diffusion(), tmp_path / "g.pth")
+    teacher = load_generative("pgdiff", str(tmp_path / "g.pth"), tap="block1", input_size=16)
+    assert teacher.features(np.zeros((1, 16, 16, 3), np.uint8)).shape == (1, 32, 16, 16)
+    with pytest.raises(GdrdError, match="is not a folder of a diffusers UNet2DModel"):
+        load_generative("diffusers", str(tmp_path))
