@@ -163,7 +163,7 @@ def test_what_is_used_instead_is_told_and_old_results_go(finished, copy, faces_f
     config.base, config.dis.tau = str(finished), tiny_config(faces_folder).dis.tau
     (copy / "metrics.json").touch()
     assert steps_run(config, copy, caplog) == []
-    assert "dis: begun anew and its old output removed, for this changed: settings.dis.tau" in caplog.text
+    assert "dis: out of date, because this changed: settings.dis.tau" in caplog.text
     assert (copy / "dis").is_symlink() and not (copy / "metrics.json").exists()
 
 

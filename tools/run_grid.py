@@ -37,12 +37,16 @@ from gdrd_jax.command_line import guarded
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import bootstrap, report, verification
 from gdrd_jax.evaluation.verification import Pairs
-from gdrd_jax.files import write_json
+from gdrd_jax.files import user_path, write_json, write_text
 from gdrd_jax.interrupt import Interrupted, Signals
+from gdrd_jax.outputs import claim_folder
 
 LOG = logging.getLogger("gdrd_jax.run_grid")
 SECONDS_BETWEEN_LOOKS = 0.2
 BASE = "--config.base="
+CHECK = """import sys
+from gdrd_jax import main, pipeline
+sys.exit(main.cli(sys.argv, lambda config, workdir, rank: pipeline.validate(config, workdir)))"""
 DEV = "--config.dev.path="
 BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 # LFW at 16x16, trained on 494,414 WebFace faces: figure 3 of arXiv 2409.06371.
@@ -71,6 +75,16 @@ def arguments(words: list[str], seed: int, workdir: Path, before: list[Path]) ->
     return [*words, f"--config.seed={seed}", f"--workdir={workdir}", BASE + bases]
 
 
+def check(name: str, given: list[str]) -> None:
+    """Finds mistakes in a combination's flags, faces and teachers; trains and writes nothing.
+
+    Raises:
+      GdrdError: there is one; the command that looked for it has told which.
+    """
+    if subprocess.run([sys.executable, "-c", CHECK, *given]).returncode:
+        raise GdrdError(f"the combination {name or 'without a name'} cannot be trained, see above; nothing was begun")
+
+
 def train(given: list[str], workdir: Path) -> None:
     """Runs one combination, unless it is done.
 
@@ -97,7 +111,7 @@ def train(given: list[str], workdir: Path) -> None:
 
 
 def _config(workdir: Path) -> ConfigDict:
-    return ConfigDict(json.loads((workdir / "config.json").read_text()))
+    return ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +154,9 @@ def trained(name: str, workdir: Path) -> Verified:
     """What a run of the combination `name` wrote."""
     found = np.load(workdir / "dis" / "dev.npz")
     if "people" not in found:
-        raise GdrdError(f"an earlier version judged {workdir}; remove {workdir / 'dis'} and run this again")
+        raise GdrdError(
+            f"an earlier version judged {workdir}; to train it again, rename {workdir / 'dis'} and run the same command"
+        )
     paper = PAPER.get(name) if _config(workdir).views.resolution == 16 else None
     return Verified.of(found, "scores", "folds", people=found["people"], paper=paper)
 
@@ -204,11 +220,11 @@ def _cell(value) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for workdirs and table")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for workdirs and table")
     parser.add_argument("--configs", required=True, help="a config file, with braces for several")
     parser.add_argument("--seeds", type=int, nargs="+", default=(7, 8, 9))
     parser.add_argument("--against", help="name of the combination that the others are compared with")
-    parser.add_argument("--beside", type=Path, help="a folder of tools/evaluate.py, whose rows join the table")
+    parser.add_argument("--beside", type=user_path, help="a folder of tools/evaluate.py, whose rows join the table")
     parser.add_argument("rest", nargs="*", metavar="-- --config.X=Y", help="for every run")
     given = parser.parse_args()
     combinations = expanded([f"--config={given.configs}", *given.rest])
@@ -220,8 +236,11 @@ def main() -> None:
             raise GdrdError(f"two {what} {twice[0]!r}; each run needs a workdir of its own")
     if not any(DEV in word for _, words in combinations for word in words):
         raise GdrdError(f"the grid is judged on LFW's pairs; give {DEV}LFW and --config.dev.pairs=pairs.txt behind --")
-    given.out.mkdir(parents=True, exist_ok=True)
+    claim_folder(given.out, "a grid of runs", "--out")
     beside = evaluated(given.beside) if given.beside else {}
+    for name, words in combinations:  # a mistake in the last one is found before the first one is trained
+        check(name, arguments(words, given.seeds[0], given.out / name, []))
+    given.out.mkdir(parents=True, exist_ok=True)
     found, before = {name: [] for name in names}, []
     for seed in given.seeds:
         for name, words in combinations:
@@ -231,7 +250,7 @@ def main() -> None:
             found[name].append(trained(name, workdir))
         rows = compared(found | beside, given.against)
         write_json(given.out / "table.json", {"command": sys.argv, "rows": rows})
-        (given.out / "table.md").write_text(table(rows))
+        write_text(given.out / "table.md", table(rows))
         curves = {name: several[0].pairs for name, several in (found | beside).items()}
         report.draw_roc(given.out / "roc.png", curves, "dev pairs")
     print(table(rows))

@@ -170,7 +170,7 @@ def _tar(path: Path) -> dict[str, tuple[int, int]]:
 def _list(path: Path, pattern: str) -> Faces:
     """Lines `PATH IDENTITY`, or mxnet's `INDEX LABEL PATH` in a `.lst`; paths relative to the list."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise GdrdError(f"{path} is not a list of faces in UTF-8: {error}") from error
     names, people = [], []
@@ -229,7 +229,7 @@ def read_manifest(folder: Path) -> dict:
       GdrdError: damaged, or something else of this name.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         lists = [manifest[key] for key in ("names", "identities", "skipped")]
         if all(isinstance(value, list) for value in lists) and manifest["origin"] and manifest["fingerprint"]:
             return manifest
@@ -245,7 +245,7 @@ def stand_in(path: Path) -> str | None:
     """
     for folder in (path, *path.resolve().parents[:2]):
         if (folder / STAND_IN).is_file():
-            return " ".join((folder / STAND_IN).read_text().split())
+            return " ".join((folder / STAND_IN).read_text(encoding="utf-8").split())
     if path.suffix == ".tar":
         files = tree(path)
         for row, name in enumerate(files.names):

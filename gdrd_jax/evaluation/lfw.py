@@ -217,7 +217,9 @@ def read_pairs(path: Path) -> list[Line]:
       GdrdError: missing or malformed, with the line's number.
     """
     try:
-        lines = [line.split("\t") if "\t" in line else line.split() for line in path.read_text().splitlines()]
+        lines = [
+            line.split("\t") if "\t" in line else line.split() for line in path.read_text(encoding="utf-8").splitlines()
+        ]
     except FileNotFoundError:
         raise GdrdError(f"there is no list of pairs {str(path)!r}") from None
     except UnicodeDecodeError as error:
