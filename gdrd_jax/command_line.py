@@ -56,8 +56,8 @@ def _status(work: Callable[[], None], resumes: bool) -> int:
         raise
     except OSError as error:
         return _mistake(f"{error.strerror or error}: {error.filename or 'no file named'}")
-    except (RuntimeError, AssertionError):
-        if not (problem := platform_problem()):
+    except (RuntimeError, AssertionError) as error:
+        if not (problem := platform_problem(error)):
             raise
         return _mistake(problem)
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -74,23 +74,27 @@ def _mistake(what: object) -> int:
     return 2
 
 
-def platform_problem() -> str | None:
-    """One sentence where JAX cannot use the devices that JAX_PLATFORMS names; None where it can, or was not used."""
+def platform_problem(error: Exception | None = None) -> str | None:
+    """One sentence where JAX cannot use the devices that JAX_PLATFORMS names; None where it can, or was not used.
+
+    Args:
+      error: what ended the work, if something did. Once asked, JAX may go on with the devices that it has.
+    """
     if "jax" not in sys.modules:
         return None
-    import jax
-
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        # A jaxlib without CUDA ends in an AssertionError without a text where it is asked for CUDA alone.
-        cause = first_line(error).split(" (set JAX_PLATFORMS")[0] if str(error) else "this JAX was installed without it"
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        return (
-            f"JAX cannot use the platform {asked!r} that JAX_PLATFORMS asks for: {cause}; "
-            "unset JAX_PLATFORMS to use what this machine has, or install what is missing (the extra 'cuda', a driver)"
-        )
-    return None
+    if not str(error).startswith("Unable to initialize backend"):
+        try:
+            sys.modules["jax"].devices()
+            return None
+        except (RuntimeError, AssertionError) as raised:
+            error = raised
+    # A jaxlib without CUDA ends in an AssertionError without a text where it is asked for CUDA alone.
+    cause = first_line(error).split(" (set JAX_PLATFORMS")[0] if str(error) else "this JAX was installed without it"
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    return (
+        f"JAX cannot use the platform {asked!r} that JAX_PLATFORMS asks for: {cause}; unset JAX_PLATFORMS to use what "
+        "this machine has, or install what is missing (the extra 'cuda', a driver)"
+    )
 
 
 def check_platform() -> None:
