@@ -121,8 +121,8 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: R
       Interrupted: a signal arrived; the same call goes on.
     """
     needed = validate(config, workdir, wanted)
-    if rank.world == 1 and needed & USES_JAX and not finished(config, workdir, wanted):
-        check_platform()  # of several processes JAX would have to join them first
+    if rank.number == 0:
+        _check_later_steps(config, workdir, needed, rank)
     fingerprints: dict[str, str] = {}
     previous = _next_previous(workdir)
     take_part = partial(_run_step, previous=previous) if rank.number == 0 else _help_with
@@ -156,6 +156,17 @@ def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
         if base.resolve() == workdir.resolve():
             raise GdrdError(f"config.base: {base} is the workdir itself")
     return needed
+
+
+def _check_later_steps(config: ConfigDict, workdir: Path, needed: set[str], rank: Rank) -> None:
+    """Finds mistakes that steps after long ones would meet and that take seconds to find, unless all is done."""
+    # With several processes JAX has to join them before it looks for devices.
+    if os.environ.get("JAX_PLATFORMS") and needed & USES_JAX and rank.world == 1:
+        if not finished(config, workdir, tuple(needed)):
+            check_platform()
+    if config.dev.path and "dis" in needed and not finished(config, workdir, ("dis",)):
+        pairs = Path(config.dev.pairs) if config.dev.pairs else None
+        _called("gdrd_jax.evaluation.dev", "open_pairs")(Path(config.dev.path), pairs)
 
 
 def finished(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> bool:

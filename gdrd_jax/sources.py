@@ -48,7 +48,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
         _require(("torch",) if recogniser(config).suffix.lower() in WEIGHTS else ("onnx", "onnxruntime"))
     _check_dev(config)
     if "generative" in needed:
-        _require(("torch", "diffusers"))
+        _require(("torch", "diffusers", "safetensors"))
         _check_generative(config)
 
 

@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 from gdrd_jax import pipeline
 from gdrd_jax.command_line import guarded
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.evaluation import bootstrap, report, verification
+from gdrd_jax.evaluation import bootstrap, dev, report, verification
 from gdrd_jax.evaluation.verification import Pairs
 from gdrd_jax.files import user_path, write_json, write_text
 from gdrd_jax.interrupt import Interrupted, Signals
@@ -135,8 +135,7 @@ class Verified:
     @classmethod
     def of(cls, found, scores: str, folds: str, **more) -> "Verified":
         """Judges scores by what was written with them: arrays of these names, and `same`, `first` and `second`."""
-        if not np.ptp(found[folds]):
-            raise GdrdError("the dev set has no folds; give LFW with --config.dev.path and --config.dev.pairs")
+        _require_folds(found[folds])
         pairs = Pairs(found[scores], found["same"])
         _, thresholds = verification.fold_accuracies(pairs, found[folds])
         at = thresholds[np.searchsorted(np.unique(found[folds]), found[folds])]
@@ -171,15 +170,44 @@ def evaluated(folder: Path) -> dict[str, list[Verified]]:
     return {row: [Verified.of(found, f"{row}/scores", "fold")] for row in rows}
 
 
+def check_same_pairs(faces: np.ndarray, same: np.ndarray, others: list[Verified]) -> None:
+    """Makes sure that others were judged on the pairs of these faces, `[2, P]`, and labels, `[P]`.
+
+    Raises:
+      GdrdError: they were not, or that cannot be known.
+    """
+    if not all(np.array_equal(faces, one.faces) and np.array_equal(same, one.pairs.same) for one in others):
+        raise GdrdError("--beside holds other pairs than --config.dev.pairs")
+    beside = any(one.people is None for one in others)
+    if beside and len(np.unique(faces)) == faces.size:  # a .bin, whose faces have no names either
+        raise GdrdError("--beside needs LFW's pairs.txt: whether two .bin files are the same cannot be told")
+
+
+def check_dev(words: list[str], beside: dict[str, list[Verified]]) -> None:
+    """Opens the dev pairs of a combination's flags, and compares those of --beside with them, before any training.
+
+    Raises:
+      GdrdError: the pairs cannot be used.
+    """
+    given = {}
+    for key in ("path", "pairs"):
+        start = f"--config.dev.{key}="
+        given[key] = next((user_path(word.removeprefix(start)) for word in words if word.startswith(start)), None)
+    found = dev.open_pairs(given["path"], given["pairs"])
+    _require_folds(found.folds)
+    faces = _numbered(np.stack([found.first, found.second]))
+    check_same_pairs(faces, found.same, [one for several in beside.values() for one in several])
+
+
+def _require_folds(folds: np.ndarray) -> None:
+    if not np.ptp(folds):
+        raise GdrdError("the dev set has no folds; give LFW with --config.dev.path and --config.dev.pairs")
+
+
 def compared(found: dict[str, list[Verified]], against: str | None) -> list[dict]:
     """One row a combination, of whose seeds these are."""
-    faces = [one.faces for several in found.values() for one in several]
-    same = [one.pairs.same for several in found.values() for one in several]
-    if not all(np.array_equal(values[0], other) for values in (faces, same) for other in values):
-        raise GdrdError("--beside holds other pairs than --config.dev.pairs")
-    beside = any(one.people is None for several in found.values() for one in several)
-    if beside and len(np.unique(faces[0])) == faces[0].size:  # a .bin, whose faces have no names either
-        raise GdrdError("--beside needs LFW's pairs.txt: whether two .bin files are the same cannot be told")
+    everyone = [one for several in found.values() for one in several]
+    check_same_pairs(everyone[0].faces, everyone[0].pairs.same, everyone)
     people = next(one.people for several in found.values() for one in several if one.people is not None)
     decided = {name: np.array([one.right for one in several], float) for name, several in found.items()}  # [S, P]
     rows = []
@@ -240,6 +268,7 @@ def main() -> None:
     beside = evaluated(given.beside) if given.beside else {}
     for name, words in combinations:  # a mistake in the last one is found before the first one is trained
         check(name, arguments(words, given.seeds[0], given.out / name, []))
+    check_dev(combinations[0][1], beside)
     given.out.mkdir(parents=True, exist_ok=True)
     found, before = {name: [] for name in names}, []
     for seed in given.seeds:

@@ -68,13 +68,13 @@ def work(given: argparse.Namespace) -> None:
     for package in ("torch", "diffusers", "safetensors"):
         require(package, "teachers")
     views = Views.plain(given.resolution, given.kernel)
-    faces = checked(open_faces(given.faces, skip_bad=given.skip_bad), skip_bad=given.skip_bad)
-    if not 0 < given.test_people < len(faces.identities):
-        raise GdrdError(f"--test-people {given.test_people}: {given.faces} has {len(faces.identities)} people")
     recogniser = None
     if given.recogniser:
         _, path, preprocessing = parse_model(given.recogniser)
         recogniser = load_discriminative(path, preprocessing=preprocessing)
+    faces = checked(open_faces(given.faces, skip_bad=given.skip_bad), skip_bad=given.skip_bad)
+    if not 0 < given.test_people < len(faces.identities):
+        raise GdrdError(f"--test-people {given.test_people}: {given.faces} has {len(faces.identities)} people")
     ours, others = faces.split(given.test_people)
     with locked(given.out):
         watch = Watcher(others, views, given.size, recogniser, given.out / "samples", seed=given.seed)
