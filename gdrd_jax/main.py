@@ -43,6 +43,12 @@ def parse_flags(argv: list[str]) -> ConfigDict:
             message = f"{path}, line {line}, raises {' '.join(raised[said:])}"
         raise GdrdError(" ".join(message.split())) from error
     except OSError as error:
+        for text in (a.removeprefix("--config=") for a in argv if a.startswith("--config=")):
+            if ":" in text and (Path(text).is_file() or Path(text.rpartition(":")[0]).is_file()):
+                raise GdrdError(
+                    f"the config {text!r} could not be loaded: the first ':' separates the file from its mode, so a "
+                    "path cannot have one; rename it, or go to the file's folder first"
+                ) from error
         raise GdrdError(f"the config could not be loaded: {str(error).splitlines()[-1].strip()}") from error
     except Exception as error:  # whatever a user's config file may raise
         unknown = [name for name in given if name not in settings.keys(known)]

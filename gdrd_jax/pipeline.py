@@ -368,7 +368,7 @@ def _plain(value):
 def _read(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
         raise GdrdError(f"{path} is damaged; move {path.parent} elsewhere and run the same command again") from error

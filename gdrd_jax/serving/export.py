@@ -64,13 +64,13 @@ class Settings:
 
 
 def export(settings: Settings, folder: Path) -> dict:
-    """Writes an exported student; an older one there is replaced.
+    """Writes an exported student; an older export of the same student is replaced.
 
     Returns:
       Its manifest.
 
     Raises:
-      GdrdError: no student or faces, a package is missing, or a file does not do what the student does.
+      GdrdError: no student or faces, the folder holds another student or other things, a package is missing, or a file does not do what the student does.
     """
     packages = ["onnx", "onnxruntime", "safetensors"]
     for package in packages + ["onnxruntime.quantization"] * ("int8" in settings.formats):
@@ -80,6 +80,8 @@ def export(settings: Settings, folder: Path) -> dict:
     if (settings.workdir / bundle.MANIFEST).exists():
         raise GdrdError(f"{settings.workdir} is an exported student; give the workdir that it was exported from")
     recognizer = Recognizer.load(settings.workdir, settings.which)
+    if (folder / bundle.MANIFEST).exists() and bundle.described_by(folder)["fingerprint"] != recognizer.fingerprint():
+        raise GdrdError(f"{folder} is the export of another student, which is not replaced; choose another folder")
     beside = [_beside(text) for text in settings.beside]
     judges = _judges(settings, recognizer)
     named, faces, labels = _calibration(settings, recognizer)

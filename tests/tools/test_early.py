@@ -20,8 +20,8 @@ import train_sr_teacher  # noqa: E402
 from gdrd_jax import errors  # noqa: E402
 from gdrd_jax.errors import GdrdError  # noqa: E402
 from gdrd_jax.evaluation.evaluate import Settings, evaluate  # noqa: E402
-from gdrd_jax.serving import export, folders, gallery, images  # noqa: E402
 from gdrd_jax.serving import demo as serving_demo  # noqa: E402
+from gdrd_jax.serving import export, folders, gallery, images  # noqa: E402
 from gdrd_jax.serving.gallery import Gallery  # noqa: E402
 
 
