@@ -62,12 +62,25 @@ def storable(path: str | os.PathLike, unreadable: str = "\\") -> Path:
     """
     path = Path(os.path.realpath(path))
     odd = next((character for character in unreadable if character in str(path)), None)
-    if odd or str(path) != str(path).encode("utf-8", "ignore").decode():
+    if not odd and _is_utf8(str(path).encode("utf-8", "surrogatepass")):
+        return path
+    if odd or not _is_utf8(os.fsencode(path)):
         what = f"the character {odd!r}" if odd else "a name that is not UTF-8"
         raise GdrdError(
             f"{path} has {what} in it, which the library that stores arrays cannot read; choose another path"
         )
-    return path
+    raise GdrdError(
+        f"{path} has a name beyond ASCII in it, which the library that stores arrays cannot read in this locale; "
+        "set PYTHONUTF8=1, or choose another path"
+    )
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

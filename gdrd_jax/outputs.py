@@ -45,8 +45,10 @@ def _is_evaluation(folder: Path) -> bool:
 
 
 def _is_grid(folder: Path) -> bool:
-    entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
-    return (folder / "table.json").exists() or all(is_run(entry) for entry in entries)
+    def may_be_run(entry: Path) -> bool:  # an empty one was interrupted
+        return is_run(entry) or (entry.is_dir() and not _entries(entry))
+
+    return (folder / "table.json").exists() or all(may_be_run(folder / name) for name in _entries(folder))
 
 
 # What a folder can be, and how that is recognized. The first one that fits counts.

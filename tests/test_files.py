@@ -67,6 +67,15 @@ def test_a_path_under_which_weights_could_not_be_found_again_is_refused(tmp_path
     assert not list(tmp_path.rglob("weights"))
 
 
+def test_a_name_beyond_ascii_in_another_locale_is_told_apart_from_one_that_is_not_utf8(tmp_path):
+    """In the locale C Python holds the two bytes of an é as two surrogates."""
+    with pytest.raises(GdrdError, match="set PYTHONUTF8=1"):
+        files.storable(tmp_path / "\udcc3\udca9")
+    with pytest.raises(GdrdError, match="a name that is not UTF-8"):
+        files.storable(tmp_path / "\udcff")
+    assert files.storable(tmp_path / "é") == tmp_path / "é"
+
+
 def test_a_tilde_is_the_home_folder_and_an_existing_path_wins(here):
     home = here / "home"
     assert files.user_path("~/x") == home / "x" and files.user_path("~") == home

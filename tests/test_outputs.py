@@ -79,6 +79,15 @@ def test_an_evaluation_of_an_earlier_version_or_interrupted_is_one(tmp_path):
     assert outputs.kind_of(folder) == RUN
 
 
+def test_a_grid_that_was_interrupted_in_its_first_run_is_one(tmp_path):
+    make(tmp_path / "x" / "a-seed7", RUN)
+    (tmp_path / "x" / "b-seed7").mkdir()
+    (tmp_path / "x" / "b-seed7" / ".lock").touch()
+    assert outputs.kind_of(tmp_path / "x") == "a grid of runs"
+    (tmp_path / "x" / "roc.png").touch()
+    assert outputs.kind_of(tmp_path / "x") is None
+
+
 def test_a_gallery_and_its_command(tmp_path):
     gallery = Gallery(4, "somebody")
     gallery.add(np.eye(4, dtype=np.float32), list("abcd"))

@@ -70,7 +70,8 @@ def export(settings: Settings, folder: Path) -> dict:
       Its manifest.
 
     Raises:
-      GdrdError: no student or faces, the folder holds another student or other things, a package is missing, or a file does not do what the student does.
+      GdrdError: no student or faces, the folder holds another student or other things, a package is missing, or a file
+        does not do what the student does.
     """
     packages = ["onnx", "onnxruntime", "safetensors"]
     for package in packages + ["onnxruntime.quantization"] * ("int8" in settings.formats):
