@@ -121,7 +121,7 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: R
       Interrupted: a signal arrived; the same call goes on.
     """
     needed = validate(config, workdir, wanted)
-    if rank.number == 0:
+    if rank.world == 1:
         _check_later_steps(config, workdir, needed, rank)
     fingerprints: dict[str, str] = {}
     previous = _next_previous(workdir)
@@ -131,6 +131,8 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: R
             stack.enter_context(claimed(workdir, config))
             for base in _bases(config):  # nothing of it may be removed meanwhile
                 stack.enter_context(locked(base, shared=True))
+            if rank.world > 1:  # under the lock, by which the others know that this one works
+                _check_later_steps(config, workdir, needed, rank)
         for step in STEPS:
             if step.name in needed:
                 origin = _origin(step, config, fingerprints)

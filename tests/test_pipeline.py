@@ -469,6 +469,17 @@ def test_a_dev_set_that_is_only_touched_costs_no_training(faces_folder, tmp_path
     assert dev_files(config) != before
 
 
+def test_a_dev_set_is_opened_before_the_first_step_unless_all_is_done(faces_folder, tmp_path, monkeypatch):
+    (tmp_path / "pairs.txt").write_text("10\t300\n")
+    config = tiny_config(faces_folder)
+    config.dev.update(path=str(faces_folder), pairs=str(tmp_path / "pairs.txt"))
+    with pytest.raises(GdrdError, match="pairs.txt promises 10 folds"):
+        pipeline.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(pipeline, "finished", lambda *_: True)
+    pipeline._check_later_steps(config, tmp_path / "run", {"dis"}, Rank())
+
+
 def test_a_used_workdir_is_refused_where_resuming_is_not_wanted(finished, faces_folder, tmp_path):
     config = tiny_config(faces_folder)
     config.resume = False
