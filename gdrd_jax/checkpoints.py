@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from gdrd_jax.errors import GdrdError, first_line
-from gdrd_jax.files import writing
+from gdrd_jax.files import ORBAX_FORBIDDEN, storable, writing
 
 SECONDS_BETWEEN_SAVES = 60.0
 
@@ -29,7 +29,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, create=False, cleanup_tmp_directories=True, multiprocessing_options=_alone()
         )
-        self._directory = directory.absolute()
+        self._directory = storable(directory, ORBAX_FORBIDDEN)
         self._directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._saved = time.monotonic()
@@ -92,19 +92,26 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 def save_weights(module: nnx.Module, directory: Path, description: dict) -> None:
-    """Replaces `directory` by the module's weights and `description.json`, whole or not at all.
+    """Writes the module's weights and `description.json`, whole or not at all, in the place of older ones.
 
     Raises:
-      GdrdError: it cannot be written.
+      GdrdError: `directory` holds something else, or cannot be written.
     """
-    weights, new = jax.device_get(nnx.to_pure_dict(nnx.state(module))), directory.with_name(f"{directory.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
+    directory = storable(directory, ORBAX_FORBIDDEN)
+    if directory.exists() and any(directory.iterdir()) and not (directory / "description.json").exists():
+        raise GdrdError(f"{directory} holds other things than a trained module; choose another folder")
+    weights = jax.device_get(nnx.to_pure_dict(nnx.state(module)))
+    new, old = (directory.with_name(f"{directory.name}.{word}") for word in ("new", "old"))
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     with writing(directory):
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
-            checkpointer.save((new / "weights").absolute(), weights)
-        (new / "description.json").write_text(json.dumps(description, indent=1))
-        shutil.rmtree(directory, ignore_errors=True)
+            checkpointer.save(new / "weights", weights)
+        (new / "description.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+        if directory.exists():
+            directory.rename(old)
         new.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_description(directory: Path) -> dict:
@@ -114,7 +121,7 @@ def load_description(directory: Path) -> dict:
       GdrdError: `directory` holds no saved module.
     """
     try:
-        return json.loads((directory / "description.json").read_text())
+        return json.loads((directory / "description.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise GdrdError(f"{directory} holds no trained weights; give the workdir of a finished run") from error
 
@@ -125,11 +132,12 @@ def load_weights(module: nnx.Module, directory: Path) -> None:
     Raises:
       GdrdError: they are damaged, or of another module.
     """
+    directory = storable(directory, ORBAX_FORBIDDEN)
     state = nnx.state(module)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, nnx.to_pure_dict(state))
     with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
         try:
-            weights = checkpointer.restore((directory / "weights").absolute(), abstract)
+            weights = checkpointer.restore(directory / "weights", abstract)
         except (ValueError, KeyError, OSError) as error:
             raise GdrdError(
                 f"the weights in {directory} cannot be read: they are damaged, or of a version that built students "

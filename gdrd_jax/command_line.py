@@ -1,12 +1,17 @@
-"""What all command lines do with errors and signals."""
+"""What all command lines do with errors, signals and closed pipes."""
 
+import contextlib
+import importlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
 
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.errors import GdrdError, first_line
 from gdrd_jax.interrupt import Interrupted
+
+CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
 def _terminated(number: int, _frame) -> None:
@@ -14,28 +19,47 @@ def _terminated(number: int, _frame) -> None:
 
 
 def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:
-    """Does the work of a command line.
+    """Does the work of a command line, parsing its arguments included.
 
     Args:
       work: does it.
       resumes: the same command goes on where it was stopped.
 
     Returns:
-      The exit status: 2 for a user's mistake, 130 after Ctrl-C, 0 after SIGTERM and otherwise.
+      The exit status: 2 for a user's mistake, 130 after Ctrl-C, 141 where the reader of the output has gone (`| head`),
+      0 after SIGTERM and otherwise.
     """
     signal.signal(signal.SIGTERM, _terminated)
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be of any bytes
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("gdrd_jax").setLevel(logging.INFO)
+    _prepare_output()
+    try:
+        status = _status(work, resumes)
+        flush()
+        return status
+    except BrokenPipeError:
+        _silence()
+        return CLOSED_PIPE
+    except SystemExit:  # argparse's
+        try:
+            flush()
+        except BrokenPipeError:
+            _silence()
+            return CLOSED_PIPE
+        raise
+
+
+def _status(work: Callable[[], None], resumes: bool) -> int:
     try:
         work()
     except GdrdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _mistake(error)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
-        return 2
+        return _mistake(f"{error.strerror or error}: {error.filename or 'no file named'}")
+    except (RuntimeError, AssertionError) as error:
+        if not (problem := platform_problem(error)):
+            raise
+        return _mistake(problem)
     except (Interrupted, KeyboardInterrupt) as stop:
         for number in (signal.SIGINT, signal.SIGTERM):  # a second one would cut through the threads' end
             signal.signal(number, signal.SIG_IGN)
@@ -43,3 +67,68 @@ def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:
         print(f"\nstopped{told}", file=sys.stderr)
         return 0 if getattr(stop, "signal", signal.SIGINT) == signal.SIGTERM else 130
     return 0
+
+
+def _mistake(what: object) -> int:
+    print(f"error: {what}", file=sys.stderr)
+    return 2
+
+
+def platform_problem(error: Exception | None = None) -> str | None:
+    """One sentence where JAX cannot use the devices that JAX_PLATFORMS names; None where it can, or was not used.
+
+    Args:
+      error: what ended the work, if something did. Once asked, JAX may go on with the devices that it has.
+    """
+    if "jax" not in sys.modules:
+        return None
+    if not str(error).startswith("Unable to initialize backend"):
+        try:
+            sys.modules["jax"].devices()
+            return None
+        except (RuntimeError, AssertionError) as raised:
+            error = raised
+    # A jaxlib without CUDA ends in an AssertionError without a text where it is asked for CUDA alone.
+    cause = first_line(error).split(" (set JAX_PLATFORMS")[0] if str(error) else "this JAX was installed without it"
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    return (
+        f"JAX cannot use the platform {asked!r} that JAX_PLATFORMS asks for: {cause}; unset JAX_PLATFORMS to use what "
+        "this machine has, or install what is missing (the extra 'cuda', a driver)"
+    )
+
+
+def check_platform() -> None:
+    """Makes JAX use its devices, where JAX_PLATFORMS says which, so that a mistake there is found before long work.
+
+    Raises:
+      GdrdError: JAX cannot use them.
+    """
+    if os.environ.get("JAX_PLATFORMS", "") not in ("", "cpu"):
+        importlib.import_module("jax")
+        if problem := platform_problem():
+            raise GdrdError(problem)
+
+
+def _prepare_output() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: `2>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(errors="backslashreplace")  # file names may be of any bytes
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("gdrd_jax").setLevel(logging.INFO)
+
+
+def flush() -> None:
+    """Writes what is left of the output; raises BrokenPipeError where its reader has gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _silence() -> None:
+    """Sends what Python still writes at its end nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a test's stream has no descriptor
+            os.dup2(nowhere, stream.fileno())

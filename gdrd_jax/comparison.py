@@ -54,8 +54,9 @@ def report(config: ConfigDict, workdir: Path) -> None:
     of_gen = workdir / "gen" / "metrics.json"
     explained = ""
     if config.dis.backbone != "scratch":
+        r2 = json.loads(of_gen.read_text(encoding="utf-8"))["held_out_r2"]
         explained = (
-            f" Stage gen explains {100 * json.loads(of_gen.read_text())['held_out_r2']:.1f} % of the variance of the "
+            f" Stage gen explains {100 * r2:.1f} % of the variance of the "
             "generative teacher's features on these people (R\u00b2)."
         )
     same = results["student"].arrays["same"]

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from gdrd_jax.data.degrade import KERNELS
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import user_path
 from gdrd_jax.teachers import ATTENTION_ORDERS, GENERATIVE, LAST_TIMESTEP, PRECISIONS
 
 PAPER_TERMS = {"cls": 1.0, "kd": 0.25, "rcd": 4.0, "cos": 0.0, "sim": 0.0}
@@ -38,6 +39,9 @@ AT_LEAST = {
     **dict.fromkeys(("sr.steps", "sr.batch", "sr.layers", "sr.size"), 1),
     **dict.fromkeys(("views.count", "evaluation.images_per_person"), 2),
 }
+PATHS = (
+    "data.path", "data.unlabelled", "data.detector", "dev.path", "dev.pairs", "discriminative.path", "generative.path",
+)  # fmt: skip
 ABOVE_ZERO = (
     "student.width", "sr.learning_rate", "gen.learning_rate", "gen.clip_norm",
     "dis.learning_rate", "dis.clip_norm", "dis.tau", "dis.temperature",
@@ -217,6 +221,15 @@ def value_of(config: ConfigDict, name: str):
     for part in name.split("."):
         config = config[part]
     return config
+
+
+def expand_paths(config: ConfigDict) -> None:
+    """Puts the home folder in the place of a `~` at the beginning of a path, in place; the shell leaves it there."""
+    for name in PATHS:
+        section, key = name.split(".")
+        if config[section][key].startswith("~"):
+            config[section][key] = str(user_path(config[section][key]))
+    config.base = ",".join(str(user_path(base)) if base.startswith("~") else base for base in config.base.split(","))
 
 
 def unknown_key(name: str, config: ConfigDict) -> str:

@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -17,14 +18,95 @@ from typing import BinaryIO
 from gdrd_jax.errors import GdrdError, first_line
 
 LOCK = ".lock"
+ORBAX_FORBIDDEN = "\\["  # in a path of trained weights: Orbax takes a bracket for a pattern
 TRIES, SECONDS_BETWEEN_TRIES = 3, 0.1
+# What to do about an error of the system's. A library that writes on our behalf gives its text alone.
+REMEDIES = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room within the disk quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or choose another file system",
+    errno.EACCES: "get write access there, or choose another place",
+    errno.EPERM: "get write access there, or choose another place",
+    errno.EROFS: "choose a file system that is not read-only",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ENOTDIR: "choose a path that does not lead through a file",
+    errno.EISDIR: "choose another path, for a folder has this name",
+    errno.EEXIST: "choose another path, for a file has this name",
+    errno.ENOENT: "make the folder first, or choose another path",
+    errno.ELOOP: "repair the symbolic links on the way",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EIO: "check the disk",
+}
+
+
+def user_path(text: str | os.PathLike) -> Path:
+    """A path as a person types it: `~` at its beginning is the home folder, and `..` is resolved.
+
+    A path that exists as it is written wins over an expansion of `~`.
+    """
+    path = Path(text)
+    if path.parts[:1] and path.parts[0].startswith("~") and not path.exists():
+        with contextlib.suppress(RuntimeError):  # there is no such user
+            path = path.expanduser()
+    return Path(os.path.realpath(path)) if ".." in path.parts else path
+
+
+def storable(path: str | os.PathLike, unreadable: str = "\\") -> Path:
+    """The absolute path without `..` and symbolic links, as TensorStore and Orbax need it.
+
+    Args:
+      path: any.
+      unreadable: characters that the library cannot find a file by.
+
+    Raises:
+      GdrdError: the path has one of these characters, or is not UTF-8.
+    """
+    path = Path(os.path.realpath(path))
+    odd = next((character for character in unreadable if character in str(path)), None)
+    if not odd and _is_utf8(str(path).encode("utf-8", "surrogatepass")):
+        return path
+    if odd or not _is_utf8(os.fsencode(path)):
+        what = f"the character {odd!r}" if odd else "a name that is not UTF-8"
+        raise GdrdError(
+            f"{path} has {what} in it, which the library that stores arrays cannot read; choose another path"
+        )
+    raise GdrdError(
+        f"{path} has a name beyond ASCII in it, which the library that stores arrays cannot read in this locale; "
+        "set PYTHONUTF8=1, or choose another path"
+    )
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8; a file name of other bytes in the text is written with backslashes."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: object) -> None:
     """Replaces a JSON file atomically; several processes, on several machines, may do so at once."""
     temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1))
+    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def not_written(path: Path, error: Exception) -> GdrdError:
+    """The error for a path that could not be written: the cause, and what to do about this very cause."""
+    # Before a library's cause stands each file on the way.
+    cause = getattr(error, "strerror", None) or first_line(error).rsplit(": ", 1)[-1]
+    number = getattr(error, "errno", None)
+    if number not in REMEDIES:
+        number = next((n for n in REMEDIES if os.strerror(n).lower() in str(error).lower()), None)
+    remedy = f": {REMEDIES[number]}, and" if number in REMEDIES else "; when that is mended,"
+    return GdrdError(
+        f"{path} could not be written: {cause}; what is there already stays valid{remedy} run the same command again"
+    )
 
 
 @contextlib.contextmanager
@@ -37,12 +119,7 @@ def writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:  # TensorStore's, by the kind of failure
-        # Before a library's cause stands each file on the way.
-        cause = getattr(error, "strerror", None) or first_line(error).rsplit(": ", 1)[-1]
-        raise GdrdError(
-            f"{directory} could not be written: {cause}; what is there already stays valid: make room if the disk is "
-            "full, and run the same command again"
-        ) from error
+        raise not_written(directory, error) from error
 
 
 def writable(path: Path) -> None:
@@ -122,7 +199,7 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     # A folder that is only read may be somebody else's.
-    with (folder / LOCK).open("r" if shared and (folder / LOCK).exists() else "w") as lock:
+    with (folder / LOCK).open("rb" if shared and (folder / LOCK).exists() else "wb") as lock:
         # More than once, for `is_locked` holds the lock for a moment.
         if not any(_taken(lock, shared) or time.sleep(SECONDS_BETWEEN_TRIES) for _ in range(TRIES)):
             raise GdrdError(f"another run is working in {folder}; wait for it or choose another folder")
@@ -133,7 +210,7 @@ def is_locked(folder: Path) -> bool:
     """Whether a process works in `folder`."""
     if not (folder / LOCK).exists():
         return False
-    with (folder / LOCK).open() as lock:
+    with (folder / LOCK).open("rb") as lock:
         return not _taken(lock)
 
 

@@ -35,12 +35,12 @@ class Logbook:
     def __init__(self, directory: Path, name: str, steps: int, batch: int, done: int, pending: list[dict]):
         self.pending, self._batch, self._directory = list(pending), batch, directory
         path = directory / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= done]
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         os.replace(temporary, path)
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
         self._board = _Board(directory / "tensorboard", done)
         self._progress = tqdm(
             total=steps,

@@ -1,5 +1,6 @@
 """Trains a student: `python -m gdrd_jax.main --config=configs/X.py [--workdir=DIR] [--config.a.b=value]`."""
 
+import contextlib
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from gdrd_jax import config as settings
 from gdrd_jax import pipeline
 from gdrd_jax.command_line import guarded
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import user_path
 from gdrd_jax.ranks import Rank, from_environment
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
@@ -27,6 +29,7 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     """The config a command line asks for; a mistake in the flags is a `GdrdError` of one sentence."""
     given = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
     known = settings.default()
+    argv = [f"--config={user_path(a.removeprefix('--config='))}" if a.startswith("--config=~") else a for a in argv]
     try:
         rest = flags.FLAGS(argv)
         # A config file that could not be loaded says so only when it is touched.
@@ -40,6 +43,12 @@ def parse_flags(argv: list[str]) -> ConfigDict:
             message = f"{path}, line {line}, raises {' '.join(raised[said:])}"
         raise GdrdError(" ".join(message.split())) from error
     except OSError as error:
+        for text in (a.removeprefix("--config=") for a in argv if a.startswith("--config=")):
+            if ":" in text and (Path(text).is_file() or Path(text.rpartition(":")[0]).is_file()):
+                raise GdrdError(
+                    f"the config {text!r} could not be loaded: the first ':' separates the file from its mode, so a "
+                    "path cannot have one; rename it, or go to the file's folder first"
+                ) from error
         raise GdrdError(f"the config could not be loaded: {str(error).splitlines()[-1].strip()}") from error
     except Exception as error:  # whatever a user's config file may raise
         unknown = [name for name in given if name not in settings.keys(known)]
@@ -55,6 +64,7 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         raise GdrdError("no config; give one with --config=configs/quickstart.py")
     if len(rest) > 1:
         raise GdrdError(f"{rest[1]!r} is not a flag; settings are given as --config.NAME=VALUE")
+    settings.expand_paths(config)
     return config
 
 
@@ -86,17 +96,16 @@ def cli(argv: list[str], work: Callable[[ConfigDict, Path, Rank], None] = _train
     Returns:
       The exit status, see `command_line.guarded`.
     """
-    if {"-h", "--help"} & set(argv):
-        known = settings.default()
-        lines = [f"--config.{key}={settings.value_of(known, key)!r}" for key in settings.keys(known)]
-        print(
-            about, "The files of configs/ start from these; gdrd_jax/config.py says what they mean:", *lines, sep="\n"
-        )
-        return 0
 
     def parse_and_work() -> None:
+        if {"-h", "--help"} & set(argv):
+            known = settings.default()
+            lines = [f"--config.{key}={settings.value_of(known, key)!r}" for key in settings.keys(known)]
+            intro = "The files of configs/ start from these; gdrd_jax/config.py says what they mean:"
+            print(about, intro, *lines, sep="\n")
+            return
         config = parse_flags(argv)
-        work(config, Path(_WORKDIR.value or f"runs/{config.name}"), this_process())
+        work(config, user_path(_WORKDIR.value or f"runs/{config.name}"), this_process())
 
     return guarded(parse_and_work)
 
@@ -107,7 +116,8 @@ if __name__ == "__main__":
     except Exception:  # a bug
         traceback.print_exc()
         status = 1
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
     if status in (1, 2):  # at a normal end JAX would wait for the other processes, which wait for this one
-        sys.stdout.flush()
         os._exit(status)
     sys.exit(status)

@@ -1,9 +1,12 @@
 """The steps in order, their fingerprints, what is skipped.
 
 Each step writes into a folder of its own, `WORKDIR/STEP`, with `step.json`: what the
-output was made from and whether it is complete. A step whose origin is unchanged is
-skipped, or continued if it was interrupted; one whose origin changed is begun anew.
-The results of the last step lie in WORKDIR itself.
+output was made from (its origin) and whether it is complete. A step whose origin is
+unchanged is skipped, or continued if it was interrupted; one whose origin changed is run
+again. The results of the last step are in WORKDIR itself.
+
+A trained network is never removed: it is moved to `WORKDIR/previous/N`, with the networks
+trained from it and their results. All other output can be computed again and is replaced.
 """
 
 import contextlib
@@ -16,21 +19,26 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gdrd_jax import __version__, sources
+from gdrd_jax import sources
+from gdrd_jax.command_line import check_platform
 from gdrd_jax.config import check, value_of
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import LOCK, is_locked, locked, write_json
+from gdrd_jax.files import LOCK, ORBAX_FORBIDDEN, is_locked, locked, storable, write_json
 from gdrd_jax.interrupt import deferred
+from gdrd_jax.outputs import is_run, kind_of
 from gdrd_jax.ranks import ALONE, Rank
 
 LOG = logging.getLogger(__name__)
 SECONDS_BETWEEN_LOOKS, SECONDS_BEFORE_TOLD, SECONDS_BEFORE_GIVEN_UP = 0.2, 5.0, 120.0
 DIS_AFTER = {"scratch": ("views", "discriminative"), "teacher": ("generative", "discriminative")}  # by `dis.backbone`
 RESULTS = ("metrics.json", "roc.csv", "roc.png", "report.html")
+PREVIOUS = "previous"  # folder of a workdir for trained networks that were set aside, numbered from 1
+USES_JAX = {"gen", "dis", "report"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,10 @@ class Step:
         function may return a fingerprint of its output; the fingerprint of its origin serves otherwise.
       publishes: files that are moved from the step's folder to the workdir when it is done.
       shared: several processes can do it together; its function takes a rank, too.
-      trains: with the batches of the section of its name.
+      trains: its output is a trained network, which is set aside and not removed.
+      batched: the section of its name has the size of its batches, which are shared among JAX's devices.
+      format_version: of its output. To be raised when a new version of this program cannot use, or would not write, the
+        same output from the same origin; the program's own version does not count.
     """
 
     name: str
@@ -57,6 +68,8 @@ class Step:
     publishes: tuple[str, ...] = ()
     shared: bool = False
     trains: bool = False
+    batched: bool = False
+    format_version: int = 1
 
 
 # T_d sees views before they are reduced, so students of other resolutions can share its targets.
@@ -70,10 +83,18 @@ STEPS = (
     Step("faces", ("data.align", "data.test_people"), files=sources.face_files),
     Step("views", ("views",), ("faces",), shared=True),
     Step("discriminative", TAKEN, ("faces",), sources.discriminative_files, shared=True),
-    Step("teacher", ("seed", "views.resolution", "views.kernel", "sr"), ("faces",)),
+    Step("teacher", ("seed", "views.resolution", "views.kernel", "sr"), ("faces",), trains=True),
     Step("generative", TAPPED, ("views", "teacher"), sources.generative_files, shared=True),
-    Step("gen", ("seed", *BACKBONE, "gen"), ("generative",), module="gdrd_jax.learning", shared=True, trains=True),
-    Step("dis", TRAINED, LEARNT, sources.dev_files, "gdrd_jax.learning", shared=True, trains=True),
+    Step(
+        "gen",
+        ("seed", *BACKBONE, "gen"),
+        ("generative",),
+        module="gdrd_jax.learning",
+        shared=True,
+        trains=True,
+        batched=True,
+    ),
+    Step("dis", TRAINED, LEARNT, sources.dev_files, "gdrd_jax.learning", shared=True, trains=True, batched=True),
     Step("report", ("evaluation", "discriminative.name"), ("dis",), module="gdrd_jax.comparison", publishes=RESULTS),
 )
 
@@ -99,30 +120,60 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: R
       GdrdError: a mistake of the user's, found before the work as far as possible.
       Interrupted: a signal arrived; the same call goes on.
     """
-    needed = _with_ancestors(wanted or (config.until,), config)
-    check(config, needed)
-    sources.check(config, needed)
-    for base in _bases(config):
-        if not (base / "config.json").exists():
-            raise GdrdError(f"config.base: {base} is no workdir of a run")
-        if base.resolve() == workdir.resolve():
-            raise GdrdError(f"config.base: {base} is the workdir itself")
+    needed = validate(config, workdir, wanted)
+    if rank.world == 1:
+        _check_later_steps(config, workdir, needed, rank)
     fingerprints: dict[str, str] = {}
-    take_part = _run_step if rank.number == 0 else _help_with
+    previous = _next_previous(workdir)
+    take_part = partial(_run_step, previous=previous) if rank.number == 0 else _help_with
     with contextlib.ExitStack() as stack:
         if rank.number == 0:
             stack.enter_context(claimed(workdir, config))
             for base in _bases(config):  # nothing of it may be removed meanwhile
                 stack.enter_context(locked(base, shared=True))
+            if rank.world > 1:  # under the lock, by which the others know that this one works
+                _check_later_steps(config, workdir, needed, rank)
         for step in STEPS:
             if step.name in needed:
                 origin = _origin(step, config, fingerprints)
                 fingerprints[step.name] = take_part(step, origin, config, workdir, rank)
 
 
-def finished(config: ConfigDict, workdir: Path) -> bool:
+def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> set[str]:
+    """Finds a user's mistakes without doing or writing anything; arguments as of `run`.
+
+    Returns:
+      Names of all steps that `run` would look at.
+
+    Raises:
+      GdrdError: the first mistake.
+    """
+    needed = _with_ancestors(wanted or (config.until,), config)
+    check(config, needed)
+    sources.check(config, needed)
+    storable(workdir, ORBAX_FORBIDDEN)
+    for base in _bases(config):
+        if not (base / "config.json").exists() and not any((base / step.name / "step.json").exists() for step in STEPS):
+            raise GdrdError(f"config.base: {base} is no workdir of a run")
+        if base.resolve() == workdir.resolve():
+            raise GdrdError(f"config.base: {base} is the workdir itself")
+    return needed
+
+
+def _check_later_steps(config: ConfigDict, workdir: Path, needed: set[str], rank: Rank) -> None:
+    """Finds mistakes that steps after long ones would meet and that take seconds to find, unless all is done."""
+    # With several processes JAX has to join them before it looks for devices.
+    if os.environ.get("JAX_PLATFORMS") and needed & USES_JAX and rank.world == 1:
+        if not finished(config, workdir, tuple(needed)):
+            check_platform()
+    if config.dev.path and "dis" in needed and not finished(config, workdir, ("dis",)):
+        pairs = Path(config.dev.pairs) if config.dev.pairs else None
+        _called("gdrd_jax.evaluation.dev", "open_pairs")(Path(config.dev.path), pairs)
+
+
+def finished(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> bool:
     """Whether everything the config asks for is done in `workdir`, and nothing has changed since."""
-    needed, fingerprints = _with_ancestors((config.until,), config), {}
+    needed, fingerprints = _with_ancestors(wanted or (config.until,), config), {}
     for step in STEPS:
         if step.name in needed:
             if not _is_done(step, _origin(step, config, fingerprints), workdir):
@@ -134,15 +185,33 @@ def finished(config: ConfigDict, workdir: Path) -> bool:
 def _origin(step: Step, config: ConfigDict, fingerprints: dict[str, str]) -> dict:
     """What the output of a step is made from."""
     return {
-        "version": __version__,
+        "format_version": step.format_version,
         "settings": {name: _plain(value_of(config, name)) for name in step.settings},
         "files": step.files(config),
         "after": {name: fingerprints[name] for name in _after(step, config)},
     }
 
 
+def _same_origin(record: dict, origin: dict) -> bool:
+    """Whether a step's record has this origin.
+
+    Up to 0.4.0 the origin held the program's version and no `format_version`: all steps had what is version 1 now.
+    """
+    return "origin" in record and _without_program_version(record["origin"]) == origin
+
+
+def _without_program_version(origin: dict) -> dict:
+    return {"format_version": 1} | {key: value for key, value in origin.items() if key != "version"}
+
+
 def _bases(config: ConfigDict) -> list[Path]:
-    return [Path(base) for base in config.base.split(",") if base]
+    """The workdirs of `config.base`: what stands between two commas, or more where such a path exists."""
+    bases, parts = [], config.base.split(",")
+    while parts:
+        count = next((n for n in range(len(parts), 0, -1) if Path(",".join(parts[:n])).is_dir()), 1)
+        bases.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return [Path(base) for base in bases if base]
 
 
 def _with_ancestors(wanted: tuple[str, ...], config: ConfigDict) -> set[str]:
@@ -153,21 +222,23 @@ def _with_ancestors(wanted: tuple[str, ...], config: ConfigDict) -> set[str]:
     return needed
 
 
-def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank: Rank) -> str:
-    """Runs or skips a step; returns what later steps know it by."""
+def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank: Rank, *, previous: Path) -> str:
+    """Runs or skips a step; returns what later steps know it by. What must not be removed is moved to `previous`."""
     folder = workdir / step.name
     if folder.is_symlink() and not _is_done(step, origin, workdir):  # another workdir's, not to be written to
         folder.unlink()
     record = _read(folder / "step.json")
-    if record.get("origin") != origin:
+    if not _same_origin(record, origin):
         bases = () if step.publishes else _bases(config)
         base = next((base for base in bases if _is_done(step, origin, base)), None)
-        if not base and step.trains and rank.world == 1:  # of several nobody knows their devices yet
+        if not base and step.batched and rank.world == 1:  # of several nobody knows their devices yet
             _called("gdrd_jax.train", "check_batch")(config[step.name].batch, f"stage {step.name}")
         if record:
-            changed = ", ".join(_changed(record["origin"], origin))
-            LOG.info("%s: begun anew and its old output removed, for this changed: %s", step.name, changed)
-        for name in RESULTS:
+            changed = ", ".join(_changed(_without_program_version(record["origin"]), origin))
+            LOG.info("%s: out of date, because this changed: %s", step.name, changed)
+        _set_aside(step, origin, config, workdir, previous)
+        (workdir / "report" / "step.json").unlink(missing_ok=True)  # the report tells of all steps
+        for name in step.publishes:
             (workdir / name).unlink(missing_ok=True)
         _remove(folder)
         if base:
@@ -188,7 +259,7 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
         for name in step.publishes:
             os.replace(folder / name, workdir / name)
         record["outputs"] = [f"{step.name}/{path.name}" for path in folder.iterdir()] + list(step.publishes)
-        record["fingerprint"] = fingerprint or hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+        record["fingerprint"] = fingerprint or _fingerprint(origin)
         record["complete"] = True
     finally:
         record["seconds"] = round(record["seconds"] + time.monotonic() - start, 1)
@@ -206,8 +277,47 @@ def _called(module: str, name: str) -> Callable:
 
 def _is_done(step: Step, origin: dict, workdir: Path) -> bool:
     record = _read(workdir / step.name / "step.json")
-    done = record.get("origin") == origin and record["complete"]
+    done = _same_origin(record, origin) and record["complete"]
     return done and all((workdir / path).exists() for path in record["outputs"])
+
+
+def _fingerprint(origin: dict) -> str:
+    """What later steps know a step's output by, where its function returns nothing else."""
+    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+
+
+def _next_previous(workdir: Path) -> Path:
+    numbers = [int(path.name) for path in (workdir / PREVIOUS).glob("*") if path.name.isdecimal()]
+    return workdir / PREVIOUS / str(max(numbers, default=0) + 1)
+
+
+def _set_aside(step: Step, origin: dict, config: ConfigDict, workdir: Path, previous: Path) -> None:
+    """Moves what a changed step trained, what later steps trained from it, and their results, to `previous`.
+
+    All of it moves at once, so that one folder holds what belongs together even if this run is interrupted. The step
+    `faces` tells only when it is done whether later steps are affected.
+    """
+    affected, unchanged = {step.name}, _fingerprint(origin)  # of a step that is only made again, for it was lost
+    for later in STEPS if step.name != "faces" else ():
+        known = _read(workdir / later.name / "step.json").get("origin", {}).get("after", {})
+        names = affected & set(_after(later, config))
+        if names - ({step.name} if known.get(step.name) == unchanged else set()):
+            affected.add(later.name)
+    trained = [each.name for each in reversed(STEPS) if each.trains and each.name in affected]
+    moved = [name for name in trained if _holds_training(workdir / name)]
+    if not moved:
+        return
+    if "dis" in affected:
+        moved = [*(name for name in RESULTS if (workdir / name).exists()), *moved]
+    previous.mkdir(parents=True, exist_ok=True)
+    for name in moved:
+        os.rename(workdir / name, previous / name)
+    LOG.info("%s: what was trained before is kept in %s: %s", step.name, previous, ", ".join(moved))
+
+
+def _holds_training(folder: Path) -> bool:
+    """Whether a step's folder has more in it than its record; a link leads to another workdir, which keeps its own."""
+    return not folder.is_symlink() and folder.is_dir() and any(path.name != "step.json" for path in folder.iterdir())
 
 
 def _remove(folder: Path) -> None:
@@ -235,7 +345,7 @@ def _help_with(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank
             if alone < SECONDS_BEFORE_TOLD:
                 continue
             if not told:
-                differing = ", ".join(_changed(record.get("origin", {}), origin)) if record else ""
+                differing = ", ".join(_changed(_without_program_version(record["origin"]), origin)) if record else ""
                 LOG.info(
                     "rank %d waits for rank 0 to %s the step %s in %s%s", rank.number, for_what, step.name, workdir,
                     f"; now it differs in {differing}" if differing else "",
@@ -247,7 +357,7 @@ def _help_with(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank
                 raise GdrdError(f"rank 0 is not working in {workdir}: it failed, or was never started")
         return record
 
-    record = wait("begin", lambda record: record.get("origin") == origin)
+    record = wait("begin", lambda record: _same_origin(record, origin))
     if step.shared and not record["complete"]:
         _call(step, config, workdir, rank)
     return wait("finish", lambda record: record.get("complete", False))["fingerprint"]
@@ -259,9 +369,11 @@ def _plain(value):
 
 def _read(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return {}
+    except ValueError as error:
+        raise GdrdError(f"{path} is damaged; move {path.parent} elsewhere and run the same command again") from error
 
 
 def _brief(value: object) -> str:
@@ -289,10 +401,10 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
     if workdir.exists() and not workdir.is_dir():
         raise GdrdError(f"the workdir {workdir} is a file; choose a folder with --workdir=DIR")
     path, ours = workdir / "config.json", (LOCK, "config.json.")
-    if not path.exists() and workdir.exists() and any(not e.name.startswith(ours) for e in workdir.iterdir()):
-        raise GdrdError(
-            f"the workdir {workdir} holds files that are not this program's; choose another with --workdir=DIR"
-        )
+    if workdir.exists() and not is_run(workdir) and any(not e.name.startswith(ours) for e in workdir.iterdir()):
+        found = kind_of(workdir)
+        what = f"is {found}" if found else "holds files that are not this program's"
+        raise GdrdError(f"the workdir {workdir} {what}; choose another with --workdir=DIR")
     with locked(workdir):
         if path.exists() and not config.resume:
             raise GdrdError(

@@ -15,6 +15,7 @@ from gdrd_jax.checkpoints import load_description, load_weights, save_weights
 from gdrd_jax.data.align import Aligner
 from gdrd_jax.data.faces import packaged
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import user_path
 from gdrd_jax.models.student import Student, embed, unset_student
 from gdrd_jax.serving import bundle, images
 from gdrd_jax.serving.images import Image
@@ -76,7 +77,7 @@ class Recognizer:
         Raises:
           GdrdError: no trained student there.
         """
-        path = Path(path)
+        path = user_path(path)
         if (path / bundle.MANIFEST).exists():
             return cls._exported(path, detector)
         directory = directory_of(path, which)
@@ -147,6 +148,8 @@ class Recognizer:
         Raises:
           GdrdError: one cannot be used; it says which and why.
         """
+        if align:
+            self.require_aligner()
         if isinstance(faces, (str, os.PathLike)) or (isinstance(faces, np.ndarray) and faces.ndim < 4):
             faces = [faces]
         ready = isinstance(faces, np.ndarray) and not align and faces.shape[1:3] == (self.resolution, self.resolution)
@@ -202,6 +205,14 @@ class Recognizer:
         graphdef, state = nnx.split(self.student)
         leaves, tree = jax.tree.flatten(state)
         return graphdef, tree, leaves
+
+    def require_aligner(self) -> None:
+        """Loads the detector, which `align` needs.
+
+        Raises:
+          GdrdError: its file or package is missing.
+        """
+        self._aligner  # noqa: B018
 
     @functools.cached_property
     def _aligner(self) -> Aligner:

@@ -55,7 +55,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
                 raise GdrdError("config.discriminative.output is set, but config.discriminative.path is no ONNX file")
     _check_dev(config)
     if "generative" in needed:
-        _require(("torch", "diffusers"))
+        _require(("torch", "diffusers", "safetensors"))
         _check_generative(config)
 
 

@@ -122,7 +122,7 @@ def read_faces(workdir: Path, split: str) -> Faces | Blends:
     path = workdir / "faces" / f"{split}.json"
     if split != "blended":
         return Faces.load(path)
-    how = json.loads(path.read_text())
+    how = json.loads(path.read_text(encoding="utf-8"))
     known, _ = read_faces(workdir, "train").split(how["without_last"])
     sources = known, read_faces(workdir, "unlabelled")
     return Blends(sources, round(how["each"] * sum(map(len, sources))), how["seed"])

@@ -2,15 +2,36 @@
 
 import contextlib
 import io
+import os
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from conftest import make_faces, save_recogniser, save_student
 
 from gdrd_jax import command_line, files
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.serving import folders
 from gdrd_jax.serving.gallery import Match
+
+ROOT = Path(__file__).parents[1]
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "torch_student")
+
+
+def shell(text, **environment):
+    """Runs a line of bash; status of its first command, stdout and stderr."""
+    line = f"set -o pipefail; {text}"
+    found = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, env={**os.environ, **environment}, check=False
+    )
+    return found.returncode, found.stdout, found.stderr.decode()
+
+
+def python(*words):
+    return shlex.join(map(str, (sys.executable, *words)))
 
 
 def stopped():
@@ -51,3 +72,84 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 def test_a_match_whose_metadata_name_no_file_has_no_face():
     for metadata in ({}, {"path": None}, {"path": 3}):
         assert folders.enrolled(Recognizer, Match("x", 0.5, metadata)) is None
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_help_into_a_closed_pipe_ends_quietly(tool):
+    status, _, error = shell(f"{python(f'tools/{tool}.py', '--help')} | true", PYTHONUNBUFFERED="")
+    assert status in (0, 141) and not error, error
+
+
+WRITES = """import sys
+from gdrd_jax.command_line import guarded
+from tqdm import tqdm
+def work():
+    for _ in tqdm(range(3000), mininterval=0): print("x" * 100)
+sys.exit(guarded(work))"""
+
+
+@pytest.mark.parametrize("redirect", ["2>/dev/null | head -1", "2>&1 >/dev/null | head -c 10", "2>&1 | head -1"])
+def test_a_closed_pipe_ends_the_command_quietly(redirect, tmp_path):
+    (tmp_path / "tool.py").write_text(WRITES)
+    status, _, error = shell(f"{python(tmp_path / 'tool.py')} {redirect}", PYTHONPATH=str(ROOT))
+    assert status == 141 and not error, error
+
+
+@pytest.mark.parametrize("redirect", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_obstacle(redirect, tmp_path):
+    (tmp_path / "tool.py").write_text(WRITES)
+    status, _, error = shell(f"{python(tmp_path / 'tool.py')} {redirect}", PYTHONPATH=str(ROOT))
+    assert status == 0 and "Traceback" not in error, error
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense", "cpu,nonsense", "tpu"])
+def test_a_platform_that_jax_cannot_use_is_one_sentence(platform, tmp_path):
+    save_student(tmp_path / "run")
+    make_faces(tmp_path / "faces", 2, 2)
+    tool = python(
+        "tools/recognize.py", "embed", tmp_path / "faces", "--model", tmp_path / "run", "--out", tmp_path / "x"
+    )
+    status, _, error = shell(tool, JAX_PLATFORMS=platform)
+    assert status == 2 and error.startswith(f"error: JAX cannot use the platform {platform!r}"), error
+    assert error.count("\n") == 1 and "unset JAX_PLATFORMS" in error
+
+
+def test_training_finds_a_platform_that_jax_cannot_use_before_any_work(tmp_path):
+    make_faces(tmp_path / "faces", 7, 3)
+    flags = {
+        "data.path": tmp_path / "faces", "data.test_people": 2, "data.calibration_people": 2,
+        "discriminative.path": save_recogniser(tmp_path / "r.onnx"),
+    }  # fmt: skip
+    words = [f"--config.{key}={value}" for key, value in flags.items()]
+    main = python("-m", "gdrd_jax.main", "--config=configs/paper.py", f"--workdir={tmp_path / 'run'}", *words)
+    status, _, error = shell(main, JAX_PLATFORMS="cuda")
+    assert status == 2 and error.startswith("error: JAX cannot use the platform 'cuda'"), error
+    assert error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path):
+    """The report has signs beyond ASCII in it; so has what is printed."""
+    lfw = make_faces(tmp_path / "lfw", people=8, images=3)
+    for path in list(lfw.glob("*/*.png")):
+        path.rename(path.with_name(f"{path.parent.name}_{int(path.stem) + 1:04d}.png"))
+    lines = ["2\t3"]
+    for fold in (0, 1):
+        people = range(4 * fold, 4 * fold + 3)
+        lines += [f"p{i}\t1\t2" for i in people] + [f"p{i}\t1\tp{i + 1}\t3" for i in people]
+    (tmp_path / "pairs.txt").write_text("\n".join(lines) + "\n")
+    save_recogniser(tmp_path / "r.onnx")
+    found = {}
+    for name, locale in (
+        ("ascii", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}),
+        ("utf8", {"LC_ALL": "C.UTF-8"}),
+    ):
+        tool = python(
+            "-X", "warn_default_encoding", "-W", "error::EncodingWarning:gdrd_jax", "tools/evaluate.py",
+            "--protocol", "lfw", "--data", lfw, "--pairs", tmp_path / "pairs.txt", "--model", tmp_path / "r.onnx",
+            "--resolution", "native", "16", "--out", tmp_path / name,
+        )  # fmt: skip
+        status, _, error = shell(tool, **locale)
+        assert status == 0 and "Traceback" not in error, error
+        found[name] = (tmp_path / name / "report.html").read_bytes()
+    assert found["ascii"].decode("utf-8").endswith("</html>\n") and "–" in found["ascii"].decode("utf-8")
+    assert len(found["ascii"]) == len(found["utf8"])

@@ -1,5 +1,6 @@
 """The steps together: all of them, skipped, redone, interrupted, and by the command line."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -21,7 +22,9 @@ from gdrd_jax.config import TERMS
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import locked
+from gdrd_jax.interrupt import Interrupted
 from gdrd_jax.models.student import FEATURE_SIZE
+from gdrd_jax.ranks import Rank
 from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.sources import dev_files, locate
 from gdrd_jax.steps import open_cache, read_faces
@@ -96,6 +99,148 @@ def test_what_an_interrupted_removal_left_is_not_taken_for_output(copy, faces_fo
     assert steps_run(tiny_config(faces_folder), copy, caplog) == ["dis", "report"]
 
 
+def from_version(workdir, version):
+    """Rewrites the records as versions up to 0.4.0 wrote them."""
+    for path in workdir.glob("*/step.json"):
+        record = json.loads(path.read_text())
+        del record["origin"]["format_version"]
+        record["origin"] = {"version": version, **record["origin"]}
+        path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("version", ["0.3.9", "0.4.0", "7.0"])
+def test_another_version_of_the_program_redoes_nothing(copy, faces_folder, caplog, tmp_path, version, monkeypatch):
+    from_version(copy, version)
+    monkeypatch.setattr("gdrd_jax.__version__", "99.0")
+    config = tiny_config(faces_folder)
+    assert pipeline.finished(config, copy)
+    written = lambda: {p: p.stat().st_mtime_ns for p in copy.glob("*/**/*") if p.is_file()}  # noqa: E731
+    before = written()
+    assert steps_run(config, copy, caplog) == [] and written() == before
+    config.base, config.dis.tau = str(copy), 0.5  # also from another workdir
+    config.until = "dis"
+    assert steps_run(config, tmp_path / "other", caplog) == ["dis"]
+
+
+def test_a_helping_process_accepts_what_an_earlier_version_did(copy, faces_folder):
+    from_version(copy, "0.4.0")
+    pipeline.run(tiny_config(faces_folder), copy, rank=Rank(1, 2))
+
+
+def test_a_new_format_of_one_step_redoes_that_step(copy, faces_folder, monkeypatch):
+    config = tiny_config(faces_folder)
+    steps = [dataclasses.replace(s, format_version=2) if s.name == "dis" else s for s in pipeline.STEPS]
+    monkeypatch.setattr(pipeline, "STEPS", tuple(steps))
+    assert not pipeline.finished(config, copy)
+    config.until = "gen"
+    assert pipeline.finished(config, copy)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_what_was_trained_is_set_aside_with_its_results_and_can_be_taken_back(copy, faces_folder, caplog):
+    config = tiny_config(faces_folder)
+    trained = {name: contents(copy / name) for name in ("gen", "dis")}
+    results = {name: (copy / name).read_bytes() for name in pipeline.RESULTS}
+    student = Recognizer.load(copy).fingerprint()
+    config.gen.learning_rate, config.until = 0.01, "gen"
+    assert steps_run(config, copy, caplog) == ["gen"]
+    first = copy / "previous" / "1"
+    assert f"gen: what was trained before is kept in {first}: metrics.json, " in caplog.text
+    assert {name: contents(first / name) for name in trained} == trained  # dis too, which was trained from gen
+    assert {name: (first / name).read_bytes() for name in results} == results
+    assert not (copy / "dis").exists() and not (copy / "metrics.json").exists()
+    assert Recognizer.load(first).fingerprint() == student
+    config.gen.learning_rate = 0.02
+    pipeline.run(config, copy)
+    assert contents(first / "gen") == trained["gen"]  # nothing that was set aside is written to again
+    assert [path.name for path in (copy / "previous" / "2").iterdir()] == ["gen"]
+    original = tiny_config(faces_folder)
+    original.base = str(first)
+    assert steps_run(original, copy, caplog) == ["report"]
+    assert Recognizer.load(copy).fingerprint() == student and (copy / "previous" / "3" / "gen").is_dir()
+    assert (copy / "dis").is_symlink() and contents(first / "dis") == trained["dis"]
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        ({"sr.learning_rate": 1e-3}, {"teacher", "gen", "dis"}),
+        ({"views.shift": 1.0}, {"gen", "dis"}),
+        ({"discriminative.preprocessing": "0/2"}, {"dis"}),
+        ({"evaluation.images_per_person": 2}, set()),
+        ({"discriminative.name": "other"}, set()),
+    ],
+)
+def test_everything_that_took_training_is_set_aside(copy, faces_folder, monkeypatch, change, moved):
+    """The steps themselves are not run: each begins, and the next one finds what that did to the others."""
+    before = {name: contents(copy / name) for name in moved}
+    monkeypatch.setattr(pipeline, "_call", lambda step, *_: (copy / step.name / "x").touch())
+    monkeypatch.setattr(pipeline, "RESULTS", ())
+    steps = [dataclasses.replace(step, publishes=()) for step in pipeline.STEPS]
+    monkeypatch.setattr(pipeline, "STEPS", tuple(steps))
+    config = tiny_config(faces_folder)
+    config.update_from_flattened_dict(change)
+    pipeline.run(config, copy)
+    assert {path.name for path in copy.glob("previous/*/*")} == moved
+    assert {name: contents(copy / "previous" / "1" / name) for name in moved} == before
+
+
+def test_a_training_that_was_interrupted_is_set_aside_too(copy, faces_folder, monkeypatch):
+    record = json.loads((copy / "dis" / "step.json").read_text())
+    (copy / "dis" / "step.json").write_text(json.dumps(record | {"complete": False}))
+    before = contents(copy / "dis")
+
+    def stopped(*_):
+        raise Interrupted("now", signal.SIGINT)
+
+    monkeypatch.setattr(pipeline, "_call", stopped)
+    config = tiny_config(faces_folder)
+    config.dis.tau = 0.5
+    for _ in range(2):  # what was only begun is nothing to keep
+        with pytest.raises(Interrupted):
+            pipeline.run(config, copy)
+    config.dis.tau = 0.6
+    with pytest.raises(Interrupted):
+        pipeline.run(config, copy)
+    assert contents(copy / "previous" / "1" / "dis") == before
+    assert [path.name for path in (copy / "previous").iterdir()] == ["1"]
+
+
+def test_a_step_that_is_only_made_again_costs_no_later_training(copy, faces_folder, caplog):
+    (copy / "gen" / "step.json").unlink()
+    dis = contents(copy / "dis")
+    assert steps_run(tiny_config(faces_folder), copy, caplog) == ["gen", "report"]
+    assert contents(copy / "dis") == dis and (copy / "previous" / "1" / "gen" / "backbone").exists()
+
+
+def test_a_damaged_record_is_one_sentence(copy, faces_folder):
+    (copy / "dis" / "step.json").write_text("{")
+    with pytest.raises(GdrdError, match="dis/step.json is damaged; move .*dis elsewhere"):
+        pipeline.run(tiny_config(faces_folder), copy)
+    assert (copy / "dis" / "student").exists()
+
+
+def test_weights_are_not_saved_over_other_things(finished, tmp_path):
+    recognizer = Recognizer.load(finished)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.onnx").touch()
+    with pytest.raises(GdrdError, match="holds other things than a trained module"):
+        Recognizer.save(recognizer.student, {}, "area", tmp_path / "models")
+    assert (tmp_path / "models" / "mine.onnx").exists()
+
+
+def test_a_folder_of_a_diffusion_model_is_no_workdir(finished, faces_folder, tmp_path):
+    folder = shutil.copytree(finished / "teacher", tmp_path / "sr")
+    (folder / "step.json").unlink()
+    before = contents(folder)
+    with pytest.raises(GdrdError, match="sr is an SR teacher; choose another"):
+        pipeline.run(tiny_config(faces_folder), folder)
+    assert contents(folder) == before
+
+
 @pytest.mark.parametrize("lost", ["gen/backbone", "report.html", "views/train"])
 def test_lost_output_is_made_again(copy, faces_folder, caplog, lost):
     before = metrics(copy)
@@ -163,7 +308,7 @@ def test_what_is_used_instead_is_told_and_old_results_go(finished, copy, faces_f
     config.base, config.dis.tau = str(finished), tiny_config(faces_folder).dis.tau
     (copy / "metrics.json").touch()
     assert steps_run(config, copy, caplog) == []
-    assert "dis: begun anew and its old output removed, for this changed: settings.dis.tau" in caplog.text
+    assert "dis: out of date, because this changed: settings.dis.tau" in caplog.text
     assert (copy / "dis").is_symlink() and not (copy / "metrics.json").exists()
 
 
@@ -322,6 +467,17 @@ def test_a_dev_set_that_is_only_touched_costs_no_training(faces_folder, tmp_path
     pixels[-20] ^= 1
     face.write_bytes(pixels)
     assert dev_files(config) != before
+
+
+def test_a_dev_set_is_opened_before_the_first_step_unless_all_is_done(faces_folder, tmp_path, monkeypatch):
+    (tmp_path / "pairs.txt").write_text("10\t300\n")
+    config = tiny_config(faces_folder)
+    config.dev.update(path=str(faces_folder), pairs=str(tmp_path / "pairs.txt"))
+    with pytest.raises(GdrdError, match="pairs.txt promises 10 folds"):
+        pipeline.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(pipeline, "finished", lambda *_: True)
+    pipeline._check_later_steps(config, tmp_path / "run", {"dis"}, Rank())
 
 
 def test_a_used_workdir_is_refused_where_resuming_is_not_wanted(finished, faces_folder, tmp_path):
@@ -562,6 +718,16 @@ def test_a_missing_config_file_is_one_sentence(tmp_path):
     )
     assert found.returncode == 2 and "nope.py" in found.stderr
     assert found.stderr.count("\n") == 1, found.stderr
+
+
+def test_a_config_file_with_a_colon_in_its_path_is_named_with_its_remedy(tmp_path):
+    (tmp_path / "a:b").mkdir()
+    shutil.copy(ROOT / "configs" / "paper.py", tmp_path / "a:b" / "x.py")
+    for text in (f"{tmp_path}/a:b/x.py", f"{tmp_path}/a:b/x.py:mode"):
+        line = command(tmp_path / "run", config=text)
+        found = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+        assert found.returncode == 2 and "separates the file from its mode" in found.stderr
+        assert found.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
+from gdrd_jax import outputs
 from gdrd_jax.command_line import guarded
 from gdrd_jax.errors import GdrdError, require
-from gdrd_jax.serving.gallery import Gallery
+from gdrd_jax.files import user_path, write_text
+from gdrd_jax.serving.gallery import MANIFEST, Gallery
 
 FACES_A_PERSON, NOISE = 5, 0.8
+MADE_UP = "made up"  # fingerprint of the galleries made here
 DECAY = 72  # axes until the variance has fallen to 1/e
 BLOCK = 20_000  # people at once
 OPENED = 5  # times
@@ -53,7 +56,7 @@ def faces(rng: np.random.Generator, owners: np.ndarray, turn: np.ndarray) -> np.
 
 def built(count: int, dim: int) -> Gallery:
     """A gallery of `count` faces, in memory."""
-    gallery, turn = Gallery(dim, "made up"), rotation(dim)
+    gallery, turn = Gallery(dim, MADE_UP), rotation(dim)
     for block, first in enumerate(range(0, count, FACES_A_PERSON * BLOCK)):
         rng = np.random.default_rng((3, block))
         owners = people(block, BLOCK, dim)
@@ -100,8 +103,8 @@ def measured(args: argparse.Namespace, folder: Path) -> dict:
     wanted = probes(args.probes, args.faces, args.dim)
     best = exact_best(gallery, wanted)
     del gallery  # its memory is the file cache's now
-    opening = [timed(lambda: Gallery.load(folder, "made up"))[0] for _ in range(OPENED)]
-    gallery = Gallery.load(folder, "made up")
+    opening = [timed(lambda: Gallery.load(folder, MADE_UP))[0] for _ in range(OPENED)]
+    gallery = Gallery.load(folder, MADE_UP)
     first, _ = timed(lambda: gallery.search(wanted[:1], 1))
     for probe in wanted:  # brings what is mapped into memory
         gallery.search(probe[None], 1)
@@ -138,19 +141,25 @@ def main() -> None:
     parser.add_argument("--faces", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--probes", type=int, default=500)
-    parser.add_argument("--folder", type=Path, help="where the gallery is saved, and stays; else it is removed")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures, too")
+    parser.add_argument("--folder", type=user_path, help="where the gallery is saved, and stays; else it is removed")
+    parser.add_argument("--out", type=user_path, help="a JSON file for the figures, too")
     args = parser.parse_args()
     if min(args.faces, args.dim, args.probes) < 1:
         raise GdrdError("--faces, --dim or --probes is below 1; give whole numbers from 1 on")
     require("faiss", "export")
+    if args.folder:
+        outputs.claim_folder(args.folder, "a gallery", "--folder")
+        if (args.folder / MANIFEST).exists():
+            Gallery.load(args.folder, MADE_UP)  # refuses one of real faces, which would be replaced
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        outputs.claim_file(args.out, outputs.is_report, "--out")
     print(f"{platform.processor() or platform.machine()}; {' '.join(sys.argv)}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         found = measured(args, args.folder or Path(temporary))
     print(table(found))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"command": sys.argv, **found}, indent=1))
+        write_text(args.out, json.dumps({"command": sys.argv, **found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ import numpy as np
 from flax import nnx
 
 from gdrd_jax import config as settings
-from gdrd_jax import losses, train
+from gdrd_jax import losses, outputs, train
 from gdrd_jax.command_line import guarded
 from gdrd_jax.data.loader import batch_rows
 from gdrd_jax.errors import GdrdError, require
+from gdrd_jax.files import user_path, write_text
 from gdrd_jax.models.student import Student
 from gdrd_jax.stages import Dis, Gen
 
@@ -293,10 +294,13 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="without PyTorch")
     parser.add_argument("--sweep", action="store_true", help="sizes of the data set and numbers of devices instead")
     parser.add_argument("--gib", type=float, default=12.0, help="the most memory that a sweep may take")
-    parser.add_argument("--out", type=Path, help="a JSON file for the rows, too")
+    parser.add_argument("--out", type=user_path, help="a JSON file for the rows, too")
     args = parser.parse_args()
     if not (args.alone or args.sweep):
         require("torch", "teachers")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        outputs.claim_file(args.out, outputs.is_report, "--out")
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
     print(f"{device}; {' '.join(sys.argv)}", flush=True)
     rows = []
@@ -304,8 +308,7 @@ def main() -> None:
         rows += sweep(args, batch) if args.sweep else [row for stage in args.stage for row in race(stage, args, batch)]
         print(table(rows), flush=True)
         if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps({"device": device, "command": sys.argv, "rows": rows}, indent=1))
+            write_text(args.out, json.dumps({"device": device, "command": sys.argv, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

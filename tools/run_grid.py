@@ -35,14 +35,18 @@ from ml_collections import ConfigDict
 from gdrd_jax import pipeline
 from gdrd_jax.command_line import guarded
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.evaluation import bootstrap, report, verification
+from gdrd_jax.evaluation import bootstrap, dev, report, verification
 from gdrd_jax.evaluation.verification import Pairs
-from gdrd_jax.files import write_json
+from gdrd_jax.files import user_path, write_json, write_text
 from gdrd_jax.interrupt import Interrupted, Signals
+from gdrd_jax.outputs import claim_folder
 
 LOG = logging.getLogger("gdrd_jax.run_grid")
 SECONDS_BETWEEN_LOOKS = 0.2
 BASE = "--config.base="
+CHECK = """import sys
+from gdrd_jax import main, pipeline
+sys.exit(main.cli(sys.argv, lambda config, workdir, rank: pipeline.validate(config, workdir)))"""
 DEV = "--config.dev.path="
 BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 # LFW at 16x16, trained on 494,414 WebFace faces: figure 3 of arXiv 2409.06371.
@@ -71,6 +75,16 @@ def arguments(words: list[str], seed: int, workdir: Path, before: list[Path]) ->
     return [*words, f"--config.seed={seed}", f"--workdir={workdir}", BASE + bases]
 
 
+def check(name: str, given: list[str]) -> None:
+    """Finds mistakes in a combination's flags, faces and teachers; trains and writes nothing.
+
+    Raises:
+      GdrdError: there is one; the command that looked for it has told which.
+    """
+    if subprocess.run([sys.executable, "-c", CHECK, *given]).returncode:
+        raise GdrdError(f"the combination {name or 'without a name'} cannot be trained, see above; nothing was begun")
+
+
 def train(given: list[str], workdir: Path) -> None:
     """Runs one combination, unless it is done.
 
@@ -97,7 +111,7 @@ def train(given: list[str], workdir: Path) -> None:
 
 
 def _config(workdir: Path) -> ConfigDict:
-    return ConfigDict(json.loads((workdir / "config.json").read_text()))
+    return ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +135,7 @@ class Verified:
     @classmethod
     def of(cls, found, scores: str, folds: str, **more) -> "Verified":
         """Judges scores by what was written with them: arrays of these names, and `same`, `first` and `second`."""
-        if not np.ptp(found[folds]):
-            raise GdrdError("the dev set has no folds; give LFW with --config.dev.path and --config.dev.pairs")
+        _require_folds(found[folds])
         pairs = Pairs(found[scores], found["same"])
         _, thresholds = verification.fold_accuracies(pairs, found[folds])
         at = thresholds[np.searchsorted(np.unique(found[folds]), found[folds])]
@@ -140,7 +153,9 @@ def trained(name: str, workdir: Path) -> Verified:
     """What a run of the combination `name` wrote."""
     found = np.load(workdir / "dis" / "dev.npz")
     if "people" not in found:
-        raise GdrdError(f"an earlier version judged {workdir}; remove {workdir / 'dis'} and run this again")
+        raise GdrdError(
+            f"an earlier version judged {workdir}; to train it again, rename {workdir / 'dis'} and run the same command"
+        )
     paper = PAPER.get(name) if _config(workdir).views.resolution == 16 else None
     return Verified.of(found, "scores", "folds", people=found["people"], paper=paper)
 
@@ -155,15 +170,44 @@ def evaluated(folder: Path) -> dict[str, list[Verified]]:
     return {row: [Verified.of(found, f"{row}/scores", "fold")] for row in rows}
 
 
+def check_same_pairs(faces: np.ndarray, same: np.ndarray, others: list[Verified]) -> None:
+    """Makes sure that others were judged on the pairs of these faces, `[2, P]`, and labels, `[P]`.
+
+    Raises:
+      GdrdError: they were not, or that cannot be known.
+    """
+    if not all(np.array_equal(faces, one.faces) and np.array_equal(same, one.pairs.same) for one in others):
+        raise GdrdError("--beside holds other pairs than --config.dev.pairs")
+    beside = any(one.people is None for one in others)
+    if beside and len(np.unique(faces)) == faces.size:  # a .bin, whose faces have no names either
+        raise GdrdError("--beside needs LFW's pairs.txt: whether two .bin files are the same cannot be told")
+
+
+def check_dev(words: list[str], beside: dict[str, list[Verified]]) -> None:
+    """Opens the dev pairs of a combination's flags, and compares those of --beside with them, before any training.
+
+    Raises:
+      GdrdError: the pairs cannot be used.
+    """
+    given = {}
+    for key in ("path", "pairs"):
+        start = f"--config.dev.{key}="
+        given[key] = next((user_path(word.removeprefix(start)) for word in words if word.startswith(start)), None)
+    found = dev.open_pairs(given["path"], given["pairs"])
+    _require_folds(found.folds)
+    faces = _numbered(np.stack([found.first, found.second]))
+    check_same_pairs(faces, found.same, [one for several in beside.values() for one in several])
+
+
+def _require_folds(folds: np.ndarray) -> None:
+    if not np.ptp(folds):
+        raise GdrdError("the dev set has no folds; give LFW with --config.dev.path and --config.dev.pairs")
+
+
 def compared(found: dict[str, list[Verified]], against: str | None) -> list[dict]:
     """One row a combination, of whose seeds these are."""
-    faces = [one.faces for several in found.values() for one in several]
-    same = [one.pairs.same for several in found.values() for one in several]
-    if not all(np.array_equal(values[0], other) for values in (faces, same) for other in values):
-        raise GdrdError("--beside holds other pairs than --config.dev.pairs")
-    beside = any(one.people is None for several in found.values() for one in several)
-    if beside and len(np.unique(faces[0])) == faces[0].size:  # a .bin, whose faces have no names either
-        raise GdrdError("--beside needs LFW's pairs.txt: whether two .bin files are the same cannot be told")
+    everyone = [one for several in found.values() for one in several]
+    check_same_pairs(everyone[0].faces, everyone[0].pairs.same, everyone)
     people = next(one.people for several in found.values() for one in several if one.people is not None)
     decided = {name: np.array([one.right for one in several], float) for name, several in found.items()}  # [S, P]
     rows = []
@@ -204,11 +248,11 @@ def _cell(value) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for workdirs and table")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for workdirs and table")
     parser.add_argument("--configs", required=True, help="a config file, with braces for several")
     parser.add_argument("--seeds", type=int, nargs="+", default=(7, 8, 9))
     parser.add_argument("--against", help="name of the combination that the others are compared with")
-    parser.add_argument("--beside", type=Path, help="a folder of tools/evaluate.py, whose rows join the table")
+    parser.add_argument("--beside", type=user_path, help="a folder of tools/evaluate.py, whose rows join the table")
     parser.add_argument("rest", nargs="*", metavar="-- --config.X=Y", help="for every run")
     given = parser.parse_args()
     combinations = expanded([f"--config={given.configs}", *given.rest])
@@ -220,8 +264,12 @@ def main() -> None:
             raise GdrdError(f"two {what} {twice[0]!r}; each run needs a workdir of its own")
     if not any(DEV in word for _, words in combinations for word in words):
         raise GdrdError(f"the grid is judged on LFW's pairs; give {DEV}LFW and --config.dev.pairs=pairs.txt behind --")
-    given.out.mkdir(parents=True, exist_ok=True)
+    claim_folder(given.out, "a grid of runs", "--out")
     beside = evaluated(given.beside) if given.beside else {}
+    for name, words in combinations:  # a mistake in the last one is found before the first one is trained
+        check(name, arguments(words, given.seeds[0], given.out / name, []))
+    check_dev(combinations[0][1], beside)
+    given.out.mkdir(parents=True, exist_ok=True)
     found, before = {name: [] for name in names}, []
     for seed in given.seeds:
         for name, words in combinations:
@@ -231,7 +279,7 @@ def main() -> None:
             found[name].append(trained(name, workdir))
         rows = compared(found | beside, given.against)
         write_json(given.out / "table.json", {"command": sys.argv, "rows": rows})
-        (given.out / "table.md").write_text(table(rows))
+        write_text(given.out / "table.md", table(rows))
         curves = {name: several[0].pairs for name, several in (found | beside).items()}
         report.draw_roc(given.out / "roc.png", curves, "dev pairs")
     print(table(rows))

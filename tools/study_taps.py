@@ -19,6 +19,7 @@ from pathlib import Path
 
 from gdrd_jax.command_line import guarded
 from gdrd_jax.data.degrade import KERNELS
+from gdrd_jax.files import user_path
 
 LOG = logging.getLogger("gdrd_jax.study_taps")
 PIXELS, ENLARGED = "pixels", 32  # side to which raw pixels are enlarged for their second row
@@ -28,9 +29,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--train", required=True, type=Path, help="aligned faces of people")
-    add("--data", required=True, type=Path, help="LFW, see tools/evaluate.py")
-    add("--pairs", required=True, type=Path, help="LFW's pairs.txt")
+    add("--train", required=True, type=user_path, help="aligned faces of people")
+    add("--data", required=True, type=user_path, help="LFW, see tools/evaluate.py")
+    add("--pairs", required=True, type=user_path, help="LFW's pairs.txt")
     add("--teacher", required=True, action="append", metavar="NAME=KIND:PATH", help="repeat for several")
     add("--tap", nargs="+", help="only these; all otherwise")
     add("--timestep", nargs="+", type=int, default=[0], help="default 0")
@@ -40,7 +41,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--kernel", default="area", choices=KERNELS, help="default area")
     add("--images", type=int, default=20, help="at most so many of each training person (20)")
     add("--seed", type=int, default=0, help="(0)")
-    add("--out", required=True, type=Path)
+    add("--out", required=True, type=user_path)
     return parser.parse_args(argv)
 
 
@@ -50,7 +51,8 @@ def work(given: argparse.Namespace) -> None:
     from gdrd_jax.data.formats import open_faces
     from gdrd_jax.errors import GdrdError
     from gdrd_jax.evaluation.lfw import open_lfw
-    from gdrd_jax.files import digest, locked, write_json
+    from gdrd_jax.files import digest, locked, write_json, write_text
+    from gdrd_jax.outputs import claim_folder
     from gdrd_jax.teachers import tap_study
 
     teachers = dict(_parse(text) for text in given.teacher)
@@ -58,6 +60,8 @@ def work(given: argparse.Namespace) -> None:
         raise GdrdError("two --teacher have one name; the table needs a name for each")
     if given.images < 2:
         raise GdrdError(f"--images {given.images}: the probe needs at least 2 of each person, one to learn from")
+    claim_folder(given.out, "a study of taps", "--out")
+    _check_teachers(teachers, given)
     views = Views.plain(given.resolution, given.kernel)
     train = open_faces(given.train)
     pairs = open_lfw(given.data, given.pairs, stretch=False, skip_bad=False)
@@ -87,23 +91,34 @@ def work(given: argparse.Namespace) -> None:
             for timestep in given.timestep:
                 network = load(timestep=timestep, input_size=given.input_size)
                 taps, source = given.tap or network.taps, network.fingerprint
-                unknown = [tap for tap in taps if tap not in network.taps]
-                if unknown:
-                    raise GdrdError(f"--tap {unknown[0]}: {name} has {', '.join(network.taps)}")
                 taps = tuple(tap for tap in taps if missing(name, timestep, tap, source))
                 if taps:
                     LOG.info("%s at timestep %d: %s", name, timestep, ", ".join(taps))
                     keep(name, timestep, source, tap_study.study(network, taps, faces, seed=given.seed))
-        (given.out / "taps.md").write_text(tap_study.table(rows))
+        write_text(given.out / "taps.md", tap_study.table(rows))
         (given.out / "taps.png").write_bytes(tap_study.picture(rows))
     LOG.info("%s\n%s", given.out / "taps.md", tap_study.table(rows))
+
+
+def _check_teachers(teachers: dict, given: argparse.Namespace) -> None:
+    """Loads every teacher once, so that a mistake in the last one is found before the first one is measured."""
+    from gdrd_jax.errors import GdrdError
+    from gdrd_jax.evaluation.models import open_model
+
+    for name, load in teachers.items():
+        for timestep in given.timestep:
+            network = load(timestep=timestep, input_size=given.input_size)
+            if unknown := [tap for tap in given.tap or () if tap not in network.taps]:
+                raise GdrdError(f"--tap {unknown[0]}: {name} has {', '.join(network.taps)}")
+    if given.recogniser:
+        open_model(given.recogniser)
 
 
 def _rows_before(path: Path, settings: dict) -> dict:
     from gdrd_jax.errors import GdrdError
 
     try:
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
         differing = ", ".join(key for key in settings if before["settings"].get(key) != settings[key])
     except FileNotFoundError:
         return {}
@@ -121,6 +136,7 @@ def _parse(text: str):
 
     name, _, rest = text.partition("=")
     kind, _, path = rest.partition(":")
+    path = str(user_path(path))
     if not path or not Path(path).exists():
         raise GdrdError(
             f"--teacher {text}: there is no {path!r}; it is NAME=KIND:PATH, such as sr64=diffusers:runs/sr64"
@@ -164,8 +180,7 @@ def _references(given: argparse.Namespace, faces):
 
 def main(argv: list[str]) -> int:
     """Runs the tool; returns the exit status."""
-    given = arguments(argv)
-    return guarded(lambda: work(given))
+    return guarded(lambda: work(arguments(argv)))
 
 
 if __name__ == "__main__":

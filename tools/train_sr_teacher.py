@@ -15,10 +15,10 @@ It runs on a GPU if there is one, and can be stopped at any time; the same comma
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 from gdrd_jax.command_line import guarded
 from gdrd_jax.data.degrade import KERNELS
+from gdrd_jax.files import user_path
 
 LOG = logging.getLogger("gdrd_jax.train_sr_teacher")
 
@@ -30,8 +30,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     sr = default().sr
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("faces", type=Path, metavar="FACES")
-    add("out", type=Path, metavar="OUT")
+    add("faces", type=user_path, metavar="FACES")
+    add("out", type=user_path, metavar="OUT")
     add("--resolution", type=int, default=16, choices=(8, 16, 32), help="pixels of its input (16)")
     add("--kernel", default="area", choices=KERNELS, help="how faces are reduced: area (OpenCV, default), bicubic")
     add("--size", type=int, default=sr.size, help=f"pixels of its output ({sr.size})")
@@ -54,23 +54,27 @@ def work(given: argparse.Namespace) -> None:
     from gdrd_jax.data.degrade import Views
     from gdrd_jax.data.formats import open_faces
     from gdrd_jax.data.prepare import checked
-    from gdrd_jax.errors import GdrdError
+    from gdrd_jax.errors import GdrdError, require
     from gdrd_jax.evaluation.models import parse_model
     from gdrd_jax.files import locked
+    from gdrd_jax.outputs import claim_folder
     from gdrd_jax.teachers import load_discriminative, sr_training
     from gdrd_jax.teachers.sr_quality import Watcher
 
     settings = sr_training.SrSettings(
         given.size, tuple(given.channels), given.layers, given.steps, given.batch, given.learning_rate, given.ema
     )
+    claim_folder(given.out, "an SR teacher", "OUT")
+    for package in ("torch", "diffusers", "safetensors"):
+        require(package, "teachers")
     views = Views.plain(given.resolution, given.kernel)
-    faces = checked(open_faces(given.faces, skip_bad=given.skip_bad), skip_bad=given.skip_bad)
-    if not 0 < given.test_people < len(faces.identities):
-        raise GdrdError(f"--test-people {given.test_people}: {given.faces} has {len(faces.identities)} people")
     recogniser = None
     if given.recogniser:
         _, path, preprocessing = parse_model(given.recogniser)
         recogniser = load_discriminative(path, preprocessing=preprocessing)
+    faces = checked(open_faces(given.faces, skip_bad=given.skip_bad), skip_bad=given.skip_bad)
+    if not 0 < given.test_people < len(faces.identities):
+        raise GdrdError(f"--test-people {given.test_people}: {given.faces} has {len(faces.identities)} people")
     ours, others = faces.split(given.test_people)
     with locked(given.out):
         watch = Watcher(others, views, given.size, recogniser, given.out / "samples", seed=given.seed)
@@ -82,8 +86,7 @@ def work(given: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> int:
     """Runs the tool; returns the exit status."""
-    given = arguments(argv)
-    return guarded(lambda: work(given))
+    return guarded(lambda: work(arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -182,13 +182,21 @@ def memory_limits(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/pro
     """In bytes, what the control groups (v2) of this process leave it: containers and SLURM have them."""
     if not groups.exists():
         return []
-    own = next((line[3:].strip("/") for line in groups.read_text().splitlines() if line.startswith("0::")), "")
+    own = next(
+        (line[3:].strip("/") for line in groups.read_text(encoding="utf-8").splitlines() if line.startswith("0::")), ""
+    )
     left = []
     for folder in (root / own, *(root / own).parents):
         limit, usage = folder / "memory.max", folder / "memory.stat"
-        if folder.is_relative_to(root) and limit.exists() and (most := limit.read_text().strip()) != "max":
+        if (
+            folder.is_relative_to(root)
+            and limit.exists()
+            and (most := limit.read_text(encoding="utf-8").strip()) != "max"
+        ):
             # What files are cached in is given up when it is needed.
-            used = next(int(line[5:]) for line in usage.read_text().splitlines() if line.startswith("anon "))
+            used = next(
+                int(line[5:]) for line in usage.read_text(encoding="utf-8").splitlines() if line.startswith("anon ")
+            )
             left.append(int(most) - used)
     return left
 

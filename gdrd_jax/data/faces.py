@@ -137,12 +137,12 @@ class Faces:
             "labels": self.labels.tolist(),
             "spans": None if self.spans is None else self.spans.tolist(),
         }
-        path.write_text(json.dumps(text))
+        path.write_text(json.dumps(text), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Faces":
         """Reads what `save` wrote."""
-        text = json.loads(path.read_text())
+        text = json.loads(path.read_text(encoding="utf-8"))
         spans = text["spans"]
         return cls(
             path.parent.resolve() / text["root"], tuple(text["names"]), np.array(text["labels"], np.int32),

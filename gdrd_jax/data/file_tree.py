@@ -25,7 +25,7 @@ CLUTTER = frozenset(
         "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
     }
 )  # fmt: skip
-UNREADABLE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG})
+UNREADABLE_ERRNOS = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
 def scan(path: Path) -> tuple[Faces, dict[str, int]]:
@@ -76,7 +76,7 @@ def why_unreadable(path: Path) -> str | None:
     except ValueError:  # a NUL in the name
         return "it is no file name"
     except OSError as error:
-        if error.errno not in UNREADABLE:
+        if error.errno not in UNREADABLE_ERRNOS:
             raise
         return "it is a link to a file that does not exist" if path.is_symlink() else f"{error.strerror}".lower()
     return None if stat.S_ISREG(mode) else "it is not a regular file"

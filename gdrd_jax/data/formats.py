@@ -153,7 +153,7 @@ def read_manifest(folder: Path) -> dict:
       GdrdError: damaged, or something else of this name.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         lists = [manifest[key] for key in ("names", "identities", "skipped")]
         if all(isinstance(value, list) for value in lists) and manifest["origin"] and manifest["fingerprint"]:
             return manifest
@@ -169,7 +169,7 @@ def stand_in(path: Path) -> str | None:
     """
     for folder in (path, *path.resolve().parents[:2]):
         if (folder / STAND_IN).is_file():
-            return " ".join((folder / STAND_IN).read_text().split())
+            return " ".join((folder / STAND_IN).read_text(encoding="utf-8").split())
     if path.suffix == ".tar":
         files = list_files(path)
         for row, name in enumerate(files.names):

@@ -21,7 +21,7 @@ from gdrd_jax.data import recordio
 from gdrd_jax.data.align import FACE_SIZE, Aligner
 from gdrd_jax.data.decoding import decode
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.file_tree import UNREADABLE
+from gdrd_jax.data.file_tree import UNREADABLE_ERRNOS
 from gdrd_jax.data.formats import JOURNAL, MANIFEST, RECORDS, open_faces, read_manifest
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.errors import GdrdError
@@ -95,7 +95,7 @@ def _fit_all(
         except GdrdError as error:
             return None, error if isinstance(error, Unfit) else Unfit(str(error))
         except OSError as error:
-            if error.errno not in UNREADABLE:
+            if error.errno not in UNREADABLE_ERRNOS:
                 raise
             return None, Unfit(f"{faces.where(row)} cannot be read: {error.strerror}")
 
@@ -158,7 +158,7 @@ def _convert(
     faces: Faces, folder: Path, origin: dict, aligner: Aligner | None, skip_faceless: bool, skip_bad: bool
 ) -> None:
     journal = _begin(folder, origin)
-    with (folder / RECORDS).open("ab") as records, (folder / JOURNAL).open("a") as lines:
+    with (folder / RECORDS).open("ab") as records, (folder / JOURNAL).open("a", encoding="utf-8") as lines:
         kept, done = sum("sha256" in entry for entry in journal), len(journal)
         people = {int(faces.labels[row]) for row, entry in enumerate(journal) if "sha256" in entry}
         if not done:
@@ -197,7 +197,7 @@ def _begin(folder: Path, origin: dict) -> list[dict]:
     if not path.exists():
         if any(entry.name not in (LOCK, JOURNAL + ".tmp") for entry in folder.iterdir()):
             raise GdrdError(f"{folder} is not empty; choose another folder for the store")
-        path.with_name(JOURNAL + ".tmp").write_text(json.dumps(origin) + "\n")
+        path.with_name(JOURNAL + ".tmp").write_text(json.dumps(origin) + "\n", encoding="utf-8")
         os.replace(path.with_name(JOURNAL + ".tmp"), path)
     records.touch()
     text = path.read_bytes()
@@ -231,8 +231,9 @@ def _finish(faces: Faces, folder: Path, journal: list[dict], origin: dict) -> No
             records.write(recordio.pack_range(int(start), int(stop), len(kept) + 1 + person))
         records.seek(0)
         records.write(recordio.pack_range(len(kept) + 1, len(kept) + 1 + len(present), 0))
-    (folder / RECORDS).with_suffix(".idx").write_text("".join(f"{key}\t{start}\n" for key, start in enumerate(starts)))
-    (folder / "property").write_text(f"{len(present)},{FACE_SIZE},{FACE_SIZE}\n")
+    index = "".join(f"{key}\t{start}\n" for key, start in enumerate(starts))
+    (folder / RECORDS).with_suffix(".idx").write_text(index, encoding="utf-8")
+    (folder / "property").write_text(f"{len(present)},{FACE_SIZE},{FACE_SIZE}\n", encoding="utf-8")
     digests = [bytes.fromhex(journal[row]["sha256"]) for row in kept]
     manifest = {
         "names": [faces.names[row] for row in kept],

@@ -17,7 +17,7 @@ import numpy as np
 import tensorstore as ts
 
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import digest, write_json, writing
+from gdrd_jax.files import digest, storable, write_json, writing
 
 FORMAT = 2  # of the folder
 CHUNK_ROWS = 256
@@ -67,12 +67,13 @@ class Cache:
         """Opens the cache at `path` to go on writing, or starts one.
 
         Raises:
-          GdrdError: the folder holds a cache of something else.
+          GdrdError: the folder holds a cache of something else, or TensorStore cannot read its path.
         """
         wanted = {
             "format": FORMAT, "rows": rows, "views": views, "shape": list(shape), "dtype": dtype,
             "made_from": made_from,
         }  # fmt: skip
+        path = storable(path)
         if not (path / "manifest.json").exists():
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / "manifest.json", {**wanted, "about": about or {}})
@@ -96,7 +97,7 @@ class Cache:
         Raises:
           GdrdError: it is missing, unfinished, or of another data set.
         """
-        cache = cls._read(path)
+        cache = cls._read(storable(path))
         if faces and cache.manifest["made_from"].get("faces") != faces:
             raise GdrdError(f"{path} holds targets of another data set; remove it and run again")
         missing = cache.missing()
@@ -112,7 +113,7 @@ class Cache:
     @classmethod
     def _read(cls, path: Path) -> "Cache":
         try:
-            cache = cls(path, json.loads((path / "manifest.json").read_text()))
+            cache = cls(path, json.loads((path / "manifest.json").read_text(encoding="utf-8")))
             if cache.manifest["format"] != FORMAT:
                 raise ValueError(f"format {cache.manifest['format']}")
             for key in ("rows", "views", "made_from"):

@@ -18,6 +18,7 @@ from gdrd_jax.evaluation import ar, lfw, report, tinyface, uccs
 from gdrd_jax.evaluation.models import Model, embed_faces, open_model, parse_model
 from gdrd_jax.evaluation.result import Result
 from gdrd_jax.files import locked
+from gdrd_jax.outputs import claim_folder
 
 LOG = logging.getLogger(__name__)
 FILES = (
@@ -99,15 +100,18 @@ def evaluate(settings: Settings, out: Path) -> dict[str, Result]:
       Row (model_resolution) to results.
 
     Raises:
-      GdrdError: a mistake of the user's; all but damaged faces are found before any is embedded.
+      GdrdError: a mistake of the user's, `out` being something else than an earlier evaluation among them; all but
+        damaged faces are found before any is embedded.
     """
+    claim_folder(out, "an evaluation", "--out")
     for resolution in settings.resolutions:
         settings.degradation(resolution)
     names = [parse_model(text)[0] for text in settings.models]
     if len(set(names)) < len(names):
         raise GdrdError(f"two models are called {max(names, key=names.count)!r}; name them: --model NAME=PATH")
-    protocol = open_protocol(settings)
+    # Before the faces, because decoding all of them takes longer.
     models = [open_model(text, settings.output) for text in settings.models]
+    protocol = open_protocol(settings)
     with locked(out):
         for name in FILES:  # of an earlier run with other settings
             (out / name).unlink(missing_ok=True)

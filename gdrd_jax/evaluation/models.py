@@ -5,21 +5,23 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax import __version__
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degrade import Degradation, resize
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.files import user_path
 from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.teachers.arcface import parse_preprocessing
 from gdrd_jax.teachers.precompute import Job, fill
+
+FORMAT = 1  # of embeddings; to be raised when the same model and faces would give others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,19 +85,37 @@ def open_model(text: str, output: str = "") -> Model:
 def parse_model(text: str) -> tuple[str, Path, str]:
     """Name, path and preprocessing that `open_model`'s text means; loads nothing.
 
+    A path may have "=" and ":" in it: of all ways to read the text, the one whose path exists counts, and of several
+    the one that takes the most of the text for the path.
+
     Raises:
       GdrdError: there is no such file or workdir, or no such preprocessing.
     """
-    name, _, rest = ("", "", text) if Path(text).exists() or "=" not in text else text.partition("=")
-    path, preprocessing = rest, "auto"
-    if not Path(rest).exists() and ":" in rest:
-        path, _, preprocessing = rest.rpartition(":")
-    parse_preprocessing(preprocessing)
-    if not Path(path).exists():
+    name, path, preprocessing = next((r for r in _readings(text) if user_path(r[1]).exists()), _as_described(text))
+    if not user_path(path).exists():
         raise GdrdError(f"--model {text}: there is no file or workdir {path!r}")
-    if Path(path).is_dir() and preprocessing != "auto":
+    parse_preprocessing(preprocessing)
+    path = user_path(path)
+    if path.is_dir() and preprocessing != "auto":
         raise GdrdError(f"--model {text}: a student knows its preprocessing; give its workdir alone")
-    return name or re.sub(r"\W+", "_", Path(path).stem), Path(path), preprocessing
+    return name or re.sub(r"\W+", "_", path.stem), path, preprocessing
+
+
+def _readings(text: str) -> Iterator[tuple[str, str, str]]:
+    """Every `(name, path, preprocessing)` that a text can mean: without a name first, without a preprocessing first."""
+    ends = [i for i, character in enumerate(text) if character == "="]
+    for name, rest in [("", text), *((text[:i], text[i + 1 :]) for i in ends)]:
+        yield name, rest, "auto"
+        if ":" in rest:
+            path, _, preprocessing = rest.rpartition(":")
+            yield name, path, preprocessing
+
+
+def _as_described(text: str) -> tuple[str, str, str]:
+    """What a text means whose path is missing, for the error."""
+    name, _, rest = text.rpartition("=") if "=" in text else ("", "", text)
+    path, _, preprocessing = rest.partition(":")
+    return name, path, preprocessing or "auto"
 
 
 def embed_both(network, faces: np.ndarray) -> np.ndarray:
@@ -122,7 +142,7 @@ def embed_faces(model: Model, faces: Faces, how: Degradation | None, *, seed: in
     made_from = {
         "faces": faces.fingerprint, "model": model.settings["fingerprint"], "kernel": model.kernel, "seed": seed,
         "names": hashlib.sha256(os.fsencode("\0".join(faces.names))).hexdigest(),  # noise is drawn by name
-        "how": None if how is None else dataclasses.asdict(how), "version": __version__,
+        "how": None if how is None else dataclasses.asdict(how), "format": FORMAT,
     }  # fmt: skip
 
     def load(_view: int, rows: range) -> np.ndarray:

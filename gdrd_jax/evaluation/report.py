@@ -18,6 +18,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from gdrd_jax.evaluation import verification  # noqa: E402
 from gdrd_jax.evaluation.result import Result  # noqa: E402
 from gdrd_jax.evaluation.verification import Pairs  # noqa: E402
+from gdrd_jax.files import write_text  # noqa: E402
 
 CELL = 72  # pixels of a face in the pictures
 GAP = 4
@@ -74,7 +75,7 @@ def write(
       document: what stands in metrics.json beside `results`.
     """
     rows = {name: {**result.metrics, "intervals": result.intervals} for name, result in results.items()}
-    (folder / "metrics.json").write_text(json.dumps({**document, "results": rows}, indent=1))
+    (folder / "metrics.json").write_text(json.dumps({**document, "results": rows}, indent=1), encoding="utf-8")
     if curves:
         _write_roc_csv(folder / "roc.csv", curves)
         draw_roc(folder / "roc.png", curves, title)
@@ -87,7 +88,7 @@ def write(
         figures="\n".join(_figure(*figure) for figure in figures),
         settings=html.escape(json.dumps(settings, indent=1)),
     )  # fmt: skip
-    (folder / "report.html").write_text(page)
+    write_text(folder / "report.html", page)
 
 
 def lookup(metrics: Mapping, key: str):
@@ -228,7 +229,7 @@ def grid(lines: list[list[np.ndarray]], frames: list[list[tuple[int, int, int] |
 
 
 def _write_roc_csv(path: Path, curves: dict[str, Pairs]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["row", "far", "tar", "threshold"])
         for name, pairs in curves.items():

@@ -49,7 +49,7 @@ def read(folder: Path) -> dict:
 def described_by(folder: Path) -> dict:
     """The manifest alone; raises as `read`."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}")
         for key in ("student", "kernel", "fingerprint", "thresholds"):

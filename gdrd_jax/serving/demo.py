@@ -5,6 +5,7 @@ import dataclasses
 import html
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -251,6 +252,25 @@ def _image(face: np.ndarray) -> str:
     return f'<img{low} alt="" src="data:image/png;base64,{base64.b64encode(png(face)).decode()}">'
 
 
+def check_server(port: int) -> None:
+    """Finds out, before galleries are read, whether `serve` can work.
+
+    Raises:
+      GdrdError: gradio is not installed, or the port is taken.
+    """
+    require("gradio", "demo")
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise _port_taken(port) from error
+
+
+def _port_taken(port: int) -> GdrdError:
+    return GdrdError(f"port {port} is taken or is none; choose another with --port")
+
+
 def serve(demo: Demo, port: int):
     """Serves the page at http://127.0.0.1:PORT, to this computer alone, in a thread.
 
@@ -281,5 +301,5 @@ def serve(demo: Demo, port: int):
             prevent_thread_lock=True, footer_links=[], css=STYLE, theme=gradio.themes.Default(**fonts),
         )  # fmt: skip
     except (OSError, OverflowError) as error:
-        raise GdrdError(f"port {port} is taken or is none; choose another with --port") from error
+        raise _port_taken(port) from error
     return page

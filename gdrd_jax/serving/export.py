@@ -13,6 +13,7 @@ import numpy as np
 
 from gdrd_jax import __version__
 from gdrd_jax.checkpoints import load_description
+from gdrd_jax.config import PATHS
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.data.faces import Faces
@@ -21,7 +22,7 @@ from gdrd_jax.data.prepare import checked
 from gdrd_jax.errors import GdrdError, require
 from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.models import open_model
-from gdrd_jax.files import replacing, sha256, writable_folder, write_json
+from gdrd_jax.files import replacing, sha256, writable_folder, write_json, write_text
 from gdrd_jax.models.student import unset_student
 from gdrd_jax.recognizer import Recognizer, directory_of
 from gdrd_jax.serving import bundle, card, networks, proof
@@ -33,11 +34,6 @@ FORMATS = {
     "safetensors": bundle.WEIGHTS, "onnx": "student.onnx", "onnx_nchw": "student.nchw.onnx",
     "int8": "student.int8.onnx", "stablehlo": "student.stablehlo",
 }  # fmt: skip
-# Settings that name files of the machine that it was trained on.
-PATHS = (
-    ("data", "path"), ("data", "unlabelled"), ("data", "detector"), ("dev", "path"), ("dev", "pairs"),
-    ("discriminative", "path"), ("generative", "path"),
-)  # fmt: skip
 INEXACT = ("int8",)
 PROVED = 1000  # faces
 LEAST_COSINE = 0.99999
@@ -68,21 +64,25 @@ class Settings:
 
 
 def export(settings: Settings, folder: Path) -> dict:
-    """Writes an exported student; an older one there is replaced.
+    """Writes an exported student; an older export of the same student is replaced.
 
     Returns:
       Its manifest.
 
     Raises:
-      GdrdError: no student or faces, a package is missing, or a file does not do what the student does.
+      GdrdError: no student or faces, the folder holds another student or other things, a package is missing, or a file
+        does not do what the student does.
     """
-    for package in ("onnx", "onnxruntime", "safetensors"):
+    packages = ["onnx", "onnxruntime", "safetensors"]
+    for package in packages + ["onnxruntime.quantization"] * ("int8" in settings.formats):
         require(package, "export")
     writable_folder(folder.absolute().parent)
     _refuse_others(folder)
     if (settings.workdir / bundle.MANIFEST).exists():
         raise GdrdError(f"{settings.workdir} is an exported student; give the workdir that it was exported from")
     recognizer = Recognizer.load(settings.workdir, settings.which)
+    if (folder / bundle.MANIFEST).exists() and bundle.described_by(folder)["fingerprint"] != recognizer.fingerprint():
+        raise GdrdError(f"{folder} is the export of another student, which is not replaced; choose another folder")
     beside = [_beside(text) for text in settings.beside]
     judges = _judges(settings, recognizer)
     named, faces, labels = _calibration(settings, recognizer)
@@ -117,7 +117,7 @@ def export(settings: Settings, folder: Path) -> dict:
             "training": _nameless(_training(settings.workdir)), "best_at_step": description.get("step"),
             "licence": card.LICENCE, "version": __version__,
         }  # fmt: skip
-        (new / "README.md").write_text(card.text(manifest))
+        write_text(new / "README.md", card.text(manifest))
         write_json(new / bundle.MANIFEST, manifest)
     LOG.info("%s\n%s", folder, proof.table(rows))
     return manifest
@@ -175,13 +175,13 @@ def _judges(settings: Settings, recognizer: Recognizer) -> Judges | None:
 def _training(workdir: Path) -> dict:
     """The run's config; empty where it is not known."""
     path = workdir / "config.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _nameless(config: dict) -> dict:
     """Without the folders of the machine that it was trained on."""
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items() if key != "base"}
-    for section, key in PATHS:
+    for section, key in (name.split(".") for name in PATHS):
         if kept.get(section, {}).get(key):
             kept[section][key] = Path(kept[section][key]).name
     return kept

@@ -8,10 +8,11 @@ from tqdm import tqdm
 
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation.report import grid
-from gdrd_jax.files import replacing_file, writable_folder
+from gdrd_jax.files import replacing_file
+from gdrd_jax.outputs import claim_folder
 from gdrd_jax.recognizer import BATCH, Recognizer
 from gdrd_jax.serving import images
-from gdrd_jax.serving.gallery import MANIFEST, Gallery, Match
+from gdrd_jax.serving.gallery import MANIFEST, Gallery, Match, require_codes
 
 SHOWN = 12  # probes in a picture
 
@@ -37,7 +38,13 @@ def embed(recognizer: Recognizer, path: Path, *, align: bool) -> Embedded:
     Raises:
       GdrdError: there are none, or none of them can be used.
     """
-    found, used, bad, embeddings = images.find(path), [], [], []
+    return _embed(recognizer, images.find(path), align=align)
+
+
+def _embed(recognizer: Recognizer, found: list[Path], *, align: bool) -> Embedded:
+    used, bad, embeddings = [], [], []
+    if align:
+        recognizer.require_aligner()
     one = lambda file: recognizer.see(file, align=align)  # noqa: E731
     with tqdm(total=len(found), desc="embedding", unit="face", disable=len(found) == 1) as progress:
         for start in range(0, len(found), BATCH):
@@ -64,7 +71,7 @@ def enroll(recognizer: Recognizer, path: Path, folder: Path, *, align: bool, add
     Raises:
       GdrdError: no usable picture, or `folder` is no gallery, or of another student.
     """
-    writable_folder(folder)
+    claim_folder(folder, "a gallery", "--gallery")
     fingerprint = recognizer.fingerprint()
     if add:
         gallery = Gallery.load(folder, fingerprint)
@@ -72,18 +79,26 @@ def enroll(recognizer: Recognizer, path: Path, folder: Path, *, align: bool, add
         raise GdrdError(f"{folder} exists already; add to it with --add, or choose another folder")
     else:
         gallery = Gallery(recognizer.dim, fingerprint)
-    found = add_people(gallery, recognizer, path, align=align)
+    found = add_people(gallery, recognizer, path, align=align, saved=True)
     gallery.save(folder, new=not add)
     return gallery, found
 
 
-def add_people(gallery: Gallery, recognizer: Recognizer, path: Path, *, align: bool) -> Embedded:
+def add_people(
+    gallery: Gallery, recognizer: Recognizer, path: Path, *, align: bool, saved: bool = False
+) -> Embedded:  # fmt: skip
     """Adds the people of a folder, FOLDER/PERSON/IMAGE or FOLDER/PERSON.jpg, as metadata `path` and `align`.
 
+    Args:
+      saved: the gallery is saved afterwards; what that needs of so many faces is checked first.
+
     Raises:
-      GdrdError: no usable picture.
+      GdrdError: no usable picture, or a package is missing.
     """
-    found, root = embed(recognizer, path, align=align), path if path.is_dir() else path.parent
+    files, root = images.find(path), path if path.is_dir() else path.parent
+    if saved:
+        require_codes(len(gallery) + len(files))
+    found = _embed(recognizer, files, align=align)
     people = [images.person(file, root) for file in found.paths]
     gallery.add(found.embeddings, people, [{"path": str(file.resolve()), "align": align} for file in found.paths])
     return found

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gdrd_jax.errors import GdrdError, require
-from gdrd_jax.files import locked, write_json, writing
+from gdrd_jax.files import locked, user_path, write_json, writing
 
 FORMAT = 1  # of the folder
 MANIFEST, VERSION = "gallery.json", "gallery."
@@ -216,7 +216,8 @@ class Gallery:
         """
         if not len(self):
             raise GdrdError(f"the gallery is empty; add faces before saving it in {folder}")
-        folder = Path(folder).resolve()
+        require_codes(len(self))
+        folder = user_path(folder).resolve()
         version = f"{VERSION}{uuid.uuid4().hex[:8]}"
         with writing(folder), locked(folder):
             if new and _version(folder):
@@ -255,7 +256,7 @@ class Gallery:
             self._write_codes(folder)
 
     def _write_codes(self, folder: Path) -> None:
-        faiss = require("faiss", "export")
+        faiss = require_codes(len(self))
         sample = self._rows(np.linspace(0, len(self) - 1, min(SAMPLE, len(self))).astype(int))
         axes = _axes(sample)
         index = faiss.IndexScalarQuantizer(
@@ -277,7 +278,7 @@ class Gallery:
         Raises:
           GdrdError: no gallery there, one of another recogniser, or damage.
         """
-        folder = Path(folder).resolve()
+        folder = user_path(folder).resolve()
         manifest = _manifest(folder)
         if fingerprint not in (None, manifest["fingerprint"]):
             raise GdrdError(
@@ -311,9 +312,18 @@ class Gallery:
                 raise ValueError("codes of something else")
 
 
+def require_codes(faces: int):
+    """Imports faiss if a gallery of so many faces needs codes.
+
+    Raises:
+      GdrdError: faiss is not installed.
+    """
+    return require("faiss", "export") if faces > EXACT else None
+
+
 def _manifest(folder: Path) -> dict:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}")
         for key, kind in {"fingerprint": str, "dim": int, "faces": int, "version": str, "sizes": dict}.items():

@@ -32,7 +32,7 @@ def check_folder(path: str | os.PathLike, tap: str) -> None:
     """Raises GdrdError unless a folder looks like a network that `SrDiffusion` can use; imports nothing heavy."""
     path = Path(path)
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         kind, size, inputs = config["_class_name"], config["sample_size"], config["in_channels"]
         check_tap(tap, len(config["down_block_types"]))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -53,7 +53,7 @@ class Watcher:
         lines = [self._low[shown], self._bicubic[shown], drawn[shown], *more, self._originals[shown]]
         (self._folder / f"step_{step:06d}.png").write_bytes(png(grid([list(line) for line in lines])))
         path = self._folder / "quality.json"
-        steps = json.loads(path.read_text()) if path.exists() else {}
+        steps = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         write_json(path, {**steps, str(step): figures})
         LOG.info(
             "step %d: %s", step,

@@ -19,7 +19,7 @@ from gdrd_jax.data.degrade import Views, resize
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import batch_rows, in_parallel
 from gdrd_jax.errors import GdrdError, first_line, require
-from gdrd_jax.files import write_json
+from gdrd_jax.files import not_written, write_json
 from gdrd_jax.interrupt import Interrupted, Signals
 from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.sr_diffusion import RESIDUAL_SCALE, check_tap, draw, to_tensor
@@ -179,7 +179,7 @@ def _claim(directory: Path, faces: Faces, views: Views, settings: SrSettings, se
         "settings": dataclasses.asdict(settings), "seed": seed,
     }  # fmt: skip
     ours, path = json.loads(json.dumps(ours)), directory / "training.json"
-    if path.exists() and (theirs := json.loads(path.read_text())) != ours:
+    if path.exists() and (theirs := json.loads(path.read_text(encoding="utf-8"))) != ours:
         changed = ", ".join(key for key in ours if theirs.get(key) != ours[key])
         raise GdrdError(
             f"{directory} holds an SR teacher made from other {changed}; remove it or choose another folder"
@@ -231,16 +231,13 @@ def _averaged(unet, ema) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _told(directory: Path) -> Iterator[None]:
-    """Turns what torch, safetensors and diffusers raise of a full disk into one of our errors."""
+    """Turns what torch, safetensors and diffusers raise where they cannot write into one of our errors."""
     try:
         yield
     except (Interrupted, KeyboardInterrupt):
         raise
     except Exception as error:
-        raise GdrdError(
-            f"{directory} could not be written: {first_line(error)}; make room if the disk is full, and run the same "
-            "command again"
-        ) from error
+        raise not_written(directory, error) from error
 
 
 def _save(path: Path, done: int, unet, ema, optimiser) -> None:

@@ -161,7 +161,8 @@ def test_a_disk_without_room_is_told_and_what_is_there_stays(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(
-            GdrdError, match="could not be written.*make room if the disk is full, and run the same command again"
+            GdrdError,
+            match="could not be written: File too large.*raise the limit .*, and run the same command again",
         ):
             write_zeros(cache, range(CHUNK_ROWS, 2 * CHUNK_ROWS))
     finally:

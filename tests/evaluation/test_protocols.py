@@ -22,7 +22,7 @@ from gdrd_jax.data.formats import STAND_IN, stand_in
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import ar, lfw, tinyface, uccs
 from gdrd_jax.evaluation.evaluate import Settings, evaluate
-from gdrd_jax.evaluation.models import open_model
+from gdrd_jax.evaluation.models import open_model, parse_model
 from gdrd_jax.models import student
 from gdrd_jax.recognizer import Recognizer
 
@@ -468,7 +468,7 @@ def test_stand_ins_are_not_written_over_other_things(lfw_folder, tmp_path):
         "--out", tmp_path,
     ]  # fmt: skip
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "is no stand-in" in done.stderr
+    assert done.returncode == 2 and "holds other things, such as precious.jpg" in done.stderr
     assert (tmp_path / "tinyface" / "precious.jpg").exists()
 
 
@@ -540,3 +540,40 @@ def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw
         "student_native",
         "student_16",
     ]  # by another kernel, so other faces
+
+
+def test_an_existing_path_wins_over_every_other_reading(network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("a=b/net.onnx", "C:odd/net.onnx", "x=C:odd/net.onnx", "home/net.onnx", "plain/b=c:d.onnx", "e.onnx"):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy(network, name)
+    for run in ("runs/lr=0.1", "runs/at:10", "runs/a=b:c=d"):
+        Path(run).mkdir(parents=True)
+    for text, expected in {
+        "a=b/net.onnx": ("net", "a=b/net.onnx", "auto"),
+        "a=b/net.onnx:imagenet": ("net", "a=b/net.onnx", "imagenet"),
+        "mine=a=b/net.onnx:imagenet": ("mine", "a=b/net.onnx", "imagenet"),
+        "C:odd/net.onnx": ("net", "C:odd/net.onnx", "auto"),
+        "y=C:odd/net.onnx:127.5/128": ("y", "C:odd/net.onnx", "127.5/128"),
+        "x=C:odd/net.onnx": ("net", "x=C:odd/net.onnx", "auto"),  # all of it is there
+        "plain/b=c:d.onnx:inside": ("b_c_d", "plain/b=c:d.onnx", "inside"),
+        "n=plain/b=c:d.onnx": ("n", "plain/b=c:d.onnx", "auto"),
+        "e.onnx:arcface": ("e", "e.onnx", "arcface"),
+        "runs/lr=0.1": ("lr_0", "runs/lr=0.1", "auto"),
+        "mine=runs/lr=0.1": ("mine", "runs/lr=0.1", "auto"),
+        "lr=0.2=runs/lr=0.1": ("lr=0.2", "runs/lr=0.1", "auto"),
+        "runs/at:10": ("at_10", "runs/at:10", "auto"),
+        "mine=runs/a=b:c=d": ("mine", "runs/a=b:c=d", "auto"),
+        "~/net.onnx:arcface": ("net", str(tmp_path / "home/net.onnx"), "arcface"),
+    }.items():
+        name, path, preprocessing = parse_model(text)
+        assert (name, str(path), preprocessing) == expected, text
+    for text, message in (
+        ("nothing.onnx", "no file or workdir 'nothing.onnx'"),
+        ("x=nothing.onnx:imagenet", "no file or workdir 'nothing.onnx'"),
+        ("e.onnx:nonsense", "MEAN/STD"),
+        ("runs/lr=0.1:imagenet", "a student knows its preprocessing"),
+    ):
+        with pytest.raises(GdrdError, match=message):
+            parse_model(text)

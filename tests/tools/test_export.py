@@ -252,6 +252,14 @@ def test_an_exported_student_verifies_and_marks_who_passes(exported, faces, tmp_
     assert status == 2 and "thresholds are of single faces" in told
 
 
+def test_another_student_is_not_replaced(exported, faces, tmp_path, capsys):
+    copy, other = shutil.copytree(exported, tmp_path / "copy"), save_student(tmp_path / "other", seed=5)
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    assert export.main([*map(str, (other, copy, "--calibration", faces))]) == 2
+    assert "copy is the export of another student" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
 def test_speeds_are_medians_of_what_each_form_takes():
     import time
 

@@ -1,0 +1,207 @@
+"""What the end of a job needs is checked at its beginning, in every tool."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_faces, save_recogniser, save_student
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import make_stand_ins  # noqa: E402
+import recognize  # noqa: E402
+import run_grid  # noqa: E402
+import study_taps  # noqa: E402
+import train_sr_teacher  # noqa: E402
+
+from gdrd_jax import errors  # noqa: E402
+from gdrd_jax.errors import GdrdError  # noqa: E402
+from gdrd_jax.evaluation.evaluate import Settings, evaluate  # noqa: E402
+from gdrd_jax.serving import demo as serving_demo  # noqa: E402
+from gdrd_jax.serving import export, folders, gallery, images  # noqa: E402
+from gdrd_jax.serving.gallery import Gallery  # noqa: E402
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_faces(Path("faces"), 4, 3)
+    return tmp_path
+
+
+@pytest.fixture
+def missing(monkeypatch):
+    """Makes packages missing, by their importable names."""
+    real = errors.importlib.import_module
+
+    def hide(*names):
+        def import_module(name, *rest, **more):
+            if name in names:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return real(name, *rest, **more)
+
+        monkeypatch.setattr(errors.importlib, "import_module", import_module)
+
+    return hide
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Fails the test as soon as a picture is read or embedded."""
+
+    def worked(*_, **__):
+        raise AssertionError("work was begun")
+
+    def forbid(*places):
+        for owner, name in places:
+            monkeypatch.setattr(owner, name, worked)
+
+    return forbid
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_a_large_gallery_needs_faiss_before_any_picture_is_embedded(here, capsys, missing, no_work, monkeypatch, add):
+    model = save_student(here / "run")
+    words = ["enroll", "faces", "--gallery", "known", "--model", str(model)]
+    if add:
+        assert recognize.main(words) == 0
+        words.append("--add")
+    monkeypatch.setattr(gallery, "EXACT", 11 if not add else 23)
+    missing("faiss")
+    no_work((images, "seen"))
+    assert recognize.main(words) == 2
+    assert "the package 'faiss' is not installed" in capsys.readouterr().err
+    assert (here / "known").exists() == add
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    missing("faiss")
+    assert recognize.main(words) == 0  # a small one needs none
+
+
+def test_a_large_gallery_is_not_half_written_without_faiss(tmp_path, missing, monkeypatch):
+    monkeypatch.setattr(gallery, "EXACT", 3)
+    known = Gallery(4, "x")
+    known.add(np.eye(4, dtype=np.float32), list("abcd"))
+    missing("faiss")
+    with pytest.raises(GdrdError, match="'faiss' is not installed"):
+        known.save(tmp_path / "known")
+    assert not (tmp_path / "known").exists()
+
+
+def test_photographs_need_a_detector_before_any_is_read(here, capsys, no_work):
+    model = save_student(here / "run")
+    no_work((images, "seen"))
+    words = ["embed", "faces", "--out", "x.npz", "--align", "--detector", "none.onnx", "--model", str(model)]
+    assert recognize.main(words) == 2 and "none.onnx" in capsys.readouterr().err
+
+
+def test_an_evaluation_loads_its_models_before_it_reads_all_faces(here, no_work):
+    import gdrd_jax.evaluation.evaluate as module
+
+    Path("x.onnx").write_bytes(b"no network")
+    no_work((module, "open_protocol"))
+    how = Settings("lfw", Path("faces"), Path("pairs.txt"), ("x.onnx",), ("16",))
+    with pytest.raises(GdrdError, match="x.onnx"):
+        evaluate(how, Path("out"))
+    assert not Path("out").exists()
+
+
+def test_an_export_in_8_bits_needs_its_package_first(here, missing):
+    missing("onnxruntime.quantization")
+    how = export.Settings(save_student(here / "run"), "student", ("int8",), Path("faces"), None, None)
+    with pytest.raises(GdrdError, match="'onnxruntime.quantization' is not installed"):
+        export.export(how, here / "out")
+
+
+def test_an_sr_teacher_needs_its_packages_before_the_faces_are_read(here, capsys, missing, no_work):
+    import gdrd_jax.data.prepare as prepare
+
+    no_work((prepare, "checked"))
+    for package in ("torch", "diffusers", "safetensors"):
+        missing(package)
+        assert train_sr_teacher.main(["faces", "sr"]) == 2
+        assert f"the package {package!r} is not installed" in capsys.readouterr().err
+    assert not Path("sr").exists()
+
+
+def test_taps_of_all_teachers_are_checked_before_one_is_measured(here, capsys, no_work, monkeypatch):
+    import gdrd_jax.evaluation.lfw as lfw
+
+    class Network:
+        taps = ("mid",)
+
+        def __init__(self, *_, timestep, input_size):
+            if timestep > 999:
+                raise GdrdError(f"timestep {timestep}")
+
+    monkeypatch.setattr(study_taps, "_parse", lambda text: (text, Network))
+    no_work((lfw, "open_lfw"))
+    words = ["--train", "faces", "--data", "faces", "--pairs", "x", "--teacher", "a", "--out", "out"]
+    assert study_taps.main([*words, "--tap", "down9"]) == 2
+    assert "--tap down9: a has mid" in capsys.readouterr().err
+    assert study_taps.main([*words, "--timestep", "0", "1000"]) == 2
+    assert "timestep 1000" in capsys.readouterr().err
+    assert study_taps.main([*words, "--recogniser", "none.onnx"]) == 2
+    assert "none.onnx" in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_stand_ins_are_not_begun_without_all_that_they_are_made_of(here, capsys):
+    Path("ar.mat").write_bytes(b"no matrices")
+    words = ["--lfw", "faces", "--distractors", "faces", "--ar", "ar.mat", "--out", "out"]
+    assert make_stand_ins.main(words) == 2
+    assert "ar.mat is not AR10P" in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_a_page_needs_gradio_and_its_port_first(missing, capsys):
+    import socket
+
+    import demo
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert demo.main(["--model", "none", "--port", str(port)]) == 2
+        assert f"port {port} is taken" in capsys.readouterr().err
+    missing("gradio")
+    assert demo.main(["--model", "none"]) == 2 and "'gradio' is not installed" in capsys.readouterr().err
+    assert serving_demo and folders
+
+
+def grid(*words):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "run_grid.py"), "--out=out", *words], capture_output=True, text=True
+    )
+
+
+def test_a_grid_checks_all_combinations_before_the_first_is_trained(here):
+    lines = ["2\t1"] + [f"p{a}\t1\t2\np{a}\t1\tp{a + 1}\t2" for a in (0, 2)]
+    Path("pairs.txt").write_text("\n".join(lines))
+    make_faces(Path("lfw"), 4, 2)
+    for path in list(Path("lfw").glob("*/*.png")):
+        path.rename(path.with_name(f"{path.parent.name}_{int(path.stem) + 1:04d}.png"))
+    network = save_recogniser(here / "r.onnx")
+    words = [
+        f"--configs={ROOT / 'configs/ablation.py'}:plain", "--seeds", "1", "--", "--config.data.path=faces",
+        "--config.data.test_people=1", "--config.data.calibration_people=0", "--config.until=dis",
+        f"--config.discriminative.path={network}", "--config.dev.path=lfw",
+    ]  # fmt: skip
+    found = grid(*words, "--config.dev.pairs=pairs.txt", "--config.student.width={0.0625,wide}")
+    assert found.returncode == 2 and "the combination wide cannot be trained" in found.stderr, found.stderr
+    assert "Traceback" not in found.stderr and not Path("out").exists()
+    Path("other.txt").write_text("\n".join([lines[0], *lines[:0:-1]]))
+    faces = {"first": np.array(list("abcd")), "second": np.array(list("bcda")), "fold": np.array([0, 0, 1, 1])}
+    Path("beside").mkdir()
+    np.savez("beside/scores.npz", **{"x/scores": np.ones(4)}, same=np.array([True, False] * 2), **faces)
+    found = grid("--beside=beside", *words, "--config.dev.pairs=pairs.txt")
+    assert found.returncode == 2 and "--beside holds other pairs" in found.stderr, found.stderr
+    assert not Path("out").exists()
+
+
+def test_a_grid_opens_its_dev_pairs_first(here):
+    Path("pairs.txt").write_text("2\t1\n")
+    with pytest.raises(run_grid.GdrdError, match="pairs.txt promises 2 folds"):
+        run_grid.check_dev(["--config.dev.path=faces", "--config.dev.pairs=pairs.txt"], {})
