@@ -1,7 +1,6 @@
 """What is kept of a training run (Orbax) and of a trained module."""
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from gdrd_jax.errors import GdrdError, first_line
-from gdrd_jax.files import ORBAX_FORBIDDEN, storable, writing
+from gdrd_jax.files import ORBAX_FORBIDDEN, replacing, storable, writing
 
 SECONDS_BETWEEN_SAVES = 60.0
 
@@ -101,17 +100,10 @@ def save_weights(module: nnx.Module, directory: Path, description: dict) -> None
     if directory.exists() and any(directory.iterdir()) and not (directory / "description.json").exists():
         raise GdrdError(f"{directory} holds other things than a trained module; choose another folder")
     weights = jax.device_get(nnx.to_pure_dict(nnx.state(module)))
-    new, old = (directory.with_name(f"{directory.name}.{word}") for word in ("new", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with writing(directory):
+    with replacing(directory) as new, writing(directory):
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
             checkpointer.save(new / "weights", weights)
         (new / "description.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
-        if directory.exists():
-            directory.rename(old)
-        new.rename(directory)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_description(directory: Path) -> dict:

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -35,7 +36,9 @@ def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:
         status = _status(work, resumes)
         flush()
         return status
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        if not _output_is_closed():  # a worker's pipe, or a socket
+            return _mistake(f"{error.strerror}: a process or connection that this command works with has ended")
         _silence()
         return CLOSED_PIPE
     except SystemExit:  # argparse's
@@ -126,8 +129,17 @@ def flush() -> None:
     sys.stderr.flush()
 
 
+def _output_is_closed() -> bool:
+    """Whether the reader of stdout or stderr has gone."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a test's stream has no descriptor
+            poll.register(stream.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0))
+
+
 def _silence() -> None:
-    """Sends what Python still writes at its end nowhere."""
+    """Discards what Python still writes at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a test's stream has no descriptor

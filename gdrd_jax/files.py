@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from gdrd_jax.errors import GdrdError, first_line
 LOCK = ".lock"
 ORBAX_FORBIDDEN = "\\["  # in a path of trained weights: Orbax takes a bracket for a pattern
 TRIES, SECONDS_BETWEEN_TRIES = 3, 0.1
-# What to do about an error of the system's. A library that writes on our behalf gives its text alone.
+# errno -> remedy. Errors of libraries may carry only the text of an errno.
 REMEDIES = {
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room within the disk quota",
@@ -56,7 +57,7 @@ def storable(path: str | os.PathLike, unreadable: str = "\\") -> Path:
 
     Args:
       path: any.
-      unreadable: characters that the library cannot find a file by.
+      unreadable: characters that the library cannot handle in a path.
 
     Raises:
       GdrdError: the path has one of these characters, or is not UTF-8.
@@ -103,7 +104,7 @@ def not_written(path: Path, error: Exception) -> GdrdError:
     number = getattr(error, "errno", None)
     if number not in REMEDIES:
         number = next((n for n in REMEDIES if os.strerror(n).lower() in str(error).lower()), None)
-    remedy = f": {REMEDIES[number]}, and" if number in REMEDIES else "; when that is mended,"
+    remedy = f": {REMEDIES[number]}, and" if number in REMEDIES else "; fix that, and"
     return GdrdError(
         f"{path} could not be written: {cause}; what is there already stays valid{remedy} run the same command again"
     )
@@ -157,7 +158,7 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file of any editor: UTF-8, with or without a byte order mark, or UTF-16 with one; any line ends.
+    """Lines of a text file: UTF-8 with or without a byte order mark, or UTF-16 with one; any line endings.
 
     Raises:
       GdrdError: missing, or not such text.
@@ -228,6 +229,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()
     new, old = (folder.with_name(f"{folder.name}.{word}.{os.getpid()}") for word in ("new", "old"))
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists() and (left := sorted(folder.parent.glob(f"{glob.escape(folder.name)}.old.*"))):
+        left[-1].rename(folder)  # an earlier call was killed between its two renames
     shutil.rmtree(new, ignore_errors=True)
     try:
         with writing(folder):

@@ -1,4 +1,4 @@
-"""Whose folder or file an output would overwrite: no command writes over what another command, or a person, made.
+"""Protects existing output: no command overwrites what another command or a person made.
 
 Each command that writes calls `claim_folder` or `claim_file` first, before it reads or computes anything.
 """
@@ -48,7 +48,8 @@ def _is_grid(folder: Path) -> bool:
     def may_be_run(entry: Path) -> bool:  # an empty one was interrupted
         return is_run(entry) or (entry.is_dir() and not _entries(entry))
 
-    return (folder / "table.json").exists() or all(may_be_run(folder / name) for name in _entries(folder))
+    entries = [folder / name for name in _entries(folder)]
+    return (folder / "table.json").exists() or (any(map(is_run, entries)) and all(map(may_be_run, entries)))
 
 
 # What a folder can be, and how that is recognized. The first one that fits counts.
@@ -67,14 +68,14 @@ KINDS: dict[str, Callable[[Path], bool]] = {
 
 
 def kind_of(folder: Path) -> str | None:
-    """Which of `KINDS` a folder is; None where it is missing, empty, or somebody else's."""
+    """The kind of a folder, a key of `KINDS`; None if it is missing, empty or unrecognized."""
     if not folder.is_dir() or not _entries(folder):
         return None
     return next((kind for kind, fits in KINDS.items() if fits(folder)), None)
 
 
 def _entries(folder: Path) -> list[str]:
-    """Names in a folder but for what an interrupted command may leave in one that was empty."""
+    """Sorted names in a folder, without the lock and temporary files that an interrupted command leaves."""
     return sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK and not entry.name.endswith(".tmp"))
 
 
@@ -101,7 +102,7 @@ def claim_folder(folder: Path, kind: str, option: str) -> None:
 
 
 def claim_file(path: Path, is_ours: Callable[[Path], bool], option: str) -> None:
-    """As `claim_folder`, of a file: it is missing, empty, or `is_ours` says that the same command made it."""
+    """Checks that a file can be written: it is missing, empty, or made by the same command, see `is_ours`."""
     writable(path)
     if path.exists() and path.stat().st_size and not is_ours(path):
         raise GdrdError(f"{path} exists and was not made by this command; choose another file with {option}")
@@ -127,6 +128,6 @@ def marked(png: bytes) -> bytes:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a picture of `marked`."""
+    """Whether a file is a PNG image with the text chunk that `marked` adds."""
     with path.open("rb") as file:
         return PICTURE_MARK in file.read(200)

@@ -10,7 +10,6 @@ trained from it and their results. All other output can be computed again and is
 """
 
 import contextlib
-import hashlib
 import importlib
 import json
 import logging
@@ -28,7 +27,7 @@ from gdrd_jax import sources
 from gdrd_jax.command_line import check_platform
 from gdrd_jax.config import check, value_of
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import LOCK, ORBAX_FORBIDDEN, is_locked, locked, storable, write_json
+from gdrd_jax.files import LOCK, ORBAX_FORBIDDEN, digest, is_locked, locked, storable, write_json
 from gdrd_jax.interrupt import deferred
 from gdrd_jax.outputs import is_run, kind_of
 from gdrd_jax.ranks import ALONE, Rank
@@ -38,6 +37,14 @@ SECONDS_BETWEEN_LOOKS, SECONDS_BEFORE_TOLD, SECONDS_BEFORE_GIVEN_UP = 0.2, 5.0, 
 DIS_AFTER = {"scratch": ("views", "discriminative"), "teacher": ("generative", "discriminative")}  # by `dis.backbone`
 RESULTS = ("metrics.json", "roc.csv", "roc.png", "report.html")
 PREVIOUS = "previous"  # folder of a workdir for trained networks that were set aside, numbered from 1
+# What versions up to 0.4.0, whose output is used all the same, did otherwise in rare cases.
+READ_OTHERWISE = {
+    "views": "ignored EXIF behind other segments and the range of 16-bit images: use a new workdir for such faces",
+    "discriminative": (
+        "guessed a graph's preprocessing from the names of its operations: use a new workdir if the log of "
+        "tools/evaluate.py shows another preprocessing than `teacher` in discriminative/train/manifest.json"
+    ),
+}
 USES_JAX = {"gen", "dis", "report"}
 
 
@@ -56,8 +63,8 @@ class Step:
       shared: several processes can do it together; its function takes a rank, too.
       trains: its output is a trained network, which is set aside and not removed.
       batched: the section of its name has the size of its batches, which are shared among JAX's devices.
-      format_version: of its output. To be raised when a new version of this program cannot use, or would not write, the
-        same output from the same origin; the program's own version does not count.
+      format_version: version of its output. Raise it when a new version of this program cannot use, or would not
+        write, the same output from the same origin; the program's own version does not count.
     """
 
     name: str
@@ -124,8 +131,6 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: R
     if rank.world == 1:
         _check_later_steps(config, workdir, needed, rank)
     fingerprints: dict[str, str] = {}
-    previous = _next_previous(workdir)
-    take_part = partial(_run_step, previous=previous) if rank.number == 0 else _help_with
     with contextlib.ExitStack() as stack:
         if rank.number == 0:
             stack.enter_context(claimed(workdir, config))
@@ -133,6 +138,8 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: R
                 stack.enter_context(locked(base, shared=True))
             if rank.world > 1:  # under the lock, by which the others know that this one works
                 _check_later_steps(config, workdir, needed, rank)
+        previous = _next_previous(workdir)
+        take_part = partial(_run_step, previous=previous) if rank.number == 0 else _help_with
         for step in STEPS:
             if step.name in needed:
                 origin = _origin(step, config, fingerprints)
@@ -161,7 +168,7 @@ def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
 
 
 def _check_later_steps(config: ConfigDict, workdir: Path, needed: set[str], rank: Rank) -> None:
-    """Finds mistakes that steps after long ones would meet and that take seconds to find, unless all is done."""
+    """Checks early, in seconds, what later steps need, unless all is done."""
     # With several processes JAX has to join them before it looks for devices.
     if os.environ.get("JAX_PLATFORMS") and needed & USES_JAX and rank.world == 1:
         if not finished(config, workdir, tuple(needed)):
@@ -195,7 +202,7 @@ def _origin(step: Step, config: ConfigDict, fingerprints: dict[str, str]) -> dic
 def _same_origin(record: dict, origin: dict) -> bool:
     """Whether a step's record has this origin.
 
-    Up to 0.4.0 the origin held the program's version and no `format_version`: all steps had what is version 1 now.
+    Versions up to 0.4.0 recorded their own version instead of `format_version`; their outputs are of version 1.
     """
     return "origin" in record and _without_program_version(record["origin"]) == origin
 
@@ -250,6 +257,8 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
         write_json(folder / "step.json", record)
     elif _is_done(step, origin, workdir):
         LOG.info("%s: done before, skipped", step.name)
+        if "version" in record["origin"] and step.name in READ_OTHERWISE:
+            LOG.info("  by version %s, which %s", record["origin"]["version"], READ_OTHERWISE[step.name])
         return record["fingerprint"]
     else:
         LOG.info("%s: continued", step.name)
@@ -259,7 +268,7 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
         for name in step.publishes:
             os.replace(folder / name, workdir / name)
         record["outputs"] = [f"{step.name}/{path.name}" for path in folder.iterdir()] + list(step.publishes)
-        record["fingerprint"] = fingerprint or _fingerprint(origin)
+        record["fingerprint"] = fingerprint or digest(origin)
         record["complete"] = True
     finally:
         record["seconds"] = round(record["seconds"] + time.monotonic() - start, 1)
@@ -281,11 +290,6 @@ def _is_done(step: Step, origin: dict, workdir: Path) -> bool:
     return done and all((workdir / path).exists() for path in record["outputs"])
 
 
-def _fingerprint(origin: dict) -> str:
-    """What later steps know a step's output by, where its function returns nothing else."""
-    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
-
-
 def _next_previous(workdir: Path) -> Path:
     numbers = [int(path.name) for path in (workdir / PREVIOUS).glob("*") if path.name.isdecimal()]
     return workdir / PREVIOUS / str(max(numbers, default=0) + 1)
@@ -294,10 +298,10 @@ def _next_previous(workdir: Path) -> Path:
 def _set_aside(step: Step, origin: dict, config: ConfigDict, workdir: Path, previous: Path) -> None:
     """Moves what a changed step trained, what later steps trained from it, and their results, to `previous`.
 
-    All of it moves at once, so that one folder holds what belongs together even if this run is interrupted. The step
-    `faces` tells only when it is done whether later steps are affected.
+    It moves before the changed step runs, so that one folder holds what belongs together even if that step is
+    interrupted. Whether later steps are affected by the step `faces` is known only when that step is done.
     """
-    affected, unchanged = {step.name}, _fingerprint(origin)  # of a step that is only made again, for it was lost
+    affected, unchanged = {step.name}, digest(origin)  # of a step that is only made again, for it was lost
     for later in STEPS if step.name != "faces" else ():
         known = _read(workdir / later.name / "step.json").get("origin", {}).get("after", {})
         names = affected & set(_after(later, config))

@@ -113,7 +113,7 @@ def test_a_base_with_a_comma_in_its_path_is_found(here):
         (OSError(errno.ENAMETOOLONG, "File name too long"), "File name too long", "shorter"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "Not a directory", "does not lead through a file"),
         (ValueError("RESOURCE_EXHAUSTED: Error writing /x/0.0: No space left on device"), "No space", "make room"),
-        (ValueError("Error opening 'file' driver: Invalid file path: '/x/../y'"), "Invalid|/x", "when that is mended"),
+        (ValueError("Error opening 'file' driver: Invalid file path: '/x/../y'"), "Invalid|/x", "fix that, and run"),
     ],
 )
 def test_only_a_full_disk_is_called_full(tmp_path, error, cause, remedy):

@@ -268,7 +268,7 @@ def main() -> None:
     beside = evaluated(given.beside) if given.beside else {}
     for name, words in combinations:  # a mistake in the last one is found before the first one is trained
         check(name, arguments(words, given.seeds[0], given.out / name, []))
-    check_dev(combinations[0][1], beside)
+        check_dev(words, beside)
     given.out.mkdir(parents=True, exist_ok=True)
     found, before = {name: [] for name in names}, []
     for seed in given.seeds:

@@ -37,7 +37,7 @@ NOT_DECODED = {
     "Canon CR3": rb".{4}ftypcrx ",
     "DICOM": rb".{128}DICM",
 }
-# Files that people take for images after a failed download.
+# What a failed download may leave in place of an image.
 DOWNLOADS = {
     "a web page": rb"\s*<(!doctype|html|\?xml)",
     "a Git LFS pointer": rb"version https://git-lfs",
@@ -149,10 +149,20 @@ def _declared_maximum(header: Image.Image, data: bytes) -> int | None:
         values = header.tag_v2.get(MAX_SAMPLE_VALUE)
         return max(values) if isinstance(values, tuple) else values
     if header.format == "PNG":
-        at = data.find(b"sBIT", 0, data.find(b"IDAT"))
-        if at > 4:
-            return (1 << max(data[at + 4 : at + 4 + int.from_bytes(data[at - 4 : at])])) - 1
+        bits = max(_png_chunk(data, b"sBIT"), default=0)
+        return (1 << bits) - 1 if bits <= 16 else None
     return None
+
+
+def _png_chunk(data: bytes, wanted: bytes) -> bytes:
+    """Contents of a PNG's first chunk of a type before its pixels; empty if there is none."""
+    at = 8  # behind the signature; each chunk is its length, its type, its contents and a checksum
+    while at + 8 <= len(data) and (kind := data[at + 4 : at + 8]) != b"IDAT":
+        length = int.from_bytes(data[at : at + 4])
+        if kind == wanted:
+            return data[at + 8 : at + 8 + length]
+        at += 12 + length
+    return b""
 
 
 def _jpeg_orientation(data: bytes) -> int:

@@ -3,6 +3,7 @@
 import csv
 import fnmatch
 import logging
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -18,9 +19,9 @@ from gdrd_jax.files import read_lines
 LOG = logging.getLogger(__name__)
 # Column names of a CSV header, in lower case; of several the first one here counts.
 PATH_COLUMNS = ("path", "image_path", "img_path", "filename", "file_name", "file", "image", "img", "image_id")
-PERSON_COLUMNS = ("identity", "identity_id", "person", "subject", "label", "class", "target", "name", "id")
+PERSON_COLUMNS = ("identity", "identity_id", "person", "subject", "label", "class", "target", "name")
 FORMS = (
-    "`PATH IDENTITY`; of a .csv or .tsv two columns, or a header that names them (path, identity); of a .lst, "
+    "`PATH IDENTITY`; in a .csv or .tsv two columns, or a header that names them (path, identity); in a .lst, "
     "separated by tabs, INDEX, LABEL, PATH (mxnet) or ALIGNED, PATH, LABEL (InsightFace)"
 )
 
@@ -115,13 +116,20 @@ def _table(path: Path, lines: list[str]) -> Iterator[Entry]:
         return
     separator = "\t" if path.suffix == ".tsv" else max(",;\t", key=kept[0][1].count)
     # Quoted fields with line breaks inside are no paths, so each line is a row of its own.
-    rows = [(number, [f.strip() for f in next(csv.reader([line], delimiter=separator))]) for number, line in kept]
+    rows = [(number, _cells(path, number, line, separator)) for number, line in kept]
     columns = _columns(rows[0][1])
     for number, fields in rows[1:] if columns else rows:
         at = columns or (0, 1)
         if len(fields) <= max(at) or (not columns and len(fields) != 2):
             raise GdrdError(f"{path}, line {number}: {separator.join(fields)!r} is not of the form {FORMS}")
         yield Entry(number, fields[at[0]], fields[at[1]])
+
+
+def _cells(path: Path, number: int, line: str, separator: str) -> list[str]:
+    try:
+        return [field.strip() for field in next(csv.reader([line], delimiter=separator))]
+    except csv.Error as error:
+        raise GdrdError(f"{path}, line {number} cannot be read as CSV: {error}") from error
 
 
 def _columns(fields: list[str]) -> tuple[int, int] | None:
@@ -149,5 +157,7 @@ def _is_number(text: str) -> bool:
 
 def _label(text: str) -> str:
     """A numeric label by its value: 3 and 3.000000 are one identity."""
+    if re.fullmatch(r"[+-]?\d+", text):  # not through float, in which long numbers are not exact
+        return str(int(text)) if len(text) < 1000 else text
     value = float(text)
     return str(int(value)) if value.is_integer() else text

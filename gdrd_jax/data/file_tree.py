@@ -69,16 +69,16 @@ def is_image(files: Faces, row: int) -> bool:
         return False
 
 
-def why_unreadable(path: Path) -> str | None:
+def why_unreadable(path: str | os.PathLike) -> str | None:
     """Why a path cannot be read as a file, or None if it can be: a dangling link, a pipe or a folder cannot."""
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode
     except ValueError:  # a NUL in the name
         return "it is no file name"
     except OSError as error:
         if error.errno not in UNREADABLE_ERRNOS:
             raise
-        return "it is a link to a file that does not exist" if path.is_symlink() else f"{error.strerror}".lower()
+        return "it is a link to a file that does not exist" if os.path.islink(path) else f"{error.strerror}".lower()
     return None if stat.S_ISREG(mode) else "it is not a regular file"
 
 
@@ -107,17 +107,21 @@ def _walk(root: Path, clutter: Counter[str]) -> Iterator[str]:
     def unreadable(error: OSError):
         raise error
 
+    # The real paths of the folders on the way to each folder, by which a circle of links is recognized.
+    ways = {os.fspath(root): (os.path.realpath(root),)}
     for folder, inside, files in os.walk(root, followlinks=True, onerror=unreadable):
-        above = PurePosixPath(os.path.relpath(folder, root))
+        above, way = PurePosixPath(os.path.relpath(folder, root)), ways.pop(folder)
         for name in filter(is_clutter, inside):
             clutter[f"{above / name}/"] += sum(len(names) for _, _, names in os.walk(os.path.join(folder, name)))
         clutter.update(str(above / name) for name in files if is_clutter(name))
-        inside[:] = [n for n in inside if not is_clutter(n) and not _leads_up(os.path.join(folder, n))]
+        inside[:] = [name for name in inside if not is_clutter(name)]
+        for path in [os.path.join(folder, name) for name in inside]:
+            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(way[-1], os.path.basename(path))
+            if any(passed == real or passed.startswith(f"{real.rstrip('/')}/") for passed in way):
+                inside.remove(os.path.basename(path))
+            else:
+                ways[path] = (*way, real)
         yield from (str(above / name) for name in files if not is_clutter(name))
-
-
-def _leads_up(path: str) -> bool:
-    return os.path.islink(path) and Path(os.path.realpath(os.path.dirname(path))).is_relative_to(os.path.realpath(path))
 
 
 def _tar(path: Path) -> dict[str, tuple[int, int]]:

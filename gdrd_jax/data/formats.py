@@ -32,7 +32,7 @@ def open_faces(path: str | Path, *, pattern: str = "*", skip_bad: bool = False) 
     Args:
       path: see the module.
       pattern: in folders, tars and lists only files whose name matches it, as in a shell ("*.pgm").
-      skip_bad: leave out damaged records, links to nothing and missing files of a list, listed in `Faces.skipped`,
+      skip_bad: leave out damaged records, dangling links and missing files of a list, listed in `Faces.skipped`,
         instead of raising.
 
     Raises:
@@ -98,7 +98,7 @@ def _by_folder(path: Path, pattern: str, skip_bad: bool) -> Faces:
     for row, name in enumerate(files.names):
         if not fnmatch.fnmatch(PurePosixPath(name).name, pattern):
             continue
-        problem = why_unreadable(path / name) if files.spans is None else None
+        problem = why_unreadable(os.path.join(path, name)) if files.spans is None else None
         if not problem and not is_image(files, row):
             skipped.append((name, "not an image"))
         elif "/" not in name:

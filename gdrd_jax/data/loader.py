@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-TOGETHER = 16  # numbers that a thread takes at once: handing over a single one costs more than a face
+ITEMS_PER_TASK = 16  # handing over a single item costs more than decoding a face
+MAX_THREADS = 32  # bounds the results that wait, and the interpreter's lock lets no more of them work
 
 
 def batch_rows(seed: int, steps: range, batch: int, faces: int, views: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,18 +43,20 @@ def _order(seed: int, epoch: int, faces: int) -> np.ndarray:
 
 
 def in_parallel(function: Callable[[int], object], numbers: Sequence[int]) -> Iterator:
-    """`function` of every number, in order, computed ahead by as many threads as there are cores.
+    """`function` of every number, in order, computed ahead by as many threads as this process may use cores.
 
-    OpenCV, simplejpeg and Pillow let other threads run while they work.
+    OpenCV, simplejpeg and Pillow release the GIL while they work.
     """
-    threads = os.cpu_count() or 1
+    threads = (
+        min(len(os.sched_getaffinity(0)), MAX_THREADS) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
     def several(start: int) -> list:
-        return [function(number) for number in numbers[start : start + TOGETHER]]
+        return [function(number) for number in numbers[start : start + ITEMS_PER_TASK]]
 
     pool, waiting = ThreadPoolExecutor(threads), collections.deque()
     try:
-        for start in range(0, len(numbers), TOGETHER):
+        for start in range(0, len(numbers), ITEMS_PER_TASK):
             waiting.append(pool.submit(several, start))
             if len(waiting) > 2 * threads:  # more results waiting would only take memory
                 yield from waiting.popleft().result()

@@ -156,9 +156,10 @@ def _of_lfw(settings: Settings) -> bool:
 
 def _too_low(model: Model, figure: float) -> str:
     return (
-        f"{model.name} has {figure:.1f} % on LFW at native size, where recognizers have 95 % and more: most likely it "
-        f"is not fed as in its training; look at its preprocessing ({model.settings['preprocessing']}), at the order "
-        "of its colors (it is given RGB), and at how the faces are aligned"
+        f"{model.name} has {figure:.1f} % on these pairs at native size; recognizers have 95 % and more on LFW's own "
+        "pairs (less on CALFW, CPLFW and XQLFW). If these are LFW's, the network is most likely not fed as in its "
+        f"training: look at its preprocessing ({model.settings['preprocessing']}), at the order of its colors (it is "
+        "given RGB), and at how the faces are aligned"
     )
 
 

@@ -91,8 +91,10 @@ def parse_model(text: str) -> tuple[str, Path, str]:
     Raises:
       GdrdError: there is no such file or workdir, or no such preprocessing.
     """
-    name, path, preprocessing = next((r for r in _readings(text) if user_path(r[1]).exists()), _as_described(text))
-    if not user_path(path).exists():
+    name, path, preprocessing = next(
+        (r for r in _readings(text) if r[1] and user_path(r[1]).exists()), _as_described(text)
+    )
+    if not path or not user_path(path).exists():
         raise GdrdError(f"--model {text}: there is no file or workdir {path!r}")
     parse_preprocessing(preprocessing)
     path = user_path(path)

@@ -7,7 +7,7 @@ pair; and lines `PATH1 PATH2 LABEL`, or with the label first, separated by blank
 import csv
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,9 +17,10 @@ from gdrd_jax.data.file_tree import IMAGE_SUFFIXES
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import read_lines
 
-FOLDS = 10  # of lists that do not say, or as many as there are pairs of either kind
+FOLDS = 10  # where a list gives none; at most the number of genuine or of impostor pairs
 KAGGLE_HEADER = ["name", "imagenum1", "imagenum2"]
 LABELS = {"1": True, "0": False, "-1": False, "true": True, "false": False}
+LABEL_COLUMNS = {"label", "same", "issame", "is_same", "match", "target"}  # of a header, in lower case
 FORMS = (
     "LFW's pairs.txt (a header `FOLDS N`, such as `10 300`, then `NAME N1 N2` and `NAME1 N1 NAME2 N2`), Kaggle's "
     "pairs.csv, two lines `IMAGE FLAG` a pair (CALFW, CPLFW), or `PATH1 PATH2 LABEL` with the label 1 or 0"
@@ -57,8 +58,8 @@ def read_pairs(path: Path) -> list[Pair]:
     lines = read_lines(path)
     while lines and not lines[-1].strip():
         lines.pop()
-    rows = [_fields(line) for line in lines]
-    if not rows or len(rows[0]) > 4 or _is_numbered(rows[0]):
+    rows = [_fields(path, number, line) for number, line in enumerate(lines, 1)]
+    if not rows or not 0 < len(rows[0]) <= 4 or _is_numbered(rows[0]):
         raise GdrdError(f"{path} does not begin with LFW's header, nor as another list of pairs does; give {FORMS}")
     if [field.lower() for field in rows[0][:3]] == KAGGLE_HEADER:
         return _without_folds([_numbered(path, n, fields) for n, fields in enumerate(rows[1:], 2)])
@@ -66,13 +67,17 @@ def read_pairs(path: Path) -> list[Pair]:
         return _lfw(path, rows)
     if len(rows[0]) == 2:
         return _paths(path, _two_lines_each(path, rows))
-    return _paths(path, [_one_line(path, n, fields) for n, fields in enumerate(rows, 1)])
+    header = bool(LABEL_COLUMNS & {field.lower() for field in rows[0]})
+    return _paths(path, [_one_line(path, n, fields) for n, fields in enumerate(rows, 1) if not header or n > 1])
 
 
-def _fields(line: str) -> list[str]:
+def _fields(path: Path, number: int, line: str) -> list[str]:
     """Fields between tabs or commas, which may hold blanks, or else between blanks."""
     separator = next((mark for mark in "\t," if mark in line), None)
-    fields = line.split() if separator is None else next(csv.reader([line], delimiter=separator))
+    try:
+        fields = line.split() if separator is None else next(csv.reader([line], delimiter=separator))
+    except csv.Error as error:
+        raise GdrdError(f"{path}, line {number} cannot be read: {error}") from error
     fields = [field.strip() for field in fields]
     while fields and not fields[-1]:  # Kaggle's lines end with a comma
         fields.pop()
@@ -170,11 +175,17 @@ def _without_folds(pairs: list[Pair]) -> list[Pair]:
     return [dataclasses.replace(pair, fold=int(fold)) for pair, fold in zip(pairs, folds)]
 
 
+def _may_ignore_folders(wanted: Iterable[tuple[str, ...]], files: Iterable[tuple[str, ...]]) -> bool:
+    flat = all(len(parts) == 1 for parts in wanted) or all(len(parts) == 1 for parts in files)
+    return flat or all(_person(parts[-1]) for parts in wanted)
+
+
 def find_images(names: Sequence[str], wanted: set[str]) -> dict[str, list[int]]:
     """Rows of the files that pairs name.
 
     A list may give paths with more or fewer folders than the files have: both are compared by as many of their last
-    parts as find a file, most parts first, as long as all wanted names differ in these parts.
+    parts as find a file, most parts first, as long as all wanted names differ in these parts. File names alone are
+    compared only if they name the person (NAME_NUMBER), or if the list or the files have no folders.
 
     Args:
       names: of all files, with "/".
@@ -189,6 +200,8 @@ def find_images(names: Sequence[str], wanted: set[str]) -> dict[str, list[int]]:
         ends = {name: parts[-depth:] for name, parts in split.items()}
         if len(set(ends.values())) < len(ends):
             continue
+        if depth == 1 and not _may_ignore_folders(split.values(), forms):
+            return {}
         rows: dict[tuple[str, ...], list[int]] = {}
         for row, parts in enumerate(forms):
             rows.setdefault(parts[-depth:], []).append(row)

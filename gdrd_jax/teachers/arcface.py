@@ -82,7 +82,7 @@ class ArcFace:
       dim: D.
       preprocessing: the one in use, "auto" resolved.
       backend: the one in use, "torch" or "onnxruntime".
-      warnings: sentences on what may make the embeddings wrong; logged, too.
+      warnings: possible reasons for wrong embeddings, one sentence each; also logged.
       settings: the files' sha256, the preprocessing and the precision, and the output if there are several.
       fingerprint: of these.
 
@@ -105,7 +105,7 @@ class ArcFace:
             LOG.warning(warning)
         self._mean, self._std = parse_preprocessing(self.preprocessing)
         if np.issubdtype(self._input.dtype, np.integer) and (self._mean.any() or (self._std != 1).any()):
-            raise GdrdError(f"{path} takes pixels as whole numbers, 0..255, so its preprocessing can only be 'inside'")
+            raise GdrdError(f"{path} takes integer pixels in 0..255, so its preprocessing must be 'inside'")
         self.dim = self._try_out()
         self._converted, self._trusted = None, False
         on_gpu = torch_network.may_have_gpu() and torch_network.device().type == "cuda"
@@ -198,7 +198,7 @@ class ArcFace:
         return other if np.allclose(found, expected, rtol=1e-4, atol=1e-5) else None
 
     def _fed_with(self, model, asked: str) -> tuple[str, tuple[str, ...]]:
-        """The preprocessing, and what is to be said of it."""
+        """The preprocessing in use, and warnings about it."""
         try:
             front = read_front(model, self._input.shape, self._input.dtype)
         except GdrdError as error:

@@ -31,9 +31,9 @@ def check_weights(path: str | os.PathLike) -> None:
 def read_state_dict(path: str | os.PathLike, block: str, foreign: dict[str, str] | None = None) -> dict:
     """The tensors of one network, on the CPU, by their keys in this network.
 
-    A trainer's checkpoint is looked through for the dictionary that holds the network, and whatever stands before all
-    of its keys ("module.", "backbone.", ...) is taken off. What else there is, such as a head, is left out, which the
-    log says. A pickle is read by `torch.load(weights_only=True)`, which refuses all but tensors and plain containers.
+    A trainer's checkpoint is searched for the dictionary that holds the network, and a common prefix of its keys
+    ("module.", "backbone.", ...) is removed. Other entries, such as a head, are ignored; the log lists them.
+    A pickle is read by `torch.load(weights_only=True)`, which refuses all but tensors and plain containers.
 
     Args:
       path: of a PyTorch or safetensors file; its content counts, not its suffix.

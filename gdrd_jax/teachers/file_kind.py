@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.teachers.onnx_files import is_onnx
 
 ONNX, PYTORCH, SAFETENSORS = "ONNX", "PyTorch", "safetensors"
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors header, its format's own limit
@@ -13,7 +14,7 @@ TORCHSCRIPT = (
     "a TorchScript archive, which is a program and is never run here; save its weights alone: "
     "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
 )
-# What begins a file -> what it is; the first that fits.
+# Pattern of a file's first bytes, and what such a file is; the first match counts.
 BEGINNINGS = (
     (rb"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, for example)"),
     (rb"....TFL3", "a TensorFlow Lite network"),
@@ -23,7 +24,7 @@ BEGINNINGS = (
     (rb"7767517\s", "an NCNN network (.param)"),
     (rb"GGUF", "a GGUF file"),
     (rb"\x93NUMPY", "a NumPy array"),
-    (rb"version https://git-lfs", "a pointer of Git LFS and not the file itself; run 'git lfs pull'"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself; run 'git lfs pull'"),
     (
         rb"(?i)\s*<(!doctype html|html|head|body)",
         "a web page, such as a failed download leaves; download the file again",
@@ -42,10 +43,10 @@ def file_kind(path: str | os.PathLike) -> str:
     Only the beginning is looked at, and a zip archive's list of members: a damaged file may pass for its kind.
 
     Args:
-      path: of a network's file, with any suffix or none.
+      path: a network's file, with any suffix or none.
 
     Raises:
-      GdrdError: there is no such file, or its content is something else, which is named.
+      GdrdError: the file is missing or of another format, which the message names.
     """
     path = Path(path)
     if path.is_dir():
@@ -64,7 +65,8 @@ def file_kind(path: str | os.PathLike) -> str:
     for pattern, what in BEGINNINGS:
         if re.match(pattern, begin, re.DOTALL):
             raise GdrdError(f"{path} is {what}; a network is read from ONNX, PyTorch or safetensors files")
-    if re.match(rb"\x08[\x01-\x7f][\x10-\x7f]", begin):  # ir_version, then another field of ONNX's ModelProto
+    # As all known exporters begin a file: with ir_version. A file that is cut short is named by what reads it.
+    if re.match(rb"\x08[\x01-\x7f][\x10-\x7f]", begin) or is_onnx(path):
         return ONNX
     found = f"it begins with the bytes {begin[:8].hex(' ')}" if size else "it is empty"
     raise GdrdError(

@@ -1,7 +1,7 @@
-"""The encoder of guided-diffusion's `UNetModel`, composed of diffusers' blocks as a checkpoint's keys prove it.
+"""The encoder of guided-diffusion's `UNetModel`, built from diffusers' blocks according to a checkpoint's keys.
 
-Not every argument of `UNetModel` leaves a key. `resblock_updown` and `conv_resample` are read from the decoder, which
-mirrors the encoder; what nothing proves is asked for (the heads of the attention) or refused.
+Some arguments of `UNetModel` leave no key. `resblock_updown` and `conv_resample` are inferred from the decoder, which
+mirrors the encoder. Of the others, the attention heads are options, and the rest is refused.
 """
 
 from pathlib import Path
@@ -21,12 +21,13 @@ RESIDUAL = {
 
 
 class Heads(NamedTuple):
-    """Of the attention, which no key tells.
+    """Attention settings, which cannot be inferred from a checkpoint's keys.
 
     Attributes:
-      channels: of each head; unless `count` is above 0.
-      count: of heads at every level.
-      new_order: the rows of all queries, then all keys, then all values, instead of head by head.
+      channels: channels of each head; ignored if `count` is above 0.
+      count: number of heads at every level, or 0.
+      new_order: whether `qkv` holds all queries, then all keys, then all values (`use_new_attention_order`), instead of
+        these three head by head.
     """
 
     channels: int = HEAD_CHANNELS
@@ -35,18 +36,18 @@ class Heads(NamedTuple):
 
 
 def encoder(weights: dict, heads: Heads, path: Path) -> tuple:
-    """The layers of a checkpoint's time embedding, and of each of its input blocks and the middle block.
+    """Builds the time embedding, the input blocks and the middle block of a checkpoint, with its weights.
 
     Args:
       weights: key to tensor, as guided-diffusion names them; the decoder may be missing.
-      heads: of the attention.
-      path: of the file, for messages.
+      heads: attention settings.
+      path: the checkpoint's file, named in errors.
 
     Returns:
       The time embedding as a torch module, and one list of modules a block, the middle block last.
 
     Raises:
-      GdrdError: keys or shapes do not fit, naming the first; it needs a class, or what it does cannot be proven.
+      GdrdError: keys or shapes do not fit, the network is class-conditional, or its architecture is ambiguous.
     """
     count = _blocks(weights, "input_blocks", path)
     if not count or not {"time_embed.0.weight", "time_embed.2.weight"} <= weights.keys():
@@ -59,8 +60,8 @@ def encoder(weights: dict, heads: Heads, path: Path) -> tuple:
     if more:
         raise GdrdError(f"{path} does not fit: {more[0]} is not expected in a guided-diffusion UNet")
     if _blocks(weights, "output_blocks", path) not in (0, count):
-        raise GdrdError(f"{path} does not fit: it has {count} input_blocks and not as many output_blocks")
-    # All of them, whichever is tapped: a checkpoint that does not fit must not pass for one that does.
+        raise GdrdError(f"{path} does not fit: it has {count} input_blocks and another number of output_blocks")
+    # Build all blocks, not only those before the tap, so that every mismatch is found.
     try:
         halving = _halving_residuals(weights, count, path)
         blocks = [_input_block(weights, number, number in halving, heads, path) for number in range(count)]
@@ -83,17 +84,17 @@ def _blocks(weights: dict, prefix: str, path: Path) -> int:
 
 
 def _halving_residuals(weights: dict, count: int, path: Path) -> set[int]:
-    """Numbers of the input blocks that are residual and halve the sides (`resblock_updown`).
+    """Indices of the residual input blocks that downsample (`resblock_updown`).
 
-    Their keys are those of any residual block. But input block i is a skip connection to output block count - 1 - i,
-    which enlarges exactly if that one halves: by a convolution in both, or by a residual block in both.
+    Their keys look like those of any residual block. But input block i feeds output block count - 1 - i, which
+    upsamples if and only if input block i downsamples: both by a convolution, or both by a residual block.
     """
     convolutions = {number for number in range(count) if f"input_blocks.{number}.0.op.weight" in weights}
     if not part(weights, "output_blocks"):
         if not convolutions:
             raise GdrdError(
-                f"{path} has no output_blocks and no convolution that halves the sides (input_blocks.N.0.op), so where "
-                "they are halved cannot be known; give the whole checkpoint"
+                f"{path} has no output_blocks and no convolution that halves the sides (input_blocks.N.0.op), so which "
+                "blocks halve them is unknown; give the complete checkpoint"
             )
         return set()  # one argument of UNetModel decides for all levels
     found, width = set(), len(_tensor(weights, "middle_block.2.out_layers.3.weight", path))
@@ -196,6 +197,7 @@ def _attention(weights: dict, heads: Heads, where: str):
         raise GdrdError(
             f"{where} is no attention with {said}: "
             + (f"{', '.join(odd)} is missing or of another shape" if odd else f"it has {channels} channels")
+            + "; set config.generative.head_channels or config.generative.heads"
         )
     count = heads.count or channels // heads.channels
     split = (3, count) if heads.new_order else (count, 3)

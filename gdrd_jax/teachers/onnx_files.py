@@ -1,6 +1,6 @@
 """The files that an ONNX network consists of: the graph, and the external data beside it.
 
-Nothing heavy is imported before `load_onnx` is called: a run's fingerprint is taken of these files each time.
+Only `load_onnx` imports heavy packages, because every start of a run computes the fingerprint of these files.
 """
 
 import os
@@ -12,9 +12,9 @@ from gdrd_jax.errors import GdrdError, require
 from gdrd_jax.files import digest, sha256
 
 LARGEST = 2**31 - 1  # bytes of a serialized network: protobuf's limit
-# Numbers of the fields of ONNX's messages below which a tensor may be: a model's graph and functions; a graph's nodes,
-# initializers and sparse ones (whose values and indices are tensors); a node's attributes; an attribute's tensors,
-# graphs and sparse tensors.
+# ONNX message -> {field number: message in that field}, for all fields that can contain a tensor.
+GRAPH_TAG = 7 << 3 | 2
+MODEL_TAGS = {1 << 3, 5 << 3, *(number << 3 | 2 for number in (2, 3, 4, 6, 7, 8, 14, 20, 25, 26))}
 MODEL, GRAPH, NODE, ATTRIBUTE, TENSOR, SPARSE, FUNCTION, ENTRY = range(8)
 BELOW = {
     MODEL: {7: GRAPH, 25: FUNCTION},
@@ -28,10 +28,10 @@ BELOW = {
 
 
 def external_files(path: str | os.PathLike) -> list[Path]:
-    """The files beside an ONNX graph that hold its weights, sorted; none where the graph holds them itself.
+    """Sorted paths of an ONNX graph's external data files; empty if the graph contains all of its weights.
 
     Args:
-      path: of the graph.
+      path: the ONNX file.
 
     Raises:
       GdrdError: one is missing or is outside of the graph's folder, or the graph is damaged.
@@ -40,7 +40,7 @@ def external_files(path: str | os.PathLike) -> list[Path]:
     try:
         with path.open("rb") as file:
             locations = set(_locations(file, path.stat().st_size, MODEL))
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RecursionError) as error:
         raise GdrdError(
             f"{path} cannot be loaded as an ONNX network: it is damaged or cut short; get it again"
         ) from error
@@ -55,7 +55,7 @@ def external_files(path: str | os.PathLike) -> list[Path]:
 
 
 def onnx_sha256(path: str | os.PathLike) -> str:
-    """Of all the contents: of the graph's file alone if it holds its weights, else of each file by its location.
+    """SHA-256 of a network, in hexadecimal: of the graph's file if it holds all weights, else of it and all data files.
 
     Raises:
       GdrdError: see `external_files`.
@@ -98,19 +98,35 @@ def _tensors(graph) -> Iterator:
 
 
 def _fill(tensor, folder: Path) -> None:
-    told = {entry.key: entry.value for entry in tensor.external_data}
-    with (folder / told["location"]).open("rb") as file:
-        file.seek(int(told.get("offset", 0)))
-        data = file.read(int(told.get("length", -1)))
-    if "length" in told and len(data) != int(told["length"]):
-        raise GdrdError(f"{folder / told['location']} is cut short: {tensor.name} is not all there; get it again")
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    with (folder / entries["location"]).open("rb") as file:
+        file.seek(int(entries.get("offset", 0)))
+        data = file.read(int(entries.get("length", -1)))
+    if "length" in entries and len(data) != int(entries["length"]):
+        raise GdrdError(f"{folder / entries['location']} is truncated inside {tensor.name}; download it again")
     tensor.raw_data = data
     tensor.ClearField("data_location")
     del tensor.external_data[:]
 
 
+def is_onnx(path: str | os.PathLike) -> bool:
+    """Whether a file is a protobuf message with a graph and with no field that ONNX's `ModelProto` lacks."""
+    path, found = Path(path), set()
+    try:
+        with path.open("rb") as file:
+            while file.tell() < path.stat().st_size:
+                tag = _varint(file)
+                found.add(tag)
+                value = _varint(file)
+                if tag & 7 == 2:  # what follows is so many bytes long
+                    file.seek(value, os.SEEK_CUR)
+            return GRAPH_TAG in found and found <= MODEL_TAGS and file.tell() == path.stat().st_size
+    except (ValueError, IndexError):
+        return False
+
+
 def _locations(file: BinaryIO, end: int, message: int) -> Iterator[str]:
-    """Locations of external data in a protobuf message that ends at `end`; skips all else unread."""
+    """Yields the external data locations in a protobuf message that ends at `end`; seeks past all other fields."""
     while file.tell() < end:
         tag = _varint(file)
         number, kind = tag >> 3, tag & 7

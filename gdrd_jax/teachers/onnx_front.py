@@ -1,9 +1,9 @@
-"""What an ONNX recognizer does to its pixels before the network begins, and so which range of pixels it expects.
+"""Infers the pixel range that an ONNX recognizer expects from the normalization at the front of its graph.
 
 Exporters write the normalization into the graph in many ways: Sub and Div, Mul and Add, a BatchNormalization, one
-channel after the other. Instead of matching these, the front of the graph, which is every operation that maps each
-pixel by itself with constants, is run on uniform pictures. The range that comes out as normalized pixels is the one
-that goes in.
+channel after the other. Instead of matching these patterns, this module runs the front of the graph (all operations
+that map each pixel independently, with constants) on uniform images of each candidate range. The range that the front
+maps to normalized pixels is the one that the network expects.
 """
 
 from typing import NamedTuple
@@ -19,29 +19,33 @@ KEEPING = {
     "Transpose", "Unsqueeze", "Upsample",
 }  # fmt: skip
 SUMS, PRODUCTS, OF_FIRST = {"Add", "Sub", "Sum"}, {"Mul", "Max", "Min"}, {"Div", "BatchNormalization", "Clip"}
-# What may follow the front: layers, which take pixels of any range. Any other operation may be a part of the
-# normalization that is not understood.
+# Layers, which may follow the front. Any other operation may be an unrecognized part of the normalization.
 LAYERS = {
     "AveragePool", "Conv", "ConvInteger", "DynamicQuantizeLinear", "FusedConv", "Gemm", "GlobalAveragePool",
     "InstanceNormalization", "LayerNormalization", "MatMul", "MaxPool", "QLinearConv",
 }  # fmt: skip
-# Name in `arcface.PREPROCESSING` -> the lowest and highest red, green and blue that it makes of pixels in 0..255.
+# Name in `arcface.PREPROCESSING` -> [minimum, maximum] of red, green and blue after preprocessing pixels in 0..255.
 RANGES = {
     "inside": [[0, 255]] * 3, "unit": [[0, 1]] * 3, "arcface": [[-1, 1]] * 3,
     "imagenet": [[-2.118, 2.249], [-2.036, 2.429], [-1.804, 2.640]],
 }  # fmt: skip
-# Of normalized pixels, of bytes minus a mean, and of pixels of unit variance: how wide their range is.
+# Minimum and maximum width of the range of normalized, mean-centered 8-bit, and unit-variance pixels.
 NORMALIZED, CENTERED_BYTES, UNIT_VARIANCE = (0.8, 6.0), (200, 300), (2.9, 6.6)
-LARGEST_SHIFT = 0.2  # of the center of these from 0, relative to the width
-CLOSE = 0.02  # difference between values that pass for the same, relative to the width
+LARGEST_SHIFT = 0.2  # maximum distance of a range's center from 0, relative to its width
+CLOSE = 0.02  # tolerance for equal values, relative to the width of the range
+IMAGENET_BGR, IMAGENET_BGR_STD = np.array([103.53, 116.28, 123.675]), np.array([57.375, 57.12, 58.395])
+BGR_WARNING = (
+    "its constants are ImageNet's mean in the order blue, green, red, but it is fed with RGB; exchange the channels of "
+    "its first convolution, or give the preprocessing"
+)
 CLOSE_BYTES = 0.001  # the same of bytes, where half a step more is another range
 
 
 class Front(NamedTuple):
-    """What the front of a graph says.
+    """Preprocessing inferred from the front of a graph.
 
     Attributes:
-      preprocessing: name in `arcface.PREPROCESSING` of what the graph is to be fed with.
+      preprocessing: name in `arcface.PREPROCESSING` of the input that the graph expects.
       proven: whether the graph's constants say so; if not, "arcface" is assumed.
       warning: one sentence where the assumption is a weak one, else "".
     """
@@ -52,15 +56,15 @@ class Front(NamedTuple):
 
 
 def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
-    """Which pixels an ONNX graph is to be fed with, by the constants at its front.
+    """Infers the pixel range that an ONNX graph expects from the constants at its front.
 
-    A graph whose first operation is a layer says nothing: "arcface", what most recognizers take, is assumed. Whether
-    the channels are RGB or BGR cannot be read from constants.
+    If the first operation is a layer, nothing can be inferred, and "arcface", the most common range, is assumed. The
+    channel order, RGB or BGR, is not inferred.
 
     Args:
       model: an ONNX `ModelProto` with one input.
-      shape: of one face: 1, 3 and the two sides in the graph's order.
-      dtype: of the input.
+      shape: shape of one face, `(1, 3, 112, 112)` or `(1, 112, 112, 3)`.
+      dtype: NumPy type of the input.
 
     Raises:
       GdrdError: the constants fit no range of pixels, or several.
@@ -70,8 +74,8 @@ def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
     nodes, ends, followers, statistics = _front(model)
     unknown = sorted(followers - LAYERS)
     warning = (
-        f"its graph begins with {', '.join(unknown)}, from which the range of its pixels cannot be read, so its "
-        "preprocessing is a guess; give it"
+        f"its graph begins with {', '.join(unknown)}, so the range of its pixels cannot be inferred and its "
+        "preprocessing is a guess; choose one"
     )
     if not nodes:
         return Front("arcface", False, warning if unknown else "")
@@ -84,10 +88,11 @@ def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
         return Front("arcface", False, warning if unknown else "")
     fitting = [name for name, ends in found.items() if _fits(name, ends)]
     if by_statistics and not _unchanged(by_statistics):
-        # Means and variances of a trained network's own pixels say more than what it learned to make of them.
+        # Running statistics describe the pixels of the training data; the learned scale and shift do not.
         fitting = [name for name, ends in by_statistics.items() if _centered(ends, *UNIT_VARIANCE)] or fitting
     if len(fitting) == 1:
-        return Front(fitting[0], True, warning if unknown else "")
+        bgr = BGR_WARNING if _is_bgr(found) else ""
+        return Front(fitting[0], True, warning if unknown else bgr)
     became = "; ".join(
         f"{name} pixels become {low.min():.3g} to {high.max():.3g}" for name, (low, high) in found.items()
     )
@@ -98,14 +103,14 @@ def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
 
 
 def _scales_channels(node, constants: dict) -> bool:
-    """Whether a convolution is none but scales and shifts every color by itself, as some converters write it."""
+    """Whether a convolution only scales and shifts each channel, as some converters write a normalization."""
     return node.op_type == "Conv" and node.input[1] in constants and list(constants[node.input[1]].dims) == [3, 1, 1, 1]
 
 
 def _front(model) -> tuple[list, list[str], set[str], bool]:
-    """Nodes of the front, values that leave it, operations that take these, and whether a BatchNormalization is in it.
+    """Nodes of the front, names of its outputs, operations that consume them, and whether it has a BatchNormalization.
 
-    Nodes that compute the front's constants are among the front's, in the graph's order.
+    The nodes include those that compute the front's constants, each before its consumer.
     """
     graph, tensors = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
     pixels, constants = {graph.input[0].name}, {"", *tensors}
@@ -153,9 +158,9 @@ def _with_constants(nodes: list, of_constants: dict) -> list:
 def _run(
     model, nodes: list, ends: list[str], shape: tuple[int, ...], dtype: type, *, neutral: bool = False
 ) -> dict[str, tuple]:
-    """Name of a range -> what its lowest and its highest pixels become, flat; only where all between is linear.
+    """Name of each range that the front maps linearly -> its minimum and maximum after the front, flattened.
 
-    With `neutral` a BatchNormalization does not scale and shift as it has learned.
+    If `neutral`, the learned scale and shift of a BatchNormalization are replaced by 1 and 0.
     """
     import onnxruntime
     from onnx import helper
@@ -187,13 +192,14 @@ def _run(
 
 
 def _on_uniform(node, constants: dict, neutral: bool):
-    """The node as it is run on uniform pictures: Pad adds no pixels of another value; `neutral` as `_run` has it."""
+    """A copy of the node for uniform images: Pad repeats the edge; for `neutral` see `_run`."""
     from onnx import NodeProto, helper, numpy_helper
 
     changed = NodeProto()
     changed.CopyFrom(node)
     if node.op_type == "Pad":
-        changed.input[:] = node.input[:2]
+        # The value that is padded with is of no use to the mode "edge"; opset 18 has the axes behind it.
+        changed.input[:] = [*node.input[:2], *([""] if node.input[3:] else []), *node.input[3:]]
         del changed.attribute[:]
         changed.attribute.extend(a for a in node.attribute if a.name == "pads")
         changed.attribute.append(helper.make_attribute("mode", "edge"))
@@ -209,6 +215,18 @@ def _unchanged(found: dict[str, tuple]) -> bool:
     return all(name in found and _is(found[name], *RANGES[name][0]) for name in ("arcface", "unit"))
 
 
+def _is_bgr(found: dict[str, tuple]) -> bool:
+    """Whether black becomes ImageNet's mean with blue first: at both layouts the channels appear in their order."""
+    black, _ = found.get("inside", found.get("unit", (np.zeros(0), None)))
+    _, first = np.unique(np.round(black, 4), return_index=True)
+    channels = black[np.sort(first)]
+    if len(channels) != 3 or not channels.all():
+        return False
+    bgr = np.array([IMAGENET_BGR, IMAGENET_BGR / IMAGENET_BGR_STD])
+    ratios = np.abs(channels / channels[2] - bgr / bgr[:, 2:]).max(axis=1)
+    return bool(ratios.min() < CLOSE)
+
+
 def _is(ends: tuple[np.ndarray, np.ndarray], low: float, high: float, close: float = CLOSE) -> bool:
     """Whether the lowest and the highest pixels become these numbers."""
     return all(np.all(np.abs(found - value) <= close * (high - low)) for found, value in zip(ends, (low, high)))
@@ -222,8 +240,8 @@ def _centered(ends: tuple[np.ndarray, np.ndarray], least: float, most: float) ->
 
 
 def _fits(name: str, ends: tuple[np.ndarray, np.ndarray]) -> bool:
-    """Whether pixels of a range become those that a network begins with."""
+    """Whether the front maps this range to normalized pixels."""
     if _is(ends, 0, 1) or _is(ends, 0, 255, CLOSE_BYTES) or _is(ends, -1, 1):
         return True
-    # Nobody normalizes what ImageNet's statistics have normalized before, other than into one of the plain ranges.
+    # A graph does not center pixels again that ImageNet's statistics have already normalized.
     return name != "imagenet" and (_centered(ends, *NORMALIZED) or _centered(ends, *CENTERED_BYTES))

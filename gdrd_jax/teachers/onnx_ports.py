@@ -12,12 +12,12 @@ TYPES = ("float32", "float16", "float64", "uint8", "int32", "int64")
 
 
 class Input(NamedTuple):
-    """How an ONNX graph is fed.
+    """Input format of an ONNX graph.
 
     Attributes:
-      name: of the graph's input.
-      dtype: of the pixels.
-      last: the channels are the last axis, NHWC, and not NCHW.
+      name: name of the graph's input.
+      dtype: NumPy type of the pixels.
+      last: whether the channels are the last axis, NHWC instead of NCHW.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Input(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one face."""
+        """Shape of one face."""
         return (1, FACE_SIZE, FACE_SIZE, 3) if self.last else (1, 3, FACE_SIZE, FACE_SIZE)
 
     def prepared(self, x: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ class Input(NamedTuple):
 
 
 def read_input(model, path: Path) -> list[Input]:
-    """What the graph's input can be, the first the likeliest; several where it does not declare its shape.
+    """Possible formats of the graph's input, the most likely first; several if its shape is not declared.
 
     Args:
       model: an ONNX `ModelProto`, as `onnx_graph.runnable` returns it.
@@ -88,19 +88,19 @@ def choose_output(found: dict[str, np.ndarray], wanted: str, path: Path) -> str:
     shown = ", ".join(f"{name} {list(getattr(value, 'shape', ['?']))}" for name, value in found.items())
     if wanted:
         if wanted not in found:
-            raise GdrdError(f"{path} has no output {wanted!r}; its outputs are, of one face, {shown}")
+            raise GdrdError(f"{path} has no output {wanted!r}; its outputs for one face are {shown}")
         if wanted not in embeddings:
             raise GdrdError(
-                f"{path}: the output {wanted!r} is no embedding [N, D]; its outputs are, of one face, {shown}"
+                f"{path}: the output {wanted!r} is not an embedding [N, D]; the outputs for one face are {shown}"
             )
         return wanted
     if len(embeddings) == 1:
         return embeddings[0]
     if not embeddings:
-        raise GdrdError(f"{path} has no output that is an embedding [N, D]; its outputs are, of one face, {shown}")
+        raise GdrdError(f"{path} has no output that is an embedding [N, D]; its outputs for one face are {shown}")
     raise GdrdError(
-        f"{path} has several outputs that can be the embedding: {shown} (of one face); choose one: "
-        f"--output {embeddings[0]}, or in a config discriminative.output={embeddings[0]}"
+        f"{path} has several outputs that can be the embedding: {shown} (shapes for one face); choose one: "
+        f"--output {embeddings[0]}, or --config.discriminative.output={embeddings[0]}"
     )
 
 

@@ -62,7 +62,8 @@ def test_orientation_in_xmp_alone_is_ignored_as_by_other_programs():
 
 @pytest.mark.parametrize("orientation", (0, 9, 77))
 def test_an_orientation_that_does_not_exist_turns_nothing(orientation):
-    assert decode(encoded(UPRIGHT, "JPEG", orientation, quality=95), "x").shape == UPRIGHT.shape
+    found = decode(encoded(UPRIGHT, "JPEG", orientation, quality=95), "x").astype(int)
+    assert abs(found - UPRIGHT).mean() < 3
 
 
 @pytest.mark.parametrize("kind", ("PNG", "WEBP", "AVIF"))

@@ -70,7 +70,7 @@ OTHERS = {
     "an NCNN network": b"7767517\n75 83\n",
     "an XML file": b'<?xml version="1.0"?>\n<net name="x">',
     "a web page": b"\n<!DOCTYPE html><html><head><title>Google Drive",
-    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
     "a compressed archive": b"\x1f\x8b\x08" + bytes(90),
     "a tar archive": bytes(257) + b"ustar\x0000" + bytes(300),
     "a NumPy array": b"\x93NUMPY" + bytes(90),

@@ -157,7 +157,7 @@ def test_bytes_need_no_constants_and_take_no_other_preprocessing(tmp_path):
     teacher = load_discriminative(path)
     assert teacher.preprocessing == "inside"
     np.testing.assert_allclose(teacher.embed(FACES), expected(0, 1), rtol=1e-4)
-    with pytest.raises(GdrdError, match="whole numbers, 0..255, so its preprocessing can only be 'inside'"):
+    with pytest.raises(GdrdError, match="takes integer pixels in 0..255, so its preprocessing must be 'inside'"):
         load_discriminative(path, preprocessing="arcface")
 
 
@@ -206,7 +206,7 @@ def test_constants_that_fit_no_range_or_several_are_refused_with_the_choices(tmp
 def test_a_front_that_is_not_understood_is_a_guess_that_is_said(tmp_path, caplog, nodes, what):
     teacher = load_discriminative(network(tmp_path, nodes, {"a": f(0)}))
     assert teacher.preprocessing == "arcface"
-    assert f"begins with {what}, from which" in caplog.text and "a guess" in teacher.warnings[0]
+    assert f"begins with {what}, so the range" in caplog.text and "a guess" in teacher.warnings[0]
 
 
 def test_a_preprocessing_against_the_graphs_constants_is_said(tmp_path, caplog):

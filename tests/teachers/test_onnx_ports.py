@@ -60,9 +60,9 @@ def test_of_several_embeddings_one_has_to_be_chosen(tmp_path):
     first, second = (load_discriminative(path, output=name) for name in ("y", "twice"))
     np.testing.assert_allclose(second.embed(FACES), 2 * first.embed(FACES), rtol=1e-5)
     assert first.fingerprint != second.fingerprint
-    with pytest.raises(GdrdError, match="has no output 'z'; its outputs are, of one face, y "):
+    with pytest.raises(GdrdError, match="has no output 'z'; its outputs for one face are y "):
         load_discriminative(path, output="z")
-    with pytest.raises(GdrdError, match="the output 'norm' is no embedding"):
+    with pytest.raises(GdrdError, match="the output 'norm' is not an embedding"):
         load_discriminative(path, output="norm")
 
 
@@ -230,7 +230,7 @@ def test_external_data_that_is_not_there_is_one_sentence(tmp_path):
     path = saved(tmp_path, graph(), location="m.data", **BESIDE)
     whole = (tmp_path / "m.data").read_bytes()
     (tmp_path / "m.data").write_bytes(whole[:20])
-    with pytest.raises(GdrdError, match="m.data is cut short: w is not all there"):
+    with pytest.raises(GdrdError, match="m.data is truncated inside w"):
         load_discriminative(path)
     (tmp_path / "m.data").unlink()
     with pytest.raises(GdrdError, match="takes weights from 'm.data', which is not in .*; copy it there"):

@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     refused("input_blocks.1 does not fit: 2.foo is not", {**good, "input_blocks.1.2.foo": torch.zeros(1)})
     refused("middle_block does not fit: 3.x", {**good, "middle_block.3.x": torch.zeros(1)})
     refused("input_blocks.1 is missing", without(*(k for k in good if k.startswith("input_blocks.1."))))
-    refused("not as many output_blocks", {**good, "output_blocks.0.0.x": torch.zeros(1)})
+    refused("another number of output_blocks", {**good, "output_blocks.0.0.x": torch.zeros(1)})
     refused("is no guided-diffusion UNet", without("time_embed.0.weight"))
     refused("fits: ", {**good, "input_blocks.1.0.in_layers.2.weight": torch.zeros(3)})
     refused("fits: .*48", guided_diffusion(channels=(48, 64)))
