@@ -95,6 +95,14 @@ def test_a_closed_pipe_ends_the_command_quietly(redirect, tmp_path):
     assert status == 141 and not error, error
 
 
+def test_a_broken_pipe_of_a_worker_is_not_quiet(capsys):
+    def work():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert command_line.guarded(work) == 2
+    assert "error: Broken pipe: a process or connection" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("redirect", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams_are_no_obstacle(redirect, tmp_path):
     (tmp_path / "tool.py").write_text(WRITES)

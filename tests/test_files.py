@@ -157,3 +157,16 @@ def test_no_text_depends_on_the_locale(tmp_path):
 def test_text_with_names_of_any_bytes_is_written(tmp_path):
     files.write_text(tmp_path / "x", "é \udcff")
     assert (tmp_path / "x").read_bytes() == "é \\udcff".encode()
+
+
+def test_a_folder_survives_a_kill_between_two_renames(tmp_path):
+    (tmp_path / "dis").mkdir()
+    (tmp_path / "dis" / "weights").write_text("first", encoding="utf-8")
+    os.rename(tmp_path / "dis", tmp_path / "dis.old.123")  # as a process that was killed leaves it
+    with pytest.raises(OSError, match="No space"), files.replacing(tmp_path / "dis"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (tmp_path / "dis" / "weights").read_text(encoding="utf-8") == "first"
+    with files.replacing(tmp_path / "dis") as new:
+        (new / "weights").write_text("second", encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["dis"]
+    assert (tmp_path / "dis" / "weights").read_text(encoding="utf-8") == "second"

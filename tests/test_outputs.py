@@ -56,6 +56,13 @@ def test_a_folder_is_claimed_by_its_own_command_alone(tmp_path, kind):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_folder_of_empty_folders_is_no_grid(tmp_path):
+    (tmp_path / "x" / "a").mkdir(parents=True)
+    assert outputs.kind_of(tmp_path / "x") is None
+    make(tmp_path / "x" / "b", RUN)
+    assert outputs.kind_of(tmp_path / "x") == "a grid of runs"
+
+
 @pytest.mark.parametrize("kind", outputs.KINDS)
 def test_new_and_empty_folders_are_free_and_others_are_not(tmp_path, kind):
     outputs.claim_folder(tmp_path / "new" / "deep", kind, "--out")

@@ -13,9 +13,11 @@ from gdrd_jax.errors import GdrdError
 HEAD_BYTES = 256  # enough for `image_format`
 MAX_PIXELS = 1 << 27  # a header that claims more is taken for damaged
 ORIENTATION = 274  # tag of EXIF and TIFF
-MAX_SAMPLE_VALUE = 281  # tag of TIFF
+# Tags of TIFF.
+NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE, SUB_IFDS, DNG_VERSION = 254, 258, 262, 281, 330, 50706
+WHITE_IS_ZERO, LAB = 0, (8, 9, 10)  # values of PHOTOMETRIC
 # A 16-bit image without a value above 14 bits holds samples of a camera with fewer bits, or is nearly black.
-DARKEST_16_BIT = 1 << 14
+DARKEST_16_BIT, WHITE = 1 << 14, 65535
 
 DECODED = {
     "JPEG": rb"\xff\xd8\xff",
@@ -26,15 +28,15 @@ DECODED = {
     "TIFF": rb"II[*+]\0|MM\0[*+]",
     "PNM": rb"P[1-6](\s|#[^\n]*\n)+\d+\s",
     "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    "AVIF": rb".{4}ftypavi[fs]",
+    "AVIF": rb".{4}ftyp(avi[fs]|mif1.{4}(.{4}){0,8}avif)",
 }
 NOT_DECODED = {
-    "HEIC": rb".{4}ftyp(hei[cxms]|hev[cxms]|mif[12]|msf1)",
+    "HEIC": rb".{4}ftyp(hei[cxms]|hev[cxms]|(mif[12]|msf1)(?!.{4}(.{4}){0,8}avi[fs]))",
     "JPEG XL": rb"\0\0\0\x0cJXL |\xff\x0a",
     "OpenEXR": rb"v/1\x01",
     "Radiance HDR": rb"#\?RADIANCE",
     "Photoshop": rb"8BPS",
-    "Canon CR3": rb".{4}ftypcrx ",
+    "Canon raw": rb".{4}ftypcrx |II\*\0.{4}CR",
     "DICOM": rb".{128}DICM",
 }
 # What a failed download may leave in place of an image.
@@ -55,7 +57,8 @@ def image_format(head: bytes) -> str | None:
     Args:
       head: the first `HEAD_BYTES` bytes of the file, or all of them.
     """
-    return next((name for name in (*DECODED, *NOT_DECODED) if FORMATS[name].match(head)), None)
+    # What is not decoded comes first: a raw file of Canon begins as a TIFF.
+    return next((name for name in (*NOT_DECODED, *DECODED) if FORMATS[name].match(head)), None)
 
 
 def decode(data: bytes, name: object) -> np.ndarray:
@@ -84,9 +87,9 @@ def decode(data: bytes, name: object) -> np.ndarray:
         header = Image.open(io.BytesIO(data))
         _check_size(*header.size, name)
         if kind == "PNM":  # OpenCV takes no notice of the declared maximum
-            image = np.asarray(header)
-            image = (image >> 8).astype(np.uint8) if image.dtype.itemsize > 1 else np.asarray(header.convert("RGB"))
-            return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+            return _decode_pnm(header, data, name)
+        if kind == "TIFF":
+            _check_tiff(header, name)
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except GdrdError:
@@ -135,12 +138,44 @@ def _in_8_bits(image: np.ndarray, header: Image.Image, data: bytes, name: object
     declared = _declared_maximum(header, data)
     if declared and largest <= declared:
         return np.rint(image * (255 / declared)).astype(np.uint8)
-    if largest < DARKEST_16_BIT:
-        raise GdrdError(
-            f"{name} is a 16-bit image without a value above {largest} of 65535: nearly black, or the samples of a "
-            f"{max(largest.bit_length(), 8)}-bit camera; scale it to 8 bits"
-        )
+    _check_range(image, name)
     return (image >> 8).astype(np.uint8)
+
+
+def _check_range(image: np.ndarray, name: object) -> None:
+    """Refuses 16-bit samples that fill less than 14 bits, single bright pixels and a white border left aside."""
+    inner = image[image < WHITE]
+    bright = int(np.percentile(inner, 99)) if inner.size else WHITE
+    if bright < DARKEST_16_BIT:
+        raise GdrdError(
+            f"{name} is a 16-bit image with hardly a value above {bright} of {WHITE}: nearly black, or the samples of "
+            f"a {max(bright.bit_length(), 8)}-bit camera; scale it to 8 bits"
+        )
+
+
+def _decode_pnm(header: Image.Image, data: bytes, name: object) -> np.ndarray:
+    image, maximum = np.asarray(header), re.match(rb"P[2356](?:\s|#[^\n]*\n)+\d+\s+\d+\s+(\d+)", data)
+    if image.dtype.itemsize == 1:  # Pillow scales colors to 8 bits, grays to 16
+        image = np.asarray(header.convert("RGB"))
+        if maximum and int(maximum[1]) == WHITE:
+            _check_range(image.astype(np.uint16) * 257, name)
+        return image
+    if maximum and int(maximum[1]) == WHITE:
+        _check_range(image, name)
+    return np.repeat((image >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _check_tiff(header: Image.Image, name: object) -> None:
+    """Refuses TIFFs that OpenCV decodes wrongly without an error, and damage that it fills with garbage."""
+    tags = header.tag_v2
+    if DNG_VERSION in tags or (SUB_IFDS in tags and tags.get(NEW_SUBFILE_TYPE, 0) & 1):
+        raise GdrdError(f"{name} is a camera's raw file, of which only a thumbnail could be read; convert it to JPEG")
+    bits = tags.get(BITS_PER_SAMPLE, (1,))
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and max(bits if isinstance(bits, tuple) else (bits,)) > 8:
+        raise GdrdError(f"{name} is a TIFF of more than 8 bits with white as 0, which is not decoded here; convert it")
+    if tags.get(PHOTOMETRIC) in LAB:
+        raise GdrdError(f"{name} is a TIFF in L*a*b* colors, which are not decoded here; convert it to RGB")
+    header.load()
 
 
 def _declared_maximum(header: Image.Image, data: bytes) -> int | None:

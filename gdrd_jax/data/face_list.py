@@ -3,6 +3,7 @@
 import csv
 import fnmatch
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -19,7 +20,10 @@ from gdrd_jax.files import read_lines
 LOG = logging.getLogger(__name__)
 # Column names of a CSV header, in lower case; of several the first one here counts.
 PATH_COLUMNS = ("path", "image_path", "img_path", "filename", "file_name", "file", "image", "img", "image_id")
-PERSON_COLUMNS = ("identity", "identity_id", "person", "subject", "label", "class", "target", "name")
+PERSON_COLUMN = re.compile(r"(identity|person|subject|label|celebrity)([ _]?(id|name|idx|index))?")
+MAYBE_PERSON = frozenset({"class", "class_id", "target", "name"})  # where there is no other column
+ROW_NUMBERS = frozenset({"", "id", "index", "idx", "no", "number", "row"})
+NO_PERSON = frozenset({"", "nan", "none", "null", "inf", "-inf"})
 FORMS = (
     "`PATH IDENTITY`; in a .csv or .tsv two columns, or a header that names them (path, identity); in a .lst, "
     "separated by tabs, INDEX, LABEL, PATH (mxnet) or ALIGNED, PATH, LABEL (InsightFace)"
@@ -52,18 +56,22 @@ def read_list(path: Path, pattern: str, skip_bad: bool) -> Faces:
         if not fnmatch.fnmatch(PurePosixPath(entry.path.replace("\\", "/")).name, pattern):
             continue
         name = _find(path.parent, entry.path)
+        if entry.person.lower() in NO_PERSON:
+            raise GdrdError(f"{path}, line {entry.number}: {name} has the identity {entry.person!r}; give one")
         problem = why_unreadable(path.parent / name)
         if problem and not skip_bad:
             file = path.parent / name
             what = f"{file} cannot be read: {problem}" if file.exists() else f"there is no file {file}"
-            raise GdrdError(
-                f"{path}, line {entry.number}: {what}; a header must begin with # or name its columns (path, "
-                "identity); --skip-bad leaves such lines out"
+            remedy = (
+                "--skip-bad leaves such lines out"
+                if entries
+                else f"lines are {FORMS}; a header must begin with # or name its columns (path, identity)"
             )
+            raise GdrdError(f"{path}, line {entry.number}: {what}; {remedy}")
         if problem:
             skipped.append((name, problem))
             continue
-        other = entries.setdefault(name, entry)
+        other = entries.setdefault(os.path.normpath(path.parent / name), entry._replace(path=name))
         if other.person != entry.person:
             raise GdrdError(
                 f"{path}, line {entry.number}: {name} is listed as {entry.person!r} here and as {other.person!r} in "
@@ -74,27 +82,27 @@ def read_list(path: Path, pattern: str, skip_bad: bool) -> Faces:
         raise GdrdError(f"{path} lists no faces that can be read; its lines are {FORMS}")
     if unaligned:
         LOG.warning("%s marks %d faces as not aligned; align them: prepare_faces.py --align", path, unaligned)
-    faces = Faces(
-        path.parent.resolve(), tuple(entries), np.zeros(len(entries), np.int32), ("",), skipped=tuple(skipped)
-    )
+    names = tuple(entry.path for entry in entries.values())
+    faces = Faces(path.parent.resolve(), names, np.zeros(len(names), np.int32), ("",), skipped=tuple(skipped))
     return labelled(faces, (entry.person for entry in entries.values()))
 
 
 def _entries(path: Path) -> Iterator[Entry]:
     lines = read_lines(path)
-    if path.suffix in (".csv", ".tsv"):
+    if path.suffix.lower() in (".csv", ".tsv"):
         yield from _table(path, lines)
         return
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
-        entry = _lst_line(number, line) if path.suffix == ".lst" else _text_line(number, line)
+        entry = _lst_line(number, line) if path.suffix.lower() == ".lst" else _text_line(number, line)
         if entry is None:
             raise GdrdError(f"{path}, line {number}: {line!r} is not of the form {FORMS}")
         yield entry
 
 
 def _text_line(number: int, line: str) -> Entry | None:
+    line = line.strip()
     fields = [field.strip() for field in line.rsplit("\t" if "\t" in line else None, 1)]
     return Entry(number, *fields) if len(fields) == 2 else None
 
@@ -114,10 +122,10 @@ def _table(path: Path, lines: list[str]) -> Iterator[Entry]:
     kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
     if not kept:
         return
-    separator = "\t" if path.suffix == ".tsv" else max(",;\t", key=kept[0][1].count)
+    separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=kept[0][1].count)
     # Quoted fields with line breaks inside are no paths, so each line is a row of its own.
     rows = [(number, _cells(path, number, line, separator)) for number, line in kept]
-    columns = _columns(rows[0][1])
+    columns = _columns(path, *rows[0])
     for number, fields in rows[1:] if columns else rows:
         at = columns or (0, 1)
         if len(fields) <= max(at) or (not columns and len(fields) != 2):
@@ -132,12 +140,26 @@ def _cells(path: Path, number: int, line: str, separator: str) -> list[str]:
         raise GdrdError(f"{path}, line {number} cannot be read as CSV: {error}") from error
 
 
-def _columns(fields: list[str]) -> tuple[int, int] | None:
-    """Where the columns of paths and identities are, if this row is a header that names both."""
+def _columns(path: Path, number: int, fields: list[str]) -> tuple[int, int] | None:
+    """Where the columns of paths and identities are, if this row is a header, which names the paths.
+
+    Raises:
+      GdrdError: it is not certain which column holds the identities.
+    """
     names = [field.lower() for field in fields]
     paths = [names.index(name) for name in PATH_COLUMNS if name in names]
-    people = [names.index(name) for name in PERSON_COLUMNS if name in names]
-    return (paths[0], people[0]) if paths and people else None
+    if not paths:
+        return None
+    others = [i for i, name in enumerate(names) if i != paths[0] and name not in ROW_NUMBERS]
+    people = [i for i in others if PERSON_COLUMN.fullmatch(names[i])]
+    if not people and len(others) == 1 and names[others[0]] in MAYBE_PERSON:
+        people = others
+    if len(people) != 1:
+        raise GdrdError(
+            f"{path}, line {number}: which of the columns {', '.join(fields)} is the identity is not certain; name one "
+            "of them 'identity', or leave two columns, path and identity"
+        )
+    return paths[0], people[0]
 
 
 def _find(folder: Path, name: str) -> str:

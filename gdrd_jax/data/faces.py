@@ -163,6 +163,10 @@ def labelled(faces: Faces, people: Iterable[str]) -> Faces:
 
 def same_name(name: str) -> str:
     """A name in the one Unicode form (NFC) in which names are compared: macOS writes accents in another one."""
+    try:  # names of files, where the locale's encoding cannot hold them
+        name = os.fsencode(name).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a name from a list
+        pass
     return unicodedata.normalize("NFC", name)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from gdrd_jax.data.decoding import image_format
 from gdrd_jax.data.faces import Faces, natural
 from gdrd_jax.errors import GdrdError
+from gdrd_jax.outputs import kind_of
 
 # Of formats that `data.decoding` decodes, or names in its errors.
 IMAGE_SUFFIXES = frozenset(
@@ -25,6 +26,9 @@ CLUTTER = frozenset(
         "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
     }
 )  # fmt: skip
+UNFINISHED = ("~", ".crdownload", ".part", ".download", ".bak", ".tmp")
+# Files by which a folder may be an output of this program.
+OUTPUTS = frozenset({"config.json", "step.json", "metrics.json", "gallery.json", "faces.json", "manifest.json"})
 UNREADABLE_ERRNOS = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
@@ -55,8 +59,11 @@ def scan(path: Path) -> tuple[Faces, dict[str, int]]:
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a file or folder of this name (without folders) belongs to another program: hidden, or of `CLUTTER`."""
-    return name.startswith(".") or name.lower() in CLUTTER
+    """Whether a file or folder of this name (without folders) belongs to another program.
+
+    It is hidden, in `CLUTTER`, or what an editor or an unfinished download leaves.
+    """
+    return name.startswith((".", "~$")) or name.endswith(UNFINISHED) or name.lower() in CLUTTER
 
 
 def is_image(files: Faces, row: int) -> bool:
@@ -111,6 +118,10 @@ def _walk(root: Path, clutter: Counter[str]) -> Iterator[str]:
     ways = {os.fspath(root): (os.path.realpath(root),)}
     for folder, inside, files in os.walk(root, followlinks=True, onerror=unreadable):
         above, way = PurePosixPath(os.path.relpath(folder, root)), ways.pop(folder)
+        if not OUTPUTS.isdisjoint(files) and above != PurePosixPath() and kind_of(Path(folder)):
+            clutter[f"{above}/"] += sum(len(names) for _, _, names in os.walk(folder))
+            inside.clear()
+            continue
         for name in filter(is_clutter, inside):
             clutter[f"{above / name}/"] += sum(len(names) for _, _, names in os.walk(os.path.join(folder, name)))
         clutter.update(str(above / name) for name in files if is_clutter(name))
@@ -141,7 +152,10 @@ def _tar(path: Path) -> dict[str, tuple[int, int]]:
     except tarfile.TarError as error:
         raise GdrdError(f"{path} is not an uncompressed tar, or is damaged ({error}); unpack or copy it") from error
     except KeyError as error:
-        raise GdrdError(f"{path}: {name} is a link to {error}, which is not before it; unpack the archive") from error
+        raise GdrdError(
+            f"{path}: {name} is a link to {error}, a file that the archive does not hold, or not before the link; "
+            "remove the link, or unpack the archive"
+        ) from error
     with path.open("rb") as file:  # tarfile takes a damaged head, or none, for the end
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:

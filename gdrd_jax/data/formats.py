@@ -26,7 +26,7 @@ MANIFEST, RECORDS, JOURNAL = "faces.json", "train.rec", "journal.jsonl"  # of a 
 STAND_IN = "STAND_IN.txt"
 
 
-def open_faces(path: str | Path, *, pattern: str = "*", skip_bad: bool = False) -> Faces:
+def open_faces(path: str | os.PathLike, *, pattern: str = "*", skip_bad: bool = False) -> Faces:
     """Describes the faces at `path`, of any format; reads no pixels.
 
     Args:
@@ -42,7 +42,7 @@ def open_faces(path: str | Path, *, pattern: str = "*", skip_bad: bool = False) 
     if not path.exists():
         raise GdrdError(f"there are no faces at {str(path)!r}: no such file or folder")
     _refuse_unfinished(path)
-    records = sorted(path.glob("*.rec")) if path.is_dir() else [path] if path.suffix == ".rec" else []
+    records = sorted(path.glob("*.rec")) if path.is_dir() else [path] if path.suffix.lower() == ".rec" else []
     if len(records) > 1:
         raise GdrdError(f"{path} holds {len(records)} .rec files ({', '.join(r.name for r in records)}); give one")
     if path.is_dir() and (path / MANIFEST).exists():
@@ -51,12 +51,12 @@ def open_faces(path: str | Path, *, pattern: str = "*", skip_bad: bool = False) 
         raise GdrdError(f"{records[0]} has no file names that could match {pattern!r}; leave the pattern out")
     if records:
         return _records(records[0], skip_bad)
-    if path.is_file() and path.suffix in LIST_SUFFIXES:
+    if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
         return read_list(path, pattern, skip_bad)
     return _by_folder(path, pattern, skip_bad)
 
 
-def list_files(path: Path) -> Faces:
+def list_files(path: str | os.PathLike) -> Faces:
     """Every file under a folder, in an uncompressed tar or in a store, in natural order of names; all of one identity.
 
     Names are relative to the folder, with "/"; protocols pick files by name. Files of other programs
@@ -65,6 +65,7 @@ def list_files(path: Path) -> Faces:
     Raises:
       GdrdError: nothing there, or not a folder, an uncompressed tar or a store.
     """
+    path = Path(path)
     if not path.exists():
         raise GdrdError(f"there is no {str(path)!r}")
     _refuse_unfinished(path)
@@ -78,7 +79,7 @@ def list_files(path: Path) -> Faces:
 
 
 def _check_is_tree(path: Path) -> None:
-    if not path.is_dir() and path.suffix != ".tar":
+    if not path.is_dir() and path.suffix.lower() != ".tar":
         raise GdrdError(
             f"{path} is of no known format: a folder, an uncompressed .tar, a store of prepare_faces.py, or, to "
             f"convert or to train on, an InsightFace .rec or a list ({', '.join(sorted(LIST_SUFFIXES))})"
@@ -162,15 +163,16 @@ def read_manifest(folder: Path) -> dict:
     raise GdrdError(f"{folder / MANIFEST} is damaged or not of prepare_faces.py; make the store again, elsewhere")
 
 
-def stand_in(path: Path) -> str | None:
+def stand_in(path: str | os.PathLike) -> str | None:
     """What a stand-in for a benchmark says of itself (`tools/make_stand_ins.py`); None if `path` is none.
 
     The label lies in the folder, in one around it, or in the tar.
     """
+    path = Path(path)
     for folder in (path, *path.resolve().parents[:2]):
         if (folder / STAND_IN).is_file():
             return " ".join((folder / STAND_IN).read_text(encoding="utf-8").split())
-    if path.suffix == ".tar":
+    if path.suffix.lower() == ".tar":
         files = list_files(path)
         for row, name in enumerate(files.names):
             if PurePosixPath(name).name == STAND_IN:

@@ -8,6 +8,7 @@ protocol 0 writes bytes as a quoted string, and Python 3's protocols 0 to 2 as t
 
 import codecs
 import mmap
+import os
 import pickletools
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 MARK = object()
 
 
-def read_bin(path: Path) -> tuple[Faces, np.ndarray]:
+def read_bin(path: str | os.PathLike) -> tuple[Faces, np.ndarray]:
     """Describes the images of a `.bin` file.
 
     Args:
@@ -42,6 +43,7 @@ def read_bin(path: Path) -> tuple[Faces, np.ndarray]:
     Raises:
       GdrdError: not such a file, damaged, or its pickle wants more than bytes, lists and booleans.
     """
+    path = Path(path)
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             content = _follow(buffer, path)

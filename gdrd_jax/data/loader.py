@@ -47,9 +47,8 @@ def in_parallel(function: Callable[[int], object], numbers: Sequence[int]) -> It
 
     OpenCV, simplejpeg and Pillow release the GIL while they work.
     """
-    threads = (
-        min(len(os.sched_getaffinity(0)), MAX_THREADS) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(cores, MAX_THREADS)
 
     def several(start: int) -> list:
         return [function(number) for number in numbers[start : start + ITEMS_PER_TASK]]

@@ -11,6 +11,7 @@ one past the last image's key; the records after the images then say which image
 
 import dataclasses
 import mmap
+import os
 import struct
 import warnings
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ class Index:
     skipped: tuple[tuple[str, str], ...]
 
 
-def read_index(path: Path, *, skip_bad: bool = False) -> Index:
+def read_index(path: str | os.PathLike, *, skip_bad: bool = False) -> Index:
     """Finds the images of a `.rec` file, reading only the heads of its records.
 
     The `.idx` beside it, if there is one, must agree with it.
@@ -67,6 +68,7 @@ def read_index(path: Path, *, skip_bad: bool = False) -> Index:
     Raises:
       GdrdError: no such file, no record in it, an `.idx` of another file, or damage.
     """
+    path = Path(path)
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             return _read_index(path, buffer, skip_bad)

@@ -3,9 +3,10 @@
 import dataclasses
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -113,7 +114,7 @@ class Groups:
         return grid(lines, frames), caption
 
 
-def open_ar(data: Path, *, stretch: bool, skip_bad: bool) -> Groups:
+def open_ar(data: str | os.PathLike, *, stretch: bool, skip_bad: bool) -> Groups:
     """AR's names, `m-001-01` to `w-050-26`, of images at any depth under a folder, in a tar or a store.
 
     Raises:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -115,7 +115,7 @@ class PairList:
         return grid(lines, frames), caption
 
 
-def open_lfw(data: Path, pairs: Path | None, *, stretch: bool, skip_bad: bool) -> PairList:
+def open_lfw(data: str | os.PathLike, pairs: str | os.PathLike | None, *, stretch: bool, skip_bad: bool) -> PairList:
     """The images of LFW, or of another benchmark of pairs, anywhere under a folder, in a tar or a store.
 
     Args:
@@ -162,7 +162,7 @@ def open_lfw(data: Path, pairs: Path | None, *, stretch: bool, skip_bad: bool) -
     )  # fmt: skip
 
 
-def open_bin(data: Path, *, stretch: bool, skip_bad: bool) -> PairList:
+def open_bin(data: str | os.PathLike, *, stretch: bool, skip_bad: bool) -> PairList:
     """An InsightFace `.bin`; its pairs are parted into ten folds in the order of the file, as InsightFace does.
 
     Raises:

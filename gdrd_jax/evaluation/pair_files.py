@@ -6,6 +6,8 @@ pair; and lines `PATH1 PATH2 LABEL`, or with the label first, separated by blank
 
 import csv
 import dataclasses
+import logging
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,10 +19,14 @@ from gdrd_jax.data.file_tree import IMAGE_SUFFIXES
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import read_lines
 
+LOG = logging.getLogger(__name__)
 FOLDS = 10  # where a list gives none; at most the number of genuine or of impostor pairs
 KAGGLE_HEADER = ["name", "imagenum1", "imagenum2"]
-LABELS = {"1": True, "0": False, "-1": False, "true": True, "false": False}
-LABEL_COLUMNS = {"label", "same", "issame", "is_same", "match", "target"}  # of a header, in lower case
+LABELS = {
+    "1": True, "1.0": True, "true": True, "same": True,
+    "0": False, "0.0": False, "-1": False, "false": False, "different": False,
+}  # fmt: skip
+LABEL_COLUMNS = {"label", "issame", "is_same", "match", "target"}  # column names of a header, in lower case
 FORMS = (
     "LFW's pairs.txt (a header `FOLDS N`, such as `10 300`, then `NAME N1 N2` and `NAME1 N1 NAME2 N2`), Kaggle's "
     "pairs.csv, two lines `IMAGE FLAG` a pair (CALFW, CPLFW), or `PATH1 PATH2 LABEL` with the label 1 or 0"
@@ -44,17 +50,33 @@ class Pair:
     fold: int
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(path: str | os.PathLike) -> list[Pair]:
     """Reads a list of pairs in any of the module's formats.
 
     Folds that a list does not give are made as LFW's are: genuine and impostor pairs, each in the order of the list,
     are cut into ten equal parts.
 
     Raises:
-      GdrdError: missing, or malformed, with the number of the line.
+      GdrdError: missing, malformed (with the number of the line), or two images are listed as one person and as two.
     """
+    path = Path(path)
     if not path.is_file():
         raise GdrdError(f"there is no list of pairs {str(path)!r}")
+    pairs = _read(path)
+    labels: dict[frozenset[str], bool] = {}
+    for pair in pairs:
+        if labels.setdefault(frozenset(pair.images), pair.same) != pair.same:
+            raise GdrdError(f"{path} lists {' and '.join(pair.images)} as one person and as two; remove one of them")
+    alone = sum(len(set(pair.images)) == 1 for pair in pairs)
+    if alone or len(labels) < len(pairs):
+        LOG.warning(
+            "%s: %d pairs are listed more than once, and %d compare an image with itself", path,
+            len(pairs) - len(labels), alone,
+        )  # fmt: skip
+    return pairs
+
+
+def _read(path: Path) -> list[Pair]:
     lines = read_lines(path)
     while lines and not lines[-1].strip():
         lines.pop()
@@ -73,7 +95,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
 def _fields(path: Path, number: int, line: str) -> list[str]:
     """Fields between tabs or commas, which may hold blanks, or else between blanks."""
-    separator = next((mark for mark in "\t," if mark in line), None)
+    separator = next((mark for mark in "\t,;" if mark in line), None)
     try:
         fields = line.split() if separator is None else next(csv.reader([line], delimiter=separator))
     except csv.Error as error:
@@ -124,7 +146,7 @@ def _two_lines_each(path: Path, rows: list[list[str]]) -> list[tuple[str, str, b
     """CALFW's and CPLFW's: the flag, on both lines of a pair, is 0 for impostors and above 0 (1, or the fold) else."""
     for number, fields in enumerate(rows, 1):
         if len(fields) != 2 or not re.fullmatch(r"-?\d{1,9}", fields[1]):
-            raise GdrdError(f"{path}, line {number}: {' '.join(fields)!r} is not `IMAGE FLAG`, like the lines before")
+            raise GdrdError(f"{path}, line {number}: {' '.join(fields)!r} is not `IMAGE FLAG`; give {FORMS}")
     if len(rows) % 2:
         raise GdrdError(f"{path} has {len(rows)} lines `IMAGE FLAG`, two a pair; the last one is alone")
     for number, (first, second) in enumerate(zip(rows[::2], rows[1::2])):

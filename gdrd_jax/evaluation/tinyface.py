@@ -3,8 +3,9 @@
 import dataclasses
 import io
 import logging
+import os
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 import scipy.io
@@ -106,7 +107,7 @@ class Retrieval:
         return grid(lines, frames), caption
 
 
-def open_tinyface(data: Path, *, skip_bad: bool) -> Retrieval:
+def open_tinyface(data: str | os.PathLike, *, skip_bad: bool) -> Retrieval:
     """TinyFace's own layout, `Testing_Set/{Probe,Gallery_Match,Gallery_Distractor}`.
 
     Identities are those of the two `.mat` lists beside these folders, where they are there, else a file's name up

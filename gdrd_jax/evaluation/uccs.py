@@ -2,9 +2,10 @@
 
 import dataclasses
 import logging
+import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -117,7 +118,7 @@ class ClosedSet:
         )
 
 
-def open_uccs(data: Path, *, stretch: bool, skip_bad: bool) -> ClosedSet:
+def open_uccs(data: str | os.PathLike, *, stretch: bool, skip_bad: bool) -> ClosedSet:
     """`train/PERSON/IMAGE` and `test/PERSON/IMAGE`, at any depth under a folder, in a tar or a store.
 
     The paper's split of UCCS (180 people, 3,918 and 907 images) is not published: put yours into this layout.

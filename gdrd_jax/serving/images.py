@@ -11,7 +11,7 @@ from gdrd_jax.data.align import Aligner
 from gdrd_jax.data.decoding import decode
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.data.faces import same_name
-from gdrd_jax.data.file_tree import is_image
+from gdrd_jax.data.file_tree import is_image, why_unreadable
 from gdrd_jax.data.formats import MANIFEST, list_files
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.errors import GdrdError
@@ -71,8 +71,9 @@ def _name(image: Image) -> str:
 def _pixels(image: Image) -> np.ndarray:
     if not isinstance(image, np.ndarray):
         path = Path(image)
-        if not path.is_file():
-            raise GdrdError(f"there is no file {str(path)!r}")
+        if problem := why_unreadable(path):
+            missing = not os.path.lexists(path)
+            raise GdrdError(f"there is no file {str(path)!r}" if missing else f"{path} cannot be read: {problem}")
         try:
             data = path.read_bytes()
         except OSError as error:

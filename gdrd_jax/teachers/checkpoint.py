@@ -90,8 +90,12 @@ def _read(path: Path):
         raise
     except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own
         foreign = re.search(r"GLOBAL (\S+)", str(error))
+        if kind == SAFETENSORS:
+            raise GdrdError(f"{path} cannot be read: it is damaged or cut short ({first_line(error)})") from error
+        # Torch's own text may advise to load the file without this protection.
+        detail = "" if "weights_only" in first_line(error) else f" ({first_line(error)})"
         reason = f"it holds more than tensors ({foreign[1]}), which is never run" if foreign else (
-            f"it is damaged, or holds more than tensors, which is never run ({first_line(error)})"
+            f"it is damaged, or holds more than tensors, which is never run{detail}"
         )  # fmt: skip
         raise GdrdError(
             f"{path} cannot be read as weights: {reason}; where it was made, save its tensors alone: "
@@ -143,7 +147,15 @@ def load(module, weights: dict, where: str, names: dict[str, str] | None = None)
     if odd:
         more = f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
         raise GdrdError(f"{where} does not fit: {'; '.join(odd[:SHOWN])}{more}")
-    module.load_state_dict({inside: weights[key] for key, (inside, _) in wanted.items()})
+    try:
+        bad = next((key for key in wanted if not weights[key].isfinite().all()), None)
+        module.load_state_dict({inside: weights[key] for key, (inside, _) in wanted.items()})
+    except (RuntimeError, NotImplementedError) as error:  # of quantized tensors, or tensors without values
+        raise GdrdError(
+            f"{where} holds tensors that cannot be loaded ({first_line(error)}); save them as float"
+        ) from error
+    if bad:
+        raise GdrdError(f"{where}: {bad} has values that are not finite; the file is damaged, or training diverged")
     return module
 
 

@@ -102,9 +102,16 @@ def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
     )
 
 
-def _scales_channels(node, constants: dict) -> bool:
-    """Whether a convolution only scales and shifts each channel, as some converters write a normalization."""
-    return node.op_type == "Conv" and node.input[1] in constants and list(constants[node.input[1]].dims) == [3, 1, 1, 1]
+def _maps_pixels(node, constants: dict) -> bool:
+    """Whether a layer maps each color or each pixel by itself, or takes means of pixels without a border of zeros.
+
+    Some converters write a normalization, or an exchange of channels, as a convolution or a matrix product.
+    """
+    if node.op_type == "AveragePool":
+        return not any(attribute.name == "pads" and any(attribute.ints) for attribute in node.attribute)
+    if node.op_type not in ("Conv", "MatMul") or node.input[1] not in constants:
+        return False
+    return list(constants[node.input[1]].dims) in ([3, 1, 1, 1], [3, 3, 1, 1], [3, 3])
 
 
 def _front(model) -> tuple[list, list[str], set[str], bool]:
@@ -127,7 +134,7 @@ def _front(model) -> tuple[list, list[str], set[str], bool]:
             kind in KEEPING | SUMS
             or (kind in PRODUCTS and len(taken) == 1)
             or (kind in OF_FIRST and taken == [node.input[0]])
-            or _scales_channels(node, tensors)
+            or _maps_pixels(node, tensors)
         ):
             pixels.update(node.output)
             nodes.append(node)

@@ -1,6 +1,7 @@
 """Pixels of image files: upright, in 8 bits, and what is refused by its name."""
 
 import io
+import zlib
 
 import cv2
 import numpy as np
@@ -98,17 +99,13 @@ def png(samples):
 
 
 def with_significant_bits(data, bits):
-    import zlib
-
-    chunk = b"sBIT" + bytes([bits])
-    whole = (1).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
-    return data[:33] + whole + data[33:]  # after the signature and IHDR
+    return data[:33] + chunk(b"sBIT", bytes([bits])) + data[33:]  # after the signature and IHDR
 
 
 @pytest.mark.parametrize("bits", (10, 12, 14))
 def test_16_bit_images_of_cameras_with_fewer_bits_are_refused(bits):
     samples = np.minimum(RAMP * 4, (1 << bits) - 1).astype(np.uint16)
-    with pytest.raises(GdrdError, match=f"x.png is a 16-bit image without a value above .* {bits}-bit camera"):
+    with pytest.raises(GdrdError, match=f"x.png is a 16-bit image with hardly a value above .* {bits}-bit camera"):
         decode(png(samples), "x.png")
     with pytest.raises(GdrdError, match="16-bit image"):
         decode(cv2.imencode(".tiff", samples)[1].tobytes(), "x.tiff")
@@ -124,10 +121,59 @@ def test_16_bit_images_are_scaled_by_what_they_declare():
     assert abs(decode(buffer.getvalue(), "x").astype(int) - expected).max() <= 1
 
 
+def chunk(kind, contents):
+    return len(contents).to_bytes(4, "big") + kind + contents + zlib.crc32(kind + contents).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("other", (chunk(b"tEXt", b"Comment\0sBIT\x10"), chunk(b"sBIT", b""), chunk(b"sBIT", b"\xff")))
+def test_only_a_chunk_of_significant_bits_declares_them(other):
+    data = png(RAMP)
+    with pytest.raises(GdrdError, match="16-bit image"):
+        decode(data[:33] + other + data[33:], "x.png")
+    bright = png((RAMP * 16).astype(np.uint16))
+    np.testing.assert_array_equal(decode(bright[:33] + other + bright[33:], "x"), decode(bright, "x"))
+
+
 def test_a_declaration_that_the_samples_exceed_is_not_used():
     bright = (RAMP * 16).astype(np.uint16)
     np.testing.assert_array_equal(decode(with_significant_bits(png(bright), 12), "x")[..., 0], bright >> 8)
     np.testing.assert_array_equal(decode(png(bright), "x")[..., 0], bright >> 8)
+
+
+def test_single_bright_pixels_and_borders_do_not_hide_few_bits():
+    spotted, framed = RAMP.copy(), RAMP.copy()
+    spotted[5, 5], framed[:12] = 65535, 65535
+    pgm = b"P5 64 64 65535\n" + RAMP.astype(">u2").tobytes()
+    color = b"P6 64 64 65535\n" + np.repeat(RAMP[..., None], 3, axis=2).astype(">u2").tobytes()
+    for data in (png(spotted), png(framed), pgm, color):
+        with pytest.raises(GdrdError, match="is a 16-bit image with hardly a value above"):
+            decode(data, "x")
+
+
+def tiff(samples, **how):
+    buffer = io.BytesIO()
+    Image.fromarray(samples).save(buffer, "TIFF", **how)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("tags", ({50706: b"\x01\x04\0\0"}, {330: 8, 254: 1}))
+def test_a_raw_file_is_not_read_as_its_thumbnail(tags):
+    assert decode(tiff(UPRIGHT), "x.tif").shape == UPRIGHT.shape
+    with pytest.raises(GdrdError, match="camera's raw file"):
+        decode(tiff(UPRIGHT, tiffinfo=tags), "x.tif")
+
+
+def test_tiffs_that_opencv_decodes_wrongly_are_refused():
+    data = bytearray(tiff((RAMP * 16).astype(np.uint16)))
+    entry = data.index((262).to_bytes(2, "little") + (3).to_bytes(2, "little"))
+    assert decode(bytes(data), "x").max() == 255
+    data[entry + 8] = 0  # white is 0
+    with pytest.raises(GdrdError, match="white as 0"):
+        decode(bytes(data), "x")
+    cut = bytearray(tiff(UPRIGHT, compression="tiff_lzw"))
+    cut[len(cut) // 3 : len(cut) // 3 + 40] = bytes(40)
+    with pytest.raises(GdrdError, match="not a readable image: the TIFF file is damaged"):
+        decode(bytes(cut), "x")
 
 
 def test_a_pgm_of_few_levels_fills_8_bits():
@@ -148,6 +194,8 @@ def test_samples_of_unknown_range_are_refused():
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "is a HEIC image"),
         (b"\xff\x0a\x01\x02", "is a JPEG XL image"),
         (b"8BPS\0\x01", "is a Photoshop image"),
+        (b"\0\0\0\x20ftypmif1\0\0\0\0mif1avifmiafMA1B", "AVIF file is damaged"),
+        (b"II*\0\x10\0\0\0CR\x02\0", "is a Canon raw image"),
         (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", "AVIF file is damaged, or of a kind that is not decoded here"),
         (b"<!DOCTYPE html><html>", "is not a readable image but a web page; download it again"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "but a Git LFS pointer"),

@@ -46,6 +46,9 @@ TABBED = "ann/1.jpg\ta\nann/2.jpg\ta\nbob, jr/1.jpg\tb\n"
         ("pandas.csv", ',path,label\n0,ann/1.jpg,a\n1,ann/2.jpg,a\n2,"bob, jr/1.jpg",b\n'),
         ("other_order.csv", 'Label,"Path",score\na,ann/1.jpg,1\na,ann/2.jpg,0.5\nb,"bob, jr/1.jpg",0\n'),
         ("numbered.csv", 'id,file,identity\n7,ann/1.jpg,a\n8,ann/2.jpg,a\n9,"bob, jr/1.jpg",b\n'),
+        ("L.CSV", 'Index,Filename,Person ID\n7,ann/1.jpg,a\n8,ann/2.jpg,a\n9,"bob, jr/1.jpg",b\n'),
+        ("trailing.txt", TABBED.replace("\n", "\t \n")),
+        ("named.csv", 'name,filename\na,ann/1.jpg\na,ann/2.jpg\nb,"bob, jr/1.jpg"\n'),
         ("twice.txt", TABBED + "ann/1.jpg\ta\n"),
     ],
 )
@@ -62,6 +65,11 @@ def test_lists_of_every_kind_give_the_same_faces(folder, name, data):
 )
 def test_both_kinds_of_lst_are_read(folder, data):
     assert listed(folder, "train.lst", data) == {"ann/1.jpg": "5", "ann/2.jpg": "5", "bob, jr/1.jpg": "9"}
+
+
+def test_long_labels_are_not_rounded(folder):
+    text = "0\t9007199254740993\tann/1.jpg\n1\t9007199254740992\tann/2.jpg\n2\t7.5\tbob, jr/1.jpg\n"
+    assert set(listed(folder, "a.lst", text).values()) == {"7.5", "9007199254740992", "9007199254740993"}
 
 
 def test_insightfaces_boxes_and_landmarks_mean_that_faces_are_not_aligned(folder, caplog):
@@ -91,7 +99,15 @@ def test_accents_in_either_form_name_the_same_file_and_person(folder, form):
         ("c.txt", "ann/1.jpg\n", "line 1: 'ann/1.jpg' is not of the form"),
         ("d.txt", "ann a\n", "ann cannot be read: it is not a regular file"),
         ("e.csv", "ann/1.jpg,a,1\n", "line 1: .* is not of the form"),
-        ("f.csv", "file,size\nann/1.jpg,3\n", "line 1: there is no file .* a header must"),
+        ("f.csv", "file,size\nann/1.jpg,3\n", "line 1: which of the columns file, size is the identity"),
+        ("m.csv", "id,path,owner\n1,ann/1.jpg,a\n", "line 1: which of the columns id, path, owner is the identity"),
+        ("n.csv", "path,subject_id,label\nann/1.jpg,a,1\n", "line 1: which of the columns"),
+        ("o.csv", "a.jpg,b\n", "line 1: there is no file .* lines are `PATH IDENTITY`"),
+        ("p.csv", "path,identity\nann/1.jpg,\n", "line 2: ann/1.jpg has the identity ''; give one"),
+        ("q.lst", "0\tnan\tann/1.jpg\n", "line 1: ann/1.jpg has the identity 'nan'"),
+        ("r.txt", "ann/1.jpg a\n./ann//1.jpg b\n", "line 2: .* is listed as 'b' here and as 'a' in line 1"),
+        ("numbers.csv", "id,path\n1,ann/1.jpg\n", "line 1: which of the columns id, path is the identity"),
+        ("long.csv", "ann/1.jpg," + "a" * 200_000, "line 1 cannot be read as CSV"),
         ("g.lst", "1 5 ann/1.jpg\n", "line 1: .* separated by tabs"),
         ("h.lst", "0\tann/1.jpg\tbob\n", "line 1: .* is not of the form"),
         ("i.txt", b"ann/1.jpg \xff\xff\n", "not text in UTF-8"),

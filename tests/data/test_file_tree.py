@@ -19,7 +19,7 @@ from gdrd_jax.serving.images import find
 CLUTTER = (
     ".DS_Store", "ann/._1.jpg", "ann/Thumbs.db", "ann/desktop.ini", ".ipynb_checkpoints/1-checkpoint.jpg",
     "ann/.ipynb_checkpoints/1-checkpoint.jpg", "ann/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/ann/._1.jpg",
-    "__MACOSX/ann/1.jpg", "#recycle/1.jpg", "lost+found/1.jpg",
+    "__MACOSX/ann/1.jpg", "#recycle/1.jpg", "lost+found/1.jpg", "ann/1.jpg~", "bob/~$2.jpg", "bob/3.jpg.crdownload",
 )  # fmt: skip
 
 
@@ -46,10 +46,23 @@ def test_files_of_other_programs_are_skipped_and_counted(folder, given, caplog):
     skipped = dict(faces.skipped)
     assert skipped["__MACOSX/"] == "left by another program (2 files)"
     assert skipped["ann/@eaDir/"] == skipped["ann/._1.jpg"] == "left by another program (1 files)"
-    assert len(skipped) == 10
+    assert len(skipped) == 13
     with caplog.at_level(logging.INFO, "gdrd_jax"):
         assert list_files(path).names == faces.names
-    assert "11 files of other programs are ignored, such as " in caplog.text
+    assert "14 files of other programs are ignored, such as " in caplog.text
+
+
+def test_outputs_of_this_program_below_the_faces_are_no_people(folder):
+    run = folder / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text('{"name": "a", "student": {}, "views": {}}', encoding="utf-8")
+    for name in ("roc.png", "previous/1/roc.png", "dis/curves.png"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(jpeg(9))
+    faces = open_faces(folder)
+    assert faces.identities == ("ann", "bob") and dict(faces.skipped)["runs/mine/"].endswith("(4 files)")
+    (folder / "ann" / "config.json").write_text("{}", encoding="utf-8")  # of whatever else
+    assert open_faces(folder).identities == ("ann", "bob")
 
 
 def test_a_folder_that_is_itself_hidden_is_read(folder, tmp_path):
@@ -103,6 +116,17 @@ def test_what_cannot_be_read_is_named_or_left_out_and_listed(folder, tmp_path, k
     faces = open_faces(folder, skip_bad=True)
     assert len(faces) == 3 and "bob/2.jpg" in dict(faces.skipped)
     assert len(prepare(faces, tmp_path / "store", skip_bad=True)) == 3
+
+
+def test_links_in_a_circle_are_followed_once(folder):
+    (folder / "ann" / "others").symlink_to("../bob")
+    (folder / "bob" / "others").symlink_to("../ann")
+    (folder / "bob" / "all").symlink_to(folder)
+    (folder / "bob" / "above").symlink_to(folder.parent)
+    names = open_faces(folder).names
+    assert names == (
+        "ann/1.jpg", "ann/2.jpg", "ann/others/1.jpg", "bob/1.jpg", "bob/others/1.jpg", "bob/others/2.jpg"
+    )  # fmt: skip
 
 
 def test_a_file_that_vanishes_meanwhile_is_left_out_and_listed(folder):

@@ -34,12 +34,27 @@ def lines_of(kind):
         "commas": [f"{path(a)},{path(b)},{flag}" for a, b, flag in flags],
         "negative": [f"{path(a)}\t{path(b)}\t{flag or -1}" for a, b, flag in flags],
         "label_first": [f"{flag} {path(a)} {path(b)}" for a, b, flag in flags],
+        "header": ["path1,path2,label", *(f"{path(a)},{path(b)},{flag}" for a, b, flag in flags)],
+        "semicolons": [f"{path(a)};{path(b)};{'same' if flag else 'different'}" for a, b, flag in flags],
         "windows": [f"{path(a)} {path(b)} {flag}".replace("/", "\\") for a, b, flag in flags],
     }[kind]
 
 
 @pytest.mark.parametrize(
-    "kind", ("lfw", "kaggle", "cplfw", "calfw", "paths", "commas", "negative", "label_first", "windows")
+    "kind",
+    (
+        "lfw",
+        "kaggle",
+        "cplfw",
+        "calfw",
+        "paths",
+        "commas",
+        "negative",
+        "label_first",
+        "windows",
+        "header",
+        "semicolons",
+    ),
 )
 @pytest.mark.parametrize(
     "written", (lambda text: text.encode(), lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
@@ -83,6 +98,9 @@ def test_people_are_unknown_where_names_do_not_tell_them(tmp_path):
     [
         ([], "does not begin with LFW's header"),
         (["P_0 1 2"], "does not begin with LFW's header"),
+        (["", "10\t300"], "does not begin with LFW's header"),
+        ([",", "a,b,1"], "does not begin with LFW's header"),
+        (["a.jpg,b.jpg," + "1" * 200_000], "line 1 cannot be read"),
         (["a b c d e"], "nor as another list of pairs"),
         (["a.jpg 1", "b.jpg 0"], "lines 1 and 2: the flags of one pair differ"),
         (["a.jpg 1", "b.jpg 1", "c.jpg 0"], "has 3 lines .* the last one is alone"),
@@ -99,6 +117,15 @@ def test_a_malformed_list_is_named_with_its_line(tmp_path, lines, message):
         read_pairs(tmp_path / "p.txt")
 
 
+def test_contradictions_are_refused_and_repetitions_are_counted(tmp_path, caplog):
+    (tmp_path / "p.txt").write_text("A_1.png A_2.png 1\nA_2.png A_1.png 0\n")
+    with pytest.raises(GdrdError, match="A_[12] and A_[12] as one person and as two"):
+        read_pairs(tmp_path / "p.txt")
+    (tmp_path / "q.txt").write_text("A_1.png A_2.png 1\nA_2.png A_1.png 1\nA_1.png A_1.png 1\nA_1.png B_1.png 0\n")
+    assert len(read_pairs(str(tmp_path / "q.txt"))) == 4
+    assert "1 pairs are listed more than once, and 1 compare an image with itself" in caplog.text
+
+
 def test_images_are_found_by_as_many_folders_as_tell_them_apart():
     files = ["a/1.jpg", "a/2.jpg", "b/1.jpg", "notes.txt"]
     assert find_images(files, {"a/1", "b/1"}) == {"a/1": [0], "b/1": [2]}
@@ -106,3 +133,6 @@ def test_images_are_found_by_as_many_folders_as_tell_them_apart():
     assert find_images(["set/" + file for file in files], {"a/1", "b/1"}) == {"a/1": [0], "b/1": [2]}
     assert find_images(files, {"2", "1"}) == {"2": [1], "1": [0, 2]}  # two files fit: for the caller to refuse
     assert find_images(["1.jpg", "2.jpg"], {"x/1", "y/1"}) == {}  # nothing tells these two apart
+    assert find_images(["c/1.jpg", "d/2.jpg"], {"a/1", "b/2"}) == {}  # folders of other names
+    assert find_images(["1.jpg", "2.jpg"], {"a/1", "b/2"}) == {"a/1": [0], "b/2": [1]}
+    assert find_images(["all/A_1.jpg", "all/B_2.jpg"], {"A/A_1", "B/B_2"}) == {"A/A_1": [0], "B/B_2": [1]}

@@ -574,6 +574,9 @@ def test_an_existing_path_wins_over_every_other_reading(network, tmp_path, monke
         ("x=nothing.onnx:imagenet", "no file or workdir 'nothing.onnx'"),
         ("e.onnx:nonsense", "MEAN/STD"),
         ("runs/lr=0.1:imagenet", "a student knows its preprocessing"),
+        ("foo=", "there is no file or workdir"),
+        (":imagenet", "there is no file or workdir"),
+        ("", "there is no file or workdir"),
     ):
         with pytest.raises(GdrdError, match=message):
             parse_model(text)

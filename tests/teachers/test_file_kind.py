@@ -135,3 +135,23 @@ def test_paths_may_be_strings(tmp_path):
     assert teacher.features(np.zeros((1, 16, 16, 3), np.uint8)).shape == (1, 32, 16, 16)
     with pytest.raises(GdrdError, match="is not a folder of a diffusers UNet2DModel"):
         load_generative("diffusers", str(tmp_path))
+
+
+def test_the_order_of_an_onnx_files_fields_means_nothing(tmp_path):
+    data = save_recogniser(tmp_path / "m.onnx").read_bytes()
+    assert data[0] == 8  # ir_version, two bytes
+    (tmp_path / "m.onnx").write_bytes(data[2:] + data[:2])
+    assert file_kind(tmp_path / "m.onnx") == ONNX and load_discriminative(tmp_path / "m.onnx").dim == 48
+
+
+def test_weights_that_are_not_finite_or_quantized_are_refused(tmp_path):
+    weights = guided_diffusion()
+    key = "input_blocks.0.0.weight"
+    for value, message in (
+        (torch.full_like(weights[key], float("nan")), "0.weight has values that are not finite"),
+        (torch.quantize_per_tensor(weights[key], 0.1, 0, torch.qint8), "holds tensors that cannot be loaded"),
+        (weights[key].to("meta"), "holds tensors that cannot be loaded"),
+    ):
+        torch.save({**weights, key: value}, tmp_path / "g.pth")
+        with pytest.raises(GdrdError, match=message):
+            load_generative("pgdiff", tmp_path / "g.pth", tap="block1", input_size=16)

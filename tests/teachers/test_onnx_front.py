@@ -222,3 +222,44 @@ def test_a_preprocessing_against_the_graphs_constants_is_said(tmp_path, caplog):
 
 def test_unit_is_a_name():
     assert [x.tolist() for x in parse_preprocessing("unit")] == [[0.0], [255.0]]
+
+
+@pytest.mark.parametrize("kind", ("Conv", "MatMul"))
+def test_a_normalization_may_be_a_layer_of_single_pixels(tmp_path, kind):
+    scale = f(np.diag(1 / np.ravel(255 * STD)))
+    if kind == "Conv":
+        nodes = [node("Conv", "x", "k", "b")]
+        path = network(tmp_path, nodes, {"k": scale.reshape(3, 3, 1, 1), "b": f(-np.ravel(MEAN / STD))})
+    else:
+        nodes = [
+            node("Transpose", "x", to=("t",), perm=[0, 2, 3, 1]), node("MatMul", "t", "k", to=("m",)),
+            node("Add", "m", "b", to=("s",)), node("Transpose", "s", perm=[0, 3, 1, 2]),
+        ]  # fmt: skip
+        path = network(tmp_path, nodes, {"k": scale, "b": f(-np.ravel(MEAN / STD))})
+    teacher = load_discriminative(path)
+    assert teacher.preprocessing == "inside" and not teacher.warnings
+    np.testing.assert_allclose(teacher.embed(FACES), expected(*IMAGENET), rtol=1e-3, atol=1e-3)
+
+
+def test_a_normalization_may_follow_a_mean_of_pixels(tmp_path):
+    nodes = [
+        node("AveragePool", "x", to=("p0",), kernel_shape=[2, 2], strides=[2, 2]),
+        node("Sub", "p0", "a", to=("s",)),
+    ]
+    path = network(tmp_path, [*nodes, node("Div", "s", "a")], {"a": f(127.5)})
+    assert load_discriminative(path).preprocessing == "inside"
+
+
+@pytest.mark.parametrize("divide", (True, False))
+def test_means_in_the_order_of_bgr_are_warned_of(tmp_path, divide):
+    mean, std = f([103.53, 116.28, 123.675]).reshape(1, 3, 1, 1), f([57.375, 57.12, 58.395]).reshape(1, 3, 1, 1)
+    nodes = [node("Sub", "x", "a", to=("s",)), node("Div", "s", "b")]
+    teacher = load_discriminative(network(tmp_path, nodes, {"a": mean, "b": std if divide else f(1)}))
+    assert teacher.preprocessing == "inside" and "in the order blue, green, red" in teacher.warnings[0]
+    assert not load_discriminative(network(tmp_path, nodes, {"a": mean[:, ::-1], "b": std[:, ::-1]})).warnings
+
+
+def test_padding_along_given_axes_changes_nothing(tmp_path):
+    nodes = [node("Pad", "x", "pads", "", "axes", to=("q",)), node("Sub", "q", "a", to=("s",)), node("Div", "s", "a")]
+    constants = {"pads": np.array([1, 1, 1, 1]), "axes": np.array([2, 3]), "a": f(127.5)}
+    assert load_discriminative(network(tmp_path, nodes, constants, opset=18)).preprocessing == "inside"
