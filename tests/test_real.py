@@ -41,11 +41,14 @@ def test_the_rec_file_is_read_with_and_without_its_index(shared, tmp_path):
     assert faces[0].shape == faces[21_063].shape == (112, 112, 3)
 
 
-def test_the_tars_are_read(shared):
-    counts = {"lfw_dev": (5373, 2086), "lfw_unpaired": (1549, 1468), "unlabelled": (25_019, 3)}
-    for name, (images, folders) in counts.items():
-        faces = open_faces(shared / f"{name}.tar")
-        assert (len(faces), len(faces.identities)) == (images, folders)
+def test_the_sets_are_read(shared):
+    counts = {
+        "lfw_dev.tar": (5373, 2086), "lfw_unpaired.tar": (1549, 1468), "people.rec": (43_636, 10_984),
+        "unlabeled.rec": (62_456, 1),
+    }  # fmt: skip
+    for name, expected in counts.items():
+        faces = open_faces(shared / name)
+        assert (len(faces), len(faces.identities)) == expected and faces[len(faces) - 1].shape == (112, 112, 3)
     assert len(read_pairs(shared / "pairs_dev.txt")) == 3000
 
 
