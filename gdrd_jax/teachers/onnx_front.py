@@ -72,7 +72,8 @@ def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
     if np.issubdtype(dtype, np.integer):
         return Front("inside", proven=True)
     nodes, ends, followers, statistics = _front(model)
-    unknown = sorted(followers - LAYERS)
+    # Behind a mean of pixels an operation that is not known is most likely the network's.
+    unknown = [] if any(node.op_type == "AveragePool" for node in nodes) else sorted(followers - LAYERS)
     warning = (
         f"its graph begins with {', '.join(unknown)}, so the range of its pixels cannot be inferred and its "
         "preprocessing is a guess; choose one"
