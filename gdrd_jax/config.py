@@ -251,7 +251,8 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     values = {key: value_of(config, key) for key in keys(config)}
     for key, allowed in CHOICES.items():
         if values[key] not in allowed:
-            raise GdrdError(f"config.{key} is {values[key]!r}; it can be {', '.join(map(repr, allowed))}")
+            choices = ", ".join("''" if choice == "" else str(choice) for choice in allowed)
+            raise GdrdError(f"config.{key} is {values[key]!r}; it can be {choices}")
     for key, least in AT_LEAST.items():
         if not values[key] >= least:
             raise GdrdError(f"config.{key} is {values[key]}; it must be at least {least}")

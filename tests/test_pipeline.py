@@ -619,7 +619,7 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"generative.precision": "float16"}, "float32, bfloat16"),
         ({"generative.heads": -1}, "generative.heads is -1"),
         ({"generative.heads": 4}, "are of the kind 'pgdiff' alone"),
-        ({"generative.attention_order": "old"}, "attention_order is 'old'; it can be '', 'legacy', 'new'"),
+        ({"generative.attention_order": "old"}, "attention_order is 'old'; it can be '', legacy, new"),
         ({"discriminative.path": __file__}, "is no ONNX graph, and no file of weights"),
         ({"sr.channels": ()}, "at least one"),
         ({"discriminative.preprocessing": "0/0"}, "MEAN/STD"),
