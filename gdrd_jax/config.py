@@ -101,6 +101,24 @@ def default() -> ConfigDict:
             "jpeg": 0,  # lowest quality; 0 is none
         }
     )
+    # Degradation of the student's input in stage dis that is drawn again at each use of a face, inside the training
+    # step, instead of the stored views; T_d sees the clean face. Largest strengths, see data/random_degradation.py.
+    config.degradation = ConfigDict(
+        {
+            "random": False,
+            "clean": 0.2,  # share of the faces that are reduced and nothing else
+            "shift": 4.0,  # pixels of 112, as blur and motion
+            "rotate": 8.0,  # degrees
+            "scale": 0.08,
+            "jitter": 0.3,  # share of the resolution that a face lacks
+            "light": 0.2,
+            "low_light": 0.6,  # share of the light that is lacking
+            "blur": 2.5,
+            "motion": 10.0,
+            "noise": 10.0,  # of 255
+            "jpeg": 40,  # lowest quality
+        }
+    )
     config.discriminative = ConfigDict(
         {
             "name": "",  # names its rows in the tables; "" is the file's name
@@ -269,6 +287,12 @@ def check(config: ConfigDict, needed: set[str]) -> None:
             raise GdrdError(f"config.{key} is {values[key]}; it must be above 0")
     if not sum(config.dis[name] for name in TERMS):
         raise GdrdError(f"config.dis.{', '.join(TERMS)} are all 0; stage dis needs at least one term")
+    if config.degradation.random and (config.dis.backbone == "teacher" or config.dis.shift):
+        raise GdrdError(
+            "config.degradation.random needs config.dis.shift=0 and another config.dis.backbone than 'teacher'"
+        )
+    if config.degradation.random and config.data.blends:
+        raise GdrdError("config.degradation.random needs config.data.blends=0: mixup images are made of stored views")
     if config.dis.backbone == "teacher" and (config.dis.shift or "report" in needed):
         raise GdrdError("config.dis.backbone is 'teacher': then set config.dis.shift=0 and config.until=dis")
     for key in ("data.test_people", "data.calibration_people"):

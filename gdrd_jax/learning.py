@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from gdrd_jax import parallel, train
+from gdrd_jax import parallel, sources, train
 from gdrd_jax.checkpoints import load_description, load_weights, save_weights
 from gdrd_jax.config import TERMS
 from gdrd_jax.data.dataset import Dataset, Part
@@ -88,7 +88,7 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         student, centres, weights={name: settings[name] for name in TERMS},
         temperature=settings.temperature, teacher_scale=settings.teacher_scale, tau=settings.tau,
         positive=settings.positive, pairs=settings.pairs, end_to_end=settings.backbone in ("tuned", "scratch"),
-        rngs=nnx.Rngs(config.seed + 2),
+        rngs=nnx.Rngs(config.seed + 2), degradation=sources.degradation(config),
     )  # fmt: skip
 
     def save(name: str, **more) -> None:
@@ -111,8 +111,11 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
             save("best", step=step, **metrics)
         return metrics
 
-    source = "views" if usable else "generative"
-    dataset = _dataset(workdir, labels, _nameless(config), lr=source, discriminative="discriminative")
+    if config.degradation.random:
+        inputs = {"small": "small_faces"}
+    else:
+        inputs = {"lr": "views" if usable else "generative"}
+    dataset = _dataset(workdir, labels, _nameless(config), **inputs, discriminative="discriminative")
     metrics = _fit(config, stage, dataset, settings, folder, "stage dis", evaluate)
     if rank.number == 0:
         if usable:

@@ -89,6 +89,7 @@ TRAINED = ("seed", "student", "dis", "data.calibration_people")
 STEPS = (
     Step("faces", ("data.align", "data.test_people"), files=sources.face_files),
     Step("views", ("views",), ("faces",), shared=True),
+    Step("small_faces", ("views.resolution",), ("faces",), shared=True),
     Step("discriminative", TAKEN, ("faces",), sources.discriminative_files, shared=True),
     Step("teacher", ("seed", "views.resolution", "views.kernel", "sr"), ("faces",), trains=True),
     Step("generative", TAPPED, ("views", "teacher"), sources.generative_files, shared=True),
@@ -101,7 +102,7 @@ STEPS = (
         trains=True,
         batched=True,
     ),
-    Step("dis", TRAINED, LEARNT, sources.dev_files, "gdrd_jax.learning", shared=True, trains=True, batched=True),
+    Step("dis", TRAINED, LEARNT, sources.dis_files, "gdrd_jax.learning", shared=True, trains=True, batched=True),
     Step("report", ("evaluation", "discriminative.name"), ("dis",), module="gdrd_jax.comparison", publishes=RESULTS),
 )
 
@@ -110,7 +111,10 @@ def _after(step: Step, config: ConfigDict) -> tuple[str, ...]:
     """Steps whose output a step reads."""
     if step.name == "generative" and config.generative.path:  # the user's teacher
         return ("views",)
-    return DIS_AFTER.get(config.dis.backbone, step.after) if step.name == "dis" else step.after
+    if step.name == "dis":
+        after = DIS_AFTER.get(config.dis.backbone, step.after)
+        return (*after, "small_faces") if config.degradation.random else after
+    return step.after
 
 
 def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: Rank = ALONE) -> None:

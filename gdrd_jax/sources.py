@@ -39,6 +39,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
       GdrdError: something that these steps need is missing or does not fit.
     """
     views(config)
+    degradation(config)
     _check_people(config, needed)
     unlabelled(config)
     if config.data.align and not detector(config).is_file():
@@ -164,6 +165,16 @@ def views(config: ConfigDict) -> Views:
     return Views(**config.views)
 
 
+def degradation(config: ConfigDict):
+    """The `RandomDegradation` of stage dis, or None where the student's input is stored views."""
+    if not config.degradation.random:
+        return None
+    from gdrd_jax.data.random_degradation import RandomDegradation  # which imports JAX
+
+    strengths = {name: value for name, value in config.degradation.items() if name != "random"}
+    return RandomDegradation(config.views.resolution, **strengths)
+
+
 def sr_settings(config: ConfigDict) -> SrSettings:
     """Size and training of the SR teacher."""
     return SrSettings(**config.sr)
@@ -214,6 +225,12 @@ def discriminative_files(config: ConfigDict) -> dict[str, str]:
     path, output = recogniser(config), config.discriminative.output
     of_file = onnx_sha256(path) if file_kind(path) == ONNX else sha256(path)
     return {"discriminative.path": of_file} | ({"discriminative.output": output} if output else {})
+
+
+def dis_files(config: ConfigDict) -> dict[str, str]:
+    """What stage dis reads beside other steps' output: the dev set, and a random degradation where there is one."""
+    drawn = {"degradation": str(degradation(config))} if config.degradation.random else {}
+    return dev_files(config) | drawn
 
 
 def dev_files(config: ConfigDict) -> dict[str, str]:

@@ -12,9 +12,11 @@ import numpy as np
 from flax import nnx
 
 from gdrd_jax import losses, parallel
+from gdrd_jax.data.random_degradation import RandomDegradation
 from gdrd_jax.models.relation import RelationCritic, normalise
 from gdrd_jax.models.student import Backbone, Student
 
+DEGRADATION_KEY = 2  # folded into a step's key
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -126,12 +128,15 @@ class Dis(nnx.Module):
       pairs: relations of a face with the whole batch ("gathered"), so that the number of devices changes nothing, or
         only with the part of it on the same device ("local"), which is less work.
       end_to_end: train the backbone, too; it stays as it is otherwise.
+      degradation: makes the student's input of `small` faces, drawn again at each use; None takes `lr` as it is.
     """
 
     def __init__(
         self, student: Student, centres: np.ndarray, *, weights: dict[str, float], temperature: float,
         teacher_scale: float, tau: float, positive: str, pairs: str, end_to_end: bool, rngs: nnx.Rngs,
+        degradation: RandomDegradation | None = None,
     ):  # fmt: skip
+        self.degradation = degradation
         identities, dim = centres.shape
         self.frozen = () if end_to_end else ("backbone",)
         self.backbone, self.head = student.backbone, student.head
@@ -143,8 +148,14 @@ class Dis(nnx.Module):
         self.tau, self.positive, self.pairs = tau, positive, pairs
 
     def loss(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """`batch` has `lr` uint8 `[B,R,R,3]`, `label` int `[B]`, `discriminative` `[B,D]`."""
-        features = self.backbone(batch["lr"])
+        """The loss and its terms.
+
+        Args:
+          batch: `lr` uint8 `[B,R,R,3]`, or with `degradation` `small` uint8 `[B,S,S,3]` and `view` int `[B]`, odd where
+            the target is of the mirror image; `label` int `[B]`; `discriminative` `[B,D]`.
+          key: of this step, the same on all devices.
+        """
+        features = self.backbone(self._input(batch, key))
         if self.frozen:
             features = jax.lax.stop_gradient(features)
         embedding = self.head(features)
@@ -166,6 +177,12 @@ class Dis(nnx.Module):
         if "sim" in self.weights:
             terms["sim"] = losses.similarity_loss(embedding, teacher)
         return losses.discriminative_loss(terms, self.weights), {**terms, **more}
+
+    def _input(self, batch: Batch, key: jax.Array) -> jax.Array:
+        if self.degradation is None:
+            return batch["lr"]
+        mirrored, first = batch["view"] % 2 == 1, parallel.number() * len(batch["small"])
+        return self.degradation(batch["small"], mirrored, jax.random.fold_in(key, DEGRADATION_KEY), first)
 
     def _relational_loss(self, teacher: jax.Array, embedding: jax.Array, label: jax.Array, key: jax.Array) -> jax.Array:
         anchors, first = teacher, 0

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from gdrd_jax import sources
 from gdrd_jax.data.align import Aligner
 from gdrd_jax.data.blends import Blends
+from gdrd_jax.data.degrade import Views
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.prepare import checked, log_skipped, prepare
 from gdrd_jax.data.targets import Cache
@@ -25,6 +26,7 @@ from gdrd_jax.ranks import Rank
 from gdrd_jax.teachers import load_discriminative, load_generative, sr_training
 from gdrd_jax.teachers.precompute import Job, fill, view_loader
 
+SMALL = 3  # times the low resolution, at which blur, crop and reduction lose nearly nothing to the full size
 SPLITS = ("train", "test")  # of the people
 REAL = (*SPLITS, "unlabelled")
 
@@ -69,6 +71,18 @@ def views(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         )  # fmt: skip
 
         fill(Job(cache, view_loader(source, how, low=True), None, f"low-resolution views, {split}"), rank)
+
+
+def small_faces(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+    """Reduces the faces that are degraded inside the training step to a few times the low resolution."""
+    how = Views.plain(SMALL * config.views.resolution, "area")
+    for split in ("train", "unlabelled"):
+        source = read_faces(workdir, split)
+        cache = Cache.create(
+            workdir / "small_faces" / split, rows=len(source), views=1, shape=(how.resolution, how.resolution, 3),
+            dtype="uint8", made_from={"faces": source.fingerprint}, about=dataclasses.asdict(how),
+        )  # fmt: skip
+        fill(Job(cache, view_loader(source, how, low=True), None, f"small faces, {split}"), rank)
 
 
 def teacher(config: ConfigDict, workdir: Path) -> None:

@@ -177,7 +177,8 @@ def kept(state: tuple) -> tuple:
 
 def _contents(resident: feeding.Chosen, chosen: feeding.Chosen) -> feeding.Chosen:
     rows, views = chosen["rows"], chosen["views"]
-    return {name: a[rows] if name == "label" else a[rows, views] for name, a in resident.items()}
+    contents = {name: a[rows] if name == "label" else a[rows, views % a.shape[1]] for name, a in resident.items()}
+    return contents | {"view": views}
 
 
 def _moved(images: jax.Array, key: jax.Array, most: int) -> jax.Array:

@@ -19,6 +19,7 @@ from conftest import guided_diffusion, make_faces, tiny_config
 
 from gdrd_jax import learning, pipeline
 from gdrd_jax.config import TERMS
+from gdrd_jax.data.degrade import resize
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import locked
@@ -829,3 +830,38 @@ def test_the_papers_hyper_parameters():
     assert (config.dis.batch, config.dis.learning_rate, config.dis.tau) == (96, 0.05, 0.4)
     assert [config.dis[term] for term in TERMS] == [1.0, 0.25, 4.0, 0.0, 0.0]
     assert (config.dis.backbone, config.dis.decay, config.data.blends) == ("frozen", "steps", 0)
+
+
+def random_config(path):
+    config = tiny_config(path)
+    config.dis.update(backbone="scratch", cos=1.0, cls=0.0, kd=0.0, rcd=0.0, steps=6, batch=4, evaluate_every=0)
+    config.degradation.random = True
+    return config
+
+
+def test_a_student_learns_from_degradations_drawn_in_the_step(finished, faces_folder, tmp_path, caplog):
+    config = random_config(faces_folder)
+    config.base = str(finished)
+    assert steps_run(config, tmp_path / "w", caplog) == ["small_faces", "dis", "report"]
+    small = open_cache(tmp_path / "w", "small_faces", "train")
+    assert small.manifest["shape"] == [48, 48, 3] and small.manifest["views"] == 1
+    np.testing.assert_array_equal(small.read(0)[3], resize(read_faces(tmp_path / "w", "train")[3], 48, "area"))
+    assert Recognizer.load(tmp_path / "w").resolution == 16
+    config.degradation.blur = 4.0
+    assert steps_run(config, tmp_path / "w", caplog) == ["dis", "report"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"degradation.blur": 90.0}, "the degradation's blur is 90.0; it can be 0 to 28"),
+        ({"data.blends": 1.0}, "needs config.data.blends=0"),
+        ({"dis.shift": 1}, "needs config.dis.shift=0"),
+    ],
+)
+def test_a_random_degradation_that_cannot_be_is_refused_first(faces_folder, tmp_path, change, message):
+    config = random_config(faces_folder)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(GdrdError, match=message):
+        pipeline.run(config, tmp_path / "w")
+    assert not (tmp_path / "w").exists()

@@ -9,6 +9,8 @@ from flax import nnx
 
 from gdrd_jax import stages, train
 from gdrd_jax.config import TERMS
+from gdrd_jax.data.degrade import resize
+from gdrd_jax.data.random_degradation import RandomDegradation
 from gdrd_jax.models.student import Student
 
 RNG = np.random.default_rng(0)
@@ -187,3 +189,14 @@ def test_class_centres_are_normalised_means_of_normalised_embeddings():
     expected = np.stack([unit[labels == c].mean(axis=0) for c in (0, 1)])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(stages.class_centres(embeddings, labels, 2), expected, rtol=1e-5)
+
+
+def test_the_target_of_a_mirrored_face_is_that_of_its_mirror_image():
+    """The stage's input is drawn from small faces; odd views are mirrored."""
+    degradation = RandomDegradation(16, clean=1.0, kernels=(1.0, 0.0, 0.0, 0.0))
+    stage = dis(weights=dict.fromkeys(("cls", "kd", "rcd", "sim"), 0.0) | {"cos": 1.0}, degradation=degradation)
+    small = np.random.default_rng(0).integers(256, size=(4, 48, 48, 3), dtype=np.uint8)
+    found = stage._input({"small": small, "view": np.array([0, 1, 2, 3])}, jax.random.key(0))
+    expected = np.stack([resize(face, 16, "area") for face in small])
+    expected[1::2] = expected[1::2, :, ::-1]
+    np.testing.assert_allclose(np.asarray(found).astype(int), expected.astype(int), atol=1)

@@ -31,7 +31,7 @@ class Part:
 
     Attributes:
       labels: int32 `[N]`; -1 is nobody known.
-      caches: by name, `lr` and targets, with the same views.
+      caches: by name, `lr` or `small`, and targets, with the same views or with one.
       rows: of the caches, int `[N]`, that belong to the labels.
     """
 
@@ -55,26 +55,30 @@ class Dataset:
 
     @property
     def views(self) -> int:
-        """How many views every face has."""
-        return next(iter(self.parts[0].caches.values())).manifest["views"]
+        """How many views every face has; a cache of one view serves all of them."""
+        return max(cache.manifest["views"] for cache in self.parts[0].caches.values())
 
     @property
     def nbytes(self) -> int:
         """Size of everything."""
-        return self.labels.nbytes + self.parts[0].row_bytes * len(self.labels) * self.views
+        views = sum(cache.row_bytes * cache.manifest["views"] for cache in self.parts[0].caches.values())
+        return self.labels.nbytes + views * len(self.labels)
 
     def everything(self) -> dict[str, np.ndarray]:
         """`label` `[N]` and for each cache `[N, V, ...]`."""
         found = {"label": self.labels}
         for name, cache in self.parts[0].caches.items():
             manifest = cache.manifest
-            found[name] = np.empty((len(self.labels), self.views, *manifest["shape"]), manifest["dtype"])
+            found[name] = np.empty((len(self.labels), manifest["views"], *manifest["shape"]), manifest["dtype"])
             for part, start in zip(self.parts, self._first):
                 part.caches[name].read_all(part.rows, out=found[name][start : start + len(part.rows)])
         return found
 
     def reader(self) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
-        """A function `(rows, views)`, int of any shape, that reads `label` and one view of each, `[*shape, ...]`."""
+        """A function `(rows, views)`, int of any shape, that reads `label` and one view of each, `[*shape, ...]`.
+
+        `view` is among what it gives, too.
+        """
         memory = SHARE * _free_memory() / len(self.labels)
         caches = {
             name: [
@@ -86,13 +90,13 @@ class Dataset:
 
         def read(rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
             of_part = np.searchsorted(self._first, rows, "right") - 1
-            found = {"label": self.labels[rows]}
+            found = {"label": self.labels[rows], "view": views}
             for name, at_random in caches.items():
                 manifest = self.parts[0].caches[name].manifest
                 found[name] = np.empty((*rows.shape, *manifest["shape"]), manifest["dtype"])
                 for number, part in enumerate(self.parts):
-                    for view in range(self.views):
-                        at = (of_part == number) & (views == view)
+                    for view in range(manifest["views"]):
+                        at = (of_part == number) & (views % manifest["views"] == view)
                         if at.any():
                             found[name][at] = at_random[number](view, part.rows[rows[at] - self._first[number]])
             return found
@@ -142,8 +146,8 @@ def batches(
       seed, batch: see `batch_rows`.
 
     Yields:
-      The steps; the rows of their faces, int `[K, B]`; and `rows` and `views`, int `[K, B]`, or `label` `[K, B]` and
-      `[K, B, ...]` of every cache.
+      The steps; the rows of their faces, int `[K, B]`; and `rows` and `views`, int `[K, B]`, or `label` and `view`
+      `[K, B]` and `[K, B, ...]` of every cache.
     """
     sharding = NamedSharding(mesh, PartitionSpec(None, parallel.AXIS))
     share = batch // jax.process_count()
