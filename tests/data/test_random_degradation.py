@@ -38,7 +38,7 @@ jitted = functools.cache(lambda degradation: jax.jit(degradation.__call__))
 
 def degraded(faces=FACES, seed=0, first=0, resolution=16, kernels=AREA, **strengths):
     """The degraded faces, turned back where they are mirrored."""
-    mirrored = np.random.default_rng(seed).random(len(faces)) < 0.5
+    mirrored = np.random.default_rng(seed).random(first + len(faces))[first:] < 0.5
     low = jitted(RandomDegradation(resolution, kernels=kernels, **strengths))(
         faces, mirrored, jax.random.key(seed), first
     )
