@@ -242,7 +242,7 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
     if not _same_origin(record, origin):
         bases = () if step.publishes else _bases(config)
         base = next((base for base in bases if _is_done(step, origin, base)), None)
-        if not base and step.batched and rank.world == 1:  # of several nobody knows their devices yet
+        if not base and step.batched and rank.world == 1:  # the devices of several processes are not known yet
             _called("gdrd_jax.train", "check_batch")(config[step.name].batch, f"stage {step.name}")
         if record:
             changed = ", ".join(_changed(_without_program_version(record["origin"]), origin))

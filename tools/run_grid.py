@@ -79,7 +79,7 @@ def check(name: str, given: list[str]) -> None:
     """Finds mistakes in a combination's flags, faces and teachers; trains and writes nothing.
 
     Raises:
-      GdrdError: there is one; the command that looked for it has told which.
+      GdrdError: there is one; the command that looked for it has printed which.
     """
     if subprocess.run([sys.executable, "-c", CHECK, *given]).returncode:
         raise GdrdError(f"the combination {name or 'without a name'} cannot be trained, see above; nothing was begun")

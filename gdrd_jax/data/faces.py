@@ -67,7 +67,7 @@ class Faces:
         return JOINT.join(os.pread(self._descriptor, int(size), int(start)) for start, size in pieces)
 
     def head(self, index: int) -> bytes:
-        """The first bytes of the encoded face, from which its format can be told."""
+        """The first bytes of the encoded face, from which its format is recognized."""
         if self.spans is None:
             with (self.root / self.names[index]).open("rb") as file:
                 return file.read(HEAD_BYTES)

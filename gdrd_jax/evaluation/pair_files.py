@@ -167,7 +167,7 @@ def _one_line(path: Path, number: int, fields: list[str]) -> tuple[str, str, boo
 
 
 def _paths(path: Path, listed: Sequence[tuple[str, str, bool]]) -> list[Pair]:
-    """Pairs of image paths, whose people are told by LFW's names, NAME_NUMBER, where all labels agree with them."""
+    """Pairs of image paths, whose people are taken from LFW's names, NAME_NUMBER, where all labels agree with them."""
     images = [tuple(map(_without_suffix, (first, second))) for first, second, _ in listed]
     people = [tuple(map(_person, pair)) for pair in images]
     known = all(None not in pair and (pair[0] == pair[1]) == same for pair, (_, _, same) in zip(people, listed))

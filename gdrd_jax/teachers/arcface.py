@@ -140,7 +140,7 @@ class ArcFace:
         return torch_network.in_batches(run, faces, BATCH if self._converted else self._batch)
 
     def _open(self, wanted: str):
-        """The mended graph, with the embedding as its only output; and a session of it."""
+        """The patched graph, with the embedding as its only output; and a session of it."""
         runtime = require("onnxruntime", "teachers")
         options = runtime.SessionOptions()
         options.log_severity_level = 4  # what fails here is told below

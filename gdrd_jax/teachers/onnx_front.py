@@ -181,7 +181,7 @@ def _run(
     )  # fmt: skip
     front = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what fails is told by the error
+    options.log_severity_level = 4  # the error says what fails
     session = onnxruntime.InferenceSession(front.SerializeToString(), options, providers=["CPUExecutionProvider"])
     where = [3 if axis == shape.index(3) else 1 for axis in range(len(shape))]
 
