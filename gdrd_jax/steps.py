@@ -61,28 +61,26 @@ def faces(config: ConfigDict, workdir: Path) -> str:
 
 def views(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Reduces every view of every face to the low resolution."""
-    how = sources.views(config)
     for split in _splits(config):
-        source = read_faces(workdir, split)
-        cache = Cache.create(
-            workdir / "views" / split, rows=len(source), views=_view_count(config, split),
-            shape=(how.resolution, how.resolution, 3), dtype="uint8", made_from={"faces": source.fingerprint},
-            about=dataclasses.asdict(how),
-        )  # fmt: skip
-
-        fill(Job(cache, view_loader(source, how, low=True), None, f"low-resolution views, {split}"), rank)
+        count = _view_count(config, split)
+        _store_views(workdir, "views", split, sources.views(config), count, "low-resolution views", rank)
 
 
 def small_faces(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Reduces the faces that are degraded inside the training step to a few times the low resolution."""
     how = Views.plain(SMALL * config.views.resolution, "area")
     for split in ("train", "unlabelled"):
-        source = read_faces(workdir, split)
-        cache = Cache.create(
-            workdir / "small_faces" / split, rows=len(source), views=1, shape=(how.resolution, how.resolution, 3),
-            dtype="uint8", made_from={"faces": source.fingerprint}, about=dataclasses.asdict(how),
-        )  # fmt: skip
-        fill(Job(cache, view_loader(source, how, low=True), None, f"small faces, {split}"), rank)
+        _store_views(workdir, "small_faces", split, how, 1, "small faces", rank)
+
+
+def _store_views(workdir: Path, step: str, split: str, how: Views, count: int, what: str, rank: Rank) -> None:
+    """Stores the first `count` reduced views of every face of a split; `what` is shown beside the progress bar."""
+    source = read_faces(workdir, split)
+    cache = Cache.create(
+        workdir / step / split, rows=len(source), views=count, shape=(how.resolution, how.resolution, 3),
+        dtype="uint8", made_from={"faces": source.fingerprint}, about=dataclasses.asdict(how),
+    )  # fmt: skip
+    fill(Job(cache, view_loader(source, how, low=True), None, f"{what}, {split}"), rank)
 
 
 def teacher(config: ConfigDict, workdir: Path) -> None:

@@ -37,6 +37,19 @@ def make_faces(root, people, images, *, size=112):
     return root
 
 
+def make_lfw(root):
+    """Writes `root/lfw/pN/pN_000M.png`, faces of eight people, and `root/pairs.txt`, two folds; returns `root/lfw`."""
+    lfw = make_faces(root / "lfw", people=8, images=3)
+    for path in list(lfw.glob("*/*.png")):
+        path.rename(path.with_name(f"{path.parent.name}_{int(path.stem) + 1:04d}.png"))
+    lines = ["2\t3"]
+    for fold in (0, 1):
+        people = range(4 * fold, 4 * fold + 3)
+        lines += [f"p{i}\t1\t2" for i in people] + [f"p{i}\t1\tp{i + 1}\t3" for i in people]
+    (root / "pairs.txt").write_text("\n".join(lines) + "\n")
+    return lfw
+
+
 def jpeg(value):
     return simplejpeg.encode_jpeg(np.full((112, 112, 3), value, np.uint8), quality=90, colorspace="RGB")
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_faces, save_recogniser, save_student
+from conftest import make_faces, make_lfw, save_recogniser, save_student
 
 from gdrd_jax import command_line, files
 from gdrd_jax.errors import GdrdError
@@ -137,14 +137,7 @@ def test_training_finds_a_platform_that_jax_cannot_use_before_any_work(tmp_path)
 
 def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path):
     """The report has signs beyond ASCII in it; so has what is printed."""
-    lfw = make_faces(tmp_path / "lfw", people=8, images=3)
-    for path in list(lfw.glob("*/*.png")):
-        path.rename(path.with_name(f"{path.parent.name}_{int(path.stem) + 1:04d}.png"))
-    lines = ["2\t3"]
-    for fold in (0, 1):
-        people = range(4 * fold, 4 * fold + 3)
-        lines += [f"p{i}\t1\t2" for i in people] + [f"p{i}\t1\tp{i + 1}\t3" for i in people]
-    (tmp_path / "pairs.txt").write_text("\n".join(lines) + "\n")
+    lfw = make_lfw(tmp_path)
     save_recogniser(tmp_path / "r.onnx")
     found = {}
     for name, locale in (

@@ -137,15 +137,16 @@ def view_loader(faces: Faces | Blends, views: Views, *, low: bool) -> Callable[[
 
     def load(view: int, rows: Sequence[int]) -> np.ndarray:
         rows = tuple(map(int, rows))
-        mixed = faces.of_view(view) if isinstance(faces, Blends) else None  # other ones in each view
+        if isinstance(faces, Blends):
+            mixed = faces.of_view(view)  # each view mixes other faces
+            face = lambda position: mixed[rows[position]]  # noqa: E731
+        else:
+            face = decoded(rows).__getitem__
 
         def one(position: int) -> np.ndarray:
-            row = rows[position]
-            high = views.high(decoded(rows)[position] if mixed is None else mixed[row], row, view)
-            return views.low(high, row, view) if low else high
+            high = views.high(face(position), rows[position], view)
+            return views.low(high, rows[position], view) if low else high
 
-        if mixed is None:
-            decoded(rows)  # before the threads begin, of which each would decode all of them
         return np.stack(list(in_parallel(one, range(len(rows)))))
 
     return load

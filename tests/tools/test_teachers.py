@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_faces, save_recogniser
+from conftest import make_lfw, save_recogniser
 
 from gdrd_jax.teachers import load_generative
 
@@ -56,14 +56,7 @@ def test_mistakes_end_in_one_sentence(teacher, faces_folder, tmp_path):
 def test_taps_are_compared(teacher, faces_folder, tmp_path):
     folder, _ = teacher
     run("train_sr_teacher.py", faces_folder, tmp_path / "untrained", *SMALL, "--steps", 0)
-    lfw = make_faces(tmp_path / "lfw", people=8, images=3)
-    for path in list(lfw.glob("*/*.png")):
-        path.rename(path.with_name(f"{path.parent.name}_{int(path.stem) + 1:04d}.png"))
-    lines = ["2\t3"]
-    for fold in (0, 1):
-        people = range(4 * fold, 4 * fold + 3)
-        lines += [f"p{i}\t1\t2" for i in people] + [f"p{i}\t1\tp{i + 1}\t3" for i in people]
-    (tmp_path / "pairs.txt").write_text("\n".join(lines) + "\n")
+    lfw = make_lfw(tmp_path)
     command = (
         "study_taps.py", "--train", faces_folder, "--data", lfw, "--pairs", tmp_path / "pairs.txt",
         "--resolution", 8, "--teacher", f"sr=diffusers:{folder}", "--teacher", f"no=diffusers:{tmp_path / 'untrained'}",
