@@ -9,6 +9,8 @@ def __getattr__(name: str):
         from gdrd_jax.recognizer import Recognizer as found
     elif name == "Gallery":
         from gdrd_jax.serving.gallery import Gallery as found
+    elif name == "list_pretrained":
+        from gdrd_jax.pretrained import list_pretrained as found
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return found

@@ -9,7 +9,7 @@ from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import user_path
 from gdrd_jax.teachers import ATTENTION_ORDERS, GENERATIVE, LAST_TIMESTEP, PRECISIONS
 
-PAPER_TERMS = {"cls": 1.0, "kd": 0.25, "rcd": 4.0, "cos": 0.0, "sim": 0.0}
+PAPER_TERMS = {"cls": 1.0, "kd": 0.25, "rcd": 4.0, "cos": 0.0, "sim": 0.0, "nce": 0.0}
 TERMS = tuple(PAPER_TERMS)  # of the loss of stage dis
 RESIDENCIES = ("auto", "device", "host")
 CHOICES = {
@@ -37,14 +37,15 @@ AT_LEAST = {
     **dict.fromkeys(("gen.shift", "gen.evaluate_every", "dis.shift", "dis.evaluate_every"), 0),
     **dict.fromkeys(("gen.steps", "gen.batch", "dis.steps", "dis.batch"), 1),
     **dict.fromkeys(("sr.steps", "sr.batch", "sr.layers", "sr.size"), 1),
-    **dict.fromkeys(("views.count", "evaluation.images_per_person"), 2),
+    **{"views.count": 1, "evaluation.images_per_person": 2},
 }
 PATHS = (
-    "data.path", "data.unlabelled", "data.detector", "dev.path", "dev.pairs", "discriminative.path", "generative.path",
+    "base", "data.path", "data.unlabelled", "data.detector", "dev.path", "dev.pairs", "discriminative.path",
+    "generative.path", "student.init",
 )  # fmt: skip
 ABOVE_ZERO = (
     "student.width", "sr.learning_rate", "gen.learning_rate", "gen.clip_norm",
-    "dis.learning_rate", "dis.clip_norm", "dis.tau", "dis.temperature",
+    "dis.learning_rate", "dis.clip_norm", "dis.tau", "dis.temperature", "dis.nce_scale",
 )  # fmt: skip
 
 
@@ -64,9 +65,10 @@ def default() -> ConfigDict:
     config.profile = False
     config.data = ConfigDict(
         {
-            "path": "",  # a folder of faces, FOLDER/PERSON/IMAGE, or "orl"
+            "path": "",  # a folder of faces, FOLDER/PERSON/IMAGE, or "orl"; or several sets of faces: A,B
             "glob": "*",  # only images whose names match
-            "unlabelled": "",  # more faces, of nobody known: for stage gen and all of stage dis but the identities
+            # More faces, without identities, of one set or several (A,B): for stage gen and all of stage dis but `cls`.
+            "unlabelled": "",
             # For each of these faces so many more, each two of them laid over one another: for stage dis, like
             # unlabelled ones. Less for millions of people.
             "blends": 1.5,
@@ -83,12 +85,15 @@ def default() -> ConfigDict:
     )
     # On what a student is verified while stage dis trains it: the calibration people, or the faces of LFW with its
     # pairs.txt, or a .bin of InsightFace.
-    config.dev = ConfigDict({"path": "", "pairs": ""})
+    # Faces are reduced, after blur and motion and before noise and jpeg, see tools/evaluate.py.
+    config.dev = ConfigDict({"path": "", "pairs": "", "blur": 0.0, "motion": 0.0, "noise": 0.0, "jpeg": 0})
     config.views = ConfigDict(
         {
             "resolution": 16,
             "kernel": "area",  # or "bicubic"
-            "count": 4,  # the face, its mirror image, then randomly moved ones
+            # The face, its mirror image, then randomly moved ones. With `degradation.random` 1 will do: the target of a
+            # face serves its mirror image, too, and T_d has half the work.
+            "count": 4,
             "seed": 7,  # of these
             "shift": 4.0,  # pixels of 112
             "rotate": 8.0,  # degrees
@@ -164,6 +169,9 @@ def default() -> ConfigDict:
             "hidden": (),  # widths of the head's hidden layers
             "head_stages": 0,  # how many of the three convolutional stages belong to the head, not to the backbone
             "dtype": "float32",  # of the computation, or "bfloat16"
+            # A student to begin with: the name of a pretrained one, an exported one or a workdir. It brings its own
+            # width, hidden and head_stages.
+            "init": "",
         }
     )
     schedule = {
@@ -198,6 +206,9 @@ def default() -> ConfigDict:
             # Not the paper's: the cosine of the embedding with the teacher's, and all cosines between two faces.
             "cos": 1.0,
             "sim": 1.0,
+            # Nor this: which of the batch's teacher embeddings is the face's own (InfoNCE), and its scale.
+            "nce": 0.0,
+            "nce_scale": 16.0,
             # Learn from unlabelled faces and blends, too, with all terms but `cls`; or from labelled faces alone.
             "nameless": True,
             # "frozen" as stage gen left it, "tuned": trained on, "scratch": trained from the beginning, without stage
@@ -244,10 +255,9 @@ def value_of(config: ConfigDict, name: str):
 def expand_paths(config: ConfigDict) -> None:
     """Puts the home folder in the place of a `~` at the beginning of a path, in place; the shell leaves it there."""
     for name in PATHS:
-        section, key = name.split(".")
-        if config[section][key].startswith("~"):
-            config[section][key] = str(user_path(config[section][key]))
-    config.base = ",".join(str(user_path(base)) if base.startswith("~") else base for base in config.base.split(","))
+        section, _, key = name.rpartition(".")
+        of = config[section] if section else config
+        of[key] = ",".join(str(user_path(path)) if path.startswith("~") else path for path in of[key].split(","))
 
 
 def unknown_key(name: str, config: ConfigDict) -> str:
@@ -293,6 +303,11 @@ def check(config: ConfigDict, needed: set[str]) -> None:
         )
     if config.degradation.random and config.data.blends:
         raise GdrdError("config.degradation.random needs config.data.blends=0: mixup images are made of stored views")
+    if config.views.count < 2 and not config.degradation.random:
+        raise GdrdError(
+            "config.views.count is 1; it must be at least 2, the face and its mirror image, unless "
+            "config.degradation.random is true"
+        )
     if config.dis.backbone == "teacher" and (config.dis.shift or "report" in needed):
         raise GdrdError("config.dis.backbone is 'teacher': then set config.dis.shift=0 and config.until=dis")
     for key in ("data.test_people", "data.calibration_people"):

@@ -247,3 +247,13 @@ def replacing(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def listed_paths(text: str) -> list[Path]:
+    """The paths of a setting that takes several: what is between two commas, or more where such a path exists."""
+    paths, parts = [], text.split(",")
+    while parts:
+        count = next((n for n in range(len(parts), 0, -1) if Path(",".join(parts[:n])).exists()), 1)
+        paths.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return [Path(path) for path in paths if path]

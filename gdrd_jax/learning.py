@@ -89,11 +89,13 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         temperature=settings.temperature, teacher_scale=settings.teacher_scale, tau=settings.tau,
         positive=settings.positive, pairs=settings.pairs, end_to_end=settings.backbone in ("tuned", "scratch"),
         rngs=nnx.Rngs(config.seed + 2), degradation=sources.degradation(config),
+        flip=targets.manifest["views"] == 1, nce_scale=settings.nce_scale,
     )  # fmt: skip
+    teacher = {"name": sources.recogniser_name(config), "fingerprint": targets.manifest["made_from"]["teacher"]}
 
     def save(name: str, **more) -> None:
         description = _student_settings(config, centres.shape[1])
-        Recognizer.save(student, description, config.views.kernel, folder / name, **more)
+        Recognizer.save(student, description, config.views.kernel, folder / name, teacher=teacher, **more)
 
     best, usable = folder / "best", settings.backbone != "teacher"
     judged = _dev_set(config, workdir) if rank.number == 0 else None
@@ -169,7 +171,7 @@ def _dev_set(config: ConfigDict, workdir: Path) -> DevSet | None:
     """What the config names, or the calibration people, whose identities stage dis does not learn; None if neither."""
     if config.dev.path:
         pairs = Path(config.dev.pairs) if config.dev.pairs else None
-        return dev.of_pairs(Path(config.dev.path), pairs, config.views.resolution, config.views.kernel)
+        return dev.of_pairs(Path(config.dev.path), pairs, sources.dev_degradation(config))
     if config.data.calibration_people < 2:
         return None
     faces = read_faces(workdir, "train")
@@ -199,12 +201,20 @@ def _held_out_r2(workdir: Path) -> Callable[[Gen, int], dict[str, float]]:
 
 
 def _student_settings(config: ConfigDict, embedding_dim: int) -> dict:
-    return {
-        **json.loads(config.student.to_json()),
-        "resolution": config.views.resolution,
-        "embedding_dim": embedding_dim,
-    }
+    settings = json.loads(config.student.to_json())
+    init = settings.pop("init")
+    if init:
+        begun = sources.initial_student(config)
+        settings |= {name: begun[name] for name in ("width", "hidden", "head_stages")}
+    return {**settings, "resolution": config.views.resolution, "embedding_dim": embedding_dim}
 
 
 def _student(config: ConfigDict, embedding_dim: int) -> Student:
-    return Student(**_student_settings(config, embedding_dim), rngs=nnx.Rngs(config.seed))
+    """A new student, or that of `config.student.init`; its last layer is new where the embedding has another size."""
+    student = Student(**_student_settings(config, embedding_dim), rngs=nnx.Rngs(config.seed))
+    if config.student.init:
+        begun = Recognizer.load(config.student.init).student
+        if begun.head.layers[-1].out_features != embedding_dim:
+            begun.head.layers[-1] = student.head.layers[-1]
+        nnx.update(student, nnx.state(begun))
+    return student

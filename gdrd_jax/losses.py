@@ -61,6 +61,20 @@ def similarity_loss(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
     return parallel.total(jnp.sum((ours - theirs) ** 2)) / (ours.shape[1] * (ours.shape[1] - 1))
 
 
+def contrastive_loss(embedding: jax.Array, teacher: jax.Array, scale: float) -> jax.Array:
+    """Cross-entropy of finding a face's own teacher embedding among those of the whole batch (InfoNCE, van den Oord et
+    al., arXiv 1807.03748, between student and teacher); mean over the batch; not in the paper.
+
+    Args:
+      embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
+      scale: of the cosines, the inverse of the temperature.
+    """
+    everyone = parallel.gathered(jax.lax.stop_gradient(teacher))
+    own = parallel.number() * len(embedding) + jnp.arange(len(embedding))
+    logits = scale * normalise(embedding) @ everyone.T
+    return parallel.mean(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, own)))
+
+
 def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature: float) -> jax.Array:
     """`L_kd` of Eq. 3: `T^2 KL(softmax(teacher / T) || softmax(student / T))`, mean over the batch.
 

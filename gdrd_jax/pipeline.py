@@ -27,7 +27,7 @@ from gdrd_jax import sources
 from gdrd_jax.command_line import check_platform
 from gdrd_jax.config import check, value_of
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import LOCK, ORBAX_FORBIDDEN, digest, is_locked, locked, storable, write_json
+from gdrd_jax.files import LOCK, ORBAX_FORBIDDEN, digest, is_locked, listed_paths, locked, storable, write_json
 from gdrd_jax.interrupt import deferred
 from gdrd_jax.outputs import is_run, kind_of
 from gdrd_jax.ranks import ALONE, Rank
@@ -45,6 +45,8 @@ READ_OTHERWISE = {
         "tools/evaluate.py shows another preprocessing than `teacher` in discriminative/train/manifest.json"
     ),
 }
+# Settings that are newer than 0.4.0, with the values at which they change nothing: workdirs without them stay valid.
+ADDED = {"dis": {"nce": 0.0, "nce_scale": 16.0}}
 USES_JAX = {"gen", "dis", "report"}
 
 
@@ -97,6 +99,7 @@ STEPS = (
         "gen",
         ("seed", *BACKBONE, "gen"),
         ("generative",),
+        sources.init_files,
         module="gdrd_jax.learning",
         shared=True,
         trains=True,
@@ -138,7 +141,7 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: R
     with contextlib.ExitStack() as stack:
         if rank.number == 0:
             stack.enter_context(claimed(workdir, config))
-            for base in _bases(config):  # nothing of it may be removed meanwhile
+            for base in listed_paths(config.base):  # nothing of it may be removed meanwhile
                 stack.enter_context(locked(base, shared=True))
             if rank.world > 1:  # under the lock, by which the others know that this one works
                 _check_later_steps(config, workdir, needed, rank)
@@ -163,7 +166,7 @@ def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
     check(config, needed)
     sources.check(config, needed)
     storable(workdir, ORBAX_FORBIDDEN)
-    for base in _bases(config):
+    for base in listed_paths(config.base):
         if not (base / "config.json").exists() and not any((base / step.name / "step.json").exists() for step in STEPS):
             raise GdrdError(f"config.base: {base} is no workdir of a run")
         if base.resolve() == workdir.resolve():
@@ -197,10 +200,20 @@ def _origin(step: Step, config: ConfigDict, fingerprints: dict[str, str]) -> dic
     """What the output of a step is made from."""
     return {
         "format_version": step.format_version,
-        "settings": {name: _plain(value_of(config, name)) for name in step.settings},
+        "settings": _settings(step, config),
         "files": step.files(config),
         "after": {name: fingerprints[name] for name in _after(step, config)},
     }
+
+
+def _settings(step: Step, config: ConfigDict) -> dict:
+    settings = {name: _plain(value_of(config, name)) for name in step.settings}
+    for name, section in settings.items():
+        for key, neutral in ADDED.get(name, {}).items():
+            if section[key] == neutral:
+                del section[key]
+    settings.get("student", {}).pop("init", None)  # a file, known by its contents
+    return settings
 
 
 def _same_origin(record: dict, origin: dict) -> bool:
@@ -213,16 +226,6 @@ def _same_origin(record: dict, origin: dict) -> bool:
 
 def _without_program_version(origin: dict) -> dict:
     return {"format_version": 1} | {key: value for key, value in origin.items() if key != "version"}
-
-
-def _bases(config: ConfigDict) -> list[Path]:
-    """The workdirs of `config.base`: what stands between two commas, or more where such a path exists."""
-    bases, parts = [], config.base.split(",")
-    while parts:
-        count = next((n for n in range(len(parts), 0, -1) if Path(",".join(parts[:n])).is_dir()), 1)
-        bases.append(",".join(parts[:count]))
-        parts = parts[count:]
-    return [Path(base) for base in bases if base]
 
 
 def _with_ancestors(wanted: tuple[str, ...], config: ConfigDict) -> set[str]:
@@ -240,7 +243,7 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
         folder.unlink()
     record = _read(folder / "step.json")
     if not _same_origin(record, origin):
-        bases = () if step.publishes else _bases(config)
+        bases = () if step.publishes else listed_paths(config.base)
         base = next((base for base in bases if _is_done(step, origin, base)), None)
         if not base and step.batched and rank.world == 1:  # the devices of several processes are not known yet
             _called("gdrd_jax.train", "check_batch")(config[step.name].batch, f"stage {step.name}")

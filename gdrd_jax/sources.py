@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gdrd_jax.data.degrade import Views
-from gdrd_jax.data.faces import Faces, packaged
+from gdrd_jax.data.degrade import STRENGTHS, Degradation, Views
+from gdrd_jax.data.faces import Faces, joined, packaged
 from gdrd_jax.data.formats import open_faces
 from gdrd_jax.errors import GdrdError, missing
-from gdrd_jax.files import sha256
+from gdrd_jax.files import digest, listed_paths, sha256
+from gdrd_jax.pretrained import describe_student, find_student
+from gdrd_jax.serving import bundle
 from gdrd_jax.teachers import GENERATIVE, check_attention
 from gdrd_jax.teachers.arcface import check_file, parse_preprocessing
 from gdrd_jax.teachers.checkpoint import check_weights
@@ -40,6 +42,8 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     """
     views(config)
     degradation(config)
+    if config.student.init:
+        initial_student(config)
     _check_people(config, needed)
     unlabelled(config)
     if config.data.align and not detector(config).is_file():
@@ -61,9 +65,10 @@ def check(config: ConfigDict, needed: set[str]) -> None:
 
 
 def _check_dev(config: ConfigDict) -> None:
-    for key, given in config.dev.items():
-        if given and not Path(given).exists():
-            raise GdrdError(f"config.dev.{key}: there is no {given!r}")
+    dev_degradation(config)
+    for key in ("path", "pairs"):
+        if config.dev[key] and not Path(config.dev[key]).exists():
+            raise GdrdError(f"config.dev.{key}: there is no {config.dev[key]!r}")
     if config.dev.pairs and not config.dev.path:
         raise GdrdError("config.dev.pairs is set, but config.dev.path, the faces of these pairs, is not")
     if config.dev.path and not config.dev.pairs and not config.dev.path.endswith(".bin"):
@@ -112,9 +117,16 @@ def _check_people(config: ConfigDict, needed: set[str]) -> None:
             f"config.data.path has {len(names)} people, of whom config.data.test_people and "
             f"config.data.calibration_people keep {held_out} for testing; at least 2 must remain to train on"
         )
-    lonely = [names[i] for i in range(len(names) - held_out, len(names)) if images[i] < 2]
+    tested = range(len(names) - config.data.test_people, len(names))
+    lonely = [names[i] for i in tested if images[i] < 2]
     if lonely:
         raise GdrdError(f"the person {lonely[0]!r}, kept for testing, has one image; at least 2 are needed to compare")
+    calibrating = range(len(names) - held_out, tested.start)
+    if calibrating and max(images[i] for i in calibrating) < 2:
+        raise GdrdError(
+            f"each of the {len(calibrating)} people whom config.data.calibration_people keeps has one image; somebody "
+            "needs 2, to compare"
+        )
 
 
 def locate(path: str) -> Path:
@@ -132,12 +144,15 @@ def locate(path: str) -> Path:
 
 def opened(config: ConfigDict) -> Faces:
     """The faces the config asks for."""
-    return open_faces(locate(config.data.path), pattern=config.data.glob)
+    path = config.data.path
+    sets = [locate(path)] if path in ("orl", "") else listed_paths(path)
+    return joined([open_faces(path, pattern=config.data.glob) for path in sets])
 
 
 def unlabelled(config: ConfigDict) -> Faces | None:
     """More faces, whose folders mean nothing."""
-    return open_faces(config.data.unlabelled) if config.data.unlabelled else None
+    sets = listed_paths(config.data.unlabelled)
+    return joined([open_faces(path) for path in sets]) if sets else None
 
 
 def detector(config: ConfigDict) -> Path:
@@ -191,7 +206,8 @@ def face_files(config: ConfigDict) -> dict[str, str]:
             f"{config.data.blends:g} of all but {config.data.calibration_people}, {config.views.seed}"
         )
     if not config.data.align:  # the faces stay where they are
-        files["folder"] = str(faces.root) + (f" {more.root}" if more else "")
+        folders = [*(faces.roots or [faces.root]), *((more.roots or [more.root]) if more else [])]
+        files["folder"] = " ".join(map(str, folders))
     else:
         files["data.detector"] = sha256(detector(config))
     return files
@@ -230,7 +246,34 @@ def discriminative_files(config: ConfigDict) -> dict[str, str]:
 def dis_files(config: ConfigDict) -> dict[str, str]:
     """What stage dis reads beside other steps' output: the dev set, and a random degradation where there is one."""
     drawn = {"degradation": str(degradation(config))} if config.degradation.random else {}
-    return dev_files(config) | drawn
+    return dev_files(config) | drawn | init_files(config)
+
+
+def initial_student(config: ConfigDict) -> dict:
+    """Arguments of the `Student` that the training begins with.
+
+    Raises:
+      GdrdError: there is none, or it is of another resolution.
+    """
+    name = config.student.init
+    settings = describe_student(find_student(name))["student"]
+    if settings["resolution"] != config.views.resolution:
+        raise GdrdError(
+            f"config.student.init: {name} is made for {settings['resolution']} pixels and config.views.resolution is "
+            f"{config.views.resolution}; set it to {settings['resolution']}, or choose another student"
+        )
+    return settings
+
+
+def init_files(config: ConfigDict) -> dict[str, str]:
+    """Fingerprint of the student that the training begins with."""
+    if not config.student.init:
+        return {}
+    folder = find_student(config.student.init)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if (folder / bundle.WEIGHTS).exists():  # other formats and the model card beside it do not count
+        files = [folder / bundle.WEIGHTS]
+    return {"student.init": digest({str(path.relative_to(folder)): sha256(path) for path in files})}
 
 
 def dev_files(config: ConfigDict) -> dict[str, str]:
@@ -239,4 +282,12 @@ def dev_files(config: ConfigDict) -> dict[str, str]:
         return {}
     path = Path(config.dev.path)
     files = {"dev.path": sha256(path) if path.suffix == ".bin" else open_faces(path).contents()}
+    how = dev_degradation(config)
+    files |= {"dev.degradation": str(how)} if how.degraded else {}
     return files | ({"dev.pairs": sha256(Path(config.dev.pairs))} if config.dev.pairs else {})
+
+
+def dev_degradation(config: ConfigDict) -> Degradation:
+    """What the faces of the dev set go through."""
+    strengths = {name: config.dev[name] for name in STRENGTHS}
+    return Degradation(config.views.resolution, config.views.kernel, **strengths)

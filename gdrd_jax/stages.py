@@ -121,22 +121,24 @@ class Dis(nnx.Module):
     Args:
       student: `S`, its backbone as stage gen left it, or new.
       centres: normalised mean teacher embedding of each training identity, `[K, D]`.
-      weights: of the terms of Eq. 3, `cls`, `kd`, `rcd`, and of two of ours on the embedding itself, `cos` and `sim`; a
-        term of weight 0 is not computed. Faces of nobody known (label -1) count in all but `cls`.
+      weights: of the terms of Eq. 3, `cls`, `kd`, `rcd`, and of three of ours on the embedding itself, `cos`, `sim` and
+        `nce`; a term of weight 0 is not computed. Faces without identity (label -1) count in all but `cls`.
       temperature, teacher_scale: of the logit distillation.
       tau, positive: of Eq. 2, see `losses.relation_scores`.
       pairs: relations of a face with the whole batch ("gathered"), so that the number of devices changes nothing, or
         only with the part of it on the same device ("local"), which is less work.
       end_to_end: train the backbone, too; it stays as it is otherwise.
       degradation: makes the student's input of `small` faces, drawn again at each use; None takes `lr` as it is.
+      flip: mirror degraded faces at random, whose target is the same then; else those of odd views.
+      nce_scale: see `losses.contrastive_loss`.
     """
 
     def __init__(
         self, student: Student, centres: np.ndarray, *, weights: dict[str, float], temperature: float,
         teacher_scale: float, tau: float, positive: str, pairs: str, end_to_end: bool, rngs: nnx.Rngs,
-        degradation: RandomDegradation | None = None,
+        degradation: RandomDegradation | None = None, flip: bool = False, nce_scale: float = 16.0,
     ):  # fmt: skip
-        self.degradation = degradation
+        self.degradation, self.flip, self.nce_scale = degradation, flip, nce_scale
         identities, dim = centres.shape
         self.frozen = () if end_to_end else ("backbone",)
         self.backbone, self.head = student.backbone, student.head
@@ -176,12 +178,15 @@ class Dis(nnx.Module):
             terms["cos"] = losses.cosine_loss(embedding, teacher)
         if "sim" in self.weights:
             terms["sim"] = losses.similarity_loss(embedding, teacher)
+        if "nce" in self.weights:
+            terms["nce"] = losses.contrastive_loss(embedding, teacher, self.nce_scale)
         return losses.discriminative_loss(terms, self.weights), {**terms, **more}
 
     def _input(self, batch: Batch, key: jax.Array) -> jax.Array:
         if self.degradation is None:
             return batch["lr"]
-        mirrored, first = batch["view"] % 2 == 1, parallel.number() * len(batch["small"])
+        mirrored = None if self.flip else batch["view"] % 2 == 1
+        first = parallel.number() * len(batch["small"])
         return self.degradation(batch["small"], mirrored, jax.random.fold_in(key, DEGRADATION_KEY), first)
 
     def _relational_loss(self, teacher: jax.Array, embedding: jax.Array, label: jax.Array, key: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ from gdrd_jax.config import paper
 from gdrd_jax.data import recordio
 from gdrd_jax.models.student import unset_student
 from gdrd_jax.recognizer import Recognizer
+from gdrd_jax.teachers import load_discriminative
 
 
 def make_faces(root, people, images, *, size=112):
@@ -106,9 +107,9 @@ def save_recogniser(path, cells=4):
     return path
 
 
-def save_student(workdir, resolution=16, seed=0):
-    """What a run leaves of its student, here with random weights."""
-    settings = {"resolution": resolution, "width": 0.0625, "hidden": [], "embedding_dim": 24}
+def save_student(workdir, resolution=16, seed=0, dim=24, teacher=None):
+    """What a run leaves of its student, here with random weights; `teacher` is an ONNX file."""
+    settings = {"resolution": resolution, "width": 0.0625, "hidden": [], "head_stages": 0, "embedding_dim": dim}
     student, rng = unset_student(settings), np.random.default_rng(seed)
 
     def drawn(leaf):
@@ -118,7 +119,10 @@ def save_student(workdir, resolution=16, seed=0):
 
     nnx.update(student, jax.tree.map(drawn, nnx.state(student)))
     (workdir / "dis").mkdir(parents=True, exist_ok=True)
-    Recognizer.save(student, settings, "area", workdir / "dis" / "student")
+    about = (
+        {"teacher": {"name": teacher.stem, "fingerprint": load_discriminative(teacher).fingerprint}} if teacher else {}
+    )
+    Recognizer.save(student, settings, "area", workdir / "dis" / "student", **about)
     return workdir
 
 

@@ -12,7 +12,7 @@ from conftest import save_student
 from gdrd_jax import config, files
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.pipeline import _bases
+from gdrd_jax.files import listed_paths
 from gdrd_jax.recognizer import Recognizer
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def test_a_base_with_a_comma_in_its_path_is_found(here):
         "a,b,c,d": ["a", "b,c", "d"], "a": ["a"], "": [], "b,c": ["b,c"], "a,nothing,d": ["a", "nothing", "d"],
     }.items():  # fmt: skip
         given.base = text
-        assert _bases(given) == [Path(each) for each in expected]
+        assert listed_paths(given.base) == [Path(each) for each in expected]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,19 @@ def test_cosine_and_similarity_losses():
         assert loss(3 * arguments[1], arguments[1]) == pytest.approx(0, abs=1e-6)
 
 
+def test_contrastive_loss_is_the_cross_entropy_of_ones_own_teacher_embedding():
+    ours, teacher = RNG.normal(size=(2, 6, 5))
+    teacher /= np.linalg.norm(teacher, axis=1, keepdims=True)
+    logits = 16 * ours / np.linalg.norm(ours, axis=1, keepdims=True) @ teacher.T
+    expected = -np.mean(np.log(np.diag(softmax(logits))))
+    arguments = np.float32(ours), np.float32(teacher)
+    assert losses.contrastive_loss(*arguments, 16.0) == pytest.approx(expected, rel=1e-5)
+    loss = lambda x: losses.contrastive_loss(x, arguments[1], 4.0)  # noqa: E731
+    check_grads(loss, (arguments[0],), order=1, modes="rev", atol=1e-2, rtol=1e-2)
+    assert not np.any(jax.grad(losses.contrastive_loss, argnums=1)(*arguments, 4.0))
+    assert losses.contrastive_loss(arguments[1], arguments[1], 1000.0) == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize("size", [1.0, 100.0])
 def test_distillation_loss_is_the_scaled_divergence(temperature, size):

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 import torch
-from conftest import guided_diffusion, make_faces, tiny_config
+from conftest import guided_diffusion, make_faces, make_lfw, save_student, tiny_config
+from flax import nnx
 
 from gdrd_jax import learning, pipeline
 from gdrd_jax.config import TERMS
@@ -865,3 +867,90 @@ def test_a_random_degradation_that_cannot_be_is_refused_first(faces_folder, tmp_
     with pytest.raises(GdrdError, match=message):
         pipeline.run(config, tmp_path / "w")
     assert not (tmp_path / "w").exists()
+
+
+def test_one_target_a_face_serves_a_degraded_student(faces_folder, tmp_path, caplog):
+    config = random_config(faces_folder)
+    config.views.count, config.until = 1, "dis"
+    config.dis.nce = 0.5
+    config.dev.update(path=str(make_lfw(tmp_path)), pairs=str(tmp_path / "pairs.txt"), blur=2.0)
+    pipeline.run(config, tmp_path / "w")
+    assert open_cache(tmp_path / "w", "discriminative", "train").manifest["views"] == 1
+    steps = [json.loads(line) for line in (tmp_path / "w" / "dis" / "metrics.jsonl").read_text().splitlines()]
+    assert any("nce" in line for line in steps)
+    recognizer = Recognizer.load(tmp_path / "w")
+    made_from = open_cache(tmp_path / "w", "discriminative", "train").manifest["made_from"]
+    assert recognizer.teacher == {"name": "sface", "fingerprint": made_from["teacher"]}
+    config.dev.noise = 8.0  # chooses another student
+    assert steps_run(config, tmp_path / "w", caplog) == ["dis"]
+    config.degradation.random = False
+    with pytest.raises(GdrdError, match="views.count is 1; it must be at least 2"):
+        pipeline.run(config, tmp_path / "w")
+
+
+def test_several_sets_of_faces_are_learnt_from(faces_folder, tmp_path, caplog):
+    more = make_faces(tmp_path / "more", people=3, images=2)
+    config = random_config(f"{more},{faces_folder}")
+    config.data.unlabelled = f"{faces_folder},{more}"
+    config.until = "dis"
+    pipeline.run(config, tmp_path / "w")
+    train, unlabeled = (read_faces(tmp_path / "w", split) for split in ("train", "unlabelled"))
+    assert len(train.identities) == 3 + 7 - 2 and train.identities[0] == "more/p0"
+    assert len(unlabeled) == 21 + 6 and set(unlabeled.labels) == {-1}
+    np.testing.assert_array_equal(unlabeled[21], train[0])
+    assert steps_run(config, tmp_path / "w", caplog) == []
+
+
+def test_a_training_begins_with_another_student(finished, faces_folder, tmp_path, caplog):
+    config = random_config(faces_folder)
+    config.base, config.until = str(finished), "dis"
+    config.student.init, config.student.width = str(finished), 0.5  # that of the other student counts
+    config.dis.update(steps=1, batch=4, learning_rate=1e-12, warmup=0.0, ema=0.0)
+    assert steps_run(config, tmp_path / "w", caplog) == ["small_faces", "dis"]
+    before, after = (nnx.state(Recognizer.load(path).student, nnx.Param) for path in (finished, tmp_path / "w"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), before, after)
+    shutil.copytree(finished / "dis" / "student", tmp_path / "elsewhere")
+    config.student.init = str(tmp_path / "elsewhere")
+    assert steps_run(config, tmp_path / "w", caplog) == []  # the same weights
+    config.views.resolution = 8
+    with pytest.raises(GdrdError, match="is made for 16 pixels and config.views.resolution is 8; set it to 16"):
+        pipeline.run(config, tmp_path / "w")
+    config.student.init = "gdrd-17"
+    with pytest.raises(GdrdError, match="there is no student 'gdrd-17'"):
+        pipeline.run(config, tmp_path / "w")
+
+
+def test_a_student_of_another_teacher_gets_a_new_last_layer(faces_folder, tmp_path):
+    config = random_config(faces_folder)
+    config.student.init = str(save_student(tmp_path / "other", dim=24))
+    begun, student = Recognizer.load(tmp_path / "other").student, learning._student(config, 128)
+    assert student.head.layers[-1].out_features == 128
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(begun.backbone), nnx.state(student.backbone))
+    np.testing.assert_array_equal(learning._student(config, 24).head.layers[-1].kernel, begun.head.layers[-1].kernel)
+
+
+def test_settings_that_came_later_leave_older_workdirs_valid(copy, faces_folder, caplog):
+    record = json.loads((copy / "dis" / "step.json").read_text())
+    assert not {"nce", "nce_scale"} & record["origin"]["settings"]["dis"].keys()
+    assert "init" not in record["origin"]["settings"]["student"]
+    config = tiny_config(faces_folder)
+    config.dis.nce = 0.1
+    assert steps_run(config, copy, caplog) == ["dis", "report"]
+
+
+def test_people_who_calibrate_need_one_pair(faces_folder, tmp_path):
+    faces = tmp_path / "faces"
+    shutil.copytree(faces_folder, faces)
+    for person in ("p3", "p4", "p5", "p6"):
+        for image in sorted((faces / person).iterdir())[1:]:
+            image.unlink()
+    config = random_config(faces)
+    config.until = "dis"
+    config.data.update(test_people=0, calibration_people=4)
+    with pytest.raises(GdrdError, match="each of the 4 people whom config.data.calibration_people keeps has one image"):
+        pipeline.validate(config, tmp_path / "w")
+    config.data.calibration_people = 5
+    pipeline.validate(config, tmp_path / "w")
+    config.data.update(test_people=1, calibration_people=4)
+    with pytest.raises(GdrdError, match="'p6', kept for testing, has one image"):
+        pipeline.validate(config, tmp_path / "w")

@@ -200,3 +200,14 @@ def test_the_target_of_a_mirrored_face_is_that_of_its_mirror_image():
     expected = np.stack([resize(face, 16, "area") for face in small])
     expected[1::2] = expected[1::2, :, ::-1]
     np.testing.assert_allclose(np.asarray(found).astype(int), expected.astype(int), atol=1)
+
+
+def test_faces_of_one_target_are_mirrored_at_random():
+    degradation = RandomDegradation(16, clean=1.0, kernels=(1.0, 0.0, 0.0, 0.0))
+    weights = dict.fromkeys(("cls", "kd", "rcd", "sim"), 0.0) | {"cos": 1.0}
+    stage = dis(weights=weights, degradation=degradation, flip=True)
+    small = np.random.default_rng(0).integers(256, size=(64, 48, 48, 3), dtype=np.uint8)
+    found = np.asarray(stage._input({"small": small, "view": np.zeros(64, int)}, jax.random.key(0))).astype(int)
+    plain = np.stack([resize(face, 16, "area") for face in small]).astype(int)
+    as_is, mirrored = (np.abs(found - x).max(axis=(1, 2, 3)) <= 1 for x in (plain, plain[:, :, ::-1]))
+    assert (as_is ^ mirrored).all() and 20 < mirrored.sum() < 44

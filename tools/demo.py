@@ -1,12 +1,12 @@
 """Compares two faces at 8, 16 and 32 pixels on a page in the browser.
 
-  python tools/demo.py --model exported --teacher w600k_r50.onnx --gallery PEOPLE
+  python tools/demo.py --model gdrd-16 --teacher w600k_r50.onnx --gallery PEOPLE
 
 Open http://127.0.0.1:7860 then. Only this computer can, nothing is sent elsewhere, and pictures are deleted when the
-tool ends (Ctrl-C). --model is what tools/export.py wrote, or a workdir of gdrd_jax.main, which has no thresholds and
-decides nothing. PEOPLE is a folder PEOPLE/PERSON/IMAGE, or a gallery that tools/recognize.py enrolled with the
-16-pixel student, or the only one: its faces that are most like the first picture are shown. Pictures are aligned
-faces, square, of any size; with --align photographs of one person each.
+tool ends (Ctrl-C). --model is the name of a pretrained student, what tools/export.py wrote, or a workdir of
+gdrd_jax.main, which has no thresholds and decides nothing. PEOPLE is a folder PEOPLE/PERSON/IMAGE, or a gallery that
+tools/recognize.py enrolled with the 16-pixel student, or the only one: its faces that are most like the first picture
+are shown. Pictures are aligned faces, square, of any size; with --align photographs of one person each.
 """
 
 import argparse
@@ -14,15 +14,14 @@ import sys
 
 from gdrd_jax.command_line import guarded
 from gdrd_jax.files import user_path
+from gdrd_jax.pretrained import DEFAULT
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add(
-        "--model", action="append", type=user_path, required=True, metavar="M", help="a student; repeat for other sizes"
-    )
+    add("--model", action="append", metavar="M", help=f"a student, {DEFAULT} by default; repeat for other sizes")
     add("--teacher", metavar="T", help="a recogniser to compare it with: FILE.onnx[:PREPROCESSING]")
     add("--gallery", type=user_path, metavar="PEOPLE", help="known faces")
     add("--align", action="store_true", help="photographs: find the face and align it")
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> int:
         from gdrd_jax.serving.demo import Demo, check_server, serve
 
         check_server(given.port)
-        demo = Demo.load(given.model, given.teacher, given.gallery, align=given.align, far=given.far)
+        demo = Demo.load(given.model or [DEFAULT], given.teacher, given.gallery, align=given.align, far=given.far)
         page = serve(demo, given.port)
         print(f"open http://127.0.0.1:{given.port} in a browser; Ctrl-C stops this", flush=True)
         try:

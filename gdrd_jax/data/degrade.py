@@ -5,6 +5,8 @@ the order in which faces are read.
 """
 
 import dataclasses
+import os
+import zlib
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.errors import GdrdError
 
 KERNELS = ("area", "bicubic")
+STRENGTHS = ("blur", "motion", "noise", "jpeg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,15 @@ class Degradation:
             coded = cv2.imencode(".jpg", cv2.cvtColor(face, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, self.jpeg])
             face = cv2.cvtColor(cv2.imdecode(coded[1], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         return face
+
+    @property
+    def degraded(self) -> bool:
+        """Whether it does more than reduce."""
+        return any(getattr(self, name) for name in STRENGTHS)
+
+    def of_named(self, face: np.ndarray, name: str, seed: int) -> np.ndarray:
+        """Degrades a face; noise and direction come from `seed` and the face's name, whatever other faces there are."""
+        return self(face, np.random.default_rng([seed, zlib.crc32(os.fsencode(name))]))
 
     def weakened(self, random: np.random.Generator) -> "Degradation":
         """The same with every strength drawn between nothing and its value."""
@@ -114,8 +126,8 @@ class Views:
 
     def __post_init__(self):
         self.degradation()
-        if self.count < 2:
-            raise GdrdError(f"views.count is {self.count}; it must be at least 2, the face and its mirror image")
+        if self.count < 1:
+            raise GdrdError(f"views.count is {self.count}; it must be at least 1")
 
     @classmethod
     def plain(cls, resolution: int, kernel: str) -> "Views":

@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import util
 from pathlib import Path
 
@@ -34,6 +34,9 @@ class Faces:
       fingerprint: sha256 of labels and contents; "" until `data.prepare.checked` has read them.
       skipped: `(name, reason)` of files that were left out.
       in_memory: encoded faces by row, of the few formats in which a face is not a span of bytes of the file.
+      roots: of a set that `joined` made: the folder or file of each of its parts; `root` is the first. Rows of `spans`
+        of faces that are files of a folder are negative.
+      part: which of `roots` holds each face, int `[N]`; None of a set that was not joined.
     """
 
     root: Path
@@ -45,6 +48,8 @@ class Faces:
     fingerprint: str = ""
     skipped: tuple[tuple[str, str], ...] = ()
     in_memory: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    roots: tuple[Path, ...] = ()
+    part: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,30 +64,41 @@ class Faces:
 
     def read(self, index: int) -> bytes:
         """The encoded face."""
-        if self.spans is None:
-            return (self.root / self.names[index]).read_bytes()
         if index in self.in_memory:
             return self.in_memory[index]
-        pieces = self.parts.get(index) or [self.spans[index]]
-        return JOINT.join(os.pread(self._descriptor, int(size), int(start)) for start, size in pieces)
+        if self._is_file(index):
+            return (self._root(index) / self.names[index]).read_bytes()
+        pieces, descriptor = self.parts.get(index) or [self.spans[index]], self._descriptor(self._root(index))
+        return JOINT.join(os.pread(descriptor, int(size), int(start)) for start, size in pieces)
 
     def head(self, index: int) -> bytes:
         """The first bytes of the encoded face, from which its format is recognized."""
-        if self.spans is None:
-            with (self.root / self.names[index]).open("rb") as file:
+        if self._is_file(index):
+            with (self._root(index) / self.names[index]).open("rb") as file:
                 return file.read(HEAD_BYTES)
         start, size = self.spans[index]
-        return os.pread(self._descriptor, min(int(size), HEAD_BYTES), int(start))
+        return os.pread(self._descriptor(self._root(index)), min(int(size), HEAD_BYTES), int(start))
 
     def where(self, index: int) -> str:
         """The face's name in messages."""
-        return str(self.root / self.names[index]) if self.spans is None else f"{self.names[index]} of {self.root}"
+        root = self._root(index)
+        return str(root / self.names[index]) if self._is_file(index) else f"{self.names[index]} of {root}"
+
+    def _root(self, index: int) -> Path:
+        return self.root if self.part is None else self.roots[self.part[index]]
+
+    def _is_file(self, index: int) -> bool:
+        return self.spans is None or self.spans[index, 0] < 0
 
     @functools.cached_property
-    def _descriptor(self) -> int:
-        descriptor = os.open(self.root, os.O_RDONLY)
-        weakref.finalize(self, os.close, descriptor)
-        return descriptor
+    def _descriptors(self) -> dict[Path, int]:
+        return {}
+
+    def _descriptor(self, root: Path) -> int:
+        if root not in self._descriptors:
+            self._descriptors[root] = os.open(root, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._descriptors[root])
+        return self._descriptors[root]
 
     def take(self, rows: np.ndarray) -> "Faces":
         """Some of the faces, of the same identities; without a fingerprint."""
@@ -94,6 +110,7 @@ class Faces:
         return dataclasses.replace(
             self, names=tuple(self.names[i] for i in rows), labels=self.labels[rows], parts=parts, in_memory=in_memory,
             spans=None if self.spans is None else self.spans[rows], fingerprint="",
+            part=None if self.part is None else self.part[rows],
         )  # fmt: skip
 
     def split(self, held_out: int) -> tuple["Faces", "Faces"]:
@@ -117,8 +134,15 @@ class Faces:
     def signature(self) -> str:
         """Changes when a face is added, removed or renamed, or a file resized or touched; reads no contents."""
         digest = hashlib.sha256(os.fsencode("\0".join(self.names + self.identities)) + self.labels.tobytes())
-        for path in self.names if self.spans is None else [""]:
-            stat = (self.root / path).stat()
+        if self.spans is None:
+            paths = [self.root / name for name in self.names]
+        elif self.part is None:
+            paths = [self.root]
+        else:
+            paths = [root for root in self.roots if not root.is_dir()]
+            paths += [self._root(row) / self.names[row] for row in range(len(self)) if self._is_file(row)]
+        for path in paths:
+            stat = path.stat()
             digest.update(f"{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
@@ -132,23 +156,28 @@ class Faces:
     def save(self, path: Path) -> None:
         """Writes the description (not the pixels) as JSON; faces beside the file may move with it."""
         home = path.parent.resolve()
+        root, *roots = (
+            str(root.relative_to(home) if root.is_relative_to(home) else root) for root in (self.root, *self.roots)
+        )
         text = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {
-            "root": str(self.root.relative_to(home) if self.root.is_relative_to(home) else self.root),
-            "labels": self.labels.tolist(),
+            "root": root, "roots": roots, "labels": self.labels.tolist(),
             "spans": None if self.spans is None else self.spans.tolist(),
-        }
+            "part": None if self.part is None else self.part.tolist(),
+        }  # fmt: skip
         path.write_text(json.dumps(text), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Faces":
         """Reads what `save` wrote."""
         text = json.loads(path.read_text(encoding="utf-8"))
-        spans = text["spans"]
+        spans, home = text["spans"], path.parent.resolve()
+        part = text.get("part")  # which versions up to 0.4.0 did not write
         return cls(
-            path.parent.resolve() / text["root"], tuple(text["names"]), np.array(text["labels"], np.int32),
+            home / text["root"], tuple(text["names"]), np.array(text["labels"], np.int32),
             tuple(text["identities"]), None if spans is None else np.array(spans, np.int64).reshape(-1, 2),
             {int(row): pieces for row, pieces in text["parts"].items()}, text["fingerprint"],
-            tuple(map(tuple, text["skipped"])),
+            tuple(map(tuple, text["skipped"])), roots=tuple(home / root for root in text.get("roots", ())),
+            part=None if part is None else np.array(part, np.int32),
         )  # fmt: skip
 
 
@@ -159,6 +188,26 @@ def labelled(faces: Faces, people: Iterable[str]) -> Faces:
     number = {name: i for i, name in enumerate(identities)}
     labels = np.array([number[name] for name in people], np.int32)
     return dataclasses.replace(faces, labels=labels, identities=tuple(identities))
+
+
+def joined(sets: Sequence[Faces]) -> Faces:
+    """All faces of several sets, whose people are taken to be different; without a fingerprint."""
+    if len(sets) == 1:
+        return sets[0]
+    parts, in_memory, spans, first = {}, {}, [], 0
+    for faces in sets:
+        parts |= {first + row: pieces for row, pieces in faces.parts.items()}
+        in_memory |= {first + row: data for row, data in faces.in_memory.items()}
+        spans.append(np.full((len(faces), 2), -1, np.int64) if faces.spans is None else faces.spans)
+        first += len(faces)
+    offsets = np.cumsum([0, *(len(faces.identities) for faces in sets)])
+    return Faces(
+        sets[0].root, sum((faces.names for faces in sets), ()),
+        np.concatenate([faces.labels + offset for faces, offset in zip(sets, offsets)]).astype(np.int32),
+        tuple(f"{faces.root.stem}/{name}" for faces in sets for name in faces.identities),
+        np.concatenate(spans), parts, skipped=sum((faces.skipped for faces in sets), ()), in_memory=in_memory,
+        roots=tuple(faces.root for faces in sets), part=np.repeat(np.arange(len(sets)), list(map(len, sets))),
+    )  # fmt: skip
 
 
 def same_name(name: str) -> str:

@@ -17,6 +17,7 @@ from gdrd_jax.errors import GdrdError
 KERNELS = ("area", "antialiased bicubic", "antialiased bilinear", "bicubic")
 LEFT_OUT = 0.2  # share of the degraded faces that a given effect is left out of
 MOTION_TAPS = 5
+FLIP_KEY = 1  # folded into a face's key
 MULTIPLE = 8  # resolutions are multiples of a JPEG block's side
 
 
@@ -74,13 +75,15 @@ class RandomDegradation:
                 f"the degradation's kernels are {shares}; give shares of {', '.join(KERNELS)} that add up to 1"
             )
 
-    def __call__(self, faces: jax.Array, mirrored: jax.Array, key: jax.Array, first: int | jax.Array = 0) -> jax.Array:
+    def __call__(
+        self, faces: jax.Array, mirrored: jax.Array | None, key: jax.Array, first: int | jax.Array = 0
+    ) -> jax.Array:
         """Degrades a batch; pure, so that one key gives the same faces again.
 
         Args:
           faces: uint8 RGB `[B, S, S, 3]`, aligned as 112x112 faces are and reduced from them by area; S of three times
             `resolution` keeps nearly all that the full size has.
-          mirrored: bool `[B]`, which faces are mirrored.
+          mirrored: bool `[B]`, which faces are mirrored; None mirrors half of them at random.
           key: of this use of the batch.
           first: position of the first face in the batch of all devices, so that their number changes nothing.
 
@@ -88,6 +91,8 @@ class RandomDegradation:
           uint8 RGB `[B, resolution, resolution, 3]`.
         """
         keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(first + jnp.arange(len(faces)))
+        if mirrored is None:
+            mirrored = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP_KEY)))(keys)
         return jax.vmap(self._one)(faces, mirrored, keys)
 
     def _one(self, face: jax.Array, mirrored: jax.Array, key: jax.Array) -> jax.Array:

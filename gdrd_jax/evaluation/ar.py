@@ -54,10 +54,14 @@ class Groups:
         "18-20), eyes behind sunglasses (8-10, 21-23), mouth behind a scarf (11-13, 24-26); rank-1 is over all of them."
     )
 
-    def evaluate(self, embeddings: np.ndarray, *, seed: int) -> Result:
-        """Scores one model by the cosine of its embeddings, float `[N, D]`, unit length."""
+    def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
+        """Scores one model by the cosine of its embeddings, float `[N, D]`, unit length.
+
+        `gallery` are those of the same faces as they are in the gallery; None where they are the same.
+        """
+        enrolled = embeddings if gallery is None else gallery
         gallery, probes = self._gallery(), self._probes()
-        best = gallery[nearest(embeddings[probes], embeddings[gallery])[:, 0]]
+        best = gallery[nearest(embeddings[probes], enrolled[gallery])[:, 0]]
         right = self.faces.labels[best] == self.faces.labels[probes]
         metrics, intervals = {}, {}
         of_group = {"rank_1": np.ones(len(probes), bool)}

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.data.degrade import resize
+from gdrd_jax.data.degrade import Degradation, resize
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.evaluation import verification
 from gdrd_jax.evaluation.lfw import PairList, open_bin, open_lfw
 from gdrd_jax.evaluation.result import percent
 from gdrd_jax.evaluation.verification import Pairs
+
+SEED = 0  # of noise, the default of tools/evaluate.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +59,17 @@ def of_people(faces: np.ndarray, labels: np.ndarray) -> DevSet:
     return DevSet(faces, first, second, people[:, 0] == people[:, 1], people, np.zeros(len(first), int), balanced=True)
 
 
-def of_pairs(data: Path, pairs: Path | None, resolution: int, kernel: str) -> DevSet:
-    """LFW with its `pairs.txt`, or an InsightFace `.bin`.
+def of_pairs(data: Path, pairs: Path | None, how: Degradation) -> DevSet:
+    """LFW with its `pairs.txt`, or an InsightFace `.bin`, its faces degraded as tools/evaluate.py does.
 
     Raises:
       GdrdError: they are missing, damaged or do not belong together.
     """
     found = open_pairs(data, pairs)
     of = (getattr(found, name) for name in ("first", "second", "same", "people", "folds"))
-    return DevSet(reduced(found.faces, resolution, kernel), *of)
+    faces = found.faces
+    low = in_parallel(lambda i: how.of_named(faces[i], faces.names[i], SEED), range(len(faces)))
+    return DevSet(np.stack(list(low)), *of)
 
 
 def open_pairs(data: Path, pairs: Path | None) -> PairList:

@@ -1,6 +1,7 @@
 """Runs recognisers under a protocol and reports: the library behind `tools/evaluate.py`."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import logging
 from collections.abc import Callable
@@ -28,6 +29,7 @@ FILES = (
 PAPER = {("lfw", "16"): 96.13}
 # Accuracy in percent on native LFW, which the weakest recognizers of 112x112 faces pass when they are fed rightly.
 LEAST_NATIVE = 90.0
+SIDES = ("native", "32", "16", "8")
 PAPER_COLUMN = "paper's GDRD % (WebFace)"
 
 
@@ -40,8 +42,10 @@ class Settings:
       data: see the protocols' `open_*`.
       pairs: LFW's list of pairs, or None.
       models: see `evaluation.models.open_model`.
-      resolutions: of "native", "32", "16" and "8".
-      kernel, blur, motion, noise, jpeg: see `data.degrade.Degradation`; "native" is spoilt, but not reduced.
+      resolutions: of "native", "32", "16" and "8", or "PROBE:GALLERY", two of them. Probes are compared with a gallery
+        of the same faces, embedded by the same model, or for a student by its teacher, one of `models`.
+      kernel, blur, motion, noise, jpeg: see `data.degrade.Degradation`; "native" is degraded, but not reduced. Those
+        in a gallery of another resolution are reduced alone.
       stretch: take faces that are not 112x112, stretched; TinyFace's always are.
       skip_bad: leave bad input out, counted and listed, instead of stopping.
       seed: of noise, directions and bootstrap.
@@ -64,11 +68,17 @@ class Settings:
     output: str = ""
 
     def degradation(self, resolution: str) -> Degradation | None:
-        """What a face goes through at one of `resolutions`."""
+        """What a probe goes through at one of `resolutions`."""
+        resolution = resolution.partition(":")[0]
         if resolution == "native" and not self.spoilt:
             return None
         side = FACE_SIZE if resolution == "native" else int(resolution)
         return Degradation(side, self.kernel, self.blur, self.motion, self.noise, self.jpeg)
+
+    def gallery_degradation(self, resolution: str) -> Degradation | None:
+        """What a face of the gallery goes through where `resolution` names the gallery's, too."""
+        gallery = resolution.partition(":")[2]
+        return None if gallery == "native" else Degradation(int(gallery), self.kernel)
 
     @property
     def spoilt(self) -> dict[str, float]:
@@ -105,12 +115,16 @@ def evaluate(settings: Settings, out: Path) -> dict[str, Result]:
     """
     claim_folder(out, "an evaluation", "--out")
     for resolution in settings.resolutions:
+        check_resolution(resolution)
         settings.degradation(resolution)
     names = [parse_model(text)[0] for text in settings.models]
     if len(set(names)) < len(names):
         raise GdrdError(f"two models are called {max(names, key=names.count)!r}; name them: --model NAME=PATH")
     # Before the faces, because decoding all of them takes longer.
     models = [open_model(text, settings.output) for text in settings.models]
+    if any(":" in resolution for resolution in settings.resolutions):
+        for model in models:
+            _gallery_model(model, models)
     protocol = open_protocol(settings)
     with locked(out):
         for name in FILES:  # of an earlier run with other settings
@@ -128,8 +142,11 @@ def _evaluate(settings: Settings, out: Path, protocol, models: list[Model]) -> d
                 LOG.info("%s at native size is %s at %d pixels: one row", model.name, model.name, model.size)
                 continue
             name, how = f"{model.name}_{resolution}", settings.degradation(resolution)
-            embeddings = embed_faces(model, protocol.faces, how, seed=settings.seed, cache=out / "embeddings")
-            result = protocol.evaluate(embeddings, seed=settings.seed)
+            embed = functools.partial(embed_faces, seed=settings.seed, cache=out / "embeddings")
+            embeddings, gallery = embed(model, protocol.faces, how), None
+            if ":" in resolution:
+                gallery = embed(_gallery_model(model, models), protocol.faces, settings.gallery_degradation(resolution))
+            result = protocol.evaluate(embeddings, gallery, seed=settings.seed)
             comparable = model.student and not settings.spoilt
             result.metrics["paper"] = PAPER.get((settings.protocol, resolution)) if comparable else None
             results[name] = result
@@ -137,12 +154,42 @@ def _evaluate(settings: Settings, out: Path, protocol, models: list[Model]) -> d
             if how is None and not model.student and _of_lfw(settings) and figure is not None and figure < LEAST_NATIVE:
                 warnings.append(_too_low(model, figure))
                 LOG.warning(warnings[-1])
-            if figure is not None:
+            if figure is not None and gallery is None:
                 lines.setdefault(model.name, {})[resolution] = (figure, result.intervals[protocol.main])
             image, caption = protocol.picture(result, _eyes(model, protocol.faces, how, settings.seed))
             pictures.append((report.png(image), f"{name}. {caption}"))
     _write(settings, out, protocol, models, results, lines, pictures, warnings)
     return results
+
+
+def check_resolution(text: str) -> None:
+    """Raises GdrdError unless a text is one of `SIDES`, or two of them, "PROBE:GALLERY"."""
+    sides = text.split(":")
+    if len(sides) > 2 or not set(sides) <= set(SIDES):
+        raise GdrdError(
+            f"the resolution {text!r} is not known; it can be {', '.join(SIDES)}, or PROBE:GALLERY such as 16:native"
+        )
+
+
+def _gallery_model(model: Model, models: list[Model]) -> Model:
+    """Who embeds the gallery that the probes of `model` are compared with: its teacher, or itself if it is no student.
+
+    Raises:
+      GdrdError: its teacher is not among `models`.
+    """
+    if not model.student:
+        return model
+    teacher = model.settings["teacher"]
+    wanted = teacher and teacher["fingerprint"]
+    found = next((other for other in models if other.settings["fingerprint"] == wanted), None)
+    if found is None:
+        name = f", {teacher['name']} ({teacher['fingerprint'][:12]})," if teacher else ""
+        raise GdrdError(
+            f"{model.name} is a student, whose probes are compared with a gallery that its teacher{name} embeds; "
+            "give that file as another --model"
+            + ("" if teacher else ". Which one it is this student does not say: version 0.4.0 trained it")
+        )
+    return found
 
 
 def _described(model: Model) -> str:
@@ -228,8 +275,13 @@ def _title(settings: Settings, stand_in: str | None) -> str:
         names[settings.protocol]
         + (" stand-in" if stand_in else "")
         + ": "
-        + ", ".join(r if r == "native" else f"{r}x{r}" for r in settings.resolutions)
+        + ", ".join(_written(r) for r in settings.resolutions)
     )
+
+
+def _written(resolution: str) -> str:
+    sides = [side if side == "native" else f"{side}x{side}" for side in resolution.split(":")]
+    return " against ".join(sides)
 
 
 def _summary(settings: Settings, protocol, models: list[Model]) -> str:

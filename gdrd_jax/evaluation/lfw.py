@@ -58,20 +58,29 @@ class PairList:
         "error rate. TAR at FAR: share of genuine pairs accepted where at most so many impostors are."
     )
 
-    def evaluate(self, embeddings: np.ndarray, *, seed: int) -> Result:
-        """Scores one model by the cosine of its embeddings, float `[N, D]`, unit length."""
-        scores = np.einsum("pd,pd->p", embeddings[self.first], embeddings[self.second])
-        pairs = Pairs(scores, self.same)
-        intervals = bootstrap.of_pairs(pairs, *self.people.T, self.folds, FARS, seed=seed)
+    def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
+        """Scores one model by the cosine of its embeddings.
+
+        Args:
+          embeddings: float `[N, D]`, unit length.
+          gallery: of the same faces as they are in a gallery, `[N, D]`. Then each pair is compared twice, with either
+            face as the probe, and all figures are of both orders together.
+          seed: of the bootstrap.
+        """
+        orders = [(embeddings, embeddings)] if gallery is None else [(embeddings, gallery), (gallery, embeddings)]
+        scores = np.concatenate([np.einsum("pd,pd->p", a[self.first], b[self.second]) for a, b in orders])
+        pairs, folds = self._pairs(scores), np.tile(self.folds, len(orders))
+        people = np.tile(self.people, (len(orders), 1))
+        intervals = bootstrap.of_pairs(pairs, *people.T, folds, FARS, seed=seed)
         metrics = {
             "best_threshold_accuracy": percent(verification.best_accuracy(pairs)),
             "auc": percent(verification.auc(pairs)),
             "eer": percent(verification.eer(pairs)),
             "tar_at_far": {f"{far:g}": percent(verification.tar_at_far(pairs, far)) for far in FARS},
-            "n_pairs": len(scores), "n_genuine": int(self.same.sum()), "n_impostor": int((~self.same).sum()),
+            "n_pairs": len(scores), "n_genuine": int(pairs.same.sum()), "n_impostor": int((~pairs.same).sum()),
         }  # fmt: skip
         if len(np.unique(self.folds)) > 1:
-            shares, thresholds = verification.fold_accuracies(pairs, self.folds)
+            shares, thresholds = verification.fold_accuracies(pairs, folds)
             metrics = {
                 "accuracy": percent(shares.mean()),
                 "accuracy_std_error": percent(shares.std(ddof=1) / np.sqrt(len(shares))),
@@ -86,8 +95,12 @@ class PairList:
         }  # fmt: skip
         return Result(metrics, intervals, {"scores": scores.astype(np.float32)})
 
+    def _pairs(self, scores: np.ndarray) -> Pairs:
+        """Scores of all pairs, or of all pairs in one order and then in the other."""
+        return Pairs(scores, np.tile(self.same, len(scores) // len(self.same)))
+
     def shared_arrays(self) -> dict[str, np.ndarray]:
-        """What the scores of every row belong to."""
+        """What the scores of a row belong to; rows of two resolutions have them twice, one order after the other."""
         names = np.array(self.faces.names)
         return {"same": self.same, "fold": self.folds, "first": names[self.first], "second": names[self.second]}
 
@@ -97,11 +110,11 @@ class PairList:
 
     def curves(self, results: dict[str, Result]) -> dict[str, Pairs]:
         """ROC of every row."""
-        return {name: Pairs(result.arrays["scores"], self.same) for name, result in results.items()}
+        return {name: self._pairs(result.arrays["scores"]) for name, result in results.items()}
 
     def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """The hardest pairs of a row; `see` gives a face as its model is fed with it."""
-        scores, lines, frames = result.arrays["scores"], [], []
+        scores, lines, frames = result.arrays["scores"].reshape(-1, len(self.same)).mean(axis=0), [], []
         for same, order, colour in ((False, -scores, RED), (True, scores, GREEN)):
             rows = np.flatnonzero(self.same == same)
             worst = rows[np.argsort(order[rows], kind="stable")[:SHOWN]]

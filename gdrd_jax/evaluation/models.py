@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import user_path
+from gdrd_jax.pretrained import WEIGHTS, find_student, is_pretrained, list_pretrained
 from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.teachers.arcface import parse_preprocessing
 from gdrd_jax.teachers.precompute import Job, fill
@@ -51,16 +51,16 @@ class Model:
         """
         if how is None:
             return resize(faces[row], self.size, self.kernel)
-        random = np.random.default_rng([seed, zlib.crc32(os.fsencode(faces.names[row]))])
-        return resize(how(faces[row], random), self.size, how.kernel)
+        return resize(how.of_named(faces[row], faces.names[row], seed), self.size, how.kernel)
 
 
 def open_model(text: str, output: str = "") -> Model:
     """Loads a recogniser.
 
     Args:
-      text: `[NAME=]PATH[:PREPROCESSING]`. PATH is a workdir of `gdrd_jax.main`, an ONNX file or
-        weights of an iresnet; PREPROCESSING, for the latter two, as `teachers.arcface.parse_preprocessing` reads it.
+      text: `[NAME=]PATH[:PREPROCESSING]`. PATH is the name of a pretrained student, a workdir of `gdrd_jax.main`, an
+        exported student, an ONNX file or weights of an iresnet; PREPROCESSING, for the latter two, as
+        `teachers.arcface.parse_preprocessing` reads it.
       output: name of an ONNX file's output that is the embedding; "" is the only one that can be. A workdir has none.
 
     Raises:
@@ -71,7 +71,10 @@ def open_model(text: str, output: str = "") -> Model:
         from gdrd_jax.recognizer import Recognizer  # JAX and Flax, which an ONNX file does not need
 
         recognizer = Recognizer.load(path)
-        settings = {"path": str(path), "fingerprint": recognizer.fingerprint(), "trained_with": recognizer.kernel}
+        settings = {
+            "path": path.name if path.parent == WEIGHTS else str(path), "fingerprint": recognizer.fingerprint(),
+            "trained_with": recognizer.kernel, "teacher": recognizer.teacher,
+        }  # fmt: skip
         return Model(name, recognizer.student.resolution, recognizer.kernel, recognizer.embed, settings, True)
     network = load_discriminative(path, preprocessing=preprocessing, output=output)
     settings = {
@@ -91,16 +94,20 @@ def parse_model(text: str) -> tuple[str, Path, str]:
     Raises:
       GdrdError: there is no such file or workdir, or no such preprocessing.
     """
-    name, path, preprocessing = next(
-        (r for r in _readings(text) if r[1] and user_path(r[1]).exists()), _as_described(text)
-    )
-    if not path or not user_path(path).exists():
-        raise GdrdError(f"--model {text}: there is no file or workdir {path!r}")
+    name, path, preprocessing = next((r for r in _readings(text) if r[1] and _exists(r[1])), _as_described(text))
+    if not path or not _exists(path):
+        names = list_pretrained()
+        known = f"; pretrained students are {', '.join(names)}" if names else ""
+        raise GdrdError(f"--model {text}: there is no file or workdir {path!r}{known}")
     parse_preprocessing(preprocessing)
-    path = user_path(path)
+    path = find_student(path) if is_pretrained(path) else user_path(path)
     if path.is_dir() and preprocessing != "auto":
         raise GdrdError(f"--model {text}: a student knows its preprocessing; give its workdir alone")
     return name or re.sub(r"\W+", "_", path.stem), path, preprocessing
+
+
+def _exists(path: str) -> bool:
+    return user_path(path).exists() or is_pretrained(path)
 
 
 def _readings(text: str) -> Iterator[tuple[str, str, str]]:

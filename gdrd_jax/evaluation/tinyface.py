@@ -54,10 +54,13 @@ class Retrieval:
         "trapezoids, as TinyFace's own toolkit has it; step: without them, as scikit-learn has it."
     )
 
-    def evaluate(self, embeddings: np.ndarray, *, seed: int) -> Result:
-        """Scores one model by the cosine of its embeddings, float `[N, D]`, unit length."""
-        ids = self.ids[self.probes]
-        ranks = retrieval.mate_ranks(embeddings[self.probes], ids, embeddings[self.gallery], self.ids[self.gallery])
+    def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
+        """Scores one model by the cosine of its embeddings, float `[N, D]`, unit length.
+
+        `gallery` are those of the same faces as they are in the gallery; None where they are the same.
+        """
+        ids, enrolled = self.ids[self.probes], (embeddings if gallery is None else gallery)[self.gallery]
+        ranks = retrieval.mate_ranks(embeddings[self.probes], ids, enrolled, self.ids[self.gallery])
         shares = {f"rank_{k}": retrieval.rank_k(ranks, k) for k in RANKS}
         shares["map"] = retrieval.average_precision_trapezoid(ranks)
         shares["map_step"] = retrieval.average_precision(ranks)
@@ -67,14 +70,14 @@ class Retrieval:
         arrays = {
             "rank_of_first_mate": np.array([r[0] for r in ranks]), "average_precision": shares["map"],
             "average_precision_step": shares["map_step"], "cmc": retrieval.cmc(ranks, LONGEST),
-            "nearest": self._nearest(embeddings, ranks),
+            "nearest": self._nearest(embeddings, enrolled, ranks),
         }  # fmt: skip
         return Result(metrics, intervals, arrays)
 
-    def _nearest(self, embeddings: np.ndarray, ranks: list[np.ndarray]) -> np.ndarray:
+    def _nearest(self, embeddings: np.ndarray, enrolled: np.ndarray, ranks: list[np.ndarray]) -> np.ndarray:
         """The probes that fail worst and, after each, the gallery faces nearest to it: rows, int `[S, 1 + K]`."""
         worst = np.argsort([-r[0] for r in ranks], kind="stable")[:SHOWN]
-        scores = embeddings[self.probes[worst]] @ embeddings[self.gallery].T
+        scores = embeddings[self.probes[worst]] @ enrolled.T
         best = np.argsort(-scores, axis=1, kind="stable")[:, :NEAREST]
         return np.concatenate([self.probes[worst, None], self.gallery[best]], axis=1)
 

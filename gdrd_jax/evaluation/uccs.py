@@ -51,14 +51,17 @@ class ClosedSet:
         "among its five likeliest."
     )
 
-    def evaluate(self, embeddings: np.ndarray, *, seed: int) -> Result:
-        """Scores one model by its embeddings, float `[N, D]`, unit length."""
-        labels = self.faces.labels
+    def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
+        """Scores one model by its embeddings, float `[N, D]`, unit length.
+
+        `gallery` are those of the same faces as the softmax layer learns them; None where they are the same.
+        """
+        labels, learnt = self.faces.labels, embeddings if gallery is None else gallery
         layer = LogisticRegression(C=INVERSE_DECAY, max_iter=1000)
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)
             try:
-                layer.fit(embeddings[self.train], labels[self.train])
+                layer.fit(learnt[self.train], labels[self.train])
             except ConvergenceWarning:
                 raise GdrdError("the softmax layer did not converge; look at the embeddings of this model") from None
         order = layer.classes_[np.argsort(-layer.predict_log_proba(embeddings[self.test]), axis=1, kind="stable")]

@@ -17,7 +17,10 @@ FORMAT = 2
 MANIFEST, WEIGHTS = "manifest.json", "student.safetensors"
 
 
-def described(student: dict, kernel: str, fingerprint: str, thresholds: Thresholds | None, files: list[Path]) -> dict:
+def described(
+    student: dict, kernel: str, fingerprint: str, thresholds: Thresholds | None, files: list[Path],
+    teacher: dict | None = None, native_thresholds: Thresholds | None = None,
+) -> dict:  # fmt: skip
     """What a manifest says at least.
 
     Args:
@@ -26,10 +29,12 @@ def described(student: dict, kernel: str, fingerprint: str, thresholds: Threshol
       fingerprint: of the recogniser.
       thresholds: None where there was nothing to learn them on.
       files: of the folder.
+      teacher, native_thresholds: see `Recognizer`.
     """
     return {
         "format": FORMAT, "student": student, "kernel": kernel, "fingerprint": fingerprint,
-        "thresholds": dataclasses.asdict(thresholds) if thresholds else None,
+        "thresholds": dataclasses.asdict(thresholds) if thresholds else None, "teacher": teacher,
+        "native_thresholds": dataclasses.asdict(native_thresholds) if native_thresholds else None,
         "files": {path.name: sha256(path) for path in files},
     }  # fmt: skip
 
@@ -56,6 +61,7 @@ def described_by(folder: Path) -> dict:
             manifest[key]
         manifest["files"][WEIGHTS]
         thresholds(manifest)
+        thresholds(manifest, "native_thresholds")
         if manifest["kernel"] not in KERNELS:
             raise ValueError(f"kernel {manifest['kernel']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -66,9 +72,9 @@ def described_by(folder: Path) -> dict:
     return manifest
 
 
-def thresholds(manifest: dict) -> Thresholds | None:
-    """As `described` got them."""
-    found = manifest["thresholds"]
+def thresholds(manifest: dict, which: str = "thresholds") -> Thresholds | None:
+    """As `described` got them; `which` can be "native_thresholds", which version 0.4.0 did not write."""
+    found = manifest.get(which)
     if found is None:
         return None
     kept = Thresholds(

@@ -2,6 +2,7 @@
 
 from gdrd_jax.config import TERMS
 from gdrd_jax.serving import bundle, proof
+from gdrd_jax.serving.thresholds import Thresholds
 
 LICENCE = "inherits the terms of the faces and of the teachers it learnt from"
 RATES = (0.1, 0.01, 1e-3, 1e-4, 1e-5)
@@ -14,7 +15,7 @@ def text(manifest: dict) -> str:
         f"Face recogniser for {size}x{size} pixels (GDRD)": _what(manifest),
         "What it is for, and what not": _use(size),
         "What it learnt from": _training(manifest["training"], manifest["best_at_step"]),
-        "What it reaches": _figures(manifest["proof"]),
+        "What it reaches": _figures(manifest["proof"]) + _evaluations(manifest["evaluations"]),
         "Error rates": _errors(manifest),
         "Files": _files(manifest),
     }
@@ -79,8 +80,37 @@ def _figures(found: dict) -> str:
     return "\n\n".join(lines)
 
 
+def _evaluations(found: list[dict]) -> str:
+    """A table an evaluation."""
+    parts = []
+    for one in found:
+        how = f"reduced by the {one['kernel']} kernel" + (f", degraded by {one['degraded']}" if one["degraded"] else "")
+        stand_in = f" ({one['stand_in']})" if one["stand_in"] else ""
+        names = list(dict.fromkeys(name for row in one["rows"] for name in row if name != "row"))
+        lines = [["row (model, pixels)", *names], ["---"] * (len(names) + 1)]
+        lines += [[row["row"], *(_with_interval(row.get(name)) for name in names)] for row in one["rows"]]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        what = f"Protocol `{one['protocol']}` on {one['data']}{stand_in}, {how}; percent, 95 % intervals:"
+        parts.append(f"\n\n{what}\n\n{table}")
+    return "".join(parts)
+
+
+def _with_interval(figure: list[float] | None) -> str:
+    return "" if figure is None or figure[0] is None else "{:.1f} ({:.1f}-{:.1f})".format(*figure)
+
+
 def _errors(manifest: dict) -> str:
-    found = bundle.thresholds(manifest)
+    found, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
+    if not found:
+        return "Not measured: it was exported without faces to learn thresholds on."
+    text = _rates(found)
+    if native:
+        teacher = manifest["teacher"]["name"]
+        text += f"\n\nProbes against a gallery that its teacher, {teacher}, embeds at full size:\n\n{_rates(native)}"
+    return text
+
+
+def _rates(found: Thresholds) -> str:
     rows = [
         f"| {far:g} | {found.at(far):.4f} | {100 * (1 - found.tar(far)):.1f} |" for far in RATES if found.supports(far)
     ]

@@ -9,23 +9,26 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
+from flax import nnx
 
 from gdrd_jax import __version__
-from gdrd_jax.checkpoints import load_description
 from gdrd_jax.config import PATHS
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.data.degrade import resize
+from gdrd_jax.data.degrade import STRENGTHS, resize
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.formats import open_faces
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.errors import GdrdError, require
 from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.models import open_model
-from gdrd_jax.files import replacing, sha256, writable_folder, write_json, write_text
-from gdrd_jax.models.student import unset_student
-from gdrd_jax.recognizer import Recognizer, directory_of
+from gdrd_jax.files import listed_paths, replacing, sha256, writable_folder, write_json, write_text
+from gdrd_jax.models.student import Student, unset_student
+from gdrd_jax.pretrained import describe_student, find_student
+from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.serving import bundle, card, networks, proof
+from gdrd_jax.serving.native import NativeRecognizer
 from gdrd_jax.serving.proof import Form, Judges
 from gdrd_jax.serving.thresholds import LEAST_PEOPLE, Thresholds, compared
 
@@ -38,6 +41,7 @@ INEXACT = ("int8",)
 PROVED = 1000  # faces
 LEAST_COSINE = 0.99999
 CALIBRATED = 256  # faces, of int8
+FEW = 64  # made-up images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,22 +49,28 @@ class Settings:
     """What is exported.
 
     Attributes:
-      workdir: of the run.
-      which: "student" or "best", see `Recognizer.load`.
+      student: a workdir, a checkpoint in one, an exported or a pretrained student, see `pretrained.find_student`.
+      which: of a workdir, "student" or "best".
       formats: of `FORMATS`; safetensors, which `Recognizer.load` reads, is always there.
       calibration: aligned faces of people whose identity the student did not learn; None takes the run's own
-        calibration people.
+        calibration people, or the thresholds that an exported student has.
       lfw, pairs: LFW's faces and its pairs.txt, or a `.bin` and None; None measures no accuracy.
       beside: recognisers, as tools/evaluate.py takes them, measured on the same faces.
+      half: round the weights to float16 first; the files take half the space.
+      teacher: the student's teacher, `FILE.onnx[:PREPROCESSING]`, for thresholds against galleries that it embeds.
+      evaluations: folders of tools/evaluate.py with this student in them, whose figures the model card shows.
     """
 
-    workdir: Path
+    student: str
     which: str
     formats: tuple[str, ...]
     calibration: Path | None
     lfw: Path | None
     pairs: Path | None
     beside: tuple[str, ...] = ()
+    half: bool = False
+    teacher: str = ""
+    evaluations: tuple[Path, ...] = ()
 
 
 def export(settings: Settings, folder: Path) -> dict:
@@ -78,49 +88,75 @@ def export(settings: Settings, folder: Path) -> dict:
         require(package, "export")
     writable_folder(folder.absolute().parent)
     _refuse_others(folder)
-    if (settings.workdir / bundle.MANIFEST).exists():
-        raise GdrdError(f"{settings.workdir} is an exported student; give the workdir that it was exported from")
-    recognizer = Recognizer.load(settings.workdir, settings.which)
-    if (folder / bundle.MANIFEST).exists() and bundle.described_by(folder)["fingerprint"] != recognizer.fingerprint():
+    source = find_student(settings.student, settings.which)
+    if source.resolve() == folder.resolve():
+        raise GdrdError(f"{folder} is the exported student itself; choose another folder")
+    recognizer, known = Recognizer.load(source), describe_student(source)
+    if settings.half:
+        _round(recognizer.student)
+    fingerprint = recognizer.fingerprint()
+    if (folder / bundle.MANIFEST).exists() and bundle.described_by(folder)["fingerprint"] != fingerprint:
         raise GdrdError(f"{folder} is the export of another student, which is not replaced; choose another folder")
     beside = [_beside(text) for text in settings.beside]
+    teacher = NativeRecognizer.load(settings.teacher, recognizer) if settings.teacher else None
+    evaluations = [_evaluation(path, fingerprint) for path in settings.evaluations]
     judges = _judges(settings, recognizer)
-    named, faces, labels = _calibration(settings, recognizer)
-    thresholds = Thresholds.learn(recognizer.embed(faces), labels, named)
-    few = faces[np.random.default_rng(0).permutation(len(faces))[:PROVED]]
-    fingerprint, formats = recognizer.fingerprint(), dict.fromkeys(("safetensors", *settings.formats))
+    calibration = _calibration(settings, source, recognizer)
+    if calibration:
+        recognizer = calibration.learn(recognizer, teacher)
+        few = calibration.low[np.random.default_rng(0).permutation(len(calibration.low))[:PROVED]]
+        named = calibration.name
+    elif "int8" in settings.formats or teacher:
+        raise GdrdError("--format int8 and --teacher need faces to calibrate on: --calibration FACES")
+    else:
+        few, named = _images(judges, recognizer.resolution)
+    formats = dict.fromkeys(("safetensors", *settings.formats))
     remarks = {
         "fingerprint": fingerprint, "resolution": str(recognizer.resolution), "kernel": recognizer.kernel,
-        "colours": "RGB", "thresholds": json.dumps(dataclasses.asdict(thresholds)), "licence": card.LICENCE,
+        "colours": "RGB", "thresholds": json.dumps(_plain(recognizer.thresholds)), "licence": card.LICENCE,
         "made_by": f"gdrd_jax {__version__}",
     }  # fmt: skip
-    description = load_description(directory_of(settings.workdir, settings.which))
-    arguments = description["student"]
+    arguments = known["student"]
     with replacing(folder) as new:
         paths = {name: new / FORMATS[name] for name in formats}
         for name, path in paths.items():
-            _write(name, path, recognizer, remarks, few)
+            _write(name, path, recognizer, remarks, few, settings.half)
         if "int8" in paths:
-            _describe_apart(paths["int8"], faces, labels, named)
+            _describe_apart(paths["int8"], calibration)
         written = [_form(name, path, recognizer, arguments) for name, path in paths.items()]
         forms = [Form("JAX", recognizer.embed), *written]
         LOG.info("comparing %s on %d faces", ", ".join(form.name for form in [*forms, *beside]), len(few))
         rows = proof.prove([*forms, *beside], few, judges)
         _refuse_wrong(rows)
+        training = known["training"] if "training" in known else _nameless(_training(Path(settings.student)))
         manifest = {
-            **bundle.described(arguments, recognizer.kernel, fingerprint, thresholds, list(paths.values())),
+            **bundle.described(
+                arguments, recognizer.kernel, fingerprint, recognizer.thresholds, list(paths.values()),
+                recognizer.teacher, recognizer.native_thresholds,
+            ),
             "proof": {
                 "rows": rows, "faces": len(few), "of": named, "pairs_of": settings.lfw.resolve().name if judges else "",
                 "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
                 "date": datetime.date.today().isoformat(),
             },
-            "training": _nameless(_training(settings.workdir)), "best_at_step": description.get("step"),
-            "licence": card.LICENCE, "version": __version__,
+            "evaluations": evaluations or known.get("evaluations", []), "training": training,
+            "best_at_step": known.get("best_at_step", known.get("step")), "licence": card.LICENCE,
+            "version": __version__,
         }  # fmt: skip
         write_text(new / "README.md", card.text(manifest))
         write_json(new / bundle.MANIFEST, manifest)
     LOG.info("%s\n%s", folder, proof.table(rows))
     return manifest
+
+
+def _round(student: Student) -> None:
+    """Rounds kernels to float16; vectors, of which there are few, stay as they are."""
+    state = nnx.state(student)
+    nnx.update(student, jax.tree.map(lambda x: x if x.ndim < 2 else x.astype("float16").astype("float32"), state))
+
+
+def _plain(thresholds: Thresholds | None) -> dict | None:
+    return dataclasses.asdict(thresholds) if thresholds else None
 
 
 def _refuse_others(folder: Path) -> None:
@@ -139,19 +175,42 @@ def _refuse_others(folder: Path) -> None:
         )
 
 
-def _calibration(settings: Settings, recognizer: Recognizer) -> tuple[str, np.ndarray, np.ndarray]:
-    """A name, low-resolution faces `[N, R, R, 3]` and labels of people who are strangers to the student."""
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Faces of people who are strangers to the student.
+
+    Attributes:
+      name: of the faces.
+      faces: at full size.
+      low: as the student sees them, uint8 RGB `[N, R, R, 3]`.
+    """
+
+    name: str
+    faces: Faces
+    low: np.ndarray
+
+    def learn(self, recognizer: Recognizer, teacher: NativeRecognizer | None) -> Recognizer:
+        """The recognizer with thresholds, those for galleries of its teacher too where that is given."""
+        labels, embeddings, native = self.faces.labels, recognizer.embed(self.low), None
+        if teacher:
+            full = np.stack([self.faces[row] for row in range(len(self.faces))])
+            native = Thresholds.learn(embeddings, labels, self.name, teacher.embed(full))
+        own = Thresholds.learn(embeddings, labels, self.name)
+        return dataclasses.replace(recognizer, thresholds=own, native_thresholds=native)
+
+
+def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Calibration | None:
+    """What thresholds are learnt on; None where an exported student brings them."""
+    low = lambda faces: dev.reduced(faces, recognizer.resolution, recognizer.kernel)  # noqa: E731
     if settings.calibration:
         found = open_faces(settings.calibration)
         found = checked(found.take(compared(found.labels)))
-        return (
-            settings.calibration.resolve().name,
-            dev.reduced(found, recognizer.resolution, recognizer.kernel),
-            found.labels,
-        )
-    run = _training(settings.workdir)
-    people = run.get("data", {}).get("calibration_people", 0)
-    known = settings.workdir / "faces" / "train.json"
+        return Calibration(settings.calibration.resolve().name, found, low(found))
+    if (source / bundle.MANIFEST).exists():
+        return None
+    workdir = Path(settings.student)
+    people = _training(workdir).get("data", {}).get("calibration_people", 0)
+    known = workdir / "faces" / "train.json"
     if people < LEAST_PEOPLE or not known.exists():
         raise GdrdError(
             f"there is nobody to learn thresholds on: this run kept {people or 'no'} calibration people; give "
@@ -159,8 +218,46 @@ def _calibration(settings: Settings, recognizer: Recognizer) -> tuple[str, np.nd
         )
     found = Faces.load(known)
     found = found.take(found.few_of_last(people, max(np.bincount(found.labels))))
-    name = f"the run's {people} calibration people"
-    return name, dev.reduced(found, recognizer.resolution, recognizer.kernel), found.labels
+    found = found.take(compared(found.labels))
+    return Calibration(f"the run's {people} calibration people", found, low(found))
+
+
+def _images(judges: Judges | None, resolution: int) -> tuple[np.ndarray, str]:
+    """What to compare files on where there are no calibration faces: those of the pairs, or made-up ones."""
+    if judges:
+        return judges.faces[:PROVED], judges.pairs.about.get("pairs", "the pairs")
+    random = np.random.default_rng(0)
+    rough = random.integers(0, 256, (FEW, resolution // 4, resolution // 4, 3), np.uint8)
+    return np.stack([resize(image, resolution, "bicubic") for image in rough]), "made-up images"
+
+
+def _evaluation(folder: Path, fingerprint: str) -> dict:
+    """What the card shows of an evaluation.
+
+    Raises:
+      GdrdError: it is none, or not of this student.
+    """
+    try:
+        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        settings, results = document["settings"], document["results"]
+        models = [model["fingerprint"] for model in settings["models"].values()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GdrdError(f"{folder} holds no metrics.json of tools/evaluate.py") from error
+    if fingerprint not in models:
+        raise GdrdError(
+            f"{folder} is no evaluation of this student ({fingerprint[:12]}); evaluate the exported folder, and then "
+            "export again"
+        )
+    strengths = ", ".join(f"{name} {settings[name]:g}" for name in STRENGTHS if settings[name])
+    data = Path(settings["pairs"] or settings["data"]).name
+    rows = [
+        {"row": row, **{name: [found[name], *ends] for name, ends in found["intervals"].items() if name in found}}
+        for row, found in results.items()
+    ]
+    return {
+        "protocol": document["protocol"], "data": data, "kernel": settings["kernel"], "degraded": strengths,
+        "stand_in": document["stand_in"], "rows": rows,
+    }  # fmt: skip
 
 
 def _judges(settings: Settings, recognizer: Recognizer) -> Judges | None:
@@ -181,18 +278,18 @@ def _training(workdir: Path) -> dict:
 def _nameless(config: dict) -> dict:
     """Without the folders of the machine that it was trained on."""
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items() if key != "base"}
-    for section, key in (name.split(".") for name in PATHS):
-        if kept.get(section, {}).get(key):
-            kept[section][key] = Path(kept[section][key]).name
+    for section, key in (name.split(".") for name in PATHS if "." in name):
+        if given := kept.get(section, {}).get(key):
+            kept[section][key] = ", ".join(path.name for path in listed_paths(given))
     return kept
 
 
-def _describe_apart(path: Path, faces: np.ndarray, labels: np.ndarray, named: str) -> None:
+def _describe_apart(path: Path, calibration: Calibration) -> None:
     """Gives a file whose embeddings are not the student's thresholds and a fingerprint of its own."""
     onnx = require("onnx", "export")
-    embed, starts = _session(path), range(0, len(faces), proof.AT_ONCE)
-    embeddings = np.concatenate([embed(faces[i : i + proof.AT_ONCE]) for i in starts])
-    thresholds = Thresholds.learn(embeddings, labels, named)
+    embed, starts = _session(path), range(0, len(calibration.low), proof.AT_ONCE)
+    embeddings = np.concatenate([embed(calibration.low[i : i + proof.AT_ONCE]) for i in starts])
+    thresholds = Thresholds.learn(embeddings, calibration.faces.labels, calibration.name)
     model = onnx.load(path)
     remarks = {entry.key: entry.value for entry in model.metadata_props}
     own = {"fingerprint": sha256(path), "thresholds": json.dumps(dataclasses.asdict(thresholds))}
@@ -205,9 +302,11 @@ def _session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return lambda faces: session.run(None, {networks.INPUT: faces})[0]
 
 
-def _write(name: str, path: Path, recognizer: Recognizer, remarks: dict[str, str], faces: np.ndarray) -> None:
+def _write(
+    name: str, path: Path, recognizer: Recognizer, remarks: dict[str, str], faces: np.ndarray, half: bool
+) -> None:
     if name == "safetensors":
-        networks.save_safetensors(recognizer.student, path, remarks)
+        networks.save_safetensors(recognizer.student, path, remarks, half=half)
     elif name == "stablehlo":
         path.write_bytes(networks.stablehlo(recognizer.student))
     else:

@@ -13,6 +13,7 @@ from gdrd_jax.outputs import claim_folder
 from gdrd_jax.recognizer import BATCH, Recognizer
 from gdrd_jax.serving import images
 from gdrd_jax.serving.gallery import MANIFEST, Gallery, Match, require_codes
+from gdrd_jax.serving.native import NativeRecognizer
 
 SHOWN = 12  # probes in a picture
 
@@ -41,7 +42,7 @@ def embed(recognizer: Recognizer, path: Path, *, align: bool) -> Embedded:
     return _embed(recognizer, images.find(path), align=align)
 
 
-def _embed(recognizer: Recognizer, found: list[Path], *, align: bool) -> Embedded:
+def _embed(recognizer: Recognizer | NativeRecognizer, found: list[Path], *, align: bool) -> Embedded:
     used, bad, embeddings = [], [], []
     if align:
         recognizer.require_aligner()
@@ -62,10 +63,13 @@ def _embed(recognizer: Recognizer, found: list[Path], *, align: bool) -> Embedde
     return Embedded(used, np.concatenate(embeddings), bad)
 
 
-def enroll(recognizer: Recognizer, path: Path, folder: Path, *, align: bool, add: bool) -> tuple[Gallery, Embedded]:
+def enroll(
+    recognizer: Recognizer | NativeRecognizer, path: Path, folder: Path, *, align: bool, add: bool
+) -> tuple[Gallery, Embedded]:
     """Puts the people of `path` into the gallery `folder`; see `add_people`.
 
     Args:
+      recognizer: a student, or its teacher for full-size faces.
       add: to those who are in it; otherwise it is made anew.
 
     Raises:
@@ -85,7 +89,7 @@ def enroll(recognizer: Recognizer, path: Path, folder: Path, *, align: bool, add
 
 
 def add_people(
-    gallery: Gallery, recognizer: Recognizer, path: Path, *, align: bool, saved: bool = False
+    gallery: Gallery, recognizer: Recognizer | NativeRecognizer, path: Path, *, align: bool, saved: bool = False
 ) -> Embedded:  # fmt: skip
     """Adds the people of a folder, FOLDER/PERSON/IMAGE or FOLDER/PERSON.jpg, as metadata `path` and `align`.
 

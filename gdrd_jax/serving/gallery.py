@@ -268,22 +268,25 @@ class Gallery:
         faiss.write_index(index, str(folder / "codes.faiss"))
 
     @classmethod
-    def load(cls, folder: str | Path, fingerprint: str | None = None) -> "Gallery":
+    def load(cls, folder: str | Path, fingerprint: str | Sequence[str] | None = None) -> "Gallery":
         """Opens a saved gallery without reading it: it is mapped into memory.
 
         Args:
           folder: where it was saved.
-          fingerprint: of the recogniser that the probes are from; None takes a gallery of any.
+          fingerprint: of the recognizer that the probes are from, or of all whose galleries they can be compared with
+            (`Recognizer.comparable`), its own first; None takes a gallery of any.
 
         Raises:
           GdrdError: no gallery there, one of another recogniser, or damage.
         """
         folder = user_path(folder).resolve()
         manifest = _manifest(folder)
-        if fingerprint not in (None, manifest["fingerprint"]):
+        accepted = [fingerprint] if isinstance(fingerprint, str) else fingerprint
+        if accepted is not None and manifest["fingerprint"] not in accepted:
             raise GdrdError(
                 f"the gallery {folder} is of another recogniser ({manifest['fingerprint'][:12]}, not "
-                f"{fingerprint[:12]}), whose embeddings cannot be compared; enrol its faces with this one"
+                f"{' or '.join(one[:12] for one in accepted)}), whose embeddings cannot be compared; enroll its faces "
+                "with this one"
             )
         gallery = cls(manifest["dim"], manifest["fingerprint"])
         gallery._folder, gallery._version = folder, manifest["version"]

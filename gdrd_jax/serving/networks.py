@@ -216,14 +216,18 @@ def stablehlo_function(data: bytes) -> Callable[[np.ndarray], np.ndarray]:
     return lambda faces: np.asarray(function(faces))
 
 
-def save_safetensors(student: Student, path: Path, metadata: dict[str, str]) -> None:
-    """Writes all weights, running statistics too, as float32 named like "backbone.blocks.0.conv1.kernel".
+def save_safetensors(student: Student, path: Path, metadata: dict[str, str], *, half: bool = False) -> None:
+    """Writes all weights, running statistics too, named like "backbone.blocks.0.conv1.kernel".
+
+    As float32, or with `half` those of two axes and more as float16.
 
     Raises:
       GdrdError: safetensors is not installed, or the file cannot be written.
     """
     numpy = require("safetensors.numpy", "export")
     arrays = {name: np.asarray(leaf[...], np.float32) for name, (_, leaf) in sorted(_leaves(student).items())}
+    if half:
+        arrays = {name: array.astype(np.float16) if array.ndim > 1 else array for name, array in arrays.items()}
     with writing(path):
         path.write_bytes(numpy.save(arrays, metadata))
 

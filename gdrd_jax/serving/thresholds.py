@@ -38,21 +38,29 @@ class Thresholds:
     name: str
 
     @classmethod
-    def learn(cls, embeddings: np.ndarray, labels: np.ndarray, name: str) -> "Thresholds":
+    def learn(
+        cls, embeddings: np.ndarray, labels: np.ndarray, name: str, gallery: np.ndarray | None = None
+    ) -> "Thresholds":
         """Compares all faces with each other.
 
         Args:
           embeddings: float `[N, D]`, unit length.
           labels: who it is, int `[N]`.
           name: of the faces.
+          gallery: the same faces as they are in a gallery, `[N, D]`, with which all others are compared as probes.
 
         Raises:
           GdrdError: fewer than three people, or nobody with two faces.
         """
         rows = compared(labels)
         embeddings, labels = embeddings[rows], labels[rows]
-        first, second = np.triu_indices(len(labels), 1)
-        scores, same = (embeddings @ embeddings.T)[first, second], labels[first] == labels[second]
+        if gallery is None:
+            first, second = np.triu_indices(len(labels), 1)
+            scores = (embeddings @ embeddings.T)[first, second]
+        else:
+            first, second = np.nonzero(~np.eye(len(labels), dtype=bool))
+            scores = (embeddings @ gallery[rows].T)[first, second]
+        same = labels[first] == labels[second]
         people = len(np.unique(labels))
         if people < LEAST_PEOPLE or not same.any():
             raise GdrdError(

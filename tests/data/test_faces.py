@@ -1,11 +1,13 @@
+import os
 import shutil
 
 import cv2
 import numpy as np
 import pytest
 import simplejpeg
+from conftest import LABELS, PAYLOADS, write_records
 
-from gdrd_jax.data.faces import Faces, decode, packaged
+from gdrd_jax.data.faces import Faces, decode, joined, packaged
 from gdrd_jax.data.formats import open_faces
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.errors import GdrdError
@@ -95,3 +97,24 @@ def test_a_png_of_gigapixels_is_refused():
     huge = cv2.imencode(".png", np.zeros((12_000, 12_000), np.uint8))[1].tobytes()
     with pytest.raises(GdrdError, match="12000x12000|not a readable image"):
         decode(huge, "x.png")
+
+
+def test_several_sets_are_joined_whatever_they_are(tmp_path, faces_folder):
+    write_records(tmp_path / "a.rec", PAYLOADS, LABELS)
+    records, folder = open_faces(tmp_path / "a.rec"), open_faces(faces_folder)
+    faces = joined([records, folder])
+    assert len(faces) == len(records) + len(folder)
+    assert faces.identities[0] == "a/0" and faces.identities[-1] == f"{faces_folder.stem}/p6"
+    np.testing.assert_array_equal(faces.labels, np.concatenate([records.labels, folder.labels + 3]))
+    some = faces.take([len(records), 0, len(records) + 4])
+    some.save(tmp_path / "faces.json")
+    for known in (some, Faces.load(tmp_path / "faces.json")):
+        np.testing.assert_array_equal(known[0], folder[0])
+        np.testing.assert_array_equal(known[1], records[0])
+        np.testing.assert_array_equal(known[2], folder[4])
+        assert str(faces_folder) in known.where(2) and known.where(1).endswith(f"of {tmp_path / 'a.rec'}")
+        assert known.head(0) == folder.head(0) and known.head(1) == records.head(0)
+    before = faces.signature()
+    os.utime(tmp_path / "a.rec", ns=(1, 1))
+    assert faces.signature() != before
+    assert joined([records]) is records

@@ -1,10 +1,12 @@
 import cv2
 import numpy as np
 import pytest
+from conftest import make_lfw
 
-from gdrd_jax.data.degrade import resize
+from gdrd_jax.data.degrade import Degradation, resize
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import dev
+from gdrd_jax.evaluation.models import Model
 
 RNG = np.random.default_rng(0)
 
@@ -30,7 +32,7 @@ def test_pairs_of_a_file_are_judged_in_its_folds(tmp_path):
             cv2.imwrite(str(tmp_path / "lfw" / person / f"{person}_{i:04}.png"), image)
     lines = ["2\t2", "a\t1\t2", "b\t1\t2", "a\t1\tb\t2", "b\t1\ta\t2", "c\t1\t2", "d\t1\t2", "c\t1\td\t2", "d\t1\tc\t2"]
     (tmp_path / "pairs.txt").write_text("\n".join(lines))
-    judged = dev.of_pairs(tmp_path / "lfw", tmp_path / "pairs.txt", 16, "area")
+    judged = dev.of_pairs(tmp_path / "lfw", tmp_path / "pairs.txt", Degradation(16, "area"))
     assert judged.faces.shape == (8, 16, 16, 3)
     first = cv2.cvtColor(cv2.imread(str(tmp_path / "lfw" / "a" / "a_0001.png")), cv2.COLOR_BGR2RGB)
     row = np.flatnonzero((judged.faces == resize(first, 16, "area")).all(axis=(1, 2, 3)))
@@ -39,4 +41,14 @@ def test_pairs_of_a_file_are_judged_in_its_folds(tmp_path):
     assert judged.judge(judged.score(right)) == {"dev_accuracy": 100.0, "dev_auc": 100.0}
     assert judged.judge(judged.score(right[::-1][[0, 2, 4, 6, 1, 3, 5, 7]]))["dev_accuracy"] < 100
     with pytest.raises(GdrdError):
-        dev.of_pairs(tmp_path / "lfw", tmp_path / "nothing.txt", 16, "area")
+        dev.of_pairs(tmp_path / "lfw", tmp_path / "nothing.txt", Degradation(16, "area"))
+
+
+def test_a_degraded_dev_set_is_that_of_the_evaluation(tmp_path):
+    folder, how = make_lfw(tmp_path), Degradation(16, "area", blur=2.0, motion=8.0, noise=8.0, jpeg=50)
+    judged = dev.of_pairs(folder, tmp_path / "pairs.txt", how)
+    pairs = dev.open_pairs(folder, tmp_path / "pairs.txt")
+    model = Model("m", 16, "area", None, {}, True)
+    for row in range(len(pairs.faces)):
+        np.testing.assert_array_equal(judged.faces[row], model.see(pairs.faces, row, how, 0))
+    assert (judged.faces != dev.of_pairs(folder, tmp_path / "pairs.txt", Degradation(16, "area")).faces).any()

@@ -176,7 +176,7 @@ def test_what_cannot_start_is_told_in_a_sentence(workdir, people, tmp_path, caps
     capsys.readouterr()
     model = ["--model", str(workdir)]
     cases = {
-        "holds no trained weights": ["--model", str(tmp_path / "none")],
+        "there is no student": ["--model", str(tmp_path / "none")],
         "there is another student of 16 pixels": [*model, "--model", str(other)],
         "--teacher x.onnx: there is no file": [*model, "--teacher", "x.onnx"],
         "this is a student; give it as --model": [*model, "--teacher", str(other)],

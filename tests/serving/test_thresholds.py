@@ -79,3 +79,14 @@ def test_faces_that_say_nothing():
         Thresholds.learn(*people(1, 5), "x")
     with pytest.raises(GdrdError, match="x has 5 people and 0 pairs of faces of one"):
         Thresholds.learn(*people(5, 1), "x")
+
+
+def test_against_a_gallery_each_face_is_a_probe_of_all_others():
+    probes, labels = people(20, 2, seed=0)
+    gallery, _ = people(20, 2, noise=0.3, seed=0)
+    found = Thresholds.learn(probes, labels, "x", gallery)
+    scores = (probes @ gallery.T)[~np.eye(40, dtype=bool)]
+    same = (labels[:, None] == labels)[~np.eye(40, dtype=bool)]
+    assert found.genuine == same.sum() == 40 and found.between == 190
+    impostors = scores[~same]
+    assert np.mean(impostors >= found.at(0.1)) <= 0.1 < np.mean(impostors >= found.at(0.1) - 0.01)
