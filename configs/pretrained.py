@@ -15,7 +15,7 @@ Backbone and head are trained together, without stage gen. docs/results.md has w
 1,000 people are left out of training; thresholds are learnt on them.
 """
 
-from gdrd_jax.config import default
+from gdrd_jax.config import default, robust
 
 # Resolution, width, and learning rate: narrower layers take longer steps.
 STUDENTS = {"gdrd-16": (16, 0.5, 0.0056), "gdrd-16-small": (16, 0.25, 0.008), "gdrd-8": (8, 0.5, 0.0056)}
@@ -24,15 +24,10 @@ STUDENTS = {"gdrd-16": (16, 0.5, 0.0056), "gdrd-16-small": (16, 0.25, 0.008), "g
 def get_config(name: str = "gdrd-16"):
     if name not in STUDENTS:
         raise ValueError(f"there is no student {name!r}; it can be {', '.join(STUDENTS)}")
-    config = default()
+    config = robust(default())
     config.name = name
-    config.until = "dis"
-    config.data.update(blends=0.0, test_people=0, calibration_people=1000)
     config.views.resolution, config.student.width, config.dis.learning_rate = STUDENTS[name]
-    config.views.count = 1
-    config.degradation.update(
-        random=True, clean=0.25, shift=2.5, rotate=5.0, scale=0.05, jitter=0.15, light=0.12, low_light=0.4
-    )
+    config.data.update(test_people=0, calibration_people=1000)
     config.dev.update(blur=2.0, motion=8.0, noise=8.0, jpeg=50)
-    config.dis.update(backbone="scratch", nce=0.1, steps=30_000, evaluate_every=2000)
+    config.dis.update(steps=30_000, evaluate_every=2000)
     return config

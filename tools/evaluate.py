@@ -29,13 +29,14 @@ import sys
 from gdrd_jax.command_line import guarded
 from gdrd_jax.data.degrade import KERNELS
 from gdrd_jax.files import user_path
+from gdrd_jax.pretrained import DEFAULT
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", action="append", required=True, metavar="M", help="a recogniser; repeat for several")
+    add("--model", action="append", metavar="M", help=f"a recognizer, {DEFAULT} by default; repeat for several")
     add("--output", default="", metavar="NAME", help="output of the ONNX models that is the embedding, of several")
     add("--protocol", required=True, choices=("lfw", "bin", "uccs", "tinyface", "ar"))
     add("--data", required=True, type=user_path, help="the protocol's images")
@@ -80,8 +81,9 @@ def main(argv: list[str]) -> int:
 
         evaluate(
             Settings(
-                given.protocol, given.data, given.pairs, tuple(given.model), tuple(dict.fromkeys(given.resolution)),
-                given.kernel, given.blur, given.motion, given.noise, given.jpeg, given.stretch, given.skip_bad,
+                given.protocol, given.data, given.pairs, tuple(given.model or [DEFAULT]),
+                tuple(dict.fromkeys(given.resolution)), given.kernel, given.blur, given.motion, given.noise, given.jpeg,
+                given.stretch, given.skip_bad,
                 given.seed, given.output,
             ),
             given.out,

@@ -31,7 +31,7 @@ class Part:
 
     Attributes:
       labels: int32 `[N]`; -1 is nobody known.
-      caches: by name, `lr` or `small`, and targets, with the same views or with one.
+      caches: by name, `lr` or `small`, and targets, with the same views or with one; also `data.packed.Stored`.
       rows: of the caches, int `[N]`, that belong to the labels.
     """
 

@@ -9,9 +9,7 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
-from flax import nnx
 
 from gdrd_jax import __version__
 from gdrd_jax.config import PATHS
@@ -24,7 +22,7 @@ from gdrd_jax.errors import GdrdError, require
 from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.models import open_model
 from gdrd_jax.files import listed_paths, replacing, sha256, writable_folder, write_json, write_text
-from gdrd_jax.models.student import Student, unset_student
+from gdrd_jax.models.student import unset_student
 from gdrd_jax.pretrained import describe_student, find_student
 from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.serving import bundle, card, networks, proof
@@ -93,7 +91,7 @@ def export(settings: Settings, folder: Path) -> dict:
         raise GdrdError(f"{folder} is the exported student itself; choose another folder")
     recognizer, known = Recognizer.load(source), describe_student(source)
     if settings.half:
-        _round(recognizer.student)
+        networks.round_weights(recognizer.student)
     fingerprint = recognizer.fingerprint()
     if (folder / bundle.MANIFEST).exists() and bundle.described_by(folder)["fingerprint"] != fingerprint:
         raise GdrdError(f"{folder} is the export of another student, which is not replaced; choose another folder")
@@ -147,12 +145,6 @@ def export(settings: Settings, folder: Path) -> dict:
         write_json(new / bundle.MANIFEST, manifest)
     LOG.info("%s\n%s", folder, proof.table(rows))
     return manifest
-
-
-def _round(student: Student) -> None:
-    """Rounds kernels to float16; vectors, of which there are few, stay as they are."""
-    state = nnx.state(student)
-    nnx.update(student, jax.tree.map(lambda x: x if x.ndim < 2 else x.astype("float16").astype("float32"), state))
 
 
 def _plain(thresholds: Thresholds | None) -> dict | None:

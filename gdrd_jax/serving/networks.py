@@ -216,6 +216,12 @@ def stablehlo_function(data: bytes) -> Callable[[np.ndarray], np.ndarray]:
     return lambda faces: np.asarray(function(faces))
 
 
+def round_weights(student: Student) -> None:
+    """Rounds kernels to float16, in place; vectors, of which there are few, stay as they are."""
+    state = nnx.state(student)
+    nnx.update(student, jax.tree.map(lambda x: x if x.ndim < 2 else x.astype("float16").astype("float32"), state))
+
+
 def save_safetensors(student: Student, path: Path, metadata: dict[str, str], *, half: bool = False) -> None:
     """Writes all weights, running statistics too, named like "backbone.blocks.0.conv1.kernel".
 

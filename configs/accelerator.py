@@ -1,0 +1,28 @@
+"""The pretrained students on one GPU, from a packed training set.
+
+  python tools/pack_training_set.py runs/gdrd-16 a.packed b.packed   # once, where the faces and the teacher are
+  python -m gdrd_jax.main --config=configs/accelerator.py:gdrd-16 --workdir=runs/fast \\
+      --config.data.packed=a.packed,b.packed
+
+As configs/pretrained.py, in batches of 1,024 and bfloat16; `gdrd-16-wide` and `gdrd-8-wide` have the paper's width. How
+long it takes has not been measured yet: tools/benchmark_accelerator.py does, and trains in the minutes that are left.
+"""
+
+from gdrd_jax.config import default, robust
+
+# Resolution, width, and learning rate of batches of 1,024.
+STUDENTS = {
+    "gdrd-16": (16, 0.5, 0.012), "gdrd-16-wide": (16, 1.0, 0.008), "gdrd-16-small": (16, 0.25, 0.016),
+    "gdrd-8": (8, 0.5, 0.012), "gdrd-8-wide": (8, 1.0, 0.008),
+}  # fmt: skip
+
+
+def get_config(name: str = "gdrd-16"):
+    if name not in STUDENTS:
+        raise ValueError(f"there is no student {name!r}; it can be {', '.join(STUDENTS)}")
+    config = robust(default())
+    config.name = name
+    config.views.resolution, config.student.width, config.dis.learning_rate = STUDENTS[name]
+    config.student.dtype = "bfloat16"
+    config.dis.update(batch=1024, steps=10_000, evaluate_every=0)
+    return config

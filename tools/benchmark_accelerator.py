@@ -1,0 +1,350 @@
+"""Everything worth knowing about an accelerator, in a given time, most important first; then trains students on it.
+
+  python tools/benchmark_accelerator.py --minutes 9 --out results --packed a.packed b.packed
+  python tools/benchmark_accelerator.py --rehearse --out results                    # the same at tiny sizes, on a CPU
+
+Writes OUT/results.json and OUT/results.txt after each part, whatever happens in the next one:
+
+  device      what it is; a large matrix product, a large copy
+  training    robust training as configs/accelerator.py does it, by width, batch and precision: time to the first step,
+              images a second, share of the matrix product's rate, seconds for 494,414 faces, memory
+  host        what is gained by more steps a dispatch: how long the device waits for the host
+  resume      whether a state that was taken to the host and back goes on with the same bits
+  inference   jitted embeddings of 1 and 1,024 faces; ONNX Runtime where it is installed
+  pytorch     stage gen and stage dis of the paper beside PyTorch, see tools/benchmark_train.py
+  students    with --packed, in the time that is left: OUT/NAME, for tools/export.py; progress is saved in --workdir
+
+--only takes names of parts. Data, weights and time of each part are printed as they come.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
+
+import benchmark_train  # noqa: E402
+from benchmark_train import peak, table, timed  # noqa: E402
+
+from gdrd_jax import parallel, pipeline, sources, train  # noqa: E402
+from gdrd_jax.command_line import guarded  # noqa: E402
+from gdrd_jax.config import TERMS  # noqa: E402
+from gdrd_jax.data.loader import batch_rows  # noqa: E402
+from gdrd_jax.errors import first_line  # noqa: E402
+from gdrd_jax.files import user_path, write_json, write_text  # noqa: E402
+from gdrd_jax.models.student import Student, embed  # noqa: E402
+from gdrd_jax.outputs import claim_folder  # noqa: E402
+from gdrd_jax.ranks import ALONE  # noqa: E402
+from gdrd_jax.recognizer import Recognizer  # noqa: E402
+from gdrd_jax.serving import bundle, networks  # noqa: E402
+from gdrd_jax.stages import Dis  # noqa: E402
+
+WEBFACE = 494_414  # faces of the paper's training set
+DIM, SEED = 512, 7
+REPEATS = 5
+PARTS = ("device", "training", "host", "resume", "inference", "pytorch", "students")
+RESERVED = 45.0  # seconds for compiling and saving a student
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What is measured: `cases` of width, batch and precision, the most telling first."""
+
+    faces: int
+    cases: tuple[tuple[float, int, str], ...]
+    pytorch: tuple[tuple[float, int, str], ...]
+    seconds: float
+
+
+REAL = Sizes(
+    60_000,
+    tuple((w, b, "bfloat16") for b in (1024, 4096, 96) for w in (0.5, 1.0)) + ((1.0, 1024, "float32"),),
+    ((1.0, 1024, "bfloat16"), (1.0, 96, "bfloat16"), (0.5, 1024, "bfloat16"), (1.0, 4096, "bfloat16"),
+     (1.0, 1024, "float32")),
+    2.0,
+)  # fmt: skip
+SMALL = Sizes(256, ((0.0625, 16, "float32"),), ((0.0625, 16, "float32"),), 0.2)
+
+
+class Trainer:
+    """Robust training on synthetic faces in the device's memory; a call trains so many dispatches."""
+
+    def __init__(self, resolution: int, width: float, batch: int, precision: str, faces: int, together: int = 0):
+        accelerator = importlib.import_module("accelerator")
+        config = accelerator.get_config("gdrd-16")
+        config.views.resolution, config.student.width = resolution, width
+        config.dis.batch = batch
+        rng = np.random.default_rng(0)
+        few = rng.integers(256, size=(1024, 1, 3 * resolution, 3 * resolution, 3), dtype=np.uint8)
+        data = {
+            "label": np.full(faces, -1, np.int32), "small": np.resize(few, (faces, *few.shape[1:])),
+            "discriminative": np.float16(np.resize(rng.normal(size=(1024, 1, DIM)), (faces, 1, DIM))),
+        }  # fmt: skip
+        student = Student(
+            resolution=resolution, width=width, hidden=(), embedding_dim=DIM, dtype=precision, rngs=nnx.Rngs(SEED)
+        )
+        dis = config.dis
+        stage = Dis(
+            student, np.zeros((1, DIM), np.float32), weights={name: dis[name] for name in TERMS},
+            temperature=dis.temperature, teacher_scale=dis.teacher_scale, tau=dis.tau, positive=dis.positive,
+            pairs=dis.pairs, end_to_end=True, rngs=nnx.Rngs(SEED), degradation=sources.degradation(config), flip=True,
+            nce_scale=dis.nce_scale,
+        )  # fmt: skip
+        on_cpu = jax.default_backend() == "cpu"
+        self.schedule, self.batch, self.faces, self.done = train.Schedule.of(dis), batch, faces, 0
+        self.together = together or (1 if on_cpu else train.CHUNK)
+        mesh = parallel.mesh()
+        self.everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        graphdef, params, rest = train.split(stage)
+        self.run = train.make_run(graphdef, self.schedule, mesh, seed=SEED, loop=not on_cpu)
+        self.state = jax.device_put(train.begin(params, rest, self.schedule), self.everywhere)
+        self.data = jax.device_put(data, self.everywhere)
+
+    def __call__(self, dispatches: int) -> np.ndarray:
+        """Losses of all steps."""
+        found = []
+        for _ in range(dispatches):
+            steps = range(self.done, self.done + self.together)
+            rows, views = batch_rows(SEED, steps, self.batch, self.faces, 1)
+            self.state, metrics = self.run(
+                self.state, self.data, {"rows": rows, "views": views}, np.arange(steps.start, steps.stop)
+            )
+            found.append(metrics["loss"])
+            self.done = steps.stop
+        jax.block_until_ready(self.state)
+        return np.concatenate([np.asarray(losses) for losses in found])
+
+    def flops(self) -> float:
+        """Floating point operations an image, as XLA counts them before it optimizes."""
+        rows = np.zeros((1, self.batch), np.int32)
+        arguments = self.state, self.data, {"rows": rows, "views": rows}, np.zeros(1, np.int32)
+        return self.run.lower(*arguments).cost_analysis()["flops"] / self.batch
+
+    def rate(self, seconds: float) -> list[float]:
+        """Images a second, several times."""
+        self(1)
+        count = max(1, round(seconds / max(timed(lambda: self(1)), 1e-4)))
+        images = count * self.together * self.batch
+        return [images / timed(lambda: self(count)) for _ in range(REPEATS)]
+
+
+def device(sizes: Sizes) -> list[dict]:
+    """Matrix product and copy."""
+    big = jnp.ones((64 if sizes is SMALL else 2048) * 2**20, jnp.uint8)
+    copy = jax.jit(lambda x: x + jnp.uint8(1))
+    jax.block_until_ready(copy(big))
+    seconds = min(timed(lambda: jax.block_until_ready(copy(big))) for _ in range(10))
+    kinds = {kind: peak(kind) / 1e12 for kind in ("bfloat16", "float32")}
+    return [{
+        "device": jax.devices()[0].device_kind, "devices": jax.device_count(), "jax": jax.__version__,
+        "python": sys.version.split()[0], **{f"matmul_{kind}_tflops": value for kind, value in kinds.items()},
+        "copy_gb_per_s": 2 * big.nbytes / seconds / 1e9,
+    }]  # fmt: skip
+
+
+def training(sizes: Sizes, finish: float):
+    """One row a case."""
+    peaks = {}
+    for resolution in (16, 8):
+        for width, batch, precision in sizes.cases if resolution == 16 else sizes.cases[:2]:
+            if time.monotonic() > finish:
+                return
+            peaks.setdefault(precision, peak(precision))
+            start = time.perf_counter()
+            trainer = Trainer(resolution, width, batch, precision, sizes.faces)
+            trainer(1)
+            first, rates, flops = time.perf_counter() - start, trainer.rate(sizes.seconds), trainer.flops()
+            middle = statistics.median(rates)
+            memory = jax.devices()[0].memory_stats() or {}
+            yield {
+                "pixels": resolution, "width": width, "batch": batch, "precision": precision,
+                "images_per_s": middle, "lowest": min(rates), "highest": max(rates),
+                "share_of_matmul": flops * middle / peaks[precision], "gflops_an_image": flops / 1e9,
+                "seconds_to_first_step": first, "seconds_for_webface": WEBFACE / middle,
+                "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
+            }  # fmt: skip
+
+
+def host(sizes: Sizes, finish: float):
+    """Rates by the number of steps a dispatch."""
+    width, batch, precision = sizes.cases[0]
+    for together in (1, train.CHUNK, 5 * train.CHUNK) if sizes is REAL else (1,):
+        trainer = Trainer(16, width, batch, precision, sizes.faces, together)
+        yield {"steps_a_dispatch": together, "images_per_s": statistics.median(trainer.rate(sizes.seconds))}
+
+
+def resume(sizes: Sizes, finish: float):
+    """Bits of two dispatches, with and without the way over the host between them."""
+    width, batch, precision = sizes.cases[0]
+    states = []
+    for over_host in (False, True):
+        trainer = Trainer(16, width, batch, precision, sizes.faces)
+        trainer(1)
+        if over_host:
+            trainer.state = jax.device_put(jax.device_get(trainer.state), trainer.everywhere)
+        trainer(1)
+        states.append(jax.tree.leaves(jax.device_get(trainer.state)))
+    same = all(np.array_equal(a, b) for a, b in zip(*states))
+    yield {"steps": 2 * trainer.together, "same_bits": same}
+
+
+def inference(sizes: Sizes, finish: float):
+    """Faces a second of the jitted student, and of ONNX Runtime."""
+    runtime = importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx")
+    for width in dict.fromkeys(width for width, _, _ in sizes.cases):
+        student = Student(resolution=16, width=width, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(SEED))
+        student.eval()
+        graphdef, state = nnx.split(student)
+        function = jax.jit(lambda state, faces, graphdef=graphdef: embed(nnx.merge(graphdef, state), faces))
+        forms = {"jax": lambda faces, state=state, function=function: jax.block_until_ready(function(state, faces))}
+        if runtime:
+            import onnxruntime
+
+            model = networks.onnx_model(student, layout="nhwc", metadata={})
+            session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+            forms["onnxruntime, CPU"] = lambda faces, session=session: session.run(None, {"faces": faces})
+        for name, form in forms.items():
+            for batch in (1, 1024 if sizes is REAL else 16):
+                faces = np.random.default_rng(0).integers(256, size=(batch, 16, 16, 3), dtype=np.uint8)
+                form(faces)
+                seconds = statistics.median(timed(lambda: form(faces)) for _ in range(20))
+                yield {
+                    "form": name,
+                    "width": width,
+                    "batch": batch,
+                    "ms": 1000 * seconds,
+                    "faces_per_s": batch / seconds,
+                }
+
+
+def pytorch(sizes: Sizes, finish: float):
+    """The races of tools/benchmark_train.py."""
+    if not importlib.util.find_spec("torch"):
+        yield {"skipped": "torch is not installed"}
+        return
+    for width, batch, precision in sizes.pytorch:
+        args = argparse.Namespace(
+            width=width, precision=precision, repeats=3 if sizes is REAL else 1, faces=4096 if sizes is REAL else 256,
+            compile=sizes is REAL, alone=False,
+        )  # fmt: skip
+        for stage in ("dis", "gen"):
+            if time.monotonic() > finish:
+                return
+            yield from benchmark_train.race(stage, args, batch)
+
+
+def students(given: argparse.Namespace, finish: float):
+    """Trains the students in the time that is left, each a share of it."""
+    accelerator = importlib.import_module("accelerator")
+    names = list(given.train)
+    for number, name in enumerate(names):
+        left = (finish - time.monotonic()) / (len(names) - number) - RESERVED * (not given.rehearse)
+        config = accelerator.get_config(name)
+        if given.rehearse:
+            config.student.width, config.dis.batch = 0.0625, 16
+        trial = Trainer(
+            config.views.resolution, config.student.width, config.dis.batch, config.student.dtype, 4096 if left else 0
+        )
+        rate = min(trial.rate(0.5))
+        del trial
+        steps = int(left * rate / config.dis.batch) // train.CHUNK * train.CHUNK
+        if steps < train.CHUNK:
+            yield {"student": name, "skipped": f"{left:.0f} seconds are too few"}
+            continue
+        config.dis.steps = 20 if given.rehearse else steps
+        config.data.packed = ",".join(map(str, given.packed))
+        workdir, start = given.workdir / name, time.monotonic()
+        pipeline.run(config, workdir)
+        save_student(workdir, given.out / name)
+        yield {
+            "student": name, "steps": config.dis.steps, "batch": config.dis.batch, "seconds": time.monotonic() - start,
+            **json.loads((workdir / "dis" / "metrics.json").read_text(encoding="utf-8")),
+        }  # fmt: skip
+
+
+def save_student(workdir: Path, folder: Path) -> None:
+    """Writes weights in float16 and a manifest without thresholds: what tools/export.py takes."""
+    recognizer = Recognizer.load(workdir)
+    description = json.loads((workdir / "dis" / "student" / "description.json").read_text(encoding="utf-8"))
+    networks.round_weights(recognizer.student)
+    folder.mkdir(parents=True, exist_ok=True)
+    networks.save_safetensors(recognizer.student, folder / bundle.WEIGHTS, {}, half=True)
+    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    manifest = bundle.described(
+        description["student"], recognizer.kernel, recognizer.fingerprint(), None, [folder / bundle.WEIGHTS],
+        recognizer.teacher,
+    )  # fmt: skip
+    write_json(folder / bundle.MANIFEST, manifest | {"training": config, "best_at_step": None, "evaluations": []})
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--minutes", type=float, default=9.0, help="for everything, default 9")
+    add("--out", type=user_path, required=True)
+    add("--packed", type=user_path, nargs="+", default=[], help="files of tools/pack_training_set.py")
+    add("--train", nargs="+", default=["gdrd-16-wide", "gdrd-8-wide"], help="students of configs/accelerator.py")
+    add("--share", type=float, default=0.6, help="of the minutes that are kept for the students, default 0.6")
+    add("--workdir", type=user_path, default=Path("runs/accelerator"), help="of the students' training")
+    add("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    add("--rehearse", action="store_true", help="tiny sizes")
+    return parser.parse_args(argv)
+
+
+def work(given: argparse.Namespace) -> None:
+    """Runs the parts; one that fails is recorded and does not stop the others."""
+    claim_folder(given.out, "results of benchmark_accelerator.py", "--out")
+    start, sizes = time.monotonic(), SMALL if given.rehearse else REAL
+    parallel.start(ALONE)
+    end = start + 60 * given.minutes
+    training_takes = given.share if given.packed and "students" in given.only else 0.0
+    measured_by = start + 60 * given.minutes * (1 - training_takes)
+    given.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, list[dict]] = {"command": [{"command": " ".join(sys.argv)}]}
+    # The students come after the most important figures, so that they do not suffer from slow others.
+    order = [part for part in PARTS if part in given.only and (part != "students" or given.packed)]
+    for part in order:
+        limit = end if part == "students" else measured_by
+        if time.monotonic() > limit:
+            results[part] = [{"skipped": "no time was left"}]
+            _write(given.out, results)
+            continue
+        rows = results.setdefault(part, [])
+        try:
+            if part == "device":
+                found = device(sizes)
+            else:
+                found = students(given, end) if part == "students" else globals()[part](sizes, limit)
+            for row in found:
+                rows.append(row)
+                _write(given.out, results)
+        except Exception as error:  # whatever it is, the next part may still tell something
+            rows.append({"failed": f"{type(error).__name__}: {first_line(error)}"})
+        _write(given.out, results)
+        print(f"== {part}, {time.monotonic() - start:.0f} s\n{table(rows)}", flush=True)
+
+
+def _write(folder: Path, results: dict[str, list[dict]]) -> None:
+    write_json(folder / "results.json", results)
+    write_text(folder / "results.txt", "\n\n".join(f"{part}\n{table(rows)}" for part, rows in results.items()) + "\n")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the tool; returns the exit status."""
+    return guarded(lambda: work(arguments(argv)), resumes=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
