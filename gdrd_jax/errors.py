@@ -1,8 +1,19 @@
 """The one exception that means: the user can mend this."""
 
 import importlib
+import sys
+from importlib import util
 
 from gdrd_jax.interrupt import deferred
+
+# What pip calls the packages without which no command works, by the name that is imported. Not grain: only data that
+# are read from disk in training need it.
+CORE = {
+    "absl": "absl-py", "cv2": "opencv-python-headless", "flax": "flax", "jax": "jax", "matplotlib": "matplotlib",
+    "ml_collections": "ml-collections", "numpy": "numpy", "optax": "optax", "orbax.checkpoint": "orbax-checkpoint",
+    "PIL": "pillow", "psutil": "psutil", "safetensors": "safetensors", "scipy": "scipy", "simplejpeg": "simplejpeg",
+    "sklearn": "scikit-learn", "tensorboardX": "tensorboardx", "tensorstore": "tensorstore", "tqdm": "tqdm",
+}  # fmt: skip
 
 
 class GdrdError(Exception):
@@ -24,6 +35,21 @@ def missing(package: str, extra: str) -> GdrdError:
         f"the package {package!r} is not installed; it comes with the extra {extra!r}: "
         f'python -m pip install -e ".[{extra}]"'
     )
+
+
+def check_installed() -> None:
+    """Ends the process with one sentence where packages of the plain installation are missing; imports none of them."""
+    absent = [name for package, name in CORE.items() if not _is_installed(package)]
+    if absent:
+        print(f"error: not installed: {', '.join(absent)}; python -m pip install {' '.join(absent)}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
 
 
 def require(package: str, extra: str):

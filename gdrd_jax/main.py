@@ -8,15 +8,18 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from gdrd_jax.errors import GdrdError, check_installed
 
-from gdrd_jax import config as settings
-from gdrd_jax import pipeline
-from gdrd_jax.command_line import guarded
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import user_path
-from gdrd_jax.ranks import Rank, from_environment
+check_installed()
+
+from absl import flags  # noqa: E402
+from ml_collections import ConfigDict, config_flags  # noqa: E402
+
+from gdrd_jax import config as settings  # noqa: E402
+from gdrd_jax import pipeline  # noqa: E402
+from gdrd_jax.command_line import guarded  # noqa: E402
+from gdrd_jax.files import user_path  # noqa: E402
+from gdrd_jax.ranks import Rank, from_environment  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/NAME by default.")

@@ -3,15 +3,17 @@
 import contextlib
 import io
 import os
+import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from conftest import make_faces, make_lfw, save_recogniser, save_student
 
-from gdrd_jax import command_line, files
+from gdrd_jax import command_line, errors, files
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.serving import folders
@@ -154,3 +156,22 @@ def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path):
         found[name] = (tmp_path / name / "report.html").read_bytes()
     assert found["ascii"].decode("utf-8").endswith("</html>\n") and "–" in found["ascii"].decode("utf-8")
     assert len(found["ascii"]) == len(found["utf8"])
+
+
+def test_what_is_not_installed_is_one_sentence(tmp_path):
+    (tmp_path / "hide.py").write_text(
+        "import sys, importlib.util as util\nfound = util.find_spec\n"
+        "util.find_spec = lambda name, *a: None if name in ('simplejpeg', 'ml_collections') else found(name, *a)\n"
+        "import runpy\nrunpy.run_module('gdrd_jax.main', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, tmp_path / "hide.py"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: not installed: ml-collections, simplejpeg; python -m pip install ml-collections simplejpeg\n"
+    )
+
+
+def test_the_packages_that_are_looked_for_are_those_of_the_plain_installation():
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = {re.split("[><=]", name)[0] for name in tomllib.loads(text)["project"]["dependencies"]}
+    assert set(errors.CORE.values()) == listed - {"grain"}

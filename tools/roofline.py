@@ -11,7 +11,9 @@ drawing degradations, copies between layouts; real rates are lower, and the shar
 
 import argparse
 import dataclasses
+import sys
 
+from gdrd_jax.command_line import guarded
 from gdrd_jax.models.student import FEATURE_SIZE, STAGE_CHANNELS, STRIDES
 
 # FLOP/s and bytes/s by NVIDIA's data sheets: H100 SXM, and GeForce RTX 3090 (71 with float32 sums).
@@ -72,13 +74,17 @@ def layers(resolution: int, width: float) -> list[Layer]:
     return [*found, Layer("head", 2 * features * DIM, features, DIM, features * DIM, normalized=False)]
 
 
-def main() -> None:
-    """The command line."""
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resolution", type=int, choices=sorted(STRIDES), default=16)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--batch", type=int, nargs="+", default=[96, 1024, 4096])
-    given = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def work(given: argparse.Namespace) -> None:
+    """Prints the table."""
     found = layers(given.resolution, given.width)
     total = sum(layer.flops for layer in found)
     weights = sum(layer.weights for layer in found)
@@ -96,5 +102,10 @@ def main() -> None:
                 print(f"  {layer.name:18} {1e6 * arithmetic:8.1f} us arithmetic {1e6 * memory:8.1f} us memory  {bound}")
 
 
+def main(argv: list[str]) -> int:
+    """Runs the tool; returns the exit status."""
+    return guarded(lambda: work(arguments(argv)), resumes=False)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

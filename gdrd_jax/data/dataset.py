@@ -165,7 +165,13 @@ def batches(
 
 
 def _ahead(function: Callable[[int], object], numbers: range) -> Iterator:
-    import grain  # takes a second
+    try:
+        import grain  # takes a second
+    except ModuleNotFoundError as error:
+        raise GdrdError(
+            "grain, which reads data from disk in training, is not installed: python -m pip install grain, or keep "
+            "them in memory with --config.data.residency=device"
+        ) from error
 
     options = grain.ReadOptions(num_threads=READERS, prefetch_buffer_size=READ_AHEAD)
     return iter(grain.MapDataset.range(len(numbers)).map(function).to_iter_dataset(options))
