@@ -457,3 +457,25 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_result(tmp_path, uninter
     jax.tree.map(np.testing.assert_array_equal, weights, uninterrupted[0])
     assert metrics == uninterrupted[1]
     assert curve(tmp_path) == uninterrupted[2]
+
+
+@pytest.mark.parametrize("make", [stage, dis_stage])
+def test_what_a_gpu_is_given_has_no_way_back_to_the_host_and_one_copy_of_the_state(make):
+    """Lowered for CUDA on a CPU: as far as can be seen without a GPU."""
+    how = schedule(batch=32, ema=0.9)
+    graphdef, params, rest = train.split(make())
+    state = train.begin(params, rest, how)
+    run = train.make_run(graphdef, how, parallel.mesh(), seed=7, loop=True)
+    numbers = np.zeros((20, 32), np.int32)
+    lowered = run.trace(state, MANY, {"rows": numbers, "views": numbers}, np.arange(20)).lower(
+        lowering_platforms=("cuda",)
+    )
+    text = lowered.as_text()
+    assert "callback" not in text and "infeed" not in text and "outfeed" not in text
+    assert text.count("stablehlo.while") >= 1  # 20 steps are one loop, not twenty copies
+    images = re.findall(r"stablehlo\.convolution.*dim_numbers = (\[[^]]*\])x", text)
+    assert images.count("[b, 0, 1, f]") >= len(images) / 3 > 1  # channels last, as tensor cores want them
+    donated = len(re.findall(r"tf\.aliasing_output|jax\.buffer_donor", text))
+    assert donated == len(jax.tree.leaves(state))
+    gathered = re.findall(r"stablehlo\.all_gather.*-> tensor<([0-9]+)x", text)
+    assert set(gathered) <= {"32"}  # faces of the batch, never weights or gradients
