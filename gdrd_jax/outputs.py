@@ -63,7 +63,7 @@ KINDS: dict[str, Callable[[Path], bool]] = {
     "a study of taps": _has("taps.json"),
     "an evaluation": _is_evaluation,
     "a stand-in": _has("STAND_IN.txt"),
-    "results of benchmark_accelerator.py": _has("results.json"),
+    "a benchmark of an accelerator": _has("results.json"),
     "a grid of runs": _is_grid,
 }
 

@@ -30,6 +30,7 @@ def make(folder, kind):
         "an evaluation": {"metrics.json": {"protocol": "lfw"}},
         "a stand-in": {"STAND_IN.txt": {}},
         "a grid of runs": {"table.json": {}},
+        "a benchmark of an accelerator": {"results.json": {}},
         "somebody's thesis": {"metrics.json": {"accuracy": 99}, "thesis.tex": {}},
     }[kind]
     for name, content in files.items():

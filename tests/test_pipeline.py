@@ -830,7 +830,7 @@ def test_the_papers_hyper_parameters():
     assert (config.seed, config.views.resolution, config.student.width) == (7, 16, 1.0)
     assert (config.gen.batch, config.gen.learning_rate) == (96, 0.05)
     assert (config.dis.batch, config.dis.learning_rate, config.dis.tau) == (96, 0.05, 0.4)
-    assert [config.dis[term] for term in TERMS] == [1.0, 0.25, 4.0, 0.0, 0.0]
+    assert [config.dis[term] for term in TERMS] == [1.0, 0.25, 4.0, 0.0, 0.0, 0.0]
     assert (config.dis.backbone, config.dis.decay, config.data.blends) == ("frozen", "steps", 0)
 
 

@@ -305,7 +305,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def work(given: argparse.Namespace) -> None:
     """Runs the parts; one that fails is recorded and does not stop the others."""
-    claim_folder(given.out, "results of benchmark_accelerator.py", "--out")
+    claim_folder(given.out, "a benchmark of an accelerator", "--out")
     start, sizes = time.monotonic(), SMALL if given.rehearse else REAL
     parallel.start(ALONE)
     end = start + 60 * given.minutes

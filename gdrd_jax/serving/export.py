@@ -89,7 +89,8 @@ def export(settings: Settings, folder: Path) -> dict:
     source = find_student(settings.student, settings.which)
     if source.resolve() == folder.resolve():
         raise GdrdError(f"{folder} is the exported student itself; choose another folder")
-    recognizer, known = Recognizer.load(source), describe_student(source)
+    recognizer = Recognizer.load(settings.student, settings.which)
+    known = describe_student(source)
     if settings.half:
         networks.round_weights(recognizer.student)
     fingerprint = recognizer.fingerprint()

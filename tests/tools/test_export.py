@@ -209,8 +209,8 @@ def test_only_an_exported_student_is_replaced(exported, workdir, faces, tmp_path
         assert message in capsys.readouterr().err
     (copy / "in").rmdir()
     monkeypatch.chdir(tmp_path)
-    assert export.main([str(copy), "again", *calibration]) == 2
-    assert "is an exported student; give the workdir" in capsys.readouterr().err
+    assert export.main([str(copy), "copy", *calibration]) == 2
+    assert "is the exported student itself" in capsys.readouterr().err
     assert export.main([str(workdir), "copy", *calibration]) == 0
     assert not (copy / "student.int8.onnx").exists() and (copy / "student.onnx").exists()
 
