@@ -8,7 +8,7 @@ As configs/pretrained.py, in batches of 1,024 and bfloat16; `gdrd-16-wide` and `
 long it takes has not been measured yet: tools/benchmark_accelerator.py does, and trains in the minutes that are left.
 """
 
-from gdrd_jax.config import default, robust
+from gdrd_jax.config import robust
 
 # Resolution, width, and learning rate of batches of 1,024.
 STUDENTS = {
@@ -18,11 +18,7 @@ STUDENTS = {
 
 
 def get_config(name: str = "gdrd-16"):
-    if name not in STUDENTS:
-        raise ValueError(f"there is no student {name!r}; it can be {', '.join(STUDENTS)}")
-    config = robust(default())
-    config.name = name
-    config.views.resolution, config.student.width, config.dis.learning_rate = STUDENTS[name]
+    config = robust(name, STUDENTS)
     config.student.dtype = "bfloat16"
     config.dis.update(batch=1024, steps=10_000, evaluate_every=0)
     return config

@@ -15,18 +15,14 @@ Backbone and head are trained together, without stage gen. docs/results.md has w
 1,000 people are left out of training; thresholds are learnt on them.
 """
 
-from gdrd_jax.config import default, robust
+from gdrd_jax.config import robust
 
 # Resolution, width, and learning rate: narrower layers take longer steps.
 STUDENTS = {"gdrd-16": (16, 0.5, 0.0056), "gdrd-16-small": (16, 0.25, 0.008), "gdrd-8": (8, 0.5, 0.0056)}
 
 
 def get_config(name: str = "gdrd-16"):
-    if name not in STUDENTS:
-        raise ValueError(f"there is no student {name!r}; it can be {', '.join(STUDENTS)}")
-    config = robust(default())
-    config.name = name
-    config.views.resolution, config.student.width, config.dis.learning_rate = STUDENTS[name]
+    config = robust(name, STUDENTS)
     config.data.update(test_people=0, calibration_people=1000)
     config.dev.update(blur=2.0, motion=8.0, noise=8.0, jpeg=50)
     config.dis.update(steps=30_000, evaluate_every=2000)

@@ -106,18 +106,6 @@ def save_weights(module: nnx.Module, directory: Path, description: dict) -> None
         (new / "description.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
 
 
-def load_description(directory: Path) -> dict:
-    """What `save_weights` was given to describe the module.
-
-    Raises:
-      GdrdError: `directory` holds no saved module.
-    """
-    try:
-        return json.loads((directory / "description.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GdrdError(f"{directory} holds no trained weights; give the workdir of a finished run") from error
-
-
 def load_weights(module: nnx.Module, directory: Path) -> None:
     """Puts the weights that `save_weights` wrote into `module`.
 

@@ -240,8 +240,21 @@ def paper() -> ConfigDict:
     return config
 
 
-def robust(config: ConfigDict) -> ConfigDict:
-    """Changes a config so that a student is trained for faces as cameras give them, without stage gen; returns it."""
+def robust(name: str, students: dict[str, tuple[int, float, float]]) -> ConfigDict:
+    """A config that trains a student for faces as cameras give them, without stage gen.
+
+    Args:
+      name: of the student, and of the config.
+      students: name to resolution, width and learning rate.
+
+    Raises:
+      ValueError: there is no such student.
+    """
+    if name not in students:
+        raise ValueError(f"there is no student {name!r}; it can be {', '.join(students)}")
+    config = default()
+    config.name = name
+    config.views.resolution, config.student.width, config.dis.learning_rate = students[name]
     config.until = "dis"
     config.data.blends = 0.0
     config.views.count = 1

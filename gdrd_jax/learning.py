@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from gdrd_jax import parallel, sources, train
-from gdrd_jax.checkpoints import load_description, load_weights, save_weights
+from gdrd_jax.checkpoints import load_weights, save_weights
 from gdrd_jax.config import TERMS
 from gdrd_jax.data import packed
 from gdrd_jax.data.dataset import Dataset, Part
@@ -22,10 +22,11 @@ from gdrd_jax.evaluation.dev import DevSet
 from gdrd_jax.evaluation.models import unit
 from gdrd_jax.files import listed_paths, write_json
 from gdrd_jax.models.student import Head, Student
+from gdrd_jax.pretrained import describe_student
 from gdrd_jax.ranks import Rank
 from gdrd_jax.recognizer import BATCH, Recognizer
 from gdrd_jax.stages import Dis, Gen, TeacherFeatures, class_centres
-from gdrd_jax.steps import generative_teacher, open_cache, read_faces
+from gdrd_jax.steps import generative_teacher, open_cache, read_faces, teacher_of
 
 DEV_IMAGES = 10  # of a calibration person, at most
 
@@ -105,7 +106,7 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         metrics = judged.judge(pairs)
         of = {name: getattr(judged, name) for name in ("same", "folds", "first", "second", "people")}
         np.savez(folder / "dev.npz", scores=pairs.scores, **of)
-        if usable and (not best.exists() or metrics["dev_accuracy"] > load_description(best)["dev_accuracy"]):
+        if usable and (not best.exists() or metrics["dev_accuracy"] > describe_student(best)["dev_accuracy"]):
             save("best", step=step, **metrics)
         return metrics
 
@@ -137,8 +138,7 @@ def _training_set(config: ConfigDict, workdir: Path) -> _TrainingSet:
     else:
         inputs = {"lr": "generative" if config.dis.backbone == "teacher" else "views"}
     dataset = _dataset(workdir, labels, _nameless(config), **inputs, discriminative="discriminative")
-    teacher = {"name": sources.recogniser_name(config), "fingerprint": targets.manifest["made_from"]["teacher"]}
-    return _TrainingSet(dataset, centres, teacher)
+    return _TrainingSet(dataset, centres, teacher_of(config, targets))
 
 
 def _packed_set(config: ConfigDict) -> _TrainingSet:

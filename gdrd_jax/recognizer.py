@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from gdrd_jax.checkpoints import load_description, load_weights, save_weights
+from gdrd_jax.checkpoints import load_weights, save_weights
 from gdrd_jax.data.align import Aligner
 from gdrd_jax.data.faces import packaged
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.models.student import Student, embed, unset_student
-from gdrd_jax.pretrained import find_student
+from gdrd_jax.pretrained import describe_student, find_student
 from gdrd_jax.serving import bundle, images
 from gdrd_jax.serving.images import Image
 from gdrd_jax.serving.thresholds import Thresholds
@@ -86,7 +86,7 @@ class Recognizer:
         directory = find_student(path, which)
         if (directory / bundle.MANIFEST).exists():
             return cls._exported(directory, detector)
-        description = load_description(directory)
+        description = describe_student(directory)
         student = unset_student(description["student"])
         load_weights(student, directory)
         student.eval()
@@ -223,13 +223,13 @@ class Recognizer:
         leaves, tree = jax.tree.flatten(state)
         return graphdef, tree, leaves
 
-    def require_aligner(self) -> None:
+    def require_aligner(self) -> Aligner:
         """Loads the detector, which `align` needs.
 
         Raises:
           GdrdError: its file or package is missing.
         """
-        self._aligner  # noqa: B018
+        return self._aligner
 
     @functools.cached_property
     def _aligner(self) -> Aligner:

@@ -160,18 +160,20 @@ def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndar
     path = workdir / "config.json"
     if not path.exists() or not (workdir / "faces" / "train.json").exists():
         raise GdrdError(f"{workdir} is no workdir with the step `faces` in it; run tools/precompute_teacher.py first")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
     parts, known = [], read_faces(workdir, "train")
-    identities = len(known.identities) - config["data"]["calibration_people"]
+    identities = len(known.identities) - config.data.calibration_people
     for split, rows in (("train", np.flatnonzero(known.labels < identities)), ("unlabelled", None)):
         faces = read_faces(workdir, split)
         rows = np.arange(len(faces)) if rows is None else rows
         if len(rows):
             parts.append((faces, rows, faces.labels[rows], open_cache(workdir, "discriminative", split)))
-    made_from = parts[0][3].manifest["made_from"]
-    name = config["discriminative"]["name"] or Path(config["discriminative"]["path"]).stem
-    teacher = {"name": name, "fingerprint": made_from["teacher"]}
-    return parts, teacher, ":".join(faces.fingerprint for faces, _, _, _ in parts)
+    return parts, teacher_of(config, parts[0][3]), ":".join(faces.fingerprint for faces, _, _, _ in parts)
+
+
+def teacher_of(config: ConfigDict, targets: Cache) -> dict[str, str]:
+    """`name` and `fingerprint` of the T_d that made these targets."""
+    return {"name": sources.recogniser_name(config), "fingerprint": targets.manifest["made_from"]["teacher"]}
 
 
 def _targets(config: ConfigDict, workdir: Path, step: str, split: str, shape: tuple[int, ...], network) -> Cache:

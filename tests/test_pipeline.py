@@ -496,8 +496,8 @@ def test_a_used_workdir_is_refused_where_resuming_is_not_wanted(finished, faces_
 
 
 def test_the_student_that_was_best_on_the_dev_set_is_kept(copy, faces_folder):
-    from gdrd_jax.checkpoints import load_description
     from gdrd_jax.learning import _dev_set
+    from gdrd_jax.pretrained import describe_student
 
     config = tiny_config(faces_folder)
     config.dis.evaluate_every = 10
@@ -505,7 +505,7 @@ def test_the_student_that_was_best_on_the_dev_set_is_kept(copy, faces_folder):
     lines = [json.loads(line) for line in (copy / "dis" / "metrics.jsonl").read_text().splitlines()]
     judged = [line["dev_accuracy"] for line in lines if "dev_accuracy" in line]
     assert [line["step"] for line in lines if "dev_auc" in line] == [10, 20, 30, 40, 45]
-    assert load_description(copy / "dis" / "best")["dev_accuracy"] == max(judged)
+    assert describe_student(copy / "dis" / "best")["dev_accuracy"] == max(judged)
     last, best = (Recognizer.load(copy, which).fingerprint() for which in ("student", "best"))
     assert (last == best) == (judged.index(max(judged)) == 4)
     pairs = _dev_set(config, copy)  # judged with the weights as they were in the end

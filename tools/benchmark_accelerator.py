@@ -45,6 +45,7 @@ from gdrd_jax.errors import first_line  # noqa: E402
 from gdrd_jax.files import user_path, write_json, write_text  # noqa: E402
 from gdrd_jax.models.student import Student, embed  # noqa: E402
 from gdrd_jax.outputs import claim_folder  # noqa: E402
+from gdrd_jax.pretrained import describe_student, find_student  # noqa: E402
 from gdrd_jax.ranks import ALONE  # noqa: E402
 from gdrd_jax.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.serving import bundle, networks  # noqa: E402
@@ -139,7 +140,7 @@ class Trainer:
         return [images / timed(lambda: self(count)) for _ in range(REPEATS)]
 
 
-def device(sizes: Sizes) -> list[dict]:
+def device(sizes: Sizes, finish: float) -> list[dict]:
     """Matrix product and copy."""
     big = jnp.ones((64 if sizes is SMALL else 2048) * 2**20, jnp.uint8)
     copy = jax.jit(lambda x: x + jnp.uint8(1))
@@ -253,9 +254,7 @@ def students(given: argparse.Namespace, finish: float):
         config = accelerator.get_config(name)
         if given.rehearse:
             config.student.width, config.dis.batch = 0.0625, 16
-        trial = Trainer(
-            config.views.resolution, config.student.width, config.dis.batch, config.student.dtype, 4096 if left else 0
-        )
+        trial = Trainer(config.views.resolution, config.student.width, config.dis.batch, config.student.dtype, 4096)
         rate = min(trial.rate(0.5))
         del trial
         steps = int(left * rate / config.dis.batch) // train.CHUNK * train.CHUNK
@@ -276,7 +275,7 @@ def students(given: argparse.Namespace, finish: float):
 def save_student(workdir: Path, folder: Path) -> None:
     """Writes weights in float16 and a manifest without thresholds: what tools/export.py takes."""
     recognizer = Recognizer.load(workdir)
-    description = json.loads((workdir / "dis" / "student" / "description.json").read_text(encoding="utf-8"))
+    description = describe_student(find_student(workdir))
     networks.round_weights(recognizer.student)
     folder.mkdir(parents=True, exist_ok=True)
     networks.save_safetensors(recognizer.student, folder / bundle.WEIGHTS, {}, half=True)
@@ -323,11 +322,7 @@ def work(given: argparse.Namespace) -> None:
             continue
         rows = results.setdefault(part, [])
         try:
-            if part == "device":
-                found = device(sizes)
-            else:
-                found = students(given, end) if part == "students" else globals()[part](sizes, limit)
-            for row in found:
+            for row in students(given, end) if part == "students" else globals()[part](sizes, limit):
                 rows.append(row)
                 _write(given.out, results)
         except Exception as error:  # whatever it is, the next part may still tell something

