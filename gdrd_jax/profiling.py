@@ -1,5 +1,6 @@
 """A trace of some steps, and how much of the time the device was at work in it."""
 
+import collections
 import logging
 from pathlib import Path
 
@@ -17,29 +18,40 @@ def busy_share(directory: Path) -> tuple[float, float] | None:
     The time runs from the first to the last event of the device; where several devices worked it is their mean. None
     if none did.
     """
-    path = max(directory.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
     shares, longest = [], 0.0
-    for spans in _work(ProfileData.from_file(str(path))):
+    for events in _work(directory):
+        spans = [span for _, *span in events]
         start, stop = min(s for s, _ in spans), max(e for _, e in spans)
         shares.append(_covered(spans) / (stop - start))
         longest = max(longest, (stop - start) / 1e9)
     return (sum(shares) / len(shares), longest) if shares else None
 
 
-def _work(profile: ProfileData) -> list[list[tuple[float, float]]]:
-    """Start and end of what each device did, in nanoseconds."""
-    gpus = [plane for plane in profile.planes if plane.name.startswith("/device:GPU")]
+def kernel_seconds(directory: Path) -> dict[str, float]:
+    """Of the newest trace below `directory`: seconds of each kernel by its name, all devices together."""
+    found = collections.defaultdict(float)
+    for events in _work(directory):
+        for name, start, stop in events:
+            found[name] += (stop - start) / 1e9
+    return dict(found)
+
+
+def _work(directory: Path) -> list[list[tuple[str, float, float]]]:
+    """Name, start and end of what each device did, in nanoseconds."""
+    path = max(directory.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
+    planes = list(ProfileData.from_file(str(path)).planes)
+    gpus = [plane for plane in planes if plane.name.startswith("/device:GPU")]
     if gpus:
-        found = [[(e.start_ns, e.end_ns) for line in plane.lines for e in line.events] for plane in gpus]
+        found = [[(e.name, e.start_ns, e.end_ns) for line in plane.lines for e in line.events] for plane in gpus]
     else:
         found = [[
-            (e.start_ns, e.end_ns) for plane in profile.planes for line in plane.lines for e in line.events
+            (e.name, e.start_ns, e.end_ns) for plane in planes for line in plane.lines for e in line.events
             if e.name.startswith(CPU_WORK)
         ]]  # fmt: skip
-    return [spans for spans in found if spans]
+    return [events for events in found if events]
 
 
-def _covered(spans: list[tuple[float, float]]) -> float:
+def _covered(spans: list[list[float]]) -> float:
     """Length of the union of intervals."""
     total, reached = 0.0, float("-inf")
     for start, stop in sorted(spans):

@@ -8,13 +8,15 @@ Writes OUT/results.json and OUT/results.txt after each part, whatever happens in
   device      what it is; a large matrix product, a large copy
   training    robust training as configs/accelerator.py does it, by width, batch and precision: time to the first step,
               images a second, share of the matrix product's rate, seconds for 494,414 faces, memory
+  trace       a profile of some steps: share of the time the device is at work, and on which kernels
   host        what is gained by more steps a dispatch: how long the device waits for the host
   resume      whether a state that was taken to the host and back goes on with the same bits
   inference   jitted embeddings of 1 and 1,024 faces; ONNX Runtime where it is installed
   pytorch     stage gen and stage dis of the paper beside PyTorch, see tools/benchmark_train.py
   students    with --packed, in the time that is left: OUT/NAME, for tools/export.py; progress is saved in --workdir
 
---only takes names of parts. Data, weights and time of each part are printed as they come.
+--only takes names of parts. Data, weights and time of each part are printed as they come. `--train NAME:STEPS` trains
+for so many steps instead of measuring how many there is time for.
 """
 
 import argparse
@@ -23,7 +25,9 @@ import importlib
 import json
 import statistics
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -46,6 +50,7 @@ from gdrd_jax.files import user_path, write_json, write_text  # noqa: E402
 from gdrd_jax.models.student import Student, embed  # noqa: E402
 from gdrd_jax.outputs import claim_folder  # noqa: E402
 from gdrd_jax.pretrained import describe_student, find_student  # noqa: E402
+from gdrd_jax.profiling import busy_share, kernel_seconds  # noqa: E402
 from gdrd_jax.ranks import ALONE  # noqa: E402
 from gdrd_jax.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.serving import bundle, networks  # noqa: E402
@@ -54,7 +59,9 @@ from gdrd_jax.stages import Dis  # noqa: E402
 WEBFACE = 494_414  # faces of the paper's training set
 DIM, SEED = 512, 7
 REPEATS = 5
-PARTS = ("device", "training", "host", "resume", "inference", "pytorch", "students")
+PARTS = ("device", "training", "trace", "resume", "inference", "host", "pytorch", "students")
+COMPILING = 8  # programs at the same time
+KERNELS = 15  # the most expensive ones, of a trace
 RESERVED = 45.0  # seconds for compiling and saving a student
 
 
@@ -112,25 +119,32 @@ class Trainer:
         self.state = jax.device_put(train.begin(params, rest, self.schedule), self.everywhere)
         self.data = jax.device_put(data, self.everywhere)
 
+    def compile(self) -> "Trainer":
+        """Compiles ahead of the first call."""
+        zeros = np.zeros((self.together, self.batch), np.int32)
+        chosen, steps = {"rows": zeros, "views": zeros}, np.zeros(self.together, np.int32)
+        lowered = self.run.lower(self.state, self.data, chosen, steps)
+        # Of a loop XLA counts one turn.
+        self.flops = lowered.cost_analysis()["flops"] / self.batch
+        self.run = lowered.compile()
+        return self
+
     def __call__(self, dispatches: int) -> np.ndarray:
         """Losses of all steps."""
         found = []
         for _ in range(dispatches):
-            steps = range(self.done, self.done + self.together)
-            rows, views = batch_rows(SEED, steps, self.batch, self.faces, 1)
-            self.state, metrics = self.run(
-                self.state, self.data, {"rows": rows, "views": views}, np.arange(steps.start, steps.stop)
-            )
+            steps = np.arange(self.done, self.done + self.together, dtype=np.int32)
+            rows, views = batch_rows(SEED, range(self.done, self.done + self.together), self.batch, self.faces, 1)
+            self.state, metrics = self.run(self.state, self.data, {"rows": rows, "views": views}, steps)
             found.append(metrics["loss"])
-            self.done = steps.stop
+            self.done += self.together
         jax.block_until_ready(self.state)
         return np.concatenate([np.asarray(losses) for losses in found])
 
-    def flops(self) -> float:
-        """Floating point operations an image, as XLA counts them before it optimizes."""
-        rows = np.zeros((1, self.batch), np.int32)
-        arguments = self.state, self.data, {"rows": rows, "views": rows}, np.zeros(1, np.int32)
-        return self.run.lower(*arguments).cost_analysis()["flops"] / self.batch
+    def memory(self) -> int:
+        """Bytes that the program needs beside its arguments, and these."""
+        needed = self.run.memory_analysis()
+        return needed.temp_size_in_bytes + needed.argument_size_in_bytes
 
     def rate(self, seconds: float) -> list[float]:
         """Images a second, several times."""
@@ -138,6 +152,12 @@ class Trainer:
         count = max(1, round(seconds / max(timed(lambda: self(1)), 1e-4)))
         images = count * self.together * self.batch
         return [images / timed(lambda: self(count)) for _ in range(REPEATS)]
+
+
+def compiled(trainers: list[Trainer]) -> list[Trainer]:
+    """Compiles several at the same time."""
+    with ThreadPoolExecutor(COMPILING) as pool:
+        return [*pool.map(Trainer.compile, trainers)]
 
 
 def device(sizes: Sizes, finish: float) -> list[dict]:
@@ -157,32 +177,53 @@ def device(sizes: Sizes, finish: float) -> list[dict]:
 def training(sizes: Sizes, finish: float):
     """One row a case."""
     peaks = {}
-    for resolution in (16, 8):
-        for width, batch, precision in sizes.cases if resolution == 16 else sizes.cases[:2]:
-            if time.monotonic() > finish:
+    cases = [(16, *case) for case in sizes.cases[:2]] + [(8, *case) for case in sizes.cases[:2]]
+    cases += [(16, *case) for case in sizes.cases[2:]]
+    start = time.perf_counter()
+    first = Trainer(*cases[0], sizes.faces).compile()
+    first(1)
+    seconds = time.perf_counter() - start  # the others are compiled at the same time, which would tell nothing
+    trainers = [first, *compiled([Trainer(*case, sizes.faces) for case in cases[1:]])]
+    for case, trainer in zip(cases, trainers):
+        if time.monotonic() > finish:
+            return
+        precision = case[-1]
+        peaks.setdefault(precision, peak(precision))
+        rates = trainer.rate(sizes.seconds)
+        middle = statistics.median(rates)
+        yield {
+            **dict(zip(("pixels", "width", "batch", "precision"), case)),
+            "images_per_s": middle, "lowest": min(rates), "highest": max(rates),
+            "share_of_matmul": trainer.flops * middle / peaks[precision], "gflops_an_image": trainer.flops / 1e9,
+            "seconds_to_first_step": seconds if trainer is first else "", "seconds_for_webface": WEBFACE / middle,
+            "megabytes_of_program": trainer.memory() / 1e6,
+        }  # fmt: skip
+
+
+def trace(sizes: Sizes, finish: float):
+    """Where the time of a dispatch goes, by kernel; the profile stays in `trace`."""
+    for width in dict.fromkeys(width for width, _, _ in sizes.cases):
+        trainer = Trainer(16, width, *sizes.cases[0][1:], sizes.faces).compile()
+        trainer(2)
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                trainer(1)
+            busy = busy_share(Path(folder))
+            if not busy:
+                yield {"skipped": "the profile has nothing of the device"}
                 return
-            peaks.setdefault(precision, peak(precision))
-            start = time.perf_counter()
-            trainer = Trainer(resolution, width, batch, precision, sizes.faces)
-            trainer(1)
-            first, rates, flops = time.perf_counter() - start, trainer.rate(sizes.seconds), trainer.flops()
-            middle = statistics.median(rates)
-            memory = jax.devices()[0].memory_stats() or {}
-            yield {
-                "pixels": resolution, "width": width, "batch": batch, "precision": precision,
-                "images_per_s": middle, "lowest": min(rates), "highest": max(rates),
-                "share_of_matmul": flops * middle / peaks[precision], "gflops_an_image": flops / 1e9,
-                "seconds_to_first_step": first, "seconds_for_webface": WEBFACE / middle,
-                "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
-            }  # fmt: skip
+            kernels = kernel_seconds(Path(folder))
+        whole = sum(kernels.values())
+        yield {"width": width, "kernel": "all", "device_busy": busy[0], "ms_a_step": 1000 * whole / trainer.together}
+        for name, seconds in sorted(kernels.items(), key=lambda item: -item[1])[:KERNELS]:
+            yield {"width": width, "kernel": name, "share": seconds / whole}
 
 
 def host(sizes: Sizes, finish: float):
     """Rates by the number of steps a dispatch."""
-    width, batch, precision = sizes.cases[0]
-    for together in (1, train.CHUNK, 5 * train.CHUNK) if sizes is REAL else (1,):
-        trainer = Trainer(16, width, batch, precision, sizes.faces, together)
-        yield {"steps_a_dispatch": together, "images_per_s": statistics.median(trainer.rate(sizes.seconds))}
+    numbers = (1, train.CHUNK, 5 * train.CHUNK) if sizes is REAL else (1,)
+    for trainer in compiled([Trainer(16, *sizes.cases[0], sizes.faces, together) for together in numbers]):
+        yield {"steps_a_dispatch": trainer.together, "images_per_s": statistics.median(trainer.rate(sizes.seconds))}
 
 
 def resume(sizes: Sizes, finish: float):
@@ -190,7 +231,7 @@ def resume(sizes: Sizes, finish: float):
     width, batch, precision = sizes.cases[0]
     states = []
     for over_host in (False, True):
-        trainer = Trainer(16, width, batch, precision, sizes.faces)
+        trainer = Trainer(16, width, batch, precision, sizes.faces).compile()
         trainer(1)
         if over_host:
             trainer.state = jax.device_put(jax.device_get(trainer.state), trainer.everywhere)
@@ -249,15 +290,15 @@ def students(given: argparse.Namespace, finish: float):
     """Trains the students in the time that is left, each a share of it."""
     accelerator = importlib.import_module("accelerator")
     names = list(given.train)
-    for number, name in enumerate(names):
+    for number, wanted in enumerate(names):
+        name, _, steps = wanted.partition(":")
+        steps = int(steps or 0)
         left = (finish - time.monotonic()) / (len(names) - number) - RESERVED * (not given.rehearse)
         config = accelerator.get_config(name)
         if given.rehearse:
             config.student.width, config.dis.batch = 0.0625, 16
-        trial = Trainer(config.views.resolution, config.student.width, config.dis.batch, config.student.dtype, 4096)
-        rate = min(trial.rate(0.5))
-        del trial
-        steps = int(left * rate / config.dis.batch) // train.CHUNK * train.CHUNK
+        if not steps:
+            steps = _affordable(config, left)
         if steps < train.CHUNK:
             yield {"student": name, "skipped": f"{left:.0f} seconds are too few"}
             continue
@@ -270,6 +311,13 @@ def students(given: argparse.Namespace, finish: float):
             "student": name, "steps": config.dis.steps, "batch": config.dis.batch, "seconds": time.monotonic() - start,
             **json.loads((workdir / "dis" / "metrics.json").read_text(encoding="utf-8")),
         }  # fmt: skip
+
+
+def _affordable(config, seconds: float) -> int:
+    """How many steps there is time for."""
+    case = config.views.resolution, config.student.width, config.dis.batch, config.student.dtype
+    rate = min(Trainer(*case, 4096).compile().rate(0.5))
+    return int(seconds * rate / config.dis.batch) // train.CHUNK * train.CHUNK
 
 
 def save_student(workdir: Path, folder: Path) -> None:
@@ -294,7 +342,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--minutes", type=float, default=9.0, help="for everything, default 9")
     add("--out", type=user_path, required=True)
     add("--packed", type=user_path, nargs="+", default=[], help="files of tools/pack_training_set.py")
-    add("--train", nargs="+", default=["gdrd-16-wide", "gdrd-8-wide"], help="students of configs/accelerator.py")
+    both = ["gdrd-16-wide", "gdrd-8-wide"]
+    add("--train", nargs="+", default=both, metavar="NAME[:STEPS]", help="students of configs/accelerator.py")
     add("--share", type=float, default=0.6, help="of the minutes that are kept for the students, default 0.6")
     add("--workdir", type=user_path, default=Path("runs/accelerator"), help="of the students' training")
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
