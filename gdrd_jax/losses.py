@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gdrd_jax import parallel
+from gdrd_jax import class_parallel, parallel
 from gdrd_jax.models.relation import normalise
 
 
@@ -27,15 +27,25 @@ def generative_loss(prediction: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def classification_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`L_cls` of Eq. 3: softmax cross-entropy of logits `[B, K]` with int labels `[B]`, the mean over those >= 0."""
+    """`L_cls` of Eq. 3: softmax cross-entropy, mean over the faces whose identity is known.
+
+    Args:
+      logits: `[B, K]` of the whole batch, of the classes that this device has (see `class_parallel`).
+      labels: int `[B]`, -1 for a face without identity.
+    """
+    entropy = -class_parallel.of_labels(class_parallel.log_softmax(logits), labels)
+    return _mean_of_known(entropy, labels)
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Share of the faces of known identity that are classified right; arguments as of `classification_loss`."""
+    largest = parallel.maximum(jax.lax.stop_gradient(logits.max(axis=-1)))
+    return _mean_of_known(class_parallel.of_labels(logits, labels) >= largest, labels)
+
+
+def _mean_of_known(values: jax.Array, labels: jax.Array) -> jax.Array:
     known = labels >= 0
-    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-    return mean_where(entropy, known)
-
-
-def mean_where(values: jax.Array, counted: jax.Array) -> jax.Array:
-    """Mean of `values` `[B]` over the faces that are `counted`, bool `[B]`; 0 if there is none."""
-    return parallel.total(jnp.sum(values * counted)) / jnp.maximum(parallel.total(counted.sum()), 1)
+    return parallel.mean(jnp.sum(values * known) / jnp.maximum(known.sum(), 1))
 
 
 def cosine_loss(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -79,14 +89,14 @@ def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature:
     """`L_kd` of Eq. 3: `T^2 KL(softmax(teacher / T) || softmax(student / T))`, mean over the batch.
 
     Args:
-      logits: the student's, `[B, K]`.
+      logits: the student's, `[B, K]` of the whole batch, of the classes that this device has (see `class_parallel`).
       teacher_logits: `[B, K]`, see `centre_logits`; receives no gradient.
       temperature: `T > 0`.
     """
-    teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
-    student = jax.nn.log_softmax(logits / temperature)
-    divergence = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
-    return temperature**2 * parallel.mean(jnp.mean(divergence))
+    teacher = class_parallel.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
+    student = class_parallel.log_softmax(logits / temperature)
+    divergence = parallel.total(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
+    return temperature**2 * jnp.mean(divergence)
 
 
 def centre_logits(embeddings: jax.Array, centres: jax.Array, scale: float) -> jax.Array:

@@ -93,6 +93,11 @@ def total(x):
     return jax.lax.psum(x, AXIS) if _mapped() else x
 
 
+def maximum(x):
+    """Largest over the devices; without gradient."""
+    return jax.lax.pmax(x, AXIS) if _mapped() else x
+
+
 def gathered(x: jax.Array) -> jax.Array:
     """`[b, ...]` of each device -> `[B, ...]` of the whole batch, the same on each."""
     return jax.lax.all_gather(x, AXIS, tiled=True) if _mapped() else x

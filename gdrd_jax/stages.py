@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gdrd_jax import losses, parallel
+from gdrd_jax import class_parallel, losses, parallel
 from gdrd_jax.data.random_degradation import RandomDegradation
 from gdrd_jax.models.relation import RelationCritic, normalise
 from gdrd_jax.models.student import Backbone, Student
@@ -142,9 +142,14 @@ class Dis(nnx.Module):
         identities, dim = centres.shape
         self.frozen = () if end_to_end else ("backbone",)
         self.backbone, self.head = student.backbone, student.head
+        self.classes = identities
         self.classifier = nnx.Linear(dim, identities, rngs=rngs) if weights["cls"] or weights["kd"] else None
+        if self.classifier:
+            class_parallel.divide(self.classifier.kernel, axis=1)
+            class_parallel.divide(self.classifier.bias, axis=0)
         self.critic = RelationCritic(dim, rngs=rngs) if weights["rcd"] else None
         self.centres = Fixed(jnp.asarray(centres))
+        class_parallel.divide(self.centres, axis=0)
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.temperature, self.teacher_scale = temperature, teacher_scale
         self.tau, self.positive, self.pairs = tau, positive, pairs
@@ -164,13 +169,14 @@ class Dis(nnx.Module):
         teacher = normalise(batch["discriminative"].astype(jnp.float32))
         terms, more = {}, {}
         if self.classifier:
-            logits = self.classifier(embedding)
-            right = jnp.argmax(logits, axis=-1) == batch["label"]
-            more["train_accuracy"] = losses.mean_where(right, batch["label"] >= 0)
+            logits = class_parallel.own_logits(self.classifier(parallel.gathered(embedding)), self.classes)
+            labels = parallel.gathered(batch["label"])
+            more["train_accuracy"] = losses.accuracy(logits, labels)
         if "cls" in self.weights:
-            terms["cls"] = losses.classification_loss(logits, batch["label"])
+            terms["cls"] = losses.classification_loss(logits, labels)
         if "kd" in self.weights:
-            teacher_logits = losses.centre_logits(teacher, self.centres[...], self.teacher_scale)
+            teacher_logits = losses.centre_logits(parallel.gathered(teacher), self.centres[...], self.teacher_scale)
+            teacher_logits = class_parallel.own_logits(teacher_logits, self.classes)
             terms["kd"] = losses.distillation_loss(logits, teacher_logits, self.temperature)
         if "rcd" in self.weights:
             terms["rcd"] = self._relational_loss(teacher, embedding, batch["label"], key)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gdrd_jax import parallel
+from gdrd_jax import class_parallel, parallel
 from gdrd_jax.checkpoints import Checkpoints
 from gdrd_jax.data import dataset as feeding
 from gdrd_jax.data.dataset import Dataset
@@ -95,7 +95,7 @@ class Schedule:
         else:
             descent = optax.sgd(self.rate(), momentum=self.momentum, nesterov=True)
             steps = [optax.add_decayed_weights(self.weight_decay), descent]
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), *steps)
+        return optax.chain(class_parallel.clip_by_global_norm(self.clip_norm), *steps)
 
 
 def split(stage: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -121,7 +121,8 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
     Returns:
       `run(state, resident, chosen, steps) -> (state, metrics)`: `state` is that of `begin` and is donated;
       `chosen` and `resident` as of `data.dataset` (`{}` for the latter where `chosen` has the contents); `steps` int
-      `[K]`; each metric is float32 `[K]`. State, `resident` and metrics are the same on all devices.
+      `[K]`; each metric is float32 `[K]`. State, `resident` and metrics are the same on all devices, but for what
+      `class_parallel` divides.
     """
     optimiser, shift = schedule.update(), schedule.shift
 
@@ -155,9 +156,15 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
             several.append(metrics)
         return state, jax.tree.map(lambda *values: jnp.stack(values), *several)
 
-    everywhere, shared = PartitionSpec(), PartitionSpec(None, parallel.AXIS)
-    mapped = jax.shard_map(run, mesh=mesh, in_specs=(everywhere, everywhere, shared, everywhere), out_specs=everywhere)
-    return jax.jit(mapped, donate_argnums=0, compiler_options=OPTIONS.get(jax.default_backend()))
+    def on_all_devices(state, resident, chosen, steps):
+        everywhere, shared = PartitionSpec(), PartitionSpec(None, parallel.AXIS)
+        specs = class_parallel.partition_specs(state)
+        mapped = jax.shard_map(
+            run, mesh=mesh, in_specs=(specs, everywhere, shared, everywhere), out_specs=(specs, everywhere)
+        )
+        return mapped(state, resident, chosen, steps)
+
+    return jax.jit(on_all_devices, donate_argnums=0, compiler_options=OPTIONS.get(jax.default_backend()))
 
 
 def _towards(share: jax.Array, average: jax.Array, value: jax.Array) -> jax.Array:
@@ -172,7 +179,7 @@ def begin(params: nnx.State, rest: nnx.State, schedule: Schedule) -> tuple:
 
 def kept(state: tuple) -> tuple:
     """`(parameters, rest)` of a state that are evaluated and kept."""
-    return jax.device_get(state[3] or state[:2])
+    return state[3] or state[:2]
 
 
 def _contents(resident: feeding.Chosen, chosen: feeding.Chosen) -> feeding.Chosen:
@@ -237,7 +244,7 @@ def fit(
         done = int(done)
         if done:
             LOG.info("%s: goes on after step %d of %d", name, done, schedule.steps)
-        state = jax.device_put(saved, NamedSharding(mesh, PartitionSpec()))
+        state = class_parallel.to_devices(saved, mesh)
         log = None
         if first:
             stack.enter_context(logging_redirect_tqdm())  # a message has a line of its own
@@ -256,34 +263,36 @@ def fit(
 
         dispatches = _dispatches(done, schedule.steps)
         fed = feeding.batches(dataset, dispatches, mesh, on_device=on_device, seed=seed, batch=schedule.batch)
-        before, stop, told = None, 0, parallel.LargestBefore()
+        before, stop, told, asked = None, 0, parallel.LargestBefore(), False
         for steps, rows, chosen in fed:
             state, metrics = run(state, resident, chosen, np.arange(steps.start, steps.stop))
             trace.dispatched(metrics)
             if before:  # looked at while the device is busy with the next
                 last = look(*before)
             before, done = (steps, rows, metrics), steps.stop
-            stop = told(signals.received)
+            # All processes save at the same step, for which each of them is needed.
+            asked = bool(first and not asked and checkpoints.due())
+            stop, due = divmod(told(2 * signals.received + asked), 2)
+            asked = asked and not due
             finished = done == schedule.steps
             passed = evaluate_every and done // evaluate_every > steps.start // evaluate_every
             evaluating = evaluate and (finished or passed)
-            if not (first and (finished or stop or evaluating or checkpoints.due())) and not stop:
+            if not (finished or stop or evaluating or due):
                 continue
             last, before = look(*before), None
+            host = class_parallel.to_host(state)
             if first:
                 if finished:
                     log.finish_line(done)
                 if evaluating:
-                    nnx.update(stage, *kept(state))
+                    nnx.update(stage, *kept(host))
                     stage.eval()
                     if found := evaluate(stage, done):
                         log.write(done, found)
                         LOG.info("%s: step %d: %s", name, done, ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
                         last |= found if finished else {}
                     split(stage)
-                checkpoints.save(
-                    done, jax.device_get(state), {"last": last, "pending": list(log.pending)}
-                )  # written later
+                checkpoints.save(done, host, {"last": last, "pending": list(log.pending)})  # written later
             if stop:
                 break
         if before:
@@ -292,7 +301,7 @@ def fit(
     stop = parallel.largest(max(stop, signals.received))
     if stop:
         raise Interrupted(f"{name} at step {done} of {schedule.steps}", stop)
-    nnx.update(stage, *kept(state))
+    nnx.update(stage, *kept(class_parallel.to_host(state)))
     return last
 
 

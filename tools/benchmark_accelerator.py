@@ -39,12 +39,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
 
 import benchmark_train  # noqa: E402
-from benchmark_train import peak, table, timed  # noqa: E402
+from benchmark_train import Training, peak, table, timed  # noqa: E402
 
 from gdrd_jax import parallel, pipeline, sources, train  # noqa: E402
 from gdrd_jax.command_line import guarded  # noqa: E402
 from gdrd_jax.config import TERMS  # noqa: E402
-from gdrd_jax.data.loader import batch_rows  # noqa: E402
 from gdrd_jax.errors import first_line  # noqa: E402
 from gdrd_jax.files import user_path, write_json, write_text  # noqa: E402
 from gdrd_jax.models.student import Student, embed  # noqa: E402
@@ -85,85 +84,40 @@ REAL = Sizes(
 SMALL = Sizes(256, ((0.0625, 16, "float32"),), ((0.0625, 16, "float32"),), 0.2)
 
 
-class Trainer:
-    """Robust training on synthetic faces in the device's memory; a call trains so many dispatches."""
-
-    def __init__(self, resolution: int, width: float, batch: int, precision: str, faces: int, together: int = 0):
-        accelerator = importlib.import_module("accelerator")
-        config = accelerator.get_config("gdrd-16")
-        config.views.resolution, config.student.width = resolution, width
-        config.dis.batch = batch
-        rng = np.random.default_rng(0)
-        few = rng.integers(256, size=(1024, 1, 3 * resolution, 3 * resolution, 3), dtype=np.uint8)
-        data = {
-            "label": np.full(faces, -1, np.int32), "small": np.resize(few, (faces, *few.shape[1:])),
-            "discriminative": np.float16(np.resize(rng.normal(size=(1024, 1, DIM)), (faces, 1, DIM))),
-        }  # fmt: skip
-        student = Student(
-            resolution=resolution, width=width, hidden=(), embedding_dim=DIM, dtype=precision, rngs=nnx.Rngs(SEED)
-        )
-        dis = config.dis
-        stage = Dis(
-            student, np.zeros((1, DIM), np.float32), weights={name: dis[name] for name in TERMS},
-            temperature=dis.temperature, teacher_scale=dis.teacher_scale, tau=dis.tau, positive=dis.positive,
-            pairs=dis.pairs, end_to_end=True, rngs=nnx.Rngs(SEED), degradation=sources.degradation(config), flip=True,
-            nce_scale=dis.nce_scale,
-        )  # fmt: skip
-        on_cpu = jax.default_backend() == "cpu"
-        self.schedule, self.batch, self.faces, self.done = train.Schedule.of(dis), batch, faces, 0
-        self.together = together or (1 if on_cpu else train.CHUNK)
-        mesh = parallel.mesh()
-        self.everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        graphdef, params, rest = train.split(stage)
-        self.run = train.make_run(graphdef, self.schedule, mesh, seed=SEED, loop=not on_cpu)
-        self.state = jax.device_put(train.begin(params, rest, self.schedule), self.everywhere)
-        self.data = jax.device_put(data, self.everywhere)
-
-    def compile(self) -> "Trainer":
-        """Compiles ahead of the first call."""
-        zeros = np.zeros((self.together, self.batch), np.int32)
-        chosen, steps = {"rows": zeros, "views": zeros}, np.zeros(self.together, np.int32)
-        lowered = self.run.lower(self.state, self.data, chosen, steps)
-        # Of a loop XLA counts one turn.
-        self.flops = lowered.cost_analysis()["flops"] / self.batch
-        self.run = lowered.compile()
-        return self
-
-    def __call__(self, dispatches: int) -> np.ndarray:
-        """Losses of all steps."""
-        found = []
-        for _ in range(dispatches):
-            steps = np.arange(self.done, self.done + self.together, dtype=np.int32)
-            rows, views = batch_rows(SEED, range(self.done, self.done + self.together), self.batch, self.faces, 1)
-            self.state, metrics = self.run(self.state, self.data, {"rows": rows, "views": views}, steps)
-            found.append(metrics["loss"])
-            self.done += self.together
-        jax.block_until_ready(self.state)
-        return np.concatenate([np.asarray(losses) for losses in found])
-
-    def memory(self) -> int:
-        """Bytes that the program needs beside its arguments, and these."""
-        needed = self.run.memory_analysis()
-        return needed.temp_size_in_bytes + needed.argument_size_in_bytes
-
-    def rate(self, seconds: float) -> list[float]:
-        """Images a second, several times."""
-        self(1)
-        count = max(1, round(seconds / max(timed(lambda: self(1)), 1e-4)))
-        images = count * self.together * self.batch
-        return [images / timed(lambda: self(count)) for _ in range(REPEATS)]
+def robust_training(resolution: int, width: float, batch: int, precision: str, faces: int, together: int = 0):
+    """Training of a student as configs/accelerator.py does it, on synthetic faces."""
+    config = importlib.import_module("accelerator").get_config("gdrd-16")
+    config.views.resolution, config.student.width = resolution, width
+    config.dis.batch = batch
+    rng = np.random.default_rng(0)
+    few = rng.integers(256, size=(1024, 1, 3 * resolution, 3 * resolution, 3), dtype=np.uint8)
+    data = {
+        "label": np.full(faces, -1, np.int32), "small": np.resize(few, (faces, *few.shape[1:])),
+        "discriminative": np.float16(np.resize(rng.normal(size=(1024, 1, DIM)), (faces, 1, DIM))),
+    }  # fmt: skip
+    student = Student(
+        resolution=resolution, width=width, hidden=(), embedding_dim=DIM, dtype=precision, rngs=nnx.Rngs(SEED)
+    )
+    dis = config.dis
+    stage = Dis(
+        student, np.zeros((1, DIM), np.float32), weights={name: dis[name] for name in TERMS},
+        temperature=dis.temperature, teacher_scale=dis.teacher_scale, tau=dis.tau, positive=dis.positive,
+        pairs=dis.pairs, end_to_end=True, rngs=nnx.Rngs(SEED), degradation=sources.degradation(config), flip=True,
+        nce_scale=dis.nce_scale,
+    )  # fmt: skip
+    return Training(stage, data, train.Schedule.of(dis), jax.device_count(), together)
 
 
-def compiled(trainers: list[Trainer]) -> list[Trainer]:
+def compiled(trainings: list[Training]) -> list[Training]:
     """Compiles several at the same time."""
     with ThreadPoolExecutor(COMPILING) as pool:
-        return [*pool.map(Trainer.compile, trainers)]
+        return [*pool.map(Training.compile, trainings)]
 
 
 def device(sizes: Sizes, finish: float) -> list[dict]:
     """Matrix product and copy."""
-    big = jnp.ones((64 if sizes is SMALL else 2048) * 2**20, jnp.uint8)
-    copy = jax.jit(lambda x: x + jnp.uint8(1))
+    big = jnp.ones((16 if sizes is SMALL else 512) * 2**20, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
     jax.block_until_ready(copy(big))
     seconds = min(timed(lambda: jax.block_until_ready(copy(big))) for _ in range(10))
     kinds = {kind: peak(kind) / 1e12 for kind in ("bfloat16", "float32")}
@@ -180,41 +134,41 @@ def training(sizes: Sizes, finish: float):
     cases = [(16, *case) for case in sizes.cases[:2]] + [(8, *case) for case in sizes.cases[:2]]
     cases += [(16, *case) for case in sizes.cases[2:]]
     start = time.perf_counter()
-    first = Trainer(*cases[0], sizes.faces).compile()
+    first = robust_training(*cases[0], sizes.faces).compile()
     first(1)
     seconds = time.perf_counter() - start  # the others are compiled at the same time, which would tell nothing
-    trainers = [first, *compiled([Trainer(*case, sizes.faces) for case in cases[1:]])]
-    for case, trainer in zip(cases, trainers):
+    trainings = [first, *compiled([robust_training(*case, sizes.faces) for case in cases[1:]])]
+    for case, training in zip(cases, trainings):
         if time.monotonic() > finish:
             return
         precision = case[-1]
         peaks.setdefault(precision, peak(precision))
-        rates = trainer.rate(sizes.seconds)
+        rates, flops = training.rates(sizes.seconds, REPEATS), training.flops()
         middle = statistics.median(rates)
         yield {
             **dict(zip(("pixels", "width", "batch", "precision"), case)),
             "images_per_s": middle, "lowest": min(rates), "highest": max(rates),
-            "share_of_matmul": trainer.flops * middle / peaks[precision], "gflops_an_image": trainer.flops / 1e9,
-            "seconds_to_first_step": seconds if trainer is first else "", "seconds_for_webface": WEBFACE / middle,
-            "megabytes_of_program": trainer.memory() / 1e6,
+            "share_of_matmul": flops * middle / peaks[precision], "gflops_an_image": flops / 1e9,
+            "seconds_to_first_step": seconds if training is first else "", "seconds_for_webface": WEBFACE / middle,
+            "gib_in_use": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**30,
         }  # fmt: skip
 
 
 def trace(sizes: Sizes, finish: float):
     """Where the time of a dispatch goes, by kernel; the profile stays in `trace`."""
     for width in dict.fromkeys(width for width, _, _ in sizes.cases):
-        trainer = Trainer(16, width, *sizes.cases[0][1:], sizes.faces).compile()
-        trainer(2)
+        training = robust_training(16, width, *sizes.cases[0][1:], sizes.faces).compile()
+        training(2)
         with tempfile.TemporaryDirectory() as folder:
             with jax.profiler.trace(folder):
-                trainer(1)
+                training(1)
             busy = busy_share(Path(folder))
             if not busy:
                 yield {"skipped": "the profile has nothing of the device"}
                 return
             kernels = kernel_seconds(Path(folder))
         whole = sum(kernels.values())
-        yield {"width": width, "kernel": "all", "device_busy": busy[0], "ms_a_step": 1000 * whole / trainer.together}
+        yield {"width": width, "kernel": "all", "device_busy": busy[0], "ms_a_step": 1000 * whole / training.together}
         for name, seconds in sorted(kernels.items(), key=lambda item: -item[1])[:KERNELS]:
             yield {"width": width, "kernel": name, "share": seconds / whole}
 
@@ -222,8 +176,9 @@ def trace(sizes: Sizes, finish: float):
 def host(sizes: Sizes, finish: float):
     """Rates by the number of steps a dispatch."""
     numbers = (1, train.CHUNK, 5 * train.CHUNK) if sizes is REAL else (1,)
-    for trainer in compiled([Trainer(16, *sizes.cases[0], sizes.faces, together) for together in numbers]):
-        yield {"steps_a_dispatch": trainer.together, "images_per_s": statistics.median(trainer.rate(sizes.seconds))}
+    for training in compiled([robust_training(16, *sizes.cases[0], sizes.faces, together) for together in numbers]):
+        rates = training.rates(sizes.seconds, REPEATS)
+        yield {"steps_a_dispatch": training.together, "images_per_s": statistics.median(rates)}
 
 
 def resume(sizes: Sizes, finish: float):
@@ -231,14 +186,14 @@ def resume(sizes: Sizes, finish: float):
     width, batch, precision = sizes.cases[0]
     states = []
     for over_host in (False, True):
-        trainer = Trainer(16, width, batch, precision, sizes.faces).compile()
-        trainer(1)
+        training = robust_training(16, width, batch, precision, sizes.faces)
+        training(1)
         if over_host:
-            trainer.state = jax.device_put(jax.device_get(trainer.state), trainer.everywhere)
-        trainer(1)
-        states.append(jax.tree.leaves(jax.device_get(trainer.state)))
+            training.to_host_and_back()
+        training(1)
+        states.append(jax.tree.leaves(jax.device_get(training.state)))
     same = all(np.array_equal(a, b) for a, b in zip(*states))
-    yield {"steps": 2 * trainer.together, "same_bits": same}
+    yield {"steps": 2 * training.together, "same_bits": same}
 
 
 def inference(sizes: Sizes, finish: float):
@@ -260,14 +215,11 @@ def inference(sizes: Sizes, finish: float):
             for batch in (1, 1024 if sizes is REAL else 16):
                 faces = np.random.default_rng(0).integers(256, size=(batch, 16, 16, 3), dtype=np.uint8)
                 form(faces)
-                seconds = statistics.median(timed(lambda: form(faces)) for _ in range(20))
+                repeats = 3 if batch > 1 and name != "jax" else 20
+                seconds = statistics.median(timed(lambda: form(faces)) for _ in range(repeats))
                 yield {
-                    "form": name,
-                    "width": width,
-                    "batch": batch,
-                    "ms": 1000 * seconds,
-                    "faces_per_s": batch / seconds,
-                }
+                    "form": name, "width": width, "batch": batch, "ms": 1000 * seconds, "faces_per_s": batch / seconds,
+                }  # fmt: skip
 
 
 def pytorch(sizes: Sizes, finish: float):
@@ -316,7 +268,7 @@ def students(given: argparse.Namespace, finish: float):
 def _affordable(config, seconds: float) -> int:
     """How many steps there is time for."""
     case = config.views.resolution, config.student.width, config.dis.batch, config.student.dtype
-    rate = min(Trainer(*case, 4096).compile().rate(0.5))
+    rate = min(robust_training(*case, 4096).rates(0.5, 3))
     return int(seconds * rate / config.dis.batch) // train.CHUNK * train.CHUNK
 
 

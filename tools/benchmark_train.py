@@ -10,6 +10,7 @@ three steps from the same weights.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -21,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gdrd_jax import class_parallel, losses, outputs, parallel, train
 from gdrd_jax import config as settings
-from gdrd_jax import losses, outputs, train
 from gdrd_jax.command_line import guarded
 from gdrd_jax.data.loader import batch_rows
 from gdrd_jax.errors import GdrdError, require
@@ -72,37 +73,76 @@ def schedule(stage: str) -> train.Schedule:
     return train.Schedule.of(settings.paper()[stage])
 
 
-class Ours:
-    """Our training on some devices: call it to train so many dispatches."""
+class Training:
+    """Training on data in the devices' memory; a call trains so many dispatches.
 
-    def __init__(self, stage: str, data: dict, args, batch: int, devices: int = 1):
-        self.mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        self.everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        graphdef, params, rest = train.split(make_stage(stage, args.width, args.precision))
+    Args:
+      stage: see `gdrd_jax.stages`.
+      data: arrays `[N]` or `[N, views, ...]`, as the stage's batches have them.
+      plan: see `train.Schedule`.
+      devices: how many share a batch.
+      together: steps of a dispatch; 0 is what `train.fit` takes.
+    """
+
+    def __init__(self, stage: nnx.Module, data: dict, plan: train.Schedule, devices: int = 1, together: int = 0):
         on_cpu = jax.default_backend() == "cpu"
-        self.together = 1 if on_cpu else train.CHUNK
-        self.run = train.make_run(graphdef, schedule(stage), self.mesh, seed=SEED, loop=not on_cpu)
-        self.state = jax.device_put(train.begin(params, rest, schedule(stage)), self.everywhere)
-        self.data = jax.device_put(data, self.everywhere)
-        self.batch, self.done = batch, 0
+        mesh = jax.make_mesh((devices,), (parallel.AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+        self.graphdef, params, rest = train.split(stage)
+        self.plan, self.batch, self.done = plan, plan.batch, 0
+        self.together = together or (1 if on_cpu else train.CHUNK)
+        self.run = train.make_run(self.graphdef, plan, mesh, seed=SEED, loop=not on_cpu)
+        self.mesh, self.state = mesh, class_parallel.to_devices(train.begin(params, rest, plan), mesh)
+        self.data = jax.device_put(data, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+        self.views = max(a.shape[1] for name, a in data.items() if name != "label")
 
-    def __call__(self, dispatches: int) -> list[float]:
+    def compile(self) -> "Training":
+        """Compiles ahead of the first call."""
+        self.run = self.run.lower(self.state, self.data, *_nothing_chosen(self.together, self.batch)).compile()
+        return self
+
+    def __call__(self, dispatches: int) -> np.ndarray:
+        """Losses of all steps."""
         found = []
         for _ in range(dispatches):
             steps = range(self.done, self.done + self.together)
-            rows, views = batch_rows(SEED, steps, self.batch, len(self.data["label"]), self.data["lr"].shape[1])
-            arguments = self.data, {"rows": rows, "views": views}, np.arange(steps.start, steps.stop)
-            self.state, metrics = self.run(self.state, *arguments)
+            rows, views = batch_rows(SEED, steps, self.batch, len(self.data["label"]), self.views)
+            numbers = np.arange(steps.start, steps.stop, dtype=np.int32)
+            self.state, metrics = self.run(self.state, self.data, {"rows": rows, "views": views}, numbers)
             found.append(metrics["loss"])
             self.done = steps.stop
         jax.block_until_ready(self.state)
-        return [float(loss) for losses in found for loss in losses]
+        return np.concatenate([np.asarray(losses) for losses in found])
+
+    def rates(self, seconds: float, repeats: int) -> list[float]:
+        """Images a second, several times."""
+        self(1)
+        count = max(1, round(seconds / max(timed(lambda: self(1)), 1e-4)))
+        images = count * self.together * self.batch
+        return [images / timed(lambda: self(count)) for _ in range(repeats)]
+
+    def to_host_and_back(self) -> None:
+        """Takes the state to the host's memory, as a checkpoint does."""
+        self.state = class_parallel.to_devices(class_parallel.to_host(self.state), self.mesh)
 
     def flops(self) -> float:
-        """Floating point operations an image, as XLA counts them before it optimises."""
-        rows = np.zeros((1, self.batch), np.int32)
-        arguments = self.state, self.data, {"rows": rows, "views": rows}, np.zeros(1, np.int32)
-        return self.run.lower(*arguments).cost_analysis()["flops"] * self.mesh.size / self.batch
+        """Floating point operations an image, as XLA counts them before it optimizes."""
+        # Lowered for a CPU, because the plugins of GPUs do not count.
+        mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:1]), parallel.AXIS)
+        run = train.make_run(self.graphdef, self.plan, mesh, seed=SEED, loop=False)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self.state, self.data))
+        return run.lower(*shapes, *_nothing_chosen(1, self.batch)).cost_analysis()["flops"] / self.batch
+
+
+def _nothing_chosen(steps: int, batch: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Arguments of a dispatch, for compiling."""
+    zeros = np.zeros((steps, batch), np.int32)
+    return {"rows": zeros, "views": zeros}, np.zeros(steps, np.int32)
+
+
+def ours(stage: str, data: dict, args, batch: int, devices: int = 1, together: int = 0) -> Training:
+    """The paper's training of a stage."""
+    plan = dataclasses.replace(schedule(stage), batch=batch)
+    return Training(make_stage(stage, args.width, args.precision), data, plan, devices, together)
 
 
 class Theirs:
@@ -182,12 +222,11 @@ def check_same(stage: str, data: dict, args, batch: int) -> float:
     allowed = ~np.eye(batch, dtype=bool)
     keys = [jax.random.fold_in(jax.random.key(SEED), step) for step in range(CHECKED)]
     picks = [np.array(losses._pick(key, allowed, 0, batch)) for key in keys]
-    ours = Ours(stage, data, args, batch)
-    ours.together = 1
-    mine, other = ours(CHECKED), Theirs(stage, data, args, batch, compiled=False)(CHECKED, picks)
-    difference = float(np.max(np.abs(np.array(mine) / np.array(other) - 1)))
+    mine = ours(stage, data, args, batch, together=1)(CHECKED)
+    other = Theirs(stage, data, args, batch, compiled=False)(CHECKED, picks)
+    difference = float(np.max(np.abs(mine / np.array(other) - 1)))
     if not difference < 1e-3:
-        raise GdrdError(f"stage {stage}: our losses {mine} are not PyTorch's {other}")
+        raise GdrdError(f"stage {stage}: our losses {mine.tolist()} are not PyTorch's {other}")
     return difference
 
 
@@ -210,11 +249,9 @@ def timed(work) -> float:
 def race(stage: str, args, batch: int) -> list[dict]:
     """One row a contender."""
     data = synthetic(stage, args.faces, args.width)
-    entries = {"gdrd_jax": Ours(stage, data, args, batch)}
-    flops, row = (
-        entries["gdrd_jax"].flops(),
-        {"stage": stage, "width": args.width, "batch": batch, "precision": args.precision},
-    )
+    entries = {"gdrd_jax": ours(stage, data, args, batch)}
+    flops = entries["gdrd_jax"].flops()
+    row = {"stage": stage, "width": args.width, "batch": batch, "precision": args.precision}
     if not args.alone:
         row["loss_difference"] = check_same(stage, data, args, batch)
         entries["PyTorch eager"] = Theirs(stage, data, args, batch, compiled=False)
@@ -233,7 +270,7 @@ def race(stage: str, args, batch: int) -> list[dict]:
     best, rows = statistics.median(peaks), []
     for name, found in rates.items():
         middle = statistics.median(found)
-        ratios = [ours / other for ours, other in zip(rates["gdrd_jax"], found)]
+        ratios = [mine / other for mine, other in zip(rates["gdrd_jax"], found)]
         rows.append({
             **row, "contender": name, "images_per_second": middle, "lowest": min(found), "highest": max(found),
             "share_of_peak": flops * middle / best,
@@ -256,10 +293,9 @@ def sweep(args, batch: int) -> list[dict]:
                 rows.append({**row, "skipped": f"needs more than {args.gib} GiB"})
                 continue
             start = time.perf_counter()
-            ours = Ours("dis", data, args, batch, devices)
-            ours(1)
-            ready, count = time.perf_counter() - start, max(1, round(SECONDS / timed(lambda: ours(1))))
-            found = [count * ours.together * batch / timed(lambda: ours(count)) for _ in range(args.repeats)]
+            training = ours("dis", data, args, batch, devices)
+            training(1)
+            ready, found = time.perf_counter() - start, training.rates(SECONDS, args.repeats)
             rows.append({
                 **row, "images_per_second": statistics.median(found), "lowest": min(found), "highest": max(found),
                 "seconds_to_first_step": ready, "epoch_seconds": faces / statistics.median(found),

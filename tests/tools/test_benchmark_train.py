@@ -66,7 +66,7 @@ def test_operations_are_those_of_the_convolutions_and_products(tool):
     rest = 4 * macs(16, 1, 128, 128) + macs(16, 2, 128, 256) + 3 * macs(8, 1, 256, 256)
     rest += macs(8, 2, 256, 512) + 3 * macs(4, 1, 512, 512) + shortcuts
     # Forward, the input's and the weights' gradients; pixels have none. A few per cent are not products.
-    assert benchmark.Ours("gen", data, args, 4).flops() == pytest.approx(2 * (3 * rest + 2 * stem), rel=0.04)
+    assert benchmark.ours("gen", data, args, 4).flops() == pytest.approx(2 * (3 * rest + 2 * stem), rel=0.04)
 
 
 def test_sizes_are_swept(tool):
