@@ -22,6 +22,8 @@ from gdrd_jax.serving.images import Image
 from gdrd_jax.serving.thresholds import Thresholds
 from gdrd_jax.sources import YUNET
 
+# Whatever a student was trained in: on CPUs bfloat16 is slow, and exported files compute in float32.
+INFERENCE = {"dtype": "float32"}
 BATCH = 128
 BATCHES = (1, 16, BATCH)  # what is embedded at once is filled up to one of these, each compiled once
 FAR = 1e-3
@@ -87,7 +89,7 @@ class Recognizer:
         if (directory / bundle.MANIFEST).exists():
             return cls._exported(directory, detector)
         description = describe_student(directory)
-        student = unset_student(description["student"])
+        student = unset_student(description["student"] | INFERENCE)
         load_weights(student, directory)
         student.eval()
         return cls(student, description["kernel"], detector=detector, teacher=description.get("teacher"))
@@ -98,7 +100,7 @@ class Recognizer:
 
         manifest = bundle.read(folder)
         try:
-            student = unset_student(manifest["student"])
+            student = unset_student(manifest["student"] | INFERENCE)
             thresholds, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
         except (TypeError, ValueError, AttributeError) as error:
             raise GdrdError(f"{folder / bundle.MANIFEST} describes no student that this version knows") from error

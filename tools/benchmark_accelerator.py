@@ -53,6 +53,7 @@ from gdrd_jax.profiling import busy_share, kernel_seconds  # noqa: E402
 from gdrd_jax.ranks import ALONE  # noqa: E402
 from gdrd_jax.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.serving import bundle, networks  # noqa: E402
+from gdrd_jax.serving.export import without_folders  # noqa: E402
 from gdrd_jax.stages import Dis  # noqa: E402
 
 WEBFACE = 494_414  # faces of the paper's training set
@@ -284,7 +285,8 @@ def save_student(workdir: Path, folder: Path) -> None:
         description["student"], recognizer.kernel, recognizer.fingerprint(), None, [folder / bundle.WEIGHTS],
         recognizer.teacher,
     )  # fmt: skip
-    write_json(folder / bundle.MANIFEST, manifest | {"training": config, "best_at_step": None, "evaluations": []})
+    about = {"training": without_folders(config), "best_at_step": None, "evaluations": []}
+    write_json(folder / bundle.MANIFEST, manifest | about)
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

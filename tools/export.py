@@ -38,6 +38,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--half", action="store_true", help="weights in float16")
     add("--teacher", default="", metavar="T", help="the student's teacher, FILE.onnx: thresholds for galleries of it")
     add("--evaluation", nargs="+", default=[], type=user_path, metavar="E", help="results of evaluate.py, for the card")
+    add("--license", default="", metavar="TEXT", help="terms of use, for the card and the files")
     add("--beside", action="append", default=[], metavar="M", help="another recogniser for the table: FILE.onnx[:PREP]")
     return parser.parse_args(argv)
 
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> int:
             Settings(
                 given.student, which, tuple(given.format), given.calibration, given.lfw, given.pairs,
                 tuple(given.beside), given.half, given.teacher, tuple(given.evaluation),
+                given.license,
             ),
             given.folder,
         )  # fmt: skip

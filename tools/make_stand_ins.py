@@ -4,12 +4,13 @@
 
 writes stand_ins/tinyface (LFW people with two or more images, shrunk to 14-28 pixels; people without a pair as
 distractors), stand_ins/uccs (LFW people with ten or more images, every fourth for testing) and stand_ins/ar (the
-130 faces of 10 people of AR10P, enlarged from 60x40 grey pixels and placed on InsightFace's template). They prove
+faces of AR10P, 10 people, or of ar_ii.mat, 99 people, enlarged and placed on InsightFace's template). They prove
 that the protocols run and show what to expect; their figures are not those of the benchmarks, and everything that
 is made from them says so (STAND_IN.txt).
 """
 
 import argparse
+import dataclasses
 import shutil
 import sys
 from collections import defaultdict
@@ -32,9 +33,9 @@ from gdrd_jax.outputs import claim_folder
 
 MANY, EVERY = 10, 4  # images of a person of the closed set; every so many is tested
 TINY = (14, 28)
-AR_SHAPE, AR_IMAGES = (60, 40), 13
-# Eyes and middle of the mouth in AR10P's mean face, measured by eye, and where the template has them.
-AR_POINTS = np.float32([[10.4, 23.2], [29.7, 23.2], [20.0, 43.0]])
+# Eyes and middle of the mouth in the mean face of either file, measured by eye, and where the template has them.
+AR10P_POINTS = np.float32([[10.4, 23.2], [29.7, 23.2], [20.0, 43.0]])
+AR_II_POINTS = np.float32([[10.7, 23.0], [32.0, 23.0], [21.5, 44.7]])
 TEMPLATE_POINTS = np.float32([[38.3, 51.7], [73.5, 51.5], [56.1, 92.3]])
 
 
@@ -96,33 +97,59 @@ def uccs(lfw: Faces, out: Path) -> None:
                 path.write_bytes(lfw.read(row))
 
 
-def ar10p(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """AR10P's pictures, uint8 `[N, 60, 40]`, and whose they are.
+@dataclasses.dataclass(frozen=True)
+class ArPictures:
+    """Pictures of AR from a .mat file.
+
+    Attributes:
+      pictures: grey, uint8 `[N, H, W]`.
+      people: int `[N]`.
+      numbers: of the condition, AR's 1 to 26, of each picture of a person in turn.
+      points: of the template, float32 `[3, 2]`, in these pictures.
+      about: what they are.
+    """
+
+    pictures: np.ndarray
+    people: np.ndarray
+    numbers: tuple[int, ...]
+    points: np.ndarray
+    about: str
+
+
+def ar_pictures(path: Path) -> ArPictures:
+    """Reads AR10P (10 people, session 1) or AR II (99 people, both sessions without what covers the face).
 
     Raises:
-      GdrdError: the file is not AR10P.
+      GdrdError: the file is neither.
     """
     try:
         content = scipy.io.loadmat(path)
-        pictures = content["fea"].reshape(-1, *AR_SHAPE[::-1]).transpose(0, 2, 1).astype(np.uint8)
-        people = content["gnd"].ravel()
+        if "fea" in content:
+            pictures, people = content["fea"].reshape(-1, 40, 60).transpose(0, 2, 1), content["gnd"].ravel()
+            about = "AR10P, 10 people of session 1 only, grey, enlarged from 60x40 pixels"
+            numbers, points = (*range(1, 14),), AR10P_POINTS
+        else:
+            pictures, people = content["x"].transpose(2, 0, 1), content["label"].ravel()
+            about = "99 people of both sessions, expressions and illumination only, grey, enlarged from 60x43 pixels"
+            numbers, points = (*range(1, 8), *range(14, 21)), AR_II_POINTS
     except Exception as error:  # scipy raises whatever its parser met
-        raise GdrdError(f"{path} is not AR10P ({error})") from error
+        raise GdrdError(f"{path} is neither AR10P nor AR II ({error})") from error
     for person, count in zip(*np.unique(people, return_counts=True)):
-        if count != AR_IMAGES:
-            raise GdrdError(f"{path}: person {person} has {count} pictures, AR10P has {AR_IMAGES} of each")
-    return pictures, people
+        if count != len(numbers):
+            raise GdrdError(f"{path}: person {person} has {count} pictures, and it should be {len(numbers)} of each")
+    return ArPictures(pictures.astype(np.uint8), people.astype(int), numbers, points, about)
 
 
-def ar(pictures: np.ndarray, people: np.ndarray, out: Path) -> None:
-    """AR10P's rows, each a grey picture column by column, under AR's names (all "m": it does not say who is who)."""
-    begin(out, "AR stand-in: AR10P, 10 people of session 1 only, grey, enlarged from 60x40 pixels.")
-    placed, _ = cv2.estimateAffinePartial2D(AR_POINTS, TEMPLATE_POINTS, method=cv2.LMEDS)
-    for person in np.unique(people):
-        for number, row in enumerate(np.flatnonzero(people == person), 1):
+def ar(found: ArPictures, out: Path) -> None:
+    """Writes them under AR's names (all "m": the files do not say who is a man)."""
+    begin(out, f"AR stand-in: {found.about}.")
+    placed, _ = cv2.estimateAffinePartial2D(found.points, TEMPLATE_POINTS, method=cv2.LMEDS)
+    for person in np.unique(found.people):
+        for number, row in zip(found.numbers, np.flatnonzero(found.people == person)):
             face = cv2.warpAffine(
-                pictures[row], placed, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-            )
+                found.pictures[row], placed, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_CUBIC,
+                borderMode=cv2.BORDER_REPLICATE,
+            )  # fmt: skip
             save(out / f"m-{person:03d}-{number:02d}.png", cv2.cvtColor(face, cv2.COLOR_GRAY2RGB))
 
 
@@ -133,18 +160,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--distractors", type=user_path, required=True, help="aligned faces of other people: folder or tar"
     )
-    parser.add_argument("--ar", type=user_path, required=True, help="ar10p.mat")
+    parser.add_argument("--ar", type=user_path, required=True, help="ar10p.mat or ar_ii.mat")
     parser.add_argument("--out", type=user_path, required=True)
 
     def work() -> None:
         given = parser.parse_args(argv)
         for name in ("tinyface", "uccs", "ar"):
             claim_folder(given.out / name, "a stand-in", "--out")
-        pictures, people = ar10p(given.ar)
+        pictures = ar_pictures(given.ar)
         lfw, distractors = list_files(given.lfw), list_files(given.distractors)
         tinyface(lfw, distractors, given.out / "tinyface")
         uccs(lfw, given.out / "uccs")
-        ar(pictures, people, given.out / "ar")
+        ar(pictures, given.out / "ar")
 
     return guarded(work)
 

@@ -13,8 +13,8 @@ def text(manifest: dict) -> str:
     size = manifest["student"]["resolution"]
     sections = {
         f"Face recogniser for {size}x{size} pixels (GDRD)": _what(manifest),
-        "What it is for, and what not": _use(size),
-        "What it learnt from": _training(manifest["training"], manifest["best_at_step"]),
+        "What it is for, and what not": _use(size, {one["protocol"] for one in manifest["evaluations"]}),
+        "What it learnt from": _training(manifest),
         "What it reaches": _figures(manifest["proof"]) + _evaluations(manifest["evaluations"]),
         "Error rates": _errors(manifest),
         "Files": _files(manifest),
@@ -33,17 +33,19 @@ def _what(manifest: dict) -> str:
     )
 
 
-def _use(size: int) -> str:
+def _use(size: int, protocols: set[str]) -> str:
+    groups = "see the table of AR below" if "ar" in protocols else "which was not measured here"
     return (
         f"For research, and for ranking candidates whom a person then looks at. **A face of {size}x{size} pixels does "
         "not hold enough of a person to prove who it is**: the error rates below are high, they were measured on "
         "photographs reduced by a computer, and blur, noise, compression, angle, light and age make them worse in a "
-        "real camera. They also differ between groups of people, which was not measured here. Not for decisions about "
+        f"real camera. They also differ between groups of people, {groups}. Not for decisions about "
         "anybody without a person and other evidence, and not for finding people without a legal ground."
     )
 
 
-def _training(config: dict, step: int | None) -> str:
+def _training(manifest: dict) -> str:
+    config, step = manifest["training"], manifest["best_at_step"]
     if not config:
         return "Not known: it was exported from weights without the run's config."
     best = "" if step is None else f", taken at step {step:,}, where it was best on the dev set"
@@ -52,13 +54,21 @@ def _training(config: dict, step: int | None) -> str:
     more = f", without names `{data['unlabelled']}`" if data["unlabelled"] else ""
     own = "an SR diffusion network trained on the faces"
     generative = f"`{config['generative']['path']}`" if config["generative"]["path"] else own
-    lines = [
-        f"Faces: `{data['path']}`{more}",
-        f"Discriminative teacher: `{config['discriminative']['path']}`",
-        f"Generative teacher: {generative}; backbone: {dis['backbone']}",
-        f"Stage gen {config['gen']['steps']:,} steps, stage dis {dis['steps']:,} steps of {dis['batch']} faces{best}; "
-        f"loss: {loss}; seed {config['seed']}",
-    ]
+    teacher = config["discriminative"]["path"] or (manifest["teacher"] or {}).get("name", "not known")
+    lines = [f"Faces: `{data['path'] or data.get('packed', '')}`{more}", f"Discriminative teacher: `{teacher}`"]
+    if dis["backbone"] == "scratch":
+        lines.append("No generative teacher: backbone and head were trained together, from random weights")
+    else:
+        gen = f"stage gen {config['gen']['steps']:,} steps; backbone {dis['backbone']}"
+        lines.append(f"Generative teacher: {generative}; {gen}")
+    lines.append(
+        f"Stage dis: {dis['steps']:,} steps of {dis['batch']} faces{best}; loss: {loss}; {config['student']['dtype']}; "
+        f"seed {config['seed']}"
+    )
+    strengths = config.get("degradation", {"random": False})
+    if strengths["random"]:
+        drawn = ", ".join(f"{name} {value:g}" for name, value in strengths.items() if name != "random")
+        lines.append(f"Degradation of its input, drawn at each use (gdrd_jax/data/random_degradation.py): {drawn}")
     return "\n".join(f"- {line}" for line in lines)
 
 

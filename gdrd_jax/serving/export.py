@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from gdrd_jax import __version__
 from gdrd_jax.config import PATHS
@@ -24,7 +25,7 @@ from gdrd_jax.evaluation.models import open_model
 from gdrd_jax.files import listed_paths, replacing, sha256, writable_folder, write_json, write_text
 from gdrd_jax.models.student import unset_student
 from gdrd_jax.pretrained import describe_student, find_student
-from gdrd_jax.recognizer import Recognizer
+from gdrd_jax.recognizer import INFERENCE, Recognizer
 from gdrd_jax.serving import bundle, card, networks, proof
 from gdrd_jax.serving.native import NativeRecognizer
 from gdrd_jax.serving.proof import Form, Judges
@@ -57,6 +58,8 @@ class Settings:
       half: round the weights to float16 first; the files take half the space.
       teacher: the student's teacher, `FILE.onnx[:PREPROCESSING]`, for thresholds against galleries that it embeds.
       evaluations: folders of tools/evaluate.py with this student in them, whose figures the model card shows.
+      license: terms of use, for the card and the files; "" is the exported student's own, or what faces and teachers
+        demand.
     """
 
     student: str
@@ -69,6 +72,7 @@ class Settings:
     half: bool = False
     teacher: str = ""
     evaluations: tuple[Path, ...] = ()
+    license: str = ""
 
 
 def export(settings: Settings, folder: Path) -> dict:
@@ -109,13 +113,14 @@ def export(settings: Settings, folder: Path) -> dict:
         raise GdrdError("--format int8 and --teacher need faces to calibrate on: --calibration FACES")
     else:
         few, named = _images(judges, recognizer.resolution)
+    licence = settings.license or known.get("licence", card.LICENCE)
     formats = dict.fromkeys(("safetensors", *settings.formats))
     remarks = {
         "fingerprint": fingerprint, "resolution": str(recognizer.resolution), "kernel": recognizer.kernel,
-        "colours": "RGB", "thresholds": json.dumps(_plain(recognizer.thresholds)), "licence": card.LICENCE,
+        "colours": "RGB", "thresholds": json.dumps(_plain(recognizer.thresholds)), "licence": licence,
         "made_by": f"gdrd_jax {__version__}",
     }  # fmt: skip
-    arguments = known["student"]
+    arguments = known["student"] | INFERENCE
     with replacing(folder) as new:
         paths = {name: new / FORMATS[name] for name in formats}
         for name, path in paths.items():
@@ -127,7 +132,7 @@ def export(settings: Settings, folder: Path) -> dict:
         LOG.info("comparing %s on %d faces", ", ".join(form.name for form in [*forms, *beside]), len(few))
         rows = proof.prove([*forms, *beside], few, judges)
         _refuse_wrong(rows)
-        training = known["training"] if "training" in known else _nameless(_training(Path(settings.student)))
+        training = known["training"] if "training" in known else _training(Path(settings.student))
         manifest = {
             **bundle.described(
                 arguments, recognizer.kernel, fingerprint, recognizer.thresholds, list(paths.values()),
@@ -138,8 +143,9 @@ def export(settings: Settings, folder: Path) -> dict:
                 "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
                 "date": datetime.date.today().isoformat(),
             },
-            "evaluations": evaluations or known.get("evaluations", []), "training": training,
-            "best_at_step": known.get("best_at_step", known.get("step")), "licence": card.LICENCE,
+            "evaluations": evaluations or known.get("evaluations", []),
+            "training": without_folders(training),
+            "best_at_step": known.get("best_at_step", known.get("step")), "licence": licence,
             "version": __version__,
         }  # fmt: skip
         write_text(new / "README.md", card.text(manifest))
@@ -186,8 +192,9 @@ class Calibration:
         """The recognizer with thresholds, those for galleries of its teacher too where that is given."""
         labels, embeddings, native = self.faces.labels, recognizer.embed(self.low), None
         if teacher:
-            full = np.stack([self.faces[row] for row in range(len(self.faces))])
-            native = Thresholds.learn(embeddings, labels, self.name, teacher.embed(full))
+            faces = tqdm(range(len(self.faces)), desc=f"{teacher.model.name} at full size", unit="face")
+            full = np.concatenate([teacher.embed(self.faces[row][None]) for row in faces])
+            native = Thresholds.learn(embeddings, labels, self.name, full)
         own = Thresholds.learn(embeddings, labels, self.name)
         return dataclasses.replace(recognizer, thresholds=own, native_thresholds=native)
 
@@ -268,8 +275,8 @@ def _training(workdir: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _nameless(config: dict) -> dict:
-    """Without the folders of the machine that it was trained on."""
+def without_folders(config: dict) -> dict:
+    """A run's settings with names of files instead of paths of the machine that it ran on."""
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items() if key != "base"}
     for section, key in (name.split(".") for name in PATHS if "." in name):
         if given := kept.get(section, {}).get(key):

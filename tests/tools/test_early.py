@@ -152,7 +152,7 @@ def test_stand_ins_are_not_begun_without_all_that_they_are_made_of(here, capsys)
     Path("ar.mat").write_bytes(b"no matrices")
     words = ["--lfw", "faces", "--distractors", "faces", "--ar", "ar.mat", "--out", "out"]
     assert make_stand_ins.main(words) == 2
-    assert "ar.mat is not AR10P" in capsys.readouterr().err and not Path("out").exists()
+    assert "ar.mat is neither AR10P nor AR II" in capsys.readouterr().err and not Path("out").exists()
 
 
 def test_a_page_needs_gradio_and_its_port_first(missing, capsys):
