@@ -212,6 +212,8 @@ def default() -> ConfigDict:
             # Nor this: which of the batch's teacher embeddings is the face's own (InfoNCE), and its scale.
             "nce": 0.0,
             "nce_scale": 16.0,
+            # Share of the faces that another one is laid over, in the training step (mixup); with `degradation.random`.
+            "mixup": 0.0,
             # Learn from unlabelled faces and blends, too, with all terms but `cls`; or from labelled faces alone.
             "nameless": True,
             # "frozen" as stage gen left it, "tuned": trained on, "scratch": trained from the beginning, without stage
@@ -329,6 +331,10 @@ def check(config: ConfigDict, needed: set[str]) -> None:
         raise GdrdError(
             "config.degradation.random needs config.dis.shift=0 and another config.dis.backbone than 'teacher'"
         )
+    if not 0 <= config.dis.mixup <= 1:
+        raise GdrdError(f"config.dis.mixup is {config.dis.mixup}; it can be 0 to 1")
+    if config.dis.mixup and not (config.degradation.random and config.views.count == 1):
+        raise GdrdError("config.dis.mixup needs config.degradation.random=true and config.views.count=1")
     if config.degradation.random and config.data.blends:
         raise GdrdError("config.degradation.random needs config.data.blends=0: mixup images are made of stored views")
     if config.data.packed and not (

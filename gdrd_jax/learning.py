@@ -87,7 +87,7 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         temperature=settings.temperature, teacher_scale=settings.teacher_scale, tau=settings.tau,
         positive=settings.positive, pairs=settings.pairs, end_to_end=settings.backbone in ("tuned", "scratch"),
         rngs=nnx.Rngs(config.seed + 2), degradation=sources.degradation(config),
-        flip=dataset.views == 1, nce_scale=settings.nce_scale,
+        flip=dataset.views == 1, nce_scale=settings.nce_scale, mixup=settings.mixup,
     )  # fmt: skip
 
     def save(name: str, **more) -> None:

@@ -46,7 +46,7 @@ READ_OTHERWISE = {
     ),
 }
 # Settings that are newer than 0.4.0, with the values at which they change nothing: workdirs without them stay valid.
-ADDED = {"dis": {"nce": 0.0, "nce_scale": 16.0}}
+ADDED = {"dis": {"nce": 0.0, "nce_scale": 16.0, "mixup": 0.0}}
 USES_JAX = {"gen", "dis", "report"}
 
 

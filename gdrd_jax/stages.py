@@ -13,10 +13,11 @@ from flax import nnx
 
 from gdrd_jax import class_parallel, losses, parallel
 from gdrd_jax.data.random_degradation import RandomDegradation
+from gdrd_jax.errors import GdrdError
 from gdrd_jax.models.relation import RelationCritic, normalise
 from gdrd_jax.models.student import Backbone, Student
 
-DEGRADATION_KEY = 2  # folded into a step's key
+DEGRADATION_KEY, MIXUP_KEY = 2, 3  # folded into a step's key
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -131,14 +132,16 @@ class Dis(nnx.Module):
       degradation: makes the student's input of `small` faces, drawn again at each use; None takes `lr` as it is.
       flip: mirror degraded faces at random, whose target is the same then; else those of odd views.
       nce_scale: see `losses.contrastive_loss`.
+      mixup: share of the faces that another face of the batch is laid over, before both are degraded (Zhang et al.,
+        arXiv 1710.09412); their target is the mixture of both targets, and they have no identity.
     """
 
     def __init__(
         self, student: Student, centres: np.ndarray, *, weights: dict[str, float], temperature: float,
         teacher_scale: float, tau: float, positive: str, pairs: str, end_to_end: bool, rngs: nnx.Rngs,
-        degradation: RandomDegradation | None = None, flip: bool = False, nce_scale: float = 16.0,
+        degradation: RandomDegradation | None = None, flip: bool = False, nce_scale: float = 16.0, mixup: float = 0.0,
     ):  # fmt: skip
-        self.degradation, self.flip, self.nce_scale = degradation, flip, nce_scale
+        self.degradation, self.flip, self.nce_scale, self.mixup = degradation, flip, nce_scale, mixup
         identities, dim = centres.shape
         self.frozen = () if end_to_end else ("backbone",)
         self.backbone, self.head = student.backbone, student.head
@@ -162,6 +165,8 @@ class Dis(nnx.Module):
             the target is of the mirror image; `label` int `[B]`; `discriminative` `[B,D]`.
           key: of this step, the same on all devices.
         """
+        if self.mixup:
+            batch = _mixed(batch, jax.random.fold_in(key, MIXUP_KEY), self.mixup)
         features = self.backbone(self._input(batch, key))
         if self.frozen:
             features = jax.lax.stop_gradient(features)
@@ -205,6 +210,25 @@ class Dis(nnx.Module):
         h1, h2 = self.critic(anchors, teacher, embedding)
         scores = losses.relation_scores(h1, h2, label, key, first, tau=self.tau, positive=self.positive)
         return losses.relation_loss(*scores)
+
+
+def _mixed(batch: Batch, key: jax.Array, share: float) -> Batch:
+    """Lays over each of so large a share of the `small` faces its neighbor, 0 over 1, 1 over 0, and so on."""
+    size = len(batch["small"])
+    if size % 2:
+        raise GdrdError(f"mixup needs an even number of faces on each device, not {size}")
+    # Drawn for the whole batch, so that the number of devices changes nothing.
+    chosen, weight = parallel.own(jax.random.uniform(key, (size * parallel.devices(), 2)), size).T
+    own = jnp.where(chosen < share, 0.5 + weight / 2, 1.0)
+    swap = lambda x: x.reshape(size // 2, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)  # noqa: E731
+
+    def mix(x):
+        weights = own.reshape(size, *[1] * (x.ndim - 1))
+        return weights * x + (1 - weights) * swap(x)
+
+    targets = mix(normalise(batch["discriminative"].astype(jnp.float32)))
+    small = jnp.rint(mix(batch["small"].astype(jnp.float32))).astype(jnp.uint8)
+    return {**batch, "small": small, "discriminative": targets, "label": jnp.where(own < 1, -1, batch["label"])}
 
 
 def class_centres(embeddings: np.ndarray, labels: np.ndarray, identities: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from gdrd_jax import stages, train
 from gdrd_jax.config import TERMS
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.data.random_degradation import RandomDegradation
+from gdrd_jax.errors import GdrdError
 from gdrd_jax.models.student import Student
 
 RNG = np.random.default_rng(0)
@@ -211,3 +212,25 @@ def test_faces_of_one_target_are_mirrored_at_random():
     plain = np.stack([resize(face, 16, "area") for face in small]).astype(int)
     as_is, mirrored = (np.abs(found - x).max(axis=(1, 2, 3)) <= 1 for x in (plain, plain[:, :, ::-1]))
     assert (as_is ^ mirrored).all() and 20 < mirrored.sum() < 44
+
+
+def test_mixup_lays_a_neighbor_over_some_faces_and_mixes_their_targets():
+    rng = np.random.default_rng(0)
+    small = rng.integers(256, size=(400, 2, 2, 3), dtype=np.uint8)
+    teacher = np.float32(rng.normal(size=(400, DIM)))
+    batch = {"small": small, "discriminative": teacher, "label": np.arange(400), "view": np.zeros(400, int)}
+    mixed = stages._mixed(batch, KEY, 0.25)
+    alone = np.asarray(mixed["label"]) >= 0
+    assert 270 < alone.sum() < 330
+    np.testing.assert_array_equal(np.asarray(mixed["small"])[alone], small[alone])
+    unit = teacher / np.linalg.norm(teacher, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.asarray(mixed["discriminative"])[alone], unit[alone], atol=1e-6)
+    other = np.arange(400) ^ 1
+    for row in np.flatnonzero(~alone):
+        a, b = unit[row], unit[other[row]]
+        share = np.linalg.lstsq(np.stack([a, b], 1), np.asarray(mixed["discriminative"][row]), rcond=None)[0]
+        assert 0.5 <= share[0] + 1e-5 and share.sum() == pytest.approx(1, abs=1e-5)
+        pixels = share[0] * small[row].astype(float) + share[1] * small[other[row]]
+        np.testing.assert_allclose(mixed["small"][row], pixels, atol=0.51)
+    with pytest.raises(GdrdError, match="even number of faces on each device, not 3"):
+        stages._mixed({name: values[:3] for name, values in batch.items()}, KEY, 0.5)

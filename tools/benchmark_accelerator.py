@@ -104,7 +104,7 @@ def robust_training(resolution: int, width: float, batch: int, precision: str, f
         student, np.zeros((1, DIM), np.float32), weights={name: dis[name] for name in TERMS},
         temperature=dis.temperature, teacher_scale=dis.teacher_scale, tau=dis.tau, positive=dis.positive,
         pairs=dis.pairs, end_to_end=True, rngs=nnx.Rngs(SEED), degradation=sources.degradation(config), flip=True,
-        nce_scale=dis.nce_scale,
+        nce_scale=dis.nce_scale, mixup=dis.mixup,
     )  # fmt: skip
     return Training(stage, data, train.Schedule.of(dis), jax.device_count(), together)
 

@@ -16,8 +16,8 @@ import sys
 from gdrd_jax.command_line import guarded
 from gdrd_jax.models.student import FEATURE_SIZE, STAGE_CHANNELS, STRIDES
 
-# FLOP/s and bytes/s by NVIDIA's data sheets: H100 SXM, and GeForce RTX 3090 (71 with float32 sums).
-DEVICES = {"H100": (989e12, 3350e9), "RTX 3090": (71e12, 936e9)}
+# FLOP/s and bytes/s by NVIDIA's data sheets: H100 and H200 SXM, and GeForce RTX 3090 (71 with float32 sums).
+DEVICES = {"H100": (989e12, 3350e9), "H200": (989e12, 4800e9), "RTX 3090": (71e12, 936e9)}
 DIM = 512  # of the embedding
 
 
