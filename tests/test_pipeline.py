@@ -27,6 +27,7 @@ from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import locked
 from gdrd_jax.interrupt import Interrupted
 from gdrd_jax.models.student import FEATURE_SIZE
+from gdrd_jax.pretrained import describe_student, find_student, list_pretrained
 from gdrd_jax.ranks import Rank
 from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.sources import dev_files, locate
@@ -34,7 +35,8 @@ from gdrd_jax.steps import open_cache, read_faces
 
 ROOT = Path(__file__).parent.parent
 STEPS = [step.name for step in pipeline.STEPS]
-ROWS = ["student", "sface_native", "sface_16", "pixels_16"]
+PRETRAINED = [name for name in list_pretrained() if describe_student(find_student(name))["student"]["resolution"] == 16]
+ROWS = ["student", *PRETRAINED, "sface_native", "sface_16", "pixels_16"]
 
 
 @pytest.fixture(scope="module")

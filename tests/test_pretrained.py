@@ -128,10 +128,10 @@ def test_probes_are_compared_with_a_gallery_of_the_teacher(named, teacher, tmp_p
     words = ["--model", named, "--model", teacher, "--resolution", "16", "16:native", "--blur", 2]
     assert evaluated(tmp_path / "out", folder, *words) == 0
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
-    assert list(results) == ["gdrd_16_16", "gdrd_16_16:native", "colors_16", "colors_16:native"]
+    assert list(results) == ["gdrd-16_16", "gdrd-16_16:native", "colors_16", "colors_16:native"]
     scores = np.load(tmp_path / "out" / "scores.npz")
-    pairs, cross = len(scores["same"]), scores["gdrd_16_16:native/scores"]
-    assert results["gdrd_16_16:native"]["n_pairs"] == len(cross) == 2 * pairs
+    pairs, cross = len(scores["same"]), scores["gdrd-16_16:native/scores"]
+    assert results["gdrd-16_16:native"]["n_pairs"] == len(cross) == 2 * pairs
     student, network = open_model(named), open_model(str(teacher))
     found, how = open_pairs(folder, tmp_path / "pairs.txt"), Degradation(16, "area", blur=2.0)
     for pair in (0, pairs - 1):  # each face as the probe, degraded, and the other as it is
@@ -205,13 +205,18 @@ def test_the_card_shows_what_was_evaluated(package, teacher, workdir, people, tm
     assert "is no evaluation of this student" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not pretrained.list_pretrained(), reason="no pretrained student yet")
+def test_the_package_carries_three_students():
+    assert gdrd_jax.list_pretrained() == ["gdrd-16", "gdrd-16-small", "gdrd-8"]
+
+
 @pytest.mark.parametrize("name", pretrained.list_pretrained())
 def test_what_the_package_carries_is_whole(name):
     recognizer = Recognizer.load(name)
     assert recognizer.teacher and recognizer.thresholds.supports(1e-4) and recognizer.native_thresholds.supports(1e-4)
     card = (pretrained.WEIGHTS / name / "README.md").read_text(encoding="utf-8")
-    assert f"{recognizer.resolution}x{recognizer.resolution}" in card and "degraded by" in card
+    assert f"{recognizer.resolution}x{recognizer.resolution}" in card and "degraded by" in card and "research" in card
+    manifest = (pretrained.WEIGHTS / name / "manifest.json").read_text(encoding="utf-8")
+    assert '"/' not in manifest and "/root" not in card  # no paths of the machine
     assert {path.name for path in (pretrained.WEIGHTS / name).iterdir()} == {
         "README.md", "manifest.json", "student.safetensors"
     }  # fmt: skip

@@ -176,3 +176,18 @@ def test_the_stand_ins_run_under_their_protocols(shared, tmp_path):
         print(protocol, {k: v for k, v in document["results"]["edgeface_native"].items() if k != "intervals"})
         assert document["results"]["edgeface_native"][key] > bar
         assert "stand-in" in document["stand_in"] and "STAND-IN" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "resolution", "least"),
+    [("gdrd-16", 16, (92.5, 85.5)), ("gdrd-16-small", 16, (92.3, 85.5)), ("gdrd-8", 8, (84, 73))],
+)
+def test_pretrained_students_reach_what_readme_says(shared, tmp_path, name, resolution, least):
+    """LFW's dev pairs, clean and degraded."""
+    faces, pairs = shared / "lfw_dev.tar", shared / "pairs_dev.txt"
+    common = ["--protocol", "lfw", "--data", faces, "--pairs", pairs, "--model", name, "--resolution", resolution]
+    for flags, bar in zip(([], ["--blur", 2, "--motion", 8, "--noise", 8, "--jpeg", 50]), least, strict=True):
+        run("tools/evaluate.py", *common, *flags, "--out", tmp_path / str(bar))
+        document = json.loads((tmp_path / str(bar) / "metrics.json").read_text())
+        assert document["results"][f"{name}_{resolution}"]["accuracy"] > bar

@@ -100,10 +100,11 @@ def parse_model(text: str) -> tuple[str, Path, str]:
         known = f"; pretrained students are {', '.join(names)}" if names else ""
         raise GdrdError(f"--model {text}: there is no file or workdir {path!r}{known}")
     parse_preprocessing(preprocessing)
-    path = find_student(path) if is_pretrained(path) else user_path(path)
+    named = path if is_pretrained(path) else ""
+    path = find_student(path) if named else user_path(path)
     if path.is_dir() and preprocessing != "auto":
         raise GdrdError(f"--model {text}: a student knows its preprocessing; give its workdir alone")
-    return name or re.sub(r"\W+", "_", path.stem), path, preprocessing
+    return name or named or re.sub(r"\W+", "_", path.stem), path, preprocessing
 
 
 def _exists(path: str) -> bool:

@@ -13,7 +13,7 @@ def text(manifest: dict) -> str:
     size = manifest["student"]["resolution"]
     sections = {
         f"Face recogniser for {size}x{size} pixels (GDRD)": _what(manifest),
-        "What it is for, and what not": _use(size, {one["protocol"] for one in manifest["evaluations"]}),
+        "What it is for, and what not": _use(size),
         "What it learnt from": _training(manifest),
         "What it reaches": _figures(manifest["proof"]) + _evaluations(manifest["evaluations"]),
         "Error rates": _errors(manifest),
@@ -33,13 +33,12 @@ def _what(manifest: dict) -> str:
     )
 
 
-def _use(size: int, protocols: set[str]) -> str:
-    groups = "see the table of AR below" if "ar" in protocols else "which was not measured here"
+def _use(size: int) -> str:
     return (
         f"For research, and for ranking candidates whom a person then looks at. **A face of {size}x{size} pixels does "
         "not hold enough of a person to prove who it is**: the error rates below are high, they were measured on "
         "photographs reduced by a computer, and blur, noise, compression, angle, light and age make them worse in a "
-        f"real camera. They also differ between groups of people, {groups}. Not for decisions about "
+        "real camera. They also differ between groups of people, which was not measured here. Not for decisions about "
         "anybody without a person and other evidence, and not for finding people without a legal ground."
     )
 

@@ -192,9 +192,13 @@ class Calibration:
         """The recognizer with thresholds, those for galleries of its teacher too where that is given."""
         labels, embeddings, native = self.faces.labels, recognizer.embed(self.low), None
         if teacher:
-            faces = tqdm(range(len(self.faces)), desc=f"{teacher.model.name} at full size", unit="face")
-            full = np.concatenate([teacher.embed(self.faces[row][None]) for row in faces])
-            native = Thresholds.learn(embeddings, labels, self.name, full)
+            full = []
+            with tqdm(total=len(self.faces), desc=f"{teacher.model.name} at full size", unit="face") as progress:
+                for start in range(0, len(self.faces), proof.AT_ONCE):
+                    faces = [self.faces[row] for row in range(start, min(start + proof.AT_ONCE, len(self.faces)))]
+                    full.append(teacher.embed(np.stack(faces)))
+                    progress.update(len(faces))
+            native = Thresholds.learn(embeddings, labels, self.name, np.concatenate(full))
         own = Thresholds.learn(embeddings, labels, self.name)
         return dataclasses.replace(recognizer, thresholds=own, native_thresholds=native)
 
@@ -225,7 +229,7 @@ def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Ca
 def _images(judges: Judges | None, resolution: int) -> tuple[np.ndarray, str]:
     """What to compare files on where there are no calibration faces: those of the pairs, or made-up ones."""
     if judges:
-        return judges.faces[:PROVED], judges.pairs.about.get("pairs", "the pairs")
+        return judges.faces[:PROVED], Path(judges.pairs.about.get("pairs", "the pairs")).name
     random = np.random.default_rng(0)
     rough = random.integers(0, 256, (FEW, resolution // 4, resolution // 4, 3), np.uint8)
     return np.stack([resize(image, resolution, "bicubic") for image in rough]), "made-up images"
@@ -280,7 +284,7 @@ def without_folders(config: dict) -> dict:
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items() if key != "base"}
     for section, key in (name.split(".") for name in PATHS if "." in name):
         if given := kept.get(section, {}).get(key):
-            kept[section][key] = ", ".join(path.name for path in listed_paths(given))
+            kept[section][key] = ", ".join(path.name.strip() for path in listed_paths(given))
     return kept
 
 

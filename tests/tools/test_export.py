@@ -221,13 +221,17 @@ def test_the_card_says_where_training_was_stopped(tmp_path, faces):
     description = json.loads((run / "dis" / "best" / "description.json").read_text())
     (run / "dis" / "best" / "description.json").write_text(json.dumps(description | {"step": 1234}))
     config = default()
-    config.data.path = str(tmp_path / "secret" / "train.rec")
+    config.data.path = ",".join(str(tmp_path / "secret" / name) for name in ("train.rec", "more.rec"))
+    config.dis.backbone, config.degradation.random = "scratch", True
     config.discriminative.preprocessing, config.base = "127.5/128", str(tmp_path / "secret")
     (run / "config.json").write_text(config.to_json())
     out = tmp_path / "out"
-    assert export.main([*map(str, (run, out, "--best", "--calibration", faces))]) == 0
-    assert "taken at step 1,234" in (out / "README.md").read_text()
-    assert "train.rec" in (out / "README.md").read_text() and "secret" not in (out / "manifest.json").read_text()
+    words = [run, out, "--best", "--calibration", faces, "--license", "for tests only"]
+    assert export.main([*map(str, words)]) == 0
+    card = (out / "README.md").read_text()
+    assert "taken at step 1,234" in card and "for tests only" in card
+    assert "`train.rec, more.rec`" in card and "secret" not in (out / "manifest.json").read_text()
+    assert "No generative teacher" in card and "blur 2.5, motion 10" in card
     assert json.loads((out / "manifest.json").read_text())["training"]["discriminative"]["preprocessing"] == "127.5/128"
 
 
