@@ -6,7 +6,7 @@
 
 As configs/pretrained.py, in batches of 1,024 and bfloat16; `gdrd-16-wide` and `gdrd-8-wide` have the paper's width.
 On one H200, 2026-11-27: 266,000 images a second (gdrd-16), 136,000 (gdrd-16-wide), 454,000 (gdrd-8), after about a
-minute of compiling: 10,000 steps are 40, 75 and 25 seconds. The students in the package were trained so, see
+minute of compiling: 10,000 steps are 38, 75 and 23 seconds. The students in the package were trained so, see
 docs/training.md.
 """
 

@@ -2,7 +2,7 @@
 
 For millions of people the weights of all classes, and a batch's logits of them, are too much for one device. Each
 device has an equal share of the classes, all of which take part in each step, and computes their logits for all faces
-of the batch. What is on the host, checkpoints too, has all classes, whatever the number of devices. With one device,
+of the batch. The host's copy, and checkpoints, have all classes, whatever the number of devices. With one device,
 and outside `jax.shard_map`, the functions below are those of plain logits.
 """
 
@@ -39,7 +39,7 @@ def _spec(leaf) -> PartitionSpec:
 
 
 def partition_specs(state):
-    """`PartitionSpec` of each variable of a state; of all but the divided ones each device has the whole."""
+    """`PartitionSpec` of each variable of a state; each device has the whole of those that are not divided."""
     return _map(_spec, state)
 
 
@@ -49,8 +49,9 @@ def to_devices(state, mesh: Mesh):
     def padded(leaf):
         if divided := _per_class(leaf):
             axis, classes = divided
-            widths = [(0, -classes % mesh.size if i == axis else 0) for i in range(leaf.ndim)]
-            leaf = leaf.replace(np.pad(np.asarray(leaf[...]), widths))
+            if missing := -classes % mesh.size:
+                widths = [(0, missing if i == axis else 0) for i in range(leaf.ndim)]
+                leaf = leaf.replace(np.pad(np.asarray(leaf[...]), widths))
         return leaf
 
     return jax.device_put(_map(padded, state), _map(lambda leaf: NamedSharding(mesh, _spec(leaf)), state))
@@ -65,7 +66,7 @@ def to_host(state):
             array = leaf[...]
             if not array.is_fully_addressable:
                 array = multihost_utils.process_allgather(array, tiled=True)
-            leaf = leaf.replace(np.take(np.asarray(array), range(classes), axis))
+            leaf = leaf.replace(np.asarray(array)[(slice(None),) * axis + (slice(classes),)])
         return leaf
 
     return jax.device_get(_map(whole, state))
@@ -75,11 +76,8 @@ def own_logits(logits: jax.Array, classes: int) -> jax.Array:
     """Logits `[B, K]` of this device's classes, in which those beyond the number of all `classes` do not count."""
     if logits.shape[1] * parallel.devices() == classes:
         return logits
-    return jnp.where(_numbers(logits) < classes, logits, NO_CLASS)
-
-
-def _numbers(logits: jax.Array) -> jax.Array:
-    return parallel.number() * logits.shape[1] + jnp.arange(logits.shape[1])
+    numbers = parallel.number() * logits.shape[1] + jnp.arange(logits.shape[1])
+    return jnp.where(numbers < classes, logits, NO_CLASS)
 
 
 def log_softmax(logits: jax.Array) -> jax.Array:
@@ -97,18 +95,14 @@ def of_labels(values: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` of gradients some of which are divided among the devices."""
+    """`optax.clip_by_global_norm` of gradients, some of them divided among the devices."""
+
+    def square(leaf):
+        own = jnp.sum(jnp.square(leaf[...]))
+        return parallel.total(own) if _per_class(leaf) else own
 
     def update(gradients, state, params=None):
-        squares = 0.0
-
-        def add(leaf):
-            nonlocal squares
-            square = jnp.sum(jnp.square(leaf[...]))
-            squares = squares + (parallel.total(square) if _per_class(leaf) else square)
-
-        _map(add, gradients)
-        norm = jnp.sqrt(squares)
+        norm = jnp.sqrt(sum(jax.tree.leaves(_map(square, gradients))))
         return jax.tree.map(lambda g: jnp.where(norm < limit, g, g / norm * limit), gradients), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

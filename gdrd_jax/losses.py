@@ -38,7 +38,8 @@ def classification_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Share of the faces of known identity that are classified right; arguments as of `classification_loss`."""
+    """Share of the faces of known identity whose own class has the largest logit, alone or with others; arguments as of
+    `classification_loss`."""
     largest = parallel.maximum(jax.lax.stop_gradient(logits.max(axis=-1)))
     return _mean_of_known(class_parallel.of_labels(logits, labels) >= largest, labels)
 

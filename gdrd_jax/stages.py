@@ -213,7 +213,7 @@ class Dis(nnx.Module):
 
 
 def _mixed(batch: Batch, key: jax.Array, share: float) -> Batch:
-    """Lays over each of so large a share of the `small` faces its neighbor, 0 over 1, 1 over 0, and so on."""
+    """Mixes a share of the `small` faces with their neighbors (0 with 1, 2 with 3)."""
     size = len(batch["small"])
     if size % 2:
         raise GdrdError(f"mixup needs an even number of faces on each device, not {size}")

@@ -263,7 +263,7 @@ def fit(
 
         dispatches = _dispatches(done, schedule.steps)
         fed = feeding.batches(dataset, dispatches, mesh, on_device=on_device, seed=seed, batch=schedule.batch)
-        before, stop, told, asked = None, 0, parallel.LargestBefore(), False
+        before, stop, agreed, asked = None, 0, parallel.LargestBefore(), False
         for steps, rows, chosen in fed:
             state, metrics = run(state, resident, chosen, np.arange(steps.start, steps.stop))
             trace.dispatched(metrics)
@@ -272,7 +272,7 @@ def fit(
             before, done = (steps, rows, metrics), steps.stop
             # All processes save at the same step, for which each of them is needed.
             asked = bool(first and not asked and checkpoints.due())
-            stop, due = divmod(told(2 * signals.received + asked), 2)
+            stop, due = divmod(agreed(2 * signals.received + asked), 2)
             asked = asked and not due
             finished = done == schedule.steps
             passed = evaluate_every and done // evaluate_every > steps.start // evaluate_every

@@ -9,9 +9,9 @@ Writes OUT/results.json and OUT/results.txt after each part, whatever happens in
   training    robust training as configs/accelerator.py does it, by width, batch and precision: time to the first step,
               images a second, share of the matrix product's rate, seconds for 494,414 faces, memory
   trace       a profile of some steps: share of the time the device is at work, and on which kernels
-  host        what is gained by more steps a dispatch: how long the device waits for the host
   resume      whether a state that was taken to the host and back goes on with the same bits
   inference   jitted embeddings of 1 and 1,024 faces; ONNX Runtime where it is installed
+  host        what is gained by more steps a dispatch: how long the device waits for the host
   pytorch     stage gen and stage dis of the paper beside PyTorch, see tools/benchmark_train.py
   students    with --packed, in the time that is left: OUT/NAME, for tools/export.py; progress is saved in --workdir
 
@@ -131,32 +131,34 @@ def device(sizes: Sizes, finish: float) -> list[dict]:
 
 def training(sizes: Sizes, finish: float):
     """One row a case."""
-    peaks = {}
     cases = [(16, *case) for case in sizes.cases[:2]] + [(8, *case) for case in sizes.cases[:2]]
     cases += [(16, *case) for case in sizes.cases[2:]]
     start = time.perf_counter()
     first = robust_training(*cases[0], sizes.faces).compile()
     first(1)
     seconds = time.perf_counter() - start  # the others are compiled at the same time, which would tell nothing
-    trainings = [first, *compiled([robust_training(*case, sizes.faces) for case in cases[1:]])]
-    for case, training in zip(cases, trainings):
-        if time.monotonic() > finish:
-            return
-        precision = case[-1]
-        peaks.setdefault(precision, peak(precision))
-        rates, flops = training.rates(sizes.seconds, REPEATS), training.flops()
-        middle = statistics.median(rates)
-        yield {
-            **dict(zip(("pixels", "width", "batch", "precision"), case)),
-            "images_per_s": middle, "lowest": min(rates), "highest": max(rates),
-            "share_of_matmul": flops * middle / peaks[precision], "gflops_an_image": flops / 1e9,
-            "seconds_to_first_step": seconds if training is first else "", "seconds_for_webface": WEBFACE / middle,
-            "gib_in_use": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**30,
-        }  # fmt: skip
+    peaks = {precision: peak(precision) for *_, precision in cases}
+    yield _training_row(cases[0], first, sizes, peaks) | {"seconds_to_first_step": seconds}
+    if time.monotonic() < finish:
+        others = compiled([robust_training(*case, sizes.faces) for case in cases[1:]])
+        for case, one in zip(cases[1:], others):
+            if time.monotonic() < finish:
+                yield _training_row(case, one, sizes, peaks)
+
+
+def _training_row(case: tuple, one: Training, sizes: Sizes, peaks: dict[str, float]) -> dict:
+    rates, flops = one.rates(sizes.seconds, REPEATS), one.flops()
+    middle = statistics.median(rates)
+    return {
+        **dict(zip(("pixels", "width", "batch", "precision"), case)),
+        "images_per_s": middle, "lowest": min(rates), "highest": max(rates),
+        "share_of_matmul": flops * middle / peaks[case[-1]], "gflops_an_image": flops / 1e9,
+        "seconds_for_webface": WEBFACE / middle,
+    }  # fmt: skip
 
 
 def trace(sizes: Sizes, finish: float):
-    """Where the time of a dispatch goes, by kernel; the profile stays in `trace`."""
+    """Where the time of a dispatch goes, by kernel; with several devices, all of theirs together."""
     for width in dict.fromkeys(width for width, _, _ in sizes.cases):
         training = robust_training(16, width, *sizes.cases[0][1:], sizes.faces).compile()
         training(2)
@@ -243,18 +245,16 @@ def students(given: argparse.Namespace, finish: float):
     """Trains the students in the time that is left, each a share of it."""
     accelerator = importlib.import_module("accelerator")
     names = list(given.train)
-    for number, wanted in enumerate(names):
-        name, _, steps = wanted.partition(":")
-        steps = int(steps or 0)
+    for number, (name, steps) in enumerate(names):
         left = (finish - time.monotonic()) / (len(names) - number) - RESERVED * (not given.rehearse)
         config = accelerator.get_config(name)
         if given.rehearse:
             config.student.width, config.dis.batch = 0.0625, 16
         if not steps:
             steps = _affordable(config, left)
-        if steps < train.CHUNK:
-            yield {"student": name, "skipped": f"{left:.0f} seconds are too few"}
-            continue
+            if steps < train.CHUNK:
+                yield {"student": name, "skipped": f"{left:.0f} seconds are too few"}
+                continue
         config.dis.steps = 20 if given.rehearse else steps
         config.data.packed = ",".join(map(str, given.packed))
         workdir, start = given.workdir / name, time.monotonic()
@@ -289,6 +289,12 @@ def save_student(workdir: Path, folder: Path) -> None:
     write_json(folder / bundle.MANIFEST, manifest | about)
 
 
+def _to_train(text: str) -> tuple[str, int]:
+    name, _, steps = text.partition(":")
+    importlib.import_module("accelerator").get_config(name)  # a name that does not exist ends here
+    return name, int(steps or 0)
+
+
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -296,8 +302,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--minutes", type=float, default=9.0, help="for everything, default 9")
     add("--out", type=user_path, required=True)
     add("--packed", type=user_path, nargs="+", default=[], help="files of tools/pack_training_set.py")
-    both = ["gdrd-16-wide", "gdrd-8-wide"]
-    add("--train", nargs="+", default=both, metavar="NAME[:STEPS]", help="students of configs/accelerator.py")
+    both = [("gdrd-16-wide", 0), ("gdrd-8-wide", 0)]
+    name = "NAME[:STEPS]"
+    add("--train", nargs="+", type=_to_train, default=both, metavar=name, help="students of configs/accelerator.py")
     add("--share", type=float, default=0.6, help="of the minutes that are kept for the students, default 0.6")
     add("--workdir", type=user_path, default=Path("runs/accelerator"), help="of the students' training")
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")

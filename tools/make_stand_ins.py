@@ -102,7 +102,7 @@ class ArPictures:
     """Pictures of AR from a .mat file.
 
     Attributes:
-      pictures: grey, uint8 `[N, H, W]`.
+      pictures: gray, uint8 `[N, H, W]`.
       people: int `[N]`.
       numbers: of the condition, AR's 1 to 26, of each picture of a person in turn.
       points: of the template, float32 `[3, 2]`, in these pictures.
@@ -126,17 +126,17 @@ def ar_pictures(path: Path) -> ArPictures:
         content = scipy.io.loadmat(path)
         if "fea" in content:
             pictures, people = content["fea"].reshape(-1, 40, 60).transpose(0, 2, 1), content["gnd"].ravel()
-            about = "AR10P, 10 people of session 1 only, grey, enlarged from 60x40 pixels"
+            about = "AR10P, 10 people of session 1 only, gray, enlarged from 60x40 pixels"
             numbers, points = (*range(1, 14),), AR10P_POINTS
         else:
             pictures, people = content["x"].transpose(2, 0, 1), content["label"].ravel()
-            about = "99 people of both sessions, expressions and illumination only, grey, enlarged from 60x43 pixels"
+            about = "99 people of both sessions, expressions and illumination only, gray, enlarged from 60x43 pixels"
             numbers, points = (*range(1, 8), *range(14, 21)), AR_II_POINTS
     except Exception as error:  # scipy raises whatever its parser met
         raise GdrdError(f"{path} is neither AR10P nor AR II ({error})") from error
     for person, count in zip(*np.unique(people, return_counts=True)):
         if count != len(numbers):
-            raise GdrdError(f"{path}: person {person} has {count} pictures, and it should be {len(numbers)} of each")
+            raise GdrdError(f"{path}: person {person} has {count} pictures, instead of {len(numbers)}")
     return ArPictures(pictures.astype(np.uint8), people.astype(int), numbers, points, about)
 
 

@@ -14,7 +14,7 @@ def text(manifest: dict) -> str:
     sections = {
         f"Face recogniser for {size}x{size} pixels (GDRD)": _what(manifest),
         "What it is for, and what not": _use(size),
-        "What it learnt from": _training(manifest),
+        "What it learned from": _training(manifest),
         "What it reaches": _figures(manifest["proof"]) + _evaluations(manifest["evaluations"]),
         "Error rates": _errors(manifest),
         "Files": _files(manifest),
@@ -55,11 +55,12 @@ def _training(manifest: dict) -> str:
     generative = f"`{config['generative']['path']}`" if config["generative"]["path"] else own
     teacher = config["discriminative"]["path"] or (manifest["teacher"] or {}).get("name", "not known")
     lines = [f"Faces: `{data['path'] or data.get('packed', '')}`{more}", f"Discriminative teacher: `{teacher}`"]
+    begun = f"the weights of `{config['student']['init']}`" if config["student"].get("init") else "random weights"
     if dis["backbone"] == "scratch":
-        lines.append("No generative teacher: backbone and head were trained together, from random weights")
+        lines.append(f"No generative teacher: backbone and head were trained together, from {begun}")
     else:
         gen = f"stage gen {config['gen']['steps']:,} steps; backbone {dis['backbone']}"
-        lines.append(f"Generative teacher: {generative}; {gen}")
+        lines.append(f"Generative teacher: {generative}; {gen}; begun with {begun}")
     lines.append(
         f"Stage dis: {dis['steps']:,} steps of {dis['batch']} faces{best}; loss: {loss}; {config['student']['dtype']}; "
         f"seed {config['seed']}"
