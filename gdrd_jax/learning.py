@@ -82,13 +82,7 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     found = _packed_set(config) if config.data.packed else _training_set(config, workdir)
     dataset, centres = found.dataset, found.centres
     student = _student_of(config, workdir, embedding_dim=centres.shape[1])
-    stage = Dis(
-        student, centres, weights={name: settings[name] for name in TERMS},
-        temperature=settings.temperature, teacher_scale=settings.teacher_scale, tau=settings.tau,
-        positive=settings.positive, pairs=settings.pairs, end_to_end=settings.backbone in ("tuned", "scratch"),
-        rngs=nnx.Rngs(config.seed + 2), degradation=sources.degradation(config),
-        flip=dataset.views == 1, nce_scale=settings.nce_scale, mixup=settings.mixup,
-    )  # fmt: skip
+    stage = make_dis(config, student, centres, flip=dataset.views == 1)
 
     def save(name: str, **more) -> None:
         description = _student_settings(config, centres.shape[1])
@@ -115,6 +109,18 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         if usable:
             save("student")
         write_json(folder / "metrics.json", metrics)
+
+
+def make_dis(config: ConfigDict, student: Student, centres: np.ndarray, *, flip: bool) -> Dis:
+    """Stage dis as the config has it; other arguments as of `Dis`."""
+    settings = config.dis
+    return Dis(
+        student, centres, weights={name: settings[name] for name in TERMS},
+        temperature=settings.temperature, teacher_scale=settings.teacher_scale, tau=settings.tau,
+        positive=settings.positive, pairs=settings.pairs, end_to_end=settings.backbone in ("tuned", "scratch"),
+        rngs=nnx.Rngs(config.seed + 2), degradation=sources.degradation(config), flip=flip,
+        nce_scale=settings.nce_scale, mixup=settings.mixup,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -244,7 +244,7 @@ def fit(
         done = int(done)
         if done:
             LOG.info("%s: goes on after step %d of %d", name, done, schedule.steps)
-        state = class_parallel.to_devices(saved, mesh)
+        state, host = class_parallel.to_devices(saved, mesh), saved
         log = None
         if first:
             stack.enter_context(logging_redirect_tqdm())  # a message has a line of its own
@@ -301,7 +301,7 @@ def fit(
     stop = parallel.largest(max(stop, signals.received))
     if stop:
         raise Interrupted(f"{name} at step {done} of {schedule.steps}", stop)
-    nnx.update(stage, *kept(class_parallel.to_host(state)))
+    nnx.update(stage, *kept(host))
     return last
 
 

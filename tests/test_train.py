@@ -69,13 +69,18 @@ def stage():
     )
 
 
-def dis_stage():
+def dis_stage(classes=4):
     student = Student(resolution=16, width=0.0625, hidden=(8,), embedding_dim=16, head_stages=1, rngs=nnx.Rngs(0))
     return Dis(
-        student, np.eye(5, 16, dtype=np.float32), weights={"cls": 1.0, "kd": 0.25, "rcd": 4.0, "cos": 1.0, "sim": 1.0},
-        temperature=4.0, teacher_scale=8.0, tau=0.4, positive="pair", pairs="gathered", end_to_end=True,
-        rngs=nnx.Rngs(1),
+        student, np.eye(classes, 16, dtype=np.float32),
+        weights={"cls": 1.0, "kd": 0.25, "rcd": 4.0, "cos": 1.0, "sim": 1.0}, temperature=4.0, teacher_scale=8.0,
+        tau=0.4, positive="pair", pairs="gathered", end_to_end=True, rngs=nnx.Rngs(1),
     )  # fmt: skip
+
+
+def five_classes():
+    """So many that not every device has equally many."""
+    return dis_stage(classes=5)
 
 
 def fit(directory, data=DATA, how=None, make=stage, **changes):
@@ -366,6 +371,13 @@ def run_script(script, *arguments, devices):
     )  # fmt: skip
 
 
+def free_address():
+    """Where processes can meet."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
 def finished(*processes):
     """What they print, once they have ended well."""
     found = [process.communicate() for process in processes]
@@ -384,7 +396,7 @@ def test_four_devices_follow_the_curve_of_one(tmp_path, name, count):
     script = (
         "name, count = getattr(t, sys.argv[1]), int(sys.argv[2])\n"
         "one, four = (t.some_steps(count, 1, name, n, batch=8, rate=0.001)[1] for n in (1, 4))\n"
-        "assert len(set(one)) == count\n"  # it trains
+        "assert one[-3:].mean() < one[:3].mean()\n"
         "t.np.testing.assert_allclose(four, one, rtol=1e-4)\n"
         "refused = t.pytest.raises(t.GdrdError, t.fit, pathlib.Path(sys.argv[3]), batch=6)\n"
         "refused.match('batch 6 of test cannot be divided over 4 devices')\n"
@@ -405,15 +417,13 @@ def test_a_checkpoint_goes_on_on_any_number_of_devices(tmp_path, uninterrupted):
     lines = curve(tmp_path)
     assert [line["step"] for line in lines] == [line["step"] for line in uninterrupted[2]]
     for ours, one in zip(lines, uninterrupted[2]):
-        assert ours["loss"] == pytest.approx(one["loss"], rel=1e-3)  # rounding is amplified
+        assert ours["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("stop", [None, pytest.param(8, marks=pytest.mark.slow)])
 def test_two_processes_follow_the_curve_of_one(tmp_path, stop):
     """Where one is stopped on the way, which stops both, together they go on, with data read from disk."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        where = f"localhost:{free.getsockname()[1]}"
+    where = free_address()
     script = (
         "where, number, folder, residency, stop = sys.argv[1:]\n"
         "t.parallel.start(t.Rank(int(number), 2, coordinator=where))\n"
@@ -435,22 +445,20 @@ def test_two_processes_follow_the_curve_of_one(tmp_path, stop):
 
 @pytest.mark.slow
 def test_two_processes_divide_the_classes_and_leave_checkpoints_for_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        where = f"localhost:{free.getsockname()[1]}"
+    where = free_address()
     script = (
         "where, number, folder = sys.argv[1:]\n"
         "t.parallel.start(t.Rank(int(number), 2, coordinator=where))\n"
         "patch = t.pytest.MonkeyPatch()\n"
         "t.stopping_at(patch, 4)\n"
-        "how = {'data': t.MANY, 'make': t.dis_stage, 'steps': 8, 'batch': 8, 'learning_rate': 0.001}\n"
+        "how = {'data': t.MANY, 'make': t.five_classes, 'steps': 8, 'batch': 8, 'learning_rate': 0.001}\n"
         "try: t.fit(pathlib.Path(folder), **how)\n"
         "except t.Interrupted as error: print(error)\n"
     )
     printed = finished(*(run_script(script, where, i, tmp_path / "two", devices=2) for i in range(2)))
     assert all(re.search("test at step [56] of 8", out) for out in printed)
     for folder in ("two", "one"):
-        fit(tmp_path / folder, MANY, make=dis_stage, steps=8, batch=8, learning_rate=0.001)
+        fit(tmp_path / folder, MANY, make=five_classes, steps=8, batch=8, learning_rate=0.001)
     for ours, one in zip(curve(tmp_path / "two"), curve(tmp_path / "one"), strict=True):
         assert ours["loss"] == pytest.approx(one["loss"], rel=1e-4)
         assert ours["train_accuracy"] == pytest.approx(one["train_accuracy"])

@@ -41,11 +41,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
 import benchmark_train  # noqa: E402
 from benchmark_train import Training, peak, table, timed  # noqa: E402
 
-from gdrd_jax import parallel, pipeline, sources, train  # noqa: E402
+from gdrd_jax import parallel, pipeline, train  # noqa: E402
 from gdrd_jax.command_line import guarded  # noqa: E402
-from gdrd_jax.config import TERMS  # noqa: E402
 from gdrd_jax.errors import first_line  # noqa: E402
 from gdrd_jax.files import user_path, write_json, write_text  # noqa: E402
+from gdrd_jax.learning import make_dis  # noqa: E402
 from gdrd_jax.models.student import Student, embed  # noqa: E402
 from gdrd_jax.outputs import claim_folder  # noqa: E402
 from gdrd_jax.pretrained import describe_student, find_student  # noqa: E402
@@ -54,7 +54,6 @@ from gdrd_jax.ranks import ALONE  # noqa: E402
 from gdrd_jax.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.serving import bundle, networks  # noqa: E402
 from gdrd_jax.serving.export import without_folders  # noqa: E402
-from gdrd_jax.stages import Dis  # noqa: E402
 
 WEBFACE = 494_414  # faces of the paper's training set
 DIM, SEED = 512, 7
@@ -99,14 +98,8 @@ def robust_training(resolution: int, width: float, batch: int, precision: str, f
     student = Student(
         resolution=resolution, width=width, hidden=(), embedding_dim=DIM, dtype=precision, rngs=nnx.Rngs(SEED)
     )
-    dis = config.dis
-    stage = Dis(
-        student, np.zeros((1, DIM), np.float32), weights={name: dis[name] for name in TERMS},
-        temperature=dis.temperature, teacher_scale=dis.teacher_scale, tau=dis.tau, positive=dis.positive,
-        pairs=dis.pairs, end_to_end=True, rngs=nnx.Rngs(SEED), degradation=sources.degradation(config), flip=True,
-        nce_scale=dis.nce_scale, mixup=dis.mixup,
-    )  # fmt: skip
-    return Training(stage, data, train.Schedule.of(dis), jax.device_count(), together)
+    stage = make_dis(config, student, np.zeros((1, DIM), np.float32), flip=True)
+    return Training(stage, data, train.Schedule.of(config.dis), jax.device_count(), together)
 
 
 def compiled(trainings: list[Training]) -> list[Training]:
