@@ -94,8 +94,8 @@ def default() -> ConfigDict:
         {
             "resolution": 16,
             "kernel": "area",  # or "bicubic"
-            # The face, its mirror image, then randomly moved ones. With `degradation.random` 1 will do: the target of a
-            # face serves its mirror image, too, and T_d has half the work.
+            # The face, its mirror image, then randomly moved ones. With `degradation.random` only stage gen uses them;
+            # without stage gen 1 will do.
             "count": 4,
             "seed": 7,  # of these
             "shift": 4.0,  # pixels of 112
@@ -110,7 +110,7 @@ def default() -> ConfigDict:
         }
     )
     # Degradation of the student's input in stage dis that is drawn again at each use of a face, inside the training
-    # step, instead of the stored views; T_d sees the clean face. Largest strengths, see data/random_degradation.py.
+    # step, instead of the stored views; T_d sees the clean face, once. Largest strengths: data/random_degradation.py.
     config.degradation = ConfigDict(
         {
             "random": False,
@@ -333,8 +333,8 @@ def check(config: ConfigDict, needed: set[str]) -> None:
         )
     if not 0 <= config.dis.mixup <= 1:
         raise GdrdError(f"config.dis.mixup is {config.dis.mixup}; it can be 0 to 1")
-    if config.dis.mixup and not (config.degradation.random and config.views.count == 1):
-        raise GdrdError("config.dis.mixup needs config.degradation.random=true and config.views.count=1")
+    if config.dis.mixup and not config.degradation.random:
+        raise GdrdError("config.dis.mixup needs config.degradation.random=true")
     if config.degradation.random and config.data.blends:
         raise GdrdError("config.degradation.random needs config.data.blends=0: mixup images are made of stored views")
     if config.data.packed and not (

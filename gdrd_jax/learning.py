@@ -82,7 +82,7 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     found = _packed_set(config) if config.data.packed else _training_set(config, workdir)
     dataset, centres = found.dataset, found.centres
     student = _student_of(config, workdir, embedding_dim=centres.shape[1])
-    stage = make_dis(config, student, centres, flip=dataset.views == 1)
+    stage = make_dis(config, student, centres)
 
     def save(name: str, **more) -> None:
         description = _student_settings(config, centres.shape[1])
@@ -111,14 +111,14 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         write_json(folder / "metrics.json", metrics)
 
 
-def make_dis(config: ConfigDict, student: Student, centres: np.ndarray, *, flip: bool) -> Dis:
+def make_dis(config: ConfigDict, student: Student, centres: np.ndarray) -> Dis:
     """Stage dis as the config has it; other arguments as of `Dis`."""
     settings = config.dis
     return Dis(
         student, centres, weights={name: settings[name] for name in TERMS},
         temperature=settings.temperature, teacher_scale=settings.teacher_scale, tau=settings.tau,
         positive=settings.positive, pairs=settings.pairs, end_to_end=settings.backbone in ("tuned", "scratch"),
-        rngs=nnx.Rngs(config.seed + 2), degradation=sources.degradation(config), flip=flip,
+        rngs=nnx.Rngs(config.seed + 2), degradation=sources.degradation(config),
         nce_scale=settings.nce_scale, mixup=settings.mixup,
     )  # fmt: skip
 

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from gdrd_jax import sources
 from gdrd_jax.command_line import check_platform
 from gdrd_jax.config import check, value_of
+from gdrd_jax.data.degrade import STRENGTHS
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import LOCK, ORBAX_FORBIDDEN, digest, is_locked, listed_paths, locked, storable, write_json
 from gdrd_jax.interrupt import deferred
@@ -46,7 +47,10 @@ READ_OTHERWISE = {
     ),
 }
 # Settings that are newer than 0.4.0, with the values at which they change nothing: workdirs without them stay valid.
-ADDED = {"dis": {"nce": 0.0, "nce_scale": 16.0, "mixup": 0.0}}
+ADDED = {
+    "dis": {"dis.nce": 0.0, "dis.nce_scale": 16.0, "dis.mixup": 0.0},
+    "teacher": {"views.blur": 0.0, "views.motion": 0.0, "views.noise": 0.0, "views.jpeg": 0},
+}
 USES_JAX = {"gen", "dis", "report"}
 
 
@@ -83,6 +87,7 @@ class Step:
 
 # T_d sees views before they are reduced, so students of other resolutions can share its targets.
 MOVED = tuple(f"views.{name}" for name in ("count", "seed", "shift", "rotate", "scale", "light"))
+DEGRADED = tuple(f"views.{name}" for name in STRENGTHS)
 TAKEN = ("discriminative.preprocessing", "discriminative.precision", *MOVED)
 TAPPED = ("generative.kind", "generative.precision")  # and what `generative_files` tells
 BACKBONE = ("student.width", "student.head_stages", "student.dtype")
@@ -93,7 +98,7 @@ STEPS = (
     Step("views", ("views",), ("faces",), shared=True),
     Step("small_faces", ("views.resolution",), ("faces",), shared=True),
     Step("discriminative", TAKEN, ("faces",), sources.discriminative_files, shared=True),
-    Step("teacher", ("seed", "views.resolution", "views.kernel", "sr"), ("faces",), trains=True),
+    Step("teacher", ("seed", "views.resolution", "views.kernel", *DEGRADED, "sr"), ("faces",), trains=True),
     Step("generative", TAPPED, ("views", "teacher"), sources.generative_files, shared=True),
     Step(
         "gen",
@@ -210,10 +215,13 @@ def _origin(step: Step, config: ConfigDict, fingerprints: dict[str, str]) -> dic
 
 def _settings(step: Step, config: ConfigDict) -> dict:
     settings = {name: _plain(value_of(config, name)) for name in step.settings}
-    for name, section in settings.items():
-        for key, neutral in ADDED.get(name, {}).items():
-            if section[key] == neutral:
-                del section[key]
+    for name, neutral in ADDED.get(step.name, {}).items():
+        if value_of(config, name) == neutral:
+            section, _, key = name.rpartition(".")
+            settings.pop(name, None)
+            settings.get(section, {}).pop(key, None)
+    if step.name == "discriminative":
+        settings["views.count"] = sources.target_views(config)
     settings.get("student", {}).pop("init", None)  # a file, known by its contents
     return settings
 

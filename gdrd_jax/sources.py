@@ -187,6 +187,11 @@ def views(config: ConfigDict) -> Views:
     return Views(**config.views)
 
 
+def target_views(config: ConfigDict) -> int:
+    """Of how many views T_d's embeddings are kept: of the face alone where stage dis degrades it at random."""
+    return 1 if config.degradation.random else config.views.count
+
+
 def degradation(config: ConfigDict):
     """The `RandomDegradation` of stage dis, or None where the student's input is stored views."""
     if not config.degradation.random:

@@ -129,8 +129,8 @@ class Dis(nnx.Module):
       pairs: relations of a face with the whole batch ("gathered"), so that the number of devices changes nothing, or
         only with the part of it on the same device ("local"), which is less work.
       end_to_end: train the backbone, too; it stays as it is otherwise.
-      degradation: makes the student's input of `small` faces, drawn again at each use; None takes `lr` as it is.
-      flip: mirror degraded faces at random, whose target is the same then; else those of odd views.
+      degradation: makes the student's input of `small` faces, drawn again at each use, mirrored or not: the target of a
+        face serves its mirror image, too. None takes `lr` as it is.
       nce_scale: see `losses.contrastive_loss`.
       mixup: share of the faces that another face of the batch is laid over, before both are degraded (Zhang et al.,
         arXiv 1710.09412); their target is the mixture of both targets, and they have no identity.
@@ -139,9 +139,9 @@ class Dis(nnx.Module):
     def __init__(
         self, student: Student, centres: np.ndarray, *, weights: dict[str, float], temperature: float,
         teacher_scale: float, tau: float, positive: str, pairs: str, end_to_end: bool, rngs: nnx.Rngs,
-        degradation: RandomDegradation | None = None, flip: bool = False, nce_scale: float = 16.0, mixup: float = 0.0,
+        degradation: RandomDegradation | None = None, nce_scale: float = 16.0, mixup: float = 0.0,
     ):  # fmt: skip
-        self.degradation, self.flip, self.nce_scale, self.mixup = degradation, flip, nce_scale, mixup
+        self.degradation, self.nce_scale, self.mixup = degradation, nce_scale, mixup
         identities, dim = centres.shape
         self.frozen = () if end_to_end else ("backbone",)
         self.backbone, self.head = student.backbone, student.head
@@ -161,8 +161,8 @@ class Dis(nnx.Module):
         """The loss and its terms.
 
         Args:
-          batch: `lr` uint8 `[B,R,R,3]`, or with `degradation` `small` uint8 `[B,S,S,3]` and `view` int `[B]`, odd where
-            the target is of the mirror image; `label` int `[B]`; `discriminative` `[B,D]`.
+          batch: `lr` uint8 `[B,R,R,3]`, or with `degradation` `small` uint8 `[B,S,S,3]`; `label` int `[B]`;
+            `discriminative` `[B,D]`.
           key: of this step, the same on all devices.
         """
         if self.mixup:
@@ -196,9 +196,8 @@ class Dis(nnx.Module):
     def _input(self, batch: Batch, key: jax.Array) -> jax.Array:
         if self.degradation is None:
             return batch["lr"]
-        mirrored = None if self.flip else batch["view"] % 2 == 1
         first = parallel.number() * len(batch["small"])
-        return self.degradation(batch["small"], mirrored, jax.random.fold_in(key, DEGRADATION_KEY), first)
+        return self.degradation(batch["small"], None, jax.random.fold_in(key, DEGRADATION_KEY), first)
 
     def _relational_loss(self, teacher: jax.Array, embedding: jax.Array, label: jax.Array, key: jax.Array) -> jax.Array:
         anchors, first = teacher, 0

@@ -63,7 +63,7 @@ def faces(config: ConfigDict, workdir: Path) -> str:
 def views(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Reduces every view of every face to the low resolution."""
     for split in _splits(config):
-        count = _view_count(config, split)
+        count = _view_count(split, config.views.count)
         _store_views(workdir, "views", split, sources.views(config), count, "low-resolution views", rank)
 
 
@@ -106,7 +106,7 @@ def generative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
         if lr.manifest["rows"]:
             shape = network.features(lr.read(0, slice(0, 1))).shape[1:]
             yield Job(
-                _targets(config, workdir, "generative", split, shape, network),
+                _targets(config, workdir, "generative", split, config.views.count, shape, network),
                 lambda view, rows: lr.read(view, np.asarray(rows)), network.features, f"generative targets, {split}",
             )  # fmt: skip
 
@@ -123,8 +123,9 @@ def discriminative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
     for split in _splits(config):
         source = read_faces(workdir, split)
         if len(source):
+            views = sources.target_views(config)
             yield Job(
-                _targets(config, workdir, "discriminative", split, (network.dim,), network),
+                _targets(config, workdir, "discriminative", split, views, (network.dim,), network),
                 view_loader(source, how, low=False), network.embed,
                 f"discriminative targets, {split}",
             )  # fmt: skip
@@ -176,12 +177,14 @@ def teacher_of(config: ConfigDict, targets: Cache) -> dict[str, str]:
     return {"name": sources.recogniser_name(config), "fingerprint": targets.manifest["made_from"]["teacher"]}
 
 
-def _targets(config: ConfigDict, workdir: Path, step: str, split: str, shape: tuple[int, ...], network) -> Cache:
+def _targets(
+    config: ConfigDict, workdir: Path, step: str, split: str, views: int, shape: tuple[int, ...], network
+) -> Cache:
     faces = read_faces(workdir, split)
     packages = ("gdrd_jax", "torch", "diffusers", "onnxruntime")
     made_by = {name: metadata.version(name) for name in packages if util.find_spec(name)}
     return Cache.create(
-        workdir / step / split, rows=len(faces), views=_view_count(config, split), shape=shape, dtype="float16",
+        workdir / step / split, rows=len(faces), views=_view_count(split, views), shape=shape, dtype="float16",
         made_from={"faces": faces.fingerprint, "teacher": network.fingerprint},
         about={
             "teacher": network.settings, "views": dataclasses.asdict(sources.views(config)), "versions": made_by,
@@ -194,8 +197,8 @@ def _splits(config: ConfigDict) -> tuple[str, ...]:
     return (*REAL, "blended") if config.data.blends else REAL
 
 
-def _view_count(config: ConfigDict, split: str) -> int:
-    return 2 if split == "test" else config.views.count
+def _view_count(split: str, views: int) -> int:
+    return 2 if split == "test" else views
 
 
 def discriminative_teacher(config: ConfigDict):

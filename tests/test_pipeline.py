@@ -846,7 +846,8 @@ def random_config(path):
 def test_a_student_learns_from_degradations_drawn_in_the_step(finished, faces_folder, tmp_path, caplog):
     config = random_config(faces_folder)
     config.base = str(finished)
-    assert steps_run(config, tmp_path / "w", caplog) == ["small_faces", "dis", "report"]
+    assert steps_run(config, tmp_path / "w", caplog) == ["small_faces", "discriminative", "dis", "report"]
+    assert open_cache(tmp_path / "w", "discriminative", "train").manifest["views"] == 1 < config.views.count
     small = open_cache(tmp_path / "w", "small_faces", "train")
     assert small.manifest["shape"] == [48, 48, 3] and small.manifest["views"] == 1
     np.testing.assert_array_equal(small.read(0)[3], resize(read_faces(tmp_path / "w", "train")[3], 48, "area"))

@@ -192,23 +192,12 @@ def test_class_centres_are_normalised_means_of_normalised_embeddings():
     np.testing.assert_allclose(stages.class_centres(embeddings, labels, 2), expected, rtol=1e-5)
 
 
-def test_the_target_of_a_mirrored_face_is_that_of_its_mirror_image():
-    """The stage's input is drawn from small faces; odd views are mirrored."""
-    degradation = RandomDegradation(16, clean=1.0, kernels=(1.0, 0.0, 0.0, 0.0))
-    stage = dis(weights=dict.fromkeys(("cls", "kd", "rcd", "sim"), 0.0) | {"cos": 1.0}, degradation=degradation)
-    small = np.random.default_rng(0).integers(256, size=(4, 48, 48, 3), dtype=np.uint8)
-    found = stage._input({"small": small, "view": np.array([0, 1, 2, 3])}, jax.random.key(0))
-    expected = np.stack([resize(face, 16, "area") for face in small])
-    expected[1::2] = expected[1::2, :, ::-1]
-    np.testing.assert_allclose(np.asarray(found).astype(int), expected.astype(int), atol=1)
-
-
-def test_faces_of_one_target_are_mirrored_at_random():
+def test_degraded_faces_are_mirrored_at_random():
     degradation = RandomDegradation(16, clean=1.0, kernels=(1.0, 0.0, 0.0, 0.0))
     weights = dict.fromkeys(("cls", "kd", "rcd", "sim"), 0.0) | {"cos": 1.0}
-    stage = dis(weights=weights, degradation=degradation, flip=True)
+    stage = dis(weights=weights, degradation=degradation)
     small = np.random.default_rng(0).integers(256, size=(64, 48, 48, 3), dtype=np.uint8)
-    found = np.asarray(stage._input({"small": small, "view": np.zeros(64, int)}, jax.random.key(0))).astype(int)
+    found = np.asarray(stage._input({"small": small}, jax.random.key(0))).astype(int)
     plain = np.stack([resize(face, 16, "area") for face in small]).astype(int)
     as_is, mirrored = (np.abs(found - x).max(axis=(1, 2, 3)) <= 1 for x in (plain, plain[:, :, ::-1]))
     assert (as_is ^ mirrored).all() and 20 < mirrored.sum() < 44
@@ -218,7 +207,7 @@ def test_mixup_lays_a_neighbor_over_some_faces_and_mixes_their_targets():
     rng = np.random.default_rng(0)
     small = rng.integers(256, size=(400, 2, 2, 3), dtype=np.uint8)
     teacher = np.float32(rng.normal(size=(400, DIM)))
-    batch = {"small": small, "discriminative": teacher, "label": np.arange(400), "view": np.zeros(400, int)}
+    batch = {"small": small, "discriminative": teacher, "label": np.arange(400)}
     mixed = stages._mixed(batch, KEY, 0.25)
     alone = np.asarray(mixed["label"]) >= 0
     assert 270 < alone.sum() < 330

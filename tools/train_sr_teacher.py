@@ -5,7 +5,9 @@
 FACES is anything gdrd_jax reads: a folder with a folder a person, a .tar, a .rec, a list, a store. The last
 --test-people of them are not trained on; every --samples-every steps OUT/samples/step_N.png shows some of them (a
 line each: input, bicubic, samples, original) and quality.json gets PSNR and, with --recogniser, the cosine between
-the embeddings of the drawn and the true face, beside bicubic's. OUT is then a folder of diffusers' UNet2DModel:
+the embeddings of the drawn and the true face, beside bicubic's. --blur, --motion, --noise and --jpeg train it to
+restore degraded faces, each degraded differently, up to so much, at each use. OUT is then a folder of diffusers'
+UNet2DModel:
 
   python -m gdrd_jax.main --config=configs/stage_gen.py --config.generative.path=OUT ...
 
@@ -13,6 +15,7 @@ It runs on a GPU if there is one, and can be stopped at any time; the same comma
 """
 
 import argparse
+import dataclasses
 import logging
 import sys
 
@@ -34,6 +37,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("out", type=user_path, metavar="OUT")
     add("--resolution", type=int, default=16, choices=(8, 16, 32), help="pixels of its input (16)")
     add("--kernel", default="area", choices=KERNELS, help="how faces are reduced: area (OpenCV, default), bicubic")
+    add("--blur", type=float, default=0.0, help="the most that its input is blurred, in pixels of 112 (0)")
+    add("--motion", type=float, default=0.0, help="the most motion blur, in pixels of 112 (0)")
+    add("--noise", type=float, default=0.0, help="the most noise, of 255 (0)")
+    add("--jpeg", type=int, default=0, help="the lowest JPEG quality; 0 is none (0)")
     add("--size", type=int, default=sr.size, help=f"pixels of its output ({sr.size})")
     add("--channels", type=int, nargs="+", default=list(sr.channels), help=f"one a level of the U-Net {sr.channels}")
     add("--layers", type=int, default=sr.layers, help=f"residual blocks a level ({sr.layers})")
@@ -51,7 +58,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def work(given: argparse.Namespace) -> None:
     """Checks everything, then trains."""
-    from gdrd_jax.data.degrade import Views
+    from gdrd_jax.data.degrade import STRENGTHS, Views
     from gdrd_jax.data.formats import open_faces
     from gdrd_jax.data.prepare import checked
     from gdrd_jax.errors import GdrdError, require
@@ -67,7 +74,8 @@ def work(given: argparse.Namespace) -> None:
     claim_folder(given.out, "an SR teacher", "OUT")
     for package in ("torch", "diffusers", "safetensors"):
         require(package, "teachers")
-    views = Views.plain(given.resolution, given.kernel)
+    degraded = {name: getattr(given, name) for name in STRENGTHS}
+    views = dataclasses.replace(Views.plain(given.resolution, given.kernel), **degraded)
     recogniser = None
     if given.recogniser:
         _, path, preprocessing = parse_model(given.recogniser)

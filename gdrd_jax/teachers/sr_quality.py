@@ -25,7 +25,7 @@ class Watcher:
 
     Args:
       faces: aligned, of people it is not trained on; at most 96 of them, evenly chosen, are measured.
-      views: makes the low-resolution face.
+      views: makes the low-resolution face, degraded as views >= 2 are if `views` degrades at all.
       size: side of the super-resolved face.
       recogniser: with `embed`, or None to measure no identity.
       folder: for `step_N.png`, with a line each of low-resolution faces, bicubic ones, samples and
@@ -37,7 +37,8 @@ class Watcher:
         folder = Path(folder)
         rows = np.unique(np.linspace(0, len(faces) - 1, FACES).astype(int)).tolist()
         high = [faces[row] for row in rows]
-        self._low = np.stack([views.low(face, row, 0) for row, face in zip(rows, high)])
+        view = 2 if views.degradation().degraded else 0
+        self._low = np.stack([views.low(face, row, view) for row, face in zip(rows, high)])
         self._originals = np.stack([resize(face, size, "area") for face in high])
         self._bicubic = np.stack([resize(face, size, "bicubic") for face in self._low])
         self._folder, self._recogniser, self._seed = folder, recogniser, seed

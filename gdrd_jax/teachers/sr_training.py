@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gdrd_jax.data.degrade import Views, resize
+from gdrd_jax.data.degrade import STRENGTHS, Views, resize
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import batch_rows, in_parallel
 from gdrd_jax.errors import GdrdError, first_line, require
@@ -84,10 +84,10 @@ def train(
 
     Args:
       faces: to learn from, mirrored at random.
-      views: makes the low-resolution face.
+      views: makes the low-resolution face, degraded anew at each use if `views` degrades at all.
       settings: see `SrSettings`.
       directory: an existing folder.
-      seed: of weights, batches, timesteps and noise.
+      seed: of weights, batches, degradation, timesteps and noise.
       watch: called with the averaged weights in place, every `watch_every` steps and after the last.
       watch_every: 0 is after the last step alone.
 
@@ -178,9 +178,11 @@ def _claim(directory: Path, faces: Faces, views: Views, settings: SrSettings, se
         "faces": faces.fingerprint or faces.signature(), "resolution": views.resolution, "kernel": views.kernel,
         "settings": dataclasses.asdict(settings), "seed": seed,
     }  # fmt: skip
+    if views.degradation().degraded:
+        ours["degradation"] = {name: getattr(views, name) for name in STRENGTHS}
     ours, path = json.loads(json.dumps(ours)), directory / "training.json"
     if path.exists() and (theirs := json.loads(path.read_text(encoding="utf-8"))) != ours:
-        changed = ", ".join(key for key in ours if theirs.get(key) != ours[key])
+        changed = ", ".join(key for key in ours | theirs if theirs.get(key) != ours.get(key))
         raise GdrdError(
             f"{directory} holds an SR teacher made from other {changed}; remove it or choose another folder"
         )
@@ -190,6 +192,8 @@ def _claim(directory: Path, faces: Faces, views: Views, settings: SrSettings, se
 def _batches(faces: Faces, views: Views, settings: SrSettings, seed: int, first: int) -> Iterator[tuple]:
     """Enlarged low-resolution faces and scaled residuals, torch `[B, 3, size, size]` each, from step `first` on."""
     import torch
+
+    views, degraded = dataclasses.replace(views, seed=seed), views.degradation().degraded
 
     @functools.lru_cache(maxsize=8)
     def chosen(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -201,7 +205,8 @@ def _batches(faces: Faces, views: Views, settings: SrSettings, seed: int, first:
         rows, mirrored = chosen(step)
         row, mirror = int(rows[number]), int(mirrored[number])
         high = views.high(faces[row], row, mirror)
-        low = views.low(high, row, mirror)
+        # A view number of its own for each step degrades a face differently at each use.
+        low = views.low(high, row, 2 * (1 + step) if degraded else 0)
         return resize(low, settings.size, "bicubic"), resize(high, settings.size, "area")
 
     stream = in_parallel(example, range(first * settings.batch, settings.steps * settings.batch))

@@ -55,6 +55,23 @@ def test_a_stopped_training_resumes_to_the_same_network(faces_folder, tmp_path, 
     assert not (tmp_path / "sr" / "training.pt").exists()
 
 
+def test_degraded_inputs_differ_at_each_use_and_their_targets_are_clean(faces_folder, trained, tmp_path):
+    faces, degraded = open_faces(faces_folder).take([0]), dataclasses.replace(VIEWS, blur=3.0, noise=20.0)
+    clean, first, again = (
+        list(sr_training._batches(faces, views, SETTINGS, 7, 0)) for views in (VIEWS, degraded, degraded)
+    )
+    uses = {condition[0].numpy().tobytes() for condition, _ in first}
+    assert len(uses) == len(first) == SETTINGS.steps
+    for (condition, residual), (plain, wanted), (same, _) in zip(first, clean, again, strict=True):
+        np.testing.assert_array_equal(condition, same)
+        scale = sr_training.RESIDUAL_SCALE
+        np.testing.assert_allclose(condition + residual / scale, plain + wanted / scale, atol=1e-5)
+        assert (condition - plain).abs().mean() > 0.01
+    shutil.copytree(trained, tmp_path / "sr")
+    with pytest.raises(GdrdError, match="made from other degradation;"):
+        sr_training.train(open_faces(faces_folder), degraded, SETTINGS, tmp_path / "sr", seed=7)
+
+
 @pytest.mark.parametrize(("tap", "shape"), [("down0", (8, 8, 8)), ("down1", (16, 8, 8)), ("mid", (16, 8, 8))])
 def test_features_of_every_tap(trained, tap, shape):
     features = SrDiffusion(trained, tap=tap, timestep=0).features(LOW)
