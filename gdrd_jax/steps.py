@@ -22,7 +22,7 @@ from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.prepare import checked, log_skipped, prepare
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import write_json
+from gdrd_jax.files import digest, write_json
 from gdrd_jax.ranks import Rank
 from gdrd_jax.teachers import load_discriminative, load_generative, sr_training
 from gdrd_jax.teachers.precompute import Job, fill, view_loader
@@ -64,22 +64,25 @@ def views(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Reduces every view of every face to the low resolution."""
     for split in _splits(config):
         count = _view_count(split, config.views.count)
-        _store_views(workdir, "views", split, sources.views(config), count, "low-resolution views", rank)
+        _store_views(config, workdir, "views", split, sources.views(config), count, "low-resolution views", rank)
 
 
 def small_faces(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Reduces the faces that are degraded inside the training step to a few times the low resolution."""
     how = Views.plain(SMALL * config.views.resolution, "area")
     for split in ("train", "unlabelled"):
-        _store_views(workdir, "small_faces", split, how, 1, "small faces", rank)
+        _store_views(config, workdir, "small_faces", split, how, 1, "small faces", rank)
 
 
-def _store_views(workdir: Path, step: str, split: str, how: Views, count: int, what: str, rank: Rank) -> None:
+def _store_views(
+    config: ConfigDict, workdir: Path, step: str, split: str, how: Views, count: int, what: str, rank: Rank
+) -> None:
     """Stores the first `count` reduced views of every face of a split; `what` is shown beside the progress bar."""
     source = read_faces(workdir, split)
     cache = Cache.create(
         workdir / step / split, rows=len(source), views=count, shape=(how.resolution, how.resolution, 3),
         dtype="uint8", made_from={"faces": source.fingerprint}, about=dataclasses.asdict(how),
+        arrays=_arrays(config, step, split, how),
     )  # fmt: skip
     fill(Job(cache, view_loader(source, how, low=True), None, f"{what}, {split}"), rank)
 
@@ -181,16 +184,24 @@ def _targets(
     config: ConfigDict, workdir: Path, step: str, split: str, views: int, shape: tuple[int, ...], network
 ) -> Cache:
     faces = read_faces(workdir, split)
+    how = sources.views(config)
     packages = ("gdrd_jax", "torch", "diffusers", "onnxruntime")
     made_by = {name: metadata.version(name) for name in packages if util.find_spec(name)}
     return Cache.create(
         workdir / step / split, rows=len(faces), views=_view_count(split, views), shape=shape, dtype="float16",
         made_from={"faces": faces.fingerprint, "teacher": network.fingerprint},
         about={
-            "teacher": network.settings, "views": dataclasses.asdict(sources.views(config)), "versions": made_by,
+            "teacher": network.settings, "views": dataclasses.asdict(how), "versions": made_by,
             "data": config.data.path, "machine": platform.platform(),
         },
+        arrays=_arrays(config, step, split, how),
     )  # fmt: skip
+
+
+def _arrays(config: ConfigDict, step: str, split: str, how: Views) -> str:
+    """URL of what `data.cache` keeps of a split; it is shared by workdirs, so it has all in its name that counts."""
+    base = config.data.cache.rstrip("/")
+    return f"{base}/{step}/{split}-{digest(dataclasses.asdict(how))[:16]}" if base else ""
 
 
 def _splits(config: ConfigDict) -> tuple[str, ...]:

@@ -1,7 +1,11 @@
 """Small faces and settings that run in seconds."""
 
+import json
 import os
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from urllib.parse import parse_qs, unquote, urlsplit
 
 # Many tests, and the processes that they start, compile the same; before JAX is imported.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
@@ -208,3 +212,55 @@ def shared():
     if not folder.is_dir():
         pytest.skip(f"no {folder}: real data for measuring is not part of the project")
     return folder
+
+
+class GoogleCloudStorage(BaseHTTPRequestHandler):
+    """As much of its JSON API as TensorStore needs to write, read and list the objects of one bucket."""
+
+    bucket, objects = "", {}
+
+    def do_POST(self):
+        url = urlsplit(self.path)
+        query, body = parse_qs(url.query), self.rfile.read(int(self.headers["Content-Length"]))
+        if url.path != f"/upload/storage/v1/b/{self.bucket}/o":
+            return self.answer(404, {"error": {"code": 404, "message": "not found"}})
+        self.objects[query["name"][0]] = body
+        self.answer(200, {"name": query["name"][0], "generation": "1", "size": str(len(body))})
+
+    def do_GET(self):
+        url = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        bucket, _, name = url.path.removeprefix("/storage/v1/b/").partition("/o")
+        name = unquote(name.removeprefix("/"))
+        if bucket != self.bucket or (name and name not in self.objects):
+            self.answer(404, {"error": {"code": 404, "message": "not found"}})
+        elif name:
+            self.answer(200, self.objects[name])
+        else:
+            first, last = query.get("startOffset", ""), query.get("endOffset", chr(0x10FFFF))
+            found = [{"name": name} for name in sorted(self.objects) if first <= name < last]
+            self.answer(200, {"items": found})
+
+    def answer(self, status: int, content: dict | bytes) -> None:
+        content = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("x-goog-generation", "1")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """URL of an empty bucket."""
+    monkeypatch.setattr(GoogleCloudStorage, "objects", {})
+    with ThreadingHTTPServer(("localhost", 0), GoogleCloudStorage) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://localhost:{server.server_port}")
+        # Of its own name, because TensorStore keeps a bucket that is in use open, with the port of its server.
+        monkeypatch.setattr(GoogleCloudStorage, "bucket", f"faces-{server.server_port}")
+        yield f"gs://{GoogleCloudStorage.bucket}"
+        server.shutdown()

@@ -21,6 +21,7 @@ from flax import nnx
 
 from gdrd_jax import learning, pipeline
 from gdrd_jax.config import TERMS
+from gdrd_jax.data import object_store
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
@@ -889,6 +890,26 @@ def test_one_target_a_face_serves_a_degraded_student(faces_folder, tmp_path, cap
     config.degradation.random = False
     with pytest.raises(GdrdError, match="views.count is 1; it must be at least 2"):
         pipeline.run(config, tmp_path / "w")
+
+
+def test_views_and_targets_live_in_a_bucket_that_workdirs_share(bucket, faces_folder, tmp_path, monkeypatch):
+    config = random_config(faces_folder)
+    config.until, config.data.cache = "dis", f"{bucket}/faces"
+    pipeline.run(config, tmp_path / "a")
+    kept = {"views", "small_faces", "discriminative"}
+    assert {key.split("/")[1] for key in object_store.keys(bucket)} == {"gdrd_jax", *kept}
+    assert {path.name for step in kept for path in (tmp_path / "a" / step).rglob("*") if path.is_file()} == {
+        "step.json", "manifest.json"
+    }  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(Cache, "write", lambda *args: 1 / 0)  # nothing is left to do
+        pipeline.run(config, tmp_path / "b")
+    a, b = (Recognizer.load(tmp_path / name).embed(np.zeros((1, 16, 16, 3), np.uint8)) for name in "ab")
+    np.testing.assert_array_equal(a, b)
+    config.data.cache = f"{bucket}-2"
+    with pytest.raises(GdrdError, match=f"{bucket}-2 cannot be used"):
+        pipeline.run(config, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
 
 
 def test_several_sets_of_faces_are_learnt_from(faces_folder, tmp_path, caplog):

@@ -3,7 +3,8 @@
 A cache is a folder with one zarr3 array a view (rows in data set order, crc32c checksums) and `manifest.json`:
 what made it and its shape. An array is written a chunk of rows at a time, each a file that appears under its name
 only when it is whole: what is there is done. So a killed writer loses at most the chunk it was at, and any number of
-writers, on any number of machines, can fill one cache without knowing of each other.
+writers, on any number of machines, can fill one cache without knowing of each other. The arrays may be in an object
+store instead of the folder (`manifest["arrays"]`), where every cache made from the same things shares them.
 """
 
 import dataclasses
@@ -16,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import tensorstore as ts
 
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.data import object_store
+from gdrd_jax.errors import GdrdError, first_line
 from gdrd_jax.files import digest, storable, write_json, writing
 
 FORMAT = 2  # of the folder
@@ -24,10 +26,10 @@ CHUNK_ROWS = 256
 CHECKSUM = 4  # bytes that crc32c adds to a chunk
 
 
-def _spec(path: Path, shape: tuple[int, ...], dtype: str) -> dict:
+def _spec(kvstore: dict, shape: tuple[int, ...], dtype: str) -> dict:
     return {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(path)},
+        "kvstore": kvstore,
         # A lost chunk must be an error, not zeros.
         "fill_missing_data_reads": False,
         "store_data_equal_to_fill_value": True,
@@ -52,7 +54,8 @@ class Cache:
     Attributes:
       path: folder of the cache.
       manifest: `views`, `rows`, `shape` (of one row), `dtype`; `made_from`, by which a cache is known
-        (`faces` is the data set's fingerprint), and `about`, whatever else the writer tells of its origin.
+        (`faces` is the data set's fingerprint), `about`, whatever else the writer tells of its origin, and `arrays`,
+        the URL of an object store's folder that has them, or "".
       row_bytes: size of one view of one row.
     """
 
@@ -62,9 +65,9 @@ class Cache:
     @classmethod
     def create(
         cls, path: Path, *, rows: int, views: int, shape: tuple[int, ...], dtype: str, made_from: dict,
-        about: dict | None = None,
+        about: dict | None = None, arrays: str = "",
     ) -> "Cache":  # fmt: skip
-        """Opens the cache at `path` to go on writing, or starts one.
+        """Opens the cache at `path` to go on writing, or starts one, with its arrays at the URL `arrays` if given.
 
         Raises:
           GdrdError: the folder holds a cache of something else, or TensorStore cannot read its path.
@@ -76,7 +79,7 @@ class Cache:
         path = storable(path)
         if not (path / "manifest.json").exists():
             path.mkdir(parents=True, exist_ok=True)
-            write_json(path / "manifest.json", {**wanted, "about": about or {}})
+            write_json(path / "manifest.json", {**wanted, "about": about or {}, "arrays": arrays})
         cache = cls._read(path)
         odd = [key for key, value in wanted.items() if cache.manifest.get(key) != value]
         if odd:
@@ -134,24 +137,36 @@ class Cache:
                 yield view, range(start, min(start + CHUNK_ROWS, rows))
 
     def has(self, view: int, rows: range) -> bool:
-        """Whether a piece is on disk, and whole by its size."""
-        name = ".".join([str(rows.start // CHUNK_ROWS), *["0"] * len(self.manifest["shape"])])
+        """Whether a piece is there, and on disk whole by its size."""
+        if self._url:
+            return bool(object_store.keys(self._place(view), self._piece(rows)))
         try:
-            return os.stat(self._folder(view) / name).st_size == self._piece_bytes
+            return os.stat(f"{self._place(view)}/{self._piece(rows)}").st_size == self._piece_bytes
         except FileNotFoundError:
             return False
 
     def missing(self) -> list[tuple[int, range]]:
         """The pieces that are not there yet."""
-        return [(view, rows) for view, rows in self.chunks() if not self.has(view, rows)]
+        if not self._url:
+            return [(view, rows) for view, rows in self.chunks() if not self.has(view, rows)]
+        there = [object_store.keys(self._place(view)) for view in range(self.manifest["views"])]
+        return [(view, rows) for view, rows in self.chunks() if self._piece(rows) not in there[view]]
 
-    def _folder(self, view: int) -> Path:
+    def _piece(self, rows: range) -> str:
+        return ".".join([str(rows.start // CHUNK_ROWS), *["0"] * len(self.manifest["shape"])])
+
+    @property
+    def _url(self) -> str:
+        return self.manifest.get("arrays", "")
+
+    def _place(self, view: int) -> str:
         # Named by what it is made from: a process that was left behind by an older run must not write into it.
-        return self.path / self._folders.format(view)
+        return f"{self._url or self.path}/{self._folders.format(view)}"
 
     def _array(self, view: int, **how):
-        shape = (self.manifest["rows"], *self.manifest["shape"])
-        return ts.open(_spec(self._folder(view), shape, self.manifest["dtype"]), **how).result()
+        shape, place = (self.manifest["rows"], *self.manifest["shape"]), self._place(view)
+        kvstore = object_store.kvstore(place) if self._url else {"driver": "file", "path": place}
+        return ts.open(_spec(kvstore, shape, self.manifest["dtype"]), **how).result()
 
     def write(self, view: int, rows: range, values: np.ndarray) -> None:
         """Writes one of `chunks`, `[len(rows), *shape]`.
@@ -169,14 +184,14 @@ class Cache:
                 f"view {view} of face {bad} gives a value that is not finite in {values.dtype}; "
                 f"look at this face and at the teacher behind {self.path}"
             )
-        with writing(self.path):
+        with writing(self._url or self.path):
             self._array(view, open=True, create=True)[rows.start : rows.stop].write(values).result()
 
     def read(self, view: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Rows of one view, `[n, *shape]`; takes memory for these rows alone, and a chunk.
 
         Raises:
-          GdrdError: a chunk is missing or its checksum is wrong.
+          GdrdError: a chunk is missing or its checksum is wrong, or the object store cannot be read.
         """
         if isinstance(rows, slice):
             rows = slice(*rows.indices(self.manifest["rows"]))
@@ -193,6 +208,8 @@ class Cache:
         try:
             return array[rows].read().result()
         except ValueError as error:
+            if self._url:
+                raise GdrdError(f"{self._place(view)} cannot be read: {first_line(error)}") from error
             raise GdrdError(
                 f"view {view} of {self.path} is damaged; remove {self.path.parent} and run again"
             ) from error

@@ -48,10 +48,11 @@ def fill(job: Job, rank: Rank = ALONE) -> None:
     slower or dies costs time, but nothing is missing in the end.
     """
     cache, start, spent = job.cache, time.monotonic(), 0.0
-    there = sum(len(rows) for view, rows in cache.chunks() if cache.has(view, rows))
+    missing = cache.missing()
     total = cache.manifest["rows"] * cache.manifest["views"]
-    if there == total:
+    if not missing:
         return
+    there = total - sum(len(rows) for _, rows in missing)
     what = job.what if rank.world == 1 else f"{job.what}, rank {rank.number} of {rank.world}"
     done = 0
     with tqdm(total=total, initial=there, desc=what, unit="face") as progress, ThreadPoolExecutor(1) as ahead:
@@ -71,14 +72,15 @@ def fill(job: Job, rank: Rank = ALONE) -> None:
 
 
 def _loaded_ahead(job: Job, rank: Rank, thread: ThreadPoolExecutor) -> Iterator[tuple[int, range, np.ndarray]]:
-    """The pieces that this process has to compute, each loaded while the one before is computed."""
+    """The missing pieces that this process has to compute, each loaded while the one before is computed."""
+    missing = set(job.cache.missing())
     # All views of the same rows for one process, which then decodes a face once.
     blocks = [list(views) for _, views in itertools.groupby(job.cache.chunks(), key=lambda chunk: chunk[1])]
     others = [chunk for number, block in enumerate(blocks) if number % rank.world != rank.number for chunk in block]
     # In an order of one's own, so that those who help do not all help with the same piece.
     random = np.random.default_rng(rank.number).permutation(len(others))
     mine = [*itertools.chain(*blocks[rank.number :: rank.world]), *(others[i] for i in random)]
-    order = (chunk for chunk in mine if not job.cache.has(*chunk))
+    order = (chunk for chunk in mine if chunk in missing and (rank.world == 1 or not job.cache.has(*chunk)))
     waiting = None
     for view, rows in order:
         coming = (view, rows, thread.submit(job.load, view, rows))
