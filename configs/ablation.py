@@ -17,8 +17,8 @@
 | ours | from stage gen, trained on: what the other configs do | ours |
 
 The head is one linear layer, behind a frozen backbone two, which need a lower rate. The paper's modes, down to
-end_to_end, learn in stage dis from labelled faces alone, as it did; ours from unlabelled ones and blends, too. Else all
-are optimised alike.
+end_to_end, learn in stage dis from labeled faces alone, as the paper did; ours also from unlabeled faces and mixup
+images. Everything else is the same.
 tools/run_grid.py runs all of them with several seeds and makes one table; docs/results.md has ours.
 """
 
@@ -54,5 +54,5 @@ def get_config(mode: str = "ours"):
     if backbone in ("frozen", "teacher"):
         config.student.hidden = (512,)  # or nothing that is trained could do more than a linear map
         config.dis.learning_rate = 0.002  # at 0.008 its units die
-    config.dis.update({**dict.fromkeys(TERMS, 0.0), **weights}, backbone=backbone, nameless=weights == OURS)
+    config.dis.update({**dict.fromkeys(TERMS, 0.0), **weights}, backbone=backbone, use_unlabeled=weights == OURS)
     return config

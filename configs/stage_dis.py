@@ -1,10 +1,10 @@
-"""Stage dis: the student, its backbone from stage gen, learns from the face recogniser.
+"""Stage dis: the student, its backbone from stage gen, learns from the face recognizer.
 
   python -m gdrd_jax.main --config=configs/stage_dis.py --workdir=runs/mine --config.data.path=FACES \
       --config.discriminative.path=ARCFACE.onnx
 
 FACES and every other setting as in configs/stage_gen.py, which this continues (and runs first if it was
-not). ARCFACE.onnx is a recogniser such as InsightFace's w600k_r50.onnx: [N, 3, 112, 112] RGB,
+not). ARCFACE.onnx is a recognizer such as InsightFace's w600k_r50.onnx: [N, 3, 112, 112] RGB,
 (x - 127.5) / 127.5. The last --config.data.test_people people are kept for the report.
 """
 

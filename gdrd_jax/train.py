@@ -41,7 +41,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How a stage is optimised.
+    """How a stage is optimized.
 
     Attributes:
       steps: number of updates.
@@ -54,7 +54,7 @@ class Schedule:
       weight_decay: of every parameter; SGD adds it to the gradient, AdamW takes it from the parameter.
       clip_norm: gradients longer than this are shortened to it. Not in the paper; without it
         the head's ReLUs die in the first steps of stage dis at rates of 0.02 and more.
-      optimiser: "sgd", with Nesterov's momentum, or "adamw" (Loshchilov and Hutter, arXiv 1711.05101).
+      optimizer: "sgd", with Nesterov's momentum, or "adamw" (Loshchilov and Hutter, arXiv 1711.05101).
       shift: every face is moved by up to so many pixels of the low resolution, its border repeated.
       ema: what is evaluated and kept is a moving average of the weights, of which a step leaves so much, as soon as
         that makes sense; 0 keeps the weights themselves.
@@ -68,7 +68,7 @@ class Schedule:
     momentum: float
     weight_decay: float
     clip_norm: float
-    optimiser: str = "sgd"
+    optimizer: str = "sgd"
     shift: int = 0
     decay: str = "steps"
     ema: float = 0.0
@@ -90,7 +90,7 @@ class Schedule:
 
     def update(self) -> optax.GradientTransformation:
         """What makes an update of a gradient."""
-        if self.optimiser == "adamw":
+        if self.optimizer == "adamw":
             steps = [optax.adamw(self.rate(), b1=self.momentum, weight_decay=self.weight_decay)]
         else:
             descent = optax.sgd(self.rate(), momentum=self.momentum, nesterov=True)
@@ -124,7 +124,7 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
       `[K]`; each metric is float32 `[K]`. State, `resident` and metrics are the same on all devices, but for what
       `class_parallel` divides.
     """
-    optimiser, shift = schedule.update(), schedule.shift
+    optimizer, shift = schedule.update(), schedule.shift
 
     def loss_of(params, rest, batch, key):
         stage = nnx.merge(graphdef, params, rest, copy=True)
@@ -140,7 +140,7 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
             batch = {**batch, "lr": _moved(batch["lr"], jax.random.fold_in(key, 1), shift)}
         # The parameters are the same on all devices, so JAX itself adds up their gradients over the devices.
         (loss, (metrics, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, rest, batch, key)
-        update, opt_state = optimiser.update(gradient, opt_state, params)
+        update, opt_state = optimizer.update(gradient, opt_state, params)
         params = optax.apply_updates(params, update)
         if averaged:
             share = jnp.maximum(1 - schedule.ema, 9 / (10 + number))
@@ -172,7 +172,7 @@ def _towards(share: jax.Array, average: jax.Array, value: jax.Array) -> jax.Arra
 
 
 def begin(params: nnx.State, rest: nnx.State, schedule: Schedule) -> tuple:
-    """The state before the first step: `(parameters, rest, optimiser state, average of the first two or ())`."""
+    """The state before the first step: `(parameters, rest, optimizer state, average of the first two or ())`."""
     averaged = jax.tree.map(jnp.copy, (params, rest)) if schedule.ema else ()
     return params, rest, schedule.update().init(params), averaged
 

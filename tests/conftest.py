@@ -92,8 +92,8 @@ def tiny_config(path):
     return config
 
 
-def save_recogniser(path, cells=4):
-    """An ONNX recogniser without weights: the colours of `cells` x `cells` parts of the face, their mean taken off."""
+def save_recognizer(path, cells=4):
+    """An ONNX recognizer without weights: the colors of `cells` x `cells` parts of the face, their mean taken off."""
     value = helper.make_tensor_value_info
     side = 112 // cells
     nodes = [

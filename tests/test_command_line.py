@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import make_faces, make_lfw, save_recogniser, save_student
+from conftest import make_faces, make_lfw, save_recognizer, save_student
 
 from gdrd_jax import command_line, errors, files
 from gdrd_jax.errors import GdrdError
@@ -128,7 +128,7 @@ def test_training_finds_a_platform_that_jax_cannot_use_before_any_work(tmp_path)
     make_faces(tmp_path / "faces", 7, 3)
     flags = {
         "data.path": tmp_path / "faces", "data.test_people": 2, "data.calibration_people": 2,
-        "discriminative.path": save_recogniser(tmp_path / "r.onnx"),
+        "discriminative.path": save_recognizer(tmp_path / "r.onnx"),
     }  # fmt: skip
     words = [f"--config.{key}={value}" for key, value in flags.items()]
     main = python("-m", "gdrd_jax.main", "--config=configs/paper.py", f"--workdir={tmp_path / 'run'}", *words)
@@ -140,7 +140,7 @@ def test_training_finds_a_platform_that_jax_cannot_use_before_any_work(tmp_path)
 def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path):
     """The report has signs beyond ASCII in it; so has what is printed."""
     lfw = make_lfw(tmp_path)
-    save_recogniser(tmp_path / "r.onnx")
+    save_recognizer(tmp_path / "r.onnx")
     found = {}
     for name, locale in (
         ("ascii", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}),

@@ -46,15 +46,15 @@ def test_classification_leaves_out_faces_of_nobody_known():
     assert losses.classification_loss(logits, np.full(5, -1)) == 0
 
 
-def test_cosine_and_similarity_losses():
+def test_embedding_cosine_and_similarity_preserving_losses():
     ours, teacher = RNG.normal(size=(2, 6, 8))
     teacher /= np.linalg.norm(teacher, axis=1, keepdims=True)
     unit = ours / np.linalg.norm(ours, axis=1, keepdims=True)
     difference = (unit @ unit.T - teacher @ teacher.T)[~np.eye(6, dtype=bool)]
     arguments = np.float32(ours), np.float32(teacher)
-    assert losses.cosine_loss(*arguments) == pytest.approx(np.mean(1 - np.sum(unit * teacher, axis=1)), rel=1e-5)
-    assert losses.similarity_loss(*arguments) == pytest.approx(np.mean(difference**2), rel=1e-4)
-    for loss in (losses.cosine_loss, losses.similarity_loss):
+    assert losses.embedding_cosine(*arguments) == pytest.approx(np.mean(1 - np.sum(unit * teacher, axis=1)), rel=1e-5)
+    assert losses.similarity_preserving(*arguments) == pytest.approx(np.mean(difference**2), rel=1e-4)
+    for loss in (losses.embedding_cosine, losses.similarity_preserving):
         check_grads(lambda x: loss(x, arguments[1]), (arguments[0],), order=1, modes="rev", atol=1e-2, rtol=1e-2)
         assert not np.any(jax.grad(loss, argnums=1)(*arguments))
         assert loss(3 * arguments[1], arguments[1]) == pytest.approx(0, abs=1e-6)
@@ -95,13 +95,13 @@ def test_distillation_reaches_the_student_and_not_the_teacher():
     assert losses.distillation_loss(teacher, teacher, 4.0) == pytest.approx(0, abs=1e-6)
 
 
-def test_centre_logits_are_scaled_cosines():
-    embeddings, centres = RNG.normal(size=(4, 8)), RNG.normal(size=(3, 8))
+def test_center_logits_are_scaled_cosines():
+    embeddings, centers = RNG.normal(size=(4, 8)), RNG.normal(size=(3, 8))
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    expected = [[16 * np.dot(e, c) for c in centres] for e in embeddings]
+    centers /= np.linalg.norm(centers, axis=1, keepdims=True)
+    expected = [[16 * np.dot(e, c) for c in centers] for e in embeddings]
     np.testing.assert_allclose(
-        losses.centre_logits(jnp.float32(embeddings), jnp.float32(centres), 16.0), expected, atol=1e-5
+        losses.center_logits(jnp.float32(embeddings), jnp.float32(centers), 16.0), expected, atol=1e-5
     )
 
 
@@ -178,7 +178,7 @@ def test_identity_reading_goes_by_labels():
         assert np.min(np.abs(all_scores[i, j, ~same] - negatives[i, j])) < 1e-5
 
 
-def test_identity_reading_takes_each_unlabelled_face_for_somebody_else():
+def test_identity_reading_takes_each_unlabeled_face_for_somebody_else():
     labels = np.array([-1, -1, 0, 0])
     h1, h2 = unit_relations(4)
     positives, negatives, mask = losses.relation_scores(h1, h2, labels, KEY, tau=0.4, positive="identity")

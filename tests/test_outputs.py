@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_faces, save_recogniser, save_student
+from conftest import make_faces, save_recognizer, save_student
 
 from gdrd_jax import outputs
 from gdrd_jax.errors import GdrdError
@@ -117,7 +117,7 @@ class TestTools:
         Path("precious.json").write_text('{"accuracy": 99}')
         Path("precious.png").write_bytes(b"\x89PNG a photograph")
         make_faces(Path("faces"), 3, 2)
-        save_recogniser(Path("r.onnx"))
+        save_recognizer(Path("r.onnx"))
 
         def called(tool, *words):
             module = __import__(tool)
@@ -155,7 +155,7 @@ class TestTools:
         gallery = Gallery(4, "real")
         gallery.add(np.eye(4, dtype=np.float32), list("abcd"))
         gallery.save("known")
-        assert "is of another recogniser" in call("benchmark_gallery", "--folder", "known")
+        assert "is of another recognizer" in call("benchmark_gallery", "--folder", "known")
 
     def test_files(self, call, tmp_path):
         model = save_student(tmp_path / "student")

@@ -20,7 +20,7 @@ from conftest import guided_diffusion, make_faces, make_lfw, save_student, tiny_
 from flax import nnx
 
 from gdrd_jax import learning, pipeline
-from gdrd_jax.config import TERMS
+from gdrd_jax.config import RENAMED, TERMS, default, value_of
 from gdrd_jax.data import object_store
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.data.targets import Cache
@@ -106,12 +106,51 @@ def test_what_an_interrupted_removal_left_is_not_taken_for_output(copy, faces_fo
 
 
 def from_version(workdir, version):
-    """Rewrites the records as versions up to 0.4.0 wrote them."""
+    """Rewrites the records, and names the files, as versions up to 0.4.0 did."""
+    for path in workdir.glob("*/*"):
+        if path.stem == "unlabeled":
+            path.rename(path.with_stem("unlabelled"))
     for path in workdir.glob("*/step.json"):
         record = json.loads(path.read_text())
         del record["origin"]["format_version"]
         record["origin"] = {"version": version, **record["origin"]}
-        path.write_text(json.dumps(record))
+        record["outputs"] = [output.replace("unlabeled", "unlabelled") for output in record["outputs"]]
+        text = json.dumps(record)
+        for before, today in RENAMED.items():
+            text = text.replace(f'"{today}":', f'"{before}":')
+        path.write_text(text)
+    assert '"optimiser": "sgd"' in (workdir / "dis" / "step.json").read_text()
+    assert not [path for path in workdir.rglob("*") if "unlabeled" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("before", "today", "value"),
+    [
+        ("data.unlabelled", "data.unlabeled", "more"), ("data.blends", "data.mixup_per_face", 0.5),
+        ("dis.optimiser", "dis.optimizer", "sgd"), ("gen.optimiser", "gen.optimizer", "sgd"),
+        ("dis.nameless", "dis.use_unlabeled", False), ("dis.cos", "dis.embedding_cosine", 2.0),
+        ("dis.sim", "dis.similarity_preserving", 3.0),
+    ],
+)  # fmt: skip
+def test_names_of_settings_of_earlier_versions_are_taken_with_a_warning(before, today, value, tmp_path, caplog):
+    section, key = before.split(".")
+    file = tmp_path / "c.py"
+    file.write_text(
+        "from gdrd_jax.config import default\n\n"
+        f"def get_config():\n    config = default()\n    config.{section}.update({key}={value!r})\n    return config\n"
+    )
+    program = (
+        "import sys; from gdrd_jax import main; from gdrd_jax.config import value_of\n"
+        f"print(repr(value_of(main.parse_flags(sys.argv), {today!r})))"
+    )
+    for argv in ([f"--config={file}"], ["--config=configs/stage_dis.py", f"--config.{before}={value}"]):
+        done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True)
+        assert done.stdout.strip() == repr(value), done.stderr
+        assert f"the setting {key!r} is now called {today.split('.')[1]!r}" in done.stderr
+    config = default()
+    config[section][key] = value
+    assert value_of(config, today) == value_of(config, before) == value and f'"{key}":' not in config.to_json()
+    assert f"the setting {key!r} is now called" in caplog.text
 
 
 @pytest.mark.parametrize("version", ["0.3.9", "0.4.0", "7.0"])
@@ -284,7 +323,7 @@ def test_a_changed_face_redoes_everything(finished, faces_folder, tmp_path, capl
     assert steps_run(config, workdir, caplog) == ["faces", "views", "teacher", "generative", "gen"]
 
 
-def test_stage_gen_needs_no_recogniser_and_stage_dis_goes_on_from_it(faces_folder, tmp_path, caplog):
+def test_stage_gen_needs_no_recognizer_and_stage_dis_goes_on_from_it(faces_folder, tmp_path, caplog):
     config = tiny_config(faces_folder)
     config.update_from_flattened_dict({"until": "gen", "discriminative.path": ""})
     stage_gen = ["faces", "views", "teacher", "generative", "gen"]
@@ -376,11 +415,11 @@ def test_what_another_workdir_lost_is_made_again_here(copy, faces_folder, tmp_pa
 )
 def test_what_stage_dis_begins_with(copy, faces_folder, caplog, backbone, redone):
     config = tiny_config(faces_folder)
-    config.dis.update(backbone=backbone, cos=1.0, sim=1.0)
+    config.dis.update(backbone=backbone, embedding_cosine=1.0, similarity_preserving=1.0)
     config.until = redone[-1]
     assert steps_run(config, copy, caplog) == redone
     found = json.loads((copy / "dis" / "metrics.json").read_text())
-    assert found.keys() >= {"cls", "kd", "rcd", "cos", "sim", "dev_accuracy"}
+    assert found.keys() >= {"cls", "kd", "rcd", "embedding_cosine", "similarity_preserving", "dev_accuracy"}
     assert (copy / "dis" / "student").exists() == (backbone != "teacher")
 
 
@@ -404,43 +443,45 @@ def labels_seen(monkeypatch):
     return seen
 
 
-def test_unlabelled_faces_are_learnt_from_without_identities(faces_folder, tmp_path, caplog, monkeypatch):
+def test_unlabeled_faces_are_learned_from_without_identities(faces_folder, tmp_path, caplog, monkeypatch):
     seen = labels_seen(monkeypatch)
     more = make_faces(tmp_path / "more", 3, 2)
     config = tiny_config(faces_folder)
-    config.data.unlabelled, config.dis.nameless = str(more), True
+    config.data.unlabeled, config.dis.use_unlabeled = str(more), True
     pipeline.run(config, tmp_path / "run")
     assert seen.keys() == {"stage gen", "stage dis"}
     for labels in seen.values():
         assert (labels == -1).sum() == 6 and (labels >= 0).sum() > 0
-    assert len(Cache.open(tmp_path / "run" / "discriminative" / "unlabelled").read(0)) == 6
+    assert len(Cache.open(tmp_path / "run" / "discriminative" / "unlabeled").read(0)) == 6
 
 
-def test_blends_are_learnt_from_in_stage_dis_without_those_who_choose_thresholds(faces_folder, tmp_path, monkeypatch):
+def test_mixup_images_are_learned_from_in_stage_dis_without_those_who_choose_thresholds(
+    faces_folder, tmp_path, monkeypatch
+):
     seen = labels_seen(monkeypatch)
     config = tiny_config(faces_folder)
-    config.data.blends, config.dis.nameless = 0.5, True
+    config.data.mixup_per_face, config.dis.use_unlabeled = 0.5, True
     pipeline.run(config, tmp_path / "run")
     assert [(labels == -1).sum() for labels in seen.values()] == [0, 4]
-    blends = read_faces(tmp_path / "run", "blended")
+    mixed = read_faces(tmp_path / "run", "mixup")
     people = len(read_faces(tmp_path / "run", "train").identities)
-    assert len(blends.sources[0].identities) == people - config.data.calibration_people
-    assert len(Cache.open(tmp_path / "run" / "discriminative" / "blended").read(0)) == 4
+    assert len(mixed.sources[0].identities) == people - config.data.calibration_people
+    assert len(Cache.open(tmp_path / "run" / "discriminative" / "mixup").read(0)) == 4
     config.dis.update({term: 0.0 for term in TERMS if term != "cls"})
     pipeline.run(config, tmp_path / "run")
     assert (seen["stage dis"] >= 0).all()  # the others would teach nothing
-    assert not (tmp_path / "run" / "generative" / "blended").exists()
+    assert not (tmp_path / "run" / "generative" / "mixup").exists()
 
 
-def test_unlabelled_photographs_are_aligned_too(tmp_path):
+def test_unlabeled_photographs_are_aligned_too(tmp_path):
     config = tiny_config(tmp_path / "known")
-    config.data.update(align=True, glob="*", unlabelled=str(tmp_path / "more"))
+    config.data.update(align=True, glob="*", unlabeled=str(tmp_path / "more"))
     for folder, people in (("known", (1, 2, 3)), ("more", (4, 5))):
         for i in people:
             (tmp_path / folder / f"s{i}").mkdir(parents=True)
             shutil.copy(locate("orl") / f"s{i}" / "1.pgm", tmp_path / folder / f"s{i}")
     pipeline.run(config, tmp_path / "run", ("faces",))
-    faces = read_faces(tmp_path / "run", "unlabelled")
+    faces = read_faces(tmp_path / "run", "unlabeled")
     assert faces.labels.tolist() == [-1, -1] and faces.identities == () and faces[0].shape == (112, 112, 3)
 
 
@@ -532,7 +573,7 @@ def test_the_backbone_of_the_student_is_the_one_of_stage_gen(finished, faces_fol
         np.testing.assert_array_equal(x, y)
 
 
-def test_the_recogniser_reduces_faces_as_it_was_trained(finished, faces_folder):
+def test_the_recognizer_reduces_faces_as_it_was_trained(finished, faces_folder):
     recognizer = Recognizer.load(finished)
     face = cv2.imread(str(faces_folder / "p0" / "0.png"))[None, :, :, ::-1]
     low = cv2.resize(face[0], (16, 16), interpolation=cv2.INTER_AREA)[None]
@@ -801,7 +842,7 @@ def test_the_ablation_differs_in_what_it_compares():
         assert settings.keys(config) == settings.keys(settings.default())
         settings.check(config, {"dis"})
         assert bool(config.student.hidden) == (config.dis.backbone in ("frozen", "teacher"))
-        assert config.dis.nameless == (name in ("plain", "frozen", "ours"))
+        assert config.dis.use_unlabeled == (name in ("plain", "frozen", "ours"))
     for one, other, keys in (
         ("none", "dis", {"kd", "rcd"}),
         ("gen", "gen_dis", {"kd", "rcd"}),
@@ -816,14 +857,14 @@ def test_the_ablation_differs_in_what_it_compares():
 
 def test_faces_without_names_can_be_left_out(faces_folder):
     config = tiny_config(faces_folder)
-    config.data.unlabelled = str(faces_folder)
-    assert learning._nameless(config) == []  # as in the paper
-    config.dis.nameless = True
-    assert learning._nameless(config) == ["unlabelled"]
-    config.data.blends = 1.0
-    assert learning._nameless(config) == ["unlabelled", "blended"]
+    config.data.unlabeled = str(faces_folder)
+    assert learning._unlabeled_splits(config) == []  # as in the paper
+    config.dis.use_unlabeled = True
+    assert learning._unlabeled_splits(config) == ["unlabeled"]
+    config.data.mixup_per_face = 1.0
+    assert learning._unlabeled_splits(config) == ["unlabeled", "mixup"]
     config.dis.update(kd=0.0, rcd=0.0)
-    assert learning._nameless(config) == []
+    assert learning._unlabeled_splits(config) == []
 
 
 def test_the_papers_hyper_parameters():
@@ -834,12 +875,14 @@ def test_the_papers_hyper_parameters():
     assert (config.gen.batch, config.gen.learning_rate) == (96, 0.05)
     assert (config.dis.batch, config.dis.learning_rate, config.dis.tau) == (96, 0.05, 0.4)
     assert [config.dis[term] for term in TERMS] == [1.0, 0.25, 4.0, 0.0, 0.0, 0.0]
-    assert (config.dis.backbone, config.dis.decay, config.data.blends) == ("frozen", "steps", 0)
+    assert (config.dis.backbone, config.dis.decay, config.data.mixup_per_face) == ("frozen", "steps", 0)
 
 
 def random_config(path):
     config = tiny_config(path)
-    config.dis.update(backbone="scratch", cos=1.0, cls=0.0, kd=0.0, rcd=0.0, steps=6, batch=4, evaluate_every=0)
+    config.dis.update(
+        backbone="scratch", embedding_cosine=1.0, cls=0.0, kd=0.0, rcd=0.0, steps=6, batch=4, evaluate_every=0
+    )
     config.degradation.random = True
     return config
 
@@ -861,7 +904,7 @@ def test_a_student_learns_from_degradations_drawn_in_the_step(finished, faces_fo
     ("change", "message"),
     [
         ({"degradation.blur": 90.0}, "the degradation's blur is 90.0; it can be 0 to 28"),
-        ({"data.blends": 1.0}, "needs config.data.blends=0"),
+        ({"data.mixup_per_face": 1.0}, "needs config.data.mixup_per_face=0"),
         ({"dis.shift": 1}, "needs config.dis.shift=0"),
     ],
 )
@@ -912,13 +955,13 @@ def test_views_and_targets_live_in_a_bucket_that_workdirs_share(bucket, faces_fo
     assert not (tmp_path / "c").exists()
 
 
-def test_several_sets_of_faces_are_learnt_from(faces_folder, tmp_path, caplog):
+def test_several_sets_of_faces_are_learned_from(faces_folder, tmp_path, caplog):
     more = make_faces(tmp_path / "more", people=3, images=2)
     config = random_config(f"{more},{faces_folder}")
-    config.data.unlabelled = f"{faces_folder},{more}"
+    config.data.unlabeled = f"{faces_folder},{more}"
     config.until = "dis"
     pipeline.run(config, tmp_path / "w")
-    train, unlabeled = (read_faces(tmp_path / "w", split) for split in ("train", "unlabelled"))
+    train, unlabeled = (read_faces(tmp_path / "w", split) for split in ("train", "unlabeled"))
     assert len(train.identities) == 3 + 7 - 2 and train.identities[0] == "more/p0"
     assert len(unlabeled) == 21 + 6 and set(unlabeled.labels) == {-1}
     np.testing.assert_array_equal(unlabeled[21], train[0])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_faces, make_lfw, save_recogniser, save_student
+from conftest import make_faces, make_lfw, save_recognizer, save_student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
@@ -29,7 +29,7 @@ DIM = 48  # of the teacher
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    return save_recogniser(tmp_path_factory.mktemp("teacher") / "colors.onnx")
+    return save_recognizer(tmp_path_factory.mktemp("teacher") / "colors.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_a_gallery_of_the_teacher_is_searched_with_the_student(named, teacher, p
 
 
 def test_a_gallery_of_another_space_is_refused(named, teacher, people, tmp_path, capsys):
-    other = save_recogniser(tmp_path / "other.onnx", cells=2)
+    other = save_recognizer(tmp_path / "other.onnx", cells=2)
     enroll = ["enroll", people, "--gallery", tmp_path / "bad", "--with", other, "--model", named]
     assert recognize.main([*map(str, enroll)]) == 2
     error = capsys.readouterr().err
@@ -185,7 +185,7 @@ def test_a_gallery_of_another_space_is_refused(named, teacher, people, tmp_path,
     assert recognize.main([*map(str, ["enroll", people, "--gallery", tmp_path / "known", "--model", stranger])]) == 0
     search = ["search", people, "--gallery", tmp_path / "known", "--model", named]
     assert recognize.main([*map(str, search)]) == 2
-    assert "is of another recogniser" in capsys.readouterr().err
+    assert "is of another recognizer" in capsys.readouterr().err
     enroll = ["enroll", people, "--gallery", tmp_path / "bad", "--with", teacher, "--model", stranger]
     assert recognize.main([*map(str, enroll)]) == 2
     assert "it names none" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The recogniser as its users call it."""
+"""The recognizer as its users call it."""
 
 import cv2
 import numpy as np
@@ -57,9 +57,9 @@ def test_the_batch_changes_nothing(recognizer, count):
         np.testing.assert_allclose(found[-1:], recognizer.embed(faces[-1:]), atol=1e-5)
 
 
-def test_a_grey_face_is_one_of_three_equal_colours(recognizer, files):
-    grey = cv2.imread(str(files[0]), cv2.IMREAD_GRAYSCALE)
-    np.testing.assert_allclose(recognizer.embed(grey), recognizer.embed(np.repeat(grey[..., None], 3, 2)), atol=1e-6)
+def test_a_gray_face_is_one_of_three_equal_colors(recognizer, files):
+    gray = cv2.imread(str(files[0]), cv2.IMREAD_GRAYSCALE)
+    np.testing.assert_allclose(recognizer.embed(gray), recognizer.embed(np.repeat(gray[..., None], 3, 2)), atol=1e-6)
 
 
 def test_a_checkpoint_loads_as_its_workdir_does(recognizer, folder):

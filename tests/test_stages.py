@@ -47,7 +47,7 @@ PAPER = {"cls": 1.0, "kd": 0.25, "rcd": 4.0}
 
 
 def dis(weights=PAPER, **changes):
-    centres = stages.class_centres(BATCH["discriminative"], BATCH["label"], PEOPLE)
+    centers = stages.class_centers(BATCH["discriminative"], BATCH["label"], PEOPLE)
     settings = {
         "temperature": 4.0,
         "teacher_scale": 32.0,
@@ -58,7 +58,7 @@ def dis(weights=PAPER, **changes):
         **changes,
     }
     weights = {**dict.fromkeys(TERMS, 0.0), **weights}
-    return stages.Dis(student(), centres, weights=weights, **settings, rngs=nnx.Rngs(1))
+    return stages.Dis(student(), centers, weights=weights, **settings, rngs=nnx.Rngs(1))
 
 
 def gradients(stage, batch):
@@ -76,7 +76,7 @@ def is_zero(tree):
 
 def overfit(stage, steps, rate, batch=BATCH):
     graphdef, params, rest = train.split(stage)
-    optimiser = optax.adam(rate)
+    optimizer = optax.adam(rate)
 
     @jax.jit
     def step(params, rest, opt_state):
@@ -86,10 +86,10 @@ def overfit(stage, steps, rate, batch=BATCH):
             return value, (metrics, train.split(merged)[2])
 
         gradient, (metrics, new_rest) = jax.grad(loss, has_aux=True)(params)
-        update, opt_state = optimiser.update(gradient, opt_state)
+        update, opt_state = optimizer.update(gradient, opt_state)
         return optax.apply_updates(params, update), new_rest, opt_state, metrics
 
-    opt_state = optimiser.init(params)
+    opt_state = optimizer.init(params)
     for _ in range(steps):
         params, rest, opt_state, metrics = step(params, rest, opt_state)
     nnx.update(stage, params, rest)
@@ -111,10 +111,14 @@ def test_stage_dis_overfits_a_tiny_set():
 
 
 def test_without_identities_and_relations_neither_classifier_nor_critic_is_made():
-    stage = dis({"cos": 1.0, "sim": 1.0}, end_to_end=True)
+    stage = dis({"embedding_cosine": 1.0, "similarity_preserving": 1.0}, end_to_end=True)
     assert stage.classifier is None and stage.critic is None
     metrics = overfit(stage, 200, 3e-3, {**BATCH, "label": np.full(FACES, -1)})
-    assert metrics.keys() == {"cos", "sim"} and metrics["cos"] < 0.1 and metrics["sim"] < 0.01
+    assert (
+        metrics.keys() == {"embedding_cosine", "similarity_preserving"}
+        and metrics["embedding_cosine"] < 0.1
+        and metrics["similarity_preserving"] < 0.01
+    )
 
 
 def test_stage_gen_gives_the_teacher_no_gradient():
@@ -170,7 +174,7 @@ def test_the_regressor_is_the_identity_where_shapes_agree():
     np.testing.assert_array_equal(stage.predict(BATCH["lr"]), stage.backbone(BATCH["lr"]))
 
 
-def test_loss_of_stage_gen_is_the_unexplained_variance_of_standardised_targets():
+def test_loss_of_stage_gen_is_the_unexplained_variance_of_standardized_targets():
     stage = gen()
     stage.eval()
     mean, std = statistics()
@@ -184,17 +188,17 @@ def test_loss_of_stage_gen_is_the_unexplained_variance_of_standardised_targets()
     np.testing.assert_allclose(features, target.transpose(0, 2, 3, 1), rtol=1e-3, atol=1e-3)
 
 
-def test_class_centres_are_normalised_means_of_normalised_embeddings():
+def test_class_centers_are_normalized_means_of_normalized_embeddings():
     embeddings, labels = RNG.normal(size=(6, 4)), np.array([0, 1, 0, 1, 1, 0])
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     expected = np.stack([unit[labels == c].mean(axis=0) for c in (0, 1)])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(stages.class_centres(embeddings, labels, 2), expected, rtol=1e-5)
+    np.testing.assert_allclose(stages.class_centers(embeddings, labels, 2), expected, rtol=1e-5)
 
 
 def test_degraded_faces_are_mirrored_at_random():
     degradation = RandomDegradation(16, clean=1.0, kernels=(1.0, 0.0, 0.0, 0.0))
-    weights = dict.fromkeys(("cls", "kd", "rcd", "sim"), 0.0) | {"cos": 1.0}
+    weights = dict.fromkeys(("cls", "kd", "rcd", "similarity_preserving"), 0.0) | {"embedding_cosine": 1.0}
     stage = dis(weights=weights, degradation=degradation)
     small = np.random.default_rng(0).integers(256, size=(64, 48, 48, 3), dtype=np.uint8)
     found = np.asarray(stage._input({"small": small}, jax.random.key(0))).astype(int)

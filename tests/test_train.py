@@ -73,8 +73,9 @@ def dis_stage(classes=4):
     student = Student(resolution=16, width=0.0625, hidden=(8,), embedding_dim=16, head_stages=1, rngs=nnx.Rngs(0))
     return Dis(
         student, np.eye(classes, 16, dtype=np.float32),
-        weights={"cls": 1.0, "kd": 0.25, "rcd": 4.0, "cos": 1.0, "sim": 1.0}, temperature=4.0, teacher_scale=8.0,
-        tau=0.4, positive="pair", pairs="gathered", end_to_end=True, rngs=nnx.Rngs(1),
+        weights={"cls": 1.0, "kd": 0.25, "rcd": 4.0, "embedding_cosine": 1.0, "similarity_preserving": 1.0},
+        temperature=4.0, teacher_scale=8.0, tau=0.4, positive="pair", pairs="gathered", end_to_end=True,
+        rngs=nnx.Rngs(1),
     )  # fmt: skip
 
 
@@ -201,7 +202,7 @@ def test_shifting_moves_each_face_within_its_border_and_differently():
     assert len(found) > 15
 
 
-def test_what_is_learnt_is_judged_now_and_then_and_at_the_end(tmp_path, uninterrupted):
+def test_what_is_learned_is_judged_now_and_then_and_at_the_end(tmp_path, uninterrupted):
     seen = []
 
     def evaluate(stage, step):
@@ -316,7 +317,7 @@ def test_the_rate_can_fall_like_a_cosine():
 def test_adamw_goes_its_own_length_whatever_the_gradients_and_decays_apart(size):
     """The first step of Adam is of the rate's length in each weight; the decay is the rate's share of the weight."""
     update = schedule(
-        optimiser="adamw", learning_rate=0.1, weight_decay=0.5, warmup=0.0, decay_at=(), clip_norm=9.0
+        optimizer="adamw", learning_rate=0.1, weight_decay=0.5, warmup=0.0, decay_at=(), clip_norm=9.0
     ).update()
     weights = np.array([2.0, -3.0])
     change, _ = update.update(np.array([size, size]), update.init(weights), weights)
@@ -324,7 +325,7 @@ def test_adamw_goes_its_own_length_whatever_the_gradients_and_decays_apart(size)
 
 
 def test_adamw_resumes_to_the_same_weights(tmp_path, monkeypatch):
-    how = {"optimiser": "adamw", "learning_rate": 0.01, "steps": 12}
+    how = {"optimizer": "adamw", "learning_rate": 0.01, "steps": 12}
     weights, metrics = fit(tmp_path / "whole", **how)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         stopping_at(patch, 5)

@@ -43,6 +43,7 @@ from benchmark_train import Training, peak, table, timed  # noqa: E402
 
 from gdrd_jax import parallel, pipeline, train  # noqa: E402
 from gdrd_jax.command_line import guarded  # noqa: E402
+from gdrd_jax.config import of_workdir  # noqa: E402
 from gdrd_jax.errors import first_line  # noqa: E402
 from gdrd_jax.files import user_path, write_json, write_text  # noqa: E402
 from gdrd_jax.learning import make_dis  # noqa: E402
@@ -273,12 +274,11 @@ def save_student(workdir: Path, folder: Path) -> None:
     networks.round_weights(recognizer.student)
     folder.mkdir(parents=True, exist_ok=True)
     networks.save_safetensors(recognizer.student, folder / bundle.WEIGHTS, {}, half=True)
-    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     manifest = bundle.described(
         description["student"], recognizer.kernel, recognizer.fingerprint(), None, [folder / bundle.WEIGHTS],
         recognizer.teacher,
     )  # fmt: skip
-    about = {"training": without_folders(config), "best_at_step": None, "evaluations": []}
+    about = {"training": without_folders(of_workdir(workdir)), "best_at_step": None, "evaluations": []}
     write_json(folder / bundle.MANIFEST, manifest | about)
 
 

@@ -59,10 +59,10 @@ def make_stage(stage: str, width: float, precision: str):
         mean, std = np.zeros((channels, 1, 1), np.float32), np.ones(channels, np.float32)
         return Gen(student.backbone, (4, 4, channels), (channels, 4, 4), mean, std, rngs=nnx.Rngs(1))
     dis = settings.paper().dis
-    centres = np.random.default_rng(1).normal(size=(IDENTITIES, DIM)).astype(np.float32)
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    centers = np.random.default_rng(1).normal(size=(IDENTITIES, DIM)).astype(np.float32)
+    centers /= np.linalg.norm(centers, axis=1, keepdims=True)
     return Dis(
-        student, centres, weights={"cls": dis.cls, "kd": dis.kd, "rcd": dis.rcd}, temperature=dis.temperature,
+        student, centers, weights={"cls": dis.cls, "kd": dis.kd, "rcd": dis.rcd}, temperature=dis.temperature,
         teacher_scale=dis.teacher_scale, tau=dis.tau, positive="pair", pairs="gathered", end_to_end=False,
         rngs=nnx.Rngs(1),
     )  # fmt: skip
@@ -161,13 +161,13 @@ class Theirs:
         if stage == "gen":
             module = torch_student.Gen(args.width, RESOLUTION, np.array(ours.mean[...]), np.array(ours.std[...]))
         else:
-            centres = np.array(ours.centres[...])
-            module = torch_student.Dis(args.width, RESOLUTION, centres, settings.paper().dis)
+            centers = np.array(ours.centers[...])
+            module = torch_student.Dis(args.width, RESOLUTION, centers, settings.paper().dis)
         torch_student.load(module, ours)
         module.to(self.device, memory_format=torch.channels_last)
         self.plan = schedule(stage)
         self.weights = [p for p in module.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.SGD(
+        self.optimizer = torch.optim.SGD(
             self.weights,
             self.plan.learning_rate,
             self.plan.momentum,
@@ -192,7 +192,7 @@ class Theirs:
                 negatives = (torch.arange(self.batch, device=self.device) + others) % self.batch
             else:
                 negatives = torch.tensor(picks[number]).to(self.device)
-            for group in self.optimiser.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = self.plan.learning_rate * min(
                     1.0, (number + 1) / max(1, round(self.plan.warmup * self.plan.steps))
                 )
@@ -203,10 +203,10 @@ class Theirs:
                     self.data["label"][rows],
                     negatives,
                 )
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.weights, self.plan.clip_norm)
-            self.optimiser.step()
+            self.optimizer.step()
             found.append(loss.detach().clone())
         self.done += steps
         return [float(loss) for loss in found]  # waits for the device

@@ -22,7 +22,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", action="append", metavar="M", help=f"a student, {DEFAULT} by default; repeat for other sizes")
-    add("--teacher", metavar="T", help="a recogniser to compare it with: FILE.onnx[:PREPROCESSING]")
+    add("--teacher", metavar="T", help="a recognizer to compare it with: FILE.onnx[:PREPROCESSING]")
     add("--gallery", type=user_path, metavar="PEOPLE", help="known faces")
     add("--align", action="store_true", help="photographs: find the face and align it")
     add("--far", type=float, default=1e-3, help="the share of strangers that may pass, default 0.001")

@@ -1,4 +1,4 @@
-"""Evaluates recognisers under a protocol and writes metrics.json, roc.csv, roc.png, scores.npz, report.html.
+"""Evaluates recognizers under a protocol and writes metrics.json, roc.csv, roc.png, scores.npz, report.html.
 
   python tools/evaluate.py --protocol lfw --data LFW --pairs pairs.txt --model ARCFACE.onnx --model runs/mine \\
       --resolution native 32 16 8 --out results/lfw
@@ -8,7 +8,7 @@ pretrained student's name, a workdir of gdrd_jax.main, an exported student, an O
 (PyTorch or safetensors), as [NAME=]PATH[:PREPROCESSING];
 PREPROCESSING is auto (the default), unit (x / 255), arcface ((x - 127.5) / 127.5), imagenet, inside (the graph does
 it), or MEAN/STD.
-Colours are RGB. Layouts of --data:
+Colors are RGB. Layouts of --data:
 
   lfw       NAME/NAME_0001.jpg at any depth, with --pairs (LFW's pairs.txt, any folds x pairs)
   bin       an InsightFace .bin (lfw, cfp_fp, agedb_30)

@@ -39,7 +39,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--teacher", default="", metavar="T", help="the student's teacher, FILE.onnx: thresholds for galleries of it")
     add("--evaluation", nargs="+", default=[], type=user_path, metavar="E", help="results of evaluate.py, for the card")
     add("--license", default="", metavar="TEXT", help="terms of use, for the card and the files")
-    add("--beside", action="append", default=[], metavar="M", help="another recogniser for the table: FILE.onnx[:PREP]")
+    add("--beside", action="append", default=[], metavar="M", help="another recognizer for the table: FILE.onnx[:PREP]")
     return parser.parse_args(argv)
 
 

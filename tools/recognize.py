@@ -1,4 +1,4 @@
-"""Recognises faces with a trained student.
+"""Recognizes faces with a trained student.
 
   python tools/recognize.py verify A.jpg B.jpg
   python tools/recognize.py enroll PEOPLE --gallery known

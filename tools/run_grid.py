@@ -19,7 +19,6 @@ Calls with different seeds may run side by side, on different GPUs or cores; one
 import argparse
 import dataclasses
 import itertools
-import json
 import logging
 import re
 import shlex
@@ -34,6 +33,7 @@ from ml_collections import ConfigDict
 
 from gdrd_jax import pipeline
 from gdrd_jax.command_line import guarded
+from gdrd_jax.config import Config, of_workdir
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import bootstrap, dev, report, verification
 from gdrd_jax.evaluation.verification import Pairs
@@ -111,7 +111,7 @@ def train(given: list[str], workdir: Path) -> None:
 
 
 def _config(workdir: Path) -> ConfigDict:
-    return ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+    return Config(of_workdir(workdir))
 
 
 @dataclasses.dataclass(frozen=True)

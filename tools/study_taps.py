@@ -1,12 +1,12 @@
 """What each tap of a generative teacher is worth for recognition: a table and a picture, to choose a tap from.
 
   python tools/study_taps.py --train TRAIN.rec --data LFW --pairs pairs.txt --teacher sr64=diffusers:runs/sr64 \\
-      --teacher untrained=diffusers:runs/untrained --timestep 0 500 999 --recogniser ARCFACE.onnx --out results/taps
+      --teacher untrained=diffusers:runs/untrained --timestep 0 500 999 --recognizer ARCFACE.onnx --out results/taps
 
 For every teacher (KIND is diffusers or pgdiff; train_sr_teacher.py --steps 0 makes an untrained one), tap and timestep:
 how well a linear probe, fitted on the people of --train, names other images of theirs and verifies the pairs of --data
 (people it has not seen), and how much of the features a linear map of the low-resolution pixels predicts. Rows of the
-raw pixels, and of the recogniser on enlarged faces, stand beside them. Writes taps.json, taps.md and taps.png. It can
+raw pixels, and of the recognizer on enlarged faces, stand beside them. Writes taps.json, taps.md and taps.png. It can
 be stopped at any time; the same command continues.
 """
 
@@ -36,7 +36,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--tap", nargs="+", help="only these; all otherwise")
     add("--timestep", nargs="+", type=int, default=[0], help="default 0")
     add("--input-size", type=int, default=0, help="pixels to which faces are enlarged; 0 is the network's own")
-    add("--recogniser", metavar="PATH[:PREPROCESSING]", help="a discriminative teacher, for comparison")
+    add("--recognizer", metavar="PATH[:PREPROCESSING]", help="a discriminative teacher, for comparison")
     add("--resolution", type=int, default=16, choices=(8, 16, 32), help="default 16")
     add("--kernel", default="area", choices=KERNELS, help="default area")
     add("--images", type=int, default=20, help="at most so many of each training person (20)")
@@ -110,8 +110,8 @@ def _check_teachers(teachers: dict, given: argparse.Namespace) -> None:
             network = load(timestep=timestep, input_size=given.input_size)
             if unknown := [tap for tap in given.tap or () if tap not in network.taps]:
                 raise GdrdError(f"--tap {unknown[0]}: {name} has {', '.join(network.taps)}")
-    if given.recogniser:
-        open_model(given.recogniser)
+    if given.recognizer:
+        open_model(given.recognizer)
 
 
 def _rows_before(path: Path, settings: dict) -> dict:
@@ -164,10 +164,10 @@ def _references(given: argparse.Namespace, faces):
 
     yield PIXELS, "as they are", "", lambda: of_pixels(given.resolution)
     yield PIXELS, f"enlarged to {ENLARGED}", "", lambda: of_pixels(ENLARGED)
-    if given.recogniser:
-        name, path, preprocessing = parse_model(given.recogniser)
+    if given.recognizer:
+        name, path, preprocessing = parse_model(given.recognizer)
 
-        def of_recogniser():
+        def of_recognizer():
             network = load_discriminative(path, preprocessing=preprocessing)
             both = [
                 np.concatenate([network.embed(enlarged(x[i : i + 256], FACE_SIZE)) for i in range(0, len(x), 256)])
@@ -175,7 +175,7 @@ def _references(given: argparse.Namespace, faces):
             ]
             return {"shape": [network.dim], **tap_study.worth(*both, faces, seed=given.seed)}
 
-        yield name, "embedding", sha256(path) + preprocessing, of_recogniser
+        yield name, "embedding", sha256(path) + preprocessing, of_recognizer
 
 
 def main(argv: list[str]) -> int:

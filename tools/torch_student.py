@@ -1,4 +1,4 @@
-"""The student, both stages' losses and their optimiser in plain PyTorch: what tools/benchmark_train.py races."""
+"""The student, both stages' losses and their optimizer in plain PyTorch: what tools/benchmark_train.py races."""
 
 import numpy as np
 import torch
@@ -72,17 +72,17 @@ class Relation(nn.Module):
 class Dis(nn.Module):
     """Eq. 3 on a frozen backbone, with the weights of `settings`."""
 
-    def __init__(self, width, resolution, centres, settings):
+    def __init__(self, width, resolution, centers, settings):
         super().__init__()
-        dim = centres.shape[1]
+        dim = centers.shape[1]
         self.backbone = Backbone(width, resolution).requires_grad_(False)
         inputs = 16 * max(8, round(STAGE_CHANNELS[-1] * width))
         self.norm = nn.BatchNorm1d(inputs)
         self.layers = nn.ModuleList([nn.Linear(inputs, 512), nn.Linear(512, dim)])
-        self.classifier = nn.Linear(dim, len(centres))
+        self.classifier = nn.Linear(dim, len(centers))
         self.teacher_relation, self.cross_relation = Relation(dim), Relation(dim)
         self.h1, self.h2 = nn.Linear(128, 128), nn.Linear(128, 128)
-        self.register_buffer("centres", torch.tensor(centres))
+        self.register_buffer("centers", torch.tensor(centers))
         self.settings = settings
 
     def forward(self, lr, target, label, picks):
@@ -94,7 +94,7 @@ class Dis(nn.Module):
         embedding = self.layers[1](F.relu(self.layers[0](x))).float()
         with torch.autocast(lr.device.type, enabled=False):
             logits, teacher = self.classifier(embedding), F.normalize(target.float(), dim=-1)
-            wanted = (s.teacher_scale * teacher @ self.centres.T / s.temperature).log_softmax(-1)
+            wanted = (s.teacher_scale * teacher @ self.centers.T / s.temperature).log_softmax(-1)
             got = (logits / s.temperature).log_softmax(-1)
             kd = s.temperature**2 * (wanted.exp() * (wanted - got)).sum(-1).mean()
             v_t = F.normalize(self.h1(self.teacher_relation(teacher, teacher)), dim=-1)

@@ -1,10 +1,10 @@
 """Trains an SR diffusion model, a generative teacher, on aligned faces without needing their identities.
 
-  python tools/train_sr_teacher.py FACES OUT --resolution 16 --size 64 --recogniser ARCFACE.onnx
+  python tools/train_sr_teacher.py FACES OUT --resolution 16 --size 64 --recognizer ARCFACE.onnx
 
 FACES is anything gdrd_jax reads: a folder with a folder a person, a .tar, a .rec, a list, a store. The last
 --test-people of them are not trained on; every --samples-every steps OUT/samples/step_N.png shows some of them (a
-line each: input, bicubic, samples, original) and quality.json gets PSNR and, with --recogniser, the cosine between
+line each: input, bicubic, samples, original) and quality.json gets PSNR and, with --recognizer, the cosine between
 the embeddings of the drawn and the true face, beside bicubic's. --blur, --motion, --noise and --jpeg train it to
 restore degraded faces, each degraded differently, up to so much, at each use. OUT is then a folder of diffusers'
 UNet2DModel:
@@ -49,7 +49,12 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--learning-rate", type=float, default=sr.learning_rate, help=f"({sr.learning_rate})")
     add("--ema", type=float, default=sr.ema, help=f"decay of the averaged weights ({sr.ema})")
     add("--test-people", type=int, default=10, help="the last so many people are only looked at (10)")
-    add("--recogniser", metavar="PATH[:PREPROCESSING]", help="an ONNX recogniser or an iresnet's weights")
+    add(
+        "--recognizer",
+        "--recogniser",
+        metavar="PATH[:PREPROCESSING]",
+        help="an ONNX recognizer or an iresnet's weights",
+    )
     add("--samples-every", type=int, default=1000, metavar="STEPS", help="(1000)")
     add("--skip-bad", action="store_true", help="leave damaged faces out")
     add("--seed", type=int, default=7, help="(7)")
@@ -76,16 +81,16 @@ def work(given: argparse.Namespace) -> None:
         require(package, "teachers")
     degraded = {name: getattr(given, name) for name in STRENGTHS}
     views = dataclasses.replace(Views.plain(given.resolution, given.kernel), **degraded)
-    recogniser = None
-    if given.recogniser:
-        _, path, preprocessing = parse_model(given.recogniser)
-        recogniser = load_discriminative(path, preprocessing=preprocessing)
+    recognizer = None
+    if given.recognizer:
+        _, path, preprocessing = parse_model(given.recognizer)
+        recognizer = load_discriminative(path, preprocessing=preprocessing)
     faces = checked(open_faces(given.faces, skip_bad=given.skip_bad), skip_bad=given.skip_bad)
     if not 0 < given.test_people < len(faces.identities):
         raise GdrdError(f"--test-people {given.test_people}: {given.faces} has {len(faces.identities)} people")
     ours, others = faces.split(given.test_people)
     with locked(given.out):
-        watch = Watcher(others, views, given.size, recogniser, given.out / "samples", seed=given.seed)
+        watch = Watcher(others, views, given.size, recognizer, given.out / "samples", seed=given.seed)
         sr_training.train(
             ours, views, settings, given.out, seed=given.seed, watch=watch, watch_every=given.samples_every
         )

@@ -105,7 +105,7 @@ def _warp(image: np.ndarray, similarity: np.ndarray) -> np.ndarray:
     if scale < 0.5:
         shrink = 2 * scale
         image = _shrunk(image, shrink)
-        # A pixel's centre is half a pixel from its corner, at either size.
+        # A pixel's center is half a pixel from its corner, at either size.
         moved = similarity[:, :2] @ np.full(2, 0.5 / shrink - 0.5) + similarity[:, 2]
         similarity = np.column_stack([similarity[:, :2] / shrink, moved])
     return cv2.warpAffine(image, similarity, (FACE_SIZE, FACE_SIZE))

@@ -1,4 +1,4 @@
-"""Low-resolution views of a face: mirrored or moved a little, then blurred, reduced and spoilt.
+"""Low-resolution views of a face: mirrored or moved a little, then reduced and degraded.
 
 Every view is a pure function of (face, seed, index, view), so it never depends on
 the order in which faces are read.
@@ -107,7 +107,7 @@ class Views:
       rotate: largest rotation, degrees.
       scale: largest relative change of size.
       light: largest relative change of contrast, and of brightness as a share of 255.
-      blur, motion, noise, jpeg: the most that views >= 2 are spoilt, see `Degradation`.
+      blur, motion, noise, jpeg: largest strengths of the degradation of views >= 2, see `Degradation`.
       seed: of the random views.
     """
 
@@ -142,8 +142,8 @@ class Views:
             return np.ascontiguousarray(mirrored)
         random = np.random.default_rng([self.seed, index, view]).uniform(-1, 1, 6)
         size = face.shape[0]
-        centre = ((size - 1) / 2, (size - 1) / 2)
-        matrix = cv2.getRotationMatrix2D(centre, self.rotate * random[0], 1 + self.scale * random[1])
+        center = ((size - 1) / 2, (size - 1) / 2)
+        matrix = cv2.getRotationMatrix2D(center, self.rotate * random[0], 1 + self.scale * random[1])
         matrix[:, 2] += self.shift * random[2:4]
         moved = cv2.warpAffine(mirrored, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
         contrast, brightness = 1 + self.light * random[4], 255 * self.light * random[5]
@@ -155,7 +155,7 @@ class Views:
         return Degradation(self.resolution, self.kernel, self.blur, self.motion, self.noise, self.jpeg)
 
     def low(self, face: np.ndarray, index: int, view: int) -> np.ndarray:
-        """Reduces what `high` made, uint8 `[H, W, 3]`, to `[resolution, resolution, 3]`; views >= 2 are spoilt."""
+        """Reduces what `high` made, uint8 `[H, W, 3]`, to `[resolution, resolution, 3]`; views >= 2 are degraded."""
         if view < 2:
             return resize(face, self.resolution, self.kernel)
         random = np.random.default_rng([self.seed, index, view, 1])

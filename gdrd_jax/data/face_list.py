@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdrd_jax.data.faces import Faces, labelled
+from gdrd_jax.data.faces import Faces, labeled
 from gdrd_jax.data.file_tree import why_unreadable
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.files import read_lines
@@ -84,7 +84,7 @@ def read_list(path: Path, pattern: str, skip_bad: bool) -> Faces:
         LOG.warning("%s marks %d faces as not aligned; align them: prepare_faces.py --align", path, unaligned)
     names = tuple(entry.path for entry in entries.values())
     faces = Faces(path.parent.resolve(), names, np.zeros(len(names), np.int32), ("",), skipped=tuple(skipped))
-    return labelled(faces, (entry.person for entry in entries.values()))
+    return labeled(faces, (entry.person for entry in entries.values()))
 
 
 def _entries(path: Path) -> Iterator[Entry]:

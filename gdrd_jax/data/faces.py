@@ -181,7 +181,7 @@ class Faces:
         )  # fmt: skip
 
 
-def labelled(faces: Faces, people: Iterable[str]) -> Faces:
+def labeled(faces: Faces, people: Iterable[str]) -> Faces:
     """The faces with the identity of each given by name; identities are sorted naturally, in Unicode's form NFC."""
     people = [same_name(person) for person in people]
     identities = sorted(set(people), key=natural)

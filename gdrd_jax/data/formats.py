@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from gdrd_jax.data.face_list import read_list
-from gdrd_jax.data.faces import Faces, labelled
+from gdrd_jax.data.faces import Faces, labeled
 from gdrd_jax.data.file_tree import IMAGE_SUFFIXES, is_image, scan, why_unreadable
 from gdrd_jax.data.recordio import read_index
 from gdrd_jax.errors import GdrdError
@@ -118,7 +118,7 @@ def _by_folder(path: Path, pattern: str, skip_bad: bool) -> Faces:
     faces = dataclasses.replace(files.take(chosen), skipped=tuple(skipped))
     folders = [str(PurePosixPath(name).parent) for name in faces.names]
     above = os.path.commonpath(folders) if len(set(folders)) > 1 else ""
-    faces = labelled(faces, (os.path.relpath(folder, above) if above else folder for folder in folders))
+    faces = labeled(faces, (os.path.relpath(folder, above) if above else folder for folder in folders))
     return faces.take(np.argsort(faces.labels, kind="stable"))
 
 

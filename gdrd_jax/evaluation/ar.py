@@ -1,4 +1,4 @@
-"""The AR protocol: does light, or something before the face, keep people from being recognised?"""
+"""The AR protocol: does light, or something before the face, keep people from being recognized?"""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from gdrd_jax.data.faces import Faces, labelled
+from gdrd_jax.data.faces import Faces, labeled
 from gdrd_jax.data.file_tree import check_unique, is_image
 from gdrd_jax.data.formats import list_files
 from gdrd_jax.data.prepare import checked
@@ -34,10 +34,10 @@ SHOWN = 8
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """Neutral faces to be recognised by, and probes in groups.
+    """Neutral faces to be recognized by, and probes in groups.
 
     Attributes:
-      faces: all, labelled.
+      faces: all, labeled.
       numbers: int `[N]`, AR's number of the condition, 1 to 26.
       about: counts and remarks for the report.
     """
@@ -133,7 +133,7 @@ def open_ar(data: str | os.PathLike, *, stretch: bool, skip_bad: bool) -> Groups
     check_unique(files, chosen, _condition)
     faces = checked(files.take(chosen), stretch=stretch, skip_bad=skip_bad)
     numbers = np.array([_condition(name)[1] for name in faces.names])
-    faces = labelled(faces, (_condition(name)[0] for name in faces.names))
+    faces = labeled(faces, (_condition(name)[0] for name in faces.names))
     odd = np.flatnonzero((numbers < 1) | (numbers > 26))
     if len(odd):
         raise GdrdError(f"{faces.where(odd[0])}: AR's images are numbered 01 to 26")
@@ -142,15 +142,15 @@ def open_ar(data: str | os.PathLike, *, stretch: bool, skip_bad: bool) -> Groups
     skipped = list(faces.skipped)
     if len(lonely):
         if not skip_bad:
-            raise GdrdError(f"{faces.where(lonely[0])}: its person has no neutral image (01 or 14) to be recognised by")
+            raise GdrdError(f"{faces.where(lonely[0])}: its person has no neutral image (01 or 14) to be recognized by")
         skipped += [(faces.names[row], "its person has no neutral image") for row in lonely]
     if skipped:
         LOG.warning("%d faces are left out", len(skipped))
     kept = np.setdiff1d(np.arange(len(faces)), lonely)
     if not np.isin(numbers[kept], GALLERY).any() or np.isin(numbers[kept], GALLERY).all():
-        raise GdrdError(f"{data} needs neutral images (01, 14) and others to be recognised")
+        raise GdrdError(f"{data} needs neutral images (01, 14) and others to be recognized")
     fingerprint = hashlib.sha256(f"{faces.fingerprint}{kept.tolist()}".encode()).hexdigest()
-    of_kept = labelled(faces.take(kept), (faces.identities[label] for label in faces.labels[kept]))
+    of_kept = labeled(faces.take(kept), (faces.identities[label] for label in faces.labels[kept]))
     of_kept = dataclasses.replace(of_kept, fingerprint=fingerprint)
     return Groups(of_kept, numbers[kept], {"n_skipped": len(skipped), "skipped": skipped})
 

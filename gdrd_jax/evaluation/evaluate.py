@@ -1,4 +1,4 @@
-"""Runs recognisers under a protocol and reports: the library behind `tools/evaluate.py`."""
+"""Runs recognizers under a protocol and reports: the library behind `tools/evaluate.py`."""
 
 import dataclasses
 import functools
@@ -70,7 +70,7 @@ class Settings:
     def degradation(self, resolution: str) -> Degradation | None:
         """What a probe goes through at one of `resolutions`."""
         resolution = resolution.partition(":")[0]
-        if resolution == "native" and not self.spoilt:
+        if resolution == "native" and not self.degraded:
             return None
         side = FACE_SIZE if resolution == "native" else int(resolution)
         return Degradation(side, self.kernel, self.blur, self.motion, self.noise, self.jpeg)
@@ -81,7 +81,7 @@ class Settings:
         return None if gallery == "native" else Degradation(int(gallery), self.kernel)
 
     @property
-    def spoilt(self) -> dict[str, float]:
+    def degraded(self) -> dict[str, float]:
         """Which strengths are above 0."""
         strengths = {name: getattr(self, name) for name in STRENGTHS}
         return {name: value for name, value in strengths.items() if value}
@@ -147,7 +147,7 @@ def _evaluate(settings: Settings, out: Path, protocol, models: list[Model]) -> d
             if ":" in resolution:
                 gallery = embed(_gallery_model(model, models), protocol.faces, settings.gallery_degradation(resolution))
             result = protocol.evaluate(embeddings, gallery, seed=settings.seed)
-            comparable = model.student and not settings.spoilt
+            comparable = model.student and not settings.degraded
             result.metrics["paper"] = PAPER.get((settings.protocol, resolution)) if comparable else None
             results[name] = result
             figure = result.metrics.get(protocol.main)
@@ -213,7 +213,7 @@ def _too_low(model: Model, figure: float) -> str:
 def _repeats(model: Model, resolution: str, settings: Settings) -> bool:
     """A student reduces native faces itself: if that is all that happens to them, to the same faces as at its size."""
     own = str(model.size) in settings.resolutions and model.kernel == settings.kernel
-    return model.student and resolution == "native" and own and not settings.spoilt
+    return model.student and resolution == "native" and own and not settings.degraded
 
 
 def _eyes(model: Model, faces: Faces, how: Degradation | None, seed: int) -> Callable[[int], np.ndarray]:
@@ -286,12 +286,12 @@ def _written(resolution: str) -> str:
 
 def _summary(settings: Settings, protocol, models: list[Model]) -> str:
     about, reduced = protocol.about, any(r != "native" for r in settings.resolutions)
-    spoilt = ", ".join(f"{name} {value:g}" for name, value in settings.spoilt.items())
+    degraded = ", ".join(f"{name} {value:g}" for name, value in settings.degraded.items())
     left_out = "; ".join(reason for _, reason in about["skipped"][:3])
     sentences = [
         f"{len(protocol.faces)} faces"
         + (f", reduced by the {settings.kernel} kernel" if reduced else "")
-        + (f", spoilt by {spoilt}" if spoilt else ""),
+        + (f", degraded by {degraded}" if degraded else ""),
         *map(_described, models),
         f"Left out: {about['n_skipped']}" + (f" ({left_out}; all in metrics.json)" if left_out else ""),
         f"Intervals hold 95 %, from a bootstrap that draws {about.get('drawn', 'people')}",

@@ -8,7 +8,7 @@ from gdrd_jax.evaluation.result import Result, percent
 COLUMNS = {"accuracy": "accuracy %", "auc": "AUC %", "eer": "EER %", "rank_1": "rank-1 %"}
 LEGEND = (
     "Accuracy: mean of the shares of genuine pairs accepted and impostor pairs rejected, at the threshold that is "
-    "best on training people whose identity no row has learnt. AUC: area under the ROC curve. EER: equal "
+    "best on training people whose identity no row has learned. AUC: area under the ROC curve. EER: equal "
     "error rate. Rank-1: the nearest of the gallery faces (the first of each test person) is of the right person."
 )
 
@@ -21,12 +21,12 @@ def evaluate(
     Args:
       test: embeddings of faces of held-out people, float `[N, D]`, unit length.
       test_labels: int `[N]`, every identity at least twice.
-      calibration: embeddings of people on whom the threshold is learnt, `[M, D]`. The model must not
-        have learnt to tell these people apart, or the threshold is too high for strangers.
+      calibration: embeddings of people on whom the threshold is learned, `[M, D]`. The model must not
+        have learned to tell these people apart, or the threshold is too high for strangers.
       calibration_labels: int `[M]`.
 
     Returns:
-      Metrics `accuracy` (balanced, at the threshold learnt on calibration people), `best_threshold_accuracy`,
+      Metrics `accuracy` (balanced, at the threshold learned on calibration people), `best_threshold_accuracy`,
       `auc`, `eer` and `rank_1`, in percent, and that `threshold`; arrays `scores` and `same`.
     """
     pairs = verification.all_pairs(test, test_labels)

@@ -115,12 +115,12 @@ class PairList:
     def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """The hardest pairs of a row; `see` gives a face as its model is fed with it."""
         scores, lines, frames = result.arrays["scores"].reshape(-1, len(self.same)).mean(axis=0), [], []
-        for same, order, colour in ((False, -scores, RED), (True, scores, GREEN)):
+        for same, order, color in ((False, -scores, RED), (True, scores, GREEN)):
             rows = np.flatnonzero(self.same == same)
             worst = rows[np.argsort(order[rows], kind="stable")[:SHOWN]]
             both = [row for pair in worst for row in (self.first[pair], self.second[pair])]
             lines += [[self.faces[row] for row in both], [see(row) for row in both]]
-            frames += [[colour] * len(both), [None] * len(both)]
+            frames += [[color] * len(both), [None] * len(both)]
         caption = (
             "Hardest pairs, two faces each. Red: the impostors with the highest scores (false accepts); green: the "
             "genuine pairs with the lowest (false rejects). Under each face what the model is fed with."
@@ -208,7 +208,7 @@ def _pair_list(faces: Faces, rows, same, folds, people, about: dict) -> PairList
         )
     several = [(same[folds == fold], same[folds != fold]) for fold in np.unique(folds)] if len(set(folds)) > 1 else []
     if any(not others.any() or others.all() for _, others in several):
-        raise GdrdError("outside of one fold all pairs are genuine, or all impostors: no threshold can be learnt")
+        raise GdrdError("outside of one fold all pairs are genuine, or all impostors: no threshold can be learned")
     if any(not own.any() or own.all() for own, _ in several):
         about["remark"] = "A fold has genuine or impostor pairs only: mix them, or look at the best threshold alone."
         LOG.warning(about["remark"])

@@ -1,4 +1,4 @@
-"""Any recogniser, ours or an ONNX file, as one function from faces to embeddings."""
+"""Any recognizer, ours or an ONNX file, as one function from faces to embeddings."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ FORMAT = 1  # of embeddings; to be raised when the same model and faces would gi
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A recogniser under test.
+    """A recognizer under test.
 
     Attributes:
       name: of its rows.
@@ -55,7 +55,7 @@ class Model:
 
 
 def open_model(text: str, output: str = "") -> Model:
-    """Loads a recogniser.
+    """Loads a recognizer.
 
     Args:
       text: `[NAME=]PATH[:PREPROCESSING]`. PATH is the name of a pretrained student, a workdir of `gdrd_jax.main`, an
@@ -143,7 +143,7 @@ def embed_faces(model: Model, faces: Faces, how: Degradation | None, *, seed: in
     """Embeddings of all faces, float32 `[N, D]`; kept under `cache`, so that an interrupted call goes on.
 
     Args:
-      model: the recogniser.
+      model: the recognizer.
       faces: checked.
       how: the degradation; None feeds them as they are.
       seed: of the degradation's noise, with the face's name.

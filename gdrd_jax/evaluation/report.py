@@ -22,7 +22,7 @@ from gdrd_jax.files import write_text  # noqa: E402
 
 CELL = 72  # pixels of a face in the pictures
 GAP = 4
-COLOURS = 10  # of curves, before they begin anew
+COLORS = 10  # of curves, before they begin anew
 GREEN, RED = (40, 160, 60), (210, 50, 40)
 WARNING = '<p class="warning">{}</p>'
 
@@ -123,7 +123,7 @@ def draw_roc(path: Path, curves: dict[str, Pairs], title: str) -> None:
         label = f"{name}  (AUC {100 * verification.auc(pairs):.1f} %)"
         axes.step(
             np.maximum(far, floor), tar, where="post", label=label, linewidth=1.5 if number else 3,
-            linestyle="-" if number < COLOURS else "--",
+            linestyle="-" if number < COLORS else "--",
         )  # fmt: skip
     axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.01), title=title)
     axes.set(xlabel="false accept rate (FAR)", ylabel="true accept rate (TAR)")
@@ -179,7 +179,7 @@ def draw_bars(bars: dict[str, list[tuple[float, tuple[float, float]] | None]], g
 
 
 def draw_points(panels: dict[str, np.ndarray], names: list[str]) -> bytes:
-    """PNG of scatter plots side by side, `[N, 2]` each, coloured by name."""
+    """PNG of scatter plots side by side, `[N, 2]` each, colored by name."""
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     figure, axes = plt.subplots(
@@ -210,7 +210,7 @@ def grid(lines: list[list[np.ndarray]], frames: list[list[tuple[int, int, int] |
 
     Args:
       lines: uint8 RGB faces `[h, w, 3]` of any size.
-      frames: for each face the colour of its frame, or None.
+      frames: for each face the color of its frame, or None.
 
     Returns:
       uint8 RGB `[H, W, 3]`, white between the faces.

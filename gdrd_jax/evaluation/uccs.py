@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 
-from gdrd_jax.data.faces import Faces, labelled, same_name
+from gdrd_jax.data.faces import Faces, labeled, same_name
 from gdrd_jax.data.file_tree import check_unique, is_image
 from gdrd_jax.data.formats import list_files
 from gdrd_jax.data.prepare import checked
@@ -33,7 +33,7 @@ class ClosedSet:
     """Training and test faces of the same people.
 
     Attributes:
-      faces: all, labelled.
+      faces: all, labeled.
       train, test: rows of `faces`.
       about: counts and remarks for the report.
     """
@@ -56,12 +56,12 @@ class ClosedSet:
 
         `gallery` are those of the same faces as the softmax layer learns them; None where they are the same.
         """
-        labels, learnt = self.faces.labels, embeddings if gallery is None else gallery
+        labels, learned = self.faces.labels, embeddings if gallery is None else gallery
         layer = LogisticRegression(C=INVERSE_DECAY, max_iter=1000)
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)
             try:
-                layer.fit(learnt[self.train], labels[self.train])
+                layer.fit(learned[self.train], labels[self.train])
             except ConvergenceWarning:
                 raise GdrdError("the softmax layer did not converge; look at the embeddings of this model") from None
         order = layer.classes_[np.argsort(-layer.predict_log_proba(embeddings[self.test]), axis=1, kind="stable")]
@@ -152,7 +152,7 @@ def open_uccs(data: str | os.PathLike, *, stretch: bool, skip_bad: bool) -> Clos
         skipped += [(faces.names[row], "its person has no training face") for row in strangers]
     if skipped:
         LOG.warning("%d faces are left out", len(skipped))
-    faces = labelled(faces, (parts[-2] for parts in places))
+    faces = labeled(faces, (parts[-2] for parts in places))
     test = np.setdiff1d(np.flatnonzero(split == TEST), strangers)
     about = {"n_skipped": len(skipped), "skipped": skipped}
     if len(known) < 2 or not len(test):

@@ -1,4 +1,4 @@
-"""Batch normalisation over all devices (Ioffe and Szegedy, arXiv 1502.03167)."""
+"""Batch normalization over all devices (Ioffe and Szegedy, arXiv 1502.03167)."""
 
 import math
 
@@ -14,7 +14,7 @@ ROWS_AT_ONCE = 32
 
 
 class BatchNorm(nnx.Module):
-    """Normalises channels, the last axis, with the statistics of the whole batch, over devices too.
+    """Normalizes channels, the last axis, with the statistics of the whole batch, over devices too.
 
     Args:
       channels: size of the last axis.

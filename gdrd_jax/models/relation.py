@@ -49,17 +49,17 @@ class RelationCritic(nnx.Module):
         Args:
           anchors: `T_d(x_i)`, float `[A, D]`, unit length; receives no gradient.
           teacher: `T_d(x_j)`, float `[B, D]`, likewise.
-          student: `S_h(f_j)`, float `[B, D]`; normalised here, to be on the teacher's scale.
+          student: `S_h(f_j)`, float `[B, D]`; normalized here, to be on the teacher's scale.
 
         Returns:
           `h1(v_t)` and `h2(v_ts)`, float32 `[A, B, P]`, unit length.
         """
-        anchors, teacher = (jax.lax.stop_gradient(normalise(x)) for x in (anchors, teacher))
+        anchors, teacher = (jax.lax.stop_gradient(normalize(x)) for x in (anchors, teacher))
         v_t = self.teacher_relation(anchors, teacher)
-        v_ts = self.cross_relation(anchors, normalise(student))
-        return normalise(self.h1(v_t)), normalise(self.h2(v_ts))
+        v_ts = self.cross_relation(anchors, normalize(student))
+        return normalize(self.h1(v_t)), normalize(self.h2(v_ts))
 
 
-def normalise(x: jax.Array) -> jax.Array:
+def normalize(x: jax.Array) -> jax.Array:
     """Scales the last axis to unit length; a zero vector stays zero with a finite gradient."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)

@@ -28,7 +28,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int, dtype, rngs: nnx.Rn
 
 
 def _relu(x: jax.Array) -> jax.Array:
-    # As a choice between two arrays XLA computes it once. A maximum it computes anew, with all of the normalisation
+    # As a choice between two arrays XLA computes it once. A maximum it computes anew, with all of the normalization
     # before it, wherever it is read, for one transposing the 5th at width 1.0 in 90 ms of a step's 1,700 on two cores.
     return jnp.where(x > 0, x, 0)
 
@@ -120,7 +120,7 @@ class Head(nnx.Module):
         )
 
     def __call__(self, features: jax.Array) -> jax.Array:
-        """`[B, h, w, C]` -> float32 embedding `[B, D]`, not normalised."""
+        """`[B, h, w, C]` -> float32 embedding `[B, D]`, not normalized."""
         x = features
         for block in self.blocks:
             x = block(x)
@@ -165,7 +165,7 @@ class Student(nnx.Module):
         )  # fmt: skip
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """uint8 `[B, R, R, 3]` -> float32 `[B, D]`, not normalised."""
+        """uint8 `[B, R, R, 3]` -> float32 `[B, D]`, not normalized."""
         return self.head(self.backbone(images))
 
 
@@ -175,7 +175,7 @@ def unset_student(settings: dict) -> Student:
 
 
 def embed(student: Student, images: jax.Array) -> jax.Array:
-    """The embedding that is compared: L2-normalised sum over the image and its mirror image.
+    """The embedding that is compared: L2-normalized sum over the image and its mirror image.
 
     Args:
       student: in evaluation mode (`student.eval()`).

@@ -26,7 +26,7 @@ def described(
     Args:
       student: the arguments of `models.student.Student`.
       kernel: reduces faces.
-      fingerprint: of the recogniser.
+      fingerprint: of the recognizer.
       thresholds: None where there was nothing to learn them on.
       files: of the folder.
       teacher, native_thresholds: see `Recognizer`.

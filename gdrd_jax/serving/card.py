@@ -4,7 +4,7 @@ from gdrd_jax.config import TERMS
 from gdrd_jax.serving import bundle, proof
 from gdrd_jax.serving.thresholds import Thresholds
 
-LICENCE = "inherits the terms of the faces and of the teachers it learnt from"
+LICENSE = "inherits the terms of the faces and of the teachers it learned from"
 RATES = (0.1, 0.01, 1e-3, 1e-4, 1e-5)
 
 
@@ -12,7 +12,7 @@ def text(manifest: dict) -> str:
     """Markdown, of what a manifest of `bundle` says."""
     size = manifest["student"]["resolution"]
     sections = {
-        f"Face recogniser for {size}x{size} pixels (GDRD)": _what(manifest),
+        f"Face recognizer for {size}x{size} pixels (GDRD)": _what(manifest),
         "What it is for, and what not": _use(size),
         "What it learned from": _training(manifest),
         "What it reaches": _figures(manifest["proof"]) + _evaluations(manifest["evaluations"]),
@@ -29,7 +29,7 @@ def _what(manifest: dict) -> str:
         f"A student of GDRD (arXiv 2409.06371), made by gdrd_jax {manifest['version']}: an aligned face, reduced to "
         f"{student['resolution']}x{student['resolution']} pixels by the `{manifest['kernel']}` kernel, to an embedding "
         f"of {student['embedding_dim']} numbers and unit length; the dot product of two is their similarity. Width "
-        f"{student['width']:g}. Fingerprint `{manifest['fingerprint']}`. Licence: {manifest['licence']}."
+        f"{student['width']:g}. Fingerprint `{manifest['fingerprint']}`. License: {manifest['license']}."
     )
 
 
@@ -50,7 +50,7 @@ def _training(manifest: dict) -> str:
     best = "" if step is None else f", taken at step {step:,}, where it was best on the dev set"
     data, dis = config["data"], config["dis"]
     loss = ", ".join(f"{name} {dis[name]:g}" for name in TERMS if dis[name])
-    more = f", without names `{data['unlabelled']}`" if data["unlabelled"] else ""
+    more = f", without names `{data['unlabeled']}`" if data["unlabeled"] else ""
     own = "an SR diffusion network trained on the faces"
     generative = f"`{config['generative']['path']}`" if config["generative"]["path"] else own
     teacher = config["discriminative"]["path"] or (manifest["teacher"] or {}).get("name", "not known")
@@ -128,7 +128,7 @@ def _rates(found: Thresholds) -> str:
         [
             f"Of {found.name}: {found.faces:,} faces of {found.people:,} people, {found.between:,} pairs of different "
             f"people, {found.genuine:,} pairs of faces of one; no rate finer than {found.finest():.2g} can be told "
-            "from them. Thresholds were learnt on the faces that they are judged on here.",
+            "from them. Thresholds were learned on the faces that they are judged on here.",
             "",
             "| false accept rate | threshold | false reject rate, % |",
             "|---|---|---|",

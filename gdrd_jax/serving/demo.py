@@ -227,7 +227,7 @@ def _student(row: Row) -> str:
 def _legend(demo: Demo) -> str:
     text = (
         "Similarities are cosines of embeddings, -1 to 1. At its threshold a student takes at most a share of "
-        f"{demo.far:g} of the strangers that it was learnt on for the same person."
+        f"{demo.far:g} of the strangers that it was learned on for the same person."
     )
     if demo.teacher:
         text += (

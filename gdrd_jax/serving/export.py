@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gdrd_jax import __version__
-from gdrd_jax.config import PATHS
+from gdrd_jax.config import PATHS, of_workdir, with_current_names
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degrade import STRENGTHS, resize
 from gdrd_jax.data.faces import Faces
@@ -54,7 +54,7 @@ class Settings:
       calibration: aligned faces of people whose identity the student did not learn; None takes the run's own
         calibration people, or the thresholds that an exported student has.
       lfw, pairs: LFW's faces and its pairs.txt, or a `.bin` and None; None measures no accuracy.
-      beside: recognisers, as tools/evaluate.py takes them, measured on the same faces.
+      beside: recognizers, as tools/evaluate.py takes them, measured on the same faces.
       half: round the weights to float16 first; the files take half the space.
       teacher: the student's teacher, `FILE.onnx[:PREPROCESSING]`, for thresholds against galleries that it embeds.
       evaluations: folders of tools/evaluate.py with this student in them, whose figures the model card shows.
@@ -113,11 +113,11 @@ def export(settings: Settings, folder: Path) -> dict:
         raise GdrdError("--format int8 and --teacher need faces to calibrate on: --calibration FACES")
     else:
         few, named = _images(judges, recognizer.resolution)
-    licence = settings.license or known.get("licence", card.LICENCE)
+    license = settings.license or known.get("license") or known.get("licence", card.LICENSE)
     formats = dict.fromkeys(("safetensors", *settings.formats))
     remarks = {
         "fingerprint": fingerprint, "resolution": str(recognizer.resolution), "kernel": recognizer.kernel,
-        "colours": "RGB", "thresholds": json.dumps(_plain(recognizer.thresholds)), "licence": licence,
+        "colors": "RGB", "thresholds": json.dumps(_plain(recognizer.thresholds)), "license": license,
         "made_by": f"gdrd_jax {__version__}",
     }  # fmt: skip
     arguments = known["student"] | INFERENCE
@@ -132,7 +132,7 @@ def export(settings: Settings, folder: Path) -> dict:
         LOG.info("comparing %s on %d faces", ", ".join(form.name for form in [*forms, *beside]), len(few))
         rows = proof.prove([*forms, *beside], few, judges)
         _refuse_wrong(rows)
-        training = known["training"] if "training" in known else _training(Path(settings.student))
+        training = known["training"] if "training" in known else of_workdir(Path(settings.student))
         manifest = {
             **bundle.described(
                 arguments, recognizer.kernel, fingerprint, recognizer.thresholds, list(paths.values()),
@@ -144,8 +144,8 @@ def export(settings: Settings, folder: Path) -> dict:
                 "date": datetime.date.today().isoformat(),
             },
             "evaluations": evaluations or known.get("evaluations", []),
-            "training": without_folders(training),
-            "best_at_step": known.get("best_at_step", known.get("step")), "licence": licence,
+            "training": without_folders(with_current_names(training)),
+            "best_at_step": known.get("best_at_step", known.get("step")), "license": license,
             "version": __version__,
         }  # fmt: skip
         write_text(new / "README.md", card.text(manifest))
@@ -204,7 +204,7 @@ class Calibration:
 
 
 def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Calibration | None:
-    """What thresholds are learnt on; None where an exported student brings them."""
+    """What thresholds are learned on; None where an exported student brings them."""
     low = lambda faces: dev.reduced(faces, recognizer.resolution, recognizer.kernel)  # noqa: E731
     if settings.calibration:
         found = open_faces(settings.calibration)
@@ -213,7 +213,7 @@ def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Ca
     if (source / bundle.MANIFEST).exists():
         return None
     workdir = Path(settings.student)
-    people = _training(workdir).get("data", {}).get("calibration_people", 0)
+    people = of_workdir(workdir).get("data", {}).get("calibration_people", 0)
     known = workdir / "faces" / "train.json"
     if people < LEAST_PEOPLE or not known.exists():
         raise GdrdError(
@@ -273,12 +273,6 @@ def _judges(settings: Settings, recognizer: Recognizer) -> Judges | None:
     return Judges(pairs, dev.reduced(pairs.faces, recognizer.resolution, recognizer.kernel))
 
 
-def _training(workdir: Path) -> dict:
-    """The run's config; empty where it is not known."""
-    path = workdir / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def without_folders(config: dict) -> dict:
     """A run's settings with names of files instead of paths of the machine that it ran on."""
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items() if key != "base"}
@@ -317,7 +311,7 @@ def _write(
         layout = "nchw" if name == "onnx_nchw" else "nhwc"
         model = networks.onnx_model(recognizer.student, layout=layout, metadata=remarks)
         if name == "int8":
-            model = networks.quantised(model, faces[:CALIBRATED])
+            model = networks.quantized(model, faces[:CALIBRATED])
         path.write_bytes(model.SerializeToString())
 
 
@@ -338,7 +332,7 @@ def _for_insightface(faces: np.ndarray) -> np.ndarray:
 
 
 def _beside(text: str) -> Form:
-    """Another recogniser, fed with enlarged faces."""
+    """Another recognizer, fed with enlarged faces."""
     try:
         model = open_model(text)
     except GdrdError as error:

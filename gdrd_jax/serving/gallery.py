@@ -1,6 +1,6 @@
 """A set of known faces, and which of them a face is most like.
 
-On disk a gallery is a folder with `gallery.json` (format, recogniser, sizes) that names a folder beside it with
+On disk a gallery is a folder with `gallery.json` (format, recognizer, sizes) that names a folder beside it with
 
   embeddings.f32   float32 `[N, D]`, unit length, little endian
   faces.jsonl      a line a face: its id and metadata
@@ -52,7 +52,7 @@ class Gallery:
 
     Attributes:
       dim: D of its embeddings.
-      fingerprint: of the recogniser that they are from.
+      fingerprint: of the recognizer that they are from.
 
     Example:
       >>> gallery = Gallery(128, recognizer.fingerprint())
@@ -277,14 +277,14 @@ class Gallery:
             (`Recognizer.comparable`), its own first; None takes a gallery of any.
 
         Raises:
-          GdrdError: no gallery there, one of another recogniser, or damage.
+          GdrdError: no gallery there, one of another recognizer, or damage.
         """
         folder = user_path(folder).resolve()
         manifest = _manifest(folder)
         accepted = [fingerprint] if isinstance(fingerprint, str) else fingerprint
         if accepted is not None and manifest["fingerprint"] not in accepted:
             raise GdrdError(
-                f"the gallery {folder} is of another recogniser ({manifest['fingerprint'][:12]}, not "
+                f"the gallery {folder} is of another recognizer ({manifest['fingerprint'][:12]}, not "
                 f"{' or '.join(one[:12] for one in accepted)}), whose embeddings cannot be compared; enroll its faces "
                 "with this one"
             )

@@ -46,7 +46,7 @@ def face(image: Image, aligner: Aligner | None = None) -> np.ndarray:
     """The face of a picture, at the size it has: uint8 RGB `[S, S, 3]`.
 
     Args:
-      image: a file, or uint8 `[H, W, 3]` RGB or `[H, W]` grey: an aligned face, square, of any size, or with
+      image: a file, or uint8 `[H, W, 3]` RGB or `[H, W]` gray: an aligned face, square, of any size, or with
         `aligner` a photograph of one person.
       aligner: finds the face and aligns it.
 

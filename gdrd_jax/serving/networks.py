@@ -24,7 +24,7 @@ SHOWN = 3  # names in a message
 
 
 def onnx_model(student: Student, *, layout: Literal["nhwc", "nchw"], metadata: dict[str, str]):
-    """`models.student.embed` as an ONNX graph, batch normalisation folded into the weights.
+    """`models.student.embed` as an ONNX graph, batch normalization folded into the weights.
 
     Its output "embedding" is float32 `[N, D]`, unit length, for any N. It computes in float32 even if the student
     does not.
@@ -32,7 +32,7 @@ def onnx_model(student: Student, *, layout: Literal["nhwc", "nchw"], metadata: d
     Args:
       student: trained; of its running statistics, not of a batch's.
       layout: of the input "faces". "nhwc": uint8 RGB `[N, R, R, 3]`. "nchw": float32 RGB `[N, 3, R, R]`,
-        (x - 127.5) / 127.5, as InsightFace's tools feed recognisers.
+        (x - 127.5) / 127.5, as InsightFace's tools feed recognizers.
       metadata: becomes the model's `metadata_props`.
 
     Returns:
@@ -71,7 +71,7 @@ class _Graph:
 
     def add(self, kind: str, *inputs: str | np.ndarray, output: str | None = None, **attributes) -> str:
         """A node on what others computed and on constant arrays; returns the name of what it computes."""
-        # In small letters: by a name that begins with "Sub" or "Mul" InsightFace knows that a graph normalises inside.
+        # In small letters: by a name that begins with "Sub" or "Mul" InsightFace knows that a graph normalizes inside.
         name = output or f"{kind.lower()}{len(self.nodes)}"
         names = [
             given if isinstance(given, str) else self._weight(f"{name}.{i}", given) for i, given in enumerate(inputs)
@@ -122,7 +122,7 @@ def _conv(graph: _Graph, x: str, conv: nnx.Conv, norm: BatchNorm) -> str:
 
 
 def _head(graph: _Graph, student: Student, x: str) -> str:
-    """-> `[N, D]`, not normalised."""
+    """-> `[N, D]`, not normalized."""
     head = student.head
     for block in head.blocks:
         x = _block(graph, x, block)
@@ -154,7 +154,7 @@ def _exact(variable: nnx.Variable) -> np.ndarray:
     return np.asarray(variable[...], np.float64)
 
 
-def quantised(model, faces: np.ndarray):
+def quantized(model, faces: np.ndarray):
     """The same graph with weights and activations of 8 bits: a quarter of the size, and faster on CPUs.
 
     Args:
@@ -196,7 +196,7 @@ def quantised(model, faces: np.ndarray):
 
 
 def stablehlo(student: Student) -> bytes:
-    """`models.student.embed` with its weights, as JAX serialises it (`jax.export`), for any N, on CPUs and CUDA.
+    """`models.student.embed` with its weights, as JAX serializes it (`jax.export`), for any N, on CPUs and CUDA.
 
     uint8 RGB `[N, R, R, 3]` -> float32 `[N, D]`, unit length.
 

@@ -17,7 +17,7 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One way to run a recogniser.
+    """One way to run a recognizer.
 
     Attributes:
       name: of its row.

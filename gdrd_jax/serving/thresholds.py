@@ -16,7 +16,7 @@ LARGEST_FAR = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """Thresholds learnt on faces of people whom the student was not taught to tell apart.
+    """Thresholds learned on faces of people whom the student was not taught to tell apart.
 
     Attributes:
       fars: false accept rates, falling.
@@ -83,12 +83,12 @@ class Thresholds:
         Of the kept rates the next finer one serves, so it is rather too strict.
 
         Raises:
-          GdrdError: the faces it was learnt on cannot tell so small a rate from 0, or it is no rate.
+          GdrdError: the faces it was learned on cannot tell so small a rate from 0, or it is no rate.
         """
         return self.values[self._index(far)]
 
     def supports(self, far: float) -> bool:
-        """Whether the faces it was learnt on can tell so small a rate."""
+        """Whether the faces it was learned on can tell so small a rate."""
         return far >= self.fars[-1] * (1 - 1e-9)
 
     def finest(self) -> float:

@@ -91,7 +91,7 @@ def check_attention(kind: str, head_channels: int, heads: int, attention_order: 
 def load_discriminative(
     path: str | os.PathLike, *, preprocessing: str = "auto", precision: str = "float32", output: str = ""
 ):
-    """T_d: a face recogniser.
+    """T_d: a face recognizer.
 
     Args:
       path: an ONNX file, or weights of InsightFace's iresnet in a PyTorch or safetensors file, alone or in a trainer's

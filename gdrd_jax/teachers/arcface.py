@@ -1,4 +1,4 @@
-"""The discriminative teacher T_d: a face recogniser as an ONNX file."""
+"""The discriminative teacher T_d: a face recognizer as an ONNX file."""
 
 import logging
 import os
@@ -55,7 +55,7 @@ def check_file(path: str | os.PathLike) -> None:
     """Raises GdrdError unless the teacher's file is there; imports nothing heavy."""
     if not Path(path).is_file():
         raise GdrdError(
-            f"config.discriminative.path: there is no file {str(path)!r}; give an ONNX face recogniser, an "
+            f"config.discriminative.path: there is no file {str(path)!r}; give an ONNX face recognizer, an "
             "iresnet's weights, or 'sface' for the one of the extra 'quickstart'"
         )
 
@@ -63,7 +63,7 @@ def check_file(path: str | os.PathLike) -> None:
 class ArcFace:
     """T_d as an ONNX file, run by torch on a GPU where onnx2torch converts it rightly, else by ONNX Runtime.
 
-    Files that declare their initialisers as inputs, carry block-quantised weights or fix the
+    Files that declare their initializers as inputs, carry block-quantized weights or fix the
     batch at 1 are mended in memory: OpenCV's `face_recognition_sface_2021dec_int8bq.onnx` is
     all three.
 
@@ -128,7 +128,7 @@ class ArcFace:
         return "onnxruntime" if self._converted is None else "torch"
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
-        """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalised."""
+        """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalized."""
         if self._converted and not self._trusted and len(faces):
             few = faces[:COMPARED]
             if not agrees(self._converted(self._prepared(few), "float32"), self._reference(few), self._path):

@@ -57,7 +57,7 @@ class IResNet:
         )
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
-        """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalised."""
+        """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalized."""
         return torch_network.in_batches(lambda some: self._run(some, self._precision), faces, BATCH)
 
     def _run(self, faces: np.ndarray, precision: str) -> np.ndarray:

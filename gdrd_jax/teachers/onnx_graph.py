@@ -1,4 +1,4 @@
-"""ONNX recognisers as they are found, made to run for any batch size, in ONNX Runtime and in torch."""
+"""ONNX recognizers as they are found, made to run for any batch size, in ONNX Runtime and in torch."""
 
 import logging
 from collections.abc import Callable
@@ -14,7 +14,7 @@ FURTHEST = 0.01  # of a converted network's output from ONNX Runtime's, relative
 
 
 def runnable(model, *, free_reshapes: bool = True):
-    """Makes an ONNX `ModelProto` of a recogniser acceptable to ONNX Runtime, for any batch size.
+    """Makes an ONNX `ModelProto` of a recognizer acceptable to ONNX Runtime, for any batch size.
 
     Folds `Constant` nodes, and `DequantizeLinear` (and a following `Reshape`) of constants to float32, removes
     graph inputs that are constants or used by no node, and frees the batch dimension: of input and outputs, and
@@ -39,7 +39,7 @@ def runnable(model, *, free_reshapes: bool = True):
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
         elif all(name in constants for name in node.input) and node.op_type == "DequantizeLinear":
-            constants[node.output[0]] = _dequantise(node, *(constants[name] for name in node.input))
+            constants[node.output[0]] = _dequantize(node, *(constants[name] for name in node.input))
         elif all(name in constants for name in node.input) and node.op_type == "Reshape":
             constants[node.output[0]] = constants[node.input[0]].reshape(constants[node.input[1]])
         elif (
@@ -114,7 +114,7 @@ def _first(shape: np.ndarray | None) -> int | None:
     return None if shape is None or shape.ndim != 1 or not len(shape) else int(shape[0])
 
 
-def _dequantise(node, quantised: np.ndarray, scale: np.ndarray, zero: np.ndarray | int = 0) -> np.ndarray:
+def _dequantize(node, quantized: np.ndarray, scale: np.ndarray, zero: np.ndarray | int = 0) -> np.ndarray:
     """ONNX `DequantizeLinear`: one scale a tensor, a slice of `axis`, or `block_size` elements of it."""
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
@@ -122,12 +122,12 @@ def _dequantise(node, quantised: np.ndarray, scale: np.ndarray, zero: np.ndarray
     def spread(x: np.ndarray) -> np.ndarray:
         x = np.asarray(x)
         if block:
-            return np.take(np.repeat(x, block, axis), range(quantised.shape[axis]), axis)
+            return np.take(np.repeat(x, block, axis), range(quantized.shape[axis]), axis)
         if x.size == 1:
             return x.reshape(())
-        return x.reshape([-1 if i == axis % quantised.ndim else 1 for i in range(quantised.ndim)])
+        return x.reshape([-1 if i == axis % quantized.ndim else 1 for i in range(quantized.ndim)])
 
-    return ((quantised.astype(np.float32) - spread(zero)) * spread(scale)).astype(np.float32)
+    return ((quantized.astype(np.float32) - spread(zero)) * spread(scale)).astype(np.float32)
 
 
 def in_torch(model, path: Path) -> Callable[[np.ndarray], np.ndarray] | None:

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-from gdrd_jax.data.blends import Blends
 from gdrd_jax.data.degrade import Views
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import in_parallel
+from gdrd_jax.data.mixup import MixupFaces
 from gdrd_jax.data.targets import CHUNK_ROWS, Cache
 from gdrd_jax.errors import GdrdError
 from gdrd_jax.ranks import ALONE, Rank
@@ -120,7 +120,7 @@ def verify(job: Job) -> None:
     )  # fmt: skip
 
 
-def view_loader(faces: Faces | Blends, views: Views, *, low: bool) -> Callable[[int, Sequence[int]], np.ndarray]:
+def view_loader(faces: Faces | MixupFaces, views: Views, *, low: bool) -> Callable[[int, Sequence[int]], np.ndarray]:
     """What `Job.load` reads views of faces with.
 
     Args:
@@ -139,7 +139,7 @@ def view_loader(faces: Faces | Blends, views: Views, *, low: bool) -> Callable[[
 
     def load(view: int, rows: Sequence[int]) -> np.ndarray:
         rows = tuple(map(int, rows))
-        if isinstance(faces, Blends):
+        if isinstance(faces, MixupFaces):
             mixed = faces.of_view(view)  # each view mixes other faces
             face = lambda position: mixed[rows[position]]  # noqa: E731
         else:

@@ -1,4 +1,4 @@
-"""How good an SR teacher is while it is trained: pictures, PSNR and the identity that a recogniser finds in them."""
+"""How good an SR teacher is while it is trained: pictures, PSNR and the identity that a recognizer finds in them."""
 
 import json
 import logging
@@ -27,13 +27,13 @@ class Watcher:
       faces: aligned, of people it is not trained on; at most 96 of them, evenly chosen, are measured.
       views: makes the low-resolution face, degraded as views >= 2 are if `views` degrades at all.
       size: side of the super-resolved face.
-      recogniser: with `embed`, or None to measure no identity.
+      recognizer: with `embed`, or None to measure no identity.
       folder: for `step_N.png`, with a line each of low-resolution faces, bicubic ones, samples and
         originals, and `quality.json`, step -> figures.
       seed: of the samples.
     """
 
-    def __init__(self, faces: Faces, views: Views, size: int, recogniser, folder: str | os.PathLike, *, seed: int):
+    def __init__(self, faces: Faces, views: Views, size: int, recognizer, folder: str | os.PathLike, *, seed: int):
         folder = Path(folder)
         rows = np.unique(np.linspace(0, len(faces) - 1, FACES).astype(int)).tolist()
         high = [faces[row] for row in rows]
@@ -41,8 +41,8 @@ class Watcher:
         self._low = np.stack([views.low(face, row, view) for row, face in zip(rows, high)])
         self._originals = np.stack([resize(face, size, "area") for face in high])
         self._bicubic = np.stack([resize(face, size, "bicubic") for face in self._low])
-        self._folder, self._recogniser, self._seed = folder, recogniser, seed
-        self._identity = None if recogniser is None else _embed(recogniser, np.stack(high))
+        self._folder, self._recognizer, self._seed = folder, recognizer, seed
+        self._identity = None if recognizer is None else _embed(recognizer, np.stack(high))
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, step: int, super_resolve: Callable[[np.ndarray, int], np.ndarray]) -> None:
@@ -65,16 +65,16 @@ class Watcher:
         """Means over faces, with standard errors: PSNR in dB and the cosine of embeddings to the original's."""
         error = ((drawn.astype(np.float64) - self._originals) ** 2).mean(axis=(1, 2, 3))
         found = {"psnr": 10 * np.log10(255**2 / np.maximum(error, 1e-9))}
-        if self._recogniser is not None:
-            found["cosine"] = (_embed(self._recogniser, drawn) * self._identity).sum(axis=1)
+        if self._recognizer is not None:
+            found["cosine"] = (_embed(self._recognizer, drawn) * self._identity).sum(axis=1)
         return {
             name: {"mean": float(values.mean()), "se": float(values.std() / len(values) ** 0.5)}
             for name, values in found.items()
         }
 
 
-def _embed(recogniser, faces: np.ndarray) -> np.ndarray:
-    return unit(recogniser.embed(np.stack([resize(face, FACE_SIZE, "bicubic") for face in faces])))
+def _embed(recognizer, faces: np.ndarray) -> np.ndarray:
+    return unit(recognizer.embed(np.stack([resize(face, FACE_SIZE, "bicubic") for face in faces])))
 
 
 def _words(figures: dict) -> str:

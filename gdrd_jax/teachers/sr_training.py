@@ -103,12 +103,12 @@ def train(
     unet, scheduler = network(settings)
     unet.to(device, memory_format=torch.channels_last)
     ema = training_utils.EMAModel(unet.parameters(), decay=settings.ema)
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate)
     state = directory / "training.pt"
     if (directory / WEIGHTS).exists() and not state.exists():
         LOG.info("%s: done before", directory)
         return
-    done = _restore(state, unet, ema, optimiser, device)
+    done = _restore(state, unet, ema, optimizer, device)
 
     def look() -> None:
         with _averaged(unet, ema):
@@ -128,11 +128,11 @@ def train(
                 predicted = unet(torch.cat([noisy, condition], dim=1), times).sample
             wanted = scheduler.get_velocity(target, noise, times)
             loss = torch.nn.functional.mse_loss(predicted.float(), wanted)
-            optimiser.param_groups[0]["lr"] = _learning_rate(done, settings)
-            optimiser.zero_grad()
+            optimizer.param_groups[0]["lr"] = _learning_rate(done, settings)
+            optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
             ema.step(unet.parameters())
             done += 1
             progress.update()
@@ -140,14 +140,14 @@ def train(
                 raise GdrdError(f"the SR teacher's loss is {loss.item()} at step {done}; lower its learning rate")
             progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             if signals.received or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                _save(state, done, unet, ema, optimiser)
+                _save(state, done, unet, ema, optimizer)
                 saved = time.monotonic()
             if signals.received:
                 raise Interrupted(f"SR teacher at step {done} of {settings.steps}", signals.received)
             if watch and watch_every and done % watch_every == 0 and done < settings.steps:
-                _save(state, done, unet, ema, optimiser)
+                _save(state, done, unet, ema, optimizer)
                 look()
-    _save(state, done, unet, ema, optimiser)  # while it is there, what follows is not done
+    _save(state, done, unet, ema, optimizer)  # while it is there, what follows is not done
     if watch:
         look()
     ema.copy_to(unet.parameters())
@@ -245,17 +245,17 @@ def _told(directory: Path) -> Iterator[None]:
         raise not_written(directory, error) from error
 
 
-def _save(path: Path, done: int, unet, ema, optimiser) -> None:
+def _save(path: Path, done: int, unet, ema, optimizer) -> None:
     import torch
 
     temporary = path.with_suffix(".tmp")
-    state = {"done": done, "unet": unet.state_dict(), "ema": ema.state_dict(), "optimiser": optimiser.state_dict()}
+    state = {"done": done, "unet": unet.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
     with _told(path.parent):
         torch.save(state, temporary)
         os.replace(temporary, path)
 
 
-def _restore(path: Path, unet, ema, optimiser, device) -> int:
+def _restore(path: Path, unet, ema, optimizer, device) -> int:
     import torch
 
     if not path.exists():
@@ -265,7 +265,7 @@ def _restore(path: Path, unet, ema, optimiser, device) -> int:
         state = torch.load(path, weights_only=True, map_location="cpu")
         unet.load_state_dict(state["unet"])
         ema.load_state_dict(state["ema"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state.get("optimizer") or state["optimiser"])  # the name in versions up to 0.4
     except Exception as error:  # torch, pickle, zipfile and struct each raise their own
         raise GdrdError(f"{path} is damaged; remove it to begin again ({first_line(error)})") from error
     ema.to(device)

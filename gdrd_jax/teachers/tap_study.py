@@ -86,7 +86,7 @@ def pooled(features: np.ndarray) -> np.ndarray:
 def worth(train: np.ndarray, test: np.ndarray, faces: Studied, *, seed: int) -> dict[str, float]:
     """Measures features that came from low-resolution faces alone.
 
-    The probe is linear: standardisation, PCA to 512 dimensions, discriminant analysis with shrinkage;
+    The probe is linear: standardization, PCA to 512 dimensions, discriminant analysis with shrinkage;
     verification is by the cosine in its space, at thresholds chosen on the other folds.
 
     Args:
@@ -145,13 +145,13 @@ def _fitted(x: np.ndarray, labels: np.ndarray, seed: int) -> _Probe:
 
 
 def _linear_r2(lr: np.ndarray, features: np.ndarray, test_lr: np.ndarray, test: np.ndarray) -> float:
-    """Of ridge regression from the pixels, over all standardised features."""
+    """Of ridge regression from the pixels, over all standardized features."""
     pixels, test_pixels = (images.reshape(len(images), -1) / 127.5 - 1 for images in (lr, test_lr))
     mean, std = features.mean(axis=0), features.std(axis=0)
     std = np.maximum(std, 1e-3 * std.mean())  # a feature that hardly changes must not decide
     wanted, target = (features - mean) / std, (test - mean) / std
-    centre = pixels.mean(axis=0)
-    x, y = pixels - centre, test_pixels - centre
+    center = pixels.mean(axis=0)
+    x, y = pixels - center, test_pixels - center
     gram = x.T @ x / len(x)
     gram[np.diag_indices_from(gram)] += RIDGE * np.trace(gram) / len(gram)
     error = target - y @ np.linalg.solve(gram, x.T @ wanted / len(x))

@@ -33,7 +33,7 @@ def test_area_is_the_mean_over_each_cell():
 
 def test_bicubic_does_not_alias():
     stripes = np.zeros((112, 112, 3), np.uint8)
-    stripes[:, ::2] = 255  # finer than 16 pixels can show: must become grey
+    stripes[:, ::2] = 255  # finer than 16 pixels can show: must become gray
     assert np.abs(resize(stripes, 16, "bicubic").astype(int) - 127).max() < 16
     aliased = cv2.resize(stripes, (16, 16), interpolation=cv2.INTER_CUBIC)
     assert np.abs(aliased.astype(int) - 127).max() > 64
@@ -86,9 +86,9 @@ def test_blur_and_motion_take_detail_away_and_keep_the_mean():
     stripes[:, np.arange(112) // 14 % 2 == 0] = 255
     plain = degraded(stripes)
     for how in ({"blur": 6.0}, {"motion": 12.0}):
-        spoilt = degraded(stripes, **how)
-        assert spoilt[4:-4, 4:-4].std() < 0.9 * plain[4:-4, 4:-4].std()
-        assert abs(spoilt.mean() - plain.mean()) < 4
+        blurred = degraded(stripes, **how)
+        assert blurred[4:-4, 4:-4].std() < 0.9 * plain[4:-4, 4:-4].std()
+        assert abs(blurred.mean() - plain.mean()) < 4
 
 
 def test_motion_is_along_one_direction():
@@ -101,8 +101,8 @@ def test_motion_is_along_one_direction():
 
 
 def test_noise_has_its_strength_and_jpeg_its_quality():
-    grey = np.full((112, 112, 3), 128, np.uint8)
-    assert degraded(grey, noise=10.0).std() == pytest.approx(10, rel=0.1)
+    gray = np.full((112, 112, 3), 128, np.uint8)
+    assert degraded(gray, noise=10.0).std() == pytest.approx(10, rel=0.1)
     errors = [np.abs(degraded(jpeg=quality) - degraded()).mean() for quality in (95, 30, 5)]
     assert 0 < errors[0] < errors[1] < errors[2]
 
@@ -118,14 +118,18 @@ def test_strengths_scale_with_the_face():
     assert np.abs(degraded(large, blur=4.0) - degraded(SMOOTH, blur=4.0)).mean() < 1.5
 
 
-def test_spoilt_views_depend_on_seed_index_and_view_only():
-    spoilt = {"blur": 3.0, "motion": 9.0, "noise": 8.0, "jpeg": 30}
-    a = views(**spoilt).low(FACE, 3, 2)
-    np.testing.assert_array_equal(a, views(**spoilt, count=9).low(FACE, 3, 2))
-    others = views(**spoilt, seed=8).low(FACE, 3, 2), views(**spoilt).low(FACE, 4, 2), views(**spoilt).low(FACE, 3, 4)
+def test_degraded_views_depend_on_seed_index_and_view_only():
+    strengths = {"blur": 3.0, "motion": 9.0, "noise": 8.0, "jpeg": 30}
+    a = views(**strengths).low(FACE, 3, 2)
+    np.testing.assert_array_equal(a, views(**strengths, count=9).low(FACE, 3, 2))
+    others = (
+        views(**strengths, seed=8).low(FACE, 3, 2),
+        views(**strengths).low(FACE, 4, 2),
+        views(**strengths).low(FACE, 3, 4),
+    )
     assert all((a != other).any() for other in others)
     for view in (0, 1):  # the face itself and its mirror image stay clean
-        np.testing.assert_array_equal(views(**spoilt).low(FACE, 3, view), resize(FACE, 16, "area"))
+        np.testing.assert_array_equal(views(**strengths).low(FACE, 3, view), resize(FACE, 16, "area"))
 
 
 def test_a_small_crop_of_any_shape_is_brought_to_size():

@@ -55,11 +55,11 @@ def test_an_image_that_does_not_decode_is_named(data):
 
 def test_a_jpeg_is_decoded_as_opencv_does():
     np.testing.assert_array_equal(decode(JPEG, "x"), cv2.imdecode(np.frombuffer(JPEG, np.uint8), 1)[:, :, ::-1])
-    grey = cv2.imencode(".jpg", FACE[:, :, 0])[1].tobytes()
-    assert decode(grey, "x").shape == (112, 112, 3)
+    gray = cv2.imencode(".jpg", FACE[:, :, 0])[1].tobytes()
+    assert decode(gray, "x").shape == (112, 112, 3)
 
 
-def test_a_damaged_jpeg_is_refused_where_others_fill_it_with_grey():
+def test_a_damaged_jpeg_is_refused_where_others_fill_it_with_gray():
     for cut in (len(JPEG) // 2, len(JPEG) - 30):
         with pytest.raises(GdrdError, match="damaged JPEG"):
             decode(JPEG[:cut], "x.jpg")

@@ -235,13 +235,13 @@ def test_ctrl_c_while_saving_writes_no_line_twice(tmp_path, faces_folder, monkey
     monkeypatch.setattr(module, "SAVE_EVERY", 4)
     sync, calls = os.fsync, []
 
-    def signalled(descriptor):
+    def signaled(descriptor):
         calls.append(descriptor)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGINT)
         sync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", signalled)
+    monkeypatch.setattr(os, "fsync", signaled)
     with pytest.raises(Interrupted, match="8 of 21 faces are saved"):
         prepare(open_faces(faces_folder), tmp_path / "store")
     lines = (tmp_path / "store" / "journal.jsonl").read_text().splitlines()

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from conftest import make_faces, save_recogniser
+from conftest import make_faces, save_recognizer
 from onnx import helper, numpy_helper
 
 from gdrd_jax.config import default
@@ -56,8 +56,8 @@ def run(lfw_folder, out, *models, resolutions=("native",), **settings):
 
 
 def test_a_low_figure_on_native_lfw_is_warned_of(lfw_folder, tmp_path, caplog):
-    good = save_recogniser(tmp_path / "good.onnx")
-    blind = save_recogniser(tmp_path / "blind.onnx")
+    good = save_recognizer(tmp_path / "good.onnx")
+    blind = save_recognizer(tmp_path / "blind.onnx")
     changed(blind, helper.make_node("Mul", ["x", "k"], ["z"]), k=np.float32(0))
     document, page = run(lfw_folder, tmp_path / "a", good, f"blind={blind}:arcface")
     assert document["results"]["good_native"]["accuracy"] >= 90 > document["results"]["blind_native"]["accuracy"]
@@ -71,14 +71,14 @@ def test_a_low_figure_on_native_lfw_is_warned_of(lfw_folder, tmp_path, caplog):
 
 
 def test_what_a_file_says_of_its_preprocessing_is_in_the_report(lfw_folder, tmp_path):
-    guess = changed(save_recogniser(tmp_path / "m.onnx"), helper.make_node("Abs", ["x"], ["z"]))
+    guess = changed(save_recognizer(tmp_path / "m.onnx"), helper.make_node("Abs", ["x"], ["z"]))
     document, page = run(lfw_folder, tmp_path / "out", guess)
     assert any("begins with Abs" in warning for warning in document["warnings"])
     assert "begins with Abs" in page and document["settings"]["models"]["m"]["warnings"]
 
 
 def test_the_output_can_be_chosen(lfw_folder, tmp_path):
-    path = save_recogniser(tmp_path / "m.onnx")
+    path = save_recognizer(tmp_path / "m.onnx")
     changed(path, outputs=[helper.make_tensor_value_info("f", onnx.TensorProto.FLOAT, ["N", 48])])
     with pytest.raises(GdrdError, match=r"several outputs .*y \[1, 48\], f \[1, 48\] .*--output y"):
         run(lfw_folder, tmp_path / "out", path)
@@ -90,7 +90,7 @@ def test_the_output_can_be_chosen(lfw_folder, tmp_path):
 
 def test_a_run_knows_the_output_and_every_file_of_its_teachers(tmp_path):
     config = default()
-    config.discriminative.path = str(save_recogniser(tmp_path / "m.onnx"))
+    config.discriminative.path = str(save_recognizer(tmp_path / "m.onnx"))
     whole = discriminative_files(config)
     assert list(whole) == ["discriminative.path"]
     assert whole["discriminative.path"] == load_discriminative(config.discriminative.path).settings["sha256"]

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from conftest import save_recogniser
+from conftest import save_recognizer
 from flax import nnx
 from sklearn.metrics import roc_auc_score
 
@@ -68,7 +68,7 @@ def lfw_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
-    return save_recogniser(tmp_path_factory.mktemp("network") / "colours.onnx")
+    return save_recognizer(tmp_path_factory.mktemp("network") / "colors.onnx")
 
 
 def settings(protocol, data, network, **changes):
@@ -95,8 +95,8 @@ def lfw_results(lfw_folder, network, tmp_path_factory):
 def test_lfw_writes_every_file_and_says_what_made_the_numbers(lfw_results, lfw_folder):
     out, done = lfw_results
     metrics = json.loads((out / "metrics.json").read_text())
-    assert list(metrics["results"]) == [f"{m}_{r}" for m in ("colours", "other") for r in ("native", "16", "8")]
-    row = metrics["results"]["colours_16"]
+    assert list(metrics["results"]) == [f"{m}_{r}" for m in ("colors", "other") for r in ("native", "16", "8")]
+    row = metrics["results"]["colors_16"]
     keys = {
         "accuracy", "accuracy_std_error", "accuracy_by_fold", "threshold", "best_threshold_accuracy", "auc", "eer",
         "tar_at_far", "n_pairs", "n_genuine", "n_impostor", "paper", "intervals",
@@ -110,7 +110,7 @@ def test_lfw_writes_every_file_and_says_what_made_the_numbers(lfw_results, lfw_f
     assert metrics["settings"]["models"]["other"]["preprocessing"] == "inside"
     for name in ("roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png"):
         assert (out / name).stat().st_size > 0
-    assert "colours_native" in done.stderr and metrics["stand_in"] is None
+    assert "colors_native" in done.stderr and metrics["stand_in"] is None
     page = (out / "report.html").read_text()
     assert page.count("<img") == 2 + 6 and "bicubic" in page
 
@@ -131,13 +131,13 @@ def test_lfw_figures_are_those_of_the_saved_scores(lfw_results):
             shares.append(((s[~rest] >= best) == same[~rest]).mean())
         assert values["accuracy"] == pytest.approx(100 * np.mean(shares), abs=1e-3)
         assert values["accuracy_std_error"] == pytest.approx(100 * np.std(shares, ddof=1) / np.sqrt(FOLDS), abs=1e-3)
-    points = [line for line in csv.DictReader((out / "roc.csv").open()) if line["row"] == "colours_native"]
+    points = [line for line in csv.DictReader((out / "roc.csv").open()) if line["row"] == "colors_native"]
     assert float(points[-1]["far"]) == float(points[-1]["tar"]) == 1
 
 
 def test_lfw_native_is_better_than_eight_pixels(lfw_results):
     rows = json.loads((lfw_results[0] / "metrics.json").read_text())["results"]
-    assert rows["colours_native"]["auc"] > 80 and rows["colours_native"]["auc"] >= rows["colours_8"]["auc"] - 5
+    assert rows["colors_native"]["auc"] > 80 and rows["colors_native"]["auc"] >= rows["colors_8"]["auc"] - 5
 
 
 def test_a_repeated_run_embeds_nothing_again(lfw_folder, network, tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ def test_lfw_is_read_from_a_tar_and_from_a_store_alike(lfw_folder, network, tmp_
         evaluate(settings("lfw", data, network, pairs=lfw_folder / "pairs.txt"), tmp_path / "out")
         for data in (lfw_folder, tmp_path / "lfw.tar", tmp_path / "store")
     ]
-    assert found[0]["colours_16"].metrics == found[1]["colours_16"].metrics == found[2]["colours_16"].metrics
+    assert found[0]["colors_16"].metrics == found[1]["colors_16"].metrics == found[2]["colors_16"].metrics
 
 
 def test_pairs_naming_missing_images_are_told_or_counted(lfw_folder, network, tmp_path):
@@ -175,7 +175,7 @@ def test_pairs_naming_missing_images_are_told_or_counted(lfw_folder, network, tm
     with pytest.raises(GdrdError, match="names 1 images .* 'P_3_0002'.*--skip-bad"):
         evaluate(how, tmp_path / "out")
     results = evaluate(settings(**{**vars(how), "network": network, "skip_bad": True}), tmp_path / "out")
-    assert results["colours_16"].metrics["n_pairs"] == 34
+    assert results["colors_16"].metrics["n_pairs"] == 34
     document = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert document["data"]["n_skipped"] == 2 and document["data"]["skipped"] == [["P_3_0002", "it is missing"]]
     assert "Left out: 2" in (tmp_path / "out" / "report.html").read_text()
@@ -189,7 +189,7 @@ def test_a_corrupt_image_in_the_middle_is_told_or_counted(lfw_folder, network, t
     with pytest.raises(GdrdError, match="P_9_0001.png is not a readable image"):
         evaluate(how, tmp_path / "out")
     results = evaluate(settings(**{**vars(how), "network": network, "skip_bad": True}), tmp_path / "out")
-    assert results["colours_native"].metrics["n_pairs"] == 34
+    assert results["colors_native"].metrics["n_pairs"] == 34
     document = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert document["data"]["skipped"][0][0] == "lfw/P_9/P_9_0001.png"
 
@@ -222,7 +222,7 @@ def test_a_malformed_list_of_pairs_is_told_with_its_line(tmp_path, change, messa
 def test_one_fold_has_no_cross_validated_accuracy(lfw_folder, network, tmp_path):
     (tmp_path / "pairs.txt").write_text("\n".join([str(COUNT), *pair_lines()[1 : 2 * COUNT + 1]]))
     results = evaluate(settings("lfw", lfw_folder, network, pairs=tmp_path / "pairs.txt"), tmp_path / "out")
-    metrics = results["colours_16"].metrics
+    metrics = results["colors_16"].metrics
     assert "accuracy" not in metrics and metrics["n_pairs"] == 12 and metrics["best_threshold_accuracy"] > 50
 
 
@@ -240,7 +240,7 @@ def test_an_insightface_bin_gives_lfws_figures(lfw_folder, network, tmp_path):
     with pytest.raises(GdrdError, match="pair 2 b of .*lfw.bin"):
         evaluate(settings("bin", tmp_path / "lfw.bin", network), tmp_path / "out")
     results = evaluate(settings("bin", tmp_path / "lfw.bin", network, skip_bad=True), tmp_path / "out")
-    assert results["colours_16"].metrics["n_pairs"] == 35
+    assert results["colors_16"].metrics["n_pairs"] == 35
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def test_tinyface_finds_mates_among_distractors(tinyface_folder, network, tmp_pa
         write_lists(tinyface_folder / "Testing_Set", *names)
     (tinyface_folder / STAND_IN).write_text("not the real thing")
     results = evaluate(settings("tinyface", tinyface_folder, network), tmp_path / "out")
-    metrics = results["colours_native"].metrics
+    metrics = results["colors_native"].metrics
     assert (metrics["n_probes"], metrics["n_gallery"], metrics["n_distractors"]) == (8, 46, 30)
     assert metrics["rank_1"] > 60 and metrics["rank_1"] <= metrics["rank_5"] <= metrics["rank_10"] <= 100
     assert metrics["map"] == pytest.approx(metrics["map_step"], abs=15)
@@ -323,13 +323,13 @@ def uccs_folder(tmp_path):
 
 def test_uccs_trains_a_softmax_layer_on_frozen_features(uccs_folder, network, tmp_path):
     results = evaluate(settings("uccs", uccs_folder, network), tmp_path / "out")
-    metrics = results["colours_native"].metrics
+    metrics = results["colors_native"].metrics
     assert (metrics["n_train"], metrics["n_test"], metrics["n_identities"]) == (72, 24, 12)
     assert 50 < metrics["accuracy"] <= metrics["rank_5"] <= 100
     assert (tmp_path / "out" / "tsne.png").stat().st_size > 1000
     scores = np.load(tmp_path / "out" / "scores.npz")
-    right = scores["colours_16/predicted"] == scores["truth"]
-    assert 100 * right.mean() == pytest.approx(results["colours_16"].metrics["accuracy"], abs=1e-3)
+    right = scores["colors_16/predicted"] == scores["truth"]
+    assert 100 * right.mean() == pytest.approx(results["colors_16"].metrics["accuracy"], abs=1e-3)
 
 
 def test_uccs_people_without_training_faces_are_told_or_counted(uccs_folder):
@@ -355,7 +355,7 @@ def ar_folder(tmp_path):
 
 def test_ar_has_groups_and_a_gallery_of_neutral_faces(ar_folder, network, tmp_path):
     results = evaluate(settings("ar", ar_folder, network), tmp_path / "out")
-    metrics = results["colours_native"].metrics
+    metrics = results["colors_native"].metrics
     assert metrics["n_gallery"] == 4 and metrics["n_probes"] == 48 and metrics["n_probes_eyes"] == 12
     assert metrics["rank_1_eyes"] > metrics["rank_1_mouth"]
     groups = [metrics[f"rank_1_{group}"] for group in ar.GROUPS]
@@ -393,7 +393,7 @@ def test_faces_that_are_not_aligned_are_refused_or_stretched(ar_folder, network,
         (["--protocol", "ar", "--data", "docs", "--model", "nowhere.onnx"], "no file or workdir 'nowhere.onnx'"),
         (["--protocol", "ar", "--data", "docs", "--model", "{network}:odd"], "preprocessing 'odd' is not known"),
         (["--protocol", "ar", "--data", "docs", "--model", "a=docs"], "docs"),
-        (["--protocol", "ar", "--data", "docs", "--model", "{network}"], "two models are called 'colours'"),
+        (["--protocol", "ar", "--data", "docs", "--model", "{network}"], "two models are called 'colors'"),
         (["--protocol", "ar", "--data", "docs", "--noise", "-1"], "noise"),
     ],
 )
@@ -494,15 +494,15 @@ def test_a_model_that_embeds_all_faces_alike_writes_plain_json(lfw_folder, netwo
     assert result.metrics["accuracy"] == 50 and result.metrics["threshold"] is None
 
 
-def test_native_faces_are_spoilt_but_not_reduced(ar_folder, network, tmp_path):
+def test_native_faces_are_degraded_but_not_reduced(ar_folder, network, tmp_path):
     clean = evaluate(settings("ar", ar_folder, network, resolutions=("native",)), tmp_path / "clean")
-    spoilt = settings("ar", ar_folder, network, resolutions=("native",), noise=90.0, blur=30.0)
+    degrading = settings("ar", ar_folder, network, resolutions=("native",), noise=90.0, blur=30.0)
     model, faces = open_model(str(network)), ar.open_ar(ar_folder, stretch=False, skip_bad=False).faces
-    seen = model.see(faces, 0, spoilt.degradation("native"), 0)
+    seen = model.see(faces, 0, degrading.degradation("native"), 0)
     assert seen.shape == (112, 112, 3) and np.abs(seen.astype(int) - faces[0]).mean() > 30
-    found = evaluate(spoilt, tmp_path / "spoilt")
-    assert found["colours_native"].metrics["rank_1"] < clean["colours_native"].metrics["rank_1"]
-    assert "spoilt by blur 30, noise 90" in (tmp_path / "spoilt" / "report.html").read_text()
+    found = evaluate(degrading, tmp_path / "degraded")
+    assert found["colors_native"].metrics["rank_1"] < clean["colors_native"].metrics["rank_1"]
+    assert "degraded by blur 30, noise 90" in (tmp_path / "degraded" / "report.html").read_text()
 
 
 def test_a_bin_in_blocks_is_warned_of(network, tmp_path, caplog):
@@ -531,8 +531,8 @@ def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw
     models = (str(network), f"student={tmp_path / 'run'}")
     how = settings("lfw", lfw_folder, network, models=models, pairs=lfw_folder / "pairs.txt")
     results = evaluate(how, tmp_path / "out")
-    assert list(results) == ["colours_native", "colours_16", "student_16"]
-    assert results["student_16"].metrics["paper"] == 96.13 and results["colours_16"].metrics["paper"] is None
+    assert list(results) == ["colors_native", "colors_16", "student_16"]
+    assert results["student_16"].metrics["paper"] == 96.13 and results["colors_16"].metrics["paper"] is None
     page = (tmp_path / "out" / "report.html").read_text()
     assert "student sees 16x16 pixels (reduced by area in training)" in page and "(WebFace)" in page
     how = settings("lfw", lfw_folder, network, models=models[1:], pairs=lfw_folder / "pairs.txt", kernel="bicubic")

@@ -14,13 +14,13 @@ def unit(x):
 
 def made(seed=0, people=30, noise=2.0, distractors=200):
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(people, 16))
+    centers = rng.normal(size=(people, 16))
     probe_ids = rng.integers(people, size=70)
     gallery_ids = np.concatenate([np.arange(people), rng.integers(people, size=60), np.full(distractors, -1)])
     gallery_ids = rng.permutation(gallery_ids)
-    faces = np.where(gallery_ids[:, None] < 0, rng.normal(size=(len(gallery_ids), 16)), centres[gallery_ids])
+    faces = np.where(gallery_ids[:, None] < 0, rng.normal(size=(len(gallery_ids), 16)), centers[gallery_ids])
     gallery = unit(faces + noise * rng.normal(size=faces.shape))
-    return unit(centres[probe_ids] + noise * rng.normal(size=(70, 16))), probe_ids, gallery, gallery_ids
+    return unit(centers[probe_ids] + noise * rng.normal(size=(70, 16))), probe_ids, gallery, gallery_ids
 
 
 def by_hand(probes, probe_ids, gallery, gallery_ids):

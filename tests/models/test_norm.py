@@ -35,7 +35,7 @@ def test_values_gradients_and_statistics_are_flaxs(shape):
         np.testing.assert_allclose(getattr(ours, name)[...], getattr(theirs, name)[...], rtol=1e-5)
 
 
-def test_bfloat16_goes_in_and_out_and_is_normalised_in_float32():
+def test_bfloat16_goes_in_and_out_and_is_normalized_in_float32():
     x = jnp.asarray(RNG.normal(100, 1, (64, 4, 4, 3)), jnp.bfloat16)
     y = BatchNorm(3, dtype=jnp.bfloat16)(x)
     assert y.dtype == jnp.bfloat16

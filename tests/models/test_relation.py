@@ -2,7 +2,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from gdrd_jax.models.relation import RelationCritic, normalise
+from gdrd_jax.models.relation import RelationCritic, normalize
 
 TEACHER, STUDENT = np.float32(np.random.default_rng(0).normal(size=(2, 5, 8)))
 
@@ -54,5 +54,5 @@ def test_the_teacher_gets_no_gradient_but_everything_else_does():
     assert all(np.any(g) for g in jax.tree.leaves(of_model))
 
 
-def test_normalise_has_a_finite_gradient_at_zero():
-    assert np.isfinite(jax.grad(lambda x: normalise(x).sum())(np.zeros(3, np.float32))).all()
+def test_normalize_has_a_finite_gradient_at_zero():
+    assert np.isfinite(jax.grad(lambda x: normalize(x).sum())(np.zeros(3, np.float32))).all()

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import make_faces, save_recogniser, save_student
+from conftest import make_faces, save_recognizer, save_student
 
 from gdrd_jax.data.degrade import resize
 from gdrd_jax.errors import GdrdError
@@ -39,7 +39,7 @@ def recognizer(workdir):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    return open_model(str(save_recogniser(tmp_path_factory.mktemp("teacher") / "parts.onnx")))
+    return open_model(str(save_recognizer(tmp_path_factory.mktemp("teacher") / "parts.onnx")))
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_what_cannot_start_is_told_in_a_sentence(workdir, people, tmp_path, caps
         "there is another student of 16 pixels": [*model, "--model", str(other)],
         "--teacher x.onnx: there is no file": [*model, "--teacher", "x.onnx"],
         "this is a student; give it as --model": [*model, "--teacher", str(other)],
-        "is of another recogniser": [*model, "--gallery", str(tmp_path / "known")],
+        "is of another recognizer": [*model, "--gallery", str(tmp_path / "known")],
         "there is no file or folder": [*model, "--gallery", str(tmp_path / "none")],
     }
     for says, arguments in cases.items():

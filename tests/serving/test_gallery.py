@@ -271,8 +271,8 @@ def test_stopped_just_after_it_was_saved_it_is_saved(saved, monkeypatch):
     assert Gallery.load(saved).people() == ["other"]
 
 
-def test_a_gallery_of_another_recogniser_is_refused(saved):
-    with pytest.raises(GdrdError, match=r"another recogniser \(ffffffffffff, not aaaaaaaaaaaa\)"):
+def test_a_gallery_of_another_recognizer_is_refused(saved):
+    with pytest.raises(GdrdError, match=r"another recognizer \(ffffffffffff, not aaaaaaaaaaaa\)"):
         Gallery.load(saved, "a" * 64)
     assert len(Gallery.load(saved)) == FACES
 

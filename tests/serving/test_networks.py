@@ -21,7 +21,7 @@ VARIANTS = [
 
 
 def student(**changes):
-    """One whose normalisations do something."""
+    """One whose normalizations do something."""
     model, random = unset_student({**SETTINGS, **changes}), np.random.default_rng(1)
 
     def trained(value):
@@ -54,11 +54,11 @@ def test_onnx_and_stablehlo_give_the_students_embeddings(changes):
     assert np.linalg.norm(wanted[0] - wanted[1]) > 1e-3
     nhwc = networks.onnx_model(model, layout="nhwc", metadata=METADATA)
     nchw = networks.onnx_model(model, layout="nchw", metadata=METADATA)
-    normalised = cv2.dnn.blobFromImages(list(faces), 1 / 127.5, mean=(127.5, 127.5, 127.5))
+    normalized = cv2.dnn.blobFromImages(list(faces), 1 / 127.5, mean=(127.5, 127.5, 127.5))
     function = networks.stablehlo_function(networks.stablehlo(model))
     for count in (1, 3, 64):
         np.testing.assert_allclose(run(nhwc, faces[:count]), wanted[:count], atol=1e-5)
-        np.testing.assert_allclose(run(nchw, normalised[:count]), wanted[:count], atol=1e-5)
+        np.testing.assert_allclose(run(nchw, normalized[:count]), wanted[:count], atol=1e-5)
     for count in (1, 5):
         np.testing.assert_allclose(function(faces[:count]), wanted[:count], atol=1e-5)
 
@@ -80,7 +80,7 @@ def test_a_graph_says_what_it_takes_and_is(layout, shape):
     assert sizes == [shape, ["N", 8]]
 
 
-def test_insightface_sees_that_faces_have_to_be_normalised_for_nchw():
+def test_insightface_sees_that_faces_have_to_be_normalized_for_nchw():
     nodes = networks.onnx_model(student(), layout="nchw", metadata={}).graph.node
     assert not any(node.name.startswith(("Sub", "_minus", "Mul", "_mul", "bn_data")) for node in nodes[:8])
 
@@ -100,7 +100,7 @@ def test_eight_bits_are_enough():
     model = student()
     graph = networks.onnx_model(model, layout="nhwc", metadata=METADATA)
     before = graph.SerializeToString()
-    small = networks.quantised(graph, smooth(100, 16, seed=1))
+    small = networks.quantized(graph, smooth(100, 16, seed=1))
     assert {entry.key: entry.value for entry in small.metadata_props} == METADATA
     assert "QuantizeLinear" in {node.op_type for node in small.graph.node}
     assert any(weight.data_type == onnx.TensorProto.INT8 for weight in small.graph.initializer)
@@ -108,7 +108,7 @@ def test_eight_bits_are_enough():
     found, wanted = run(small, faces), np.asarray(embed(model, faces))
     assert (found * wanted).sum(axis=1).min() > 0.98
     assert np.abs(found - wanted).max() > 1e-4
-    again = networks.quantised(graph, smooth(100, 16, seed=1))
+    again = networks.quantized(graph, smooth(100, 16, seed=1))
     assert again.SerializeToString(deterministic=True) == small.SerializeToString(deterministic=True)
     assert graph.SerializeToString() == before
 
@@ -116,7 +116,7 @@ def test_eight_bits_are_enough():
 def test_eight_bits_need_faces():
     graph = networks.onnx_model(student(), layout="nhwc", metadata={})
     with pytest.raises(GdrdError, match="no faces"):
-        networks.quantised(graph, smooth(1, 16)[:0])
+        networks.quantized(graph, smooth(1, 16)[:0])
 
 
 def test_weights_come_back_as_they_were(tmp_path):

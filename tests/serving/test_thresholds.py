@@ -10,8 +10,8 @@ from gdrd_jax.serving.thresholds import FACES_PER_PERSON, Thresholds, compared
 
 def people(count, faces, noise=0.6, seed=0):
     rng = np.random.default_rng(seed)
-    centres = np.repeat(rng.normal(size=(count, 32)), faces, axis=0)
-    found = centres + noise * rng.normal(size=centres.shape)
+    centers = np.repeat(rng.normal(size=(count, 32)), faces, axis=0)
+    found = centers + noise * rng.normal(size=centers.shape)
     return np.float32(found / np.linalg.norm(found, axis=1, keepdims=True)), np.repeat(np.arange(count), faces)
 
 

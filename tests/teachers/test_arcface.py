@@ -5,7 +5,7 @@ import onnx
 import onnx2torch
 import pytest
 import torch
-from conftest import save_recogniser
+from conftest import save_recognizer
 from onnx import TensorProto, helper, numpy_helper
 
 from gdrd_jax.comparison import embed_enlarged
@@ -24,12 +24,12 @@ RNG = np.random.default_rng(0)
 FACES = RNG.integers(256, size=(3, 112, 112, 3), dtype=np.uint8)
 
 
-def small_network(weight, *, quantised=None, size=112, inputs=(), opset=21):
+def small_network(weight, *, quantized=None, size=112, inputs=(), opset=21):
     """Average over the picture, then a matrix: 3 -> 4 dimensions, batch fixed at 1."""
     nodes = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["f"])]
-    constants = {"w": weight} if quantised is None else quantised
-    if quantised is not None:
-        axis, block = (0, 0) if quantised["s"].ndim == 1 else (0, 2)
+    constants = {"w": weight} if quantized is None else quantized
+    if quantized is not None:
+        axis, block = (0, 0) if quantized["s"].ndim == 1 else (0, 2)
         attributes = {"axis": axis} | ({"block_size": block} if block else {})
         nodes.append(helper.make_node("DequantizeLinear", ["q", "s", "z"], ["w"], **attributes))
     nodes.append(helper.make_node("MatMul", ["f", "w"], ["y"]))
@@ -156,14 +156,14 @@ def test_more_faces_than_a_batch(tmp_path):
 
 
 @pytest.mark.parametrize("blocked", [False, True])
-def test_quantised_weights_listed_as_inputs_are_folded(tmp_path, blocked):
+def test_quantized_weights_listed_as_inputs_are_folded(tmp_path, blocked):
     q, rows = RNG.integers(-127, 127, size=(3, 4)).astype(np.int8), 3
     shape = (2, 4) if blocked else (3,)
     scale, zero = np.float32(RNG.random(shape)), RNG.integers(-3, 3, size=shape).astype(np.int8)
     by_row = (lambda a: np.repeat(a, 2, axis=0)[:rows]) if blocked else (lambda a: a[:, None])
     weight = (np.float64(q) - by_row(np.float64(zero))) * by_row(np.float64(scale))
     listed = [helper.make_tensor_value_info("q", TensorProto.INT8, q.shape)]
-    model = small_network(None, quantised={"q": q, "s": scale, "z": zero}, inputs=listed)
+    model = small_network(None, quantized={"q": q, "s": scale, "z": zero}, inputs=listed)
     teacher = ArcFace(save(model, tmp_path), preprocessing="0/255")
     np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 0, 255), rtol=1e-4)
 
@@ -207,7 +207,7 @@ def test_every_channel_has_its_own_mean_and_deviation(tmp_path):
     )
 
 
-def test_a_graph_that_normalises_by_itself_is_recognised(tmp_path):
+def test_a_graph_that_normalizes_by_itself_is_recognized(tmp_path):
     weight = np.float32(RNG.normal(size=(3, 4)))
     assert ArcFace(save(small_network(weight), tmp_path)).preprocessing == "arcface"
     model = small_network(weight)
@@ -224,8 +224,8 @@ def test_a_graph_that_normalises_by_itself_is_recognised(tmp_path):
 
 
 def test_a_difference_deeper_in_the_graph_is_no_preprocessing(tmp_path):
-    """As in a layer normalisation, of a network without convolutions."""
-    assert ArcFace(save_recogniser(tmp_path / "m.onnx")).preprocessing == "arcface"
+    """As in a layer normalization, of a network without convolutions."""
+    assert ArcFace(save_recognizer(tmp_path / "m.onnx")).preprocessing == "arcface"
 
 
 def test_a_graph_without_inputs_is_named(tmp_path):

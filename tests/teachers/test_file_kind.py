@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import guided_diffusion, save_recogniser
+from conftest import guided_diffusion, save_recognizer
 from safetensors.torch import save
 
 from gdrd_jax.errors import GdrdError
@@ -48,7 +48,7 @@ def script_bytes():
 @pytest.mark.parametrize("suffix", ["", ".onnx", ".pth", ".bin", ".ckpt", ".pth.tar", ".safetensors"])
 def test_the_suffix_means_nothing(tmp_path, suffix):
     path = tmp_path / f"net{suffix}"
-    save_recogniser(path)
+    save_recognizer(path)
     assert file_kind(path) == ONNX
     assert load_discriminative(path).dim == 48
     for content, kind in (
@@ -105,13 +105,13 @@ def test_folders_and_missing_files_are_named(tmp_path):
 
 def test_a_graph_holds_no_weights_of_a_diffusion_network(tmp_path):
     with pytest.raises(GdrdError, match="is an ONNX file; weights are read from PyTorch and safetensors"):
-        load_generative("pgdiff", save_recogniser(tmp_path / "m.pth"))
+        load_generative("pgdiff", save_recognizer(tmp_path / "m.pth"))
     with pytest.raises(GdrdError, match="m.pth is no file of weights"):
         check_weights(tmp_path / "m.pth")
 
 
 def test_a_damaged_graph_is_no_traceback(tmp_path):
-    whole = save_recogniser(tmp_path / "m.onnx").read_bytes()
+    whole = save_recognizer(tmp_path / "m.onnx").read_bytes()
     for length in range(3, len(whole), 7):
         (tmp_path / "m.onnx").write_bytes(whole[:length])
         with pytest.raises(GdrdError, match="m.onnx cannot be loaded|m.onnx is no ONNX graph"):
@@ -128,7 +128,7 @@ def test_a_pickle_of_other_things_is_not_run(tmp_path):
 
 
 def test_paths_may_be_strings(tmp_path):
-    path = str(save_recogniser(tmp_path / "m.onnx"))
+    path = str(save_recognizer(tmp_path / "m.onnx"))
     assert load_discriminative(path).dim == 48
     torch.save(guided_diffusion(), tmp_path / "g.pth")
     teacher = load_generative("pgdiff", str(tmp_path / "g.pth"), tap="block1", input_size=16)
@@ -138,7 +138,7 @@ def test_paths_may_be_strings(tmp_path):
 
 
 def test_the_order_of_an_onnx_files_fields_means_nothing(tmp_path):
-    data = save_recogniser(tmp_path / "m.onnx").read_bytes()
+    data = save_recognizer(tmp_path / "m.onnx").read_bytes()
     assert data[0] == 8  # ir_version, two bytes
     (tmp_path / "m.onnx").write_bytes(data[2:] + data[:2])
     assert file_kind(tmp_path / "m.onnx") == ONNX and load_discriminative(tmp_path / "m.onnx").dim == 48

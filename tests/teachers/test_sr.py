@@ -7,7 +7,7 @@ import signal
 import cv2
 import numpy as np
 import pytest
-from conftest import save_recogniser
+from conftest import save_recognizer
 
 from gdrd_jax.data.degrade import Views, resize
 from gdrd_jax.data.formats import open_faces
@@ -153,8 +153,8 @@ def test_pixels_survive_the_way_to_torch_and_back():
 
 def test_what_is_watched_changes_nothing_and_tells_how_good_it_is(faces_folder, tmp_path, trained):
     faces, folder = open_faces(faces_folder), tmp_path / "samples"
-    recogniser = load_discriminative(save_recogniser(tmp_path / "m.onnx"))
-    watch = Watcher(faces, VIEWS, 16, recogniser, folder, seed=1)
+    recognizer = load_discriminative(save_recognizer(tmp_path / "m.onnx"))
+    watch = Watcher(faces, VIEWS, 16, recognizer, folder, seed=1)
     train(faces_folder, tmp_path / "sr", watch=watch, watch_every=4)
     weights = "diffusion_pytorch_model.safetensors"
     assert (tmp_path / "sr" / weights).read_bytes() == (trained / weights).read_bytes()

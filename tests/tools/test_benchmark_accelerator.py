@@ -44,7 +44,7 @@ def test_the_rehearsal_measures_and_trains(packed_file, tmp_path):
     assert all(row["images_per_s"] > 0 and row["seconds_for_webface"] > 0 for row in results["training"])
     assert results["resume"] == [{"steps": 2, "same_bits": True}]
     assert {row["form"] for row in results["inference"]} == {"jax", "onnxruntime, CPU"}
-    assert results["students"][0]["steps"] == 20 and results["students"][0]["cos"] > 0
+    assert results["students"][0]["steps"] == 20 and results["students"][0]["embedding_cosine"] > 0
     recognizer = Recognizer.load(tmp_path / "out" / "gdrd-8")
     assert recognizer.resolution == 8 and recognizer.teacher["name"] == "t" and recognizer.thresholds is None
     assert "seconds_to_first_step" in (tmp_path / "out" / "results.txt").read_text()

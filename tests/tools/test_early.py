@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_faces, save_recogniser, save_student
+from conftest import make_faces, save_recognizer, save_student
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -144,7 +144,7 @@ def test_taps_of_all_teachers_are_checked_before_one_is_measured(here, capsys, n
     assert "--tap down9: a has mid" in capsys.readouterr().err
     assert study_taps.main([*words, "--timestep", "0", "1000"]) == 2
     assert "timestep 1000" in capsys.readouterr().err
-    assert study_taps.main([*words, "--recogniser", "none.onnx"]) == 2
+    assert study_taps.main([*words, "--recognizer", "none.onnx"]) == 2
     assert "none.onnx" in capsys.readouterr().err and not Path("out").exists()
 
 
@@ -183,7 +183,7 @@ def test_a_grid_checks_all_combinations_before_the_first_is_trained(here):
     make_faces(Path("lfw"), 4, 2)
     for path in list(Path("lfw").glob("*/*.png")):
         path.rename(path.with_name(f"{path.parent.name}_{int(path.stem) + 1:04d}.png"))
-    network = save_recogniser(here / "r.onnx")
+    network = save_recognizer(here / "r.onnx")
     words = [
         f"--configs={ROOT / 'configs/ablation.py'}:plain", "--seeds", "1", "--", "--config.data.path=faces",
         "--config.data.test_people=1", "--config.data.calibration_people=0", "--config.until=dis",

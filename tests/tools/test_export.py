@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import make_faces, save_recogniser, save_student
+from conftest import make_faces, save_recognizer, save_student
 from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -58,7 +58,7 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(workdir, faces, lfw, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "student"
-    other = save_recogniser(tmp_path_factory.mktemp("teacher") / "cells.onnx")
+    other = save_recognizer(tmp_path_factory.mktemp("teacher") / "cells.onnx")
     words = ["--format", "onnx", "onnx_nchw", "int8", "stablehlo", "--calibration", faces, "--lfw", lfw]
     words += ["--pairs", lfw / "pairs.txt", "--beside", f"cells={other}"]
     assert export.main([*map(str, (workdir, folder, *words))]) == 0
@@ -85,9 +85,9 @@ def test_the_onnx_file_runs_alone_and_says_what_it_is(exported, workdir, faces):
     session = onnxruntime.InferenceSession(exported / "student.onnx")
     np.testing.assert_allclose(session.run(None, {"faces": low(faces)})[0], expected, atol=1e-5)
     remarks = session.get_modelmeta().custom_metadata_map
-    assert (remarks["resolution"], remarks["kernel"], remarks["colours"]) == ("16", "area", "RGB")
+    assert (remarks["resolution"], remarks["kernel"], remarks["colors"]) == ("16", "area", "RGB")
     assert remarks["fingerprint"] == Recognizer.load(workdir).fingerprint()
-    assert json.loads(remarks["thresholds"])["between"] == PEOPLE * (PEOPLE - 1) / 2 and "terms" in remarks["licence"]
+    assert json.loads(remarks["thresholds"])["between"] == PEOPLE * (PEOPLE - 1) / 2 and "terms" in remarks["license"]
     other = onnxruntime.InferenceSession(exported / "student.nchw.onnx")
     x = np.float32(low(faces).transpose(0, 3, 1, 2) / 127.5 - 1)
     np.testing.assert_allclose(other.run(None, {"faces": x})[0], expected, atol=1e-5)

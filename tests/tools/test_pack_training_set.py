@@ -17,13 +17,13 @@ from gdrd_jax.steps import open_cache, read_faces  # noqa: E402
 
 def test_a_workdir_is_packed_without_those_who_choose_thresholds(faces_folder, tmp_path, capsys):
     config = tiny_config(faces_folder)
-    config.data.unlabelled = str(make_faces(tmp_path / "more", people=2, images=2))
+    config.data.unlabeled = str(make_faces(tmp_path / "more", people=2, images=2))
     pipeline.run(config, tmp_path / "w", ("discriminative",))
     files = [tmp_path / "a.packed", tmp_path / "b.packed"]
     assert pack_training_set.main([*map(str, (tmp_path / "w", *files))]) == 0
     found, train = packed.load(files), read_faces(tmp_path / "w", "train")
-    learnt = len(train.identities) - config.data.calibration_people
-    assert len(found.labels) == 3 * learnt + 4 and set(found.labels) == {-1, *range(learnt)}
+    learned = len(train.identities) - config.data.calibration_people
+    assert len(found.labels) == 3 * learned + 4 and set(found.labels) == {-1, *range(learned)}
     target = open_cache(tmp_path / "w", "discriminative", "train").read(0)[0].astype(np.float32)
     cosine = target @ found.targets.read(0)[0] / np.linalg.norm(target)
     assert cosine > 0.995  # of 128 numbers

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_faces, save_recogniser
+from conftest import make_faces, save_recognizer
 
 from gdrd_jax.data.targets import Cache
 
@@ -30,7 +30,7 @@ def start(faces, workdir, *flags, **environment):
         "--config.sr.channels=(8,16)", "--config.sr.steps=3", "--config.views.count=4", *flags,
     ]  # fmt: skip
     if not (workdir.parent / "arcface.onnx").exists():
-        save_recogniser(workdir.parent / "arcface.onnx")
+        save_recognizer(workdir.parent / "arcface.onnx")
     return subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, **environment},
@@ -46,8 +46,8 @@ def finish(process):
 def targets(workdir):
     return {
         (step, split): Cache.open(workdir / step / split).read_all()
-        for step in ("views", "discriminative", "generative") for split in ("train", "test", "blended")
-        if (step, split) != ("generative", "blended")
+        for step in ("views", "discriminative", "generative") for split in ("train", "test", "mixup")
+        if (step, split) != ("generative", "mixup")
     }  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_both_caches_are_made_verified_and_say_what_made_them(whole):
     text, found, workdir = whole
     assert text.count("every checksum is right") == 5
     assert found["discriminative", "train"].shape == (560, 4, 48)
-    assert found["discriminative", "blended"].shape == (1.5 * 18 * 20, 4, 48)  # of those who choose no thresholds
+    assert found["discriminative", "mixup"].shape == (1.5 * 18 * 20, 4, 48)  # of those who choose no thresholds
     assert found["generative", "test"].shape[:3] == (40, 2, 16)
     manifest = json.loads((workdir / "generative/train/manifest.json").read_text())
     assert manifest["about"]["teacher"]["tap"] == "mid" and manifest["about"]["views"]["resolution"] == 16

@@ -1,4 +1,4 @@
-"""The tool that recognises faces, as it is called."""
+"""The tool that recognizes faces, as it is called."""
 
 import json
 import sys
@@ -118,7 +118,7 @@ def test_a_gallery_of_another_student(call, faces, tmp_path):
     other = save_student(tmp_path / "other", seed=1)
     call("enroll", faces, "--gallery", tmp_path / "known", model=other)
     status, _, err = call("search", faces, "--gallery", tmp_path / "known")
-    assert status == 2 and "is of another recogniser" in err
+    assert status == 2 and "is of another recognizer" in err
     status, _, err = call("search", faces, "--gallery", tmp_path / "known", model=tmp_path)
     assert status == 2 and "holds no trained weights" in err
     assert Recognizer.load(other).fingerprint()[:12] in (tmp_path / "known" / "gallery.json").read_text()

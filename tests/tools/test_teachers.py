@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_lfw, save_recogniser
+from conftest import make_lfw, save_recognizer
 
 from gdrd_jax.teachers import load_generative
 
@@ -26,8 +26,8 @@ def run(tool, *arguments, status=0):
 @pytest.fixture(scope="module")
 def teacher(faces_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
-    recogniser = save_recogniser(folder / "arcface.onnx")
-    text = run("train_sr_teacher.py", faces_folder, folder / "sr", *SMALL, "--steps", 3, "--recogniser", recogniser)
+    recognizer = save_recognizer(folder / "arcface.onnx")
+    text = run("train_sr_teacher.py", faces_folder, folder / "sr", *SMALL, "--steps", 3, "--recognizer", recognizer)
     return folder / "sr", text
 
 
@@ -48,8 +48,8 @@ def test_mistakes_end_in_one_sentence(teacher, faces_folder, tmp_path):
     assert "--test-people 7" in people and "7 people" in people
     assert "there are no faces" in run("train_sr_teacher.py", tmp_path / "none", tmp_path / "a", *SMALL, status=2)
     assert "divisible" in run("train_sr_teacher.py", faces_folder, tmp_path / "a", *SMALL, "--size", 17, status=2)
-    recogniser = run("train_sr_teacher.py", faces_folder, tmp_path / "a", *SMALL, "--recogniser", "x.onnx", status=2)
-    assert "x.onnx" in recogniser
+    recognizer = run("train_sr_teacher.py", faces_folder, tmp_path / "a", *SMALL, "--recognizer", "x.onnx", status=2)
+    assert "x.onnx" in recognizer
     assert not (tmp_path / "a").exists()
 
 
@@ -60,7 +60,7 @@ def test_taps_are_compared(teacher, faces_folder, tmp_path):
     command = (
         "study_taps.py", "--train", faces_folder, "--data", lfw, "--pairs", tmp_path / "pairs.txt",
         "--resolution", 8, "--teacher", f"sr=diffusers:{folder}", "--teacher", f"no=diffusers:{tmp_path / 'untrained'}",
-        "--recogniser", folder.parent / "arcface.onnx", "--timestep", 0, 999, "--out", tmp_path / "out",
+        "--recognizer", folder.parent / "arcface.onnx", "--timestep", 0, 999, "--out", tmp_path / "out",
     )  # fmt: skip
     run(*command)
     rows = json.loads((tmp_path / "out" / "taps.json").read_text())["rows"]

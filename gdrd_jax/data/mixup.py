@@ -1,8 +1,9 @@
-"""Faces of nobody: each is two faces laid over one another.
+"""Mixup images: weighted means of the pixels of two faces.
 
-Who is taught by a teacher's embeddings needs no names, but many different people. A recogniser sees in a blend of two
-aligned faces somebody who is neither, and teaches as well what he looks like; blends are to be had in any number.
-(Morphs, in the words of those who attack recognisers with them; a mean of pixels is enough here.)
+A student that learns from a teacher's embeddings needs many different faces, not their identities. In a mixup image
+of two aligned faces a recognizer sees a person who is neither of the two, so mixup images multiply the faces at will.
+Unlike in mixup (Zhang et al., arXiv 1710.09412) the target is not mixed: the teacher embeds the image. The literature
+on attacks calls such images morphs.
 """
 
 import dataclasses
@@ -17,12 +18,12 @@ LEAST_SHARE = 0.3  # of the pixels, of either face
 
 
 @dataclasses.dataclass(frozen=True)
-class Blends:
-    """Blends of two faces each, made on access; each a pure function of the faces, `seed` and its number.
+class MixupFaces:
+    """Mixup images of two faces each, made on access; each a pure function of the faces, `seed` and its number.
 
     Attributes:
       sources: aligned faces, all of one size.
-      count: how many blends there are.
+      count: how many mixup images there are.
       seed: draws the two faces, which are mirrored, and their shares.
       first: how many are passed over before these, of all that the seed draws.
     """
@@ -43,7 +44,7 @@ class Blends:
         first, second = (self._face(n)[:, :: 1 - 2 * m].astype(np.float32) for n, m in zip(numbers, mirrored))
         return np.rint(share * first + (1 - share) * second).astype(np.uint8)
 
-    def of_view(self, view: int) -> "Blends":
+    def of_view(self, view: int) -> "MixupFaces":
         """Those of one view: as many others. Who needs no names need not stay the same in all views either."""
         return dataclasses.replace(self, first=view * self.count)
 
@@ -57,6 +58,6 @@ class Blends:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the faces' contents and of how they are blended."""
+        """Of the faces' contents and of how they are mixed."""
         made_from = [*(source.fingerprint for source in self.sources), self.count, self.seed, self.first, LEAST_SHARE]
         return hashlib.sha256(repr(made_from).encode()).hexdigest()

@@ -1,25 +1,25 @@
-"""Blends of two faces."""
+"""Mixup images of two faces."""
 
 import dataclasses
 
 import numpy as np
 from conftest import make_faces
 
-from gdrd_jax.data.blends import Blends
 from gdrd_jax.data.degrade import Views
 from gdrd_jax.data.formats import open_faces
+from gdrd_jax.data.mixup import MixupFaces
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.teachers.precompute import view_loader
 
 
-def test_a_blend_is_two_different_faces_by_their_shares(tmp_path):
+def test_a_mixup_image_is_two_different_faces_by_their_shares(tmp_path):
     faces = checked(open_faces(make_faces(tmp_path / "faces", 4, 2)))
     sources = faces.take(range(3)), faces.take(range(3, 8))
     plain = [faces[i].astype(float) for i in range(8)]
     both = [*plain, *(face[:, ::-1] for face in plain)]
-    blends, used = Blends(sources, 30, seed=7), set()
-    for i in range(len(blends)):
-        face = blends[i]
+    mixed, used = MixupFaces(sources, 30, seed=7), set()
+    for i in range(len(mixed)):
+        face = mixed[i]
         assert face.dtype == np.uint8 and face.shape == (112, 112, 3)
         of = np.linalg.lstsq(np.stack([one.ravel() for one in both], 1), face.ravel().astype(float), rcond=None)[0]
         pair = np.sort(np.argsort(of)[-2:])
@@ -31,20 +31,20 @@ def test_a_blend_is_two_different_faces_by_their_shares(tmp_path):
     assert len(used) > 12  # of all faces, and of their mirror images
 
 
-def test_a_blend_depends_on_the_seed_and_its_number_alone(tmp_path):
+def test_a_mixup_image_depends_on_the_seed_and_its_number_alone(tmp_path):
     faces = checked(open_faces(make_faces(tmp_path / "a", 2, 3)))
-    blends = Blends((faces, faces.take([])), 4, seed=1)
-    np.testing.assert_array_equal(blends[3], Blends((faces, faces.take([])), 9, seed=1)[3])
-    assert (blends[3] != dataclasses.replace(blends, seed=2)[3]).any()
+    mixed = MixupFaces((faces, faces.take([])), 4, seed=1)
+    np.testing.assert_array_equal(mixed[3], MixupFaces((faces, faces.take([])), 9, seed=1)[3])
+    assert (mixed[3] != dataclasses.replace(mixed, seed=2)[3]).any()
     changes = {}, {"seed": 2}, {"count": 5}, {"first": 4}
-    assert len({dataclasses.replace(blends, **change).fingerprint for change in changes}) == 4
+    assert len({dataclasses.replace(mixed, **change).fingerprint for change in changes}) == 4
 
 
-def test_each_view_has_blends_of_its_own(tmp_path):
+def test_each_view_has_mixup_images_of_its_own(tmp_path):
     faces = checked(open_faces(make_faces(tmp_path / "a", 2, 3)))
-    blends = Blends((faces,), 5, seed=1)
-    more = Blends((faces,), 10, seed=1)
-    np.testing.assert_array_equal(blends.of_view(0)[3], blends[3])
+    mixed = MixupFaces((faces,), 5, seed=1)
+    more = MixupFaces((faces,), 10, seed=1)
+    np.testing.assert_array_equal(mixed.of_view(0)[3], mixed[3])
     views = Views.plain(16, "area")
-    seen = view_loader(blends, views, low=False)(1, [2, 4])
+    seen = view_loader(mixed, views, low=False)(1, [2, 4])
     np.testing.assert_array_equal(seen, np.stack([more[7], more[9]])[:, :, ::-1])
