@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gdrd_jax.data.degrade import KERNELS
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import user_path
+from gdrd_jax.data.degradation import KERNELS
 from gdrd_jax.teachers import ATTENTION_ORDERS, GENERATIVE, LAST_TIMESTEP, PRECISIONS
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import user_path
 
 LOG = logging.getLogger(__name__)
 PAPER_TERMS = {"cls": 1.0, "kd": 0.25, "rcd": 4.0, "embedding_cosine": 0.0, "similarity_preserving": 0.0, "nce": 0.0}
@@ -154,7 +154,7 @@ def default() -> ConfigDict:
             "rotate": 8.0,  # degrees
             "scale": 0.08,
             "light": 0.2,
-            # Largest strengths of the degradation of views >= 2, see data/degrade.py.
+            # Largest strengths of the degradation of views >= 2, see data/degradation.py.
             "blur": 0.0,  # pixels of 112
             "motion": 0.0,  # pixels of 112
             "noise": 0.0,  # of 255
@@ -241,7 +241,7 @@ def default() -> ConfigDict:
         "weight_decay": 0.2,
         "clip_norm": 5.0,  # longer gradients are shortened to it
         "shift": 0,  # faces are moved by up to so many pixels of the low resolution, at random
-        "ema": 0.999,  # of the weights that are kept, see `train.Schedule`; 0 keeps the last
+        "ema": 0.999,  # of the weights that are kept, see `training.trainer.Schedule`; 0 keeps the last
         "evaluate_every": 1000,  # steps, and at the end; 0 is only there
     }
     config.gen = Config(schedule)

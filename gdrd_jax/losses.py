@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gdrd_jax import class_parallel, parallel
+from gdrd_jax.distributed import class_parallel, sharding
 from gdrd_jax.models.relation import normalize
 
 
@@ -23,7 +23,7 @@ def generative_loss(prediction: jax.Array, target: jax.Array) -> jax.Array:
       target: `T_g(lr)`, same shape; receives no gradient.
     """
     difference = prediction.astype(jnp.float32) - jax.lax.stop_gradient(target)
-    return parallel.mean(jnp.mean(difference**2))
+    return sharding.mean(jnp.mean(difference**2))
 
 
 def classification_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -40,13 +40,13 @@ def classification_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Share of the faces of known identity whose own class has the largest logit, alone or with others; arguments as of
     `classification_loss`."""
-    largest = parallel.maximum(jax.lax.stop_gradient(logits.max(axis=-1)))
+    largest = sharding.maximum(jax.lax.stop_gradient(logits.max(axis=-1)))
     return _mean_of_known(class_parallel.of_labels(logits, labels) >= largest, labels)
 
 
 def _mean_of_known(values: jax.Array, labels: jax.Array) -> jax.Array:
     known = labels >= 0
-    return parallel.mean(jnp.sum(values * known) / jnp.maximum(known.sum(), 1))
+    return sharding.mean(jnp.sum(values * known) / jnp.maximum(known.sum(), 1))
 
 
 def embedding_cosine(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -56,7 +56,7 @@ def embedding_cosine(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
       embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
     """
     cosine = jnp.sum(normalize(embedding) * jax.lax.stop_gradient(teacher), axis=-1)
-    return parallel.mean(jnp.mean(1 - cosine))
+    return sharding.mean(jnp.mean(1 - cosine))
 
 
 def similarity_preserving(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -67,9 +67,9 @@ def similarity_preserving(embedding: jax.Array, teacher: jax.Array) -> jax.Array
       embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
     """
     embedding, teacher = normalize(embedding), jax.lax.stop_gradient(teacher)
-    ours, theirs = (own @ parallel.gathered(own).T for own in (embedding, teacher))
+    ours, theirs = (own @ sharding.gathered(own).T for own in (embedding, teacher))
     # On the diagonal, that of a face with itself, both are 1.
-    return parallel.total(jnp.sum((ours - theirs) ** 2)) / (ours.shape[1] * (ours.shape[1] - 1))
+    return sharding.total(jnp.sum((ours - theirs) ** 2)) / (ours.shape[1] * (ours.shape[1] - 1))
 
 
 def contrastive_loss(embedding: jax.Array, teacher: jax.Array, scale: float) -> jax.Array:
@@ -80,10 +80,10 @@ def contrastive_loss(embedding: jax.Array, teacher: jax.Array, scale: float) -> 
       embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
       scale: of the cosines, the inverse of the temperature.
     """
-    everyone = parallel.gathered(jax.lax.stop_gradient(teacher))
-    own = parallel.number() * len(embedding) + jnp.arange(len(embedding))
+    everyone = sharding.gathered(jax.lax.stop_gradient(teacher))
+    own = sharding.number() * len(embedding) + jnp.arange(len(embedding))
     logits = scale * normalize(embedding) @ everyone.T
-    return parallel.mean(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, own)))
+    return sharding.mean(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, own)))
 
 
 def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature: float) -> jax.Array:
@@ -96,7 +96,7 @@ def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature:
     """
     teacher = class_parallel.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
     student = class_parallel.log_softmax(logits / temperature)
-    divergence = parallel.total(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
+    divergence = sharding.total(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
     return temperature**2 * jnp.mean(divergence)
 
 
@@ -173,7 +173,7 @@ def relation_loss(
     """
     c = jnp.log(negative_ratio)
     terms = jax.nn.softplus(c - positives) + jax.nn.softplus(negatives - c)
-    return parallel.total(jnp.sum(terms * mask)) / jnp.maximum(parallel.total(mask.sum()), 1)
+    return sharding.total(jnp.sum(terms * mask)) / jnp.maximum(sharding.total(mask.sum()), 1)
 
 
 def discriminative_loss(terms: dict[str, jax.Array], weights: dict[str, float]) -> jax.Array:

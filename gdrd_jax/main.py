@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from gdrd_jax.errors import GdrdError, check_installed
+from gdrd_jax.utils.errors import GdrdError, check_installed
 
 check_installed()
 
@@ -16,10 +16,10 @@ from absl import flags  # noqa: E402
 from ml_collections import ConfigDict, config_flags  # noqa: E402
 
 from gdrd_jax import config as settings  # noqa: E402
-from gdrd_jax import pipeline  # noqa: E402
-from gdrd_jax.command_line import guarded  # noqa: E402
-from gdrd_jax.files import user_path  # noqa: E402
-from gdrd_jax.ranks import Rank, from_environment  # noqa: E402
+from gdrd_jax.cli.common import guarded  # noqa: E402
+from gdrd_jax.pipeline import runner  # noqa: E402
+from gdrd_jax.utils.files import user_path  # noqa: E402
+from gdrd_jax.utils.launch import Rank, from_environment  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/NAME by default.")
@@ -85,7 +85,7 @@ def this_process() -> Rank:
 
 
 def _train(config: ConfigDict, workdir: Path, rank: Rank) -> None:
-    pipeline.run(config, workdir, rank=rank)
+    runner.run(config, workdir, rank=rank)
 
 
 def cli(argv: list[str], work: Callable[[ConfigDict, Path, Rank], None] = _train, about: str | None = __doc__) -> int:
@@ -97,7 +97,7 @@ def cli(argv: list[str], work: Callable[[ConfigDict, Path, Rank], None] = _train
       about: what `--help` begins with.
 
     Returns:
-      The exit status, see `command_line.guarded`.
+      The exit status, see `cli.common.guarded`.
     """
 
     def parse_and_work() -> None:

@@ -23,8 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gdrd_jax.config import paper
 from gdrd_jax.data import recordio
+from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.models.student import unset_student
-from gdrd_jax.recognizer import Recognizer
 from gdrd_jax.teachers import load_discriminative
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
 
-from gdrd_jax.data.formats import open_faces
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.prepare import checked
+from gdrd_jax.data.readers import open_faces
 from gdrd_jax.evaluation import bootstrap, verification
 from gdrd_jax.evaluation.lfw import FARS, read_pairs
 from gdrd_jax.evaluation.verification import Pairs

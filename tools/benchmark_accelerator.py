@@ -41,20 +41,24 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
 import benchmark_train  # noqa: E402
 from benchmark_train import Training, peak, table, timed  # noqa: E402
 
-from gdrd_jax import parallel, pipeline, train  # noqa: E402
-from gdrd_jax.command_line import guarded  # noqa: E402
+from gdrd_jax.cli.common import guarded  # noqa: E402
 from gdrd_jax.config import of_workdir  # noqa: E402
-from gdrd_jax.errors import first_line  # noqa: E402
-from gdrd_jax.files import user_path, write_json, write_text  # noqa: E402
-from gdrd_jax.learning import make_dis  # noqa: E402
+from gdrd_jax.distributed import sharding  # noqa: E402
+from gdrd_jax.export import networks  # noqa: E402
+from gdrd_jax.export.exporter import without_folders  # noqa: E402
+from gdrd_jax.inference import bundle  # noqa: E402
+from gdrd_jax.inference.pretrained import describe_student, find_student  # noqa: E402
+from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
+from gdrd_jax.models import weights
 from gdrd_jax.models.student import Student, embed  # noqa: E402
-from gdrd_jax.outputs import claim_folder  # noqa: E402
-from gdrd_jax.pretrained import describe_student, find_student  # noqa: E402
-from gdrd_jax.profiling import busy_share, kernel_seconds  # noqa: E402
-from gdrd_jax.ranks import ALONE  # noqa: E402
-from gdrd_jax.recognizer import Recognizer  # noqa: E402
-from gdrd_jax.serving import bundle, networks  # noqa: E402
-from gdrd_jax.serving.export import without_folders  # noqa: E402
+from gdrd_jax.pipeline import runner  # noqa: E402
+from gdrd_jax.pipeline.train_steps import make_dis  # noqa: E402
+from gdrd_jax.training import trainer  # noqa: E402
+from gdrd_jax.training.profiling import busy_share, kernel_seconds  # noqa: E402
+from gdrd_jax.utils.errors import first_line  # noqa: E402
+from gdrd_jax.utils.files import user_path, write_json, write_text  # noqa: E402
+from gdrd_jax.utils.launch import ALONE  # noqa: E402
+from gdrd_jax.utils.outputs import claim_folder  # noqa: E402
 
 WEBFACE = 494_414  # faces of the paper's training set
 DIM, SEED = 512, 7
@@ -100,7 +104,7 @@ def robust_training(resolution: int, width: float, batch: int, precision: str, f
         resolution=resolution, width=width, hidden=(), embedding_dim=DIM, dtype=precision, rngs=nnx.Rngs(SEED)
     )
     stage = make_dis(config, student, np.zeros((1, DIM), np.float32))
-    return Training(stage, data, train.Schedule.of(config.dis), jax.device_count(), together)
+    return Training(stage, data, trainer.Schedule.of(config.dis), jax.device_count(), together)
 
 
 def compiled(trainings: list[Training]) -> list[Training]:
@@ -172,7 +176,7 @@ def trace(sizes: Sizes, finish: float):
 
 def host(sizes: Sizes, finish: float):
     """Rates by the number of steps a dispatch."""
-    numbers = (1, train.CHUNK, 5 * train.CHUNK) if sizes is REAL else (1,)
+    numbers = (1, trainer.CHUNK, 5 * trainer.CHUNK) if sizes is REAL else (1,)
     for training in compiled([robust_training(16, *sizes.cases[0], sizes.faces, together) for together in numbers]):
         rates = training.rates(sizes.seconds, REPEATS)
         yield {"steps_a_dispatch": training.together, "images_per_s": statistics.median(rates)}
@@ -246,13 +250,13 @@ def students(given: argparse.Namespace, finish: float):
             config.student.width, config.dis.batch = 0.0625, 16
         if not steps:
             steps = _affordable(config, left)
-            if steps < train.CHUNK:
+            if steps < trainer.CHUNK:
                 yield {"student": name, "skipped": f"{left:.0f} seconds are too few"}
                 continue
         config.dis.steps = 20 if given.rehearse else steps
         config.data.packed = ",".join(map(str, given.packed))
         workdir, start = given.workdir / name, time.monotonic()
-        pipeline.run(config, workdir)
+        runner.run(config, workdir)
         save_student(workdir, given.out / name)
         yield {
             "student": name, "steps": config.dis.steps, "batch": config.dis.batch, "seconds": time.monotonic() - start,
@@ -264,16 +268,16 @@ def _affordable(config, seconds: float) -> int:
     """How many steps there is time for."""
     case = config.views.resolution, config.student.width, config.dis.batch, config.student.dtype
     rate = min(robust_training(*case, 4096).rates(0.5, 3))
-    return int(seconds * rate / config.dis.batch) // train.CHUNK * train.CHUNK
+    return int(seconds * rate / config.dis.batch) // trainer.CHUNK * trainer.CHUNK
 
 
 def save_student(workdir: Path, folder: Path) -> None:
     """Writes weights in float16 and a manifest without thresholds: what tools/export.py takes."""
     recognizer = Recognizer.load(workdir)
     description = describe_student(find_student(workdir))
-    networks.round_weights(recognizer.student)
+    weights.round_weights(recognizer.student)
     folder.mkdir(parents=True, exist_ok=True)
-    networks.save_safetensors(recognizer.student, folder / bundle.WEIGHTS, {}, half=True)
+    weights.save_safetensors(recognizer.student, folder / bundle.WEIGHTS, {}, half=True)
     manifest = bundle.described(
         description["student"], recognizer.kernel, recognizer.fingerprint(), None, [folder / bundle.WEIGHTS],
         recognizer.teacher,
@@ -309,7 +313,7 @@ def work(given: argparse.Namespace) -> None:
     """Runs the parts; one that fails is recorded and does not stop the others."""
     claim_folder(given.out, "a benchmark of an accelerator", "--out")
     start, sizes = time.monotonic(), SMALL if given.rehearse else REAL
-    parallel.start(ALONE)
+    sharding.start(ALONE)
     end = start + 60 * given.minutes
     training_takes = given.share if given.packed and "students" in given.only else 0.0
     measured_by = start + 60 * given.minutes * (1 - training_takes)

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax import outputs
-from gdrd_jax.command_line import guarded
-from gdrd_jax.errors import GdrdError, require
-from gdrd_jax.files import user_path, write_text
-from gdrd_jax.serving.gallery import MANIFEST, Gallery
+from gdrd_jax.cli.common import guarded
+from gdrd_jax.inference.gallery import MANIFEST, Gallery
+from gdrd_jax.utils import outputs
+from gdrd_jax.utils.errors import GdrdError, require
+from gdrd_jax.utils.files import user_path, write_text
 
 FACES_A_PERSON, NOISE = 5, 0.8
 MADE_UP = "made up"  # fingerprint of the galleries made here

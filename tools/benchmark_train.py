@@ -22,14 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gdrd_jax import class_parallel, losses, outputs, parallel, train
 from gdrd_jax import config as settings
-from gdrd_jax.command_line import guarded
+from gdrd_jax import losses
+from gdrd_jax.cli.common import guarded
 from gdrd_jax.data.loader import batch_rows
-from gdrd_jax.errors import GdrdError, require
-from gdrd_jax.files import user_path, write_text
+from gdrd_jax.distributed import class_parallel, sharding
 from gdrd_jax.models.student import Student
-from gdrd_jax.stages import Dis, Gen
+from gdrd_jax.training import trainer
+from gdrd_jax.training.stages import Dis, Gen
+from gdrd_jax.utils import outputs
+from gdrd_jax.utils.errors import GdrdError, require
+from gdrd_jax.utils.files import user_path, write_text
 
 RESOLUTION, IDENTITIES, DIM, SEED = 16, 1000, 512, 7
 CHECKED = 3  # steps whose losses are compared
@@ -68,30 +71,30 @@ def make_stage(stage: str, width: float, precision: str):
     )  # fmt: skip
 
 
-def schedule(stage: str) -> train.Schedule:
+def schedule(stage: str) -> trainer.Schedule:
     """The paper's."""
-    return train.Schedule.of(settings.paper()[stage])
+    return trainer.Schedule.of(settings.paper()[stage])
 
 
 class Training:
     """Training on data in the devices' memory; a call trains so many dispatches.
 
     Args:
-      stage: see `gdrd_jax.stages`.
+      stage: see `gdrd_jax.training.stages`.
       data: arrays `[N]` or `[N, views, ...]`, as the stage's batches have them.
-      plan: see `train.Schedule`.
+      plan: see `training.trainer.Schedule`.
       devices: how many share a batch.
-      together: steps of a dispatch; 0 is what `train.fit` takes.
+      together: steps of a dispatch; 0 is what `training.trainer.fit` takes.
     """
 
-    def __init__(self, stage: nnx.Module, data: dict, plan: train.Schedule, devices: int = 1, together: int = 0):
+    def __init__(self, stage: nnx.Module, data: dict, plan: trainer.Schedule, devices: int = 1, together: int = 0):
         on_cpu = jax.default_backend() == "cpu"
-        mesh = jax.make_mesh((devices,), (parallel.AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
-        self.graphdef, params, rest = train.split(stage)
+        mesh = jax.make_mesh((devices,), (sharding.AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+        self.graphdef, params, rest = trainer.split(stage)
         self.plan, self.batch, self.done = plan, plan.batch, 0
-        self.together = together or (1 if on_cpu else train.CHUNK)
-        self.run = train.make_run(self.graphdef, plan, mesh, seed=SEED, loop=not on_cpu)
-        self.mesh, self.state = mesh, class_parallel.to_devices(train.begin(params, rest, plan), mesh)
+        self.together = together or (1 if on_cpu else trainer.CHUNK)
+        self.run = trainer.make_run(self.graphdef, plan, mesh, seed=SEED, loop=not on_cpu)
+        self.mesh, self.state = mesh, class_parallel.to_devices(trainer.begin(params, rest, plan), mesh)
         self.data = jax.device_put(data, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
         self.views = max(a.shape[1] for name, a in data.items() if name != "label")
 
@@ -127,8 +130,8 @@ class Training:
     def flops(self) -> float:
         """Floating point operations an image, as XLA counts them before it optimizes."""
         # Lowered for a CPU, because the plugins of GPUs do not count.
-        mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:1]), parallel.AXIS)
-        run = train.make_run(self.graphdef, self.plan, mesh, seed=SEED, loop=False)
+        mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:1]), sharding.AXIS)
+        run = trainer.make_run(self.graphdef, self.plan, mesh, seed=SEED, loop=False)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self.state, self.data))
         return run.lower(*shapes, *_nothing_chosen(1, self.batch)).cost_analysis()["flops"] / self.batch
 

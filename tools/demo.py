@@ -12,9 +12,9 @@ are shown. Pictures are aligned faces, square, of any size; with --align photogr
 import argparse
 import sys
 
-from gdrd_jax.command_line import guarded
-from gdrd_jax.files import user_path
-from gdrd_jax.pretrained import DEFAULT
+from gdrd_jax.cli.common import guarded
+from gdrd_jax.inference.pretrained import DEFAULT
+from gdrd_jax.utils.files import user_path
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         given = arguments(argv)
-        from gdrd_jax.serving.demo import Demo, check_server, serve
+        from gdrd_jax.export.demo import Demo, check_server, serve
 
         check_server(given.port)
         demo = Demo.load(given.model or [DEFAULT], given.teacher, given.gallery, align=given.align, far=given.far)

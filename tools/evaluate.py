@@ -26,10 +26,10 @@ It can be stopped at any time; the same command continues.
 import argparse
 import sys
 
-from gdrd_jax.command_line import guarded
-from gdrd_jax.data.degrade import KERNELS
-from gdrd_jax.files import user_path
-from gdrd_jax.pretrained import DEFAULT
+from gdrd_jax.cli.common import guarded
+from gdrd_jax.data.degradation import KERNELS
+from gdrd_jax.inference.pretrained import DEFAULT
+from gdrd_jax.utils.files import user_path
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

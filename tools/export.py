@@ -20,8 +20,8 @@ student.safetensors and manifest.json are always there: `Recognizer.load("export
 import argparse
 import sys
 
-from gdrd_jax.command_line import guarded
-from gdrd_jax.files import user_path
+from gdrd_jax.cli.common import guarded
+from gdrd_jax.utils.files import user_path
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -48,8 +48,8 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         given = arguments(argv)
-        from gdrd_jax.errors import GdrdError
-        from gdrd_jax.serving.export import FORMATS, Settings, export
+        from gdrd_jax.export.exporter import FORMATS, Settings, export
+        from gdrd_jax.utils.errors import GdrdError
 
         if unknown := [name for name in given.format if name not in FORMATS]:
             raise GdrdError(f"--format {unknown[0]} is not known; it can be {', '.join(FORMATS)}")

@@ -21,15 +21,15 @@ import numpy as np
 import scipy.io
 from tqdm import tqdm
 
-from gdrd_jax.command_line import guarded
+from gdrd_jax.cli.common import guarded
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.data.degrade import resize
+from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.file_tree import is_image
-from gdrd_jax.data.formats import STAND_IN, list_files
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import user_path, write_text
-from gdrd_jax.outputs import claim_folder
+from gdrd_jax.data.readers import STAND_IN, list_files
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import user_path, write_text
+from gdrd_jax.utils.outputs import claim_folder
 
 MANY, EVERY = 10, 4  # images of a person of the closed set; every so many is tested
 TINY = (14, 28)

@@ -13,8 +13,8 @@ import argparse
 import logging
 import sys
 
-from gdrd_jax.command_line import guarded
-from gdrd_jax.files import user_path
+from gdrd_jax.cli.common import guarded
+from gdrd_jax.utils.files import user_path
 
 LOG = logging.getLogger("gdrd_jax.pack_training_set")
 
@@ -33,9 +33,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 def work(given: argparse.Namespace) -> None:
     """Packs and says how large it has become."""
     from gdrd_jax.data import packed
-    from gdrd_jax.errors import GdrdError
-    from gdrd_jax.outputs import claim_file
-    from gdrd_jax.steps import training_faces
+    from gdrd_jax.pipeline.precompute_steps import training_faces
+    from gdrd_jax.utils.errors import GdrdError
+    from gdrd_jax.utils.outputs import claim_file
 
     if not (8 <= given.size <= 112 and 1 <= given.quality <= 100):
         raise GdrdError(f"--size {given.size} --quality {given.quality}: a size is 8 to 112, a quality 1 to 100")

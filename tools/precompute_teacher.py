@@ -20,9 +20,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from gdrd_jax import pipeline
 from gdrd_jax.main import cli
-from gdrd_jax.ranks import Rank
+from gdrd_jax.pipeline import runner
+from gdrd_jax.utils.launch import Rank
 
 TEACHERS = ("discriminative", "generative")
 _TEACHER = flags.DEFINE_enum("teacher", "both", (*TEACHERS, "both"), "Which teacher to run.")
@@ -32,13 +32,13 @@ _VERIFY = flags.DEFINE_bool("verify", False, "Compute some rows again and compar
 def work(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     """Fills the caches and, if asked to, verifies them."""
     wanted = TEACHERS if _TEACHER.value == "both" else (_TEACHER.value,)
-    pipeline.run(config, workdir, wanted, rank)
+    runner.run(config, workdir, wanted, rank)
     if _VERIFY.value and rank.number == 0:
-        from gdrd_jax import steps
-        from gdrd_jax.teachers.precompute import verify
+        from gdrd_jax.data.extract import verify
+        from gdrd_jax.pipeline import precompute_steps
 
         for name in wanted:
-            for job in getattr(steps, f"{name}_jobs")(config, workdir):
+            for job in getattr(precompute_steps, f"{name}_jobs")(config, workdir):
                 verify(job)
 
 

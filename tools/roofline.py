@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import sys
 
-from gdrd_jax.command_line import guarded
+from gdrd_jax.cli.common import guarded
 from gdrd_jax.models.student import FEATURE_SIZE, STAGE_CHANNELS, STRIDES
 
 # FLOP/s and bytes/s by NVIDIA's data sheets: H100 and H200 SXM, and GeForce RTX 3090 (71 with float32 sums).

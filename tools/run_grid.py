@@ -31,15 +31,15 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gdrd_jax import pipeline
-from gdrd_jax.command_line import guarded
+from gdrd_jax.cli.common import guarded
 from gdrd_jax.config import Config, of_workdir
-from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import bootstrap, dev, report, verification
 from gdrd_jax.evaluation.verification import Pairs
-from gdrd_jax.files import user_path, write_json, write_text
-from gdrd_jax.interrupt import Interrupted, Signals
-from gdrd_jax.outputs import claim_folder
+from gdrd_jax.pipeline import runner
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import user_path, write_json, write_text
+from gdrd_jax.utils.outputs import claim_folder
+from gdrd_jax.utils.signals import Interrupted, Signals
 
 LOG = logging.getLogger("gdrd_jax.run_grid")
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -106,7 +106,7 @@ def train(given: list[str], workdir: Path) -> None:
         raise Interrupted(f"{workdir.name} saved", signals.received)
     if process.returncode:
         raise GdrdError(f"this run ended with {process.returncode}; the same command of run_grid.py continues")
-    if not pipeline.finished(_config(workdir), workdir):  # somebody's SIGTERM: it has saved and ended with 0
+    if not runner.finished(_config(workdir), workdir):  # somebody's SIGTERM: it has saved and ended with 0
         raise Interrupted(f"{workdir.name} was stopped", signal.SIGTERM)
 
 

@@ -17,9 +17,9 @@ import logging
 import sys
 from pathlib import Path
 
-from gdrd_jax.command_line import guarded
-from gdrd_jax.data.degrade import KERNELS
-from gdrd_jax.files import user_path
+from gdrd_jax.cli.common import guarded
+from gdrd_jax.data.degradation import KERNELS
+from gdrd_jax.utils.files import user_path
 
 LOG = logging.getLogger("gdrd_jax.study_taps")
 PIXELS, ENLARGED = "pixels", 32  # side to which raw pixels are enlarged for their second row
@@ -47,13 +47,13 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def work(given: argparse.Namespace) -> None:
     """Measures what is not measured yet, then writes the table and the picture."""
-    from gdrd_jax.data.degrade import Views
-    from gdrd_jax.data.formats import open_faces
-    from gdrd_jax.errors import GdrdError
+    from gdrd_jax.data.degradation import Views
+    from gdrd_jax.data.readers import open_faces
+    from gdrd_jax.evaluation import tap_study
     from gdrd_jax.evaluation.lfw import open_lfw
-    from gdrd_jax.files import digest, locked, write_json, write_text
-    from gdrd_jax.outputs import claim_folder
-    from gdrd_jax.teachers import tap_study
+    from gdrd_jax.utils.errors import GdrdError
+    from gdrd_jax.utils.files import digest, locked, write_json, write_text
+    from gdrd_jax.utils.outputs import claim_folder
 
     teachers = dict(_parse(text) for text in given.teacher)
     if len(teachers) < len(given.teacher):
@@ -102,8 +102,8 @@ def work(given: argparse.Namespace) -> None:
 
 def _check_teachers(teachers: dict, given: argparse.Namespace) -> None:
     """Loads every teacher once, so that a mistake in the last one is found before the first one is measured."""
-    from gdrd_jax.errors import GdrdError
-    from gdrd_jax.evaluation.models import open_model
+    from gdrd_jax.inference.embedders import open_model
+    from gdrd_jax.utils.errors import GdrdError
 
     for name, load in teachers.items():
         for timestep in given.timestep:
@@ -115,7 +115,7 @@ def _check_teachers(teachers: dict, given: argparse.Namespace) -> None:
 
 
 def _rows_before(path: Path, settings: dict) -> dict:
-    from gdrd_jax.errors import GdrdError
+    from gdrd_jax.utils.errors import GdrdError
 
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -131,8 +131,8 @@ def _rows_before(path: Path, settings: dict) -> dict:
 
 def _parse(text: str):
     """Name and loader of a `--teacher`."""
-    from gdrd_jax.errors import GdrdError
     from gdrd_jax.teachers import load_generative
+    from gdrd_jax.utils.errors import GdrdError
 
     name, _, rest = text.partition("=")
     kind, _, path = rest.partition(":")
@@ -150,10 +150,11 @@ def _references(given: argparse.Namespace, faces):
     import numpy as np
 
     from gdrd_jax.data.align import FACE_SIZE
-    from gdrd_jax.data.degrade import resize
-    from gdrd_jax.evaluation.models import parse_model
-    from gdrd_jax.files import sha256
-    from gdrd_jax.teachers import load_discriminative, tap_study
+    from gdrd_jax.data.degradation import resize
+    from gdrd_jax.evaluation import tap_study
+    from gdrd_jax.inference.embedders import parse_model
+    from gdrd_jax.teachers import load_discriminative
+    from gdrd_jax.utils.files import sha256
 
     def enlarged(images: np.ndarray, size: int) -> np.ndarray:
         return np.stack([resize(image, size, "bicubic") for image in images])

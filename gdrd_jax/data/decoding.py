@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError
 
 HEAD_BYTES = 256  # enough for `image_format`
 MAX_PIXELS = 1 << 27  # a header that claims more is taken for damaged

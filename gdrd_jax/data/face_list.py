@@ -14,8 +14,8 @@ import numpy as np
 
 from gdrd_jax.data.faces import Faces, labeled
 from gdrd_jax.data.file_tree import why_unreadable
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import read_lines
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import read_lines
 
 LOG = logging.getLogger(__name__)
 # Column names of a CSV header, in lower case; of several the first one here counts.

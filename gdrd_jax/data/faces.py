@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.decoding import HEAD_BYTES, decode
-from gdrd_jax.errors import missing
+from gdrd_jax.utils.errors import missing
 
 JOINT = (0xCED7230A).to_bytes(4, "little")  # what stands between the parts of a split record, see `recordio`
 

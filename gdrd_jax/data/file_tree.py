@@ -12,8 +12,8 @@ import numpy as np
 
 from gdrd_jax.data.decoding import image_format
 from gdrd_jax.data.faces import Faces, natural
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.outputs import kind_of
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.outputs import kind_of
 
 # Of formats that `data.decoding` decodes, or names in its errors.
 IMAGE_SUFFIXES = frozenset(

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError
 
 HEADS = {"SHORT_BINBYTES": 2, "BINBYTES": 5, "BINBYTES8": 9, "SHORT_BINSTRING": 2, "BINSTRING": 5, "BYTEARRAY8": 9}
 BOOLEANS = {"NEWTRUE": True, "NEWFALSE": False}

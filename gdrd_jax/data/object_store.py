@@ -1,4 +1,4 @@
-"""Folders of Google Cloud Storage and of S3 for the arrays of `data.targets.Cache`, through TensorStore.
+"""Folders of Google Cloud Storage and of S3 for the arrays of `data.feature_store.Cache`, through TensorStore.
 
 Credentials are found as their own tools find them: `GOOGLE_APPLICATION_CREDENTIALS` or `gcloud auth
 application-default login`; `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or `~/.aws`. `AWS_ENDPOINT_URL` names a
@@ -9,7 +9,7 @@ import os
 
 import tensorstore as ts
 
-from gdrd_jax.errors import GdrdError, first_line
+from gdrd_jax.utils.errors import GdrdError, first_line
 
 DRIVERS = {"gs": "gcs", "s3": "s3"}  # by the scheme of a URL
 MARK = "gdrd_jax"

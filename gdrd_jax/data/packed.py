@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from gdrd_jax.data.decoding import decode
 from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.feature_store import Cache
 from gdrd_jax.data.loader import in_parallel
-from gdrd_jax.data.targets import Cache
-from gdrd_jax.errors import GdrdError, first_line
-from gdrd_jax.files import replacing_file
+from gdrd_jax.utils.errors import GdrdError, first_line
+from gdrd_jax.utils.files import replacing_file
 
 FORMAT = "gdrd_jax packed training set 1"
 # Between two values of a target. The error of rounding, D * STEP^2 / 24, leaves a cosine of 0.9993 for D = 512.
@@ -37,7 +37,7 @@ BLOCK = 4096  # faces at once
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """An array in memory with the methods of `data.targets.Cache` that a `Dataset` needs.
+    """An array in memory with the methods of `data.feature_store.Cache` that a `Dataset` needs.
 
     Attributes:
       values: `[N, views, ...]`.

@@ -22,11 +22,11 @@ from gdrd_jax.data.align import FACE_SIZE, Aligner
 from gdrd_jax.data.decoding import decode
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.file_tree import UNREADABLE_ERRNOS
-from gdrd_jax.data.formats import JOURNAL, MANIFEST, RECORDS, open_faces, read_manifest
 from gdrd_jax.data.loader import in_parallel
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import LOCK, locked, write_json
-from gdrd_jax.interrupt import deferred
+from gdrd_jax.data.readers import JOURNAL, MANIFEST, RECORDS, open_faces, read_manifest
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import LOCK, locked, write_json
+from gdrd_jax.utils.signals import deferred
 
 LOG = logging.getLogger(__name__)
 SAVE_EVERY = 256  # faces; an interrupted conversion loses fewer
@@ -139,7 +139,7 @@ def prepare(
       skip_bad: the same for damaged ones.
 
     Returns:
-      The store's faces, as `data.formats.open_faces` describes them.
+      The store's faces, as `data.readers.open_faces` describes them.
 
     Raises:
       GdrdError: the folder holds other things, no face is usable, or one is not and must be.

@@ -12,7 +12,7 @@ import numpy as np
 
 from gdrd_jax.data import jpeg_in_jax
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError
 
 KERNELS = ("area", "antialiased bicubic", "antialiased bilinear", "bicubic")
 LEFT_OUT = 0.2  # share of the degraded faces that a given effect is left out of

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.faces import JOINT
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError
 
 MAGIC = int.from_bytes(JOINT, "little")
 WHOLE, FIRST, MIDDLE, LAST = range(4)

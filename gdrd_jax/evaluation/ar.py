@@ -12,13 +12,14 @@ import numpy as np
 
 from gdrd_jax.data.faces import Faces, labeled
 from gdrd_jax.data.file_tree import check_unique, is_image
-from gdrd_jax.data.formats import list_files
 from gdrd_jax.data.prepare import checked
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.data.readers import list_files
 from gdrd_jax.evaluation import bootstrap
 from gdrd_jax.evaluation.identification import nearest
-from gdrd_jax.evaluation.report import GREEN, RED, draw_bars, grid
+from gdrd_jax.evaluation.report import GREEN, RED, draw_bars
 from gdrd_jax.evaluation.result import Result, percent, percents
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.pictures import grid
 
 LOG = logging.getLogger(__name__)
 NAME = re.compile(r"([mw]-\d{3})-(\d{1,2})", re.IGNORECASE)

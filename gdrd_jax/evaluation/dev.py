@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.data.degrade import Degradation, resize
+from gdrd_jax.data.degradation import Degradation, resize
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.evaluation import verification

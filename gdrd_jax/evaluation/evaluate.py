@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax import __version__
-from gdrd_jax.data import formats
+from gdrd_jax.data import readers
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.data.degrade import STRENGTHS, Degradation
+from gdrd_jax.data.degradation import STRENGTHS, Degradation
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation import ar, lfw, report, tinyface, uccs
-from gdrd_jax.evaluation.models import Model, embed_faces, open_model, parse_model
 from gdrd_jax.evaluation.result import Result
-from gdrd_jax.files import locked
-from gdrd_jax.outputs import claim_folder
+from gdrd_jax.inference.embedders import Model, embed_faces, open_model, parse_model
+from gdrd_jax.utils import pictures
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import locked
+from gdrd_jax.utils.outputs import claim_folder
+from gdrd_jax.version import __version__
 
 LOG = logging.getLogger(__name__)
 FILES = (
@@ -41,10 +42,10 @@ class Settings:
       protocol: "lfw", "bin", "uccs", "tinyface" or "ar".
       data: see the protocols' `open_*`.
       pairs: LFW's list of pairs, or None.
-      models: see `evaluation.models.open_model`.
+      models: see `inference.embedders.open_model`.
       resolutions: of "native", "32", "16" and "8", or "PROBE:GALLERY", two of them. Probes are compared with a gallery
         of the same faces, embedded by the same model, or for a student by its teacher, one of `models`.
-      kernel, blur, motion, noise, jpeg: see `data.degrade.Degradation`; "native" is degraded, but not reduced. Those
+      kernel, blur, motion, noise, jpeg: see `data.degradation.Degradation`; "native" is degraded, not reduced. Those
         in a gallery of another resolution are reduced alone.
       stretch: take faces that are not 112x112, stretched; TinyFace's always are.
       skip_bad: leave bad input out, counted and listed, instead of stopping.
@@ -122,6 +123,12 @@ def evaluate(settings: Settings, out: Path) -> dict[str, Result]:
         raise GdrdError(f"two models are called {max(names, key=names.count)!r}; name them: --model NAME=PATH")
     # Before the faces, because decoding all of them takes longer.
     models = [open_model(text, settings.output) for text in settings.models]
+    for model in models:
+        if all(_is_foreign(model, resolution) for resolution in settings.resolutions):
+            raise GdrdError(
+                f"{model.name} is made for {model.size}x{model.size} pixels, so there is no row for it at "
+                f"{', '.join(settings.resolutions)}; add --resolution {model.size}"
+            )
     if any(":" in resolution for resolution in settings.resolutions):
         for model in models:
             _gallery_model(model, models)
@@ -133,11 +140,14 @@ def evaluate(settings: Settings, out: Path) -> dict[str, Result]:
 
 
 def _evaluate(settings: Settings, out: Path, protocol, models: list[Model]) -> dict[str, Result]:
-    results, pictures, lines, warnings = {}, [], {}, []
+    results, examples, lines, warnings = {}, [], {}, []
     for model in models:
         LOG.info(_described(model))
         warnings += model.settings.get("warnings", ())
         for resolution in settings.resolutions:
+            if _is_foreign(model, resolution):
+                LOG.info("%s is made for %d pixels: no row at %s", model.name, model.size, resolution)
+                continue
             if _repeats(model, resolution, settings):
                 LOG.info("%s at native size is %s at %d pixels: one row", model.name, model.name, model.size)
                 continue
@@ -157,8 +167,8 @@ def _evaluate(settings: Settings, out: Path, protocol, models: list[Model]) -> d
             if figure is not None and gallery is None:
                 lines.setdefault(model.name, {})[resolution] = (figure, result.intervals[protocol.main])
             image, caption = protocol.picture(result, _eyes(model, protocol.faces, how, settings.seed))
-            pictures.append((report.png(image), f"{name}. {caption}"))
-    _write(settings, out, protocol, models, results, lines, pictures, warnings)
+            examples.append((pictures.png(image), f"{name}. {caption}"))
+    _write(settings, out, protocol, models, results, lines, examples, warnings)
     return results
 
 
@@ -210,6 +220,12 @@ def _too_low(model: Model, figure: float) -> str:
     )
 
 
+def _is_foreign(model: Model, resolution: str) -> bool:
+    """Whether probes are larger than a student's input, to which it would reduce them a second time."""
+    probe = resolution.partition(":")[0]
+    return model.student and probe != "native" and int(probe) > model.size
+
+
 def _repeats(model: Model, resolution: str, settings: Settings) -> bool:
     """A student reduces native faces itself: if that is all that happens to them, to the same faces as at its size."""
     own = str(model.size) in settings.resolutions and model.kernel == settings.kernel
@@ -221,9 +237,9 @@ def _eyes(model: Model, faces: Faces, how: Degradation | None, seed: int) -> Cal
 
 
 def _write(
-    settings: Settings, out: Path, protocol, models: list[Model], results, lines, pictures, warnings: list[str]
+    settings: Settings, out: Path, protocol, models: list[Model], results, lines, examples, warnings: list[str]
 ) -> None:
-    stand_in = formats.stand_in(settings.data)
+    stand_in = readers.stand_in(settings.data)
     described = {
         key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(settings).items()
     }
@@ -254,7 +270,7 @@ def _write(
     report.write(
         out, results, columns=columns, curves=protocol.curves(results), title=_title(settings, stand_in),
         summary=_summary(settings, protocol, models), legend=protocol.legend,
-        figures=[(png, caption) for _, png, caption in figures] + pictures, settings=document["settings"],
+        figures=[(png, caption) for _, png, caption in figures] + examples, settings=document["settings"],
         document=document, warning=". ".join(filter(None, [stand_in, *warnings])),
     )  # fmt: skip
     LOG.info("report: %s\n%s", out / "report.html", report.text_table(results, columns))

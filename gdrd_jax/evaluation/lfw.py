@@ -9,15 +9,16 @@ import numpy as np
 
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.file_tree import check_unique, is_image
-from gdrd_jax.data.formats import list_files
 from gdrd_jax.data.insightface_bin import read_bin
 from gdrd_jax.data.prepare import checked
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.data.readers import list_files
 from gdrd_jax.evaluation import bootstrap, verification
 from gdrd_jax.evaluation.pair_files import find_images, read_pairs
-from gdrd_jax.evaluation.report import GREEN, RED, grid
+from gdrd_jax.evaluation.report import GREEN, RED
 from gdrd_jax.evaluation.result import Result, percent, percents
 from gdrd_jax.evaluation.verification import Pairs
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.pictures import grid
 
 LOG = logging.getLogger(__name__)
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)

@@ -16,8 +16,8 @@ import numpy as np
 
 from gdrd_jax.data.faces import same_name
 from gdrd_jax.data.file_tree import IMAGE_SUFFIXES
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import read_lines
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import read_lines
 
 LOG = logging.getLogger(__name__)
 FOLDS = 10  # where a list gives none; at most the number of genuine or of impostor pairs

@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
 import matplotlib
 import numpy as np
 
@@ -18,10 +17,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 from gdrd_jax.evaluation import verification  # noqa: E402
 from gdrd_jax.evaluation.result import Result  # noqa: E402
 from gdrd_jax.evaluation.verification import Pairs  # noqa: E402
-from gdrd_jax.files import write_text  # noqa: E402
+from gdrd_jax.utils.files import write_text  # noqa: E402
 
-CELL = 72  # pixels of a face in the pictures
-GAP = 4
 COLORS = 10  # of curves, before they begin anew
 GREEN, RED = (40, 160, 60), (210, 50, 40)
 WARNING = '<p class="warning">{}</p>'
@@ -205,29 +202,6 @@ def saved(figure) -> bytes:
     return file.getvalue()
 
 
-def grid(lines: list[list[np.ndarray]], frames: list[list[tuple[int, int, int] | None]] | None = None) -> np.ndarray:
-    """Lays faces out in lines, enlarged to one size without smoothing.
-
-    Args:
-      lines: uint8 RGB faces `[h, w, 3]` of any size.
-      frames: for each face the color of its frame, or None.
-
-    Returns:
-      uint8 RGB `[H, W, 3]`, white between the faces.
-    """
-    width = max(map(len, lines)) * (CELL + GAP) + GAP
-    canvas = np.full((len(lines) * (CELL + GAP) + GAP, width, 3), 255, np.uint8)
-    for y, line in enumerate(lines):
-        for x, face in enumerate(line):
-            top, left = GAP + y * (CELL + GAP), GAP + x * (CELL + GAP)
-            frame = frames[y][x] if frames else None
-            if frame:
-                canvas[top - 3 : top + CELL + 3, left - 3 : left + CELL + 3] = frame
-            interpolation = cv2.INTER_AREA if face.shape[0] > CELL else cv2.INTER_NEAREST
-            canvas[top : top + CELL, left : left + CELL] = cv2.resize(face, (CELL, CELL), interpolation=interpolation)
-    return canvas
-
-
 def _write_roc_csv(path: Path, curves: dict[str, Pairs]) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
@@ -246,11 +220,6 @@ def _table(results: dict[str, Result], columns: dict[str, str]) -> str:
             cells.append(_cell(lookup(result.metrics, key)).replace("-", "–") + interval)
         lines.append(f"<tr{' class=first' if number == 0 else ''}><td>" + "</td><td>".join(cells) + "</td></tr>")
     return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
-
-
-def png(image: np.ndarray) -> bytes:
-    """uint8 RGB `[H, W, 3]` as PNG."""
-    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def _figure(picture: bytes, caption: str) -> str:

@@ -12,12 +12,13 @@ import scipy.io
 
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.file_tree import check_unique, is_image
-from gdrd_jax.data.formats import list_files
 from gdrd_jax.data.prepare import checked
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.data.readers import list_files
 from gdrd_jax.evaluation import bootstrap, retrieval
-from gdrd_jax.evaluation.report import GREEN, RED, draw_lines, grid
+from gdrd_jax.evaluation.report import GREEN, RED, draw_lines
 from gdrd_jax.evaluation.result import Result, percent, percents
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.pictures import grid
 
 LOG = logging.getLogger(__name__)
 RANKS = (1, 5, 10)

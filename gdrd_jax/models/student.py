@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gdrd_jax.errors import GdrdError
 from gdrd_jax.models.norm import BatchNorm
+from gdrd_jax.utils.errors import GdrdError
 
 STAGE_CHANNELS = (128, 256, 512)
 # Stem stride and stage strides by input resolution: the last stage is 4x4 for all.

@@ -3,8 +3,8 @@
 import os
 from typing import NamedTuple
 
-from gdrd_jax.errors import GdrdError
 from gdrd_jax.teachers.file_kind import ONNX, file_kind
+from gdrd_jax.utils.errors import GdrdError
 
 PRECISIONS = ("float32", "bfloat16")
 LAST_TIMESTEP = 999

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.errors import GdrdError, first_line, require
-from gdrd_jax.files import digest
 from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.onnx_files import load_onnx, onnx_sha256
 from gdrd_jax.teachers.onnx_front import read_front
 from gdrd_jax.teachers.onnx_graph import agrees, flat, in_torch, reshapes_a_batch_of_one, runnable
 from gdrd_jax.teachers.onnx_ports import Input, choose_output, read_input
+from gdrd_jax.utils.errors import GdrdError, first_line, require
+from gdrd_jax.utils.files import digest
 
 BATCH, COMPARED = 64, 8
 LOG = logging.getLogger(__name__)

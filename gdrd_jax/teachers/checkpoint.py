@@ -7,8 +7,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from gdrd_jax.errors import GdrdError, first_line, require
 from gdrd_jax.teachers.file_kind import ONNX, PYTORCH, SAFETENSORS, file_kind
+from gdrd_jax.utils.errors import GdrdError, first_line, require
 
 SHOWN = 3  # keys named in a message
 DEEPEST = 4  # dictionaries in one another that are looked through

@@ -5,8 +5,8 @@ import re
 import zipfile
 from pathlib import Path
 
-from gdrd_jax.errors import GdrdError
 from gdrd_jax.teachers.onnx_files import is_onnx
+from gdrd_jax.utils.errors import GdrdError
 
 ONNX, PYTORCH, SAFETENSORS = "ONNX", "PyTorch", "safetensors"
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors header, its format's own limit

@@ -7,8 +7,8 @@ mirrors the encoder. Of the others, the attention heads are options, and the res
 from pathlib import Path
 from typing import NamedTuple
 
-from gdrd_jax.errors import GdrdError, first_line, require
 from gdrd_jax.teachers.checkpoint import load, part
+from gdrd_jax.utils.errors import GdrdError, first_line, require
 
 GROUPS, EPSILON = 32, 1e-5
 HEAD_CHANNELS = 64  # assumed where nothing else is said: those of PGDiff's published network, and of most others

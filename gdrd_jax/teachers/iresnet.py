@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.errors import GdrdError, require
-from gdrd_jax.files import digest, sha256
 from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.arcface import BATCH, parse_preprocessing
 from gdrd_jax.teachers.checkpoint import SHOWN, load, read_state_dict
+from gdrd_jax.utils.errors import GdrdError, require
+from gdrd_jax.utils.files import digest, sha256
 
 DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34, (3, 4, 14, 3): 50, (3, 13, 30, 3): 100, (6, 26, 60, 6): 200}
 WIDTHS = (64, 128, 256, 512)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from gdrd_jax.errors import GdrdError, require
-from gdrd_jax.files import digest, sha256
+from gdrd_jax.utils.errors import GdrdError, require
+from gdrd_jax.utils.files import digest, sha256
 
 LARGEST = 2**31 - 1  # bytes of a serialized network: protobuf's limit
 # ONNX message -> {field number: message in that field}, for all fields that can contain a tensor.

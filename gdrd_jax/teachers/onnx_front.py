@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdrd_jax.errors import GdrdError, first_line
+from gdrd_jax.utils.errors import GdrdError, first_line
 
 # Operations that keep the values of pixels, or map each by itself.
 KEEPING = {

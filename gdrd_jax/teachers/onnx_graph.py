@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.errors import first_line, require
 from gdrd_jax.teachers import torch_network
+from gdrd_jax.utils.errors import first_line, require
 
 LOG = logging.getLogger(__name__)
 FURTHEST = 0.01  # of a converted network's output from ONNX Runtime's, relative

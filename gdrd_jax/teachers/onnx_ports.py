@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError
 
 TYPES = ("float32", "float16", "float64", "uint8", "int32", "int64")
 

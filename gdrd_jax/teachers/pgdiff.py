@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.errors import GdrdError, require
-from gdrd_jax.files import sha256
 from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.checkpoint import read_state_dict
 from gdrd_jax.teachers.guided_diffusion import HEAD_CHANNELS, Heads, encoder
 from gdrd_jax.teachers.sr_diffusion import enlarged
 from gdrd_jax.teachers.torch_network import Tapped
+from gdrd_jax.utils.errors import GdrdError, require
+from gdrd_jax.utils.files import sha256
 
 # Beside a network's keys: what is not fed with pixels.
 FOREIGN = {"first_stage_model.": "a latent diffusion network, which is not fed with pixels"}

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.data.degrade import resize
-from gdrd_jax.errors import GdrdError, first_line, require
-from gdrd_jax.files import sha256
+from gdrd_jax.data.degradation import resize
 from gdrd_jax.teachers import LAST_TIMESTEP, torch_network
 from gdrd_jax.teachers.torch_network import Tapped
+from gdrd_jax.utils.errors import GdrdError, first_line, require
+from gdrd_jax.utils.files import sha256
 
 # The residual has a standard deviation of about 0.1 in units of [-1, 1]; diffusion wants 1.
 RESIDUAL_SCALE = 8.0

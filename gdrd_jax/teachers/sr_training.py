@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gdrd_jax.data.degrade import STRENGTHS, Views, resize
+from gdrd_jax.data.degradation import STRENGTHS, Views, resize
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import batch_rows, in_parallel
-from gdrd_jax.errors import GdrdError, first_line, require
-from gdrd_jax.files import not_written, write_json
-from gdrd_jax.interrupt import Interrupted, Signals
 from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.sr_diffusion import RESIDUAL_SCALE, check_tap, draw, to_tensor
+from gdrd_jax.utils.errors import GdrdError, first_line, require
+from gdrd_jax.utils.files import not_written, write_json
+from gdrd_jax.utils.signals import Interrupted, Signals
 
 LOG = logging.getLogger(__name__)
 WEIGHTS = "diffusion_pytorch_model.safetensors"

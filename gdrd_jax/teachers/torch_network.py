@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax import ranks
-from gdrd_jax.errors import GdrdError, require
-from gdrd_jax.files import digest
 from gdrd_jax.teachers import PRECISIONS
+from gdrd_jax.utils import launch
+from gdrd_jax.utils.errors import GdrdError, require
+from gdrd_jax.utils.files import digest
 
 LOG = logging.getLogger(__name__)
 BATCH = 32  # faces that a generative teacher takes at once
@@ -27,7 +27,7 @@ def device():
     torch = require("torch", "teachers")
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", ranks.from_environment().local % torch.cuda.device_count())
+    return torch.device("cuda", launch.from_environment().local % torch.cuda.device_count())
 
 
 @contextlib.contextmanager

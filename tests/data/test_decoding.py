@@ -10,7 +10,7 @@ import simplejpeg
 from PIL import Image
 
 from gdrd_jax.data.decoding import decode
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError
 
 RNG = np.random.default_rng(0)
 UPRIGHT = cv2.GaussianBlur(RNG.integers(256, size=(24, 40, 3), dtype=np.uint8), (0, 0), 3)

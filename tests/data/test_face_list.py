@@ -6,8 +6,8 @@ import unicodedata
 
 import pytest
 
-from gdrd_jax.data.formats import open_faces
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.data.readers import open_faces
+from gdrd_jax.utils.errors import GdrdError
 
 FILES = ("ann/1.jpg", "ann/2.jpg", "bob, jr/1.jpg", "José/1.jpg")
 

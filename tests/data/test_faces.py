@@ -8,9 +8,9 @@ import simplejpeg
 from conftest import LABELS, PAYLOADS, write_records
 
 from gdrd_jax.data.faces import Faces, decode, joined, packaged
-from gdrd_jax.data.formats import open_faces
 from gdrd_jax.data.prepare import checked
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.data.readers import open_faces
+from gdrd_jax.utils.errors import GdrdError
 
 FACE = cv2.GaussianBlur(np.random.default_rng(0).integers(256, size=(112, 112, 3), dtype=np.uint8), (0, 0), 3)
 JPEG = simplejpeg.encode_jpeg(FACE, quality=90, colorspace="RGB")

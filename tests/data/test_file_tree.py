@@ -11,10 +11,10 @@ import pytest
 from conftest import jpeg
 from PIL import Image
 
-from gdrd_jax.data.formats import list_files, open_faces
 from gdrd_jax.data.prepare import checked, prepare
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.serving.images import find
+from gdrd_jax.data.readers import list_files, open_faces
+from gdrd_jax.inference.preprocess import find
+from gdrd_jax.utils.errors import GdrdError
 
 CLUTTER = (
     ".DS_Store", "ann/._1.jpg", "ann/Thumbs.db", "ann/desktop.ini", ".ipynb_checkpoints/1-checkpoint.jpg",

@@ -11,10 +11,10 @@ import pytest
 from conftest import LABELS, PAYLOADS
 from conftest import write_records as write
 
-from gdrd_jax.data.formats import list_files, open_faces
 from gdrd_jax.data.prepare import checked, prepare
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.sources import locate
+from gdrd_jax.data.readers import list_files, open_faces
+from gdrd_jax.pipeline.inputs import locate
+from gdrd_jax.utils.errors import GdrdError
 
 
 def touch(root, *paths):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gdrd_jax.data.insightface_bin import read_bin
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError
 
 IMAGES = [
     simplejpeg.encode_jpeg(np.full((112, 112, 3), v, np.uint8), quality=90, colorspace="RGB") for v in range(0, 240, 40)

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 from conftest import make_faces
 
-from gdrd_jax.data.degrade import Views
-from gdrd_jax.data.formats import open_faces
+from gdrd_jax.data.degradation import Views
+from gdrd_jax.data.extract import view_loader
 from gdrd_jax.data.mixup import MixupFaces
 from gdrd_jax.data.prepare import checked
-from gdrd_jax.teachers.precompute import view_loader
+from gdrd_jax.data.readers import open_faces
 
 
 def test_a_mixup_image_is_two_different_faces_by_their_shares(tmp_path):

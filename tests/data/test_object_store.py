@@ -8,8 +8,8 @@ import pytest
 import tensorstore as ts
 
 from gdrd_jax.data import object_store
-from gdrd_jax.data.targets import CHUNK_ROWS, Cache
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.data.feature_store import CHUNK_ROWS, Cache
+from gdrd_jax.utils.errors import GdrdError
 
 ROWS = CHUNK_ROWS + 10
 VALUES = np.float16(np.random.default_rng(0).normal(size=(2, ROWS, 3)))

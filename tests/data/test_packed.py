@@ -8,12 +8,12 @@ import safetensors.numpy
 from conftest import make_faces, tiny_config
 from PIL import Image
 
-from gdrd_jax import pipeline
 from gdrd_jax.data import packed
-from gdrd_jax.data.formats import open_faces
+from gdrd_jax.data.feature_store import Cache
 from gdrd_jax.data.prepare import checked
-from gdrd_jax.data.targets import Cache
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.data.readers import open_faces
+from gdrd_jax.pipeline import runner
+from gdrd_jax.utils.errors import GdrdError
 
 TEACHER = {"name": "t", "fingerprint": "f" * 64}
 DIM = 512
@@ -104,14 +104,14 @@ def test_a_student_learns_from_a_packed_set_alone(parts, tmp_path, residency):
     config.dis.update(
         backbone="scratch", embedding_cosine=1.0, cls=0.0, kd=0.0, rcd=0.0, steps=3, batch=4, evaluate_every=0
     )
-    pipeline.run(config, tmp_path / residency)
+    runner.run(config, tmp_path / residency)
     about = json.loads((tmp_path / residency / "dis" / "student" / "description.json").read_text())
     assert about["teacher"] == TEACHER and about["student"]["embedding_dim"] == DIM
     assert sorted(path.name for path in (tmp_path / residency).iterdir() if path.is_dir()) == ["dis"]
-    assert pipeline.finished(config, tmp_path / residency)
+    assert runner.finished(config, tmp_path / residency)
     config.until = "report"
     with pytest.raises(GdrdError, match="config.data.packed is for stage dis alone"):
-        pipeline.validate(config, tmp_path / residency)
+        runner.validate(config, tmp_path / residency)
     config.until, config.data.packed = "dis", str(tmp_path / "none")
     with pytest.raises(GdrdError, match="config.data.packed: there is no file"):
-        pipeline.validate(config, tmp_path / residency)
+        runner.validate(config, tmp_path / residency)

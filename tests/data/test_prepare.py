@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from gdrd_jax.data import prepare as module
-from gdrd_jax.data.align import FACE_SIZE, Aligner, _warp
+from gdrd_jax.data.align import FACE_SIZE, YUNET, Aligner, _warp
 from gdrd_jax.data.faces import packaged
-from gdrd_jax.data.formats import open_faces
 from gdrd_jax.data.prepare import checked, prepare
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import locked
-from gdrd_jax.interrupt import Interrupted
-from gdrd_jax.sources import YUNET, locate
+from gdrd_jax.data.readers import open_faces
+from gdrd_jax.pipeline.inputs import locate
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import locked
+from gdrd_jax.utils.signals import Interrupted
 
 
 @pytest.fixture

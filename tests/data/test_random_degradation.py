@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from gdrd_jax.data import jpeg_in_jax
-from gdrd_jax.data.degrade import Degradation, resize
+from gdrd_jax.data.degradation import Degradation, resize
 from gdrd_jax.data.random_degradation import RandomDegradation
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError
 
 EVERYTHING = {
     "shift": 4, "rotate": 8, "scale": 0.08, "jitter": 0.3, "light": 0.2, "low_light": 0.6, "blur": 2, "motion": 8,

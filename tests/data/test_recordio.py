@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from gdrd_jax.data import recordio
 from gdrd_jax.data.faces import JOINT
-from gdrd_jax.data.formats import open_faces
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.data.readers import open_faces
+from gdrd_jax.utils.errors import GdrdError
 
 RNG = np.random.default_rng(0)
 MAGIC = 0xCED7230A

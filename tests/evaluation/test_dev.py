@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from conftest import make_lfw
 
-from gdrd_jax.data.degrade import Degradation, resize
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.data.degradation import Degradation, resize
 from gdrd_jax.evaluation import dev
-from gdrd_jax.evaluation.models import Model
+from gdrd_jax.inference.embedders import Model
+from gdrd_jax.utils.errors import GdrdError
 
 RNG = np.random.default_rng(0)
 

@@ -9,11 +9,11 @@ from conftest import make_faces, save_recognizer
 from onnx import helper, numpy_helper
 
 from gdrd_jax.config import default
-from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation.evaluate import Settings, evaluate
-from gdrd_jax.evaluation.models import open_model
-from gdrd_jax.sources import discriminative_files, generative_files
+from gdrd_jax.inference.embedders import open_model
+from gdrd_jax.pipeline.inputs import discriminative_files, generative_files
 from gdrd_jax.teachers import load_discriminative
+from gdrd_jax.utils.errors import GdrdError
 
 PEOPLE, FOLDS = 8, 2
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gdrd_jax.errors import GdrdError
 from gdrd_jax.evaluation.pair_files import Pair, find_images, read_pairs
+from gdrd_jax.utils.errors import GdrdError
 
 # Twenty genuine pairs of ten people, and as many impostors.
 GENUINE = [((f"P_{i % 10}", 1 + i // 10), (f"P_{i % 10}", 3 + i // 10)) for i in range(20)]

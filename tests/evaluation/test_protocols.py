@@ -1,6 +1,7 @@
 """The four protocols on made faces in their official layouts, by the command; and their bad input."""
 
 import csv
+import dataclasses
 import json
 import pickle
 import shutil
@@ -17,14 +18,14 @@ from conftest import save_recognizer
 from flax import nnx
 from sklearn.metrics import roc_auc_score
 
-from gdrd_jax.data.degrade import Degradation
-from gdrd_jax.data.formats import STAND_IN, stand_in
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.data.degradation import Degradation
+from gdrd_jax.data.readers import STAND_IN, stand_in
 from gdrd_jax.evaluation import ar, lfw, tinyface, uccs
 from gdrd_jax.evaluation.evaluate import Settings, evaluate
-from gdrd_jax.evaluation.models import open_model, parse_model
+from gdrd_jax.inference.embedders import open_model, parse_model
+from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.models import student
-from gdrd_jax.recognizer import Recognizer
+from gdrd_jax.utils.errors import GdrdError
 
 ROOT = Path(__file__).parents[2]
 
@@ -540,6 +541,20 @@ def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw
         "student_native",
         "student_16",
     ]  # by another kernel, so other faces
+
+
+def test_a_student_has_no_row_at_more_pixels_than_it_is_made_for(lfw_folder, network, tmp_path):
+    made = student.Student(resolution=8, width=0.0625, hidden=(16,), embedding_dim=8, rngs=nnx.Rngs(0))
+    arguments = {"resolution": 8, "width": 0.0625, "hidden": [16], "embedding_dim": 8}
+    Recognizer.save(made, arguments, "area", tmp_path / "run" / "dis" / "student")
+    models = (f"student={tmp_path / 'run'}", str(network))
+    how = settings(
+        "lfw", lfw_folder, network, models=models, pairs=lfw_folder / "pairs.txt", resolutions=("native", "16", "8")
+    )
+    rows = ["student_8", "colors_native", "colors_16", "colors_8"]  # native faces are the same to it
+    assert list(evaluate(how, tmp_path / "out")) == rows
+    with pytest.raises(GdrdError, match="student is made for 8x8 pixels, so there is no row for it at 16; add --res"):
+        evaluate(dataclasses.replace(how, resolutions=("16",)), tmp_path / "other")
 
 
 def test_an_existing_path_wins_over_every_other_reading(network, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from gdrd_jax.evaluation import held_out, report
 from gdrd_jax.evaluation.result import Result
 from gdrd_jax.evaluation.verification import Pairs
+from gdrd_jax.utils import pictures
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +28,11 @@ def rows():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("report")
-    picture = report.grid([[np.full((16, 16, 3), 200, np.uint8)] * 3])
+    picture = pictures.grid([[np.full((16, 16, 3), 200, np.uint8)] * 3])
     curves = {name: Pairs(row.arrays["scores"], row.arrays["same"]) for name, row in rows.items()}
     report.write(
         folder, rows, columns=held_out.COLUMNS, curves=curves, title="A <b>", summary="s", legend="l", settings={},
-        figures=[(report.png(picture), "caption & more")], document={"protocol": "held_out"}, warning="a <stand-in>",
+        figures=[(pictures.png(picture), "caption & more")], document={"protocol": "held_out"}, warning="a <stand-in>",
     )  # fmt: skip
     return folder
 
@@ -68,7 +69,7 @@ def test_the_report_needs_no_other_file_and_shows_every_picture(folder):
 def test_grid_frames_and_enlarges_without_smoothing():
     face = np.zeros((2, 2, 3), np.uint8)
     face[0, 0] = 255
-    picture = report.grid([[face]], [[(1, 2, 3)]])
+    picture = pictures.grid([[face]], [[(1, 2, 3)]])
     assert set(np.unique(picture)) <= {0, 255, 1, 2, 3}
     assert (picture[1, 1] == (1, 2, 3)).all()
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gdrd_jax.errors import GdrdError
 from gdrd_jax.models.student import Student, embed
+from gdrd_jax.utils.errors import GdrdError
 
 FACES = np.random.default_rng(0).integers(256, size=(4, 16, 16, 3), dtype=np.uint8)
 

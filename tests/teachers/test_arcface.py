@@ -8,17 +8,17 @@ import torch
 from conftest import save_recognizer
 from onnx import TensorProto, helper, numpy_helper
 
-from gdrd_jax.comparison import embed_enlarged
-from gdrd_jax.data.align import Aligner
-from gdrd_jax.data.degrade import resize
+from gdrd_jax.data.align import YUNET, Aligner
+from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.faces import packaged
-from gdrd_jax.data.formats import open_faces
 from gdrd_jax.data.prepare import prepare
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.data.readers import open_faces
 from gdrd_jax.evaluation import verification
-from gdrd_jax.evaluation.models import unit
-from gdrd_jax.sources import SFACE, YUNET, locate
+from gdrd_jax.pipeline.inputs import SFACE, locate
+from gdrd_jax.pipeline.report_step import embed_enlarged
 from gdrd_jax.teachers.arcface import ArcFace, parse_preprocessing
+from gdrd_jax.utils.arrays import unit
+from gdrd_jax.utils.errors import GdrdError
 
 RNG = np.random.default_rng(0)
 FACES = RNG.integers(256, size=(3, 112, 112, 3), dtype=np.uint8)

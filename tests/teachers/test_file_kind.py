@@ -11,10 +11,10 @@ import torch
 from conftest import guided_diffusion, save_recognizer
 from safetensors.torch import save
 
-from gdrd_jax.errors import GdrdError
 from gdrd_jax.teachers import load_discriminative, load_generative
 from gdrd_jax.teachers.checkpoint import check_weights
 from gdrd_jax.teachers.file_kind import ONNX, PYTORCH, SAFETENSORS, file_kind
+from gdrd_jax.utils.errors import GdrdError
 
 WEIGHTS = {"layer1.0.conv1.weight": torch.zeros(2, 2)}
 

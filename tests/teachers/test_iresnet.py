@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gdrd_jax.errors import GdrdError
 from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.teachers.iresnet import _network
+from gdrd_jax.utils.errors import GdrdError
 
 FACES = np.random.default_rng(0).integers(256, size=(3, 112, 112, 3), dtype=np.uint8)
 

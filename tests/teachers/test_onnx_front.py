@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gdrd_jax.errors import GdrdError
 from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.teachers.arcface import parse_preprocessing
+from gdrd_jax.utils.errors import GdrdError
 
 RNG = np.random.default_rng(0)
 FACES = RNG.integers(256, size=(3, 112, 112, 3), dtype=np.uint8)

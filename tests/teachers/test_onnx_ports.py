@@ -7,11 +7,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.files import sha256
 from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.teachers.arcface import ArcFace
 from gdrd_jax.teachers.onnx_files import external_files, onnx_sha256
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import sha256
 
 RNG = np.random.default_rng(0)
 FACES = RNG.integers(256, size=(5, 112, 112, 3), dtype=np.uint8)

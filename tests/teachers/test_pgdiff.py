@@ -9,11 +9,11 @@ from conftest import guided_diffusion
 from plain_diffusion import Plain
 from safetensors.torch import save_file
 
-from gdrd_jax.data.degrade import resize
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.data.degradation import resize
 from gdrd_jax.teachers import load_generative
 from gdrd_jax.teachers.checkpoint import check_weights
 from gdrd_jax.teachers.sr_diffusion import enlarged
+from gdrd_jax.utils.errors import GdrdError
 
 LOW = np.random.default_rng(0).integers(256, size=(3, 16, 16, 3), dtype=np.uint8)
 BLOCKS = 7  # of the fixture's network

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from conftest import save_recognizer
 
-from gdrd_jax.data.degrade import Views, resize
-from gdrd_jax.data.formats import open_faces
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.interrupt import Interrupted
+from gdrd_jax.data.degradation import Views, resize
+from gdrd_jax.data.readers import open_faces
+from gdrd_jax.evaluation.sr_quality import Watcher
 from gdrd_jax.teachers import load_discriminative, sr_training
 from gdrd_jax.teachers.sr_diffusion import SrDiffusion, to_tensor, to_uint8
-from gdrd_jax.teachers.sr_quality import Watcher
 from gdrd_jax.teachers.sr_training import SrSettings
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.signals import Interrupted
 
 SETTINGS = SrSettings(size=16, channels=(8, 16), layers=1, steps=6, batch=2, learning_rate=1e-3, ema=0.9)
 VIEWS = Views(

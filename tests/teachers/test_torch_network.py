@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from gdrd_jax.errors import GdrdError
 from gdrd_jax.teachers import torch_network
+from gdrd_jax.utils.errors import GdrdError
 
 
 def test_bfloat16_is_refused_where_one_image_changes():

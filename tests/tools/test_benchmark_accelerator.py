@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import benchmark_accelerator  # noqa: E402
 
 from gdrd_jax.data import packed  # noqa: E402
-from gdrd_jax.data.formats import open_faces  # noqa: E402
 from gdrd_jax.data.packed import Stored  # noqa: E402
 from gdrd_jax.data.prepare import checked  # noqa: E402
-from gdrd_jax.recognizer import Recognizer  # noqa: E402
+from gdrd_jax.data.readers import open_faces  # noqa: E402
+from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gdrd_jax.errors import GdrdError
-from gdrd_jax.serving import gallery
+from gdrd_jax.inference import gallery
+from gdrd_jax.utils.errors import GdrdError
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gdrd_jax.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

@@ -17,12 +17,13 @@ import run_grid  # noqa: E402
 import study_taps  # noqa: E402
 import train_sr_teacher  # noqa: E402
 
-from gdrd_jax import errors  # noqa: E402
-from gdrd_jax.errors import GdrdError  # noqa: E402
 from gdrd_jax.evaluation.evaluate import Settings, evaluate  # noqa: E402
-from gdrd_jax.serving import demo as serving_demo  # noqa: E402
-from gdrd_jax.serving import export, folders, gallery, images  # noqa: E402
-from gdrd_jax.serving.gallery import Gallery  # noqa: E402
+from gdrd_jax.export import demo as serving_demo  # noqa: E402
+from gdrd_jax.export import exporter  # noqa: E402
+from gdrd_jax.inference import folders, gallery, preprocess  # noqa: E402
+from gdrd_jax.inference.gallery import Gallery  # noqa: E402
+from gdrd_jax.utils import errors  # noqa: E402
+from gdrd_jax.utils.errors import GdrdError  # noqa: E402
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_a_large_gallery_needs_faiss_before_any_picture_is_embedded(here, capsys
         words.append("--add")
     monkeypatch.setattr(gallery, "EXACT", 11 if not add else 23)
     missing("faiss")
-    no_work((images, "seen"))
+    no_work((preprocess, "seen"))
     assert recognize.main(words) == 2
     assert "the package 'faiss' is not installed" in capsys.readouterr().err
     assert (here / "known").exists() == add
@@ -93,7 +94,7 @@ def test_a_large_gallery_is_not_half_written_without_faiss(tmp_path, missing, mo
 
 def test_photographs_need_a_detector_before_any_is_read(here, capsys, no_work):
     model = save_student(here / "run")
-    no_work((images, "seen"))
+    no_work((preprocess, "seen"))
     words = ["embed", "faces", "--out", "x.npz", "--align", "--detector", "none.onnx", "--model", str(model)]
     assert recognize.main(words) == 2 and "none.onnx" in capsys.readouterr().err
 
@@ -111,9 +112,9 @@ def test_an_evaluation_loads_its_models_before_it_reads_all_faces(here, no_work)
 
 def test_an_export_in_8_bits_needs_its_package_first(here, missing):
     missing("onnxruntime.quantization")
-    how = export.Settings(save_student(here / "run"), "student", ("int8",), Path("faces"), None, None)
+    how = exporter.Settings(save_student(here / "run"), "student", ("int8",), Path("faces"), None, None)
     with pytest.raises(GdrdError, match="'onnxruntime.quantization' is not installed"):
-        export.export(how, here / "out")
+        exporter.export(how, here / "out")
 
 
 def test_an_sr_teacher_needs_its_packages_before_the_faces_are_read(here, capsys, missing, no_work):

@@ -10,15 +10,15 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import pack_training_set  # noqa: E402
 
-from gdrd_jax import pipeline  # noqa: E402
 from gdrd_jax.data import packed  # noqa: E402
-from gdrd_jax.steps import open_cache, read_faces  # noqa: E402
+from gdrd_jax.pipeline import runner  # noqa: E402
+from gdrd_jax.pipeline.precompute_steps import open_cache, read_faces  # noqa: E402
 
 
 def test_a_workdir_is_packed_without_those_who_choose_thresholds(faces_folder, tmp_path, capsys):
     config = tiny_config(faces_folder)
     config.data.unlabeled = str(make_faces(tmp_path / "more", people=2, images=2))
-    pipeline.run(config, tmp_path / "w", ("discriminative",))
+    runner.run(config, tmp_path / "w", ("discriminative",))
     files = [tmp_path / "a.packed", tmp_path / "b.packed"]
     assert pack_training_set.main([*map(str, (tmp_path / "w", *files))]) == 0
     found, train = packed.load(files), read_faces(tmp_path / "w", "train")

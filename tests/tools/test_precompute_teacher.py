@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import make_faces, save_recognizer
 
-from gdrd_jax.data.targets import Cache
+from gdrd_jax.data.feature_store import Cache
 
 ROOT = Path(__file__).parents[2]
 

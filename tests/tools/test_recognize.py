@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import recognize  # noqa: E402
 
-from gdrd_jax.recognizer import Recognizer  # noqa: E402
+from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,111 @@
+"""What all command lines do with errors, signals and closed pipes."""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.platforms import platform_problem
+from gdrd_jax.utils.signals import Interrupted
+
+CLOSED_PIPE = 128 + signal.SIGPIPE
+
+
+def _terminated(number: int, _frame) -> None:
+    raise Interrupted("between two saves", number)
+
+
+def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:
+    """Does the work of a command line, parsing its arguments included.
+
+    Args:
+      work: does it.
+      resumes: the same command goes on where it was stopped.
+
+    Returns:
+      The exit status: 2 for a user's mistake, 130 after Ctrl-C, 141 where the reader of the output has gone (`| head`),
+      0 after SIGTERM and otherwise.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
+    _prepare_output()
+    try:
+        status = _status(work, resumes)
+        flush()
+        return status
+    except BrokenPipeError as error:
+        if not _output_is_closed():  # a worker's pipe, or a socket
+            return _mistake(f"{error.strerror}: a process or connection that this command works with has ended")
+        _silence()
+        return CLOSED_PIPE
+    except SystemExit:  # argparse's
+        try:
+            flush()
+        except BrokenPipeError:
+            _silence()
+            return CLOSED_PIPE
+        raise
+
+
+def _status(work: Callable[[], None], resumes: bool) -> int:
+    try:
+        work()
+    except GdrdError as error:
+        return _mistake(error)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return _mistake(f"{error.strerror or error}: {error.filename or 'no file named'}")
+    except (RuntimeError, AssertionError) as error:
+        if not (problem := platform_problem(error)):
+            raise
+        return _mistake(problem)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one would cut through the threads' end
+            signal.signal(number, signal.SIG_IGN)
+        told = f": {str(stop) or 'between two saves'}; the same command continues" if resumes else ""
+        print(f"\nstopped{told}", file=sys.stderr)
+        return 0 if getattr(stop, "signal", signal.SIGINT) == signal.SIGTERM else 130
+    return 0
+
+
+def _mistake(what: object) -> int:
+    print(f"error: {what}", file=sys.stderr)
+    return 2
+
+
+def _prepare_output() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: `2>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(errors="backslashreplace")  # file names may be of any bytes
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("gdrd_jax").setLevel(logging.INFO)
+
+
+def flush() -> None:
+    """Writes what is left of the output; raises BrokenPipeError where its reader has gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _output_is_closed() -> bool:
+    """Whether the reader of stdout or stderr has gone."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a test's stream has no descriptor
+            poll.register(stream.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0))
+
+
+def _silence() -> None:
+    """Discards what Python still writes at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a test's stream has no descriptor
+            os.dup2(nowhere, stream.fileno())

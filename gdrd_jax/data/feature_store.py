@@ -1,0 +1,243 @@
+"""The cache: what is computed once from each (face, view) and read many times.
+
+A cache is a folder with one zarr3 array a view (rows in data set order, crc32c checksums) and `manifest.json`:
+what made it and its shape. An array is written a chunk of rows at a time, each a file that appears under its name
+only when it is whole: what is there is done. So a killed writer loses at most the chunk it was at, and any number of
+writers, on any number of machines, can fill one cache without knowing of each other. The arrays may be in an object
+store instead of the folder (`manifest["arrays"]`), where every cache made from the same things shares them.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorstore as ts
+
+from gdrd_jax.data import object_store
+from gdrd_jax.utils.errors import GdrdError, first_line
+from gdrd_jax.utils.files import digest, storable, write_json, writing
+
+FORMAT = 2  # of the folder
+CHUNK_ROWS = 256
+CHECKSUM = 4  # bytes that crc32c adds to a chunk
+
+
+def _spec(kvstore: dict, shape: tuple[int, ...], dtype: str) -> dict:
+    return {
+        "driver": "zarr3",
+        "kvstore": kvstore,
+        # A lost chunk must be an error, not zeros.
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+        "metadata": {
+            "shape": list(shape),
+            "data_type": dtype,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [CHUNK_ROWS, *shape[1:]]},
+            },
+            # All chunks as files of one folder, "NUMBER.0.0".
+            "chunk_key_encoding": {"name": "v2", "configuration": {"separator": "."}},
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        },
+    }
+
+
+@dataclasses.dataclass
+class Cache:
+    """One teacher's targets (or the low-resolution faces themselves) for every face and view.
+
+    Attributes:
+      path: folder of the cache.
+      manifest: `views`, `rows`, `shape` (of one row), `dtype`; `made_from`, by which a cache is known
+        (`faces` is the data set's fingerprint), `about`, whatever else the writer tells of its origin, and `arrays`,
+        the URL of an object store's folder that has them, or "".
+      row_bytes: size of one view of one row.
+    """
+
+    path: Path
+    manifest: dict
+
+    @classmethod
+    def create(
+        cls, path: Path, *, rows: int, views: int, shape: tuple[int, ...], dtype: str, made_from: dict,
+        about: dict | None = None, arrays: str = "",
+    ) -> "Cache":  # fmt: skip
+        """Opens the cache at `path` to go on writing, or starts one, with its arrays at the URL `arrays` if given.
+
+        Raises:
+          GdrdError: the folder holds a cache of something else, or TensorStore cannot read its path.
+        """
+        wanted = {
+            "format": FORMAT, "rows": rows, "views": views, "shape": list(shape), "dtype": dtype,
+            "made_from": made_from,
+        }  # fmt: skip
+        path = storable(path)
+        if not (path / "manifest.json").exists():
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(path / "manifest.json", {**wanted, "about": about or {}, "arrays": arrays})
+        cache = cls._read(path)
+        odd = [key for key, value in wanted.items() if cache.manifest.get(key) != value]
+        if odd:
+            raise GdrdError(
+                f"{path} holds targets made from something else ({', '.join(odd)} differ); "
+                "remove it or choose another workdir"
+            )
+        return cache
+
+    @classmethod
+    def open(cls, path: Path, *, faces: str = "") -> "Cache":
+        """Opens a finished cache.
+
+        Args:
+          path: its folder.
+          faces: fingerprint of the data set it must be of; "" takes any.
+
+        Raises:
+          GdrdError: it is missing, unfinished, or of another data set.
+        """
+        cache = cls._read(storable(path))
+        if faces and cache.manifest["made_from"].get("faces") != faces:
+            raise GdrdError(f"{path} holds targets of another data set; remove it and run again")
+        missing = cache.missing()
+        if missing:
+            (view, rows), pieces = missing[0], len(list(cache.chunks()))
+            raise GdrdError(
+                f"{path} is not finished: {len(missing)} of {pieces} pieces are missing or cut short, "
+                f"first rows {rows.start}-{rows.stop - 1} of view {view}; run the command that made it again, after "
+                f"removing {path.parent} if that says it is done"
+            )
+        return cache
+
+    @classmethod
+    def _read(cls, path: Path) -> "Cache":
+        try:
+            cache = cls(path, json.loads((path / "manifest.json").read_text(encoding="utf-8")))
+            if cache.manifest["format"] != FORMAT:
+                raise ValueError(f"format {cache.manifest['format']}")
+            for key in ("rows", "views", "made_from"):
+                cache.manifest[key]
+            name = digest({key: cache.manifest[key] for key in ("rows", "shape", "dtype", "made_from")})
+            cache._folders = f"view{{}}.{name[:8]}"
+            cache.row_bytes = math.prod(cache.manifest["shape"]) * np.dtype(cache.manifest["dtype"]).itemsize
+            cache._piece_bytes = CHUNK_ROWS * cache.row_bytes + CHECKSUM
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise GdrdError(f"{path} holds no manifest.json of a target cache that this version reads") from error
+        return cache
+
+    def chunks(self) -> Iterator[tuple[int, range]]:
+        """View and rows of every piece, in order: all views of the first rows, then of the next."""
+        rows = self.manifest["rows"]
+        for start in range(0, rows, CHUNK_ROWS):
+            for view in range(self.manifest["views"]):
+                yield view, range(start, min(start + CHUNK_ROWS, rows))
+
+    def has(self, view: int, rows: range) -> bool:
+        """Whether a piece is there, and on disk whole by its size."""
+        if self._url:
+            return bool(object_store.keys(self._place(view), self._piece(rows)))
+        try:
+            return os.stat(f"{self._place(view)}/{self._piece(rows)}").st_size == self._piece_bytes
+        except FileNotFoundError:
+            return False
+
+    def missing(self) -> list[tuple[int, range]]:
+        """The pieces that are not there yet."""
+        if not self._url:
+            return [(view, rows) for view, rows in self.chunks() if not self.has(view, rows)]
+        there = [object_store.keys(self._place(view)) for view in range(self.manifest["views"])]
+        return [(view, rows) for view, rows in self.chunks() if self._piece(rows) not in there[view]]
+
+    def _piece(self, rows: range) -> str:
+        return ".".join([str(rows.start // CHUNK_ROWS), *["0"] * len(self.manifest["shape"])])
+
+    @property
+    def _url(self) -> str:
+        return self.manifest.get("arrays", "")
+
+    def _place(self, view: int) -> str:
+        # Named by what it is made from: a process that was left behind by an older run must not write into it.
+        return f"{self._url or self.path}/{self._folders.format(view)}"
+
+    def _array(self, view: int, **how):
+        shape, place = (self.manifest["rows"], *self.manifest["shape"]), self._place(view)
+        kvstore = object_store.kvstore(place) if self._url else {"driver": "file", "path": place}
+        return ts.open(_spec(kvstore, shape, self.manifest["dtype"]), **how).result()
+
+    def write(self, view: int, rows: range, values: np.ndarray) -> None:
+        """Writes one of `chunks`, `[len(rows), *shape]`.
+
+        Raises:
+          GdrdError: a value is not finite, or the disk is full.
+        """
+        if len(values) != len(rows) or rows.start % CHUNK_ROWS:
+            raise ValueError(f"{len(values)} values for rows {rows}, which must be one of chunks()")
+        with np.errstate(over="ignore"):  # told below
+            values = values.astype(self.manifest["dtype"])
+        if not np.isfinite(values).all():
+            bad = rows.start + int(np.argmin(np.isfinite(values).reshape(len(values), -1).all(axis=1)))
+            raise GdrdError(
+                f"view {view} of face {bad} gives a value that is not finite in {values.dtype}; "
+                f"look at this face and at the teacher behind {self.path}"
+            )
+        with writing(self._url or self.path):
+            self._array(view, open=True, create=True)[rows.start : rows.stop].write(values).result()
+
+    def read(self, view: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Rows of one view, `[n, *shape]`; takes memory for these rows alone, and a chunk.
+
+        Raises:
+          GdrdError: a chunk is missing or its checksum is wrong, or the object store cannot be read.
+        """
+        if isinstance(rows, slice):
+            rows = slice(*rows.indices(self.manifest["rows"]))
+        return self._read_from(self._array(view, open=True, read=True), view, rows)
+
+    def at_random(self, memory: int) -> Callable[[int, np.ndarray], np.ndarray]:
+        """A `read` for any rows in any order, many times: it keeps up to `memory` bytes of what it has read."""
+        context = ts.Context({"cache_pool": {"total_bytes_limit": memory}})
+        how = {"open": True, "read": True, "context": context, "recheck_cached_data": "open"}
+        arrays = [self._array(view, **how) for view in range(self.manifest["views"])]
+        return lambda view, rows: self._read_from(arrays[view], view, rows)
+
+    def _read_from(self, array: ts.TensorStore, view: int, rows: slice | np.ndarray) -> np.ndarray:
+        try:
+            return array[rows].read().result()
+        except ValueError as error:
+            if self._url:
+                raise GdrdError(f"{self._place(view)} cannot be read: {first_line(error)}") from error
+            raise GdrdError(
+                f"view {view} of {self.path} is damaged; remove {self.path.parent} and run again"
+            ) from error
+
+    def read_all(self, rows: slice | np.ndarray = slice(None), out: np.ndarray | None = None) -> np.ndarray:
+        """Every view of every row, or of some, `[N, views, *shape]`; into `out` if it is given."""
+        if out is None:
+            count = len(np.arange(self.manifest["rows"])[rows])
+            out = np.empty((count, self.manifest["views"], *self.manifest["shape"]), self.manifest["dtype"])
+        for view in range(self.manifest["views"]):
+            out[:, view] = self.read(view, rows)
+        return out
+
+
+def feature_statistics(cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+    """What of features `[C, h, w]` is the same for all faces, and how much the rest varies.
+
+    Returns:
+      The mean over faces and views, float32 `[C, h, w]`, and each channel's standard deviation from that, over faces,
+      views and positions, `[C]`.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for view in range(cache.manifest["views"]):
+        for start in range(0, cache.manifest["rows"], CHUNK_ROWS):
+            chunk = cache.read(view, slice(start, start + CHUNK_ROWS)).astype(np.float64)
+            count += len(chunk)
+            total = total + chunk.sum(axis=0)
+            squares = squares + (chunk**2).sum(axis=0)
+    mean = total / count
+    variance = np.maximum(squares / count - mean**2, 0).mean(axis=(1, 2))
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)

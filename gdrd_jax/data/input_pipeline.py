@@ -1,0 +1,215 @@
+"""What a stage learns from, fed in batches: from the devices' memory where it fits, else from disk by Grain.
+
+Both ways give the same batches for the same seed: which rows make up which step is `loader.batch_rows`.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import psutil
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gdrd_jax.data.feature_store import Cache
+from gdrd_jax.data.loader import batch_rows
+from gdrd_jax.distributed import sharding
+from gdrd_jax.utils.errors import GdrdError
+
+LOG = logging.getLogger(__name__)
+# Training needs room too: activations on a GPU; on a CPU everything else.
+SHARE = 0.6
+READ_AHEAD, READERS = 2, 4  # dispatches that wait to be taken, and threads that read them
+Chosen = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some faces with all their views.
+
+    Attributes:
+      labels: int32 `[N]`; -1 is nobody known.
+      caches: by name, `lr` or `small`, and targets, with the same views or with one; also `data.packed.Stored`.
+      rows: of the caches, int `[N]`, that belong to the labels.
+    """
+
+    labels: np.ndarray
+    caches: Mapping[str, Cache]
+    rows: np.ndarray
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one view of one face."""
+        return sum(cache.row_bytes for cache in self.caches.values())
+
+
+class Dataset:
+    """The faces of one or several parts, one after the other, whose caches have the same names, views and shapes."""
+
+    def __init__(self, *parts: Part):
+        self.parts = parts
+        self.labels = np.concatenate([part.labels for part in parts])
+        self._first = np.cumsum([0, *(len(part.rows) for part in parts)])
+
+    @property
+    def views(self) -> int:
+        """How many views every face has; a cache of one view serves all of them."""
+        return max(cache.manifest["views"] for cache in self.parts[0].caches.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Size of everything."""
+        views = sum(cache.row_bytes * cache.manifest["views"] for cache in self.parts[0].caches.values())
+        return self.labels.nbytes + views * len(self.labels)
+
+    def everything(self) -> dict[str, np.ndarray]:
+        """`label` `[N]` and for each cache `[N, V, ...]`."""
+        found = {"label": self.labels}
+        for name, cache in self.parts[0].caches.items():
+            manifest = cache.manifest
+            found[name] = np.empty((len(self.labels), manifest["views"], *manifest["shape"]), manifest["dtype"])
+            for part, start in zip(self.parts, self._first):
+                part.caches[name].read_all(part.rows, out=found[name][start : start + len(part.rows)])
+        return found
+
+    def reader(self) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
+        """A function `(rows, views)`, int of any shape, that reads `label` and one view of each, `[*shape, ...]`.
+
+        `view` is among what it gives, too.
+        """
+        memory = SHARE * _free_memory() / len(self.labels)
+        caches = {
+            name: [
+                part.caches[name].at_random(int(memory * len(part.rows) * cache.row_bytes / part.row_bytes))
+                for part in self.parts
+            ]
+            for name, cache in self.parts[0].caches.items()
+        }
+
+        def read(rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
+            of_part = np.searchsorted(self._first, rows, "right") - 1
+            found = {"label": self.labels[rows], "view": views}
+            for name, at_random in caches.items():
+                manifest = self.parts[0].caches[name].manifest
+                found[name] = np.empty((*rows.shape, *manifest["shape"]), manifest["dtype"])
+                for number, part in enumerate(self.parts):
+                    for view in range(manifest["views"]):
+                        at = (of_part == number) & (views % manifest["views"] == view)
+                        if at.any():
+                            found[name][at] = at_random[number](view, part.rows[rows[at] - self._first[number]])
+            return found
+
+        return read
+
+
+def choose(dataset: Dataset, residency: str, mesh: Mesh, name: str) -> str:
+    """ "device" or "host": what was asked for, or "device" if everything fits; tells which and why.
+
+    Raises:
+      GdrdError: "device" was asked for and it does not fit.
+    """
+    # On a CPU the devices share the memory with what is read from disk before it is given to them.
+    copies = 1 + len(mesh.local_devices) if jax.default_backend() == "cpu" else 1
+    need, free = dataset.nbytes * copies, _free_bytes(mesh.local_devices[0])
+    fits = need <= SHARE * free and dataset.nbytes <= SHARE * _free_memory()
+    where = "memory" if jax.default_backend() == "cpu" else "each device"
+    size = f"{_size(need)} of data, {_size(free)} free in {where}"
+    if residency == "device" and not fits:
+        raise GdrdError(f"{name}: {size}; use --config.data.residency=host, or auto")
+    chosen = "host" if residency == "host" or not fits else "device"
+    if sharding.largest(chosen == "host"):  # all processes alike
+        chosen = "host"
+    kept = "kept there" if chosen == "device" else "read from disk by Grain as they are needed"
+    LOG.info("%s: %s: %s (data.residency=%s)", name, size, kept, residency)
+    return chosen
+
+
+def resident(dataset: Dataset, mesh: Mesh) -> Chosen:
+    """Everything, on every device."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    # Unlike `device_put`, which would compare what the processes have by sending it around.
+    return {name: jax.make_array_from_process_local_data(everywhere, a) for name, a in dataset.everything().items()}
+
+
+def batches(
+    dataset: Dataset, dispatches: list[range], mesh: Mesh, *, on_device: bool, seed: int, batch: int
+) -> Iterator[tuple[range, np.ndarray, Chosen]]:
+    """What the steps of each dispatch need.
+
+    Args:
+      dataset: see `Dataset`.
+      dispatches: ranges of steps.
+      mesh: the second axis of everything is shared among its devices.
+      on_device: give numbers, of what `resident` put on the devices; the contents otherwise.
+      seed, batch: see `batch_rows`.
+
+    Yields:
+      The steps; the rows of their faces, int `[K, B]`; and `rows` and `views`, int `[K, B]`, or `label` and `view`
+      `[K, B]` and `[K, B, ...]` of every cache.
+    """
+    by_face = NamedSharding(mesh, PartitionSpec(None, sharding.AXIS))
+    share = batch // jax.process_count()
+    own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    contents = None if on_device else dataset.reader()
+
+    def read(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        rows, views = batch_rows(seed, dispatches[number], batch, len(dataset.labels), dataset.views)
+        mine = rows[:, own], views[:, own]
+        return rows, contents(*mine) if contents else dict(zip(("rows", "views"), mine))
+
+    numbers = range(len(dispatches))
+    for steps, (rows, mine) in zip(dispatches, map(read, numbers) if on_device else _ahead(read, numbers)):
+        yield steps, rows, {name: jax.make_array_from_process_local_data(by_face, a) for name, a in mine.items()}
+
+
+def _ahead(function: Callable[[int], object], numbers: range) -> Iterator:
+    try:
+        import grain  # takes a second
+    except ModuleNotFoundError as error:
+        raise GdrdError(
+            "grain, which reads data from disk in training, is not installed: python -m pip install grain, or keep "
+            "them in memory with --config.data.residency=device"
+        ) from error
+
+    options = grain.ReadOptions(num_threads=READERS, prefetch_buffer_size=READ_AHEAD)
+    return iter(grain.MapDataset.range(len(numbers)).map(function).to_iter_dataset(options))
+
+
+def _free_bytes(device: jax.Device) -> int:
+    if device.platform == "cpu":
+        return _free_memory()
+    statistics = device.memory_stats()
+    return statistics["bytes_limit"] - statistics["bytes_in_use"]
+
+
+def _free_memory() -> int:
+    return min([psutil.virtual_memory().available, *memory_limits()])
+
+
+def memory_limits(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """In bytes, what the control groups (v2) of this process leave it: containers and SLURM have them."""
+    if not groups.exists():
+        return []
+    own = next(
+        (line[3:].strip("/") for line in groups.read_text(encoding="utf-8").splitlines() if line.startswith("0::")), ""
+    )
+    left = []
+    for folder in (root / own, *(root / own).parents):
+        limit, usage = folder / "memory.max", folder / "memory.stat"
+        if (
+            folder.is_relative_to(root)
+            and limit.exists()
+            and (most := limit.read_text(encoding="utf-8").strip()) != "max"
+        ):
+            # What files are cached in is given up when it is needed.
+            used = next(
+                int(line[5:]) for line in usage.read_text(encoding="utf-8").splitlines() if line.startswith("anon ")
+            )
+            left.append(int(most) - used)
+    return left
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

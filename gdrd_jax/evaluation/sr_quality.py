@@ -1,0 +1,82 @@
+"""How good an SR teacher is while it is trained: pictures, PSNR and the identity that a recognizer finds in them."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from gdrd_jax.data.align import FACE_SIZE
+from gdrd_jax.data.degradation import Views, resize
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.utils.arrays import unit
+from gdrd_jax.utils.files import write_json
+from gdrd_jax.utils.pictures import grid, png
+
+LOG = logging.getLogger(__name__)
+SHOWN, SAMPLES = 12, 2  # faces in the picture, and samples drawn of each
+FACES = 96  # that are measured
+
+
+class Watcher:
+    """Looks at a network from time to time; for `sr_training.train`.
+
+    Args:
+      faces: aligned, of people it is not trained on; at most 96 of them, evenly chosen, are measured.
+      views: makes the low-resolution face, degraded as views >= 2 are if `views` degrades at all.
+      size: side of the super-resolved face.
+      recognizer: with `embed`, or None to measure no identity.
+      folder: for `step_N.png`, with a line each of low-resolution faces, bicubic ones, samples and
+        originals, and `quality.json`, step -> figures.
+      seed: of the samples.
+    """
+
+    def __init__(self, faces: Faces, views: Views, size: int, recognizer, folder: str | os.PathLike, *, seed: int):
+        folder = Path(folder)
+        rows = np.unique(np.linspace(0, len(faces) - 1, FACES).astype(int)).tolist()
+        high = [faces[row] for row in rows]
+        view = 2 if views.degradation().degraded else 0
+        self._low = np.stack([views.low(face, row, view) for row, face in zip(rows, high)])
+        self._originals = np.stack([resize(face, size, "area") for face in high])
+        self._bicubic = np.stack([resize(face, size, "bicubic") for face in self._low])
+        self._folder, self._recognizer, self._seed = folder, recognizer, seed
+        self._identity = None if recognizer is None else _embed(recognizer, np.stack(high))
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, step: int, super_resolve: Callable[[np.ndarray, int], np.ndarray]) -> None:
+        """Draws and measures; see `sr_training.Watch`."""
+        drawn = super_resolve(self._low, self._seed)
+        figures = {"sr": self._figures(drawn), "bicubic": self._figures(self._bicubic), "faces": len(drawn)}
+        shown = np.unique(np.linspace(0, len(drawn) - 1, SHOWN).astype(int))
+        more = [super_resolve(self._low[shown], self._seed + number) for number in range(1, SAMPLES)]
+        lines = [self._low[shown], self._bicubic[shown], drawn[shown], *more, self._originals[shown]]
+        (self._folder / f"step_{step:06d}.png").write_bytes(png(grid([list(line) for line in lines])))
+        path = self._folder / "quality.json"
+        steps = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        write_json(path, {**steps, str(step): figures})
+        LOG.info(
+            "step %d: %s", step,
+            "; ".join(f"{name} {_words(figures[name])}" for name in ("sr", "bicubic")),
+        )  # fmt: skip
+
+    def _figures(self, drawn: np.ndarray) -> dict:
+        """Means over faces, with standard errors: PSNR in dB and the cosine of embeddings to the original's."""
+        error = ((drawn.astype(np.float64) - self._originals) ** 2).mean(axis=(1, 2, 3))
+        found = {"psnr": 10 * np.log10(255**2 / np.maximum(error, 1e-9))}
+        if self._recognizer is not None:
+            found["cosine"] = (_embed(self._recognizer, drawn) * self._identity).sum(axis=1)
+        return {
+            name: {"mean": float(values.mean()), "se": float(values.std() / len(values) ** 0.5)}
+            for name, values in found.items()
+        }
+
+
+def _embed(recognizer, faces: np.ndarray) -> np.ndarray:
+    return unit(recognizer.embed(np.stack([resize(face, FACE_SIZE, "bicubic") for face in faces])))
+
+
+def _words(figures: dict) -> str:
+    units = {"psnr": ("PSNR {:.2f} ± {:.2f} dB"), "cosine": "identity cosine {:.3f} ± {:.3f}"}
+    return ", ".join(units[name].format(value["mean"], value["se"]) for name, value in figures.items())

@@ -1,0 +1,353 @@
+"""A trained student as files that run elsewhere, each of which has to prove itself before any is written."""
+
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from gdrd_jax.config import PATHS, of_workdir, with_current_names
+from gdrd_jax.data.align import FACE_SIZE
+from gdrd_jax.data.degradation import STRENGTHS, resize
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.prepare import checked
+from gdrd_jax.data.readers import open_faces
+from gdrd_jax.evaluation import dev
+from gdrd_jax.export import model_card, networks, verify
+from gdrd_jax.export.verify import Form, Judges
+from gdrd_jax.inference import bundle
+from gdrd_jax.inference.embedders import open_model
+from gdrd_jax.inference.native import NativeRecognizer
+from gdrd_jax.inference.pretrained import describe_student, find_student
+from gdrd_jax.inference.recognizer import INFERENCE, Recognizer
+from gdrd_jax.inference.thresholds import LEAST_PEOPLE, Thresholds, compared
+from gdrd_jax.models import weights
+from gdrd_jax.models.student import unset_student
+from gdrd_jax.utils.errors import GdrdError, require
+from gdrd_jax.utils.files import listed_paths, replacing, sha256, writable_folder, write_json, write_text
+from gdrd_jax.version import __version__
+
+LOG = logging.getLogger(__name__)
+FORMATS = {
+    "safetensors": bundle.WEIGHTS, "onnx": "student.onnx", "onnx_nchw": "student.nchw.onnx",
+    "int8": "student.int8.onnx", "stablehlo": "student.stablehlo",
+}  # fmt: skip
+INEXACT = ("int8",)
+PROVED = 1000  # faces
+LEAST_COSINE = 0.99999
+CALIBRATED = 256  # faces, of int8
+FEW = 64  # made-up images
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is exported.
+
+    Attributes:
+      student: a workdir, a checkpoint in one, or an exported or pretrained student, see `pretrained.find_student`.
+      which: of a workdir, "student" or "best".
+      formats: of `FORMATS`; safetensors, which `Recognizer.load` reads, is always there.
+      calibration: aligned faces of people whose identity the student did not learn; None takes the run's own
+        calibration people, or the thresholds that an exported student has.
+      lfw, pairs: LFW's faces and its pairs.txt, or a `.bin` and None; None measures no accuracy.
+      beside: recognizers, as tools/evaluate.py takes them, measured on the same faces.
+      half: round the weights to float16 first; the files take half the space.
+      teacher: the student's teacher, `FILE.onnx[:PREPROCESSING]`, for thresholds against galleries that it embeds.
+      evaluations: folders of tools/evaluate.py with this student in them, whose figures the model card shows.
+      license: terms of use, for the card and the files; "" is the exported student's own, or what faces and teachers
+        demand.
+    """
+
+    student: str
+    which: str
+    formats: tuple[str, ...]
+    calibration: Path | None
+    lfw: Path | None
+    pairs: Path | None
+    beside: tuple[str, ...] = ()
+    half: bool = False
+    teacher: str = ""
+    evaluations: tuple[Path, ...] = ()
+    license: str = ""
+
+
+def export(settings: Settings, folder: Path) -> dict:
+    """Writes an exported student; an older export of the same student is replaced.
+
+    Returns:
+      Its manifest.
+
+    Raises:
+      GdrdError: no student or faces, the folder holds another student or other things, a package is missing, or a file
+        does not do what the student does.
+    """
+    packages = ["onnx", "onnxruntime", "safetensors"]
+    for package in packages + ["onnxruntime.quantization"] * ("int8" in settings.formats):
+        require(package, "export")
+    writable_folder(folder.absolute().parent)
+    _refuse_others(folder)
+    source = find_student(settings.student, settings.which)
+    if source.resolve() == folder.resolve():
+        raise GdrdError(f"{folder} is the exported student itself; choose another folder")
+    recognizer = Recognizer.load(settings.student, settings.which)
+    known = describe_student(source)
+    if settings.half:
+        weights.round_weights(recognizer.student)
+    fingerprint = recognizer.fingerprint()
+    if (folder / bundle.MANIFEST).exists() and bundle.described_by(folder)["fingerprint"] != fingerprint:
+        raise GdrdError(f"{folder} is the export of another student, which is not replaced; choose another folder")
+    beside = [_beside(text) for text in settings.beside]
+    teacher = NativeRecognizer.load(settings.teacher, recognizer) if settings.teacher else None
+    evaluations = [_evaluation(path, fingerprint) for path in settings.evaluations]
+    judges = _judges(settings, recognizer)
+    calibration = _calibration(settings, source, recognizer)
+    if calibration:
+        recognizer = calibration.learn(recognizer, teacher)
+        few = calibration.low[np.random.default_rng(0).permutation(len(calibration.low))[:PROVED]]
+        named = calibration.name
+    elif "int8" in settings.formats or teacher:
+        raise GdrdError("--format int8 and --teacher need faces to calibrate on: --calibration FACES")
+    else:
+        few, named = _images(judges, recognizer.resolution)
+    license = settings.license or known.get("license") or known.get("licence", model_card.LICENSE)
+    formats = dict.fromkeys(("safetensors", *settings.formats))
+    remarks = {
+        "fingerprint": fingerprint, "resolution": str(recognizer.resolution), "kernel": recognizer.kernel,
+        "colors": "RGB", "thresholds": json.dumps(_plain(recognizer.thresholds)), "license": license,
+        "made_by": f"gdrd_jax {__version__}",
+    }  # fmt: skip
+    arguments = known["student"] | INFERENCE
+    with replacing(folder) as new:
+        paths = {name: new / FORMATS[name] for name in formats}
+        for name, path in paths.items():
+            _write(name, path, recognizer, remarks, few, settings.half)
+        if "int8" in paths:
+            _describe_apart(paths["int8"], calibration)
+        written = [_form(name, path, recognizer, arguments) for name, path in paths.items()]
+        forms = [Form("JAX", recognizer.embed), *written]
+        LOG.info("comparing %s on %d faces", ", ".join(form.name for form in [*forms, *beside]), len(few))
+        rows = verify.prove([*forms, *beside], few, judges)
+        _refuse_wrong(rows)
+        training = known["training"] if "training" in known else of_workdir(Path(settings.student))
+        manifest = {
+            **bundle.described(
+                arguments, recognizer.kernel, fingerprint, recognizer.thresholds, list(paths.values()),
+                recognizer.teacher, recognizer.native_thresholds,
+            ),
+            "proof": {
+                "rows": rows, "faces": len(few), "of": named, "pairs_of": settings.lfw.resolve().name if judges else "",
+                "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+                "date": datetime.date.today().isoformat(),
+            },
+            "evaluations": evaluations or known.get("evaluations", []),
+            "training": without_folders(with_current_names(training)),
+            "best_at_step": known.get("best_at_step", known.get("step")), "license": license,
+            "version": __version__,
+        }  # fmt: skip
+        write_text(new / "README.md", model_card.text(manifest))
+        write_json(new / bundle.MANIFEST, manifest)
+    LOG.info("%s\n%s", folder, verify.table(rows))
+    return manifest
+
+
+def _plain(thresholds: Thresholds | None) -> dict | None:
+    return dataclasses.asdict(thresholds) if thresholds else None
+
+
+def _refuse_others(folder: Path) -> None:
+    """What is replaced has to be an exported student and nothing else."""
+    there = folder.resolve()
+    if os.path.ismount(there) or Path.cwd().is_relative_to(there):
+        raise GdrdError(f"{folder} is a disk of its own or where you are; it is replaced as a whole, so choose another")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    strange = {path.name for path in folder.iterdir()} - {*FORMATS.values(), bundle.MANIFEST, "README.md"}
+    if not strange:
+        bundle.described_by(folder)
+    else:
+        raise GdrdError(
+            f"{folder} holds other things than an exported student, such as {min(strange)}; choose another folder"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Faces of people who are strangers to the student.
+
+    Attributes:
+      name: of the faces.
+      faces: at full size.
+      low: as the student sees them, uint8 RGB `[N, R, R, 3]`.
+    """
+
+    name: str
+    faces: Faces
+    low: np.ndarray
+
+    def learn(self, recognizer: Recognizer, teacher: NativeRecognizer | None) -> Recognizer:
+        """The recognizer with thresholds, those for galleries of its teacher too where that is given."""
+        labels, embeddings, native = self.faces.labels, recognizer.embed(self.low), None
+        if teacher:
+            full = []
+            with tqdm(total=len(self.faces), desc=f"{teacher.model.name} at full size", unit="face") as progress:
+                for start in range(0, len(self.faces), verify.AT_ONCE):
+                    faces = [self.faces[row] for row in range(start, min(start + verify.AT_ONCE, len(self.faces)))]
+                    full.append(teacher.embed(np.stack(faces)))
+                    progress.update(len(faces))
+            native = Thresholds.learn(embeddings, labels, self.name, np.concatenate(full))
+        own = Thresholds.learn(embeddings, labels, self.name)
+        return dataclasses.replace(recognizer, thresholds=own, native_thresholds=native)
+
+
+def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Calibration | None:
+    """What thresholds are learned on; None where an exported student brings them."""
+    low = lambda faces: dev.reduced(faces, recognizer.resolution, recognizer.kernel)  # noqa: E731
+    if settings.calibration:
+        found = open_faces(settings.calibration)
+        found = checked(found.take(compared(found.labels)))
+        return Calibration(settings.calibration.resolve().name, found, low(found))
+    if (source / bundle.MANIFEST).exists():
+        return None
+    workdir = Path(settings.student)
+    people = of_workdir(workdir).get("data", {}).get("calibration_people", 0)
+    known = workdir / "faces" / "train.json"
+    if people < LEAST_PEOPLE or not known.exists():
+        raise GdrdError(
+            f"there is nobody to learn thresholds on: this run kept {people or 'no'} calibration people; give "
+            "--calibration FACES, aligned faces of people whose identity the student did not learn"
+        )
+    found = Faces.load(known)
+    found = found.take(found.few_of_last(people, max(np.bincount(found.labels))))
+    found = found.take(compared(found.labels))
+    return Calibration(f"the run's {people} calibration people", found, low(found))
+
+
+def _images(judges: Judges | None, resolution: int) -> tuple[np.ndarray, str]:
+    """What to compare files on where there are no calibration faces: those of the pairs, or made-up ones."""
+    if judges:
+        return judges.faces[:PROVED], Path(judges.pairs.about.get("pairs", "the pairs")).name
+    random = np.random.default_rng(0)
+    rough = random.integers(0, 256, (FEW, resolution // 4, resolution // 4, 3), np.uint8)
+    return np.stack([resize(image, resolution, "bicubic") for image in rough]), "made-up images"
+
+
+def _evaluation(folder: Path, fingerprint: str) -> dict:
+    """What the card shows of an evaluation.
+
+    Raises:
+      GdrdError: it is none, or not of this student.
+    """
+    try:
+        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        settings, results = document["settings"], document["results"]
+        models = [model["fingerprint"] for model in settings["models"].values()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GdrdError(f"{folder} holds no metrics.json of tools/evaluate.py") from error
+    if fingerprint not in models:
+        raise GdrdError(
+            f"{folder} is no evaluation of this student ({fingerprint[:12]}); evaluate the exported folder, and then "
+            "export again"
+        )
+    strengths = ", ".join(f"{name} {settings[name]:g}" for name in STRENGTHS if settings[name])
+    data = Path(settings["pairs"] or settings["data"]).name
+    rows = [
+        {"row": row, **{name: [found[name], *ends] for name, ends in found["intervals"].items() if name in found}}
+        for row, found in results.items()
+    ]
+    return {
+        "protocol": document["protocol"], "data": data, "kernel": settings["kernel"], "degraded": strengths,
+        "stand_in": document["stand_in"], "rows": rows,
+    }  # fmt: skip
+
+
+def _judges(settings: Settings, recognizer: Recognizer) -> Judges | None:
+    if not settings.lfw:
+        if settings.pairs:
+            raise GdrdError("--pairs needs the faces that it names: --lfw FACES")
+        return None
+    pairs = dev.open_pairs(settings.lfw, settings.pairs)
+    return Judges(pairs, dev.reduced(pairs.faces, recognizer.resolution, recognizer.kernel))
+
+
+def without_folders(config: dict) -> dict:
+    """A run's settings with names of files instead of paths of the machine that it ran on."""
+    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items() if key != "base"}
+    for section, key in (name.split(".") for name in PATHS if "." in name):
+        if given := kept.get(section, {}).get(key):
+            kept[section][key] = ", ".join(path.name.strip() for path in listed_paths(given))
+    return kept
+
+
+def _describe_apart(path: Path, calibration: Calibration) -> None:
+    """Gives a file whose embeddings are not the student's thresholds and a fingerprint of its own."""
+    onnx = require("onnx", "export")
+    embed, starts = _session(path), range(0, len(calibration.low), verify.AT_ONCE)
+    embeddings = np.concatenate([embed(calibration.low[i : i + verify.AT_ONCE]) for i in starts])
+    thresholds = Thresholds.learn(embeddings, calibration.faces.labels, calibration.name)
+    model = onnx.load(path)
+    remarks = {entry.key: entry.value for entry in model.metadata_props}
+    own = {"fingerprint": sha256(path), "thresholds": json.dumps(dataclasses.asdict(thresholds))}
+    onnx.helper.set_model_props(model, remarks | own)
+    path.write_bytes(model.SerializeToString())
+
+
+def _session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    session = require("onnxruntime", "export").InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda faces: session.run(None, {networks.INPUT: faces})[0]
+
+
+def _write(
+    name: str, path: Path, recognizer: Recognizer, remarks: dict[str, str], faces: np.ndarray, half: bool
+) -> None:
+    if name == "safetensors":
+        weights.save_safetensors(recognizer.student, path, remarks, half=half)
+    elif name == "stablehlo":
+        path.write_bytes(networks.stablehlo(recognizer.student))
+    else:
+        layout = "nchw" if name == "onnx_nchw" else "nhwc"
+        model = networks.onnx_model(recognizer.student, layout=layout, metadata=remarks)
+        if name == "int8":
+            model = networks.quantized(model, faces[:CALIBRATED])
+        path.write_bytes(model.SerializeToString())
+
+
+def _form(name: str, path: Path, recognizer: Recognizer, settings: dict) -> Form:
+    """The written file, run by what will run it elsewhere."""
+    if name == "safetensors":
+        student = unset_student(settings)
+        weights.restore(student, weights.load_safetensors(path)[0])
+        student.eval()
+        return Form(name, dataclasses.replace(recognizer, student=student).embed)
+    if name == "stablehlo":
+        return Form(name, networks.stablehlo_function(path.read_bytes()))
+    return Form(name, _session(path), _for_insightface if name == "onnx_nchw" else np.asarray)
+
+
+def _for_insightface(faces: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray((faces.transpose(0, 3, 1, 2) - np.float32(127.5)) / np.float32(127.5))
+
+
+def _beside(text: str) -> Form:
+    """Another recognizer, fed with enlarged faces."""
+    try:
+        model = open_model(text)
+    except GdrdError as error:
+        raise GdrdError(str(error).replace("--model", "--beside")) from error
+    prepare: Callable = lambda faces: np.stack([resize(face, model.size, "bicubic") for face in faces])  # noqa: E731
+    name = f"{model.name}, faces enlarged to {FACE_SIZE}" if model.size == FACE_SIZE else model.name
+    return Form(name, model.embed, prepare, same=False)
+
+
+def _refuse_wrong(rows: list[dict]) -> None:
+    for row in rows:
+        if row["name"] not in INEXACT and not row.get("least_cosine", 1.0) > LEAST_COSINE:
+            raise GdrdError(
+                f"{row['name']}: its embeddings have a cosine of only {row['least_cosine']:.6f} to the student's; "
+                "nothing was written. This is a mistake of this program; please report it"
+            )

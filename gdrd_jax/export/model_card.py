@@ -1,0 +1,151 @@
+"""The model card that goes with an exported student."""
+
+from gdrd_jax.config import TERMS
+from gdrd_jax.export import verify
+from gdrd_jax.inference import bundle
+from gdrd_jax.inference.thresholds import Thresholds
+
+LICENSE = "inherits the terms of the faces and of the teachers it learned from"
+RATES = (0.1, 0.01, 1e-3, 1e-4, 1e-5)
+
+
+def text(manifest: dict) -> str:
+    """Markdown, of what a manifest of `bundle` says."""
+    size = manifest["student"]["resolution"]
+    sections = {
+        f"Face recognizer for {size}x{size} pixels (GDRD)": _what(manifest),
+        "What it is for, and what not": _use(size),
+        "What it learned from": _training(manifest),
+        "What it reaches": _figures(manifest["proof"]) + _evaluations(manifest["evaluations"]),
+        "Error rates": _errors(manifest),
+        "Files": _files(manifest),
+    }
+    (title, first), *rest = sections.items()
+    return "\n\n".join([f"# {title}\n\n{first}", *(f"## {name}\n\n{body}" for name, body in rest)]) + "\n"
+
+
+def _what(manifest: dict) -> str:
+    student = manifest["student"]
+    return (
+        f"A student of GDRD (arXiv 2409.06371), made by gdrd_jax {manifest['version']}: an aligned face, reduced to "
+        f"{student['resolution']}x{student['resolution']} pixels by the `{manifest['kernel']}` kernel, to an embedding "
+        f"of {student['embedding_dim']} numbers and unit length; the dot product of two is their similarity. Width "
+        f"{student['width']:g}. Fingerprint `{manifest['fingerprint']}`. License: {manifest['license']}."
+    )
+
+
+def _use(size: int) -> str:
+    return (
+        f"For research, and for ranking candidates whom a person then looks at. **A face of {size}x{size} pixels does "
+        "not hold enough of a person to prove who it is**: the error rates below are high, they were measured on "
+        "photographs reduced by a computer, and blur, noise, compression, angle, light and age make them worse in a "
+        "real camera. They also differ between groups of people, which was not measured here. Not for decisions about "
+        "anybody without a person and other evidence, and not for finding people without a legal ground."
+    )
+
+
+def _training(manifest: dict) -> str:
+    config, step = manifest["training"], manifest["best_at_step"]
+    if not config:
+        return "Not known: it was exported from weights without the run's config."
+    best = "" if step is None else f", taken at step {step:,}, where it was best on the dev set"
+    data, dis = config["data"], config["dis"]
+    loss = ", ".join(f"{name} {dis[name]:g}" for name in TERMS if dis[name])
+    more = f", without names `{data['unlabeled']}`" if data["unlabeled"] else ""
+    own = "an SR diffusion network trained on the faces"
+    generative = f"`{config['generative']['path']}`" if config["generative"]["path"] else own
+    teacher = config["discriminative"]["path"] or (manifest["teacher"] or {}).get("name", "not known")
+    lines = [f"Faces: `{data['path'] or data.get('packed', '')}`{more}", f"Discriminative teacher: `{teacher}`"]
+    begun = f"the weights of `{config['student']['init']}`" if config["student"].get("init") else "random weights"
+    if dis["backbone"] == "scratch":
+        lines.append(f"No generative teacher: backbone and head were trained together, from {begun}")
+    else:
+        gen = f"stage gen {config['gen']['steps']:,} steps; backbone {dis['backbone']}"
+        lines.append(f"Generative teacher: {generative}; {gen}; begun with {begun}")
+    lines.append(
+        f"Stage dis: {dis['steps']:,} steps of {dis['batch']} faces{best}; loss: {loss}; {config['student']['dtype']}; "
+        f"seed {config['seed']}"
+    )
+    strengths = config.get("degradation", {"random": False})
+    if strengths["random"]:
+        drawn = ", ".join(f"{name} {value:g}" for name, value in strengths.items() if name != "random")
+        lines.append(f"Degradation of its input, drawn at each use (gdrd_jax/data/random_degradation.py): {drawn}")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _figures(found: dict) -> str:
+    reference = found["rows"][0]
+    lines = []
+    if "accuracy" in reference:
+        low, high = reference["interval"]
+        lines.append(
+            f"{found['pairs_of']}, {reference['pairs']:,} pairs, reduced to its resolution: "
+            f"**{reference['accuracy']:.2f} %** (95 % interval {low:.1f} to {high:.1f})."
+        )
+    others = " but the int8 one" if any(row["name"] == "int8" for row in found["rows"]) else ""
+    lines += [
+        f"The same embeddings from every file{others}, on {found['faces']:,} faces of {found['of']}; speeds on "
+        f"{found['machine']}, {found['date']}: batches of {verify.AT_ONCE}, and single faces, medians.",
+        verify.table(found["rows"]).rstrip(),
+    ]
+    return "\n\n".join(lines)
+
+
+def _evaluations(found: list[dict]) -> str:
+    """A table an evaluation."""
+    parts = []
+    for one in found:
+        how = f"reduced by the {one['kernel']} kernel" + (f", degraded by {one['degraded']}" if one["degraded"] else "")
+        stand_in = f" ({one['stand_in']})" if one["stand_in"] else ""
+        names = list(dict.fromkeys(name for row in one["rows"] for name in row if name != "row"))
+        lines = [["row (model, pixels)", *names], ["---"] * (len(names) + 1)]
+        lines += [[row["row"], *(_with_interval(row.get(name)) for name in names)] for row in one["rows"]]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        what = f"Protocol `{one['protocol']}` on {one['data']}{stand_in}, {how}; percent, 95 % intervals:"
+        parts.append(f"\n\n{what}\n\n{table}")
+    return "".join(parts)
+
+
+def _with_interval(figure: list[float] | None) -> str:
+    return "" if figure is None or figure[0] is None else "{:.1f} ({:.1f}-{:.1f})".format(*figure)
+
+
+def _errors(manifest: dict) -> str:
+    found, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
+    if not found:
+        return "Not measured: it was exported without faces to learn thresholds on."
+    text = _rates(found)
+    if native:
+        teacher = manifest["teacher"]["name"]
+        text += f"\n\nProbes against a gallery that its teacher, {teacher}, embeds at full size:\n\n{_rates(native)}"
+    return text
+
+
+def _rates(found: Thresholds) -> str:
+    rows = [
+        f"| {far:g} | {found.at(far):.4f} | {100 * (1 - found.tar(far)):.1f} |" for far in RATES if found.supports(far)
+    ]
+    return "\n".join(
+        [
+            f"Of {found.name}: {found.faces:,} faces of {found.people:,} people, {found.between:,} pairs of different "
+            f"people, {found.genuine:,} pairs of faces of one; no rate finer than {found.finest():.2g} can be told "
+            "from them. Thresholds were learned on the faces that they are judged on here.",
+            "",
+            "| false accept rate | threshold | false reject rate, % |",
+            "|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _files(manifest: dict) -> str:
+    size = manifest["student"]["resolution"]
+    about = {
+        "student.safetensors": "the weights, for `gdrd_jax.Recognizer.load(FOLDER)`",
+        "student.onnx": f"input uint8 RGB [N, {size}, {size}, 3]; mirror image, sum and unit length are inside",
+        "student.nchw.onnx": f"the same, input float32 RGB [N, 3, {size}, {size}], (x - 127.5) / 127.5 (InsightFace's)",
+        "student.int8.onnx": "as student.onnx, 8-bit weights and activations: other embeddings, with a fingerprint and "
+        "thresholds of their own in the file's metadata",
+        "student.stablehlo": f"`jax.export` of a function of uint8 RGB [N, {size}, {size}, 3]",
+    }
+    return "\n".join(f"- `{name}`: {about[name]}. sha256 `{sha}`" for name, sha in manifest["files"].items())

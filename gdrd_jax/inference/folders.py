@@ -1,0 +1,138 @@
+"""Folders of pictures: embedded, enrolled and searched, the bad ones told at the end."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from gdrd_jax.inference import preprocess
+from gdrd_jax.inference.gallery import MANIFEST, Gallery, Match, require_codes
+from gdrd_jax.inference.native import NativeRecognizer
+from gdrd_jax.inference.recognizer import BATCH, Recognizer
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import replacing_file
+from gdrd_jax.utils.outputs import claim_folder
+from gdrd_jax.utils.pictures import grid
+
+SHOWN = 12  # probes in a picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """What became of some pictures.
+
+    Attributes:
+      paths: of those that could be used.
+      embeddings: float32 `[N, D]`, theirs.
+      bad: `(path, reason)` of the others.
+    """
+
+    paths: list[Path]
+    embeddings: np.ndarray
+    bad: list[tuple[Path, str]]
+
+
+def embed(recognizer: Recognizer, path: Path, *, align: bool) -> Embedded:
+    """Embeds the pictures in a folder, or one.
+
+    Raises:
+      GdrdError: there are none, or none of them can be used.
+    """
+    return _embed(recognizer, preprocess.find(path), align=align)
+
+
+def _embed(recognizer: Recognizer | NativeRecognizer, found: list[Path], *, align: bool) -> Embedded:
+    used, bad, embeddings = [], [], []
+    if align:
+        recognizer.require_aligner()
+    one = lambda file: recognizer.see(file, align=align)  # noqa: E731
+    with tqdm(total=len(found), desc="embedding", unit="face", disable=len(found) == 1) as progress:
+        for start in range(0, len(found), BATCH):
+            files = found[start : start + BATCH]
+            faces = list(preprocess.seen(files, one))
+            bad += [(file, str(face)) for file, face in zip(files, faces) if isinstance(face, GdrdError)]
+            good = [(file, face) for file, face in zip(files, faces) if not isinstance(face, GdrdError)]
+            used += [file for file, _ in good]
+            if good:
+                embeddings.append(recognizer.embed(np.stack([face for _, face in good])))
+            progress.update(len(files))
+    if not used:
+        first = bad[0][1]
+        raise GdrdError(first if len(bad) == 1 else f"none of {len(bad)} pictures can be used; the first: {first}")
+    return Embedded(used, np.concatenate(embeddings), bad)
+
+
+def enroll(
+    recognizer: Recognizer | NativeRecognizer, path: Path, folder: Path, *, align: bool, add: bool
+) -> tuple[Gallery, Embedded]:
+    """Puts the people of `path` into the gallery `folder`; see `add_people`.
+
+    Args:
+      recognizer: a student, or its teacher for full-size faces.
+      add: to those who are in it; otherwise it is made anew.
+
+    Raises:
+      GdrdError: no usable picture, or `folder` is no gallery, or of another student.
+    """
+    claim_folder(folder, "a gallery", "--gallery")
+    fingerprint = recognizer.fingerprint()
+    if add:
+        gallery = Gallery.load(folder, fingerprint)
+    elif (folder / MANIFEST).exists():
+        raise GdrdError(f"{folder} exists already; add to it with --add, or choose another folder")
+    else:
+        gallery = Gallery(recognizer.dim, fingerprint)
+    found = add_people(gallery, recognizer, path, align=align, saved=True)
+    gallery.save(folder, new=not add)
+    return gallery, found
+
+
+def add_people(
+    gallery: Gallery, recognizer: Recognizer | NativeRecognizer, path: Path, *, align: bool, saved: bool = False
+) -> Embedded:  # fmt: skip
+    """Adds the people of a folder, FOLDER/PERSON/IMAGE or FOLDER/PERSON.jpg, as metadata `path` and `align`.
+
+    Args:
+      saved: the gallery is saved afterwards; what that needs of so many faces is checked first.
+
+    Raises:
+      GdrdError: no usable picture, or a package is missing.
+    """
+    files, root = preprocess.find(path), path if path.is_dir() else path.parent
+    if saved:
+        require_codes(len(gallery) + len(files))
+    found = _embed(recognizer, files, align=align)
+    people = [preprocess.person(file, root) for file in found.paths]
+    gallery.add(found.embeddings, people, [{"path": str(file.resolve()), "align": align} for file in found.paths])
+    return found
+
+
+def save(found: Embedded, path: Path) -> None:
+    """Writes `paths` (of text) and `embeddings` into an `.npz`.
+
+    Raises:
+      GdrdError: it cannot be written.
+    """
+    with replacing_file(path) as file:  # np.savez would add a suffix to a name
+        np.savez(file, paths=np.array([*map(str, found.paths)]), embeddings=found.embeddings)
+
+
+def picture(recognizer: Recognizer, probes: list[Path], matches: list[list[Match]], *, align: bool) -> np.ndarray:
+    """Each probe as the student sees it, as it is, and the faces it was taken for: uint8 RGB `[H, W, 3]`."""
+    lines = []
+    for probe, found in zip(probes[:SHOWN], matches):
+        known = [enrolled(recognizer, match) for match in found]
+        gone = np.full((8, 8, 3), 255, np.uint8)
+        faces = [recognizer.see(probe, align=align), recognizer.face(probe, align=align)]
+        lines.append([*faces, *(gone if face is None else face for face in known)])
+    return grid(lines)
+
+
+def enrolled(recognizer: Recognizer, match: Match) -> np.ndarray | None:
+    """The face that `add_people` added, at the size it has, uint8 RGB `[S, S, 3]`; None where its file is gone."""
+    path = match.metadata.get("path")
+    try:
+        return recognizer.face(path, align=match.metadata.get("align", False)) if isinstance(path, str) else None
+    except GdrdError:
+        return None

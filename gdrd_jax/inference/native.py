@@ -1,0 +1,67 @@
+"""Full-size faces, embedded by a student's teacher: galleries that probes of few pixels are compared with."""
+
+import dataclasses
+
+import numpy as np
+
+from gdrd_jax.data.align import FACE_SIZE, Aligner
+from gdrd_jax.inference import preprocess
+from gdrd_jax.inference.embedders import Model, open_model
+from gdrd_jax.inference.preprocess import Image
+from gdrd_jax.inference.recognizer import Recognizer
+from gdrd_jax.utils.errors import GdrdError
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeRecognizer:
+    """A recognizer of 112x112 faces, with the methods of `Recognizer` that galleries need.
+
+    Attributes:
+      model: see `inference.embedders.open_model`.
+      student: whose probes are compared with the gallery.
+    """
+
+    model: Model
+    student: Recognizer
+
+    @classmethod
+    def load(cls, text: str, student: Recognizer) -> "NativeRecognizer":
+        """Loads the teacher of a student.
+
+        Args:
+          text: `PATH[:PREPROCESSING]`, see `inference.embedders.open_model`.
+          student: whose probes are to be compared with the gallery; its detector finds the faces, too.
+
+        Raises:
+          GdrdError: it cannot be loaded, or is not this student's teacher.
+        """
+        model = open_model(text)
+        if model.settings["fingerprint"] not in student.comparable()[1:]:
+            teacher = student.teacher
+            wanted = f"its teacher is {teacher['name']} ({teacher['fingerprint'][:12]})" if teacher else "it names none"
+            raise GdrdError(
+                f"{text} ({model.settings['fingerprint'][:12]}) is not the teacher of this student, so their "
+                f"embeddings cannot be compared: {wanted}"
+            )
+        return cls(model, student)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.embed(np.zeros((1, FACE_SIZE, FACE_SIZE, 3), np.uint8)).shape[1]
+
+    def fingerprint(self) -> str:
+        """Of the network and its preprocessing."""
+        return self.model.settings["fingerprint"]
+
+    def see(self, image: Image, *, align: bool = False) -> np.ndarray:
+        """What the network is fed with of a picture: uint8 RGB `[112, 112, 3]`; see `inference.preprocess.see`."""
+        return preprocess.see(image, FACE_SIZE, self.model.kernel, self.require_aligner() if align else None)
+
+    def embed(self, faces: np.ndarray) -> np.ndarray:
+        """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, unit length, summed over mirror images."""
+        return self.model.embed(faces)
+
+    def require_aligner(self) -> Aligner:
+        """The student's detector; raises GdrdError where it is missing."""
+        return self.student.require_aligner()

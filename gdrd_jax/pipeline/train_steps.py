@@ -1,0 +1,255 @@
+"""The steps in which the student learns, gen and dis: functions of `(config, workdir, rank)`."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from gdrd_jax.config import TERMS
+from gdrd_jax.data import packed
+from gdrd_jax.data.feature_store import Cache, feature_statistics
+from gdrd_jax.data.input_pipeline import Dataset, Part
+from gdrd_jax.distributed import sharding
+from gdrd_jax.evaluation import dev
+from gdrd_jax.evaluation.dev import DevSet
+from gdrd_jax.inference.pretrained import describe_student
+from gdrd_jax.inference.recognizer import BATCH, Recognizer
+from gdrd_jax.models.student import Head, Student
+from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline.precompute_steps import generative_teacher, open_cache, read_faces, teacher_of
+from gdrd_jax.training import trainer
+from gdrd_jax.training.checkpoints import load_weights, save_weights
+from gdrd_jax.training.stages import Dis, Gen, TeacherFeatures, class_centers
+from gdrd_jax.utils.arrays import unit
+from gdrd_jax.utils.errors import GdrdError, first_line
+from gdrd_jax.utils.files import listed_paths, write_json
+from gdrd_jax.utils.launch import Rank
+
+DEV_IMAGES = 10  # of a calibration person, at most
+
+
+def gen(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+    """Stage gen: the backbone learns T_g's features (Eq. 1)."""
+    sharding.start(rank)
+    folder = workdir / "gen"
+    student = _student(config, embedding_dim=1)
+    targets = open_cache(workdir, "generative", "train")
+    shape = tuple(targets.manifest["shape"])
+    stage = Gen(student.backbone, feature_shape(student), shape, *_statistics(targets), rngs=nnx.Rngs(config.seed + 1))
+    held_out = _held_out_r2(workdir) if config.data.test_people else lambda stage, step: {}
+    labels = read_faces(workdir, "train").labels
+    dataset = _dataset(workdir, labels, ["unlabeled"], lr="views", generative="generative")
+    metrics = _fit(config, stage, dataset, config.gen, folder, "stage gen", held_out)
+    if rank.number == 0:
+        save_weights(student.backbone, folder / "backbone", {"student": _student_settings(config, 1)})
+        write_json(folder / "metrics.json", metrics)
+
+
+def _dataset(workdir: Path, labels: np.ndarray, more: Sequence[str], **steps: str) -> Dataset:
+    """The training people but those of label -1, then the splits `more`, with the caches of these steps."""
+    rows = {"train": np.flatnonzero(labels >= 0), **{s: np.arange(len(read_faces(workdir, s))) for s in more}}
+    parts = []
+    for split, chosen in rows.items():
+        if len(chosen):
+            caches = {name: open_cache(workdir, step, split) for name, step in steps.items()}
+            known = labels[chosen] if split == "train" else np.full(len(chosen), -1, np.int32)
+            parts.append(Part(known, caches, chosen))
+    return Dataset(*parts)
+
+
+def _fit(config, stage, dataset, section, folder, name, evaluate) -> dict[str, float]:
+    try:
+        return trainer.fit(
+            stage, dataset, trainer.Schedule.of(section), folder, seed=config.seed, name=name,
+            residency=config.data.residency, profile=config.profile, evaluate=evaluate,
+            evaluate_every=section.evaluate_every,
+        )  # fmt: skip
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise GdrdError(
+            f"{name}: another process was lost ({first_line(error)}); its output says why, the same commands continue"
+        ) from error
+
+
+def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+    """Stage dis: the student learns from T_d, and from labels if it is to (Eq. 2, 3)."""
+    sharding.start(rank)
+    folder, settings = workdir / "dis", config.dis
+    found = _packed_set(config) if config.data.packed else _training_set(config, workdir)
+    dataset, centers = found.dataset, found.centers
+    student = _student_of(config, workdir, embedding_dim=centers.shape[1])
+    stage = make_dis(config, student, centers)
+
+    def save(name: str, **more) -> None:
+        description = _student_settings(config, centers.shape[1])
+        Recognizer.save(student, description, config.views.kernel, folder / name, teacher=found.teacher, **more)
+
+    best, usable = folder / "best", settings.backbone != "teacher"
+    judged = _dev_set(config, workdir) if rank.number == 0 else None
+    embedded = _embedder(config, workdir, student, judged.faces) if judged else None
+
+    def evaluate(stage: Dis, step: int) -> dict[str, float]:
+        if judged is None:
+            return {}
+        stage.eval()
+        pairs = judged.score(embedded())
+        metrics = judged.judge(pairs)
+        of = {name: getattr(judged, name) for name in ("same", "folds", "first", "second", "people")}
+        np.savez(folder / "dev.npz", scores=pairs.scores, **of)
+        if usable and (not best.exists() or metrics["dev_accuracy"] > describe_student(best)["dev_accuracy"]):
+            save("best", step=step, **metrics)
+        return metrics
+
+    metrics = _fit(config, stage, dataset, settings, folder, "stage dis", evaluate)
+    if rank.number == 0:
+        if usable:
+            save("student")
+        write_json(folder / "metrics.json", metrics)
+
+
+def make_dis(config: ConfigDict, student: Student, centers: np.ndarray) -> Dis:
+    """Stage dis as the config has it; other arguments as of `Dis`."""
+    settings = config.dis
+    return Dis(
+        student, centers, weights={name: settings[name] for name in TERMS},
+        temperature=settings.temperature, teacher_scale=settings.teacher_scale, tau=settings.tau,
+        positive=settings.positive, pairs=settings.pairs, end_to_end=settings.backbone in ("tuned", "scratch"),
+        rngs=nnx.Rngs(config.seed + 2), degradation=inputs.degradation(config),
+        nce_scale=settings.nce_scale, mixup=settings.mixup,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainingSet:
+    """What stage dis learns from: `centers` of its identities `[K, D]`, and `name` and `fingerprint` of T_d."""
+
+    dataset: Dataset
+    centers: np.ndarray
+    teacher: dict
+
+
+def _training_set(config: ConfigDict, workdir: Path) -> _TrainingSet:
+    everyone = read_faces(workdir, "train")
+    identities = len(everyone.identities) - config.data.calibration_people
+    labels = np.where(everyone.labels < identities, everyone.labels, -1)
+    targets = open_cache(workdir, "discriminative", "train")
+    rows = np.flatnonzero(labels >= 0)
+    centers = class_centers(targets.read(0, rows), labels[rows], identities)
+    if config.degradation.random:
+        seen = {"small": "small_faces"}
+    else:
+        seen = {"lr": "generative" if config.dis.backbone == "teacher" else "views"}
+    dataset = _dataset(workdir, labels, _unlabeled_splits(config), **seen, discriminative="discriminative")
+    return _TrainingSet(dataset, centers, teacher_of(config, targets))
+
+
+def _packed_set(config: ConfigDict) -> _TrainingSet:
+    found = packed.load(listed_paths(config.data.packed))
+    known = np.flatnonzero(found.labels >= 0)
+    centers = class_centers(found.targets.read(0, known), found.labels[known], int(found.labels.max()) + 1)
+    caches = {"small": found.small, "discriminative": found.targets}
+    dataset = Dataset(Part(found.labels, caches, np.arange(len(found.labels))))
+    return _TrainingSet(dataset, centers, {name: found.about[name] for name in ("name", "fingerprint")})
+
+
+def _unlabeled_splits(config: ConfigDict) -> list[str]:
+    """The splits of label -1 that stage dis learns from."""
+    if not config.dis.use_unlabeled or not any(
+        config.dis[name] for name in TERMS if name != "cls"
+    ):  # nothing for L_cls
+        return []
+    # There are no features of T_g of mixup images.
+    return ["unlabeled", "mixup"] if config.data.mixup_per_face and config.dis.backbone != "teacher" else ["unlabeled"]
+
+
+def _student_of(config: ConfigDict, workdir: Path, embedding_dim: int) -> Student:
+    """The student that stage dis begins with."""
+    student = _student(config, embedding_dim)
+    if config.dis.backbone in ("frozen", "tuned"):
+        load_weights(student.backbone, workdir / "gen" / "backbone")
+    if config.dis.backbone == "teacher":
+        targets = open_cache(workdir, "generative", "train")
+        channels, size, _ = targets.manifest["shape"]
+        student.backbone = TeacherFeatures(*_statistics(targets))
+        student.head = Head(
+            channels, [], config.student.hidden, embedding_dim, size=size, dtype=config.student.dtype,
+            rngs=nnx.Rngs(config.seed),
+        )  # fmt: skip
+    return student
+
+
+def _embedder(config: ConfigDict, workdir: Path, student: Student, faces: np.ndarray) -> Callable[[], np.ndarray]:
+    """A function that embeds these low-resolution faces with the student as it then is: float32 `[N, D]`."""
+    if config.dis.backbone != "teacher":
+        # A new one each time, for it keeps the weights that it first embedded with.
+        return lambda: Recognizer(student, config.views.kernel).embed(faces)
+    network = generative_teacher(config, workdir)
+    both = [network.features(views) for views in (faces, np.ascontiguousarray(faces[:, :, ::-1]))]
+    starts = range(0, len(faces), BATCH)
+    return lambda: unit(
+        np.concatenate([np.asarray(sum(student(features[i : i + BATCH]) for features in both)) for i in starts])
+    )
+
+
+def _statistics(targets: Cache) -> tuple[np.ndarray, np.ndarray]:
+    mean, std = feature_statistics(targets)
+    return mean, np.maximum(std, 1e-4)
+
+
+def _dev_set(config: ConfigDict, workdir: Path) -> DevSet | None:
+    """What the config names, or the calibration people, whose identities stage dis does not learn; None if neither."""
+    if config.dev.path:
+        pairs = Path(config.dev.pairs) if config.dev.pairs else None
+        return dev.of_pairs(Path(config.dev.path), pairs, inputs.dev_degradation(config))
+    if config.data.calibration_people < 2 or config.data.packed:
+        return None
+    faces = read_faces(workdir, "train")
+    rows = faces.few_of_last(config.data.calibration_people, DEV_IMAGES)
+    return dev.of_people(open_cache(workdir, "views", "train").read(0, rows), faces.labels[rows])
+
+
+def feature_shape(student: Student) -> tuple[int, int, int]:
+    """`(h, w, C)` of the backbone's features."""
+    face = np.zeros((1, student.resolution, student.resolution, 3), np.uint8)
+    student.backbone.eval()
+    return nnx.eval_shape(lambda backbone: backbone(face), student.backbone).shape[1:]
+
+
+def _held_out_r2(workdir: Path) -> Callable[[Gen, int], dict[str, float]]:
+    """Share of what differs between faces in T_g's features, on the test people, that the backbone explains."""
+    lr, target = (open_cache(workdir, step, "test").read(0) for step in ("views", "generative"))
+
+    def judge(stage: Gen, _step: int) -> dict[str, float]:
+        stage.eval()
+        wanted = np.asarray(stage.standardize(target))
+        found = [np.asarray(stage.predict(lr[i : i + BATCH])) for i in range(0, len(lr), BATCH)]
+        residual = ((wanted - np.concatenate(found)) ** 2).mean()
+        return {"held_out_r2": float(1 - residual / (wanted**2).mean())}
+
+    return judge
+
+
+def _student_settings(config: ConfigDict, embedding_dim: int) -> dict:
+    settings = json.loads(config.student.to_json())
+    init = settings.pop("init")
+    if init:
+        begun = inputs.initial_student(config)
+        settings |= {name: begun[name] for name in ("width", "hidden", "head_stages")}
+    return {**settings, "resolution": config.views.resolution, "embedding_dim": embedding_dim}
+
+
+def _student(config: ConfigDict, embedding_dim: int) -> Student:
+    """A new student, or that of `config.student.init`; its last layer is new where the embedding has another size."""
+    student = Student(**_student_settings(config, embedding_dim), rngs=nnx.Rngs(config.seed))
+    if config.student.init:
+        begun = Recognizer.load(config.student.init).student
+        if begun.head.layers[-1].out_features != embedding_dim:
+            begun.head.layers[-1] = student.head.layers[-1]
+        nnx.update(student, nnx.state(begun))
+    return student

@@ -1,0 +1,72 @@
+"""The one exception that means: the user can mend this."""
+
+import importlib
+import sys
+from importlib import util
+
+from gdrd_jax.utils.signals import deferred
+
+# What pip calls the packages without which no command works, by the name that is imported. Not grain: only data that
+# are read from disk in training need it.
+CORE = {
+    "absl": "absl-py", "cv2": "opencv-python-headless", "flax": "flax", "jax": "jax", "matplotlib": "matplotlib",
+    "ml_collections": "ml-collections", "numpy": "numpy", "optax": "optax", "orbax.checkpoint": "orbax-checkpoint",
+    "PIL": "pillow", "psutil": "psutil", "safetensors": "safetensors", "scipy": "scipy", "simplejpeg": "simplejpeg",
+    "sklearn": "scikit-learn", "tensorboardX": "tensorboardx", "tensorstore": "tensorstore", "tqdm": "tqdm",
+}  # fmt: skip
+
+
+class GdrdError(Exception):
+    """A mistake in the input or settings, not in the program.
+
+    The message is one or two sentences: what is wrong, where, and what to do.
+    Command lines print it on stderr and exit with 2 instead of a traceback.
+    """
+
+
+def first_line(error: Exception) -> str:
+    """What a library's exception says, as part of a sentence."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def missing(package: str, extra: str) -> GdrdError:
+    """The error for a package that is not installed but comes with `extra`."""
+    return GdrdError(
+        f"the package {package!r} is not installed; it comes with the extra {extra!r}: "
+        f'python -m pip install -e ".[{extra}]"'
+    )
+
+
+def check_installed() -> None:
+    """Ends the process with one sentence where packages of the plain installation are missing; imports none of them."""
+    absent = [name for package, name in CORE.items() if not _is_installed(package)]
+    if absent:
+        print(f"error: not installed: {', '.join(absent)}; python -m pip install {' '.join(absent)}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
+
+
+def require(package: str, extra: str):
+    """Imports `package`, or says which extra of this project brings it.
+
+    Args:
+      package: importable name, dotted names allowed.
+      extra: the extra of `pyproject.toml` that installs it.
+
+    Returns:
+      The imported module.
+
+    Raises:
+      GdrdError: the package is not installed.
+    """
+    try:
+        with deferred(f"loading {package}"):
+            return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise missing(error.name or package, extra) from error

@@ -1,0 +1,34 @@
+"""Pictures of faces."""
+
+import cv2
+import numpy as np
+
+CELL, GAP = 72, 4  # pixels of a face in a grid, and between two
+
+
+def grid(lines: list[list[np.ndarray]], frames: list[list[tuple[int, int, int] | None]] | None = None) -> np.ndarray:
+    """Lays faces out in lines, enlarged to one size without smoothing.
+
+    Args:
+      lines: uint8 RGB faces `[h, w, 3]` of any size.
+      frames: for each face the color of its frame, or None.
+
+    Returns:
+      uint8 RGB `[H, W, 3]`, white between the faces.
+    """
+    width = max(map(len, lines)) * (CELL + GAP) + GAP
+    canvas = np.full((len(lines) * (CELL + GAP) + GAP, width, 3), 255, np.uint8)
+    for y, line in enumerate(lines):
+        for x, face in enumerate(line):
+            top, left = GAP + y * (CELL + GAP), GAP + x * (CELL + GAP)
+            frame = frames[y][x] if frames else None
+            if frame:
+                canvas[top - 3 : top + CELL + 3, left - 3 : left + CELL + 3] = frame
+            interpolation = cv2.INTER_AREA if face.shape[0] > CELL else cv2.INTER_NEAREST
+            canvas[top : top + CELL, left : left + CELL] = cv2.resize(face, (CELL, CELL), interpolation=interpolation)
+    return canvas
+
+
+def png(image: np.ndarray) -> bytes:
+    """uint8 RGB `[H, W, 3]` as PNG."""
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()

@@ -1,0 +1,87 @@
+"""The linear probe on features that are known to be good, bad, or pixels."""
+
+import numpy as np
+import pytest
+from conftest import make_faces
+
+from gdrd_jax.data.degradation import Views
+from gdrd_jax.data.readers import open_faces
+from gdrd_jax.evaluation import tap_study
+from gdrd_jax.evaluation.lfw import open_lfw
+from gdrd_jax.teachers import load_generative
+from gdrd_jax.teachers.sr_training import SrSettings, train
+
+VIEWS = Views.plain(8, "area")
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    make_faces(root / "made", people=12, images=4)
+    for person in range(12):
+        (root / "lfw" / f"p{person}").mkdir(parents=True)
+        for image in range(4):
+            old = root / "made" / f"p{person}" / f"{image}.png"
+            old.rename(root / "lfw" / f"p{person}" / f"p{person}_{image + 1:04d}.png")
+    lines = ["2\t4"]
+    for fold in (0, 1):
+        people = range(6 * fold, 6 * fold + 4)
+        lines += [f"p{i}\t1\t2" for i in people] + [f"p{i}\t1\tp{i + 1}\t3" for i in people]
+    (root / "pairs.txt").write_text("\n".join(lines) + "\n")
+    make_faces(root / "train", people=10, images=8)
+    pairs = open_lfw(root / "lfw", root / "pairs.txt", stretch=False, skip_bad=False)
+    return tap_study.studied(open_faces(root / "train"), pairs, VIEWS, images=6)
+
+
+def flat(images):
+    return images.reshape(len(images), -1).astype(np.float32)
+
+
+def test_at_most_so_many_images_of_each_person(faces):
+    assert np.bincount(faces.labels).tolist() == [6] * 10 and faces.train.shape == (60, 8, 8, 3)
+    assert len(faces.test) == len(faces.pairs.faces)
+
+
+def test_pixels_tell_made_people_apart_and_noise_does_not(faces):
+    pixels = tap_study.worth(flat(faces.train), flat(faces.test), faces, seed=0)
+    assert pixels["identity"] == 100 and pixels["accuracy"] > 90
+    random = np.random.default_rng(0)
+    noise = tap_study.worth(
+        random.normal(size=(len(faces.train), 40)), random.normal(size=(len(faces.test), 40)), faces, seed=0
+    )
+    assert noise["identity"] < 50 and noise["accuracy"] <= 85
+
+
+def test_linear_r2_tells_what_is_linear_in_the_pixels_from_what_is_not():
+    random = np.random.default_rng(0)
+    train, test = (random.integers(256, size=(n, 4, 4, 3)).astype(np.uint8) for n in (2000, 500))
+    mixed = random.normal(size=(48, 7))
+
+    def r2(function):
+        return tap_study._linear_r2(train, function(flat(train)), test, function(flat(test)))
+
+    assert r2(lambda x: x @ mixed + 5) > 0.99
+    assert r2(lambda x: np.sin(x @ mixed)) < 0.05
+    half = r2(lambda x: np.concatenate([x @ mixed, np.sin(x @ mixed)], axis=1))
+    assert half == pytest.approx(0.5, abs=0.05)
+
+
+def test_features_are_averaged_to_four_positions_a_side():
+    x = np.random.default_rng(0).normal(size=(2, 3, 16, 8))
+    found = tap_study.pooled(x).reshape(2, 3, 4, 4)
+    np.testing.assert_allclose(found[1, 2, 3, 1], x[1, 2, 12:16, 2:4].mean())
+    assert tap_study.pooled(x[:, :, :2, :2]).shape == (2, 12)
+
+
+def test_every_tap_of_an_untrained_network(faces, tmp_path):
+    settings = SrSettings(size=16, channels=(8, 16), layers=1, steps=0, batch=2, learning_rate=1e-3, ema=0.9)
+    train(faces.pairs.faces, VIEWS, settings, tmp_path, seed=0)
+    network = load_generative("diffusers", tmp_path)
+    rows = tap_study.study(network, network.taps, faces, seed=0)
+    assert {tap: row["shape"] for tap, row in rows.items()} == {
+        "down0": [8, 8, 8], "down1": [16, 8, 8], "mid": [16, 8, 8]
+    }  # fmt: skip
+    assert all(row["identity"] > 50 for row in rows.values())
+    named = {tap: {"name": "n", "timestep": 0, "tap": tap, **row} for tap, row in rows.items()}
+    assert tap_study.table(named).count("\n") == 5 and "| n | 0 | mid | 16x8x8 |" in tap_study.table(named)
+    assert tap_study.picture(named)[:4] == b"\x89PNG"

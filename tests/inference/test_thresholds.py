@@ -1,0 +1,92 @@
+"""Thresholds by false accept rate."""
+
+import numpy as np
+import pytest
+
+from gdrd_jax.inference import thresholds as thresholds_module
+from gdrd_jax.inference.thresholds import FACES_PER_PERSON, Thresholds, compared
+from gdrd_jax.utils.errors import GdrdError
+
+
+def people(count, faces, noise=0.6, seed=0):
+    rng = np.random.default_rng(seed)
+    centers = np.repeat(rng.normal(size=(count, 32)), faces, axis=0)
+    found = centers + noise * rng.normal(size=centers.shape)
+    return np.float32(found / np.linalg.norm(found, axis=1, keepdims=True)), np.repeat(np.arange(count), faces)
+
+
+def scores_of(embeddings, labels):
+    first, second = np.triu_indices(len(labels), 1)
+    return (embeddings @ embeddings.T)[first, second], labels[first] == labels[second]
+
+
+def test_at_most_the_asked_share_of_strangers_passes_and_hardly_fewer():
+    embeddings, labels = people(60, 4)
+    thresholds = Thresholds.learn(embeddings, labels, "made up")
+    scores, same = scores_of(embeddings, labels)
+    for far in (0.3, 0.1, 0.05, 0.01, 1e-3):
+        accepted = scores >= thresholds.at(far)
+        assert 0.85 * far * 0.95 <= accepted[~same].mean() <= far
+        assert thresholds.tar(far) == pytest.approx(accepted[same].mean())
+    assert thresholds.at(0.01) > thresholds.at(0.1)
+
+
+def test_images_of_the_same_two_people_are_no_further_evidence():
+    few = Thresholds.learn(*people(20, 10), "twenty")
+    assert few.between == 190 and few.faces == 200 and few.genuine == 20 * 45
+    assert few.at(1 / 190) > few.at(0.1)
+    with pytest.raises(GdrdError, match=r"0\.001 is finer than .* 190 pairs of different people \(twenty\)"):
+        few.at(1e-3)
+    assert Thresholds.learn(*people(60, 2), "sixty").at(1e-3)
+
+
+def test_one_person_with_many_faces_does_not_outweigh_the_others():
+    embeddings, labels = people(6, 50)
+    found = Thresholds.learn(embeddings, labels, "x")
+    assert found.faces == 6 * FACES_PER_PERSON
+    shuffled = np.random.default_rng(1).permutation(len(labels))
+    assert Thresholds.learn(embeddings[shuffled], labels[shuffled], "x").faces == found.faces
+
+
+@pytest.mark.parametrize("far", [0, -1, 0.6, float("nan")])
+def test_what_is_no_rate(far):
+    with pytest.raises(GdrdError, match="above 0 and at most 0.5"):
+        Thresholds.learn(*people(5, 3), "x").at(far)
+
+
+def test_of_many_people_only_some_are_compared(monkeypatch):
+    monkeypatch.setattr(thresholds_module, "FACES", 30)
+    embeddings, labels = people(40, 4)
+    found = Thresholds.learn(embeddings, labels, "x")
+    assert (found.faces, found.people) == (30, 15) and found.tar(0.1) > 0
+    rows = compared(labels)
+    np.testing.assert_array_equal(compared(labels[rows]), np.arange(30))
+
+
+def test_a_rate_is_supported_as_far_as_it_is_granted():
+    found = Thresholds.learn(*people(5, 3), "x")
+    assert found.between == 10 and found.supports(0.1) and found.at(0.1)
+    assert not found.supports(0.09)
+    for count in (3, 10, 11, 12, 15, 16, 40, 199):
+        found = Thresholds.learn(*people(count, 2), "x")
+        assert found.at(float(f"{found.finest():.2g}"))  # as it is told
+
+
+def test_faces_that_say_nothing():
+    with pytest.raises(GdrdError, match="x has 2 people and 6 pairs of faces of one; thresholds need at least 3"):
+        Thresholds.learn(*people(2, 3), "x")
+    with pytest.raises(GdrdError, match="x has 1 people"):
+        Thresholds.learn(*people(1, 5), "x")
+    with pytest.raises(GdrdError, match="x has 5 people and 0 pairs of faces of one"):
+        Thresholds.learn(*people(5, 1), "x")
+
+
+def test_against_a_gallery_each_face_is_a_probe_of_all_others():
+    probes, labels = people(20, 2, seed=0)
+    gallery, _ = people(20, 2, noise=0.3, seed=0)
+    found = Thresholds.learn(probes, labels, "x", gallery)
+    scores = (probes @ gallery.T)[~np.eye(40, dtype=bool)]
+    same = (labels[:, None] == labels)[~np.eye(40, dtype=bool)]
+    assert found.genuine == same.sum() == 40 and found.between == 190
+    impostors = scores[~same]
+    assert np.mean(impostors >= found.at(0.1)) <= 0.1 < np.mean(impostors >= found.at(0.1) - 0.01)

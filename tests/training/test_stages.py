@@ -1,0 +1,229 @@
+"""What each stage trains, what it must leave alone, and that it can learn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from gdrd_jax.config import TERMS
+from gdrd_jax.data.degradation import resize
+from gdrd_jax.data.random_degradation import RandomDegradation
+from gdrd_jax.models.student import Student
+from gdrd_jax.training import stages, trainer
+from gdrd_jax.utils.errors import GdrdError
+
+RNG = np.random.default_rng(0)
+FACES, PEOPLE, DIM = 8, 4, 8
+BATCH = {
+    "lr": RNG.integers(256, size=(FACES, 16, 16, 3), dtype=np.uint8),
+    "label": np.arange(FACES) % PEOPLE,
+    "generative": np.float16(RNG.normal(2, 3, size=(FACES, 12, 4, 4))),
+    "discriminative": np.float16(RNG.normal(size=(FACES, DIM))),
+}
+KEY = jax.random.key(0)
+
+
+def student():
+    return Student(resolution=16, width=0.0625, hidden=(32,), embedding_dim=DIM, rngs=nnx.Rngs(0))
+
+
+def statistics(target_shape=(12, 4, 4)):
+    """Another mean at each place, which is the same in all faces, and another deviation of each channel."""
+    rng = np.random.default_rng(1)
+    return (
+        np.float32(rng.normal(2, 1, target_shape)),
+        np.float32(rng.uniform(2, 4, target_shape[0])),
+    )
+
+
+def gen(target_shape=(12, 4, 4)):
+    mean, std = statistics(target_shape)
+    return stages.Gen(student().backbone, (4, 4, 32), target_shape, mean, std, rngs=nnx.Rngs(1))
+
+
+PAPER = {"cls": 1.0, "kd": 0.25, "rcd": 4.0}
+
+
+def dis(weights=PAPER, **changes):
+    centers = stages.class_centers(BATCH["discriminative"], BATCH["label"], PEOPLE)
+    settings = {
+        "temperature": 4.0,
+        "teacher_scale": 32.0,
+        "tau": 0.4,
+        "positive": "pair",
+        "pairs": "gathered",
+        "end_to_end": False,
+        **changes,
+    }
+    weights = {**dict.fromkeys(TERMS, 0.0), **weights}
+    return stages.Dis(student(), centers, weights=weights, **settings, rngs=nnx.Rngs(1))
+
+
+def gradients(stage, batch):
+    graphdef, params, rest = nnx.split(stage, nnx.Param, ...)
+
+    def loss(params, batch):
+        return nnx.merge(graphdef, params, rest, copy=True).loss({**BATCH, **batch}, KEY)[0]
+
+    return jax.grad(loss, argnums=(0, 1), allow_int=True)(params, {name: np.float32(batch[name]) for name in batch})
+
+
+def is_zero(tree):
+    return not any(np.any(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def overfit(stage, steps, rate, batch=BATCH):
+    graphdef, params, rest = trainer.split(stage)
+    optimizer = optax.adam(rate)
+
+    @jax.jit
+    def step(params, rest, opt_state):
+        def loss(params):
+            merged = nnx.merge(graphdef, params, rest, copy=True)
+            value, metrics = merged.loss(batch, KEY)
+            return value, (metrics, trainer.split(merged)[2])
+
+        gradient, (metrics, new_rest) = jax.grad(loss, has_aux=True)(params)
+        update, opt_state = optimizer.update(gradient, opt_state)
+        return optax.apply_updates(params, update), new_rest, opt_state, metrics
+
+    opt_state = optimizer.init(params)
+    for _ in range(steps):
+        params, rest, opt_state, metrics = step(params, rest, opt_state)
+    nnx.update(stage, params, rest)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+@pytest.mark.parametrize("shape", [(12, 4, 4), (6, 8, 8)])  # of the features' own size, and finer
+def test_stage_gen_overfits_a_tiny_set(shape):
+    targets = np.float16(RNG.normal(2, 3, size=(FACES, *shape)))
+    assert overfit(gen(shape), 150, 1e-2, {**BATCH, "generative": targets})["r2"] > 0.95
+
+
+def test_stage_dis_overfits_a_tiny_set():
+    metrics = overfit(dis(), 200, 3e-3)
+    assert metrics["train_accuracy"] == 1.0
+    assert metrics["cls"] < 0.3
+    # Eq. 2 at s = 0 everywhere is log(3/2) + log(3); learning must leave that far behind.
+    assert metrics["rcd"] < 0.6 * (np.log(1.5) + np.log(3))
+
+
+def test_without_identities_and_relations_neither_classifier_nor_critic_is_made():
+    stage = dis({"embedding_cosine": 1.0, "similarity_preserving": 1.0}, end_to_end=True)
+    assert stage.classifier is None and stage.critic is None
+    metrics = overfit(stage, 200, 3e-3, {**BATCH, "label": np.full(FACES, -1)})
+    assert (
+        metrics.keys() == {"embedding_cosine", "similarity_preserving"}
+        and metrics["embedding_cosine"] < 0.1
+        and metrics["similarity_preserving"] < 0.01
+    )
+
+
+def test_stage_gen_gives_the_teacher_no_gradient():
+    of_params, of_batch = gradients(gen(), {"generative": BATCH["generative"]})
+    assert is_zero(of_batch)
+    assert not is_zero(of_params["backbone"]) and not is_zero(of_params["regressor"])
+
+
+def test_stage_dis_gives_teacher_and_frozen_backbone_no_gradient():
+    of_params, of_batch = gradients(dis(), {"discriminative": BATCH["discriminative"]})
+    assert is_zero(of_batch)
+    assert is_zero(of_params["backbone"])
+    for trained in ("head", "classifier", "critic"):
+        assert not is_zero(of_params[trained])
+
+
+def test_training_the_head_changes_nothing_in_the_backbone_not_even_statistics():
+    stage = dis()
+    before = jax.tree.map(np.array, nnx.state(stage.backbone))
+    overfit(stage, 3, 1e-2)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, nnx.state(stage.backbone)))
+
+
+def test_end_to_end_trains_the_backbone():
+    of_params, _ = gradients(dis(end_to_end=True), {})
+    assert not is_zero(of_params["backbone"])
+
+
+def test_a_term_of_weight_zero_is_left_out():
+    stage = dis({"cls": 1.0})
+    loss, metrics = stage.loss(BATCH, KEY)
+    assert "kd" not in metrics and "rcd" not in metrics
+    assert loss == metrics["cls"]
+
+
+@pytest.mark.parametrize("shape", [(12, 4, 4), (12, 2, 2), (12, 1, 1), (12, 8, 8), (12, 3, 3)])
+def test_the_regressor_meets_targets_of_any_size(shape):
+    assert gen(shape).predict(BATCH["lr"]).shape == (FACES, *shape[1:], shape[0])
+
+
+def test_finer_targets_are_met_patch_by_patch():
+    x = jnp.arange(2 * 3 * 6, dtype=jnp.float32).reshape(1, 2, 3, 6)
+    spread = stages._spread(x, (2, 3))
+    assert spread.shape == (1, 4, 9, 1)
+    for i, j in np.ndindex(2, 3):
+        np.testing.assert_array_equal(spread[0, 2 * i : 2 * i + 2, 3 * j : 3 * j + 3, 0].ravel(), x[0, i, j])
+    np.testing.assert_array_equal(stages._pooled(spread, (2, 3)), x.mean(axis=3, keepdims=True))
+
+
+def test_the_regressor_is_the_identity_where_shapes_agree():
+    stage = gen((32, 4, 4))
+    stage.eval()
+    np.testing.assert_array_equal(stage.predict(BATCH["lr"]), stage.backbone(BATCH["lr"]))
+
+
+def test_loss_of_stage_gen_is_the_unexplained_variance_of_standardized_targets():
+    stage = gen()
+    stage.eval()
+    mean, std = statistics()
+    target = (np.float64(BATCH["generative"]) - mean) / std[:, None, None]
+    prediction = np.float64(stage.predict(BATCH["lr"])).transpose(0, 3, 1, 2)
+    expected = np.mean((prediction - target) ** 2)
+    loss, metrics = stage.loss(BATCH, KEY)
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert metrics["r2"] == pytest.approx(1 - expected / np.mean(target**2), rel=1e-4)
+    features = stages.TeacherFeatures(mean, std)(BATCH["generative"])
+    np.testing.assert_allclose(features, target.transpose(0, 2, 3, 1), rtol=1e-3, atol=1e-3)
+
+
+def test_class_centers_are_normalized_means_of_normalized_embeddings():
+    embeddings, labels = RNG.normal(size=(6, 4)), np.array([0, 1, 0, 1, 1, 0])
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    expected = np.stack([unit[labels == c].mean(axis=0) for c in (0, 1)])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(stages.class_centers(embeddings, labels, 2), expected, rtol=1e-5)
+
+
+def test_degraded_faces_are_mirrored_at_random():
+    degradation = RandomDegradation(16, clean=1.0, kernels=(1.0, 0.0, 0.0, 0.0))
+    weights = dict.fromkeys(("cls", "kd", "rcd", "similarity_preserving"), 0.0) | {"embedding_cosine": 1.0}
+    stage = dis(weights=weights, degradation=degradation)
+    small = np.random.default_rng(0).integers(256, size=(64, 48, 48, 3), dtype=np.uint8)
+    found = np.asarray(stage._input({"small": small}, jax.random.key(0))).astype(int)
+    plain = np.stack([resize(face, 16, "area") for face in small]).astype(int)
+    as_is, mirrored = (np.abs(found - x).max(axis=(1, 2, 3)) <= 1 for x in (plain, plain[:, :, ::-1]))
+    assert (as_is ^ mirrored).all() and 20 < mirrored.sum() < 44
+
+
+def test_mixup_lays_a_neighbor_over_some_faces_and_mixes_their_targets():
+    rng = np.random.default_rng(0)
+    small = rng.integers(256, size=(400, 2, 2, 3), dtype=np.uint8)
+    teacher = np.float32(rng.normal(size=(400, DIM)))
+    batch = {"small": small, "discriminative": teacher, "label": np.arange(400)}
+    mixed = stages._mixed(batch, KEY, 0.25)
+    alone = np.asarray(mixed["label"]) >= 0
+    assert 270 < alone.sum() < 330
+    np.testing.assert_array_equal(np.asarray(mixed["small"])[alone], small[alone])
+    unit = teacher / np.linalg.norm(teacher, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.asarray(mixed["discriminative"])[alone], unit[alone], atol=1e-6)
+    other = np.arange(400) ^ 1
+    for row in np.flatnonzero(~alone):
+        a, b = unit[row], unit[other[row]]
+        share = np.linalg.lstsq(np.stack([a, b], 1), np.asarray(mixed["discriminative"][row]), rcond=None)[0]
+        assert 0.5 <= share[0] + 1e-5 and share.sum() == pytest.approx(1, abs=1e-5)
+        pixels = share[0] * small[row].astype(float) + share[1] * small[other[row]]
+        np.testing.assert_allclose(mixed["small"][row], pixels, atol=0.51)
+    with pytest.raises(GdrdError, match="even number of faces on each device, not 3"):
+        stages._mixed({name: values[:3] for name, values in batch.items()}, KEY, 0.5)
