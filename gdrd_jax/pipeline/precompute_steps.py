@@ -27,6 +27,7 @@ from gdrd_jax.teachers import load_discriminative, load_generative, sr_training
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import digest, write_json
 from gdrd_jax.utils.launch import Rank
+from gdrd_jax.version import __version__
 
 SMALL = 3  # times the low resolution, at which blur, crop and reduction lose nearly nothing to the full size
 SPLITS = ("train", "test")  # of the people
@@ -196,8 +197,8 @@ def _targets(
 ) -> Cache:
     faces = read_faces(workdir, split)
     how = inputs.views(config)
-    packages = ("gdrd_jax", "torch", "diffusers", "onnxruntime")
-    made_by = {name: metadata.version(name) for name in packages if util.find_spec(name)}
+    packages = ("torch", "diffusers", "onnxruntime")
+    made_by = {"gdrd_jax": __version__} | {name: metadata.version(name) for name in packages if util.find_spec(name)}
     return Cache.create(
         _of_split(workdir / step, split), rows=len(faces), views=_view_count(split, views), shape=shape,
         dtype="float16", made_from={"faces": faces.fingerprint, "teacher": network.fingerprint},

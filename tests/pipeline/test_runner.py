@@ -433,13 +433,13 @@ def test_features_of_any_size_stand_in_the_backbones_place(copy, faces_folder, c
 
 def labels_seen(monkeypatch):
     """The labels that each stage is trained on, by its name, as soon as it is."""
-    seen, original = {}, train_steps.train.fit
+    seen, original = {}, train_steps.trainer.fit
 
     def watched(stage, dataset, *rest, **how):
         seen[how["name"]] = dataset.labels
         return original(stage, dataset, *rest, **how)
 
-    monkeypatch.setattr(train_steps.train, "fit", watched)
+    monkeypatch.setattr(train_steps.trainer, "fit", watched)
     return seen
 
 

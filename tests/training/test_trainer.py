@@ -366,7 +366,7 @@ def test_a_second_signal_is_not_remembered_but_obeyed():
 def run_script(script, *arguments, devices):
     """Starts this script beside this module with so many virtual devices."""
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    head = "import sys, pathlib, jax; sys.path.insert(0, 'tests'); import test_trainer as t\n"
+    head = "import sys, pathlib, jax; sys.path[:0] = ['tests', 'tests/training']; import test_trainer as t\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + script, *map(str, arguments)], env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
