@@ -122,8 +122,12 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 
     if given.teacher:
         from gdrd_jax.inference.native import NativeRecognizer
+        from gdrd_jax.utils.errors import GdrdError
 
-        recognizer = NativeRecognizer.load(given.teacher, recognizer)
+        try:
+            recognizer = NativeRecognizer.load(given.teacher, recognizer)
+        except GdrdError as error:
+            raise GdrdError(str(error).replace("--model", "--with")) from error
     gallery, found = folders.enroll(recognizer, given.path, given.gallery, align=given.align, add=given.add)
     people = len(gallery.people())
     if not given.json:

@@ -45,8 +45,9 @@ LOG = logging.getLogger("gdrd_jax.run_grid")
 SECONDS_BETWEEN_LOOKS = 0.2
 BASE = "--config.base="
 CHECK = """import sys
-from gdrd_jax import main, pipeline
-sys.exit(main.cli(sys.argv, lambda config, workdir, rank: pipeline.validate(config, workdir)))"""
+from gdrd_jax import main
+from gdrd_jax.pipeline import runner
+sys.exit(main.cli(sys.argv, lambda config, workdir, rank: runner.validate(config, workdir)))"""
 DEV = "--config.dev.path="
 BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 # LFW at 16x16, trained on 494,414 WebFace faces: figure 3 of arXiv 2409.06371.

@@ -99,12 +99,12 @@ def parse_model(text: str) -> tuple[str, Path, str]:
     if not path or not _exists(path):
         names = list_pretrained()
         known = f"; pretrained students are {', '.join(names)}" if names else ""
-        raise GdrdError(f"the model {text}: there is no file or workdir {path!r}{known}")
+        raise GdrdError(f"--model {text}: there is no file or workdir {path!r}{known}")
     parse_preprocessing(preprocessing)
     named = path if is_pretrained(path) else ""
     path = find_student(path) if named else user_path(path)
     if path.is_dir() and preprocessing != "auto":
-        raise GdrdError(f"the model {text}: a student knows its preprocessing; give its workdir alone")
+        raise GdrdError(f"--model {text}: a student knows its preprocessing; give its workdir alone")
     return name or named or re.sub(r"\W+", "_", path.stem), path, preprocessing
 
 

@@ -84,7 +84,7 @@ def test_help_into_a_closed_pipe_ends_quietly(tool):
 
 
 WRITES = """import sys
-from gdrd_jax.command_line import guarded
+from gdrd_jax.cli.common import guarded
 from tqdm import tqdm
 def work():
     for _ in tqdm(range(3000), mininterval=0): print("x" * 100)

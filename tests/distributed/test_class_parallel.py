@@ -12,12 +12,13 @@ DIVIDED = """
 import numpy as np
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
-from gdrd_jax import class_parallel, losses, parallel
+from gdrd_jax import losses
+from gdrd_jax.distributed import class_parallel, sharding
 
 def total(kernel, embedding, teacher, labels):
-    logits = class_parallel.own_logits(parallel.gathered(embedding) @ kernel["k"][...], 10)
-    wanted = class_parallel.own_logits(parallel.gathered(teacher) @ kernel["c"][...].T, 10)
-    labels = parallel.gathered(labels)
+    logits = class_parallel.own_logits(sharding.gathered(embedding) @ kernel["k"][...], 10)
+    wanted = class_parallel.own_logits(sharding.gathered(teacher) @ kernel["c"][...].T, 10)
+    labels = sharding.gathered(labels)
     found = {
         "cls": losses.classification_loss(logits, labels), "kd": losses.distillation_loss(logits, wanted, 4.0),
         "accuracy": losses.accuracy(logits, labels),
@@ -36,7 +37,7 @@ class_parallel.divide(kernel["k"], 1)
 class_parallel.divide(kernel["c"], 0)
 batch = np.float32(rng.normal(size=(8, 6))), np.float32(rng.normal(size=(8, 6))), np.array([0, 9, -1, 3, 7, 7, -1, 5])
 batch[0][1] = k[:, 9]
-mesh = parallel.mesh()
+mesh = sharding.mesh()
 specs, b = class_parallel.partition_specs(kernel), P("data")
 on_four = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(specs, b, b, b), out_specs=(P(), (specs, b), specs)))
 there = class_parallel.to_devices(kernel, mesh)

@@ -973,7 +973,7 @@ def test_a_training_begins_with_another_student(finished, faces_folder, tmp_path
     config.base, config.until = str(finished), "dis"
     config.student.init, config.student.width = str(finished), 0.5  # that of the other student counts
     config.dis.update(steps=1, batch=4, learning_rate=1e-12, warmup=0.0, ema=0.0)
-    assert steps_run(config, tmp_path / "w", caplog) == ["small_faces", "dis"]
+    assert steps_run(config, tmp_path / "w", caplog) == ["small_faces", "discriminative", "dis"]
     before, after = (nnx.state(Recognizer.load(path).student, nnx.Param) for path in (finished, tmp_path / "w"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), before, after)
     shutil.copytree(finished / "dis" / "student", tmp_path / "elsewhere")
