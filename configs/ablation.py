@@ -1,6 +1,6 @@
 """The paper's ablation (its figure 3) and what it is compared with, one mode a config.
 
-  python -m gdrd_jax.main --config=configs/ablation.py:gen_dis --workdir=runs/gen_dis --config.data.path=FACES \
+  gdrd train --config=ablation:gen_dis --workdir=runs/gen_dis --config.data.path=FACES \
       --config.discriminative.path=ARCFACE.onnx --config.generative.path=SR \
       --config.dev.path=LFW --config.dev.pairs=pairs.txt
 
@@ -19,7 +19,7 @@
 The head is one linear layer, behind a frozen backbone two, which need a lower rate. The paper's modes, down to
 end_to_end, learn in stage dis from labeled faces alone, as the paper did; ours also from unlabeled faces and mixup
 images. Everything else is the same.
-tools/run_grid.py runs all of them with several seeds and makes one table; docs/results.md has ours.
+gdrd grid runs all of them with several seeds and makes one table; docs/results.md has ours.
 """
 
 from gdrd_jax.config import PAPER_TERMS, TERMS, default

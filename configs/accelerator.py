@@ -1,7 +1,7 @@
 """The pretrained students on one GPU, from a packed training set.
 
-  python tools/pack_training_set.py runs/gdrd-16 a.packed b.packed   # once, where the faces and the teacher are
-  python -m gdrd_jax.main --config=configs/accelerator.py:gdrd-16 --workdir=runs/fast \\
+  gdrd pack runs/gdrd-16 a.packed b.packed   # once, where the faces and the teacher are
+  gdrd train --config=accelerator:gdrd-16 --workdir=runs/fast \\
       --config.data.packed=a.packed,b.packed
 
 As configs/pretrained.py, in batches of 1,024 and bfloat16; `gdrd-16-wide` and `gdrd-8-wide` have the paper's width.

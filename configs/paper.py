@@ -1,6 +1,6 @@
 """The paper's own training (arXiv 2409.06371): SGD, rate 0.05 in steps of 0.1, batch 96, Eq. 3, a frozen backbone.
 
-  python -m gdrd_jax.main --config=configs/paper.py --workdir=runs/paper --config.data.path=FACES \
+  gdrd train --config=paper --workdir=runs/paper --config.data.path=FACES \
       --config.discriminative.path=ARCFACE.onnx --config.generative.kind=pgdiff \
       --config.generative.path=iddpm_ffhq512_ema500000.pth --config.generative.input_size=16 \
       --config.generative.tap=middle --config.generative.timestep=0

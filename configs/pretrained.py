@@ -1,9 +1,9 @@
 """The pretrained students: robust to blur, motion, noise, compression, low light and misaligned crops.
 
-  python -m gdrd_jax.main --config=configs/pretrained.py:gdrd-16 --workdir=runs/gdrd-16 \
+  gdrd train --config=pretrained:gdrd-16 --workdir=runs/gdrd-16 \
       --config.data.path=train.rec,people.rec --config.data.unlabeled=unlabeled.rec \
       --config.discriminative.path=w600k_mbf.onnx --config.dev.path=lfw_dev.tar --config.dev.pairs=pairs_dev.txt
-  python tools/export.py runs/gdrd-16 exported --half --lfw lfw_dev.tar --pairs pairs_dev.txt
+  gdrd export runs/gdrd-16 exported --half --lfw lfw_dev.tar --pairs pairs_dev.txt
 
 | name | pixels | width | steps | core hours of a 2.5 GHz Xeon (targets of T_d: 1 more, once for all) |
 |---|---|---|---|---|

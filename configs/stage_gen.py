@@ -1,7 +1,7 @@
 """Stage gen: the backbone learns the generative features.
 
   python -m pip install -e ".[teachers]"
-  python -m gdrd_jax.main --config=configs/stage_gen.py --workdir=runs/mine --config.data.path=FACES
+  gdrd train --config=stage_gen --workdir=runs/mine --config.data.path=FACES
 
 FACES is a folder of aligned 112x112 faces, FACES/PERSON/IMAGE (add --config.data.align=true for
 photographs, with the extra `quickstart`). The generative teacher is an SR diffusion network trained on

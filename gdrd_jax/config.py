@@ -122,7 +122,7 @@ def default() -> ConfigDict:
             # Mixup images per face, each of two faces, stored with T_d's embedding: stage dis learns from them as from
             # unlabeled faces. Fewer for millions of people.
             "mixup_per_face": 1.5,
-            # Files of tools/pack_training_set.py (A,B) from which stage dis learns instead of all of the above, without
+            # Files of gdrd pack (A,B) from which stage dis learns instead of all of the above, without
             # T_d; with until=dis, degradation.random=true and dis.backbone=scratch.
             "packed": "",
             # Where views and targets are stored instead of in the workdir: gs://BUCKET/PATH or s3://BUCKET/PATH.
@@ -140,7 +140,7 @@ def default() -> ConfigDict:
     )
     # On what a student is verified while stage dis trains it: the calibration people, or the faces of LFW with its
     # pairs.txt, or a .bin of InsightFace.
-    # Faces are reduced, after blur and motion and before noise and jpeg, see tools/evaluate.py.
+    # Faces are reduced, after blur and motion and before noise and jpeg, see gdrd evaluate.
     config.dev = Config({"path": "", "pairs": "", "blur": 0.0, "motion": 0.0, "noise": 0.0, "jpeg": 0})
     config.views = Config(
         {

@@ -21,6 +21,8 @@ from gdrd_jax.pipeline import runner  # noqa: E402
 from gdrd_jax.utils.files import user_path  # noqa: E402
 from gdrd_jax.utils.launch import Rank, from_environment  # noqa: E402
 
+PACKAGED = Path(__file__).parent / "configs"
+CONFIGS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1] / "configs"  # installed, or in a clone
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/NAME by default.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where several processes train together.")
@@ -28,11 +30,26 @@ _PROCESSES = flags.DEFINE_integer("processes", 1, "How many they are.", lower_bo
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is.", lower_bound=0)
 
 
+def _config_file(text: str) -> str:
+    """The file, and its mode, that `--config` means: a path, or the name of a config that comes with this package."""
+    name, colon, mode = text.partition(":")
+    if name.startswith("~"):
+        name = str(user_path(name))
+    elif re.fullmatch(r"\w+", name) and not Path(name).exists() and name in config_names():
+        name = str(CONFIGS / f"{name}.py")
+    return f"{name}{colon}{mode}"
+
+
+def config_names() -> list[str]:
+    """Names of the configs that come with this package."""
+    return sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
 def parse_flags(argv: list[str]) -> ConfigDict:
     """The config a command line asks for; a mistake in the flags is a `GdrdError` of one sentence."""
     given = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
     known = settings.default()
-    argv = [f"--config={user_path(a.removeprefix('--config='))}" if a.startswith("--config=~") else a for a in argv]
+    argv = [f"--config={_config_file(a.removeprefix('--config='))}" if a.startswith("--config=") else a for a in argv]
     try:
         rest = flags.FLAGS(argv)
         # A config file that could not be loaded says so only when it is touched.
@@ -47,6 +64,9 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         raise GdrdError(" ".join(message.split())) from error
     except OSError as error:
         for text in (a.removeprefix("--config=") for a in argv if a.startswith("--config=")):
+            if re.fullmatch(r"\w+", text.partition(":")[0]):
+                names = ", ".join(config_names())
+                raise GdrdError(f"there is no config {text!r}; give a file, or one of {names}") from error
             if ":" in text and (Path(text).is_file() or Path(text.rpartition(":")[0]).is_file()):
                 raise GdrdError(
                     f"the config {text!r} could not be loaded: the first ':' separates the file from its mode, so a "
@@ -64,7 +84,7 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         hint = lines[-1] if lines[-1].startswith("Did you mean") else ""
         raise GdrdError(f"{place} raises {type(error).__name__}: {what} {hint}".strip()) from error
     if config is None:
-        raise GdrdError("no config; give one with --config=configs/quickstart.py")
+        raise GdrdError("no config; give one with --config=quickstart, another name, or a file")
     if len(rest) > 1:
         raise GdrdError(f"{rest[1]!r} is not a flag; settings are given as --config.NAME=VALUE")
     settings.expand_paths(config)
@@ -113,9 +133,10 @@ def cli(argv: list[str], work: Callable[[ConfigDict, Path, Rank], None] = _train
     return guarded(parse_and_work)
 
 
-if __name__ == "__main__":
+def run(argv: list[str]) -> int:
+    """Trains as a command line asks for; returns the exit status, or ends the process where it failed."""
     try:
-        status = cli(sys.argv)
+        status = cli(argv)
     except Exception:  # a bug
         traceback.print_exc()
         status = 1
@@ -123,4 +144,8 @@ if __name__ == "__main__":
             sys.stdout.flush()
     if status in (1, 2):  # at a normal end JAX would wait for the other processes, which wait for this one
         os._exit(status)
-    sys.exit(status)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv))

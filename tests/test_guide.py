@@ -27,7 +27,12 @@ def blocks(language):
 def test_the_guide_does_what_it_says(tmp_path):
     for name in ("configs", "tools", "README.md"):
         (tmp_path / name).symlink_to(ROOT / name)
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    command = tmp_path / "bin" / "gdrd"  # as an installation makes it
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gdrd_jax.cli "$@"\n')
+    command.chmod(0o755)
+    path = f"{command.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
 
     def run(*command):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -36,7 +41,7 @@ def test_the_guide_does_what_it_says(tmp_path):
 
     student, faces, search, verify, browser = blocks("sh")
     installing, train, export = student.strip().splitlines()
-    assert installing.startswith("python -m pip install") and "configs/quickstart.py" in train
+    assert installing.startswith("python -m pip install") and train == "gdrd train --config=quickstart"
     run("bash", "-ec", f"{train} {SHORTER}\n{export}")
     run("bash", "-ec", faces)
     out = run("bash", "-ec", search)

@@ -13,7 +13,7 @@ Writes OUT/results.json and OUT/results.txt after each part, whatever happens in
   inference   jitted embeddings of 1 and 1,024 faces; ONNX Runtime where it is installed
   host        what is gained by more steps a dispatch: how long the device waits for the host
   pytorch     stage gen and stage dis of the paper beside PyTorch, see tools/benchmark_train.py
-  students    with --packed, in the time that is left: OUT/NAME, for tools/export.py; progress is saved in --workdir
+  students    with --packed, in the time that is left: OUT/NAME, for gdrd export; progress is saved in --workdir
 
 --only takes names of parts. Data, weights and time of each part are printed as they come. `--train NAME:STEPS` trains
 for so many steps instead of measuring how many there is time for.
@@ -272,7 +272,7 @@ def _affordable(config, seconds: float) -> int:
 
 
 def save_student(workdir: Path, folder: Path) -> None:
-    """Writes weights in float16 and a manifest without thresholds: what tools/export.py takes."""
+    """Writes weights in float16 and a manifest without thresholds: what gdrd export takes."""
     recognizer = Recognizer.load(workdir)
     description = describe_student(find_student(workdir))
     weights.round_weights(recognizer.student)
@@ -298,7 +298,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--minutes", type=float, default=9.0, help="for everything, default 9")
     add("--out", type=user_path, required=True)
-    add("--packed", type=user_path, nargs="+", default=[], help="files of tools/pack_training_set.py")
+    add("--packed", type=user_path, nargs="+", default=[], help="files of gdrd pack")
     both = [("gdrd-16-wide", 0), ("gdrd-8-wide", 0)]
     name = "NAME[:STEPS]"
     add("--train", nargs="+", type=_to_train, default=both, metavar=name, help="students of configs/accelerator.py")

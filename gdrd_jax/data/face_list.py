@@ -81,7 +81,7 @@ def read_list(path: Path, pattern: str, skip_bad: bool) -> Faces:
     if not entries:
         raise GdrdError(f"{path} lists no faces that can be read; its lines are {FORMS}")
     if unaligned:
-        LOG.warning("%s marks %d faces as not aligned; align them: prepare_faces.py --align", path, unaligned)
+        LOG.warning("%s marks %d faces as not aligned; align them: gdrd prepare --align", path, unaligned)
     names = tuple(entry.path for entry in entries.values())
     faces = Faces(path.parent.resolve(), names, np.zeros(len(names), np.int32), ("",), skipped=tuple(skipped))
     return labeled(faces, (entry.person for entry in entries.values()))

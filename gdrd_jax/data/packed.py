@@ -183,7 +183,7 @@ def load(paths: Sequence[Path]) -> PackedSet:
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if not path.is_file():
-        raise GdrdError(f"there is no file {str(path)!r}; tools/pack_training_set.py writes it")
+        raise GdrdError(f"there is no file {str(path)!r}; gdrd pack writes it")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}

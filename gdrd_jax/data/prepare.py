@@ -117,8 +117,8 @@ def _fit(faces: Faces, row: int, aligner: Aligner | None, stretch: bool) -> byte
     if (height, width) != (FACE_SIZE, FACE_SIZE) and not stretch:
         raise Unfit(
             f"{faces.where(row)} is {width}x{height}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; "
-            "align photographs first: tools/prepare_faces.py --align (or --config.data.align=true); "
-            "evaluate.py takes them with --stretch"
+            "align photographs first: gdrd prepare --align (or --config.data.align=true); "
+            "gdrd evaluate takes them with --stretch"
         )
     return data
 

@@ -81,14 +81,14 @@ def list_files(path: str | os.PathLike) -> Faces:
 def _check_is_tree(path: Path) -> None:
     if not path.is_dir() and path.suffix.lower() != ".tar":
         raise GdrdError(
-            f"{path} is of no known format: a folder, an uncompressed .tar, a store of prepare_faces.py, or, to "
+            f"{path} is of no known format: a folder, an uncompressed .tar, a store of gdrd prepare, or, to "
             f"convert or to train on, an InsightFace .rec or a list ({', '.join(sorted(LIST_SUFFIXES))})"
         )
 
 
 def _refuse_unfinished(path: Path) -> None:
     if (path / JOURNAL).exists() and not (path / MANIFEST).exists():
-        raise GdrdError(f"{path} is an unfinished store; give the same prepare_faces.py command again, and it goes on")
+        raise GdrdError(f"{path} is an unfinished store; give the same gdrd prepare command again, and it goes on")
 
 
 def _by_folder(path: Path, pattern: str, skip_bad: bool) -> Faces:
@@ -139,7 +139,7 @@ def _store(path: Path) -> Faces:
     if len(faces) != len(names) or len(faces.identities) != len(identities):
         raise GdrdError(
             f"{path / RECORDS} holds {len(faces)} faces of {len(faces.identities)} people, {MANIFEST} speaks of "
-            f"{len(names)} of {len(identities)}; run prepare_faces.py again"
+            f"{len(names)} of {len(identities)}; run gdrd prepare again"
         )
     return Faces(
         faces.root, tuple(names), faces.labels, tuple(identities), faces.spans, faces.parts, manifest["fingerprint"],
@@ -160,7 +160,7 @@ def read_manifest(folder: Path) -> dict:
             return manifest
     except (ValueError, KeyError, TypeError):
         pass
-    raise GdrdError(f"{folder / MANIFEST} is damaged or not of prepare_faces.py; make the store again, elsewhere")
+    raise GdrdError(f"{folder / MANIFEST} is damaged or not of gdrd prepare; make the store again, elsewhere")
 
 
 def stand_in(path: str | os.PathLike) -> str | None:

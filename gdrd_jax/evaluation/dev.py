@@ -13,7 +13,7 @@ from gdrd_jax.evaluation.lfw import PairList, open_bin, open_lfw
 from gdrd_jax.evaluation.result import percent
 from gdrd_jax.evaluation.verification import Pairs
 
-SEED = 0  # of noise, the default of tools/evaluate.py
+SEED = 0  # of noise, the default of gdrd evaluate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def of_people(faces: np.ndarray, labels: np.ndarray) -> DevSet:
 
 
 def of_pairs(data: Path, pairs: Path | None, how: Degradation) -> DevSet:
-    """LFW with its `pairs.txt`, or an InsightFace `.bin`, its faces degraded as tools/evaluate.py does.
+    """LFW with its `pairs.txt`, or an InsightFace `.bin`, its faces degraded as gdrd evaluate does.
 
     Raises:
       GdrdError: they are missing, damaged or do not belong together.

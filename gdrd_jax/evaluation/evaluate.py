@@ -1,4 +1,4 @@
-"""Runs recognizers under a protocol and reports: the library behind `tools/evaluate.py`."""
+"""Runs recognizers under a protocol and reports: the library behind `gdrd evaluate`."""
 
 import dataclasses
 import functools

@@ -56,10 +56,10 @@ class Settings:
       calibration: aligned faces of people whose identity the student did not learn; None takes the run's own
         calibration people, or the thresholds that an exported student has.
       lfw, pairs: LFW's faces and its pairs.txt, or a `.bin` and None; None measures no accuracy.
-      beside: recognizers, as tools/evaluate.py takes them, measured on the same faces.
+      beside: recognizers, as gdrd evaluate takes them, measured on the same faces.
       half: round the weights to float16 first; the files take half the space.
       teacher: the student's teacher, `FILE.onnx[:PREPROCESSING]`, for thresholds against galleries that it embeds.
-      evaluations: folders of tools/evaluate.py with this student in them, whose figures the model card shows.
+      evaluations: folders of gdrd evaluate with this student in them, whose figures the model card shows.
       license: terms of use, for the card and the files; "" is the exported student's own, or what faces and teachers
         demand.
     """
@@ -248,7 +248,7 @@ def _evaluation(folder: Path, fingerprint: str) -> dict:
         settings, results = document["settings"], document["results"]
         models = [model["fingerprint"] for model in settings["models"].values()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GdrdError(f"{folder} holds no metrics.json of tools/evaluate.py") from error
+        raise GdrdError(f"{folder} holds no metrics.json of gdrd evaluate") from error
     if fingerprint not in models:
         raise GdrdError(
             f"{folder} is no evaluation of this student ({fingerprint[:12]}); evaluate the exported folder, and then "

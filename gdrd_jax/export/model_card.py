@@ -8,7 +8,7 @@ from gdrd_jax.inference.thresholds import Thresholds
 OTHER_FACES = (
     "**These rates hold for faces such as these**, aligned and reduced without other degradation. Relatives, children, "
     "other crops and other cameras can raise the false accept rate many times over, and degradation raises the false "
-    "reject rate. Learn thresholds on faces of your own: `python tools/export.py STUDENT OUT --calibration FACES`."
+    "reject rate. Learn thresholds on faces of your own: `gdrd export STUDENT OUT --calibration FACES`."
 )
 LICENSE = "inherits the terms of the faces and of the teachers it learned from"
 RATES = (0.1, 0.01, 1e-3, 1e-4, 1e-5)

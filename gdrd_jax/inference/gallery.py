@@ -327,7 +327,7 @@ def require_codes(faces: int):
 
 def _manifest(folder: Path) -> dict:
     if not folder.exists():
-        raise GdrdError(f"there is no gallery {str(folder)!r}; tools/recognize.py enroll, or Gallery.save, makes one")
+        raise GdrdError(f"there is no gallery {str(folder)!r}; gdrd enroll, or Gallery.save, makes one")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:

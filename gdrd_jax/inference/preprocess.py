@@ -116,7 +116,7 @@ def find(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if (path / MANIFEST).exists():
-        raise GdrdError(f"{path} is a store of prepare_faces.py; give the pictures that it was made of")
+        raise GdrdError(f"{path} is a store of gdrd prepare; give the pictures that it was made of")
     files = list_files(path)
     images = [is_image(files, row) for row in range(len(files))]
     if not any(images):

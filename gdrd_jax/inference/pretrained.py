@@ -9,7 +9,7 @@ from gdrd_jax.inference import bundle
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
 
-WEIGHTS = Path(__file__).parents[1] / "weights"  # a folder of tools/export.py for each name
+WEIGHTS = Path(__file__).parents[1] / "weights"  # a folder of gdrd export for each name
 DEFAULT = "gdrd-16"
 
 

@@ -78,7 +78,7 @@ class Recognizer:
 
         Args:
           path: name of a pretrained student (`gdrd_jax.list_pretrained()`); workdir of a pipeline run; the folder
-            `dis/student` or `dis/best` of one; or what tools/export.py wrote.
+            `dis/student` or `dis/best` of one; or what gdrd export wrote.
           which: of a workdir, "student", as it was at the end, or "best", as it was when it was best on the dev set.
           detector: see above.
 
@@ -206,7 +206,7 @@ class Recognizer:
             against = " against a gallery of its teacher" if native else ""
             raise GdrdError(
                 f"this student has no thresholds{against}; export it with faces to learn them on: "
-                f"python tools/export.py WORKDIR FOLDER --calibration FACES{teacher}, and load FOLDER"
+                f"gdrd export WORKDIR FOLDER --calibration FACES{teacher}, and load FOLDER"
             )
         return thresholds.at(far)
 

@@ -50,9 +50,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     if config.data.packed:
         for path in listed_paths(config.data.packed):
             if not path.is_file():
-                raise GdrdError(
-                    f"config.data.packed: there is no file {str(path)!r}; tools/pack_training_set.py writes it"
-                )
+                raise GdrdError(f"config.data.packed: there is no file {str(path)!r}; gdrd pack writes it")
     else:
         _check_people(config, needed)
         unlabeled(config)

@@ -176,7 +176,7 @@ def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndar
     """
     config = Config(of_workdir(workdir))
     if not config or not (workdir / "faces" / "train.json").exists():
-        raise GdrdError(f"{workdir} is no workdir with the step `faces` in it; run tools/precompute_teacher.py first")
+        raise GdrdError(f"{workdir} is no workdir with the step `faces` in it; run gdrd precompute first")
     parts, known = [], read_faces(workdir, "train")
     identities = len(known.identities) - config.data.calibration_people
     for split, rows in (("train", np.flatnonzero(known.labels < identities)), ("unlabeled", None)):

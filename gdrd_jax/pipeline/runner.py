@@ -43,7 +43,7 @@ READ_OTHERWISE = {
     "views": "ignored EXIF behind other segments and the range of 16-bit images: use a new workdir for such faces",
     "discriminative": (
         "guessed a graph's preprocessing from the names of its operations: use a new workdir if the log of "
-        "tools/evaluate.py shows another preprocessing than `teacher` in discriminative/train/manifest.json"
+        "gdrd evaluate shows another preprocessing than `teacher` in discriminative/train/manifest.json"
     ),
 }
 # Settings that are newer than 0.4.0, with the values at which they change nothing: workdirs without them stay valid.

@@ -14,7 +14,7 @@ from pathlib import Path
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import LOCK, writable, writable_folder
 
-PROTOCOLS = ("lfw", "bin", "uccs", "tinyface", "ar")  # of tools/evaluate.py; a training run writes "held_out"
+PROTOCOLS = ("lfw", "bin", "uccs", "tinyface", "ar")  # of gdrd evaluate; a training run writes "held_out"
 PICTURE_MARK = b"tEXtSoftware\0gdrd_jax"  # a chunk of a PNG file, see `marked`
 PNG_HEAD = 33  # bytes before the second chunk
 CACHE = re.compile("[0-9a-f]{16}")  # of embeddings
@@ -115,7 +115,7 @@ def is_report(path: Path) -> bool:
 
 
 def is_embeddings(path: Path) -> bool:
-    """Whether a file is the `.npz` that tools/recognize.py writes."""
+    """Whether a file is the `.npz` that gdrd writes."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

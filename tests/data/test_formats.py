@@ -145,7 +145,7 @@ def test_a_damaged_store_is_named(tmp_path, faces_folder):
     with pytest.raises(GdrdError, match="21 faces of 7 people, .* speaks of 20"):
         open_faces(tmp_path / "s")
     (tmp_path / "s" / "faces.json").write_text("{}")
-    with pytest.raises(GdrdError, match="is damaged or not of prepare_faces.py"):
+    with pytest.raises(GdrdError, match="is damaged or not of gdrd prepare"):
         open_faces(tmp_path / "s")
 
 

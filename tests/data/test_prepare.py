@@ -52,7 +52,7 @@ def test_a_corrupt_file_is_named_or_skipped_and_listed(bad_folder):
 def test_faces_of_another_size_are_refused_with_the_remedy(tmp_path):
     (tmp_path / "p").mkdir()
     cv2.imwrite(str(tmp_path / "p" / "0.png"), np.zeros((100, 90, 3), np.uint8))
-    with pytest.raises(GdrdError, match="90x100.*prepare_faces.py --align"):
+    with pytest.raises(GdrdError, match="90x100.*gdrd prepare --align"):
         checked(open_faces(tmp_path))
     assert len(checked(open_faces(tmp_path), stretch=True)) == 1
 

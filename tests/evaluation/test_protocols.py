@@ -377,7 +377,7 @@ def test_ar_people_without_a_neutral_face_are_told_or_counted(ar_folder):
 
 def test_faces_that_are_not_aligned_are_refused_or_stretched(ar_folder, network, tmp_path):
     save(ar_folder / "m-002-02.bmp", np.ascontiguousarray(face(2, 2, size=150)[:, :100]))
-    with pytest.raises(GdrdError, match="100x150.*prepare_faces.py --align"):
+    with pytest.raises(GdrdError, match="100x150.*gdrd prepare --align"):
         evaluate(settings("ar", ar_folder, network), tmp_path / "out")
     assert evaluate(settings("ar", ar_folder, network, stretch=True), tmp_path / "out")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_faces, save_recognizer, save_student
 
+from gdrd_jax.cli import demo as tool
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.export.demo import RESOLUTIONS, Demo, answer, serve
 from gdrd_jax.inference import folders
@@ -17,7 +18,6 @@ from gdrd_jax.inference.embedders import open_model
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.utils.errors import GdrdError
-from tools import demo as tool
 
 CHROMIUM = Path("/usr/bin/chromium")
 THRESHOLDS = Thresholds((0.5, 0.1, 0.001), (0.5, 0.99, 0.999), (1.0, 0.9, 0.2), 40, 80, 780, 40, "made up")

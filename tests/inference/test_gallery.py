@@ -283,7 +283,7 @@ def test_what_is_no_gallery_is_refused(tmp_path, text):
         (tmp_path / "gallery.json").write_text(text)
     with pytest.raises(GdrdError, match="holds no gallery.json of a gallery"):
         Gallery.load(tmp_path)
-    with pytest.raises(GdrdError, match="there is no gallery '.*missing'; tools/recognize.py enroll"):
+    with pytest.raises(GdrdError, match="there is no gallery '.*missing'; gdrd enroll"):
         Gallery.load(tmp_path / "missing")
 
 

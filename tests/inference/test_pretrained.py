@@ -10,11 +10,12 @@ from conftest import make_faces, make_lfw, save_recognizer, save_student
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-import evaluate  # noqa: E402
-import export  # noqa: E402
-import recognize  # noqa: E402
-
 import gdrd_jax  # noqa: E402
+from gdrd_jax.cli import (
+    evaluate,  # noqa: E402
+    export,  # noqa: E402
+    recognize,  # noqa: E402
+)
 from gdrd_jax.data.degradation import Degradation  # noqa: E402
 from gdrd_jax.evaluation.dev import open_pairs  # noqa: E402
 from gdrd_jax.inference import pretrained  # noqa: E402

@@ -12,11 +12,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import make_stand_ins  # noqa: E402
-import recognize  # noqa: E402
-import run_grid  # noqa: E402
-import study_taps  # noqa: E402
-import train_sr_teacher  # noqa: E402
 
+from gdrd_jax.cli import recognize, run_grid, study_taps, train_sr_teacher  # noqa: E402
 from gdrd_jax.evaluation.evaluate import Settings, evaluate  # noqa: E402
 from gdrd_jax.export import demo as serving_demo  # noqa: E402
 from gdrd_jax.export import exporter  # noqa: E402
@@ -159,7 +156,7 @@ def test_stand_ins_are_not_begun_without_all_that_they_are_made_of(here, capsys)
 def test_a_page_needs_gradio_and_its_port_first(missing, capsys):
     import socket
 
-    import demo
+    from gdrd_jax.cli import demo
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

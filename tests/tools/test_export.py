@@ -15,9 +15,10 @@ from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-import export  # noqa: E402
-import recognize  # noqa: E402
-
+from gdrd_jax.cli import (
+    export,  # noqa: E402
+    recognize,  # noqa: E402
+)
 from gdrd_jax.config import default  # noqa: E402
 from gdrd_jax.data.degradation import resize  # noqa: E402
 from gdrd_jax.export import networks, verify  # noqa: E402

@@ -8,8 +8,7 @@ from conftest import make_faces, tiny_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-import pack_training_set  # noqa: E402
-
+from gdrd_jax.cli import pack_training_set  # noqa: E402
 from gdrd_jax.data import packed  # noqa: E402
 from gdrd_jax.pipeline import runner  # noqa: E402
 from gdrd_jax.pipeline.precompute_steps import open_cache, read_faces  # noqa: E402

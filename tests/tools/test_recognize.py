@@ -11,8 +11,7 @@ from conftest import make_faces, save_student
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-import recognize  # noqa: E402
-
+from gdrd_jax.cli import recognize  # noqa: E402
 from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 
 

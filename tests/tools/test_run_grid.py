@@ -14,7 +14,7 @@ from conftest import make_faces
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-import run_grid  # noqa: E402
+from gdrd_jax.cli import run_grid  # noqa: E402
 
 
 def test_braces_are_every_combination():
@@ -94,11 +94,9 @@ def test_a_run_takes_steps_from_those_before_and_from_the_users_base():
         (["--seeds", "7", "--", "--config.data.path=faces"], "judged on LFW's pairs; give --config.dev.path=LFW"),
     ],
 )
-def test_runs_that_would_share_a_workdir_are_refused(tmp_path, words, message, monkeypatch):
-    argv = ["run_grid.py", f"--out={tmp_path / 'out'}", "--configs=configs/ablation.py", *words]
-    monkeypatch.setattr(sys, "argv", argv)
+def test_runs_that_would_share_a_workdir_are_refused(tmp_path, words, message):
     with pytest.raises(run_grid.GdrdError, match=message):
-        run_grid.main()
+        run_grid.work([f"--out={tmp_path / 'out'}", "--configs=configs/ablation.py", *words])
     assert not (tmp_path / "out").exists()
 
 

