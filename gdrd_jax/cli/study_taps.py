@@ -6,9 +6,8 @@
 For every teacher (KIND is diffusers or pgdiff; gdrd train-sr-teacher --steps 0 makes an untrained one), tap and
 timestep: how well a linear probe, fitted on the people of --train, names other images of theirs and verifies the pairs
 of --data (people it has not seen), and how much of the features a linear map of the low-resolution pixels predicts.
-Rows of the
-raw pixels, and of the recognizer on enlarged faces, stand beside them. Writes taps.json, taps.md and taps.png. It can
-be stopped at any time; the same command continues.
+Rows of the raw pixels, and of the recognizer on enlarged faces, stand beside them. Writes taps.json, taps.md and
+taps.png. It can be stopped at any time; the same command continues.
 """
 
 import argparse
