@@ -826,7 +826,7 @@ def test_every_config_is_made_of_known_settings(name):
     config = module.get_config()
     assert settings.keys(config) == settings.keys(settings.default())
     settings.check(config, set(STEPS))
-    assert f"configs/{name}.py" in module.__doc__
+    assert f"gdrd train --config={name}" in module.__doc__
 
 
 def test_the_ablation_differs_in_what_it_compares():
