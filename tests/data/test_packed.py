@@ -64,7 +64,7 @@ def test_what_does_not_belong_together_is_refused(parts, tmp_path):
         (a,): "has 2 files, and these are 1 of 2: give each once",
         (a, a): "give each once",
         (a, other): "is of another training set than .*: size differ",
-        (tmp_path / "none",): "there is no file .*pack_training_set.py writes it",
+        (tmp_path / "none",): "there is no file .*gdrd pack writes it",
     }.items():
         with pytest.raises(GdrdError, match=message):
             packed.load(paths)

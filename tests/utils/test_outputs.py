@@ -123,7 +123,7 @@ class TestTools:
             module = __import__(tool)
             before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
             monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, words)])
-            if tool in ("run_grid", "benchmark_gallery", "benchmark_train"):
+            if tool in ("benchmark_gallery", "benchmark_train"):
                 status = module.guarded(module.main)
             else:
                 status = module.main(sys.argv[1:])
