@@ -398,7 +398,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
             "config.data.packed is for stage dis alone: set config.until=dis, config.degradation.random=true and "
             "config.dis.backbone=scratch"
         )
-    if config.views.count < 2 and not config.degradation.random:
+    if config.views.count < 2 and not (config.degradation.random and "gen" not in needed):
         raise GdrdError(
             "config.views.count is 1; it must be at least 2, the face and its mirror image, unless "
             "config.degradation.random is true"

@@ -35,7 +35,7 @@ def _config_file(text: str) -> str:
     name, colon, mode = text.partition(":")
     if name.startswith("~"):
         name = str(user_path(name))
-    elif re.fullmatch(r"\w+", name) and not Path(name).exists() and name in config_names():
+    elif re.fullmatch(r"\w+", name) and not Path(name).is_file() and name in config_names():
         name = str(CONFIGS / f"{name}.py")
     return f"{name}{colon}{mode}"
 

@@ -2,7 +2,7 @@
 
   gdrd precompute --config=stage_dis --workdir=runs/mine \\
       --config.data.path=FACES --config.discriminative.path=ARCFACE.onnx
-  torchrun --nproc-per-node=4 gdrd precompute ...   # or srun; one GPU a process, any number of machines
+  torchrun --nproc-per-node=4 -m gdrd_jax.cli precompute ...   # or srun gdrd precompute; one GPU per process
 
 Takes the flags of `python -m gdrd_jax.main`, which afterwards finds this work done, and
 

@@ -209,7 +209,9 @@ class Cache:
             return array[rows].read().result()
         except ValueError as error:
             if self._url:
-                raise GdrdError(f"{self._place(view)} cannot be read: {first_line(error)}") from error
+                raise GdrdError(
+                    f"{self._place(view)} cannot be read: {first_line(error)}; if it is damaged, remove it there"
+                ) from error
             raise GdrdError(
                 f"view {view} of {self.path} is damaged; remove {self.path.parent} and run again"
             ) from error

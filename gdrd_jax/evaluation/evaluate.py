@@ -129,8 +129,8 @@ def evaluate(settings: Settings, out: Path) -> dict[str, Result]:
                 f"{model.name} is made for {model.size}x{model.size} pixels, so there is no row for it at "
                 f"{', '.join(settings.resolutions)}; add --resolution {model.size}"
             )
-    if any(":" in resolution for resolution in settings.resolutions):
-        for model in models:
+    for model in models:
+        if any(":" in resolution and not _is_foreign(model, resolution) for resolution in settings.resolutions):
             _gallery_model(model, models)
     protocol = open_protocol(settings)
     with locked(out):

@@ -281,6 +281,8 @@ def without_folders(config: dict) -> dict:
     for section, key in (name.split(".") for name in PATHS if "." in name):
         if given := kept.get(section, {}).get(key):
             kept[section][key] = ", ".join(path.name.strip() for path in listed_paths(given))
+    if "data" in kept:
+        kept["data"].pop("cache", None)
     return kept
 
 

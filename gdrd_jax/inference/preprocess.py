@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 
 from gdrd_jax.data.align import Aligner
 from gdrd_jax.data.decoding import decode
@@ -19,6 +20,7 @@ from gdrd_jax.utils.errors import GdrdError
 
 LOG = logging.getLogger(__name__)
 Image = str | os.PathLike | np.ndarray | PIL.Image.Image
+PIL_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # of 8 bits a channel
 LEAST = 0.5  # of the student's resolution; a smaller crop holds no face
 
 
@@ -73,9 +75,16 @@ def _name(image: Image) -> str:
 
 def _pixels(image: Image) -> np.ndarray:
     if isinstance(image, PIL.Image.Image):
-        return np.asarray(image.convert("RGB"))
+        if image.mode not in PIL_MODES:
+            raise GdrdError(f"a PIL image of mode {image.mode!r} is not supported; convert it to RGB")
+        try:
+            return np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+        except OSError as error:  # of a file that is cut short
+            raise GdrdError(f"a PIL image cannot be read: {error}") from error
     if not isinstance(image, str | os.PathLike | np.ndarray):
-        raise GdrdError(f"an image is a {type(image).__name__}; give a file, uint8 RGB [H, W, 3], or a PIL image")
+        raise GdrdError(
+            f"an image cannot be a {type(image).__name__}; give a file, uint8 RGB [H, W, 3], or a PIL image"
+        )
     if not isinstance(image, np.ndarray):
         path = Path(image)
         if problem := why_unreadable(path):

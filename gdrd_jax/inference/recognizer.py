@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import PIL.Image
 from flax import nnx
 
 from gdrd_jax.data.align import YUNET, Aligner
@@ -159,14 +160,14 @@ class Recognizer:
         """
         if align:
             self.require_aligner()
-        if isinstance(faces, (str, os.PathLike)) or (isinstance(faces, np.ndarray) and faces.ndim < 4):
+        if isinstance(faces, (str, os.PathLike, PIL.Image.Image)) or (isinstance(faces, np.ndarray) and faces.ndim < 4):
             faces = [faces]
         ready = isinstance(faces, np.ndarray) and not align and faces.shape[1:3] == (self.resolution, self.resolution)
         if not ready:
             found = list(preprocess.seen(faces, functools.partial(self.see, align=align)))
             for number, (given, one) in enumerate(zip(faces, found)):
                 if isinstance(one, GdrdError):
-                    numbered = isinstance(given, np.ndarray) and len(found) > 1
+                    numbered = not isinstance(given, str | os.PathLike) and len(found) > 1
                     raise GdrdError(f"face {number}: {one}" if numbered else str(one))
             faces = np.array(found, np.uint8).reshape(-1, self.resolution, self.resolution, 3)
         if faces.dtype != np.uint8 or faces.shape[3:] != (3,):

@@ -19,7 +19,7 @@ from gdrd_jax.data.align import Aligner
 from gdrd_jax.data.degradation import Views
 from gdrd_jax.data.extract import Job, fill, view_loader
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.feature_store import Cache
+from gdrd_jax.data.feature_store import FORMAT, Cache
 from gdrd_jax.data.mixup import MixupFaces
 from gdrd_jax.data.prepare import checked, log_skipped, prepare
 from gdrd_jax.pipeline import inputs
@@ -211,9 +211,12 @@ def _targets(
 
 
 def _arrays(config: ConfigDict, step: str, split: str, how: Views) -> str:
-    """URL of what `data.cache` keeps of a split; it is shared by workdirs, so it has all in its name that counts."""
-    base = config.data.cache.rstrip("/")
-    return f"{base}/{step}/{split}-{digest(dataclasses.asdict(how))[:16]}" if base else ""
+    """URL of a split's arrays in `data.cache`; workdirs share it, so its name encodes everything it depends on."""
+    base, settings = config.data.cache.rstrip("/"), dataclasses.asdict(how)
+    del settings["count"]  # each view has an array of its own
+    if step == "discriminative":  # T_d sees faces before they are reduced
+        settings = {name: settings[name] for name in ("seed", "shift", "rotate", "scale", "light")}
+    return f"{base}/{step}/{split}-{digest(settings | {'format': FORMAT})[:16]}" if base else ""
 
 
 def _splits(config: ConfigDict) -> tuple[str, ...]:

@@ -252,9 +252,8 @@ def _same_origin(record: dict, origin: dict) -> bool:
 def _without_program_version(origin: dict) -> dict:
     """A recorded origin as this version writes it, with today's names of settings."""
     known = {"format_version": 1} | {key: value for key, value in origin.items() if key != "version"}
-    files = {
-        ".".join(RENAMED.get(part, part) for part in name.split(".")): known["files"][name] for name in known["files"]
-    }
+    renamed = {f"data.{before}": f"data.{today}" for before, today in RENAMED.items()}
+    files = {renamed.get(name, name): fingerprint for name, fingerprint in known["files"].items()}
     return {**known, "settings": with_current_names(known["settings"]), "files": files}
 
 

@@ -133,7 +133,14 @@ def test_pil_images_are_embedded_as_files_and_arrays_are(recognizer, tmp_path):
     embeddings = recognizer.embed([face, image, tmp_path / "a.png", PIL.Image.fromarray(face[..., 0])])
     np.testing.assert_allclose(embeddings[1:3], embeddings[:1].repeat(2, axis=0), atol=1e-6)
     np.testing.assert_allclose(embeddings[3], recognizer.embed([face[..., 0]])[0], atol=1e-6)
+    np.testing.assert_allclose(recognizer.embed(image)[0], embeddings[1], atol=1e-6)
+    turned = image.copy()
+    turned.getexif()[274] = 3  # upside down
+    turned.save(tmp_path / "b.png", exif=turned.getexif())
+    np.testing.assert_allclose(*recognizer.embed([tmp_path / "b.png", PIL.Image.open(tmp_path / "b.png")]), atol=1e-6)
+    with pytest.raises(GdrdError, match="a PIL image of mode 'I;16' is not supported"):
+        recognizer.embed([PIL.Image.new("I;16", (20, 20))])
     with pytest.raises(GdrdError, match="a PIL image is 20x10; an aligned face is square"):
         recognizer.embed([image.crop((0, 0, 20, 10))])
-    with pytest.raises(GdrdError, match="an image is a int; give a file, uint8 RGB"):
+    with pytest.raises(GdrdError, match="an image cannot be a int; give a file, uint8 RGB"):
         recognizer.embed([3])
