@@ -248,7 +248,7 @@ def default() -> ConfigDict:
     config.dis = Config(
         {
             **schedule,
-            # Weights of the terms of the loss; 0 leaves one out. The paper's three gained nothing beside cos and sim.
+            # Weights of the terms of the loss; 0 leaves one out. The paper's three gained nothing beside the next two.
             "cls": 0.0,
             "kd": 0.0,
             "rcd": 0.0,

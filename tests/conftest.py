@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -264,3 +267,28 @@ def bucket(monkeypatch):
         monkeypatch.setattr(GoogleCloudStorage, "bucket", f"faces-{server.server_port}")
         yield f"gs://{GoogleCloudStorage.bucket}"
         server.shutdown()
+
+
+def run_script(script, *arguments, devices):
+    """Starts a script, in which `t` is test_trainer, with this many virtual devices."""
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    head = "import sys, pathlib, jax; sys.path[:0] = ['tests', 'tests/training']; import test_trainer as t\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", head + script, *map(str, arguments)], env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+
+
+def free_address():
+    """Where processes can meet."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def finished(*processes):
+    """What they print, once they have ended well."""
+    found = [process.communicate() for process in processes]
+    for process, (_, errors) in zip(processes, found):
+        assert process.returncode == 0, errors
+    return [out for out, _ in found]

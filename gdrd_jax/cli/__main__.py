@@ -6,7 +6,7 @@ import sys
 
 from gdrd_jax.version import __version__
 
-# Name: module of `gdrd_jax.cli` or "train", and one line for `gdrd --help`.
+# Name: module of `gdrd_jax.cli`, and one line for `gdrd --help`.
 COMMANDS = {
     "train": ("train", "train a student as a config says; what is done is skipped"),
     "precompute": ("precompute_teacher", "run the teachers over the faces of a training, on any number of machines"),
@@ -24,7 +24,7 @@ COMMANDS = {
     "study-taps": ("study_taps", "compare what the layers of a generative teacher know of identity"),
 }
 MORE = "gdrd COMMAND --help says more."
-TRAIN, RECOGNIZE = "train", "recognize"  # one module for several commands
+RECOGNIZE = "recognize"  # one module for several commands
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,10 +51,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     name = COMMANDS[command][0]
     sys.argv[0] = "gdrd" if name == RECOGNIZE else f"gdrd {command}"  # which argparse shows
-    if command == TRAIN:
-        from gdrd_jax.main import run
-
-        return run([sys.argv[0], *rest])
     module = importlib.import_module(f"gdrd_jax.cli.{name}")
     return module.main(argv if name == RECOGNIZE else rest)
 

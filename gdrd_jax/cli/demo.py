@@ -4,8 +4,8 @@
 
 Open http://127.0.0.1:7860 then. Only this computer can, nothing is sent elsewhere, and pictures are deleted when the
 tool ends (Ctrl-C). --model is the name of a pretrained student, what gdrd export wrote, or a workdir of
-gdrd_jax.main, which has no thresholds and decides nothing. PEOPLE is a folder PEOPLE/PERSON/IMAGE, or a gallery that
-gdrd enrolled with the 16-pixel student, or the only one: its faces that are most like the first picture
+gdrd train, which has no thresholds and decides nothing. PEOPLE is a folder PEOPLE/PERSON/IMAGE, or a gallery that
+gdrd enroll made with the 16-pixel student, or the only one: its faces that are most like the first picture
 are shown. Pictures are aligned faces, square, of any size; with --align photographs of one person each.
 """
 

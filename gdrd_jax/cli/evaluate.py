@@ -4,7 +4,7 @@
       --resolution native 32 16 8 --out results/lfw
 
 LFW is a folder, a .tar or a store of gdrd prepare with aligned 112x112 faces. A model is a
-pretrained student's name, a workdir of gdrd_jax.main, an exported student, an ONNX recognizer or an iresnet's weights
+pretrained student's name, a workdir of gdrd train, an exported student, an ONNX recognizer or an iresnet's weights
 (PyTorch or safetensors), as [NAME=]PATH[:PREPROCESSING];
 PREPROCESSING is auto (the default), unit (x / 255), arcface ((x - 127.5) / 127.5), imagenet, inside (the graph does
 it), or MEAN/STD.

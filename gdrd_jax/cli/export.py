@@ -27,7 +27,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("student", metavar="WORKDIR", help="of gdrd_jax.main, a checkpoint's folder, or a pretrained student's name")
+    add("student", metavar="WORKDIR", help="of gdrd train, a checkpoint's folder, or a pretrained student's name")
     add("folder", type=user_path, metavar="FOLDER", help="made, or replaced if it is an export of the same student")
     add("--format", nargs="+", default=["onnx"], help="onnx (default), onnx_nchw, int8, stablehlo")
     add("--best", action="store_true", help="the student that was best on the dev set, not the last one")

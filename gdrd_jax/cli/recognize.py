@@ -8,7 +8,7 @@
 
 PEOPLE is a folder PEOPLE/PERSON/IMAGE or PEOPLE/PERSON.jpg, CROPS a picture or a folder of them, at any depth. Pictures
 are aligned faces, square, of any size; with --align photographs of one person each. --model is the name of a
-pretrained student, what gdrd export wrote, or a workdir of gdrd_jax.main, which has no thresholds and cannot
+pretrained student, what gdrd export wrote, or a workdir of gdrd train, which has no thresholds and cannot
 verify. With --with the student's teacher embeds the gallery's faces, at 112x112 pixels, where it sees more in them;
 search compares crops with such a gallery, too. Pictures that cannot be used are listed at the end with the reason, the
 others are done, and the exit status is 1. --json prints for programs.
@@ -121,18 +121,14 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 
     if given.teacher:
         from gdrd_jax.inference.native import NativeRecognizer
-        from gdrd_jax.utils.errors import GdrdError
 
-        try:
-            recognizer = NativeRecognizer.load(given.teacher, recognizer)
-        except GdrdError as error:
-            raise GdrdError(str(error).replace("--model", "--with")) from error
+        recognizer = NativeRecognizer.load(given.teacher, recognizer, option="--with")
     gallery, found = folders.enroll(recognizer, given.path, given.gallery, align=given.align, add=given.add)
     people = len(gallery.people())
     if not given.json:
         print(f"{given.gallery}: {len(gallery)} faces of {people} people, {len(found.paths)} of them new")
-    told = {"gallery": str(given.gallery), "faces": len(gallery), "people": people, "new": len(found.paths)}
-    return told, found.bad
+    summary = {"gallery": str(given.gallery), "faces": len(gallery), "people": people, "new": len(found.paths)}
+    return summary, found.bad
 
 
 def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
@@ -157,7 +153,7 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     if given.pictures:
         with replacing_file(given.pictures) as file:
             file.write(marked(png(folders.picture(recognizer, found.paths, matches, align=given.align))))
-    told = [
+    probes = [
         {
             "path": str(path),
             "matches": [
@@ -169,12 +165,12 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
         for path, line in zip(found.paths, matches)
     ]
     if not given.json:
-        for probe in told:
+        for probe in probes:
             print(probe["path"])
             for rank, match in enumerate(probe["matches"], 1):
                 passes = "" if threshold is None else "  accepted" if match["accepted"] else "  -"
                 print(f"  {rank}  {match['similarity']:.3f}  {match['id']}{passes}")
-    return {"probes": told}, found.bad
+    return {"probes": probes}, found.bad
 
 
 COMMANDS = {"embed": _embed, "verify": _verify, "enroll": _enroll, "search": _search}

@@ -181,7 +181,7 @@ def check_same_pairs(faces: np.ndarray, same: np.ndarray, others: list[Verified]
         raise GdrdError("--beside holds other pairs than --config.dev.pairs")
     beside = any(one.people is None for one in others)
     if beside and len(np.unique(faces)) == faces.size:  # a .bin, whose faces have no names either
-        raise GdrdError("--beside needs LFW's pairs.txt: whether two .bin files are the same cannot be told")
+        raise GdrdError("--beside needs LFW's pairs.txt: whether two .bin files are the same is not known")
 
 
 def check_dev(words: list[str], beside: dict[str, list[Verified]]) -> None:

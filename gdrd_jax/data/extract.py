@@ -56,7 +56,7 @@ def fill(job: Job, rank: Rank = ALONE) -> None:
     what = job.what if rank.world == 1 else f"{job.what}, rank {rank.number} of {rank.world}"
     done = 0
     with tqdm(total=total, initial=there, desc=what, unit="face") as progress, ThreadPoolExecutor(1) as ahead:
-        for view, rows, inputs in _loaded_ahead(job, rank, ahead):
+        for view, rows, inputs in _loaded_ahead(job, set(missing), rank, ahead):
             if rank.world > 1 and cache.has(view, rows):
                 continue
             before = time.monotonic()
@@ -71,9 +71,10 @@ def fill(job: Job, rank: Rank = ALONE) -> None:
         LOG.info("%s: %d faces in %.1f s, %.0f a second%s", what, done, seconds, done / seconds, share)
 
 
-def _loaded_ahead(job: Job, rank: Rank, thread: ThreadPoolExecutor) -> Iterator[tuple[int, range, np.ndarray]]:
+def _loaded_ahead(
+    job: Job, missing: set[tuple[int, range]], rank: Rank, thread: ThreadPoolExecutor
+) -> Iterator[tuple[int, range, np.ndarray]]:
     """The missing pieces that this process has to compute, each loaded while the one before is computed."""
-    missing = set(job.cache.missing())
     # All views of the same rows for one process, which then decodes a face once.
     blocks = [list(views) for _, views in itertools.groupby(job.cache.chunks(), key=lambda chunk: chunk[1])]
     others = [chunk for number, block in enumerate(blocks) if number % rank.world != rank.number for chunk in block]

@@ -1,7 +1,7 @@
 """Random degradations of small faces inside a jitted training step, drawn anew for each use of a face.
 
-`data.degrade` does the same on full-size faces, one by one, with OpenCV. Here crop, blur and reduction along an axis
-are a product of small matrices, so that a batch costs a tenth of a small student's training step.
+`data.degradation` does the same on full-size faces, one by one, with OpenCV. Here crop, blur and reduction along an
+axis are a product of small matrices, so that a batch costs a tenth of a small student's training step.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ MULTIPLE = 8  # resolutions are multiples of a JPEG block's side
 class RandomDegradation:
     """The strongest degradation of a training face; every strength is drawn uniformly between nothing and its value.
 
-    Args and attributes, pixels being those of a 112x112 face as in `data.degrade`:
+    Args and attributes, pixels being those of a 112x112 face as in `data.degradation`:
       resolution: side of the low-resolution face, a multiple of 8.
       clean: share of the faces that are mirrored and reduced, but not degraded.
       shift: largest displacement of the crop along each axis, in pixels, as a detector misplaces it.

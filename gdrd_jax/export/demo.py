@@ -178,10 +178,7 @@ def _similarity(embed: Callable[[np.ndarray], np.ndarray], faces: Sequence[np.nd
 
 
 def _teacher(text: str) -> Model:
-    try:
-        model = open_model(text)
-    except GdrdError as error:
-        raise GdrdError(str(error).replace("--model", "--teacher")) from error
+    model = open_model(text, option="--teacher")
     if model.student:
         raise GdrdError(f"--teacher {text}: this is a student; give it as --model")
     return model

@@ -103,7 +103,7 @@ def export(settings: Settings, folder: Path) -> dict:
     if (folder / bundle.MANIFEST).exists() and bundle.described_by(folder)["fingerprint"] != fingerprint:
         raise GdrdError(f"{folder} is the export of another student, which is not replaced; choose another folder")
     beside = [_beside(text) for text in settings.beside]
-    teacher = NativeRecognizer.load(settings.teacher, recognizer) if settings.teacher else None
+    teacher = NativeRecognizer.load(settings.teacher, recognizer, option="--teacher") if settings.teacher else None
     evaluations = [_evaluation(path, fingerprint) for path in settings.evaluations]
     judges = _judges(settings, recognizer)
     calibration = _calibration(settings, source, recognizer)
@@ -134,7 +134,8 @@ def export(settings: Settings, folder: Path) -> dict:
         LOG.info("comparing %s on %d faces", ", ".join(form.name for form in [*forms, *beside]), len(few))
         rows = verify.prove([*forms, *beside], few, judges)
         _refuse_wrong(rows)
-        training = known["training"] if "training" in known else of_workdir(Path(settings.student))
+        training = known.get("training")
+        training = of_workdir(Path(settings.student)) if training is None else with_current_names(training)
         manifest = {
             **bundle.described(
                 arguments, recognizer.kernel, fingerprint, recognizer.thresholds, list(paths.values()),
@@ -146,7 +147,7 @@ def export(settings: Settings, folder: Path) -> dict:
                 "date": datetime.date.today().isoformat(),
             },
             "evaluations": evaluations or known.get("evaluations", []),
-            "training": without_folders(with_current_names(training)),
+            "training": without_folders(training),
             "best_at_step": known.get("best_at_step", known.get("step")), "license": license,
             "version": __version__,
         }  # fmt: skip
@@ -337,10 +338,7 @@ def _for_insightface(faces: np.ndarray) -> np.ndarray:
 
 def _beside(text: str) -> Form:
     """Another recognizer, fed with enlarged faces."""
-    try:
-        model = open_model(text)
-    except GdrdError as error:
-        raise GdrdError(str(error).replace("--model", "--beside")) from error
+    model = open_model(text, option="--beside")
     prepare: Callable = lambda faces: np.stack([resize(face, model.size, "bicubic") for face in faces])  # noqa: E731
     name = f"{model.name}, faces enlarged to {FACE_SIZE}" if model.size == FACE_SIZE else model.name
     return Form(name, model.embed, prepare, same=False)

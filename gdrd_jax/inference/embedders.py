@@ -55,19 +55,20 @@ class Model:
         return resize(how.of_named(faces[row], faces.names[row], seed), self.size, how.kernel)
 
 
-def open_model(text: str, output: str = "") -> Model:
+def open_model(text: str, output: str = "", *, option: str = "--model") -> Model:
     """Loads a recognizer.
 
     Args:
-      text: `[NAME=]PATH[:PREPROCESSING]`. PATH is the name of a pretrained student, a workdir of `gdrd_jax.main`, an
+      text: `[NAME=]PATH[:PREPROCESSING]`. PATH is the name of a pretrained student, a workdir of `gdrd train`, an
         exported student, an ONNX file or weights of an iresnet; PREPROCESSING, for the latter two, as
         `teachers.arcface.parse_preprocessing` reads it.
       output: name of an ONNX file's output that is the embedding; "" is the only one that can be. A workdir has none.
+      option: of the command line that the text was given with, for errors.
 
     Raises:
       GdrdError: neither of both, or it cannot be loaded.
     """
-    name, path, preprocessing = parse_model(text)
+    name, path, preprocessing = parse_model(text, option)
     if path.is_dir():
         from gdrd_jax.inference.recognizer import Recognizer  # JAX and Flax, which an ONNX file does not need
 
@@ -86,7 +87,7 @@ def open_model(text: str, output: str = "") -> Model:
     return Model(name, FACE_SIZE, "area", lambda faces: embed_both(network, faces), settings, False)
 
 
-def parse_model(text: str) -> tuple[str, Path, str]:
+def parse_model(text: str, option: str = "--model") -> tuple[str, Path, str]:
     """Name, path and preprocessing that `open_model`'s text means; loads nothing.
 
     A path may have "=" and ":" in it: of all ways to read the text, the one whose path exists counts, and of several
@@ -99,12 +100,12 @@ def parse_model(text: str) -> tuple[str, Path, str]:
     if not path or not _exists(path):
         names = list_pretrained()
         known = f"; pretrained students are {', '.join(names)}" if names else ""
-        raise GdrdError(f"--model {text}: there is no file or workdir {path!r}{known}")
+        raise GdrdError(f"{option} {text}: there is no file or workdir {path!r}{known}")
     parse_preprocessing(preprocessing)
     named = path if is_pretrained(path) else ""
     path = find_student(path) if named else user_path(path)
     if path.is_dir() and preprocessing != "auto":
-        raise GdrdError(f"--model {text}: a student knows its preprocessing; give its workdir alone")
+        raise GdrdError(f"{option} {text}: a student knows its preprocessing; give its workdir alone")
     return name or named or re.sub(r"\W+", "_", path.stem), path, preprocessing
 
 

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdrd_jax.inference.pretrained import known_as
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import locked, user_path, write_json, writing
 
@@ -284,6 +283,8 @@ class Gallery:
         manifest = _manifest(folder)
         accepted = [fingerprint] if isinstance(fingerprint, str) else fingerprint
         if accepted is not None and manifest["fingerprint"] not in accepted:
+            from gdrd_jax.inference.pretrained import known_as  # OpenCV, which galleries do not need
+
             raise GdrdError(
                 f"the gallery {folder} is of another recognizer ({known_as(manifest['fingerprint'])}, not "
                 f"{' or '.join(map(known_as, accepted))}), whose embeddings cannot be compared; enroll its faces "

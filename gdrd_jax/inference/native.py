@@ -25,17 +25,18 @@ class NativeRecognizer:
     student: Recognizer
 
     @classmethod
-    def load(cls, text: str, student: Recognizer) -> "NativeRecognizer":
+    def load(cls, text: str, student: Recognizer, *, option: str) -> "NativeRecognizer":
         """Loads the teacher of a student.
 
         Args:
           text: `PATH[:PREPROCESSING]`, see `inference.embedders.open_model`.
           student: whose probes are to be compared with the gallery; its detector finds the faces, too.
+          option: of the command line that the text was given with, for errors.
 
         Raises:
           GdrdError: it cannot be loaded, or is not this student's teacher.
         """
-        model = open_model(text)
+        model = open_model(text, option=option)
         if model.settings["fingerprint"] not in student.comparable()[1:]:
             teacher = student.teacher
             wanted = f"its teacher is {teacher['name']} ({teacher['fingerprint'][:12]})" if teacher else "it names none"

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gdrd_jax.data import object_store
 from gdrd_jax.data.align import YUNET
 from gdrd_jax.data.degradation import STRENGTHS, Degradation, Views
 from gdrd_jax.data.faces import Faces, joined, packaged
@@ -44,6 +43,8 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     views(config)
     degradation(config)
     if config.data.cache:
+        from gdrd_jax.data import object_store  # which imports TensorStore
+
         object_store.check(config.data.cache)
     if config.student.init:
         initial_student(config)

@@ -120,9 +120,9 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
 
     Returns:
       `run(state, resident, chosen, steps) -> (state, metrics)`: `state` is that of `begin` and is donated;
-      `chosen` and `resident` as of `data.dataset` (`{}` for the latter where `chosen` has the contents); `steps` int
-      `[K]`; each metric is float32 `[K]`. State, `resident` and metrics are the same on all devices, but for what
-      `class_parallel` divides.
+      `chosen` and `resident` as of `data.input_pipeline` (`{}` for the latter where `chosen` has the contents);
+      `steps` int `[K]`; each metric is float32 `[K]`. State, `resident` and metrics are the same on all devices, but
+      for what `class_parallel` divides.
     """
     optimizer, shift = schedule.update(), schedule.shift
 
@@ -207,7 +207,7 @@ def fit(
 
     Args:
       stage: see `gdrd_jax.training.stages`.
-      dataset: see `data.dataset`.
+      dataset: see `data.input_pipeline`.
       schedule: see `Schedule`.
       directory: for `checkpoints/`, `metrics.jsonl`, `tensorboard/` and `profile/`.
       seed: of batches and loss.

@@ -134,7 +134,7 @@ def test_all_views_of_a_face_are_made_from_one_read(tmp_path, monkeypatch, low):
 def test_a_process_takes_all_views_of_the_same_rows(tmp_path):
     made, _ = job(tmp_path / "c", views=3)
     with ThreadPoolExecutor(1) as ahead:
-        order = itertools.islice(extract._loaded_ahead(made, Rank(1, 2), ahead), 9)
+        order = itertools.islice(extract._loaded_ahead(made, set(made.cache.missing()), Rank(1, 2), ahead), 9)
         assert [(view, rows.start // CHUNK_ROWS) for view, rows, _ in order] == [
             (view, block) for block in (1, 3, 5) for view in range(3)
         ]

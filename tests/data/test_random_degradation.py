@@ -117,7 +117,7 @@ def test_every_strength_does_something(name):
 @pytest.mark.parametrize(("name", "strength"), [("blur", 5), ("motion", 24), ("noise", 8), ("jpeg", 50)])
 @pytest.mark.parametrize("resolution", [8, 16])
 def test_strengths_mean_what_they_do_to_full_size_faces(name, strength, resolution):
-    """The mean squared change is that of `data.degrade`, but for the faces that an effect is left out of."""
+    """The mean squared change is that of `data.degradation`, but for the faces that an effect is left out of."""
     random, clean = np.random.default_rng(0), degraded(clean=1, resolution=resolution)
     degradation = Degradation(resolution, "area", **{name: strength})
     full = [np.stack([degradation.weakened(random)(face, random) for face in FULL]) for _ in range(8)]

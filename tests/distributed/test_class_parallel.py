@@ -2,8 +2,8 @@
 
 import numpy as np
 import optax
+from conftest import finished, run_script
 from flax import nnx
-from test_trainer import finished, run_script
 
 from gdrd_jax import losses
 from gdrd_jax.distributed import class_parallel

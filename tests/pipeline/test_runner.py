@@ -685,11 +685,15 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
     ],
 )
 def test_mistakes_are_told_before_any_work(faces_folder, tmp_path, change, message):
-    config = tiny_config(faces_folder)
+    assert_refused_first(tiny_config(faces_folder), change, message, tmp_path / "run")
+
+
+def assert_refused_first(config, change, message, workdir):
+    """A change of the config is a mistake, which is found before anything is written."""
     config.update_from_flattened_dict(change)
     with pytest.raises(GdrdError, match=message):
-        runner.run(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        runner.run(config, workdir)
+    assert not workdir.exists()
 
 
 def command(workdir, *arguments, config=ROOT / "configs" / "quickstart.py"):
@@ -909,11 +913,7 @@ def test_a_student_learns_from_degradations_drawn_in_the_step(finished, faces_fo
     ],
 )
 def test_a_random_degradation_that_cannot_be_is_refused_first(faces_folder, tmp_path, change, message):
-    config = random_config(faces_folder)
-    config.update_from_flattened_dict(change)
-    with pytest.raises(GdrdError, match=message):
-        runner.run(config, tmp_path / "w")
-    assert not (tmp_path / "w").exists()
+    assert_refused_first(random_config(faces_folder), change, message, tmp_path / "w")
 
 
 def test_one_target_a_face_serves_a_degraded_student(faces_folder, tmp_path, caplog):

@@ -5,16 +5,13 @@ import os
 import re
 import resource
 import signal
-import socket
-import subprocess
-import sys
 import time
 import zlib
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from conftest import finished, free_address, run_script
 from flax import nnx
 
 from gdrd_jax.data import input_pipeline as feeding
@@ -361,31 +358,6 @@ def test_a_second_signal_is_not_remembered_but_obeyed():
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == signal.SIGTERM
         os.kill(os.getpid(), signal.SIGINT)
-
-
-def run_script(script, *arguments, devices):
-    """Starts this script beside this module with so many virtual devices."""
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    head = "import sys, pathlib, jax; sys.path[:0] = ['tests', 'tests/training']; import test_trainer as t\n"
-    return subprocess.Popen(
-        [sys.executable, "-c", head + script, *map(str, arguments)], env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-
-
-def free_address():
-    """Where processes can meet."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return f"localhost:{free.getsockname()[1]}"
-
-
-def finished(*processes):
-    """What they print, once they have ended well."""
-    found = [process.communicate() for process in processes]
-    for process, (_, errors) in zip(processes, found):
-        assert process.returncode == 0, errors
-    return [out for out, _ in found]
 
 
 @pytest.mark.parametrize(
