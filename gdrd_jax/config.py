@@ -173,6 +173,7 @@ def default() -> ConfigDict:
             "jitter": 0.3,  # share of the resolution that a face lacks
             "light": 0.2,
             "low_light": 0.6,  # share of the light that is lacking
+            "side_light": 0.0,  # logarithm of the gain at one side; the other side has the inverse
             "blur": 2.5,
             "motion": 10.0,
             "noise": 10.0,  # of 255
@@ -313,8 +314,9 @@ def robust(name: str, students: dict[str, tuple[int, float, float]]) -> ConfigDi
     config.data.mixup_per_face = 0.0
     config.views.count = 1
     config.degradation.update(
-        random=True, clean=0.25, shift=2.5, rotate=5.0, scale=0.05, jitter=0.15, light=0.12, low_light=0.4
-    )
+        random=True, clean=0.25, shift=2.5, rotate=5.0, scale=0.05, jitter=0.15, light=0.12, low_light=0.4,
+        side_light=0.6,
+    )  # fmt: skip
     config.dis.update(backbone="scratch", nce=0.1)
     return config
 

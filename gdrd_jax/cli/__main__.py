@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": ("demo", "compare and search faces in a browser"),
     "grid": ("run_grid", "train combinations of settings with several seeds and compare them in one table"),
     "pack": ("pack_training_set", "pack a training set into small files for a machine with a GPU"),
+    "pack-mixup": ("pack_mixup", "embed mixup images of a packed training set with the teacher"),
     "train-sr-teacher": ("train_sr_teacher", "train an SR diffusion model as generative teacher"),
     "study-taps": ("study_taps", "compare what the layers of a generative teacher know of identity"),
 }

@@ -99,6 +99,8 @@ class Dataset:
                         at = (of_part == number) & (views % manifest["views"] == view)
                         if at.any():
                             found[name][at] = at_random[number](view, part.rows[rows[at] - self._first[number]])
+            if "mixup_partner" in found:
+                found["mixup_small"] = caches["small"][0](0, found["mixup_partner"])
             return found
 
         return read

@@ -30,7 +30,7 @@ from gdrd_jax.utils.errors import GdrdError, first_line
 from gdrd_jax.utils.files import replacing_file
 
 FORMAT = "gdrd_jax packed training set 1"
-# Between two values of a target. The error of rounding, D * STEP^2 / 24, leaves a cosine of 0.9993 for D = 512.
+# Between two values of a target, in standard deviations of its numbers: rounding leaves a cosine of 1 - STEP^2 / 24.
 STEP = 0.13
 BLOCK = 4096  # faces at once
 
@@ -91,7 +91,7 @@ class PackedSet:
 
 def pack(
     parts: Sequence[tuple[Faces, np.ndarray, np.ndarray, Cache]], paths: Sequence[Path], *, teacher: dict, faces: str,
-    size: int, quality: int,
+    size: int, quality: int, step: float = STEP,
 ) -> None:  # fmt: skip
     """Writes a training set, spread evenly over several files.
 
@@ -103,6 +103,7 @@ def pack(
       faces: fingerprint of all faces.
       size: side of the small faces in pixels; three times the student's resolution loses hardly anything.
       quality: of WebP, 1 to 100.
+      step: see `STEP`.
 
     Raises:
       GdrdError: a file cannot be written.
@@ -114,7 +115,7 @@ def pack(
             for start in range(0, len(rows), BLOCK):
                 block = rows[start : start + BLOCK]
                 images += in_parallel(lambda row, source=source: _encoded(source[row], size, quality), block.tolist())
-                targets.append(_quantized(cache.read(0, block)))
+                targets.append(quantized(cache.read(0, block), step))
                 progress.update(len(block))
             labels.append(known)
     codes, labels = np.concatenate(targets), np.concatenate(labels).astype(np.int32)
@@ -127,7 +128,7 @@ def pack(
         }  # fmt: skip
         about = {
             "format": FORMAT, "teacher": teacher["name"], "fingerprint": teacher["fingerprint"], "faces": faces,
-            "step": repr(STEP / codes.shape[1] ** 0.5), "size": str(size), "dim": str(codes.shape[1]),
+            "step": repr(step / codes.shape[1] ** 0.5), "size": str(size), "dim": str(codes.shape[1]),
             "piece": f"{number + 1} of {count}",
         }  # fmt: skip
         with replacing_file(path) as file:
@@ -141,11 +142,11 @@ def _encoded(face: np.ndarray, size: int, quality: int) -> bytes:
     return file.getvalue()
 
 
-def _quantized(embeddings: np.ndarray) -> np.ndarray:
-    """`[n, D]` -> int8 `[n, D]`."""
+def quantized(embeddings: np.ndarray, step: float = STEP) -> np.ndarray:
+    """Embeddings `[n, D]` in the unit of a packed set's targets, int8 `[n, D]`."""
     x = embeddings.astype(np.float32)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return np.clip(np.rint(x * (x.shape[1] ** 0.5 / STEP)), -127, 127).astype(np.int8)
+    return np.clip(np.rint(x * (x.shape[1] ** 0.5 / step)), -127, 127).astype(np.int8)
 
 
 def is_packed(path: Path) -> bool:

@@ -17,7 +17,7 @@ from gdrd_jax.utils.errors import GdrdError
 KERNELS = ("area", "antialiased bicubic", "antialiased bilinear", "bicubic")
 LEFT_OUT = 0.2  # share of the degraded faces that a given effect is left out of
 MOTION_TAPS = 5
-FLIP_KEY = 1  # folded into a face's key
+FLIP_KEY, SIDE_LIGHT_KEY = 1, 2  # folded into a face's key
 MULTIPLE = 8  # resolutions are multiples of a JPEG block's side
 
 
@@ -34,6 +34,8 @@ class RandomDegradation:
       jitter: largest share of the resolution that a face lacks: it is reduced to fewer pixels and enlarged again.
       light: largest relative change of contrast, of brightness as a share of 255, and of the exponent of gamma.
       low_light: largest share of the light that is taken away before noise is added.
+      side_light: largest logarithm of the gain at one side of the face, where the other has the inverse; the side is
+        drawn, too. 0.6 makes one side up to 3.3 times as bright as the other.
       blur: standard deviation of a Gaussian blur, in pixels.
       motion: length of a straight motion blur of random direction, in pixels.
       noise: standard deviation of noise after the reduction, of 255; from constant to that of photons.
@@ -52,6 +54,7 @@ class RandomDegradation:
     jitter: float = 0.0
     light: float = 0.0
     low_light: float = 0.0
+    side_light: float = 0.0
     blur: float = 0.0
     motion: float = 0.0
     noise: float = 0.0
@@ -63,8 +66,8 @@ class RandomDegradation:
             raise GdrdError(f"the resolution is {self.resolution}; it must be a multiple of {MULTIPLE}")
         ranges = {
             "clean": (0, 1), "shift": (0, FACE_SIZE / 4), "rotate": (0, 45), "scale": (0, 0.5), "jitter": (0, 0.75),
-            "light": (0, 0.75), "low_light": (0, 0.95), "blur": (0, FACE_SIZE / 4), "motion": (0, FACE_SIZE / 4),
-            "noise": (0, 255), "jpeg": (0, 100),
+            "light": (0, 0.75), "low_light": (0, 0.95), "side_light": (0, 2), "blur": (0, FACE_SIZE / 4),
+            "motion": (0, FACE_SIZE / 4), "noise": (0, 255), "jpeg": (0, 100),
         }  # fmt: skip
         for name, (least, most) in ranges.items():
             if not least <= getattr(self, name) <= most:  # nor NaN
@@ -126,6 +129,10 @@ class RandomDegradation:
         low = jnp.einsum("tik,klc->tilc", rows, face.astype(jnp.float32))
         low = jnp.einsum("tilc,tjl->ijc", low, columns) / MOTION_TAPS
 
+        if self.side_light:
+            side = jax.random.uniform(jax.random.fold_in(key, SIDE_LIGHT_KEY), (2,))
+            gain = jnp.where(degraded < self.clean, 0, self.side_light * side[0])
+            low = low * jnp.exp(gain * _ramp(self.resolution, 2 * jnp.pi * side[1]))[..., None]
         if self.light or self.low_light:
             contrast, brightness, gamma = 1 + self.light * around[6], 255 * self.light * around[7], around[8]
             low = ((low - 127.5) * contrast + 127.5 + brightness).clip(0, 255)
@@ -166,6 +173,13 @@ def _rotated(face: jax.Array, angle: jax.Array) -> jax.Array:
             channels = jnp.stack([(corner >> shift) & 255 for shift in (0, 8, 16)], axis=-1)
             total = total + weight[..., None] * channels.astype(jnp.float32)
     return jax.lax.optimization_barrier(total)
+
+
+def _ramp(size: int, angle: jax.Array) -> jax.Array:
+    """`[size, size]`, from -1 to 1 along a direction."""
+    along = (jnp.arange(size) - (size - 1) / 2) / ((size - 1) / 2)
+    ramp = jnp.sin(angle) * along[:, None] + jnp.cos(angle) * along
+    return ramp / (jnp.abs(jnp.sin(angle)) + jnp.abs(jnp.cos(angle)))
 
 
 def _gaussian(size: int, sigma: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from gdrd_jax.data import packed_mixup
 from gdrd_jax.data.align import YUNET
 from gdrd_jax.data.degradation import STRENGTHS, Degradation, Views
 from gdrd_jax.data.faces import Faces, joined, packaged
@@ -52,6 +53,10 @@ def check(config: ConfigDict, needed: set[str]) -> None:
         for path in listed_paths(config.data.packed):
             if not path.is_file():
                 raise GdrdError(f"config.data.packed: there is no file {str(path)!r}; gdrd pack writes it")
+            if packed_mixup.is_mixup(path) and not config.dis.mixup:
+                raise GdrdError(
+                    f"{path} has mixup targets, of which nothing is used: set config.dis.mixup, say, to 0.6"
+                )
     else:
         _check_people(config, needed)
         unlabeled(config)

@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from gdrd_jax.config import TERMS
-from gdrd_jax.data import packed
+from gdrd_jax.data import packed, packed_mixup
 from gdrd_jax.data.feature_store import Cache, feature_statistics
 from gdrd_jax.data.input_pipeline import Dataset, Part
 from gdrd_jax.distributed import sharding
@@ -150,10 +150,14 @@ def _training_set(config: ConfigDict, workdir: Path) -> _TrainingSet:
 
 
 def _packed_set(config: ConfigDict) -> _TrainingSet:
-    found = packed.load(listed_paths(config.data.packed))
+    paths = listed_paths(config.data.packed)
+    mixup = [path for path in paths if packed_mixup.is_mixup(path)]
+    found = packed.load([path for path in paths if path not in mixup])
     known = np.flatnonzero(found.labels >= 0)
     centers = class_centers(found.targets.read(0, known), found.labels[known], int(found.labels.max()) + 1)
     caches = {"small": found.small, "discriminative": found.targets}
+    for path in mixup:
+        caches |= packed_mixup.load(path, found)
     dataset = Dataset(Part(found.labels, caches, np.arange(len(found.labels))))
     return _TrainingSet(dataset, centers, {name: found.about[name] for name in ("name", "fingerprint")})
 

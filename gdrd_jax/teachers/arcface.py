@@ -114,7 +114,7 @@ class ArcFace:
         precision = precision if self.backend == "torch" else "float32"
         torch_network.check_precision(
             precision,
-            lambda kind: self._converted(self._prepared(torch_network.trial(FACE_SIZE)), kind), str(path),
+            lambda kind: self._in_torch(self._prepared(torch_network.trial(FACE_SIZE)), kind), str(path),
         )  # fmt: skip
         self.settings = {
             "mean": self._mean.tolist(), "std": self._std.tolist(), "precision": precision, "sha256": onnx_sha256(path)
@@ -129,15 +129,27 @@ class ArcFace:
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalized."""
-        if self._converted and not self._trusted and len(faces):
+        if self._converted is not None and not self._trusted and len(faces):
             few = faces[:COMPARED]
-            if not agrees(self._converted(self._prepared(few), "float32"), self._reference(few), self._path):
+            if not agrees(self._in_torch(self._prepared(few), "float32"), self._reference(few), self._path):
                 self._converted = None
             self._trusted = True
         run = self._in_onnxruntime
-        if self._converted:
-            run = lambda some: self._converted(self._prepared(some), self._precision)  # noqa: E731
-        return torch_network.in_batches(run, faces, BATCH if self._converted else self._batch)
+        if self._converted is not None:
+            run = lambda some: self._in_torch(self._prepared(some), self._precision)  # noqa: E731
+        return torch_network.in_batches(run, faces, self._batch if self._converted is None else BATCH)
+
+    def embed_tensor(self, faces) -> np.ndarray:
+        """As `embed`, of a torch tensor `[N, 3, 112, 112]`, RGB in 0..255, of any float type and on any device."""
+        torch = require("torch", "teachers")
+        mean, std = (torch.as_tensor(value, device=faces.device).reshape(-1, 1, 1) for value in (self._mean, self._std))
+        faces = ((faces - mean) / std).permute(0, 2, 3, 1)
+        if self._converted is None:
+            prepared = self._input.prepared(faces.cpu().numpy())
+            feed = lambda some: flat(self._session.run([self._output], {self._input.name: some})[0], len(some))  # noqa: E731
+            return torch_network.in_batches(feed, prepared, self._batch)
+        faces = faces if self._input.last else faces.permute(0, 3, 1, 2)
+        return self._in_torch(faces.to(torch.from_numpy(np.empty(0, self._input.dtype)).dtype), self._precision)
 
     def _open(self, wanted: str):
         """The patched graph, with the embedding as its only output; and a session of it."""
@@ -243,7 +255,7 @@ class ArcFace:
         if converted is None:
             return None
         try:
-            found = converted(self._prepared(faces), "float32")
+            found = self._in_torch(self._prepared(faces), "float32", converted)
         except Exception as error:  # whatever the converted graph meets
             LOG.warning("%s: onnx2torch's network fails (%s); ONNX Runtime runs it", self._path, first_line(error))
             return None
@@ -254,6 +266,13 @@ class ArcFace:
 
     def _in_onnxruntime(self, faces: np.ndarray) -> np.ndarray:
         return flat(self._session.run([self._output], {self._input.name: self._prepared(faces)})[0], len(faces))
+
+    def _in_torch(self, faces, precision: str, network=None) -> np.ndarray:
+        """Prepared faces, an array or a tensor, through the converted network."""
+        torch, where = require("torch", "teachers"), torch_network.device()
+        faces = torch.as_tensor(faces).to(where)
+        with torch_network.precision(precision, where):
+            return flat((network or self._converted)(faces).float().cpu().numpy(), len(faces))
 
     def _prepared(self, faces: np.ndarray) -> np.ndarray:
         return self._input.prepared((faces.astype(np.float32) - self._mean) / self._std)

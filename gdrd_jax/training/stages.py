@@ -135,7 +135,8 @@ class Dis(nnx.Module):
         face serves its mirror image, too. None takes `lr` as it is.
       nce_scale: see `losses.contrastive_loss`.
       mixup: share of the faces that another face of the batch is laid over, before both are degraded (Zhang et al.,
-        arXiv 1710.09412); their target is the mixture of both targets, and they have no identity.
+        arXiv 1710.09412); their target is the mixture of both targets, and they have no identity. With mixup targets
+        (`data.packed_mixup`), share of the faces in whose place one of their mixup images is seen.
     """
 
     def __init__(
@@ -164,11 +165,13 @@ class Dis(nnx.Module):
 
         Args:
           batch: `lr` uint8 `[B,R,R,3]`, or with `degradation` `small` uint8 `[B,S,S,3]`; `label` int `[B]`;
-            `discriminative` `[B,D]`.
+            `discriminative` `[B,D]`; with mixup targets also `mixup_targets` `[B,D]`, `mixup_share` and
+            `mixup_mirrored` `[B]`, and `mixup_small`, the faces they are mixed with, as `small`.
           key: of this step, the same on all devices.
         """
         if self.mixup:
-            batch = _mixed(batch, jax.random.fold_in(key, MIXUP_KEY), self.mixup)
+            mix = _mixup_images if "mixup_targets" in batch else _mixed
+            batch = mix(batch, jax.random.fold_in(key, MIXUP_KEY), self.mixup)
         features = self.backbone(self._input(batch, key))
         if self.frozen:
             features = jax.lax.stop_gradient(features)
@@ -230,6 +233,19 @@ def _mixed(batch: Batch, key: jax.Array, share: float) -> Batch:
     targets = mix(normalize(batch["discriminative"].astype(jnp.float32)))
     small = jnp.rint(mix(batch["small"].astype(jnp.float32))).astype(jnp.uint8)
     return {**batch, "small": small, "discriminative": targets, "label": jnp.where(own < 1, -1, batch["label"])}
+
+
+def _mixup_images(batch: Batch, key: jax.Array, share: float) -> Batch:
+    """Puts a mixup image, of which T_d's embedding is known, in the place of a share of the `small` faces."""
+    size = len(batch["small"])
+    chosen = sharding.own(jax.random.uniform(key, (size * sharding.devices(),)), size) < share
+    own = jnp.where(chosen, batch["mixup_share"], 1.0)[:, None, None, None]
+    mirrored = batch["mixup_mirrored"][:, None, None, None] == 1
+    partner = jnp.where(mirrored, batch["mixup_small"][:, :, ::-1], batch["mixup_small"])
+    small = jnp.rint(own * batch["small"] + (1 - own) * partner).astype(jnp.uint8)
+    both = (normalize(batch[name].astype(jnp.float32)) for name in ("mixup_targets", "discriminative"))
+    targets = jnp.where(chosen[:, None], *both)
+    return {**batch, "small": small, "discriminative": targets, "label": jnp.where(chosen, -1, batch["label"])}
 
 
 def class_centers(embeddings: np.ndarray, labels: np.ndarray, identities: int) -> np.ndarray:

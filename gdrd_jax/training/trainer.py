@@ -185,6 +185,8 @@ def kept(state: tuple) -> tuple:
 def _contents(resident: feeding.Chosen, chosen: feeding.Chosen) -> feeding.Chosen:
     rows, views = chosen["rows"], chosen["views"]
     contents = {name: a[rows] if name == "label" else a[rows, views % a.shape[1]] for name, a in resident.items()}
+    if "mixup_partner" in contents:
+        contents["mixup_small"] = resident["small"][contents["mixup_partner"], 0]
     return contents | {"view": views}
 
 
