@@ -266,3 +266,12 @@ def test_sface_reaches_its_figures_on_orl(orl):
     for size, figure in ((16, 96.1), (8, 85.1)):
         low = np.stack([resize(face, size, "area") for face in faces])
         assert accuracy_over_folds(embed_enlarged(teacher, low), labels) == pytest.approx(figure, abs=0.5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_a_tensor_is_embedded_as_an_array_is(tmp_path, backend):
+    path = save(small_network(np.float32(RNG.normal(size=(3, 4))), opset=13), tmp_path)
+    teacher = ArcFace(path, backend=backend, preprocessing="imagenet")
+    assert teacher.backend == backend
+    tensor = torch.from_numpy(FACES).permute(0, 3, 1, 2).float()
+    np.testing.assert_allclose(teacher.embed_tensor(tensor), teacher.embed(FACES), rtol=1e-4, atol=1e-5)
