@@ -81,7 +81,7 @@ def contrastive_loss(embedding: jax.Array, teacher: jax.Array, scale: float) -> 
       scale: of the cosines, the inverse of the temperature.
     """
     everyone = sharding.gathered(jax.lax.stop_gradient(teacher))
-    own = sharding.number() * len(embedding) + jnp.arange(len(embedding))
+    own = sharding.device_index() * len(embedding) + jnp.arange(len(embedding))
     logits = scale * normalize(embedding) @ everyone.T
     return sharding.mean(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, own)))
 

@@ -19,7 +19,7 @@ from gdrd_jax import config as settings  # noqa: E402
 from gdrd_jax.cli.common import guarded  # noqa: E402
 from gdrd_jax.pipeline import runner  # noqa: E402
 from gdrd_jax.utils.files import user_path  # noqa: E402
-from gdrd_jax.utils.launch import Rank, from_environment  # noqa: E402
+from gdrd_jax.utils.launch import ProcessInfo, from_environment  # noqa: E402
 
 PACKAGED = Path(__file__).parent / "configs"
 CONFIGS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1] / "configs"  # installed, or in a clone
@@ -91,7 +91,7 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     return config
 
 
-def this_process() -> Rank:
+def this_process() -> ProcessInfo:
     """Which process the flags, or else the launcher, say this is."""
     if _PROCESSES.value == 1 and not _COORDINATOR.value and not _PROCESS.value:
         return from_environment()
@@ -101,19 +101,21 @@ def this_process() -> Rank:
             "several processes need --coordinator=HOST:PORT, a free port of the first machine, --processes=N, how many "
             "they are, and --process=0 to N-1, another for each"
         )
-    return Rank(_PROCESS.value, _PROCESSES.value, coordinator=_COORDINATOR.value)
+    return ProcessInfo(_PROCESS.value, _PROCESSES.value, coordinator=_COORDINATOR.value)
 
 
-def _train(config: ConfigDict, workdir: Path, rank: Rank) -> None:
-    runner.run(config, workdir, rank=rank)
+def _train(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
+    runner.run(config, workdir, process=process)
 
 
-def cli(argv: list[str], work: Callable[[ConfigDict, Path, Rank], None] = _train, about: str | None = __doc__) -> int:
+def cli(
+    argv: list[str], work: Callable[[ConfigDict, Path, ProcessInfo], None] = _train, about: str | None = __doc__
+) -> int:
     """Does what a command line asks for.
 
     Args:
       argv: as `sys.argv`.
-      work: `(config, workdir, rank)`.
+      work: `(config, workdir, process)`.
       about: what `--help` begins with.
 
     Returns:

@@ -27,7 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gdrd_jax.config import paper
 from gdrd_jax.data import recordio
 from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.models.student import unset_student
+from gdrd_jax.models.student import abstract_student
 from gdrd_jax.teachers import load_discriminative
 
 
@@ -117,7 +117,7 @@ def save_recognizer(path, cells=4):
 def save_student(workdir, resolution=16, seed=0, dim=24, teacher=None):
     """What a run leaves of its student, here with random weights; `teacher` is an ONNX file."""
     settings = {"resolution": resolution, "width": 0.0625, "hidden": [], "head_stages": 0, "embedding_dim": dim}
-    student, rng = unset_student(settings), np.random.default_rng(seed)
+    student, rng = abstract_student(settings), np.random.default_rng(seed)
 
     def drawn(leaf):
         if leaf.ndim < 2:

@@ -57,7 +57,7 @@ from gdrd_jax.training import trainer  # noqa: E402
 from gdrd_jax.training.profiling import busy_share, kernel_seconds  # noqa: E402
 from gdrd_jax.utils.errors import first_line  # noqa: E402
 from gdrd_jax.utils.files import user_path, write_json, write_text  # noqa: E402
-from gdrd_jax.utils.launch import ALONE  # noqa: E402
+from gdrd_jax.utils.launch import SINGLE_PROCESS  # noqa: E402
 from gdrd_jax.utils.outputs import claim_folder  # noqa: E402
 
 WEBFACE = 494_414  # faces of the paper's training set
@@ -313,7 +313,7 @@ def work(given: argparse.Namespace) -> None:
     """Runs the parts; one that fails is recorded and does not stop the others."""
     claim_folder(given.out, "a benchmark of an accelerator", "--out")
     start, sizes = time.monotonic(), SMALL if given.rehearse else REAL
-    sharding.start(ALONE)
+    sharding.start(SINGLE_PROCESS)
     end = start + 60 * given.minutes
     training_takes = given.share if given.packed and "students" in given.only else 0.0
     measured_by = start + 60 * given.minutes * (1 - training_takes)

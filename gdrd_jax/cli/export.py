@@ -45,7 +45,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         help="results of gdrd evaluate, for the card",
     )
     add("--license", default="", metavar="TEXT", help="terms of use, for the card and the files")
-    add("--beside", action="append", default=[], metavar="M", help="another recognizer for the table: FILE.onnx[:PREP]")
+    more = "another recognizer for the table: FILE.onnx[:PREP]"
+    add("--baseline", "--beside", action="append", default=[], metavar="M", help=more)
     return parser.parse_args(argv)
 
 
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
         export(
             Settings(
                 given.student, which, tuple(given.format), given.calibration, given.lfw, given.pairs,
-                tuple(given.beside), given.half, given.teacher, tuple(given.evaluation),
+                tuple(given.baseline), given.half, given.teacher, tuple(given.evaluation),
                 given.license,
             ),
             given.folder,

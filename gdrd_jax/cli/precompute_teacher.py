@@ -21,18 +21,18 @@ from ml_collections import ConfigDict
 
 from gdrd_jax.main import cli
 from gdrd_jax.pipeline import runner
-from gdrd_jax.utils.launch import Rank
+from gdrd_jax.utils.launch import ProcessInfo
 
 TEACHERS = ("discriminative", "generative")
 _TEACHER = flags.DEFINE_enum("teacher", "both", (*TEACHERS, "both"), "Which teacher to run.")
 _VERIFY = flags.DEFINE_bool("verify", False, "Compute some rows again and compare.")
 
 
-def work(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+def work(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
     """Fills the caches and, if asked to, verifies them."""
     wanted = TEACHERS if _TEACHER.value == "both" else (_TEACHER.value,)
-    runner.run(config, workdir, wanted, rank)
-    if _VERIFY.value and rank.number == 0:
+    runner.run(config, workdir, wanted, process)
+    if _VERIFY.value and process.rank == 0:
         from gdrd_jax.data.extract import verify
         from gdrd_jax.pipeline import precompute_steps
 

@@ -10,7 +10,7 @@ own, OUT/NAME-seedN, named by what varies; steps that would be the same are take
 `--config.base`. A run that is done is not done again; the same command continues what was stopped. OUT/table.md and
 table.json have, for each combination, the mean accuracy of the seeds with its standard error, AUC, the difference from
 `--against`, paired by dev pair and seed, with its standard error, and at 16x16 what the paper has. Both standard errors
-are of other seeds and of other people in the pairs. roc.png has the curves of the first seed. `--beside` adds rows of
+are of other seeds and of other people in the pairs. roc.png has the curves of the first seed. `--baseline` adds rows of
 gdrd evaluate on the same pairs, such as the teacher fed with enlarged faces.
 
 Calls with different seeds may run side by side, on different GPUs or cores; one with all seeds then makes the table.
@@ -165,7 +165,7 @@ def evaluated(folder: Path) -> dict[str, list[Verified]]:
     """The rows of an output of gdrd evaluate."""
     path = folder / "scores.npz"
     if not path.exists():
-        raise GdrdError(f"--beside: there is no {path}; give a folder that gdrd evaluate --protocol lfw wrote")
+        raise GdrdError(f"--baseline: there is no {path}; give a folder that gdrd evaluate --protocol lfw wrote")
     found = np.load(path)
     rows = [key.removesuffix("/scores") for key in found if key.endswith("/scores")]
     return {row: [Verified.of(found, f"{row}/scores", "fold")] for row in rows}
@@ -178,14 +178,14 @@ def check_same_pairs(faces: np.ndarray, same: np.ndarray, others: list[Verified]
       GdrdError: they were not, or that cannot be known.
     """
     if not all(np.array_equal(faces, one.faces) and np.array_equal(same, one.pairs.same) for one in others):
-        raise GdrdError("--beside holds other pairs than --config.dev.pairs")
-    beside = any(one.people is None for one in others)
-    if beside and len(np.unique(faces)) == faces.size:  # a .bin, whose faces have no names either
-        raise GdrdError("--beside needs LFW's pairs.txt: whether two .bin files are the same is not known")
+        raise GdrdError("--baseline holds other pairs than --config.dev.pairs")
+    baseline = any(one.people is None for one in others)
+    if baseline and len(np.unique(faces)) == faces.size:  # a .bin, whose faces have no names either
+        raise GdrdError("--baseline needs LFW's pairs.txt: whether two .bin files are the same is not known")
 
 
-def check_dev(words: list[str], beside: dict[str, list[Verified]]) -> None:
-    """Opens the dev pairs of a combination's flags, and compares those of --beside with them, before any training.
+def check_dev(words: list[str], baseline: dict[str, list[Verified]]) -> None:
+    """Opens the dev pairs of a combination's flags, and compares those of --baseline with them, before any training.
 
     Raises:
       GdrdError: the pairs cannot be used.
@@ -197,7 +197,7 @@ def check_dev(words: list[str], beside: dict[str, list[Verified]]) -> None:
     found = dev.open_pairs(given["path"], given["pairs"])
     _require_folds(found.folds)
     faces = _numbered(np.stack([found.first, found.second]))
-    check_same_pairs(faces, found.same, [one for several in beside.values() for one in several])
+    check_same_pairs(faces, found.same, [one for several in baseline.values() for one in several])
 
 
 def _require_folds(folds: np.ndarray) -> None:
@@ -253,7 +253,7 @@ def work(argv: list[str]) -> None:
     parser.add_argument("--configs", required=True, help="a config file, with braces for several")
     parser.add_argument("--seeds", type=int, nargs="+", default=(7, 8, 9))
     parser.add_argument("--against", help="name of the combination that the others are compared with")
-    parser.add_argument("--beside", type=user_path, help="a folder of gdrd evaluate, whose rows join the table")
+    parser.add_argument("--baseline", "--beside", type=user_path, help="a folder of gdrd evaluate: more rows")
     parser.add_argument("rest", nargs="*", metavar="-- --config.X=Y", help="for every run")
     given = parser.parse_args(argv)
     combinations = expanded([f"--config={given.configs}", *given.rest])
@@ -266,10 +266,10 @@ def work(argv: list[str]) -> None:
     if not any(DEV in word for _, words in combinations for word in words):
         raise GdrdError(f"the grid is judged on LFW's pairs; give {DEV}LFW and --config.dev.pairs=pairs.txt behind --")
     claim_folder(given.out, "a grid of runs", "--out")
-    beside = evaluated(given.beside) if given.beside else {}
+    baseline = evaluated(given.baseline) if given.baseline else {}
     for name, words in combinations:  # a mistake in the last one is found before the first one is trained
         check(name, arguments(words, given.seeds[0], given.out / name, []))
-        check_dev(words, beside)
+        check_dev(words, baseline)
     given.out.mkdir(parents=True, exist_ok=True)
     found, before = {name: [] for name in names}, []
     for seed in given.seeds:
@@ -278,10 +278,10 @@ def work(argv: list[str]) -> None:
             train(arguments(words, seed, workdir, before), workdir)
             before.append(workdir)
             found[name].append(trained(name, workdir))
-        rows = compared(found | beside, given.against)
+        rows = compared(found | baseline, given.against)
         write_json(given.out / "table.json", {"command": ["gdrd", "grid", *argv], "rows": rows})
         write_text(given.out / "table.md", table(rows))
-        curves = {name: several[0].pairs for name, several in (found | beside).items()}
+        curves = {name: several[0].pairs for name, several in (found | baseline).items()}
         report.draw_roc(given.out / "roc.png", curves, "dev pairs")
     print(table(rows))
 

@@ -65,7 +65,7 @@ def work(given: argparse.Namespace) -> None:
     from gdrd_jax.data.degradation import STRENGTHS, Views
     from gdrd_jax.data.prepare import checked
     from gdrd_jax.data.readers import open_faces
-    from gdrd_jax.evaluation.sr_quality import Watcher
+    from gdrd_jax.evaluation.sr_quality import SampleCallback
     from gdrd_jax.inference.embedders import parse_model
     from gdrd_jax.teachers import load_discriminative, sr_training
     from gdrd_jax.utils.errors import GdrdError, require
@@ -89,7 +89,7 @@ def work(given: argparse.Namespace) -> None:
         raise GdrdError(f"--test-people {given.test_people}: {given.faces} has {len(faces.identities)} people")
     ours, others = faces.split(given.test_people)
     with locked(given.out):
-        watch = Watcher(others, views, given.size, recognizer, given.out / "samples", seed=given.seed)
+        watch = SampleCallback(others, views, given.size, recognizer, given.out / "samples", seed=given.seed)
         sr_training.train(
             ours, views, settings, given.out, seed=given.seed, watch=watch, watch_every=given.samples_every
         )

@@ -135,7 +135,7 @@ class Views:
         still = dict.fromkeys(("shift", "rotate", "scale", "light", "blur", "motion", "noise"), 0.0)
         return cls(resolution, kernel, count=2, jpeg=0, seed=0, **still)
 
-    def high(self, face: np.ndarray, index: int, view: int) -> np.ndarray:
+    def augment(self, face: np.ndarray, index: int, view: int) -> np.ndarray:
         """View `view` of face number `index` at full size: uint8 `[H, W, 3]` -> the same shape."""
         mirrored = face[:, ::-1] if view % 2 else face
         if view < 2:
@@ -154,8 +154,8 @@ class Views:
         """The strongest that a view meets."""
         return Degradation(self.resolution, self.kernel, self.blur, self.motion, self.noise, self.jpeg)
 
-    def low(self, face: np.ndarray, index: int, view: int) -> np.ndarray:
-        """Reduces what `high` made, uint8 `[H, W, 3]`, to `[resolution, resolution, 3]`; views >= 2 are degraded."""
+    def degrade(self, face: np.ndarray, index: int, view: int) -> np.ndarray:
+        """Reduces what `augment` made, uint8 `[H, W, 3]`, to `[resolution, resolution, 3]`; views >= 2 are degraded."""
         if view < 2:
             return resize(face, self.resolution, self.kernel)
         random = np.random.default_rng([self.seed, index, view, 1])

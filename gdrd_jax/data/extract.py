@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from gdrd_jax.data.degradation import Views
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.feature_store import CHUNK_ROWS, Cache
+from gdrd_jax.data.feature_store import CHUNK_ROWS, FeatureStore
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.mixup import MixupFaces
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.launch import ALONE, Rank
+from gdrd_jax.utils.launch import SINGLE_PROCESS, ProcessInfo
 
 LOG = logging.getLogger(__name__)
 VERIFIED = 64  # rows of each view
@@ -25,7 +25,7 @@ FURTHEST = 0.02  # of a row computed again from the cached one, relative
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Extraction:
     """How a cache is filled.
 
     Attributes:
@@ -35,13 +35,13 @@ class Job:
       what: shown beside the progress bar.
     """
 
-    cache: Cache
+    cache: FeatureStore
     load: Callable[[int, np.ndarray | range], np.ndarray]
     compute: Callable[[np.ndarray], np.ndarray] | None
     what: str
 
 
-def fill(job: Job, rank: Rank = ALONE) -> None:
+def extract(job: Extraction, process: ProcessInfo = SINGLE_PROCESS) -> None:
     """Computes the pieces of the cache that are not there yet.
 
     Of several processes each takes its share, and then whatever the others have not done: one that comes late, is
@@ -53,11 +53,11 @@ def fill(job: Job, rank: Rank = ALONE) -> None:
     if not missing:
         return
     there = total - sum(len(rows) for _, rows in missing)
-    what = job.what if rank.world == 1 else f"{job.what}, rank {rank.number} of {rank.world}"
+    what = job.what if process.world_size == 1 else f"{job.what}, rank {process.rank} of {process.world_size}"
     done = 0
     with tqdm(total=total, initial=there, desc=what, unit="face") as progress, ThreadPoolExecutor(1) as ahead:
-        for view, rows, inputs in _loaded_ahead(job, set(missing), rank, ahead):
-            if rank.world > 1 and cache.has(view, rows):
+        for view, rows, inputs in _loaded_ahead(job, set(missing), process, ahead):
+            if process.world_size > 1 and cache.has(view, rows):
                 continue
             before = time.monotonic()
             values = job.compute(inputs) if job.compute else inputs
@@ -72,16 +72,18 @@ def fill(job: Job, rank: Rank = ALONE) -> None:
 
 
 def _loaded_ahead(
-    job: Job, missing: set[tuple[int, range]], rank: Rank, thread: ThreadPoolExecutor
+    job: Extraction, missing: set[tuple[int, range]], process: ProcessInfo, thread: ThreadPoolExecutor
 ) -> Iterator[tuple[int, range, np.ndarray]]:
     """The missing pieces that this process has to compute, each loaded while the one before is computed."""
     # All views of the same rows for one process, which then decodes a face once.
     blocks = [list(views) for _, views in itertools.groupby(job.cache.chunks(), key=lambda chunk: chunk[1])]
-    others = [chunk for number, block in enumerate(blocks) if number % rank.world != rank.number for chunk in block]
+    others = [
+        chunk for number, block in enumerate(blocks) if number % process.world_size != process.rank for chunk in block
+    ]
     # In an order of one's own, so that those who help do not all help with the same piece.
-    random = np.random.default_rng(rank.number).permutation(len(others))
-    mine = [*itertools.chain(*blocks[rank.number :: rank.world]), *(others[i] for i in random)]
-    order = (chunk for chunk in mine if chunk in missing and (rank.world == 1 or not job.cache.has(*chunk)))
+    random = np.random.default_rng(process.rank).permutation(len(others))
+    mine = [*itertools.chain(*blocks[process.rank :: process.world_size]), *(others[i] for i in random)]
+    order = (chunk for chunk in mine if chunk in missing and (process.world_size == 1 or not job.cache.has(*chunk)))
     waiting = None
     for view, rows in order:
         coming = (view, rows, thread.submit(job.load, view, rows))
@@ -92,7 +94,7 @@ def _loaded_ahead(
         yield *waiting[:2], waiting[2].result()
 
 
-def verify(job: Job) -> None:
+def verify(job: Extraction) -> None:
     """Reads a whole cache, which checks its checksums, and computes some of its rows again.
 
     Raises:
@@ -130,8 +132,8 @@ def view_loader(faces: Faces | MixupFaces, views: Views, *, low: bool) -> Callab
       low: reduce the views to the low resolution.
 
     Returns:
-      A function `(view, rows) -> uint8 [n, 112, 112, 3]`, or `[n, R, R, 3]` if `low`. It decodes a face once for
-      calls with the same rows that follow each other, the order of `Cache.chunks`.
+      A function `(view, rows) -> uint8 [n, 112, 112, 3]`, or `[n, R, R, 3]` if `degrade`. It decodes a face once for
+      calls with the same rows that follow each other, the order of `FeatureStore.chunks`.
     """
 
     @functools.lru_cache(maxsize=1)
@@ -147,8 +149,8 @@ def view_loader(faces: Faces | MixupFaces, views: Views, *, low: bool) -> Callab
             face = decoded(rows).__getitem__
 
         def one(position: int) -> np.ndarray:
-            high = views.high(face(position), rows[position], view)
-            return views.low(high, rows[position], view) if low else high
+            high = views.augment(face(position), rows[position], view)
+            return views.degrade(high, rows[position], view) if low else high
 
         return np.stack(list(in_parallel(one, range(len(rows)))))
 

@@ -125,7 +125,7 @@ class Faces:
             faces, labels=faces.labels - start, identities=self.identities[start:stop], fingerprint=known
         )
 
-    def few_of_last(self, identities: int, images: int) -> np.ndarray:
+    def rows_of_last_identities(self, identities: int, images: int) -> np.ndarray:
         """Row numbers of the first `images` faces of each of the last `identities` identities."""
         first = len(self.identities) - identities
         people = range(first, len(self.identities))

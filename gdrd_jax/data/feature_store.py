@@ -48,7 +48,7 @@ def _spec(kvstore: dict, shape: tuple[int, ...], dtype: str) -> dict:
 
 
 @dataclasses.dataclass
-class Cache:
+class FeatureStore:
     """One teacher's targets (or the low-resolution faces themselves) for every face and view.
 
     Attributes:
@@ -66,7 +66,7 @@ class Cache:
     def create(
         cls, path: Path, *, rows: int, views: int, shape: tuple[int, ...], dtype: str, made_from: dict,
         about: dict | None = None, arrays: str = "",
-    ) -> "Cache":  # fmt: skip
+    ) -> "FeatureStore":  # fmt: skip
         """Opens the cache at `path` to go on writing, or starts one, with its arrays at the URL `arrays` if given.
 
         Raises:
@@ -90,7 +90,7 @@ class Cache:
         return cache
 
     @classmethod
-    def open(cls, path: Path, *, faces: str = "") -> "Cache":
+    def open(cls, path: Path, *, faces: str = "") -> "FeatureStore":
         """Opens a finished cache.
 
         Args:
@@ -114,7 +114,7 @@ class Cache:
         return cache
 
     @classmethod
-    def _read(cls, path: Path) -> "Cache":
+    def _read(cls, path: Path) -> "FeatureStore":
         try:
             cache = cls(path, json.loads((path / "manifest.json").read_text(encoding="utf-8")))
             if cache.manifest["format"] != FORMAT:
@@ -226,7 +226,7 @@ class Cache:
         return out
 
 
-def feature_statistics(cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+def feature_statistics(cache: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
     """What of features `[C, h, w]` is the same for all faces, and how much the rest varies.
 
     Returns:

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gdrd_jax.data.feature_store import Cache
+from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.loader import batch_rows
 from gdrd_jax.distributed import sharding
 from gdrd_jax.utils.errors import GdrdError
@@ -36,7 +36,7 @@ class Part:
     """
 
     labels: np.ndarray
-    caches: Mapping[str, Cache]
+    caches: Mapping[str, FeatureStore]
     rows: np.ndarray
 
     @property
@@ -64,7 +64,7 @@ class Dataset:
         views = sum(cache.row_bytes * cache.manifest["views"] for cache in self.parts[0].caches.values())
         return self.labels.nbytes + views * len(self.labels)
 
-    def everything(self) -> dict[str, np.ndarray]:
+    def load_all(self) -> dict[str, np.ndarray]:
         """`label` `[N]` and for each cache `[N, V, ...]`."""
         found = {"label": self.labels}
         for name, cache in self.parts[0].caches.items():
@@ -106,7 +106,7 @@ class Dataset:
         return read
 
 
-def choose(dataset: Dataset, residency: str, mesh: Mesh, name: str) -> str:
+def choose_residency(dataset: Dataset, residency: str, mesh: Mesh, name: str) -> str:
     """ "device" or "host": what was asked for, or "device" if everything fits; tells which and why.
 
     Raises:
@@ -121,18 +121,18 @@ def choose(dataset: Dataset, residency: str, mesh: Mesh, name: str) -> str:
     if residency == "device" and not fits:
         raise GdrdError(f"{name}: {size}; use --config.data.residency=host, or auto")
     chosen = "host" if residency == "host" or not fits else "device"
-    if sharding.largest(chosen == "host"):  # all processes alike
+    if sharding.max_over_processes(chosen == "host"):  # all processes alike
         chosen = "host"
     kept = "kept there" if chosen == "device" else "read from disk by Grain as they are needed"
     LOG.info("%s: %s: %s (data.residency=%s)", name, size, kept, residency)
     return chosen
 
 
-def resident(dataset: Dataset, mesh: Mesh) -> Chosen:
+def load_on_device(dataset: Dataset, mesh: Mesh) -> Chosen:
     """Everything, on every device."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     # Unlike `device_put`, which would compare what the processes have by sending it around.
-    return {name: jax.make_array_from_process_local_data(everywhere, a) for name, a in dataset.everything().items()}
+    return {name: jax.make_array_from_process_local_data(everywhere, a) for name, a in dataset.load_all().items()}
 
 
 def batches(

@@ -1,4 +1,4 @@
-"""Folders of Google Cloud Storage and of S3 for the arrays of `data.feature_store.Cache`, through TensorStore.
+"""Folders of Google Cloud Storage and of S3 for the arrays of `data.feature_store.FeatureStore`, through TensorStore.
 
 Credentials are found as their own tools find them: `GOOGLE_APPLICATION_CREDENTIALS` or `gcloud auth
 application-default login`; `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or `~/.aws`. `AWS_ENDPOINT_URL` names a

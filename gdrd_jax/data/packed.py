@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from gdrd_jax.data.decoding import decode
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.feature_store import Cache
+from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.utils.errors import GdrdError, first_line
 from gdrd_jax.utils.files import replacing_file
@@ -37,7 +37,7 @@ BLOCK = 4096  # faces at once
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """An array in memory with the methods of `data.feature_store.Cache` that a `Dataset` needs.
+    """An array in memory with the methods of `data.feature_store.FeatureStore` that a `Dataset` needs.
 
     Attributes:
       values: `[N, views, ...]`.
@@ -68,7 +68,7 @@ class Stored:
         return out
 
     def at_random(self, memory: int):
-        """A function `(view, rows)`, as `Cache.at_random`; it needs no further memory."""
+        """A function `(view, rows)`, as `FeatureStore.at_random`; it needs no further memory."""
         return self.read
 
 
@@ -90,8 +90,8 @@ class PackedSet:
 
 
 def pack(
-    parts: Sequence[tuple[Faces, np.ndarray, np.ndarray, Cache]], paths: Sequence[Path], *, teacher: dict, faces: str,
-    size: int, quality: int, step: float = STEP,
+    parts: Sequence[tuple[Faces, np.ndarray, np.ndarray, FeatureStore]], paths: Sequence[Path], *,
+    teacher: dict, faces: str, size: int, quality: int, step: float = STEP,
 ) -> None:  # fmt: skip
     """Writes a training set, spread evenly over several files.
 

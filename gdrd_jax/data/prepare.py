@@ -33,11 +33,11 @@ SAVE_EVERY = 256  # faces; an interrupted conversion loses fewer
 SHOWN = 5  # files that were left out
 
 
-class Unfit(GdrdError):
+class UnusableImage(GdrdError):
     """One face cannot be used."""
 
 
-class NoFace(Unfit):
+class NoFace(UnusableImage):
     """A picture in which no face was found."""
 
 
@@ -76,8 +76,8 @@ def log_skipped(faces: Faces, listing: Path) -> None:
         LOG.info("  ... all in %s", listing)
 
 
-def _with_remedy(problem: Unfit) -> Unfit:
-    return Unfit(f"{problem}; or leave such out with --skip-bad (of the tools)")
+def _with_remedy(problem: UnusableImage) -> UnusableImage:
+    return UnusableImage(f"{problem}; or leave such out with --skip-bad (of the tools)")
 
 
 def _fingerprint(labels: np.ndarray, digests: list[bytes]) -> str:
@@ -86,18 +86,18 @@ def _fingerprint(labels: np.ndarray, digests: list[bytes]) -> str:
 
 def _fit_all(
     faces: Faces, aligner: Aligner | None, stretch: bool, what: str, start: int = 0
-) -> Iterator[tuple[bytes | None, Unfit | None]]:
+) -> Iterator[tuple[bytes | None, UnusableImage | None]]:
     """For every face from `start` on: its encoded, aligned form, or why it cannot be used."""
 
     def fit(row: int):
         try:
             return _fit(faces, row, aligner, stretch), None
         except GdrdError as error:
-            return None, error if isinstance(error, Unfit) else Unfit(str(error))
+            return None, error if isinstance(error, UnusableImage) else UnusableImage(str(error))
         except OSError as error:
             if error.errno not in UNREADABLE_ERRNOS:
                 raise
-            return None, Unfit(f"{faces.where(row)} cannot be read: {error.strerror}")
+            return None, UnusableImage(f"{faces.where(row)} cannot be read: {error.strerror}")
 
     with tqdm(total=len(faces), initial=start, desc=what, unit="face", mininterval=0.5) as progress:
         for result in in_parallel(fit, range(start, len(faces))):
@@ -115,7 +115,7 @@ def _fit(faces: Faces, row: int, aligner: Aligner | None, stretch: bool) -> byte
         return cv2.imencode(".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR))[1].tobytes()
     height, width = image.shape[:2]
     if (height, width) != (FACE_SIZE, FACE_SIZE) and not stretch:
-        raise Unfit(
+        raise UnusableImage(
             f"{faces.where(row)} is {width}x{height}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; "
             "align photographs first: gdrd prepare --align (or --config.data.align=true); "
             "gdrd evaluate takes them with --stretch"

@@ -74,9 +74,9 @@ def to_host(state):
 
 def own_logits(logits: jax.Array, classes: int) -> jax.Array:
     """Logits `[B, K]` of this device's classes, in which those beyond the number of all `classes` do not count."""
-    if logits.shape[1] * sharding.devices() == classes:
+    if logits.shape[1] * sharding.device_count() == classes:
         return logits
-    numbers = sharding.number() * logits.shape[1] + jnp.arange(logits.shape[1])
+    numbers = sharding.device_index() * logits.shape[1] + jnp.arange(logits.shape[1])
     return jnp.where(numbers < classes, logits, NO_CLASS)
 
 
@@ -88,7 +88,7 @@ def log_softmax(logits: jax.Array) -> jax.Array:
 
 def of_labels(values: jax.Array, labels: jax.Array) -> jax.Array:
     """The value of each face's own class, on whichever device it is: `[B, K]`, int `[B]` -> `[B]`; 0 for label -1."""
-    column = labels - sharding.number() * values.shape[1]
+    column = labels - sharding.device_index() * values.shape[1]
     here = (labels >= 0) & (column >= 0) & (column < values.shape[1])
     picked = jnp.take_along_axis(values, jnp.where(here, column, 0)[:, None], axis=1)[:, 0]
     return sharding.total(jnp.where(here, picked, 0))

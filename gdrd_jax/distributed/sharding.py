@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gdrd_jax.utils.errors import GdrdError, first_line
-from gdrd_jax.utils.launch import Rank
+from gdrd_jax.utils.launch import ProcessInfo
 
 AXIS = "data"
 SECONDS_TO_MEET = 300
@@ -24,7 +24,7 @@ SECONDS_TO_MISS = 20  # a process that failed or was killed; then the others end
 LOG = logging.getLogger(__name__)
 
 
-def start(rank: Rank) -> None:
+def start(process: ProcessInfo) -> None:
     """Makes the devices of all processes one mesh; before anything else asks JAX for a device.
 
     What XLA compiles for GPUs, in half a minute, is kept in ~/.cache/gdrd_jax for the next run, unless
@@ -37,22 +37,26 @@ def start(rank: Rank) -> None:
     Raises:
       GdrdError: the processes do not find each other.
     """
-    if rank.world > 1 and not jax.distributed.is_initialized():
-        _join(rank)
+    if process.world_size > 1 and not jax.distributed.is_initialized():
+        _join(process)
     # CPUs compile in seconds, and what was compiled for one may not run on another.
-    if rank.world == 1 and jax.default_backend() == "gpu" and not jax.config.jax_compilation_cache_dir:
+    if process.world_size == 1 and jax.default_backend() == "gpu" and not jax.config.jax_compilation_cache_dir:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "gdrd_jax"))
 
 
-def _join(rank: Rank) -> None:
+def _join(process: ProcessInfo) -> None:
     LOG.info(
         "process %d of %d waits up to %d s for the others at %s",
-        rank.number, rank.world, SECONDS_TO_MEET, rank.coordinator or "SLURM's first",
+        process.rank, process.world_size, SECONDS_TO_MEET, process.coordinator or "SLURM's first",
     )  # fmt: skip
     where = {}
-    if rank.coordinator:  # JAX knows SLURM's own
-        where = {"coordinator_address": rank.coordinator, "num_processes": rank.world, "process_id": rank.number}
+    if process.coordinator:  # JAX knows SLURM's own
+        where = {
+            "coordinator_address": process.coordinator,
+            "num_processes": process.world_size,
+            "process_id": process.rank,
+        }
     jax.config.update("jax_enable_preemption_service", False)  # its handler would take SIGTERM from ours
     # Python's handlers would have to wait for the end of this.
     before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -60,14 +64,14 @@ def _join(rank: Rank) -> None:
         jax.distributed.initialize(
             **where,
             # Told None, JAX gives a task of SLURM one GPU, even where it is the only task of a machine.
-            local_device_ids=list(rank.devices),
+            local_device_ids=list(process.devices),
             initialization_timeout=SECONDS_TO_MEET,
             heartbeat_timeout_seconds=SECONDS_TO_MISS,
         )
     except (RuntimeError, ValueError) as error:
         raise GdrdError(
-            f"process {rank.number} of {rank.world} did not meet the others at {rank.coordinator or 'SLURM'}: "
-            f"{first_line(error)}"
+            f"process {process.rank} of {process.world_size} did not meet the others at "
+            f"{process.coordinator or 'SLURM'}: {first_line(error)}"
         ) from error
     finally:
         for number, handler in before.items():
@@ -103,27 +107,27 @@ def gathered(x: jax.Array) -> jax.Array:
     return jax.lax.all_gather(x, AXIS, tiled=True) if _mapped() else x
 
 
-def number():
+def device_index():
     """Which device this is: int, 0 outside `shard_map`."""
     return jax.lax.axis_index(AXIS) if _mapped() else 0
 
 
-def devices() -> int:
+def device_count() -> int:
     """How many share the batch."""
     return jax.lax.axis_size(AXIS) if _mapped() else 1
 
 
-def own(whole: jax.Array, size: int) -> jax.Array:
+def local_shard(whole: jax.Array, size: int) -> jax.Array:
     """The `size` rows of `[B, ...]` that belong to this device's part of the batch."""
-    return jax.lax.dynamic_slice_in_dim(whole, number() * size, size)
+    return jax.lax.dynamic_slice_in_dim(whole, device_index() * size, size)
 
 
-def largest(value: int) -> int:
+def max_over_processes(value: int) -> int:
     """The largest of all processes' values, to decide alike; every process has to call it."""
     return value if jax.process_count() == 1 else int(_largest(value))
 
 
-class LargestBefore:
+class DelayedMax:
     """The same, of the values of the call before where there are several processes: nothing waits for the devices."""
 
     def __init__(self):
@@ -141,6 +145,6 @@ def _largest(value: int) -> jax.Array:
     return jnp.max(jax.make_array_from_process_local_data(NamedSharding(mesh(), PartitionSpec(AXIS)), here))
 
 
-def from_first(tree):
+def broadcast_from_first(tree):
     """The arrays of process 0, on every process."""
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)

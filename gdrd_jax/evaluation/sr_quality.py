@@ -20,7 +20,7 @@ SHOWN, SAMPLES = 12, 2  # faces in the picture, and samples drawn of each
 FACES = 96  # that are measured
 
 
-class Watcher:
+class SampleCallback:
     """Looks at a network from time to time; for `sr_training.train`.
 
     Args:
@@ -38,7 +38,7 @@ class Watcher:
         rows = np.unique(np.linspace(0, len(faces) - 1, FACES).astype(int)).tolist()
         high = [faces[row] for row in rows]
         view = 2 if views.degradation().degraded else 0
-        self._low = np.stack([views.low(face, row, view) for row, face in zip(rows, high)])
+        self._low = np.stack([views.degrade(face, row, view) for row, face in zip(rows, high)])
         self._originals = np.stack([resize(face, size, "area") for face in high])
         self._bicubic = np.stack([resize(face, size, "bicubic") for face in self._low])
         self._folder, self._recognizer, self._seed = folder, recognizer, seed

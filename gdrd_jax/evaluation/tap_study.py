@@ -24,7 +24,7 @@ TESTED = 0.25  # of each person's images, whose identity the probe has to tell
 RIDGE = 1e-2  # of the mean variance of a pixel
 
 
-class Studied(NamedTuple):
+class ProbeData(NamedTuple):
     """Low-resolution faces to judge features by.
 
     Attributes:
@@ -40,7 +40,7 @@ class Studied(NamedTuple):
     pairs: PairList
 
 
-def studied(train: Faces, pairs: PairList, views: Views, images: int) -> Studied:
+def studied(train: Faces, pairs: PairList, views: Views, images: int) -> ProbeData:
     """Reduces at most `images` faces of each training person who has two, evenly chosen, and all faces of the pairs."""
     of_each = [np.flatnonzero(train.labels == person) for person in range(len(train.identities))]
     of_each = [own for own in of_each if len(own) > 1]
@@ -49,13 +49,13 @@ def studied(train: Faces, pairs: PairList, views: Views, images: int) -> Studied
     rows = np.concatenate([own[np.unique(np.linspace(0, len(own) - 1, images).astype(int))] for own in of_each])
 
     def low(faces: Faces, rows: np.ndarray) -> np.ndarray:
-        small = in_parallel(lambda i: views.low(faces[rows[i]], rows[i], 0), range(len(rows)))
+        small = in_parallel(lambda i: views.degrade(faces[rows[i]], rows[i], 0), range(len(rows)))
         return np.stack(list(small))
 
-    return Studied(low(train, rows), train.labels[rows], low(pairs.faces, np.arange(len(pairs.faces))), pairs)
+    return ProbeData(low(train, rows), train.labels[rows], low(pairs.faces, np.arange(len(pairs.faces))), pairs)
 
 
-def study(network, taps: tuple[str, ...], faces: Studied, *, seed: int) -> dict[str, dict]:
+def study(network, taps: tuple[str, ...], faces: ProbeData, *, seed: int) -> dict[str, dict]:
     """`worth` of several taps of a generative teacher, and the shape of their features."""
     found = {"train": [], "test": []}
     shapes = {}
@@ -83,7 +83,7 @@ def pooled(features: np.ndarray) -> np.ndarray:
     return blocks.mean(axis=(3, 5)).reshape(n, -1)
 
 
-def worth(train: np.ndarray, test: np.ndarray, faces: Studied, *, seed: int) -> dict[str, float]:
+def worth(train: np.ndarray, test: np.ndarray, faces: ProbeData, *, seed: int) -> dict[str, float]:
     """Measures features that came from low-resolution faces alone.
 
     The probe is linear: standardization, PCA to 512 dimensions, discriminant analysis with shrinkage;

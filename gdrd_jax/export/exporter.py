@@ -20,7 +20,7 @@ from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.evaluation import dev
 from gdrd_jax.export import model_card, networks, verify
-from gdrd_jax.export.verify import Form, Judges
+from gdrd_jax.export.verify import Backend, PairBenchmark
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.embedders import open_model
 from gdrd_jax.inference.native import NativeRecognizer
@@ -28,7 +28,7 @@ from gdrd_jax.inference.pretrained import describe_student, find_student
 from gdrd_jax.inference.recognizer import INFERENCE, Recognizer
 from gdrd_jax.inference.thresholds import LEAST_PEOPLE, Thresholds, compared
 from gdrd_jax.models import weights
-from gdrd_jax.models.student import unset_student
+from gdrd_jax.models.student import abstract_student
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import listed_paths, replacing, sha256, writable_folder, write_json, write_text
 from gdrd_jax.version import __version__
@@ -56,7 +56,7 @@ class Settings:
       calibration: aligned faces of people whose identity the student did not learn; None takes the run's own
         calibration people, or the thresholds that an exported student has.
       lfw, pairs: LFW's faces and its pairs.txt, or a `.bin` and None; None measures no accuracy.
-      beside: recognizers, as gdrd evaluate takes them, measured on the same faces.
+      baselines: recognizers, as gdrd evaluate takes them, measured on the same faces.
       half: round the weights to float16 first; the files take half the space.
       teacher: the student's teacher, `FILE.onnx[:PREPROCESSING]`, for thresholds against galleries that it embeds.
       evaluations: folders of gdrd evaluate with this student in them, whose figures the model card shows.
@@ -70,7 +70,7 @@ class Settings:
     calibration: Path | None
     lfw: Path | None
     pairs: Path | None
-    beside: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
     half: bool = False
     teacher: str = ""
     evaluations: tuple[Path, ...] = ()
@@ -102,7 +102,7 @@ def export(settings: Settings, folder: Path) -> dict:
     fingerprint = recognizer.fingerprint()
     if (folder / bundle.MANIFEST).exists() and bundle.described_by(folder)["fingerprint"] != fingerprint:
         raise GdrdError(f"{folder} is the export of another student, which is not replaced; choose another folder")
-    beside = [_beside(text) for text in settings.beside]
+    baselines = [_baseline(text) for text in settings.baselines]
     teacher = NativeRecognizer.load(settings.teacher, recognizer, option="--teacher") if settings.teacher else None
     evaluations = [_evaluation(path, fingerprint) for path in settings.evaluations]
     judges = _judges(settings, recognizer)
@@ -130,9 +130,9 @@ def export(settings: Settings, folder: Path) -> dict:
         if "int8" in paths:
             _describe_apart(paths["int8"], calibration)
         written = [_form(name, path, recognizer, arguments) for name, path in paths.items()]
-        forms = [Form("JAX", recognizer.embed), *written]
-        LOG.info("comparing %s on %d faces", ", ".join(form.name for form in [*forms, *beside]), len(few))
-        rows = verify.prove([*forms, *beside], few, judges)
+        forms = [Backend("JAX", recognizer.embed), *written]
+        LOG.info("comparing %s on %d faces", ", ".join(form.name for form in [*forms, *baselines]), len(few))
+        rows = verify.verify_exports([*forms, *baselines], few, judges)
         _refuse_wrong(rows)
         training = known.get("training")
         training = of_workdir(Path(settings.student)) if training is None else with_current_names(training)
@@ -224,12 +224,12 @@ def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Ca
             "--calibration FACES, aligned faces of people whose identity the student did not learn"
         )
     found = Faces.load(known)
-    found = found.take(found.few_of_last(people, max(np.bincount(found.labels))))
+    found = found.take(found.rows_of_last_identities(people, max(np.bincount(found.labels))))
     found = found.take(compared(found.labels))
     return Calibration(f"the run's {people} calibration people", found, low(found))
 
 
-def _images(judges: Judges | None, resolution: int) -> tuple[np.ndarray, str]:
+def _images(judges: PairBenchmark | None, resolution: int) -> tuple[np.ndarray, str]:
     """What to compare files on where there are no calibration faces: those of the pairs, or made-up ones."""
     if judges:
         return judges.faces[:PROVED], Path(judges.pairs.about.get("pairs", "the pairs")).name
@@ -267,13 +267,13 @@ def _evaluation(folder: Path, fingerprint: str) -> dict:
     }  # fmt: skip
 
 
-def _judges(settings: Settings, recognizer: Recognizer) -> Judges | None:
+def _judges(settings: Settings, recognizer: Recognizer) -> PairBenchmark | None:
     if not settings.lfw:
         if settings.pairs:
             raise GdrdError("--pairs needs the faces that it names: --lfw FACES")
         return None
     pairs = dev.open_pairs(settings.lfw, settings.pairs)
-    return Judges(pairs, dev.reduced(pairs.faces, recognizer.resolution, recognizer.kernel))
+    return PairBenchmark(pairs, dev.reduced(pairs.faces, recognizer.resolution, recognizer.kernel))
 
 
 def without_folders(config: dict) -> dict:
@@ -320,28 +320,28 @@ def _write(
         path.write_bytes(model.SerializeToString())
 
 
-def _form(name: str, path: Path, recognizer: Recognizer, settings: dict) -> Form:
+def _form(name: str, path: Path, recognizer: Recognizer, settings: dict) -> Backend:
     """The written file, run by what will run it elsewhere."""
     if name == "safetensors":
-        student = unset_student(settings)
+        student = abstract_student(settings)
         weights.restore(student, weights.load_safetensors(path)[0])
         student.eval()
-        return Form(name, dataclasses.replace(recognizer, student=student).embed)
+        return Backend(name, dataclasses.replace(recognizer, student=student).embed)
     if name == "stablehlo":
-        return Form(name, networks.stablehlo_function(path.read_bytes()))
-    return Form(name, _session(path), _for_insightface if name == "onnx_nchw" else np.asarray)
+        return Backend(name, networks.stablehlo_function(path.read_bytes()))
+    return Backend(name, _session(path), _for_insightface if name == "onnx_nchw" else np.asarray)
 
 
 def _for_insightface(faces: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((faces.transpose(0, 3, 1, 2) - np.float32(127.5)) / np.float32(127.5))
 
 
-def _beside(text: str) -> Form:
+def _baseline(text: str) -> Backend:
     """Another recognizer, fed with enlarged faces."""
-    model = open_model(text, option="--beside")
+    model = open_model(text, option="--baseline")
     prepare: Callable = lambda faces: np.stack([resize(face, model.size, "bicubic") for face in faces])  # noqa: E731
     name = f"{model.name}, faces enlarged to {FACE_SIZE}" if model.size == FACE_SIZE else model.name
-    return Form(name, model.embed, prepare, same=False)
+    return Backend(name, model.embed, prepare, same=False)
 
 
 def _refuse_wrong(rows: list[dict]) -> None:

@@ -16,7 +16,7 @@ COLUMNS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class Backend:
     """One way to run a recognizer.
 
     Attributes:
@@ -33,7 +33,7 @@ class Form:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judges:
+class PairBenchmark:
     """Faces of pairs, as the student sees them.
 
     Attributes:
@@ -45,28 +45,27 @@ class Judges:
     faces: np.ndarray
 
 
-def prove(forms: list[Form], faces: np.ndarray, judges: Judges | None) -> list[dict]:
-    """A row a form, with the names in `COLUMNS`.
+def verify_exports(backends: list[Backend], faces: np.ndarray, benchmark: PairBenchmark | None) -> list[dict]:
+    """A row for each backend, with the names in `COLUMNS`.
 
     Args:
-      forms: the first is the reference.
+      backends: the first is the reference.
       faces: real ones, uint8 RGB `[N, R, R, 3]`.
-      judges: None without pairs; then there is no accuracy.
+      benchmark: None without pairs; then there is no accuracy.
     """
-    reference, rows = forms[0].embed(forms[0].prepare(faces)), []
-    for form in forms:
-        row = {"name": form.name}
-        if form.same:
-            found = form.embed(form.prepare(faces))
+    reference, rows = backends[0].embed(backends[0].prepare(faces)), []
+    for backend in backends:
+        row = {"name": backend.name}
+        if backend.same:
+            found = backend.embed(backend.prepare(faces))
             row["least_cosine"] = float(np.einsum("nd,nd->n", found, reference).min())
             row["largest_difference"] = float(np.abs(found - reference).max())
-        if judges:
-            embeddings = np.concatenate(
-                [form.embed(form.prepare(judges.faces[i : i + AT_ONCE])) for i in range(0, len(judges.faces), AT_ONCE)]
-            )
-            row |= judged(judges.pairs, embeddings)
+        if benchmark:
+            batches = [benchmark.faces[i : i + AT_ONCE] for i in range(0, len(benchmark.faces), AT_ONCE)]
+            embeddings = np.concatenate([backend.embed(backend.prepare(batch)) for batch in batches])
+            row |= judged(benchmark.pairs, embeddings)
         rows.append(row)
-    for row, speed in zip(rows, speeds(forms, faces)):
+    for row, speed in zip(rows, speeds(backends, faces)):
         row |= speed
     return rows
 
@@ -81,14 +80,14 @@ def judged(pairs: PairList, embeddings: np.ndarray) -> dict:
     }  # fmt: skip
 
 
-def speeds(forms: list[Form], faces: np.ndarray) -> list[dict]:
-    """`faces_per_second` in batches of 128 and `one_face_ms`, medians; the forms take turns."""
-    several, singly = [[] for _ in forms], [[] for _ in forms]
-    ready = [form.prepare(np.resize(faces, (AT_ONCE, *faces.shape[1:]))) for form in forms]
+def speeds(backends: list[Backend], faces: np.ndarray) -> list[dict]:
+    """`faces_per_second` in batches of 128 and `one_face_ms`, medians; the backends take turns."""
+    several, singly = [[] for _ in backends], [[] for _ in backends]
+    ready = [backend.prepare(np.resize(faces, (AT_ONCE, *faces.shape[1:]))) for backend in backends]
     for turn in range(TURNS + 1):
-        for number, (form, inputs) in enumerate(zip(forms, ready)):
-            took = _seconds(form.embed, inputs)
-            one_by_one = [_seconds(form.embed, inputs[:1]) for _ in range(SINGLE_FACES // TURNS)]
+        for number, (backend, inputs) in enumerate(zip(backends, ready)):
+            took = _seconds(backend.embed, inputs)
+            one_by_one = [_seconds(backend.embed, inputs[:1]) for _ in range(SINGLE_FACES // TURNS)]
             if turn:  # the first may compile
                 several[number].append(took)
                 singly[number] += one_by_one

@@ -11,9 +11,9 @@ import numpy as np
 
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degradation import Degradation, resize
-from gdrd_jax.data.extract import Job, fill
+from gdrd_jax.data.extract import Extraction, extract
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.feature_store import Cache
+from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.inference.pretrained import WEIGHTS, find_student, is_pretrained, list_pretrained
 from gdrd_jax.teachers import load_discriminative
@@ -156,7 +156,9 @@ def embed_faces(model: Model, faces: Faces, how: Degradation | None, *, seed: in
 
     key = hashlib.sha256(repr(sorted(made_from.items())).encode()).hexdigest()[:16]
     dim = model.embed(np.zeros((1, model.size, model.size, 3), np.uint8)).shape[1]
-    targets = Cache.create(cache / key, rows=len(faces), views=1, shape=(dim,), dtype="float32", made_from=made_from)
+    targets = FeatureStore.create(
+        cache / key, rows=len(faces), views=1, shape=(dim,), dtype="float32", made_from=made_from
+    )
     size = "native size" if how is None else f"{how.resolution} pixels"
-    fill(Job(targets, load, model.embed, f"{model.name} at {size}"))
+    extract(Extraction(targets, load, model.embed, f"{model.name} at {size}"))
     return targets.read(0)

@@ -19,7 +19,7 @@ from gdrd_jax.inference.preprocess import Image
 from gdrd_jax.inference.pretrained import describe_student, find_student
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.models import weights
-from gdrd_jax.models.student import Student, embed, unset_student
+from gdrd_jax.models.student import Student, abstract_student, embed
 from gdrd_jax.training.checkpoints import load_weights, save_weights
 from gdrd_jax.utils.errors import GdrdError
 
@@ -90,7 +90,7 @@ class Recognizer:
         if (directory / bundle.MANIFEST).exists():
             return cls._exported(directory, detector)
         description = describe_student(directory)
-        student = unset_student(description["student"] | INFERENCE)
+        student = abstract_student(description["student"] | INFERENCE)
         load_weights(student, directory)
         student.eval()
         return cls(student, description["kernel"], detector=detector, teacher=description.get("teacher"))
@@ -99,7 +99,7 @@ class Recognizer:
     def _exported(cls, folder: Path, detector: Path | None) -> "Recognizer":
         manifest = bundle.read(folder)
         try:
-            student = unset_student(manifest["student"] | INFERENCE)
+            student = abstract_student(manifest["student"] | INFERENCE)
             thresholds, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
         except (TypeError, ValueError, AttributeError) as error:
             raise GdrdError(f"{folder / bundle.MANIFEST} describes no student that this version knows") from error

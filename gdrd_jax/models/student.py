@@ -169,7 +169,7 @@ class Student(nnx.Module):
         return self.head(self.backbone(images))
 
 
-def unset_student(settings: dict) -> Student:
+def abstract_student(settings: dict) -> Student:
     """A student, made with these arguments, whose weights are still to be filled in; drawing them takes seconds."""
     return nnx.eval_shape(lambda: Student(**settings, rngs=nnx.Rngs(0)))
 

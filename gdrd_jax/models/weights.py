@@ -53,7 +53,7 @@ def load_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def restore(student: Student, arrays: dict[str, np.ndarray]) -> None:
-    """Puts the arrays of `load_safetensors` into `student`, which may be one of `unset_student`.
+    """Puts the arrays of `load_safetensors` into `student`, which may be one of `abstract_student`.
 
     Raises:
       GdrdError: they are those of another student; it names the first that do not fit.

@@ -17,16 +17,16 @@ from ml_collections import ConfigDict
 from gdrd_jax.config import Config, of_workdir
 from gdrd_jax.data.align import Aligner
 from gdrd_jax.data.degradation import Views
-from gdrd_jax.data.extract import Job, fill, view_loader
+from gdrd_jax.data.extract import Extraction, extract, view_loader
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.feature_store import FORMAT, Cache
+from gdrd_jax.data.feature_store import FORMAT, FeatureStore
 from gdrd_jax.data.mixup import MixupFaces
 from gdrd_jax.data.prepare import checked, log_skipped, prepare
 from gdrd_jax.pipeline import inputs
 from gdrd_jax.teachers import load_discriminative, load_generative, sr_training
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import digest, write_json
-from gdrd_jax.utils.launch import Rank
+from gdrd_jax.utils.launch import ProcessInfo
 from gdrd_jax.version import __version__
 
 SMALL = 3  # times the low resolution, at which blur, crop and reduction lose nearly nothing to the full size
@@ -67,31 +67,31 @@ def faces(config: ConfigDict, workdir: Path) -> str:
     return f"{fingerprint}:{read_faces(workdir, 'mixup').fingerprint}"
 
 
-def views(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+def views(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
     """Reduces every view of every face to the low resolution."""
     for split in _splits(config):
         count = _view_count(split, config.views.count)
-        _store_views(config, workdir, "views", split, inputs.views(config), count, "low-resolution views", rank)
+        _store_views(config, workdir, "views", split, inputs.views(config), count, "low-resolution views", process)
 
 
-def small_faces(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+def small_faces(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
     """Reduces the faces that are degraded inside the training step to a few times the low resolution."""
     how = Views.plain(SMALL * config.views.resolution, "area")
     for split in ("train", "unlabeled"):
-        _store_views(config, workdir, "small_faces", split, how, 1, "small faces", rank)
+        _store_views(config, workdir, "small_faces", split, how, 1, "small faces", process)
 
 
 def _store_views(
-    config: ConfigDict, workdir: Path, step: str, split: str, how: Views, count: int, what: str, rank: Rank
+    config: ConfigDict, workdir: Path, step: str, split: str, how: Views, count: int, what: str, process: ProcessInfo
 ) -> None:
     """Stores the first `count` reduced views of every face of a split; `what` is shown beside the progress bar."""
     source = read_faces(workdir, split)
-    cache = Cache.create(
+    cache = FeatureStore.create(
         _of_split(workdir / step, split), rows=len(source), views=count, shape=(how.resolution, how.resolution, 3),
         dtype="uint8", made_from={"faces": source.fingerprint}, about=dataclasses.asdict(how),
         arrays=_arrays(config, step, split, how),
     )  # fmt: skip
-    fill(Job(cache, view_loader(source, how, low=True), None, f"{what}, {split}"), rank)
+    extract(Extraction(cache, view_loader(source, how, low=True), None, f"{what}, {split}"), process)
 
 
 def teacher(config: ConfigDict, workdir: Path) -> None:
@@ -102,39 +102,39 @@ def teacher(config: ConfigDict, workdir: Path) -> None:
     )  # fmt: skip
 
 
-def generative(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+def generative(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
     """Runs T_g on every low-resolution view."""
     for job in generative_jobs(config, workdir):
-        fill(job, rank)
+        extract(job, process)
 
 
-def generative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
+def generative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Extraction]:
     """How the caches of T_g's features are made, one a split."""
     network = generative_teacher(config, workdir)
     for split in REAL:  # not of mixup images, of which there may be very many: T_g draws, T_d compares
         lr = open_cache(workdir, "views", split)
         if lr.manifest["rows"]:
             shape = network.features(lr.read(0, slice(0, 1))).shape[1:]
-            yield Job(
+            yield Extraction(
                 _targets(config, workdir, "generative", split, config.views.count, shape, network),
                 lambda view, rows: lr.read(view, np.asarray(rows)), network.features, f"generative targets, {split}",
             )  # fmt: skip
 
 
-def discriminative(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+def discriminative(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
     """Runs T_d on every view at full size."""
     for job in discriminative_jobs(config, workdir):
-        fill(job, rank)
+        extract(job, process)
 
 
-def discriminative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Job]:
+def discriminative_jobs(config: ConfigDict, workdir: Path) -> Iterator[Extraction]:
     """How the caches of T_d's embeddings are made, one a split."""
     network, how = discriminative_teacher(config), inputs.views(config)
     for split in _splits(config):
         source = read_faces(workdir, split)
         if len(source):
             views = inputs.target_views(config)
-            yield Job(
+            yield Extraction(
                 _targets(config, workdir, "discriminative", split, views, (network.dim,), network),
                 view_loader(source, how, low=False), network.embed,
                 f"discriminative targets, {split}",
@@ -158,13 +158,13 @@ def _of_split(step: Path, split: str, suffix: str = "") -> Path:
     return before if before.exists() and not path.exists() else path
 
 
-def open_cache(workdir: Path, step: str, split: str) -> Cache:
+def open_cache(workdir: Path, step: str, split: str) -> FeatureStore:
     """What the steps `views`, `generative` or `discriminative` made of a split."""
     # Resolved, for messages: the step may be another workdir's, see `config.base`.
-    return Cache.open(_of_split(workdir / step, split).resolve(), faces=read_faces(workdir, split).fingerprint)
+    return FeatureStore.open(_of_split(workdir / step, split).resolve(), faces=read_faces(workdir, split).fingerprint)
 
 
-def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndarray, Cache]], dict, str]:
+def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndarray, FeatureStore]], dict, str]:
     """What stage dis learns from in a workdir, whatever its inputs.
 
     Returns:
@@ -187,19 +187,19 @@ def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndar
     return parts, teacher_of(config, parts[0][3]), ":".join(faces.fingerprint for faces, _, _, _ in parts)
 
 
-def teacher_of(config: ConfigDict, targets: Cache) -> dict[str, str]:
+def teacher_of(config: ConfigDict, targets: FeatureStore) -> dict[str, str]:
     """`name` and `fingerprint` of the T_d that made these targets."""
     return {"name": inputs.recognizer_name(config), "fingerprint": targets.manifest["made_from"]["teacher"]}
 
 
 def _targets(
     config: ConfigDict, workdir: Path, step: str, split: str, views: int, shape: tuple[int, ...], network
-) -> Cache:
+) -> FeatureStore:
     faces = read_faces(workdir, split)
     how = inputs.views(config)
     packages = ("torch", "diffusers", "onnxruntime")
     made_by = {"gdrd_jax": __version__} | {name: metadata.version(name) for name in packages if util.find_spec(name)}
-    return Cache.create(
+    return FeatureStore.create(
         _of_split(workdir / step, split), rows=len(faces), views=_view_count(split, views), shape=shape,
         dtype="float16", made_from={"faces": faces.fingerprint, "teacher": network.fingerprint},
         about={

@@ -40,7 +40,7 @@ def report(config: ConfigDict, workdir: Path) -> None:
     people = {"train": config.data.calibration_people, "test": config.data.test_people}
     images = config.evaluation.images_per_person
     faces = {split: read_faces(workdir, split) for split in SPLITS}
-    rows = {split: faces[split].few_of_last(people[split], images) for split in SPLITS}
+    rows = {split: faces[split].rows_of_last_identities(people[split], images) for split in SPLITS}
     labels = {split: faces[split].labels[rows[split]] for split in SPLITS}
     lr = {split: open_cache(workdir, "views", split).read(0)[rows[split]] for split in SPLITS}
     native = {split: open_cache(workdir, "discriminative", split).read_all()[rows[split], :2] for split in SPLITS}

@@ -28,7 +28,7 @@ from gdrd_jax.data.degradation import STRENGTHS
 from gdrd_jax.pipeline import inputs
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import LOCK, ORBAX_FORBIDDEN, digest, is_locked, listed_paths, locked, storable, write_json
-from gdrd_jax.utils.launch import ALONE, Rank
+from gdrd_jax.utils.launch import SINGLE_PROCESS, ProcessInfo
 from gdrd_jax.utils.outputs import is_run, kind_of
 from gdrd_jax.utils.platforms import check_platform
 from gdrd_jax.utils.signals import deferred
@@ -142,7 +142,7 @@ def _after(step: Step, config: ConfigDict) -> tuple[str, ...]:
     return step.after
 
 
-def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: Rank = ALONE) -> None:
+def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process: ProcessInfo = SINGLE_PROCESS) -> None:
     """Runs steps and all they need, skipping what is done.
 
     Args:
@@ -157,22 +157,22 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), rank: R
       Interrupted: a signal arrived; the same call goes on.
     """
     needed = validate(config, workdir, wanted)
-    if rank.world == 1:
-        _check_later_steps(config, workdir, needed, rank)
+    if process.world_size == 1:
+        _check_later_steps(config, workdir, needed, process)
     fingerprints: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        if rank.number == 0:
-            stack.enter_context(claimed(workdir, config))
+        if process.rank == 0:
+            stack.enter_context(lock_workdir(workdir, config))
             for base in listed_paths(config.base):  # nothing of it may be removed meanwhile
                 stack.enter_context(locked(base, shared=True))
-            if rank.world > 1:  # under the lock, by which the others know that this one works
-                _check_later_steps(config, workdir, needed, rank)
+            if process.world_size > 1:  # under the lock, by which the others know that this one works
+                _check_later_steps(config, workdir, needed, process)
         previous = _next_previous(workdir)
-        take_part = partial(_run_step, previous=previous) if rank.number == 0 else _help_with
+        take_part = partial(_run_step, previous=previous) if process.rank == 0 else _follow_first_process
         for step in STEPS:
             if step.name in needed:
                 origin = _origin(step, config, fingerprints)
-                fingerprints[step.name] = take_part(step, origin, config, workdir, rank)
+                fingerprints[step.name] = take_part(step, origin, config, workdir, process)
 
 
 def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> set[str]:
@@ -196,15 +196,15 @@ def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
     return needed
 
 
-def _check_later_steps(config: ConfigDict, workdir: Path, needed: set[str], rank: Rank) -> None:
+def _check_later_steps(config: ConfigDict, workdir: Path, needed: set[str], process: ProcessInfo) -> None:
     """Checks early, in seconds, what later steps need, unless all is done."""
     # With several processes JAX has to join them before it looks for devices.
-    if os.environ.get("JAX_PLATFORMS") and needed & USES_JAX and rank.world == 1:
+    if os.environ.get("JAX_PLATFORMS") and needed & USES_JAX and process.world_size == 1:
         if not finished(config, workdir, tuple(needed)):
             check_platform()
     if config.dev.path and "dis" in needed and not finished(config, workdir, ("dis",)):
         pairs = Path(config.dev.pairs) if config.dev.pairs else None
-        _called("gdrd_jax.evaluation.dev", "open_pairs")(Path(config.dev.path), pairs)
+        _import_function("gdrd_jax.evaluation.dev", "open_pairs")(Path(config.dev.path), pairs)
 
 
 def finished(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> bool:
@@ -265,7 +265,9 @@ def _with_ancestors(wanted: tuple[str, ...], config: ConfigDict) -> set[str]:
     return needed
 
 
-def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank: Rank, *, previous: Path) -> str:
+def _run_step(
+    step: Step, origin: dict, config: ConfigDict, workdir: Path, process: ProcessInfo, *, previous: Path
+) -> str:
     """Runs or skips a step; returns what later steps know it by. What must not be removed is moved to `previous`."""
     folder = workdir / step.name
     if folder.is_symlink() and not _is_done(step, origin, workdir):  # another workdir's, not to be written to
@@ -274,8 +276,8 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
     if not _same_origin(record, origin):
         bases = () if step.publishes else listed_paths(config.base)
         base = next((base for base in bases if _is_done(step, origin, base)), None)
-        if not base and step.batched and rank.world == 1:  # the devices of several processes are not known yet
-            _called("gdrd_jax.training.trainer", "check_batch")(config[step.name].batch, f"stage {step.name}")
+        if not base and step.batched and process.world_size == 1:  # the devices of several processes are not known yet
+            _import_function("gdrd_jax.training.trainer", "check_batch")(config[step.name].batch, f"stage {step.name}")
         if record:
             changed = ", ".join(_changed(_without_program_version(record["origin"]), origin))
             LOG.info("%s: out of date, because this changed: %s", step.name, changed)
@@ -300,7 +302,7 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
         LOG.info("%s: continued", step.name)
     start = time.monotonic()
     try:
-        fingerprint = _call(step, config, workdir, rank)
+        fingerprint = _run_function(step, config, workdir, process)
         for name in step.publishes:
             os.replace(folder / name, workdir / name)
         record["outputs"] = [f"{step.name}/{path.name}" for path in folder.iterdir()] + list(step.publishes)
@@ -315,7 +317,7 @@ def _run_step(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank:
     return record["fingerprint"]
 
 
-def _called(module: str, name: str) -> Callable:
+def _import_function(module: str, name: str) -> Callable:
     with deferred(f"loading {module}"):
         return getattr(importlib.import_module(module), name)
 
@@ -369,12 +371,12 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _call(step: Step, config: ConfigDict, workdir: Path, rank: Rank) -> str | None:
-    function = _called(step.module, step.name)
-    return function(config, workdir, rank) if step.shared else function(config, workdir)
+def _run_function(step: Step, config: ConfigDict, workdir: Path, process: ProcessInfo) -> str | None:
+    function = _import_function(step.module, step.name)
+    return function(config, workdir, process) if step.shared else function(config, workdir)
 
 
-def _help_with(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank: Rank) -> str:
+def _follow_first_process(step: Step, origin: dict, config: ConfigDict, workdir: Path, process: ProcessInfo) -> str:
     """What ranks after the first do of a step: their share of it, or nothing; returns its fingerprint."""
 
     def wait(for_what: str, enough: Callable[[dict], bool]) -> dict:
@@ -387,7 +389,7 @@ def _help_with(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank
             if not told:
                 differing = ", ".join(_changed(_without_program_version(record["origin"]), origin)) if record else ""
                 LOG.info(
-                    "rank %d waits for rank 0 to %s the step %s in %s%s", rank.number, for_what, step.name, workdir,
+                    "rank %d waits for rank 0 to %s the step %s in %s%s", process.rank, for_what, step.name, workdir,
                     f"; now it differs in {differing}" if differing else "",
                 )  # fmt: skip
                 told = True
@@ -399,7 +401,7 @@ def _help_with(step: Step, origin: dict, config: ConfigDict, workdir: Path, rank
 
     record = wait("begin", lambda record: _same_origin(record, origin))
     if step.shared and not record["complete"]:
-        _call(step, config, workdir, rank)
+        _run_function(step, config, workdir, process)
     return wait("finish", lambda record: record.get("complete", False))["fingerprint"]
 
 
@@ -432,7 +434,7 @@ def _changed(old: dict, new: dict, prefix: str = "") -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
+def lock_workdir(workdir: Path, config: ConfigDict) -> Iterator[None]:
     """Makes `workdir` this config's for the duration, and records the config in it.
 
     Raises:

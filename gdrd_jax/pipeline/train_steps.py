@@ -1,4 +1,4 @@
-"""The steps in which the student learns, gen and dis: functions of `(config, workdir, rank)`."""
+"""The steps in which the student learns, gen and dis: functions of `(config, workdir, process)`."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from gdrd_jax.config import TERMS
 from gdrd_jax.data import packed, packed_mixup
-from gdrd_jax.data.feature_store import Cache, feature_statistics
+from gdrd_jax.data.feature_store import FeatureStore, feature_statistics
 from gdrd_jax.data.input_pipeline import Dataset, Part
 from gdrd_jax.distributed import sharding
 from gdrd_jax.evaluation import dev
@@ -28,14 +28,14 @@ from gdrd_jax.training.stages import Dis, Gen, TeacherFeatures, class_centers
 from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.errors import GdrdError, first_line
 from gdrd_jax.utils.files import listed_paths, write_json
-from gdrd_jax.utils.launch import Rank
+from gdrd_jax.utils.launch import ProcessInfo
 
 DEV_IMAGES = 10  # of a calibration person, at most
 
 
-def gen(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+def gen(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
     """Stage gen: the backbone learns T_g's features (Eq. 1)."""
-    sharding.start(rank)
+    sharding.start(process)
     folder = workdir / "gen"
     student = _student(config, embedding_dim=1)
     targets = open_cache(workdir, "generative", "train")
@@ -45,7 +45,7 @@ def gen(config: ConfigDict, workdir: Path, rank: Rank) -> None:
     labels = read_faces(workdir, "train").labels
     dataset = _dataset(workdir, labels, ["unlabeled"], lr="views", generative="generative")
     metrics = _fit(config, stage, dataset, config.gen, folder, "stage gen", held_out)
-    if rank.number == 0:
+    if process.rank == 0:
         save_weights(student.backbone, folder / "backbone", {"student": _student_settings(config, 1)})
         write_json(folder / "metrics.json", metrics)
 
@@ -77,9 +77,9 @@ def _fit(config, stage, dataset, section, folder, name, evaluate) -> dict[str, f
         ) from error
 
 
-def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
+def dis(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
     """Stage dis: the student learns from T_d, and from labels if it is to (Eq. 2, 3)."""
-    sharding.start(rank)
+    sharding.start(process)
     folder, settings = workdir / "dis", config.dis
     found = _packed_set(config) if config.data.packed else _training_set(config, workdir)
     dataset, centers = found.dataset, found.centers
@@ -91,7 +91,7 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         Recognizer.save(student, description, config.views.kernel, folder / name, teacher=found.teacher, **more)
 
     best, usable = folder / "best", settings.backbone != "teacher"
-    judged = _dev_set(config, workdir) if rank.number == 0 else None
+    judged = _dev_set(config, workdir) if process.rank == 0 else None
     embedded = _embedder(config, workdir, student, judged.faces) if judged else None
 
     def evaluate(stage: Dis, step: int) -> dict[str, float]:
@@ -107,7 +107,7 @@ def dis(config: ConfigDict, workdir: Path, rank: Rank) -> None:
         return metrics
 
     metrics = _fit(config, stage, dataset, settings, folder, "stage dis", evaluate)
-    if rank.number == 0:
+    if process.rank == 0:
         if usable:
             save("student")
         write_json(folder / "metrics.json", metrics)
@@ -201,7 +201,7 @@ def _embedder(config: ConfigDict, workdir: Path, student: Student, faces: np.nda
     )
 
 
-def _statistics(targets: Cache) -> tuple[np.ndarray, np.ndarray]:
+def _statistics(targets: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
     mean, std = feature_statistics(targets)
     return mean, np.maximum(std, 1e-4)
 
@@ -214,7 +214,7 @@ def _dev_set(config: ConfigDict, workdir: Path) -> DevSet | None:
     if config.data.calibration_people < 2 or config.data.packed:
         return None
     faces = read_faces(workdir, "train")
-    rows = faces.few_of_last(config.data.calibration_people, DEV_IMAGES)
+    rows = faces.rows_of_last_identities(config.data.calibration_people, DEV_IMAGES)
     return dev.of_people(open_cache(workdir, "views", "train").read(0, rows), faces.labels[rows])
 
 

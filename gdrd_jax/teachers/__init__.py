@@ -11,7 +11,7 @@ LAST_TIMESTEP = 999
 ATTENTION_ORDERS = ("legacy", "new")
 
 
-class Asked(NamedTuple):
+class TapDefaults(NamedTuple):
     """What a kind of generative teacher is asked for where nothing else is said; see `load_generative`.
 
     Measured in docs/teachers.md. An input size of 0 and a timestep of -1 are the network's own.
@@ -22,7 +22,7 @@ class Asked(NamedTuple):
     timestep: int
 
 
-GENERATIVE = {"diffusers": Asked("mid", 0, -1), "pgdiff": Asked("block17", 128, 0)}
+GENERATIVE = {"diffusers": TapDefaults("mid", 0, -1), "pgdiff": TapDefaults("block17", 128, 0)}
 
 
 def load_generative(

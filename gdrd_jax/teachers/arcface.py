@@ -11,7 +11,7 @@ from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.onnx_files import load_onnx, onnx_sha256
 from gdrd_jax.teachers.onnx_front import read_front
-from gdrd_jax.teachers.onnx_graph import agrees, flat, in_torch, reshapes_a_batch_of_one, runnable
+from gdrd_jax.teachers.onnx_graph import agrees, flat, in_torch, make_batch_dynamic, reshapes_a_batch_of_one
 from gdrd_jax.teachers.onnx_ports import Input, choose_output, read_input
 from gdrd_jax.utils.errors import GdrdError, first_line, require
 from gdrd_jax.utils.files import digest
@@ -166,12 +166,12 @@ class ArcFace:
 
         try:
             original = load_onnx(self._path)
-            model = runnable(_copy(original), free_reshapes=False)
+            model = make_batch_dynamic(_copy(original), free_reshapes=False)
             inputs = read_input(model, self._path)
             self._session = session(model)
             found = self._choose_input(inputs)
             self._output, self._outputs = choose_output(found, wanted, self._path), len(found)
-            freed = runnable(original) if reshapes_a_batch_of_one(model) else None
+            freed = make_batch_dynamic(original) if reshapes_a_batch_of_one(model) else None
             if freed and (other := self._same_of_one_face(session, freed, found[self._output])):
                 model, self._session = freed, other
         except GdrdError:

@@ -12,7 +12,7 @@ LOG = logging.getLogger(__name__)
 FURTHEST = 0.01  # of a converted network's output from ONNX Runtime's, relative
 
 
-def runnable(model, *, free_reshapes: bool = True):
+def make_batch_dynamic(model, *, free_reshapes: bool = True):
     """Makes an ONNX `ModelProto` of a recognizer acceptable to ONNX Runtime, for any batch size.
 
     Folds `Constant` nodes, and `DequantizeLinear` (and a following `Reshape`) of constants to float32, removes
@@ -102,7 +102,7 @@ def _mend_slopes(model) -> None:
 
 
 def reshapes_a_batch_of_one(model) -> bool:
-    """Whether `runnable`'s graph has a Reshape to a constant shape [1, ...]."""
+    """Whether `make_batch_dynamic`'s graph has a Reshape to a constant shape [1, ...]."""
     from onnx import numpy_helper
 
     ones = {t.name for t in model.graph.initializer if t.data_type == t.INT64 and _first(numpy_helper.to_array(t)) == 1}
@@ -133,7 +133,7 @@ def in_torch(model, path: Path):
     """The network converted by onnx2torch, on this process' GPU or the CPU.
 
     Args:
-      model: as `runnable` returns it.
+      model: as `make_batch_dynamic` returns it.
       path: of its file, for messages.
 
     Returns:

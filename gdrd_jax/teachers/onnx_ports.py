@@ -38,7 +38,7 @@ def read_input(model, path: Path) -> list[Input]:
     """Possible formats of the graph's input, the most likely first; several if its shape is not declared.
 
     Args:
-      model: an ONNX `ModelProto`, as `onnx_graph.runnable` returns it.
+      model: an ONNX `ModelProto`, as `onnx_graph.make_batch_dynamic` returns it.
       path: of its file, for messages.
 
     Raises:

@@ -14,7 +14,7 @@ from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.checkpoint import read_state_dict
 from gdrd_jax.teachers.guided_diffusion import HEAD_CHANNELS, Heads, encoder
 from gdrd_jax.teachers.sr_diffusion import enlarged
-from gdrd_jax.teachers.torch_network import Tapped
+from gdrd_jax.teachers.torch_network import FeatureExtractor
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import sha256
 
@@ -23,7 +23,7 @@ FOREIGN = {"first_stage_model.": "a latent diffusion network, which is not fed w
 LOG = logging.getLogger(__name__)
 
 
-class PGDiff(Tapped):
+class PGDiff(FeatureExtractor):
     """T_g from a guided-diffusion checkpoint, run by torch, on a GPU if there is one.
 
     Args:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.teachers import LAST_TIMESTEP, torch_network
-from gdrd_jax.teachers.torch_network import Tapped
+from gdrd_jax.teachers.torch_network import FeatureExtractor
 from gdrd_jax.utils.errors import GdrdError, first_line, require
 from gdrd_jax.utils.files import sha256
 
@@ -63,7 +63,7 @@ def _taps(levels: int) -> tuple[str, ...]:
     return (*(f"down{i}" for i in range(levels)), "mid")
 
 
-class SrDiffusion(Tapped):
+class SrDiffusion(FeatureExtractor):
     """T_g from a folder of `UNet2DModel.save_pretrained`, run by torch, on a GPU if there is one.
 
     Args:

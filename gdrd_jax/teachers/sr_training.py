@@ -30,7 +30,7 @@ TIMESTEPS = 1000
 WARMUP_STEPS = 50
 SECONDS_BETWEEN_SAVES = 30.0
 # Called with the step's number and a function `(uint8 low-resolution faces, seed) -> uint8 faces`.
-Watch = Callable[[int, Callable[[np.ndarray, int], np.ndarray]], None]
+SampleCallback = Callable[[int, Callable[[np.ndarray, int], np.ndarray]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class SrSettings:
 
 def train(
     faces: Faces, views: Views, settings: SrSettings, directory: str | os.PathLike, *, seed: int,
-    watch: Watch | None = None, watch_every: int = 0,
+    watch: SampleCallback | None = None, watch_every: int = 0,
 ) -> None:  # fmt: skip
     """Trains the network and saves it in `directory` in diffusers' layout.
 
@@ -110,7 +110,7 @@ def train(
         return
     done = _restore(state, unet, ema, optimizer, device)
 
-    def look() -> None:
+    def evaluate_samples() -> None:
         with _averaged(unet, ema):
             watch(done, functools.partial(draw, unet, scheduler))
 
@@ -146,12 +146,12 @@ def train(
                 raise Interrupted(f"SR teacher at step {done} of {settings.steps}", signals.received)
             if watch and watch_every and done % watch_every == 0 and done < settings.steps:
                 _save(state, done, unet, ema, optimizer)
-                look()
+                evaluate_samples()
     _save(state, done, unet, ema, optimizer)  # while it is there, what follows is not done
     if watch:
-        look()
+        evaluate_samples()
     ema.copy_to(unet.parameters())
-    with _told(directory):
+    with _as_user_error(directory):
         scheduler.save_pretrained(directory)
         unet.save_pretrained(directory)
     state.unlink()
@@ -204,9 +204,9 @@ def _batches(faces: Faces, views: Views, settings: SrSettings, seed: int, first:
         step, number = divmod(position, settings.batch)
         rows, mirrored = chosen(step)
         row, mirror = int(rows[number]), int(mirrored[number])
-        high = views.high(faces[row], row, mirror)
+        high = views.augment(faces[row], row, mirror)
         # A view number of its own for each step degrades a face differently at each use.
-        low = views.low(high, row, 2 * (1 + step) if degraded else 0)
+        low = views.degrade(high, row, 2 * (1 + step) if degraded else 0)
         return resize(low, settings.size, "bicubic"), resize(high, settings.size, "area")
 
     stream = in_parallel(example, range(first * settings.batch, settings.steps * settings.batch))
@@ -235,7 +235,7 @@ def _averaged(unet, ema) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(directory: Path) -> Iterator[None]:
+def _as_user_error(directory: Path) -> Iterator[None]:
     """Turns what torch, safetensors and diffusers raise where they cannot write into one of our errors."""
     try:
         yield
@@ -250,7 +250,7 @@ def _save(path: Path, done: int, unet, ema, optimizer) -> None:
 
     temporary = path.with_suffix(".tmp")
     state = {"done": done, "unet": unet.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
-    with _told(path.parent):
+    with _as_user_error(path.parent):
         torch.save(state, temporary)
         os.replace(temporary, path)
 

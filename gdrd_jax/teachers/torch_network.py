@@ -76,7 +76,7 @@ def check_precision(name: str, run: Callable[[str], np.ndarray], where: str) -> 
         raise GdrdError(f"{where} has a cosine of {cosine:.4f} to float32 when run in {name}; choose float32")
 
 
-class Tapped:
+class FeatureExtractor:
     """What both kinds of generative teacher share.
 
     They have `taps`, `settings` (with `tap` and `precision`) and `_encode(lr, precision, taps)`, tap -> output.

@@ -201,16 +201,16 @@ class Dis(nnx.Module):
     def _input(self, batch: Batch, key: jax.Array) -> jax.Array:
         if self.degradation is None:
             return batch["lr"]
-        first = sharding.number() * len(batch["small"])
+        first = sharding.device_index() * len(batch["small"])
         return self.degradation(batch["small"], None, jax.random.fold_in(key, DEGRADATION_KEY), first)
 
     def _relational_loss(self, teacher: jax.Array, embedding: jax.Array, label: jax.Array, key: jax.Array) -> jax.Array:
         anchors, first = teacher, 0
         if self.pairs == "gathered":
-            first = sharding.number() * len(teacher)
+            first = sharding.device_index() * len(teacher)
             teacher, embedding, label = map(sharding.gathered, (teacher, embedding, label))
         else:
-            key = jax.random.fold_in(key, sharding.number())
+            key = jax.random.fold_in(key, sharding.device_index())
         h1, h2 = self.critic(anchors, teacher, embedding)
         scores = losses.relation_scores(h1, h2, label, key, first, tau=self.tau, positive=self.positive)
         return losses.relation_loss(*scores)
@@ -222,7 +222,7 @@ def _mixed(batch: Batch, key: jax.Array, share: float) -> Batch:
     if size % 2:
         raise GdrdError(f"mixup needs an even number of faces on each device, not {size}")
     # Drawn for the whole batch, so that the number of devices changes nothing.
-    chosen, weight = sharding.own(jax.random.uniform(key, (size * sharding.devices(), 2)), size).T
+    chosen, weight = sharding.local_shard(jax.random.uniform(key, (size * sharding.device_count(), 2)), size).T
     own = jnp.where(chosen < share, 0.5 + weight / 2, 1.0)
     swap = lambda x: x.reshape(size // 2, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)  # noqa: E731
 
@@ -238,7 +238,7 @@ def _mixed(batch: Batch, key: jax.Array, share: float) -> Batch:
 def _mixup_images(batch: Batch, key: jax.Array, share: float) -> Batch:
     """Puts a mixup image, of which T_d's embedding is known, in the place of a share of the `small` faces."""
     size = len(batch["small"])
-    chosen = sharding.own(jax.random.uniform(key, (size * sharding.devices(),)), size) < share
+    chosen = sharding.local_shard(jax.random.uniform(key, (size * sharding.device_count(),)), size) < share
     own = jnp.where(chosen, batch["mixup_share"], 1.0)[:, None, None, None]
     mirrored = batch["mixup_mirrored"][:, None, None, None] == 1
     partner = jnp.where(mirrored, batch["mixup_small"][:, :, ::-1], batch["mixup_small"])

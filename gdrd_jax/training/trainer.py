@@ -27,7 +27,7 @@ from gdrd_jax.utils.signals import Interrupted, Signals
 # Steps of one dispatch on a GPU. XLA's CPU backend runs convolutions inside a loop 20 to 40 times slower; a step takes
 # long there, and its dispatch does not.
 CHUNK = 20
-FACES_TOLD = 16
+MAX_ROWS_IN_ERROR = 16
 OPTIONS = {
     # By default jaxlib 0.10 gives convolutions and products to YNNPACK on the CPU; Eigen does those of the weights'
     # gradients twice as fast (docs/training.md).
@@ -137,7 +137,7 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
         batch = _contents(resident, chosen) if resident else chosen
         key = jax.random.fold_in(jax.random.key(seed), number)
         if shift:
-            batch = {**batch, "lr": _moved(batch["lr"], jax.random.fold_in(key, 1), shift)}
+            batch = {**batch, "lr": _randomly_shifted(batch["lr"], jax.random.fold_in(key, 1), shift)}
         # The parameters are the same on all devices, so JAX itself adds up their gradients over the devices.
         (loss, (metrics, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, rest, batch, key)
         update, opt_state = optimizer.update(gradient, opt_state, params)
@@ -177,7 +177,7 @@ def begin(params: nnx.State, rest: nnx.State, schedule: Schedule) -> tuple:
     return params, rest, schedule.update().init(params), averaged
 
 
-def kept(state: tuple) -> tuple:
+def averaged_or_raw(state: tuple) -> tuple:
     """`(parameters, rest)` of a state that are evaluated and kept."""
     return state[3] or state[:2]
 
@@ -190,12 +190,12 @@ def _contents(resident: feeding.Chosen, chosen: feeding.Chosen) -> feeding.Chose
     return contents | {"view": views}
 
 
-def _moved(images: jax.Array, key: jax.Array, most: int) -> jax.Array:
+def _randomly_shifted(images: jax.Array, key: jax.Array, most: int) -> jax.Array:
     """Moves each of `[b, R, R, 3]` by up to `most` pixels, alike whatever part of the batch these are."""
-    by = jax.random.randint(key, (len(images) * sharding.devices(), 2), 0, 2 * most + 1)
+    by = jax.random.randint(key, (len(images) * sharding.device_count(), 2), 0, 2 * most + 1)
     around = jnp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
     cut = jax.vmap(lambda image, by: jax.lax.dynamic_slice(image, (*by, 0), images.shape[1:]))
-    return cut(around, sharding.own(by, len(images)))
+    return cut(around, sharding.local_shard(by, len(images)))
 
 
 def fit(
@@ -214,7 +214,7 @@ def fit(
       directory: for `checkpoints/`, `metrics.jsonl`, `tensorboard/` and `profile/`.
       seed: of batches and loss.
       name: shown before the progress.
-      residency: where the data are kept, see `data.input_pipeline.choose`.
+      residency: where the data are kept, see `data.input_pipeline.choose_residency`.
       profile: trace some steps.
       evaluate: gives metrics of the stage, in evaluation mode, after so many steps and at the end.
       evaluate_every: after how many steps; 0 is only at the end.
@@ -230,8 +230,8 @@ def fit(
     check_batch(schedule.batch, name)
     LOG.info("%s: %d faces a step on %d %s device(s)", name, schedule.batch, mesh.size, jax.default_backend())
     first = jax.process_index() == 0
-    on_device = feeding.choose(dataset, residency, mesh, name) == "device"
-    resident = feeding.resident(dataset, mesh) if on_device else {}
+    on_device = feeding.choose_residency(dataset, residency, mesh, name) == "device"
+    resident = feeding.load_on_device(dataset, mesh) if on_device else {}
     graphdef, params, rest = split(stage)
     run = make_run(graphdef, schedule, mesh, seed=seed, loop=not _on_cpu())
 
@@ -242,7 +242,7 @@ def fit(
         done, record = 0, {"last": {}, "pending": []}
         if first:
             saved, done, record = checkpoints.restore(saved, record)
-        saved, done = sharding.from_first((saved, np.int32(done)))
+        saved, done = sharding.broadcast_from_first((saved, np.int32(done)))
         done = int(done)
         if done:
             LOG.info("%s: goes on after step %d of %d", name, done, schedule.steps)
@@ -255,7 +255,7 @@ def fit(
         trace = Trace(directory / "profile" if profile and first else None)
         stack.callback(trace.stop)
 
-        def look(steps: range, rows: np.ndarray, metrics: dict[str, jax.Array]) -> dict[str, float]:
+        def flush_metrics(steps: range, rows: np.ndarray, metrics: dict[str, jax.Array]) -> dict[str, float]:
             """Waits for some steps and tells what they were like."""
             metrics = {key: np.asarray(value) for key, value in metrics.items()}
             _require_finite(metrics["loss"], steps, rows, name)
@@ -265,12 +265,12 @@ def fit(
 
         dispatches = _dispatches(done, schedule.steps)
         fed = feeding.batches(dataset, dispatches, mesh, on_device=on_device, seed=seed, batch=schedule.batch)
-        before, stop, agreed, asked = None, 0, sharding.LargestBefore(), False
+        before, stop, agreed, asked = None, 0, sharding.DelayedMax(), False
         for steps, rows, chosen in fed:
             state, metrics = run(state, resident, chosen, np.arange(steps.start, steps.stop))
             trace.dispatched(metrics)
             if before:  # looked at while the device is busy with the next
-                last = look(*before)
+                last = flush_metrics(*before)
             before, done = (steps, rows, metrics), steps.stop
             # All processes save at the same step, for which each of them is needed.
             asked = bool(first and not asked and checkpoints.due())
@@ -281,13 +281,13 @@ def fit(
             evaluating = evaluate and (finished or passed)
             if not (finished or stop or evaluating or due):
                 continue
-            last, before = look(*before), None
+            last, before = flush_metrics(*before), None
             host = class_parallel.to_host(state)
             if first:
                 if finished:
                     log.finish_line(done)
                 if evaluating:
-                    nnx.update(stage, *kept(host))
+                    nnx.update(stage, *averaged_or_raw(host))
                     stage.eval()
                     if found := evaluate(stage, done):
                         log.write(done, found)
@@ -298,12 +298,12 @@ def fit(
             if stop:
                 break
         if before:
-            last = look(*before)
+            last = flush_metrics(*before)
     # After the save: the first process to leave would end the others. A signal may also have come meanwhile.
-    stop = sharding.largest(max(stop, signals.received))
+    stop = sharding.max_over_processes(max(stop, signals.received))
     if stop:
         raise Interrupted(f"{name} at step {done} of {schedule.steps}", stop)
-    nnx.update(stage, *kept(host))
+    nnx.update(stage, *averaged_or_raw(host))
     return last
 
 
@@ -329,7 +329,7 @@ def _require_finite(losses: np.ndarray, steps: range, rows: np.ndarray, name: st
     if np.isfinite(losses).all():
         return
     at = int(np.argmin(np.isfinite(losses)))
-    faces = ", ".join(map(str, rows[at][:FACES_TOLD])) + (" ..." if len(rows[at]) > FACES_TOLD else "")
+    faces = ", ".join(map(str, rows[at][:MAX_ROWS_IN_ERROR])) + (" ..." if len(rows[at]) > MAX_ROWS_IN_ERROR else "")
     raise GdrdError(
         f"the loss of {name} is {losses[at]} at step {steps[at]} (faces {faces}); "
         "lower its learning_rate or look at these faces and their targets"

@@ -11,25 +11,28 @@ from gdrd_jax.utils.errors import GdrdError
 LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
 
 
-class Rank(NamedTuple):
-    """One of `world` processes that share work: its number, from 0, and its number on this machine.
+class ProcessInfo(NamedTuple):
+    """One of several processes that share work.
 
     Attributes:
+      rank: number of the process, from 0.
+      world_size: number of processes.
+      local_rank: number of the process on its machine, from 0.
       coordinator: HOST:PORT where the first can be met by the others; "" where JAX finds it out itself.
       devices: numbers of the GPUs of this machine that are its own; all it sees if there are none.
     """
 
-    number: int = 0
-    world: int = 1
-    local: int = 0
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
     coordinator: str = ""
     devices: tuple[int, ...] = ()
 
 
-ALONE = Rank()
+SINGLE_PROCESS = ProcessInfo()
 
 
-def from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
+def from_environment(environment: Mapping[str, str] = os.environ) -> ProcessInfo:
     """This process' rank; the only one of one where no launcher has set any.
 
     torchrun's variables go before SLURM's. SLURM sets its own in an interactive shell, too, where
@@ -45,19 +48,21 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
             continue
         text = f"{number}={environment[number]!r}, {world}={environment[world]!r}"
         try:
-            rank = Rank(int(environment[number]), int(environment[world]), int(environment.get(local, 0)))
+            process = ProcessInfo(int(environment[number]), int(environment[world]), int(environment.get(local, 0)))
             if number == "RANK" and {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
                 # torchrun itself listens at its port; the next one is ours.
-                rank = rank._replace(coordinator=f"{environment['MASTER_ADDR']}:{int(environment['MASTER_PORT']) + 1}")
+                process = process._replace(
+                    coordinator=f"{environment['MASTER_ADDR']}:{int(environment['MASTER_PORT']) + 1}"
+                )
             given = "SLURM_GPUS_PER_TASK" in environment or "," not in environment.get("CUDA_VISIBLE_DEVICES", ",")
             if _beside_others(environment) and not given:
-                rank = rank._replace(devices=(rank.local,))
+                process = process._replace(devices=(process.local_rank,))
         except ValueError:
             raise GdrdError(f"the environment has {text}; both must be whole numbers") from None
-        if not 0 <= rank.number < rank.world:
+        if not 0 <= process.rank < process.world_size:
             raise GdrdError(f"the environment has {text}; the first counts from 0 and is below the second")
-        return rank
-    return ALONE
+        return process
+    return SINGLE_PROCESS
 
 
 def _beside_others(environment: Mapping[str, str]) -> bool:

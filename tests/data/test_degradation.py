@@ -42,25 +42,25 @@ def test_bicubic_does_not_alias():
 @pytest.mark.parametrize("kernel", ["area", "bicubic"])
 @pytest.mark.parametrize("resolution", [8, 16, 32])
 def test_shapes(kernel, resolution):
-    assert views(kernel=kernel, resolution=resolution).low(FACE, 0, 0).shape == (resolution, resolution, 3)
+    assert views(kernel=kernel, resolution=resolution).degrade(FACE, 0, 0).shape == (resolution, resolution, 3)
     assert resize(FACE[:resolution, :resolution], 112, kernel).shape == (112, 112, 3)
 
 
 def test_views_0_and_1_are_the_face_and_its_mirror_image():
-    np.testing.assert_array_equal(views().high(FACE, 3, 0), FACE)
-    np.testing.assert_array_equal(views().high(FACE, 3, 1), FACE[:, ::-1])
+    np.testing.assert_array_equal(views().augment(FACE, 3, 0), FACE)
+    np.testing.assert_array_equal(views().augment(FACE, 3, 1), FACE[:, ::-1])
 
 
 def test_later_views_depend_on_seed_index_and_view_only():
-    a = views().high(FACE, 3, 2)
-    np.testing.assert_array_equal(a, views(count=9).high(FACE, 3, 2))
-    for other in (views(seed=8).high(FACE, 3, 2), views().high(FACE, 4, 2), views().high(FACE, 3, 4)):
+    a = views().augment(FACE, 3, 2)
+    np.testing.assert_array_equal(a, views(count=9).augment(FACE, 3, 2))
+    for other in (views(seed=8).augment(FACE, 3, 2), views().augment(FACE, 4, 2), views().augment(FACE, 3, 4)):
         assert not np.array_equal(a, other)
 
 
 def test_random_views_stay_near_the_face():
     smooth = cv2.GaussianBlur(FACE, (0, 0), 12)
-    moved = views(light=0.0).high(smooth, 0, 2)
+    moved = views(light=0.0).augment(smooth, 0, 2)
     assert np.corrcoef(smooth.ravel(), moved.ravel())[0, 1] > 0.5
 
 
@@ -120,16 +120,16 @@ def test_strengths_scale_with_the_face():
 
 def test_degraded_views_depend_on_seed_index_and_view_only():
     strengths = {"blur": 3.0, "motion": 9.0, "noise": 8.0, "jpeg": 30}
-    a = views(**strengths).low(FACE, 3, 2)
-    np.testing.assert_array_equal(a, views(**strengths, count=9).low(FACE, 3, 2))
+    a = views(**strengths).degrade(FACE, 3, 2)
+    np.testing.assert_array_equal(a, views(**strengths, count=9).degrade(FACE, 3, 2))
     others = (
-        views(**strengths, seed=8).low(FACE, 3, 2),
-        views(**strengths).low(FACE, 4, 2),
-        views(**strengths).low(FACE, 3, 4),
+        views(**strengths, seed=8).degrade(FACE, 3, 2),
+        views(**strengths).degrade(FACE, 4, 2),
+        views(**strengths).degrade(FACE, 3, 4),
     )
     assert all((a != other).any() for other in others)
     for view in (0, 1):  # the face itself and its mirror image stay clean
-        np.testing.assert_array_equal(views(**strengths).low(FACE, 3, view), resize(FACE, 16, "area"))
+        np.testing.assert_array_equal(views(**strengths).degrade(FACE, 3, view), resize(FACE, 16, "area"))
 
 
 def test_a_small_crop_of_any_shape_is_brought_to_size():
@@ -147,4 +147,4 @@ def test_light_changes_every_value_as_its_formula_says():
     how = views(shift=0, rotate=0, scale=0)
     contrast, brightness = np.random.default_rng([7, 3, 2]).uniform(-1, 1, 6)[4:] * 0.2
     expected = (FACE.astype(np.float64) - 127.5) * (1 + contrast) + 127.5 + 255 * brightness
-    assert np.abs(how.high(FACE, 3, 2) - np.clip(expected, 0, 255)).max() <= 0.5 + 1e-3
+    assert np.abs(how.augment(FACE, 3, 2) - np.clip(expected, 0, 255)).max() <= 0.5 + 1e-3

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from conftest import jpeg
 
-from gdrd_jax.data import extract
 from gdrd_jax.data.degradation import Views
-from gdrd_jax.data.extract import Job, fill, verify, view_loader
+from gdrd_jax.data.extract import Extraction, _loaded_ahead, extract, verify, view_loader
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.data.feature_store import CHUNK_ROWS, Cache
+from gdrd_jax.data.feature_store import CHUNK_ROWS, FeatureStore
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.launch import Rank
+from gdrd_jax.utils.launch import ProcessInfo
 
 ROWS = 5 * CHUNK_ROWS + 7
 
@@ -28,7 +27,7 @@ class Killed(Exception):
 
 def job(path, *, seconds=0.0, killed_at=None, views=2, wrong=()):
     """Row r of view v is [100 v + r, v]; `calls` are the pieces it computed."""
-    cache = Cache.create(path, rows=ROWS, views=views, shape=(2,), dtype="float32", made_from={})
+    cache = FeatureStore.create(path, rows=ROWS, views=views, shape=(2,), dtype="float32", made_from={})
     calls = []
 
     def load(view, rows):
@@ -41,7 +40,7 @@ def job(path, *, seconds=0.0, killed_at=None, views=2, wrong=()):
         time.sleep(seconds)
         return values + np.isin(values[:, :1], wrong)
 
-    made = Job(cache, load, compute, "test")
+    made = Extraction(cache, load, compute, "test")
     return made, calls
 
 
@@ -52,31 +51,31 @@ def values():
 def test_every_piece_is_computed_once(tmp_path, caplog):
     caplog.set_level("INFO")
     made, calls = job(tmp_path / "c")
-    fill(made)
+    extract(made)
     assert len(calls) == 12 and f"{2 * ROWS} faces" in caplog.text
-    np.testing.assert_array_equal(Cache.open(tmp_path / "c").read_all(), values())
-    fill(made)
+    np.testing.assert_array_equal(FeatureStore.open(tmp_path / "c").read_all(), values())
+    extract(made)
     assert len(calls) == 12
 
 
 def test_a_killed_one_goes_on(tmp_path):
     made, calls = job(tmp_path / "c", killed_at=5)
     with pytest.raises(Killed):
-        fill(made)
+        extract(made)
     again, more = job(tmp_path / "c")
-    fill(again)
+    extract(again)
     assert len(calls) == 5 and len(more) == 7 and not [call for call in more if call in calls]
-    np.testing.assert_array_equal(Cache.open(tmp_path / "c").read_all(), values())
+    np.testing.assert_array_equal(FeatureStore.open(tmp_path / "c").read_all(), values())
 
 
 def test_ranks_share_the_work(tmp_path):
     jobs = [job(tmp_path / "c", seconds=0.05) for _ in range(3)]
-    threads = [threading.Thread(target=fill, args=(jobs[i][0], Rank(i, 3))) for i in range(3)]
+    threads = [threading.Thread(target=extract, args=(jobs[i][0], ProcessInfo(i, 3))) for i in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    np.testing.assert_array_equal(Cache.open(tmp_path / "c").read_all(), values())
+    np.testing.assert_array_equal(FeatureStore.open(tmp_path / "c").read_all(), values())
     counts = [len(calls) for _, calls in jobs]
     # Each has four pieces of its own; loading ahead may make it take one that another has just begun.
     assert 12 <= sum(counts) <= 12 + 3 and min(counts) >= 4
@@ -85,17 +84,17 @@ def test_ranks_share_the_work(tmp_path):
 def test_a_rank_alone_does_the_work_of_those_that_died(tmp_path):
     made, calls = job(tmp_path / "c", killed_at=1)
     with pytest.raises(Killed):
-        fill(made, Rank(0, 2))
+        extract(made, ProcessInfo(0, 2))
     other, more = job(tmp_path / "c")
-    fill(other, Rank(1, 2))
+    extract(other, ProcessInfo(1, 2))
     assert len(calls) == 1 and len(more) == 11
-    np.testing.assert_array_equal(Cache.open(tmp_path / "c").read_all(), values())
+    np.testing.assert_array_equal(FeatureStore.open(tmp_path / "c").read_all(), values())
 
 
 def test_verifying_computes_rows_again(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("gdrd_jax.data.extract.VERIFIED", ROWS)
     caplog.set_level("INFO")
-    fill(job(tmp_path / "c")[0])
+    extract(job(tmp_path / "c")[0])
     verify(job(tmp_path / "c")[0])
     assert f"{ROWS} rows of each of 2 views computed again differ by at most 0.0e+00" in caplog.text
     with pytest.raises(GdrdError, match="view 1 of face 1280 is off by 0.001,"):
@@ -104,7 +103,7 @@ def test_verifying_computes_rows_again(tmp_path, caplog, monkeypatch):
 
 
 def test_verifying_reads_every_chunk(tmp_path):
-    fill(job(tmp_path / "c")[0])
+    extract(job(tmp_path / "c")[0])
     file = next((tmp_path / "c").glob("view1.*")) / "3.0"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -124,17 +123,19 @@ def test_all_views_of_a_face_are_made_from_one_read(tmp_path, monkeypatch, low):
     views, reads, read = dataclasses.replace(Views.plain(16, "area"), count=3, shift=4.0), [], Faces.read
     monkeypatch.setattr(Faces, "read", lambda faces, row: reads.append(row) or read(faces, row))
     shape = (size, size, 3)
-    cache = Cache.create(tmp_path / "c", rows=count, views=3, shape=shape, dtype="uint8", made_from={"faces": ""})
-    fill(Job(cache, view_loader(faces, views, low=low), None, "views"))
+    cache = FeatureStore.create(
+        tmp_path / "c", rows=count, views=3, shape=shape, dtype="uint8", made_from={"faces": ""}
+    )
+    extract(Extraction(cache, view_loader(faces, views, low=low), None, "views"))
     assert sorted(reads) == list(range(count))
-    high = views.high(faces[300], 300, 2)
-    np.testing.assert_array_equal(cache.read(2)[300], views.low(high, 300, 2) if low else high)
+    high = views.augment(faces[300], 300, 2)
+    np.testing.assert_array_equal(cache.read(2)[300], views.degrade(high, 300, 2) if low else high)
 
 
 def test_a_process_takes_all_views_of_the_same_rows(tmp_path):
     made, _ = job(tmp_path / "c", views=3)
     with ThreadPoolExecutor(1) as ahead:
-        order = itertools.islice(extract._loaded_ahead(made, set(made.cache.missing()), Rank(1, 2), ahead), 9)
+        order = itertools.islice(_loaded_ahead(made, set(made.cache.missing()), ProcessInfo(1, 2), ahead), 9)
         assert [(view, rows.start // CHUNK_ROWS) for view, rows, _ in order] == [
             (view, block) for block in (1, 3, 5) for view in range(3)
         ]

@@ -32,7 +32,7 @@ def test_split_by_people_and_save(tmp_path, faces_folder):
     train, test = index(faces_folder).split(2)
     assert train.identities == ("p0", "p1", "p2", "p3", "p4") and test.identities == ("p5", "p6")
     np.testing.assert_array_equal(test.labels, [0, 0, 0, 1, 1, 1])
-    np.testing.assert_array_equal(train.few_of_last(2, 1), [9, 12])
+    np.testing.assert_array_equal(train.rows_of_last_identities(2, 1), [9, 12])
     test.save(tmp_path / "f.json")
     loaded = Faces.load(tmp_path / "f.json")
     np.testing.assert_array_equal(loaded[4], test[4])

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from gdrd_jax.data.feature_store import CHUNK_ROWS, Cache, feature_statistics
+from gdrd_jax.data.feature_store import CHUNK_ROWS, FeatureStore, feature_statistics
 from gdrd_jax.utils.errors import GdrdError
 
 ROWS = 2 * CHUNK_ROWS + 10
@@ -14,7 +14,7 @@ VALUES = np.float16(np.random.default_rng(0).normal(size=(2, ROWS, 3, 4)))
 
 def create(path, **changes):
     settings = {"rows": ROWS, "views": 2, "shape": (3, 4), "dtype": "float16", "made_from": {"teacher": "a"}, **changes}
-    return Cache.create(path, **settings)
+    return FeatureStore.create(path, **settings)
 
 
 def write(cache, chunks):
@@ -30,7 +30,7 @@ def finished(tmp_path):
 
 
 def test_reads_back_what_was_written(finished):
-    cache = Cache.open(finished)
+    cache = FeatureStore.open(finished)
     np.testing.assert_array_equal(cache.read(1), VALUES[1])
     np.testing.assert_array_equal(cache.read(0, np.array([500, 3])), VALUES[0, [500, 3]])
     np.testing.assert_array_equal(cache.read_all(), VALUES.transpose(1, 0, 2, 3))
@@ -42,9 +42,9 @@ def test_goes_on_where_it_was_killed(tmp_path):
     again = create(tmp_path / "c")
     assert again.missing() == list(first.chunks())[2:]
     with pytest.raises(GdrdError, match="not finished: 4 of 6 pieces.*rows 256-511 of view 0"):
-        Cache.open(tmp_path / "c")
+        FeatureStore.open(tmp_path / "c")
     write(again, again.missing())
-    np.testing.assert_array_equal(Cache.open(tmp_path / "c").read(0), VALUES[0])
+    np.testing.assert_array_equal(FeatureStore.open(tmp_path / "c").read(0), VALUES[0])
 
 
 def test_pieces_come_in_any_order_from_several_writers(tmp_path):
@@ -52,15 +52,15 @@ def test_pieces_come_in_any_order_from_several_writers(tmp_path):
     for number, chunk in enumerate(reversed(list(writers[0].chunks()))):
         write(writers[number % 3], [chunk])
     write(writers[0], [(0, range(0, CHUNK_ROWS))])  # once more
-    np.testing.assert_array_equal(Cache.open(tmp_path / "c").read_all(), VALUES.transpose(1, 0, 2, 3))
+    np.testing.assert_array_equal(FeatureStore.open(tmp_path / "c").read_all(), VALUES.transpose(1, 0, 2, 3))
 
 
 def test_is_opened_for_its_own_data_set_only(tmp_path):
     cache = create(tmp_path / "c", made_from={"faces": "a", "teacher": "b"})
     write(cache, cache.chunks())
-    Cache.open(tmp_path / "c", faces="a")
+    FeatureStore.open(tmp_path / "c", faces="a")
     with pytest.raises(GdrdError, match="another data set"):
-        Cache.open(tmp_path / "c", faces="b")
+        FeatureStore.open(tmp_path / "c", faces="b")
 
 
 def test_refuses_a_cache_of_something_else(finished):
@@ -81,7 +81,7 @@ def test_refuses_a_folder_that_is_no_cache(tmp_path):
         if text is not None:
             (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(GdrdError, match="manifest"):
-            Cache.open(tmp_path)
+            FeatureStore.open(tmp_path)
 
 
 def _create_when_told(path, barrier, failures):
@@ -114,7 +114,7 @@ def test_what_an_older_run_left_behind_goes_on_writing_is_not_taken(tmp_path):
     orphan.write(0, range(CHUNK_ROWS), -VALUES[0, :CHUNK_ROWS])
     assert len(cache.missing()) == 6
     write(cache, cache.missing())
-    np.testing.assert_array_equal(Cache.open(tmp_path / "c").read(0), VALUES[0])
+    np.testing.assert_array_equal(FeatureStore.open(tmp_path / "c").read(0), VALUES[0])
 
 
 def first_chunk(path):
@@ -126,21 +126,21 @@ def test_a_flipped_bit_is_noticed(finished):
     data[100] ^= 1
     first_chunk(finished).write_bytes(data)
     with pytest.raises(GdrdError, match="damaged"):
-        Cache.open(finished).read(0)
+        FeatureStore.open(finished).read(0)
 
 
 def test_a_missing_or_shortened_chunk_is_noticed_and_written_again(finished):
     for spoil in (lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:-9])):
         spoil(first_chunk(finished))
         with pytest.raises(GdrdError, match="1 of 6 pieces are missing or cut short, first rows 0-255 of view 0"):
-            Cache.open(finished)
+            FeatureStore.open(finished)
         cache = create(finished)
         write(cache, cache.missing())
-        np.testing.assert_array_equal(Cache.open(finished).read(0), VALUES[0])
+        np.testing.assert_array_equal(FeatureStore.open(finished).read(0), VALUES[0])
 
 
 def test_a_chunk_that_goes_while_it_is_read_is_no_zeros(finished):
-    cache = Cache.open(finished)
+    cache = FeatureStore.open(finished)
     first_chunk(finished).unlink()
     with pytest.raises(GdrdError, match="damaged"):
         cache.read(0)
@@ -149,7 +149,7 @@ def test_a_chunk_that_goes_while_it_is_read_is_no_zeros(finished):
 def test_a_chunk_of_zeros_is_stored(tmp_path):
     cache = create(tmp_path / "z", rows=5, views=1)
     cache.write(0, range(5), np.zeros((5, 3, 4)))
-    assert not Cache.open(tmp_path / "z").read(0).any()
+    assert not FeatureStore.open(tmp_path / "z").read(0).any()
 
 
 def test_a_disk_without_room_is_told_and_what_is_there_stays(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import tensorstore as ts
 
 from gdrd_jax.data import object_store
-from gdrd_jax.data.feature_store import CHUNK_ROWS, Cache
+from gdrd_jax.data.feature_store import CHUNK_ROWS, FeatureStore
 from gdrd_jax.utils.errors import GdrdError
 
 ROWS = CHUNK_ROWS + 10
@@ -17,7 +17,7 @@ VALUES = np.float16(np.random.default_rng(0).normal(size=(2, ROWS, 3)))
 
 def create(path, url, **changes):
     settings = {"rows": ROWS, "views": 2, "shape": (3,), "dtype": "float16", "made_from": {"teacher": "a"}, **changes}
-    return Cache.create(path, arrays=f"{url}/discriminative/train", **settings)
+    return FeatureStore.create(path, arrays=f"{url}/discriminative/train", **settings)
 
 
 def write(cache, chunks):
@@ -32,10 +32,10 @@ def test_arrays_are_written_to_a_bucket_and_read_again(bucket, tmp_path):
     assert cache.has(*pieces[0]) and not cache.has(*pieces[1])
     assert create(tmp_path / "c", bucket).missing() == pieces[1:]
     with pytest.raises(GdrdError, match="not finished: 3 of 4 pieces"):
-        Cache.open(tmp_path / "c")
+        FeatureStore.open(tmp_path / "c")
     write(cache, pieces[1:])
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["manifest.json"]
-    again = Cache.open(tmp_path / "c")
+    again = FeatureStore.open(tmp_path / "c")
     np.testing.assert_array_equal(again.read_all(), VALUES.transpose(1, 0, 2))
     np.testing.assert_array_equal(again.at_random(10_000)(1, np.array([260, 3])), VALUES[1, [260, 3]])
 
@@ -47,7 +47,7 @@ def test_caches_of_the_same_things_share_their_arrays(bucket, tmp_path):
 
 
 def test_a_damaged_object_is_noticed(bucket, tmp_path):
-    write(cache := create(tmp_path / "c", bucket), Cache.chunks(cache))
+    write(cache := create(tmp_path / "c", bucket), FeatureStore.chunks(cache))
     folder = ts.KvStore.open(object_store.kvstore(cache._place(1))).result()
     damaged = bytearray(folder.read("0.0").result().value)
     damaged[5] ^= 1
@@ -103,7 +103,7 @@ def test_arrays_are_written_to_a_server_of_s3(tmp_path, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/faces", method="PUT")).close()
         write(cache := create(tmp_path / "c", "s3://faces"), cache.chunks())
-        np.testing.assert_array_equal(Cache.open(tmp_path / "c").read(1), VALUES[1])
+        np.testing.assert_array_equal(FeatureStore.open(tmp_path / "c").read(1), VALUES[1])
         assert json.loads((tmp_path / "c" / "manifest.json").read_text())["arrays"] == "s3://faces/discriminative/train"
     finally:
         s3.stop()

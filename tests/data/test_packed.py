@@ -9,7 +9,7 @@ from conftest import make_faces, tiny_config
 from PIL import Image
 
 from gdrd_jax.data import packed
-from gdrd_jax.data.feature_store import Cache
+from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.pipeline import runner
@@ -25,7 +25,7 @@ def parts(tmp_path_factory):
     root, random, found = tmp_path_factory.mktemp("parts"), np.random.default_rng(0), []
     for name, people, images, rows in (("known", 7, 1, range(6)), ("others", 2, 2, range(4))):
         faces = checked(open_faces(make_faces(root / name, people, images)))
-        cache = Cache.create(
+        cache = FeatureStore.create(
             root / f"{name}.cache", rows=len(faces), views=1, shape=(DIM,), dtype="float16", made_from={"faces": name}
         )
         cache.write(0, range(len(faces)), 7 * random.normal(size=(len(faces), DIM)))

@@ -8,7 +8,7 @@ from flax import nnx
 
 from gdrd_jax.export import networks
 from gdrd_jax.models import weights
-from gdrd_jax.models.student import embed, unset_student
+from gdrd_jax.models.student import abstract_student, embed
 from gdrd_jax.utils.errors import GdrdError
 
 SETTINGS = {"resolution": 16, "width": 0.0625, "hidden": (16,), "embedding_dim": 8}
@@ -23,7 +23,7 @@ VARIANTS = [
 
 def student(**changes):
     """One whose normalizations do something."""
-    model, random = unset_student({**SETTINGS, **changes}), np.random.default_rng(1)
+    model, random = abstract_student({**SETTINGS, **changes}), np.random.default_rng(1)
 
     def trained(value):
         if len(value.shape) == 1:
@@ -129,7 +129,7 @@ def test_weights_come_back_as_they_were(tmp_path):
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
     assert arrays["backbone.blocks.0.conv1.kernel"].shape == (3, 3, 8, 8)
     assert {"head.norm.mean", "head.layers.1.bias", "backbone.blocks.2.shortcut.layers.0.kernel"} <= set(arrays)
-    other = unset_student({**SETTINGS, "head_stages": 1})
+    other = abstract_student({**SETTINGS, "head_stages": 1})
     weights.restore(other, arrays)
     other.eval()
     faces = smooth(3, 16)

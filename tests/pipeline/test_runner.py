@@ -22,7 +22,7 @@ from flax import nnx
 from gdrd_jax.config import RENAMED, TERMS, default, value_of
 from gdrd_jax.data import object_store
 from gdrd_jax.data.degradation import resize
-from gdrd_jax.data.feature_store import Cache
+from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.inference.pretrained import describe_student, find_student, list_pretrained
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.models.student import FEATURE_SIZE
@@ -31,7 +31,7 @@ from gdrd_jax.pipeline.inputs import dev_files, locate
 from gdrd_jax.pipeline.precompute_steps import open_cache, read_faces
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import locked
-from gdrd_jax.utils.launch import Rank
+from gdrd_jax.utils.launch import ProcessInfo
 from gdrd_jax.utils.signals import Interrupted
 
 ROOT = Path(__file__).parents[2]
@@ -169,7 +169,7 @@ def test_another_version_of_the_program_redoes_nothing(copy, faces_folder, caplo
 
 def test_a_helping_process_accepts_what_an_earlier_version_did(copy, faces_folder):
     from_version(copy, "0.4.0")
-    runner.run(tiny_config(faces_folder), copy, rank=Rank(1, 2))
+    runner.run(tiny_config(faces_folder), copy, process=ProcessInfo(1, 2))
 
 
 def test_a_new_format_of_one_step_redoes_that_step(copy, faces_folder, monkeypatch):
@@ -222,7 +222,7 @@ def test_what_was_trained_is_set_aside_with_its_results_and_can_be_taken_back(co
 def test_everything_that_took_training_is_set_aside(copy, faces_folder, monkeypatch, change, moved):
     """The steps themselves are not run: each begins, and the next one finds what that did to the others."""
     before = {name: contents(copy / name) for name in moved}
-    monkeypatch.setattr(runner, "_call", lambda step, *_: (copy / step.name / "x").touch())
+    monkeypatch.setattr(runner, "_run_function", lambda step, *_: (copy / step.name / "x").touch())
     monkeypatch.setattr(runner, "RESULTS", ())
     steps = [dataclasses.replace(step, publishes=()) for step in runner.STEPS]
     monkeypatch.setattr(runner, "STEPS", tuple(steps))
@@ -241,7 +241,7 @@ def test_a_training_that_was_interrupted_is_set_aside_too(copy, faces_folder, mo
     def stopped(*_):
         raise Interrupted("now", signal.SIGINT)
 
-    monkeypatch.setattr(runner, "_call", stopped)
+    monkeypatch.setattr(runner, "_run_function", stopped)
     config = tiny_config(faces_folder)
     config.dis.tau = 0.5
     for _ in range(2):  # what was only begun is nothing to keep
@@ -452,7 +452,7 @@ def test_unlabeled_faces_are_learned_from_without_identities(faces_folder, tmp_p
     assert seen.keys() == {"stage gen", "stage dis"}
     for labels in seen.values():
         assert (labels == -1).sum() == 6 and (labels >= 0).sum() > 0
-    assert len(Cache.open(tmp_path / "run" / "discriminative" / "unlabeled").read(0)) == 6
+    assert len(FeatureStore.open(tmp_path / "run" / "discriminative" / "unlabeled").read(0)) == 6
 
 
 def test_mixup_images_are_learned_from_in_stage_dis_without_those_who_choose_thresholds(
@@ -466,7 +466,7 @@ def test_mixup_images_are_learned_from_in_stage_dis_without_those_who_choose_thr
     mixed = read_faces(tmp_path / "run", "mixup")
     people = len(read_faces(tmp_path / "run", "train").identities)
     assert len(mixed.sources[0].identities) == people - config.data.calibration_people
-    assert len(Cache.open(tmp_path / "run" / "discriminative" / "mixup").read(0)) == 4
+    assert len(FeatureStore.open(tmp_path / "run" / "discriminative" / "mixup").read(0)) == 4
     config.dis.update({term: 0.0 for term in TERMS if term != "cls"})
     runner.run(config, tmp_path / "run")
     assert (seen["stage dis"] >= 0).all()  # the others would teach nothing
@@ -489,7 +489,7 @@ def test_no_calibration_or_test_person_is_trained_on(copy, faces_folder, monkeyp
     seen = {}
 
     def fit(stage, dataset, schedule, directory, **_):
-        seen.update(dataset.everything(), classes=stage.classifier.kernel.shape[1])
+        seen.update(dataset.load_all(), classes=stage.classifier.kernel.shape[1])
         raise GdrdError("enough seen")
 
     monkeypatch.setattr("gdrd_jax.training.trainer.fit", fit)
@@ -524,7 +524,7 @@ def test_a_dev_set_is_opened_before_the_first_step_unless_all_is_done(faces_fold
         runner.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(runner, "finished", lambda *_: True)
-    runner._check_later_steps(config, tmp_path / "run", {"dis"}, Rank())
+    runner._check_later_steps(config, tmp_path / "run", {"dis"}, ProcessInfo())
 
 
 def test_a_used_workdir_is_refused_where_resuming_is_not_wanted(finished, faces_folder, tmp_path):
@@ -623,7 +623,7 @@ def test_pgdiff_teaches_a_student(faces_folder, tmp_path):
     config = tiny_config(faces_folder)
     config.generative.update(kind="pgdiff", path=str(tmp_path / "ddpm.pth"), tap="block3", input_size=32)
     runner.run(config, tmp_path / "run")
-    targets = Cache.open(tmp_path / "run" / "generative" / "train")
+    targets = FeatureStore.open(tmp_path / "run" / "generative" / "train")
     assert targets.manifest["shape"] == [64, 16, 16] and targets.manifest["about"]["teacher"]["kind"] == "pgdiff"
     assert "reconstruction" not in (tmp_path / "run" / "report.html").read_text()  # it draws none
     assert json.loads((tmp_path / "run" / "gen" / "metrics.json").read_text())["held_out_r2"] < 1
@@ -640,7 +640,7 @@ def test_a_batch_that_does_not_fit_leaves_the_old_output(copy, faces_folder, mon
 
 def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
     config = tiny_config(faces_folder)
-    with runner.claimed(finished, config), pytest.raises(GdrdError, match="another run"):
+    with runner.lock_workdir(finished, config), pytest.raises(GdrdError, match="another run"):
         runner.run(config, finished)
 
 
@@ -945,7 +945,7 @@ def test_views_and_targets_live_in_a_bucket_that_workdirs_share(bucket, faces_fo
         "step.json", "manifest.json"
     }  # fmt: skip
     with monkeypatch.context() as patched:
-        patched.setattr(Cache, "write", lambda *args: 1 / 0)  # nothing is left to do
+        patched.setattr(FeatureStore, "write", lambda *args: 1 / 0)  # nothing is left to do
         runner.run(config, tmp_path / "b")
     a, b = (Recognizer.load(tmp_path / name).embed(np.zeros((1, 16, 16, 3), np.uint8)) for name in "ab")
     np.testing.assert_array_equal(a, b)

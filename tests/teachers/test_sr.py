@@ -11,7 +11,7 @@ from conftest import save_recognizer
 
 from gdrd_jax.data.degradation import Views, resize
 from gdrd_jax.data.readers import open_faces
-from gdrd_jax.evaluation.sr_quality import Watcher
+from gdrd_jax.evaluation.sr_quality import SampleCallback
 from gdrd_jax.teachers import load_discriminative, sr_training
 from gdrd_jax.teachers.sr_diffusion import SrDiffusion, to_tensor, to_uint8
 from gdrd_jax.teachers.sr_training import SrSettings
@@ -154,7 +154,7 @@ def test_pixels_survive_the_way_to_torch_and_back():
 def test_what_is_watched_changes_nothing_and_tells_how_good_it_is(faces_folder, tmp_path, trained):
     faces, folder = open_faces(faces_folder), tmp_path / "samples"
     recognizer = load_discriminative(save_recognizer(tmp_path / "m.onnx"))
-    watch = Watcher(faces, VIEWS, 16, recognizer, folder, seed=1)
+    watch = SampleCallback(faces, VIEWS, 16, recognizer, folder, seed=1)
     train(faces_folder, tmp_path / "sr", watch=watch, watch_every=4)
     weights = "diffusion_pytorch_model.safetensors"
     assert (tmp_path / "sr" / weights).read_bytes() == (trained / weights).read_bytes()
@@ -164,7 +164,7 @@ def test_what_is_watched_changes_nothing_and_tells_how_good_it_is(faces_folder, 
     quality = json.loads((folder / "quality.json").read_text())["6"]
     assert quality["faces"] == 21
     high = np.stack([resize(faces[i], 16, "area") for i in range(21)])
-    low = np.stack([resize(VIEWS.low(faces[i], i, 0), 16, "bicubic") for i in range(21)])
+    low = np.stack([resize(VIEWS.degrade(faces[i], i, 0), 16, "bicubic") for i in range(21)])
     errors = ((high.astype(float) - low) ** 2).mean(axis=(1, 2, 3))
     assert quality["bicubic"]["psnr"]["mean"] == pytest.approx(np.mean(10 * np.log10(255**2 / errors)))
     assert 0 < quality["sr"]["cosine"]["mean"] < 1 and quality["sr"]["cosine"]["se"] > 0

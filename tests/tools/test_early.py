@@ -194,8 +194,8 @@ def test_a_grid_checks_all_combinations_before_the_first_is_trained(here):
     faces = {"first": np.array(list("abcd")), "second": np.array(list("bcda")), "fold": np.array([0, 0, 1, 1])}
     Path("beside").mkdir()
     np.savez("beside/scores.npz", **{"x/scores": np.ones(4)}, same=np.array([True, False] * 2), **faces)
-    found = grid("--beside=beside", *words, "--config.dev.pairs=pairs.txt")
-    assert found.returncode == 2 and "--beside holds other pairs" in found.stderr, found.stderr
+    found = grid("--baseline=beside", *words, "--config.dev.pairs=pairs.txt")
+    assert found.returncode == 2 and "--baseline holds other pairs" in found.stderr, found.stderr
     assert not Path("out").exists()
 
 

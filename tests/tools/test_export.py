@@ -61,7 +61,7 @@ def exported(workdir, faces, lfw, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "student"
     other = save_recognizer(tmp_path_factory.mktemp("teacher") / "cells.onnx")
     words = ["--format", "onnx", "onnx_nchw", "int8", "stablehlo", "--calibration", faces, "--lfw", lfw]
-    words += ["--pairs", lfw / "pairs.txt", "--beside", f"cells={other}"]
+    words += ["--pairs", lfw / "pairs.txt", "--baseline", f"cells={other}"]
     assert export.main([*map(str, (workdir, folder, *words))]) == 0
     return folder
 
@@ -268,8 +268,8 @@ def test_another_student_is_not_replaced(exported, faces, tmp_path, capsys):
 def test_speeds_are_medians_of_what_each_form_takes():
     import time
 
-    slow = verify.Form("slow", lambda faces: time.sleep(0.002 * len(faces)))
-    fast = verify.Form("fast", lambda faces: time.sleep(0.0002 * len(faces)))
+    slow = verify.Backend("slow", lambda faces: time.sleep(0.002 * len(faces)))
+    fast = verify.Backend("fast", lambda faces: time.sleep(0.0002 * len(faces)))
     found = verify.speeds([slow, fast], np.zeros((3, 16, 16, 3), np.uint8))
     assert 200 < found[0]["faces_per_second"] < 510 < 1500 < found[1]["faces_per_second"] < 5100
     assert found[0]["one_face_ms"] > 1.9

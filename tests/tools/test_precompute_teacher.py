@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import make_faces, save_recognizer
 
-from gdrd_jax.data.feature_store import Cache
+from gdrd_jax.data.feature_store import FeatureStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def finish(process):
 
 def targets(workdir):
     return {
-        (step, split): Cache.open(workdir / step / split).read_all()
+        (step, split): FeatureStore.open(workdir / step / split).read_all()
         for step in ("views", "discriminative", "generative") for split in ("train", "test", "mixup")
         if (step, split) != ("generative", "mixup")
     }  # fmt: skip
@@ -114,4 +114,4 @@ def test_a_second_run_in_the_same_workdir_is_refused(many_faces, tmp_path):
 def test_people_need_no_identities(tmp_path):
     faces = make_faces(tmp_path / "faces", people=1, images=4)
     finish(start(faces, tmp_path / "w", "--teacher=discriminative", "--config.data.test_people=0"))
-    assert Cache.open(tmp_path / "w/discriminative/train").read_all().shape == (4, 4, 48)
+    assert FeatureStore.open(tmp_path / "w/discriminative/train").read_all().shape == (4, 4, 48)

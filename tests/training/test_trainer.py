@@ -15,14 +15,14 @@ from conftest import finished, free_address, run_script
 from flax import nnx
 
 from gdrd_jax.data import input_pipeline as feeding
-from gdrd_jax.data.feature_store import Cache
+from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.input_pipeline import Dataset, Part
 from gdrd_jax.distributed import class_parallel, sharding  # noqa: F401  some in scripts
 from gdrd_jax.models.student import Student
 from gdrd_jax.training import checkpoints, metric_writer, trainer  # noqa: F401  some in scripts
 from gdrd_jax.training.stages import Dis, Gen
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.launch import Rank  # noqa: F401
+from gdrd_jax.utils.launch import ProcessInfo  # noqa: F401
 from gdrd_jax.utils.signals import Interrupted, Signals
 
 RNG = np.random.default_rng(0)
@@ -40,7 +40,7 @@ def dataset(folder, data=DATA):
     for name in data.keys() - {"label"}:
         array = data[name]
         made_from = {"faces": str(zlib.crc32(array.tobytes()))}
-        caches[name] = Cache.create(
+        caches[name] = FeatureStore.create(
             folder / name, rows=len(array), views=array.shape[1], shape=array.shape[2:], dtype=str(array.dtype),
             made_from=made_from,
         )  # fmt: skip
@@ -190,7 +190,7 @@ def test_many_steps_in_one_dispatch_are_those_steps():
 
 def test_shifting_moves_each_face_within_its_border_and_differently():
     images = RNG.integers(1, 256, size=(64, 16, 16, 3), dtype=np.uint8)
-    moved = np.asarray(trainer._moved(images, jax.random.key(0), 2))
+    moved = np.asarray(trainer._randomly_shifted(images, jax.random.key(0), 2))
     around = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
     found = set()
     for image, source in zip(moved, around):

@@ -10,7 +10,7 @@ import pytest
 from conftest import save_student
 
 from gdrd_jax import config
-from gdrd_jax.data.feature_store import Cache
+from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.utils import files
 from gdrd_jax.utils.errors import GdrdError
@@ -30,7 +30,7 @@ def here(tmp_path, monkeypatch):
 
 
 def write(path):
-    cache = Cache.create(path, rows=3, views=1, shape=(2,), dtype="float32", made_from={"faces": "x"})
+    cache = FeatureStore.create(path, rows=3, views=1, shape=(2,), dtype="float32", made_from={"faces": "x"})
     cache.write(0, range(3), np.ones((3, 2), np.float32))
 
 
@@ -41,7 +41,7 @@ def test_arrays_and_weights_are_stored_under_any_path(here, place):
     if place.startswith("a/"):
         Path("a").mkdir()
     write(Path(place) / "cache")
-    assert Cache.open(Path(place) / "cache").read(0).sum() == 6
+    assert FeatureStore.open(Path(place) / "cache").read(0).sum() == 6
     expected = {"../out": "out", "a/../../out": "out", "link/../out": "elsewhere/out", "link": "elsewhere/deep"}
     if place in expected:
         assert (here / expected[place] / "cache" / "manifest.json").exists()
@@ -52,7 +52,7 @@ def test_arrays_and_weights_are_stored_under_any_path(here, place):
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_arrays_are_stored_under_odd_names(tmp_path, name):
     write(tmp_path / name / "cache")
-    assert Cache.open(tmp_path / name / "cache").read(0).sum() == 6
+    assert FeatureStore.open(tmp_path / name / "cache").read(0).sum() == 6
 
 
 def test_weights_are_stored_under_odd_names(tmp_path):
