@@ -400,7 +400,7 @@ def test_two_processes_follow_the_curve_of_one(tmp_path, stop):
     where = free_address()
     script = (
         "where, number, folder, residency, stop = sys.argv[1:]\n"
-        "t.sharding.start(t.Rank(int(number), 2, coordinator=where))\n"
+        "t.sharding.start(t.ProcessInfo(int(number), 2, coordinator=where))\n"
         "assert jax.device_count() == 4 and len(jax.local_devices()) == 2\n"
         "patch = t.pytest.MonkeyPatch()\n"
         "if stop: t.stopping_at(patch, int(stop))\n"
@@ -422,7 +422,7 @@ def test_two_processes_divide_the_classes_and_leave_checkpoints_for_one(tmp_path
     where = free_address()
     script = (
         "where, number, folder = sys.argv[1:]\n"
-        "t.sharding.start(t.Rank(int(number), 2, coordinator=where))\n"
+        "t.sharding.start(t.ProcessInfo(int(number), 2, coordinator=where))\n"
         "patch = t.pytest.MonkeyPatch()\n"
         "t.stopping_at(patch, 4)\n"
         "how = {'data': t.MANY, 'make': t.five_classes, 'steps': 8, 'batch': 8, 'learning_rate': 0.001}\n"
