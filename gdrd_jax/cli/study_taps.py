@@ -110,7 +110,7 @@ def _check_teachers(teachers: dict, given: argparse.Namespace) -> None:
             if unknown := [tap for tap in given.tap or () if tap not in network.taps]:
                 raise GdrdError(f"--tap {unknown[0]}: {name} has {', '.join(network.taps)}")
     if given.recognizer:
-        open_model(given.recognizer)
+        open_model(given.recognizer, option="--recognizer")
 
 
 def _rows_before(path: Path, settings: dict) -> dict:
@@ -165,7 +165,7 @@ def _references(given: argparse.Namespace, faces):
     yield PIXELS, "as they are", "", lambda: of_pixels(given.resolution)
     yield PIXELS, f"enlarged to {ENLARGED}", "", lambda: of_pixels(ENLARGED)
     if given.recognizer:
-        name, path, preprocessing = parse_model(given.recognizer)
+        name, path, preprocessing = parse_model(given.recognizer, "--recognizer")
 
         def of_recognizer():
             network = load_discriminative(path, preprocessing=preprocessing)

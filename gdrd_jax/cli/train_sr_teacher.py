@@ -82,7 +82,7 @@ def work(given: argparse.Namespace) -> None:
     views = dataclasses.replace(Views.plain(given.resolution, given.kernel), **degraded)
     recognizer = None
     if given.recognizer:
-        _, path, preprocessing = parse_model(given.recognizer)
+        _, path, preprocessing = parse_model(given.recognizer, "--recognizer")
         recognizer = load_discriminative(path, preprocessing=preprocessing)
     faces = checked(open_faces(given.faces, skip_bad=given.skip_bad), skip_bad=given.skip_bad)
     if not 0 < given.test_people < len(faces.identities):
