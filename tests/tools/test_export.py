@@ -131,7 +131,7 @@ def test_mistakes_are_told_before_the_work(workdir, faces, tmp_path, capsys):
         (workdir, tmp_path / "full", "--calibration", faces): "holds other things than an exported student",
         (workdir, tmp_path / "out"): "kept no calibration people; give --calibration",
         (workdir, tmp_path / "out", "--format", "onxx"): "--format onxx is not known; it can be safetensors, onnx",
-        (workdir, tmp_path / "out", "--calibration", faces, "--beside", "none.onnx"): "--beside none.onnx",
+        (workdir, tmp_path / "out", "--calibration", faces, "--baseline", "none.onnx"): "--baseline none.onnx",
         (workdir, tmp_path / "out", "--best", "--calibration", faces): "best holds no trained weights",
         (workdir, tmp_path / "out", "--calibration", tmp_path / "none"): "there are no faces at",
         (workdir, tmp_path / "out", "--calibration", faces, "--lfw", faces): "pairs",
