@@ -209,3 +209,16 @@ def test_strengths_out_of_range_are_refused(wrong):
         GdrdError, match=f"{next(iter(wrong))}.* (is|are) .*(can be|give shares)|resolution is .*multiple of 8"
     ):
         RandomDegradation(**{"resolution": 16, **wrong})
+
+
+def test_light_from_the_side_brightens_one_side_and_darkens_the_other():
+    gray = np.full((64, 48, 48, 3), 100, np.uint8)
+    lit = np.asarray(RandomDegradation(16, clean=0.0, side_light=0.6)(gray, None, jax.random.key(0))).astype(float)
+    # The largest and the smallest gain of a face are the inverse of one another, and lie in opposite corners.
+    product = lit.max(axis=(1, 2, 3)) / 100 * lit.min(axis=(1, 2, 3)) / 100
+    np.testing.assert_allclose(product, 1, atol=0.02)
+    ratio = lit.max(axis=(1, 2, 3)) / lit.min(axis=(1, 2, 3))
+    assert ratio.max() < np.exp(1.2) + 0.1 and ratio.max() > 2.5 and ratio.min() < 1.3
+    np.testing.assert_allclose((lit / 100 * lit[:, ::-1, ::-1] / 100), 1, atol=0.02)
+    clean = RandomDegradation(16, clean=1.0, side_light=0.6)(gray, None, jax.random.key(0))
+    np.testing.assert_array_equal(clean, np.full((64, 16, 16, 3), 100))
