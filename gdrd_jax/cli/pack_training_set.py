@@ -39,8 +39,8 @@ def work(given: argparse.Namespace) -> None:
 
     if not (8 <= given.size <= 112 and 1 <= given.quality <= 100):
         raise GdrdError(f"--size {given.size} --quality {given.quality}: a size is 8 to 112, a quality 1 to 100")
-    if not 0 < given.step <= 1:
-        raise GdrdError(f"--step {given.step}: it is above 0 and at most 1")
+    if not 0.04 <= given.step <= 1:  # 127 steps hold 5 standard deviations
+        raise GdrdError(f"--step {given.step}: it is 0.04 to 1")
     for path in given.files:
         claim_file(path, packed.is_packed, "FILE")
     parts, teacher, faces = training_faces(given.workdir)

@@ -124,7 +124,7 @@ def verify(job: Extraction) -> None:
 
 
 def view_loader(faces: Faces | MixupFaces, views: Views, *, low: bool) -> Callable[[int, Sequence[int]], np.ndarray]:
-    """What `Job.load` reads views of faces with.
+    """What `Extraction.load` reads views of faces with.
 
     Args:
       faces: aligned faces.
@@ -132,7 +132,7 @@ def view_loader(faces: Faces | MixupFaces, views: Views, *, low: bool) -> Callab
       low: reduce the views to the low resolution.
 
     Returns:
-      A function `(view, rows) -> uint8 [n, 112, 112, 3]`, or `[n, R, R, 3]` if `degrade`. It decodes a face once for
+      A function `(view, rows) -> uint8 [n, 112, 112, 3]`, or `[n, R, R, 3]` if `low`. It decodes a face once for
       calls with the same rows that follow each other, the order of `FeatureStore.chunks`.
     """
 

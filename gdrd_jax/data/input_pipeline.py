@@ -144,7 +144,7 @@ def batches(
       dataset: see `Dataset`.
       dispatches: ranges of steps.
       mesh: the second axis of everything is shared among its devices.
-      on_device: give numbers, of what `resident` put on the devices; the contents otherwise.
+      on_device: give numbers, of what `load_on_device` put on the devices; the contents otherwise.
       seed, batch: see `batch_rows`.
 
     Yields:

@@ -57,7 +57,7 @@ def make(
       teacher: T_d's fingerprint.
       views: V.
       seed: draws the mixup images.
-      seconds: after which no further view is begun.
+      seconds: no view is begun that would probably end later than this.
 
     Returns:
       V, less than `views` where the time was up; at least 1.
@@ -111,16 +111,20 @@ def load(path: Path, faces: PackedSet) -> dict[str, Stored]:
         with safetensors.safe_open(path, framework="numpy") as file:
             about = file.metadata()
             arrays = {name: file.get_tensor(name) for name in ARRAYS}
-        shapes = {name: a.shape[:2] for name, a in arrays.items()}
-        if len(set(shapes.values())) > 1:
+        made_from = {name: about[name] for name in ("faces", "fingerprint")}
+        if len({a.shape[:2] for a in arrays.values()}) > 1:
             raise ValueError("its arrays are of different lengths")
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        if not 0 <= arrays["partner"].min() <= arrays["partner"].max() < len(arrays["partner"]):
+            raise ValueError("it mixes faces that there are not")
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise GdrdError(f"{path} is damaged ({first_line(error)}); gdrd pack-mixup writes it again") from error
     for name, meaning in (("faces", "faces"), ("fingerprint", "teacher")):
-        if about[name] != faces.about[name]:
+        if made_from[name] != faces.about[name]:
             raise GdrdError(f"the mixup targets in {path} are of another {meaning} than the packed training set")
-    if len(arrays["partner"]) != len(faces.labels):
+    own, others = (len(faces.labels), faces.targets.values.shape[-1]), arrays["targets"].shape[::2]
+    if own != others:
         raise GdrdError(
-            f"{path} has mixup targets of {len(arrays['partner'])} faces, the packed training set {len(faces.labels)}"
+            f"{path} has mixup targets of {others[0]} faces with {others[1]} numbers, the packed training set {own[0]} "
+            f"with {own[1]}"
         )
     return {f"mixup_{name}": Stored(a) for name, a in arrays.items()}

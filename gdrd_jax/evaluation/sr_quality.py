@@ -46,7 +46,7 @@ class SampleCallback:
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, step: int, super_resolve: Callable[[np.ndarray, int], np.ndarray]) -> None:
-        """Draws and measures; see `sr_training.Watch`."""
+        """Draws and measures; see `sr_training.Callback`."""
         drawn = super_resolve(self._low, self._seed)
         figures = {"sr": self._figures(drawn), "bicubic": self._figures(self._bicubic), "faces": len(drawn)}
         shown = np.unique(np.linspace(0, len(drawn) - 1, SHOWN).astype(int))

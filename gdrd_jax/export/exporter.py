@@ -105,7 +105,7 @@ def export(settings: Settings, folder: Path) -> dict:
     baselines = [_baseline(text) for text in settings.baselines]
     teacher = NativeRecognizer.load(settings.teacher, recognizer, option="--teacher") if settings.teacher else None
     evaluations = [_evaluation(path, fingerprint) for path in settings.evaluations]
-    judges = _judges(settings, recognizer)
+    benchmark = _benchmark(settings, recognizer)
     calibration = _calibration(settings, source, recognizer)
     if calibration:
         recognizer = calibration.learn(recognizer, teacher)
@@ -114,7 +114,7 @@ def export(settings: Settings, folder: Path) -> dict:
     elif "int8" in settings.formats or teacher:
         raise GdrdError("--format int8 and --teacher need faces to calibrate on: --calibration FACES")
     else:
-        few, named = _images(judges, recognizer.resolution)
+        few, named = _images(benchmark, recognizer.resolution)
     license = settings.license or known.get("license") or known.get("licence", model_card.LICENSE)
     formats = dict.fromkeys(("safetensors", *settings.formats))
     remarks = {
@@ -129,10 +129,10 @@ def export(settings: Settings, folder: Path) -> dict:
             _write(name, path, recognizer, remarks, few, settings.half)
         if "int8" in paths:
             _describe_apart(paths["int8"], calibration)
-        written = [_form(name, path, recognizer, arguments) for name, path in paths.items()]
-        forms = [Backend("JAX", recognizer.embed), *written]
-        LOG.info("comparing %s on %d faces", ", ".join(form.name for form in [*forms, *baselines]), len(few))
-        rows = verify.verify_exports([*forms, *baselines], few, judges)
+        written = [_backend(name, path, recognizer, arguments) for name, path in paths.items()]
+        backends = [Backend("JAX", recognizer.embed), *written]
+        LOG.info("comparing %s on %d faces", ", ".join(backend.name for backend in [*backends, *baselines]), len(few))
+        rows = verify.verify_exports([*backends, *baselines], few, benchmark)
         _refuse_wrong(rows)
         training = known.get("training")
         training = of_workdir(Path(settings.student)) if training is None else with_current_names(training)
@@ -142,7 +142,8 @@ def export(settings: Settings, folder: Path) -> dict:
                 recognizer.teacher, recognizer.native_thresholds,
             ),
             "proof": {
-                "rows": rows, "faces": len(few), "of": named, "pairs_of": settings.lfw.resolve().name if judges else "",
+                "rows": rows, "faces": len(few), "of": named,
+                "pairs_of": settings.lfw.resolve().name if benchmark else "",
                 "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
                 "date": datetime.date.today().isoformat(),
             },
@@ -229,10 +230,10 @@ def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Ca
     return Calibration(f"the run's {people} calibration people", found, low(found))
 
 
-def _images(judges: PairBenchmark | None, resolution: int) -> tuple[np.ndarray, str]:
+def _images(benchmark: PairBenchmark | None, resolution: int) -> tuple[np.ndarray, str]:
     """What to compare files on where there are no calibration faces: those of the pairs, or made-up ones."""
-    if judges:
-        return judges.faces[:PROVED], Path(judges.pairs.about.get("pairs", "the pairs")).name
+    if benchmark:
+        return benchmark.faces[:PROVED], Path(benchmark.pairs.about.get("pairs", "the pairs")).name
     random = np.random.default_rng(0)
     rough = random.integers(0, 256, (FEW, resolution // 4, resolution // 4, 3), np.uint8)
     return np.stack([resize(image, resolution, "bicubic") for image in rough]), "made-up images"
@@ -267,7 +268,7 @@ def _evaluation(folder: Path, fingerprint: str) -> dict:
     }  # fmt: skip
 
 
-def _judges(settings: Settings, recognizer: Recognizer) -> PairBenchmark | None:
+def _benchmark(settings: Settings, recognizer: Recognizer) -> PairBenchmark | None:
     if not settings.lfw:
         if settings.pairs:
             raise GdrdError("--pairs needs the faces that it names: --lfw FACES")
@@ -320,7 +321,7 @@ def _write(
         path.write_bytes(model.SerializeToString())
 
 
-def _form(name: str, path: Path, recognizer: Recognizer, settings: dict) -> Backend:
+def _backend(name: str, path: Path, recognizer: Recognizer, settings: dict) -> Backend:
     """The written file, run by what will run it elsewhere."""
     if name == "safetensors":
         student = abstract_student(settings)

@@ -72,7 +72,7 @@ def _training(manifest: dict) -> str:
         f"seed {config['seed']}"
     )
     if dis.get("mixup"):
-        lines.append(f"Mixup images in the place of {100 * dis['mixup']:.0f} % of the faces")
+        lines.append(f"Mixup of {100 * dis['mixup']:.0f} % of the faces")
     strengths = config.get("degradation", {"random": False})
     if strengths["random"]:
         drawn = ", ".join(f"{name} {value:g}" for name, value in strengths.items() if name != "random")

@@ -50,13 +50,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     if config.student.init:
         initial_student(config)
     if config.data.packed:
-        for path in listed_paths(config.data.packed):
-            if not path.is_file():
-                raise GdrdError(f"config.data.packed: there is no file {str(path)!r}; gdrd pack writes it")
-            if packed_mixup.is_mixup(path) and not config.dis.mixup:
-                raise GdrdError(
-                    f"{path} has mixup targets, of which nothing is used: set config.dis.mixup, say, to 0.6"
-                )
+        _check_packed(listed_paths(config.data.packed), config.dis.mixup)
     else:
         _check_people(config, needed)
         unlabeled(config)
@@ -262,9 +256,29 @@ def discriminative_files(config: ConfigDict) -> dict[str, str]:
     return {"discriminative.path": of_file} | ({"discriminative.output": output} if output else {})
 
 
+def _check_packed(paths: list[Path], mixup: float) -> None:
+    for path in paths:
+        if not path.is_file():
+            raise GdrdError(f"config.data.packed: there is no file {str(path)!r}; gdrd pack writes it")
+    targets = [path for path in paths if packed_mixup.is_mixup(path)]
+    faces = len(paths) - len(targets)
+    if len(targets) > 1 or not faces:
+        raise GdrdError(
+            f"config.data.packed has {len(targets)} files of mixup targets and {faces} of faces; give all files of one "
+            "gdrd pack, and at most one of gdrd pack-mixup"
+        )
+    if targets and not mixup:
+        raise GdrdError(
+            f"{targets[0]} has mixup targets, but config.dis.mixup is 0, so they would not be used; set it to 0.6, for "
+            "example"
+        )
+
+
 def dis_files(config: ConfigDict) -> dict[str, str]:
     """What stage dis reads beside other steps' output: the dev set, and a random degradation where there is one."""
-    drawn = {"degradation": str(degradation(config))} if config.degradation.random else {}
+    # Without what 0.4 did not have, so that stage dis of its workdirs stays valid.
+    how = str(degradation(config)).replace("side_light=0.0, ", "")
+    drawn = {"degradation": how} if config.degradation.random else {}
     packed = [sha256(path) for path in listed_paths(config.data.packed)]
     drawn |= {"data.packed": digest(sorted(packed))} if packed else {}
     return dev_files(config) | drawn | init_files(config)

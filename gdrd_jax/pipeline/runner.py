@@ -66,7 +66,7 @@ class Step:
       module: where the function is; imported when the step has to run, for it is heavy. The
         function may return a fingerprint of its output; the fingerprint of its origin serves otherwise.
       publishes: files that are moved from the step's folder to the workdir when it is done.
-      shared: several processes can do it together; its function takes a rank, too.
+      shared: several processes can do it together; its function takes a `ProcessInfo`, too.
       trains: its output is a trained network, which is set aside and not removed.
       batched: the section of its name has the size of its batches, which are shared among JAX's devices.
       format_version: version of its output. Raise it when a new version of this program cannot use, or would not
@@ -149,7 +149,7 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process
       config: see `gdrd_jax.config`.
       workdir: made if it is missing.
       wanted: names of steps; `config.until` if there is none.
-      rank: which of several processes this is that work in one `workdir`. The first does everything; the others
+      process: which of several processes this is that work in one `workdir`. The first does everything; the others
         help with the steps that can be shared, and wait for it at all others.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from gdrd_jax.teachers.onnx_ports import Input, choose_output, read_input
 from gdrd_jax.utils.errors import GdrdError, first_line, require
 from gdrd_jax.utils.files import digest
 
-BATCH, COMPARED = 64, 8
+BATCH, TENSOR_BATCH, COMPARED = 64, 1024, 8
 LOG = logging.getLogger(__name__)
 # Mean and standard deviation of x, RGB in 0..255; the network is fed with (x - mean) / std.
 PREPROCESSING = {
@@ -98,7 +99,7 @@ class ArcFace:
         parse_preprocessing(preprocessing)
         path = Path(path)
         check_file(path)
-        self._path, self._precision, self._batch = path, precision, BATCH
+        self._path, self._precision, self._batch, self._lock = path, precision, BATCH, threading.RLock()
         model = self._open(output)
         self.preprocessing, self.warnings = self._fed_with(model, preprocessing)
         for warning in self.warnings:
@@ -129,11 +130,7 @@ class ArcFace:
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalized."""
-        if self._converted is not None and not self._trusted and len(faces):
-            few = faces[:COMPARED]
-            if not agrees(self._in_torch(self._prepared(few), "float32"), self._reference(few), self._path):
-                self._converted = None
-            self._trusted = True
+        self._check_conversion(self._prepared(faces[:COMPARED]))
         run = self._in_onnxruntime
         if self._converted is not None:
             run = lambda some: self._in_torch(self._prepared(some), self._precision)  # noqa: E731
@@ -144,12 +141,25 @@ class ArcFace:
         torch = require("torch", "teachers")
         mean, std = (torch.as_tensor(value, device=faces.device).reshape(-1, 1, 1) for value in (self._mean, self._std))
         faces = ((faces - mean) / std).permute(0, 2, 3, 1)
+        self._check_conversion(self._input.prepared(faces[:COMPARED].cpu().numpy()))
         if self._converted is None:
-            prepared = self._input.prepared(faces.cpu().numpy())
-            feed = lambda some: flat(self._session.run([self._output], {self._input.name: some})[0], len(some))  # noqa: E731
-            return torch_network.in_batches(feed, prepared, self._batch)
+            return torch_network.in_batches(self._run_session, self._input.prepared(faces.cpu().numpy()), self._batch)
         faces = faces if self._input.last else faces.permute(0, 3, 1, 2)
-        return self._in_torch(faces.to(torch.from_numpy(np.empty(0, self._input.dtype)).dtype), self._precision)
+        faces = faces.to(torch.from_numpy(np.empty(0, self._input.dtype)).dtype)
+        return torch_network.in_batches(lambda some: self._in_torch(some, self._precision), faces, TENSOR_BATCH)
+
+    def _check_conversion(self, prepared: np.ndarray) -> None:
+        """Compares torch with ONNX Runtime on the first real faces, once."""
+        with self._lock:
+            if self._converted is None or self._trusted or not len(prepared):
+                return
+            reference = torch_network.in_batches(self._run_session, prepared, self._batch)
+            if not agrees(self._in_torch(prepared, "float32"), reference, self._path):
+                self._converted = None
+            self._trusted = True
+
+    def _run_session(self, prepared: np.ndarray) -> np.ndarray:
+        return flat(self._session.run([self._output], {self._input.name: prepared})[0], len(prepared))
 
     def _open(self, wanted: str):
         """The patched graph, with the embedding as its only output; and a session of it."""
@@ -265,13 +275,14 @@ class ArcFace:
         return torch_network.in_batches(self._in_onnxruntime, faces, self._batch)
 
     def _in_onnxruntime(self, faces: np.ndarray) -> np.ndarray:
-        return flat(self._session.run([self._output], {self._input.name: self._prepared(faces)})[0], len(faces))
+        return self._run_session(self._prepared(faces))
 
     def _in_torch(self, faces, precision: str, network=None) -> np.ndarray:
         """Prepared faces, an array or a tensor, through the converted network."""
         torch, where = require("torch", "teachers"), torch_network.device()
         faces = torch.as_tensor(faces).to(where)
-        with torch_network.precision(precision, where):
+        # cuDNN's settings are the whole process'; some callers have several threads.
+        with self._lock, torch_network.precision(precision, where):
             return flat((network or self._converted)(faces).float().cpu().numpy(), len(faces))
 
     def _prepared(self, faces: np.ndarray) -> np.ndarray:

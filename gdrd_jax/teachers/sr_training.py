@@ -30,7 +30,7 @@ TIMESTEPS = 1000
 WARMUP_STEPS = 50
 SECONDS_BETWEEN_SAVES = 30.0
 # Called with the step's number and a function `(uint8 low-resolution faces, seed) -> uint8 faces`.
-SampleCallback = Callable[[int, Callable[[np.ndarray, int], np.ndarray]], None]
+Callback = Callable[[int, Callable[[np.ndarray, int], np.ndarray]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class SrSettings:
 
 def train(
     faces: Faces, views: Views, settings: SrSettings, directory: str | os.PathLike, *, seed: int,
-    watch: SampleCallback | None = None, watch_every: int = 0,
+    watch: Callback | None = None, watch_every: int = 0,
 ) -> None:  # fmt: skip
     """Trains the network and saves it in `directory` in diffusers' layout.
 

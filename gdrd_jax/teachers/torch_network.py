@@ -27,7 +27,7 @@ def device():
     torch = require("torch", "teachers")
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", launch.from_environment().local % torch.cuda.device_count())
+    return torch.device("cuda", launch.from_environment().local_rank % torch.cuda.device_count())
 
 
 @contextlib.contextmanager

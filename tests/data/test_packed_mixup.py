@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from conftest import tiny_config
 
 from gdrd_jax.data import packed, packed_mixup
@@ -98,5 +99,24 @@ def test_a_student_learns_from_mixup_targets(tmp_path, monkeypatch, residency):
     metrics = json.loads((tmp_path / "run" / "dis" / "metrics.json").read_text())
     assert np.isfinite(metrics["loss"])
     config.dis.mixup = 0.0
-    with pytest.raises(GdrdError, match="has mixup targets, .*set config.dis.mixup"):
+    with pytest.raises(GdrdError, match="has mixup targets, but config.dis.mixup is 0"):
         runner.run(config, tmp_path / "other")
+    config.dis.mixup = 0.5
+    for packs, message in {
+        (tmp_path / "m",): "1 files of mixup targets and 0 of faces",
+        (tmp_path / "a", *2 * [tmp_path / "m"]): "2 files of",
+    }.items():
+        config.data.packed = ",".join(map(str, packs))
+        with pytest.raises(GdrdError, match=message):
+            runner.run(config, tmp_path / "other")
+
+
+def test_a_partner_that_there_is_not_is_refused(tmp_path):
+    own = faces()
+    packed_mixup.make(own, flattened, tmp_path / "m", teacher="f", views=1, seed=7)
+    with safetensors.safe_open(tmp_path / "m", framework="numpy") as file:
+        about, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    arrays["partner"][2] = COUNT
+    safetensors.numpy.save_file(arrays, tmp_path / "m", about)
+    with pytest.raises(GdrdError, match="is damaged .it mixes faces that there are not"):
+        packed_mixup.load(tmp_path / "m", own)
