@@ -265,8 +265,8 @@ def default() -> ConfigDict:
             # Nor this: which of the batch's teacher embeddings is the face's own (InfoNCE), and its scale.
             "nce": 0.0,
             "nce_scale": 16.0,
-            # Share of the faces that another one is laid over in the training step (mixup), or, with mixup targets (gdrd
-            # pack-mixup), that a mixup image replaces; with `degradation.random`.
+            # Share of the faces that another one is laid over in the training step (mixup); with mixup targets (gdrd
+            # pack-mixup) that a mixup image replaces; with `degradation.random`.
             "mixup": 0.0,
             # Learn from unlabeled faces and mixup images, too, with all terms but `cls`; or from labeled faces alone.
             "use_unlabeled": True,
