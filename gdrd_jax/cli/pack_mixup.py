@@ -65,10 +65,8 @@ def work(given: argparse.Namespace) -> None:
             f"{faces.about['name']}, or is fed otherwise, or the faces are too small (gdrd pack --size --quality)"
         )
     LOG.info("%s: cosine %.3f with the packed embeddings", given.recognizer.name, cosine)
-    fingerprint, seconds = faces.about["fingerprint"], 60 * given.minutes
-    each = packed_mixup.make(
-        faces, embed, given.out, teacher=fingerprint, views=given.each, seed=given.seed, seconds=seconds
-    )
+    seconds = 60 * given.minutes
+    each = packed_mixup.make(faces, embed, given.out, views=given.each, seed=given.seed, seconds=seconds)
     LOG.info("%d mixup images of each of %d faces, %.0f MB", each, len(faces.labels), given.out.stat().st_size / 1e6)
 
 

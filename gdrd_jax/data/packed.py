@@ -26,6 +26,7 @@ from gdrd_jax.data.decoding import decode
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.loader import in_parallel
+from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.errors import GdrdError, first_line
 from gdrd_jax.utils.files import replacing_file
 
@@ -144,16 +145,20 @@ def _encoded(face: np.ndarray, size: int, quality: int) -> bytes:
 
 def quantized(embeddings: np.ndarray, step: float = STEP) -> np.ndarray:
     """Embeddings `[n, D]` in the unit of a packed set's targets, int8 `[n, D]`."""
-    x = embeddings.astype(np.float32)
-    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    x = unit(embeddings.astype(np.float32))
     return np.clip(np.rint(x * (x.shape[1] ** 0.5 / step)), -127, 127).astype(np.int8)
 
 
 def is_packed(path: Path) -> bool:
     """Whether a file is one that `pack` writes."""
+    return has_format(path, FORMAT)
+
+
+def has_format(path: Path, name: str) -> bool:
+    """Whether a file is of the safetensors format, with `format` of this name in its metadata."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
+            return (file.metadata() or {}).get("format") == name
     except (safetensors.SafetensorError, OSError):
         return False
 

@@ -12,7 +12,7 @@ safetensors format, N faces in the order of the packed set, V mixup images of ea
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,11 +22,12 @@ import safetensors.numpy
 from tqdm import tqdm
 
 from gdrd_jax.data.mixup import LEAST_SHARE
-from gdrd_jax.data.packed import PackedSet, Stored, quantized
+from gdrd_jax.data.packed import PackedSet, Stored, has_format, quantized
 from gdrd_jax.utils.errors import GdrdError, first_line
 from gdrd_jax.utils.files import replacing_file
 
 FORMAT = "gdrd_jax mixup targets 1"
+MADE_FROM = {"faces": "faces", "fingerprint": "teacher"}  # metadata as of the packed set, and what they say
 ARRAYS = ("targets", "partner", "share", "mirrored")
 BATCH, THREADS = 2048, 3  # images at once; while some are embedded others are gathered and quantized
 # small faces uint8 [n, S, S, 3], those they are mixed with, which of these are mirrored bool [n], own share [n]
@@ -45,16 +46,13 @@ def plan(seed: int, view: int, count: int) -> tuple[np.ndarray, np.ndarray, np.n
     return partner.astype(np.int32), share.astype(np.float32), random.integers(2, size=count, dtype=np.uint8)
 
 
-def make(
-    faces: PackedSet, embed: Embed, path: Path, *, teacher: str, views: int, seed: int, seconds: float = np.inf
-) -> int:
+def make(faces: PackedSet, embed: Embed, path: Path, *, views: int, seed: int, seconds: float = np.inf) -> int:
     """Embeds `views` mixup images of every face and writes them.
 
     Args:
       faces: the packed training set.
-      embed: gives T_d's embeddings, float32 `[n, D]`.
+      embed: gives embeddings of the T_d that the set was packed with, float32 `[n, D]`.
       path: of the file.
-      teacher: T_d's fingerprint.
       views: V.
       seed: draws the mixup images.
       seconds: no view is begun that would probably end later than this.
@@ -67,10 +65,8 @@ def make(
         raise GdrdError("mixup needs two faces")
     planned = [plan(seed, view, count) for view in range(views)]
     targets, done = np.empty((count, views, faces.targets.values.shape[-1]), np.int8), 0
-    starts, progress = (
-        range(0, count, BATCH),
-        tqdm(total=views * count, desc="mixup targets", unit="image", unit_scale=True),
-    )
+    starts = range(0, count, BATCH)
+    progress = tqdm(total=views * count, desc="mixup targets", unit="image", unit_scale=True)
     with progress, ThreadPoolExecutor(THREADS) as pool:
         for view, (partner, share, mirrored) in enumerate(planned):
             if view and (time.monotonic() - start) * (view + 1) / view > seconds:
@@ -86,7 +82,8 @@ def make(
             done = view + 1
     partner, share, mirrored = (np.stack(arrays, axis=1) for arrays in zip(*planned[:done]))
     arrays = {"targets": targets[:, :done], "partner": partner, "share": share, "mirrored": mirrored}
-    about = {"format": FORMAT, "fingerprint": teacher, "faces": faces.about["faces"], "seed": str(seed)}
+    made_from = {name: faces.about[name] for name in MADE_FROM}
+    about = {"format": FORMAT, "seed": str(seed), **made_from}
     with replacing_file(path) as file:
         file.write(safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, about))
     return done
@@ -94,11 +91,13 @@ def make(
 
 def is_mixup(path: Path) -> bool:
     """Whether a file is one that `make` writes."""
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except (safetensors.SafetensorError, OSError):
-        return False
+    return has_format(path, FORMAT)
+
+
+def divided(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The files of a packed training set, and those of mixup targets."""
+    mixup = [path for path in paths if is_mixup(path)]
+    return [path for path in paths if path not in mixup], mixup
 
 
 def load(path: Path, faces: PackedSet) -> dict[str, Stored]:
@@ -111,14 +110,14 @@ def load(path: Path, faces: PackedSet) -> dict[str, Stored]:
         with safetensors.safe_open(path, framework="numpy") as file:
             about = file.metadata()
             arrays = {name: file.get_tensor(name) for name in ARRAYS}
-        made_from = {name: about[name] for name in ("faces", "fingerprint")}
+        made_from = {name: about[name] for name in MADE_FROM}
         if len({a.shape[:2] for a in arrays.values()}) > 1:
             raise ValueError("its arrays are of different lengths")
         if not 0 <= arrays["partner"].min() <= arrays["partner"].max() < len(arrays["partner"]):
             raise ValueError("it mixes faces that there are not")
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise GdrdError(f"{path} is damaged ({first_line(error)}); gdrd pack-mixup writes it again") from error
-    for name, meaning in (("faces", "faces"), ("fingerprint", "teacher")):
+    for name, meaning in MADE_FROM.items():
         if made_from[name] != faces.about[name]:
             raise GdrdError(f"the mixup targets in {path} are of another {meaning} than the packed training set")
     own, others = (len(faces.labels), faces.targets.values.shape[-1]), arrays["targets"].shape[::2]

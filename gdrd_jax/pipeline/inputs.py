@@ -260,12 +260,11 @@ def _check_packed(paths: list[Path], mixup: float) -> None:
     for path in paths:
         if not path.is_file():
             raise GdrdError(f"config.data.packed: there is no file {str(path)!r}; gdrd pack writes it")
-    targets = [path for path in paths if packed_mixup.is_mixup(path)]
-    faces = len(paths) - len(targets)
+    faces, targets = packed_mixup.divided(paths)
     if len(targets) > 1 or not faces:
         raise GdrdError(
-            f"config.data.packed has {len(targets)} files of mixup targets and {faces} of faces; give all files of one "
-            "gdrd pack, and at most one of gdrd pack-mixup"
+            f"config.data.packed has {len(targets)} files of mixup targets and {len(faces)} of faces; give all files "
+            "of one gdrd pack, and at most one of gdrd pack-mixup"
         )
     if targets and not mixup:
         raise GdrdError(

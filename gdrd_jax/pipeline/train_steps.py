@@ -150,9 +150,8 @@ def _training_set(config: ConfigDict, workdir: Path) -> _TrainingSet:
 
 
 def _packed_set(config: ConfigDict) -> _TrainingSet:
-    paths = listed_paths(config.data.packed)
-    mixup = [path for path in paths if packed_mixup.is_mixup(path)]
-    found = packed.load([path for path in paths if path not in mixup])
+    faces, mixup = packed_mixup.divided(listed_paths(config.data.packed))
+    found = packed.load(faces)
     known = np.flatnonzero(found.labels >= 0)
     centers = class_centers(found.targets.read(0, known), found.labels[known], int(found.labels.max()) + 1)
     caches = {"small": found.small, "discriminative": found.targets}

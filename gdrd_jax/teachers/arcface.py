@@ -108,10 +108,11 @@ class ArcFace:
         if np.issubdtype(self._input.dtype, np.integer) and (self._mean.any() or (self._std != 1).any()):
             raise GdrdError(f"{path} takes integer pixels in 0..255, so its preprocessing must be 'inside'")
         self.dim = self._try_out()
-        self._converted, self._trusted = None, False
+        self._converted = None
         on_gpu = torch_network.may_have_gpu() and torch_network.device().type == "cuda"
         if backend == "torch" or (backend == "auto" and on_gpu):
             self._converted = self._convert(model)
+        self._trusted = self._converted is None  # nothing to check
         precision = precision if self.backend == "torch" else "float32"
         torch_network.check_precision(
             precision,
@@ -130,7 +131,8 @@ class ArcFace:
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalized."""
-        self._check_conversion(self._prepared(faces[:COMPARED]))
+        if not self._trusted and len(faces):
+            self._check_conversion(self._prepared(faces[:COMPARED]))
         run = self._in_onnxruntime
         if self._converted is not None:
             run = lambda some: self._in_torch(self._prepared(some), self._precision)  # noqa: E731
@@ -141,9 +143,10 @@ class ArcFace:
         torch = require("torch", "teachers")
         mean, std = (torch.as_tensor(value, device=faces.device).reshape(-1, 1, 1) for value in (self._mean, self._std))
         faces = ((faces - mean) / std).permute(0, 2, 3, 1)
-        self._check_conversion(self._input.prepared(faces[:COMPARED].cpu().numpy()))
+        if not self._trusted and len(faces):
+            self._check_conversion(self._input.prepared(faces[:COMPARED].cpu().numpy()))
         if self._converted is None:
-            return torch_network.in_batches(self._run_session, self._input.prepared(faces.cpu().numpy()), self._batch)
+            return self._reference(self._input.prepared(faces.cpu().numpy()))
         faces = faces if self._input.last else faces.permute(0, 3, 1, 2)
         faces = faces.to(torch.from_numpy(np.empty(0, self._input.dtype)).dtype)
         return torch_network.in_batches(lambda some: self._in_torch(some, self._precision), faces, TENSOR_BATCH)
@@ -151,10 +154,9 @@ class ArcFace:
     def _check_conversion(self, prepared: np.ndarray) -> None:
         """Compares torch with ONNX Runtime on the first real faces, once."""
         with self._lock:
-            if self._converted is None or self._trusted or not len(prepared):
+            if self._trusted:  # by another thread meanwhile
                 return
-            reference = torch_network.in_batches(self._run_session, prepared, self._batch)
-            if not agrees(self._in_torch(prepared, "float32"), reference, self._path):
+            if not agrees(self._in_torch(prepared, "float32"), self._reference(prepared), self._path):
                 self._converted = None
             self._trusted = True
 
@@ -269,10 +271,10 @@ class ArcFace:
         except Exception as error:  # whatever the converted graph meets
             LOG.warning("%s: onnx2torch's network fails (%s); ONNX Runtime runs it", self._path, first_line(error))
             return None
-        return converted if agrees(found, self._reference(faces), self._path) else None
+        return converted if agrees(found, self._reference(self._prepared(faces)), self._path) else None
 
-    def _reference(self, faces: np.ndarray) -> np.ndarray:
-        return torch_network.in_batches(self._in_onnxruntime, faces, self._batch)
+    def _reference(self, prepared: np.ndarray) -> np.ndarray:
+        return torch_network.in_batches(self._run_session, prepared, self._batch)
 
     def _in_onnxruntime(self, faces: np.ndarray) -> np.ndarray:
         return self._run_session(self._prepared(faces))

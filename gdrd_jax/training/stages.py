@@ -226,23 +226,25 @@ def _mixed(batch: Batch, key: jax.Array, share: float) -> Batch:
     own = jnp.where(chosen < share, 0.5 + weight / 2, 1.0)
     swap = lambda x: x.reshape(size // 2, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)  # noqa: E731
 
-    def mix(x):
-        weights = own.reshape(size, *[1] * (x.ndim - 1))
-        return weights * x + (1 - weights) * swap(x)
-
-    targets = mix(normalize(batch["discriminative"].astype(jnp.float32)))
-    small = jnp.rint(mix(batch["small"].astype(jnp.float32))).astype(jnp.uint8)
+    targets = normalize(batch["discriminative"].astype(jnp.float32))
+    targets = own[:, None] * targets + (1 - own[:, None]) * swap(targets)
+    small = _laid_over(batch["small"], swap(batch["small"]), own)
     return {**batch, "small": small, "discriminative": targets, "label": jnp.where(own < 1, -1, batch["label"])}
+
+
+def _laid_over(faces: jax.Array, others: jax.Array, share: jax.Array) -> jax.Array:
+    """Mixup images of two batches of faces, uint8 `[b,S,S,3]`, with a share `[b]` of the pixels of the first."""
+    share = share[:, None, None, None]
+    return jnp.rint(share * faces.astype(jnp.float32) + (1 - share) * others.astype(jnp.float32)).astype(jnp.uint8)
 
 
 def _mixup_images(batch: Batch, key: jax.Array, share: float) -> Batch:
     """Puts a mixup image, of which T_d's embedding is known, in the place of a share of the `small` faces."""
     size = len(batch["small"])
     chosen = sharding.local_shard(jax.random.uniform(key, (size * sharding.device_count(),)), size) < share
-    own = jnp.where(chosen, batch["mixup_share"], 1.0)[:, None, None, None]
     mirrored = batch["mixup_mirrored"][:, None, None, None] == 1
     partner = jnp.where(mirrored, batch["mixup_small"][:, :, ::-1], batch["mixup_small"])
-    small = jnp.rint(own * batch["small"] + (1 - own) * partner).astype(jnp.uint8)
+    small = _laid_over(batch["small"], partner, jnp.where(chosen, batch["mixup_share"], 1.0))
     both = (normalize(batch[name].astype(jnp.float32)) for name in ("mixup_targets", "discriminative"))
     targets = jnp.where(chosen[:, None], *both)
     return {**batch, "small": small, "discriminative": targets, "label": jnp.where(chosen, -1, batch["label"])}

@@ -1,5 +1,6 @@
 """Mixup targets of packed training sets."""
 
+import dataclasses
 import json
 
 import jax
@@ -36,7 +37,7 @@ def flattened(own, partner, mirrored, share):
 
 def test_a_mixup_image_in_training_is_the_one_that_was_embedded(tmp_path):
     own = faces()
-    assert packed_mixup.make(own, flattened, tmp_path / "m", teacher="f", views=3, seed=7) == 3
+    assert packed_mixup.make(own, flattened, tmp_path / "m", views=3, seed=7) == 3
     found = {name: stored.values for name, stored in packed_mixup.load(tmp_path / "m", own).items()}
     assert found["mixup_targets"].shape == (COUNT, 3, DIM) and packed_mixup.is_mixup(tmp_path / "m")
     for view in range(3):
@@ -57,8 +58,8 @@ def test_a_mixup_image_in_training_is_the_one_that_was_embedded(tmp_path):
 
 def test_the_time_bounds_the_views_and_the_first_are_the_same(tmp_path):
     own = faces()
-    assert packed_mixup.make(own, flattened, tmp_path / "a", teacher="f", views=9, seed=7, seconds=0.0) == 1
-    packed_mixup.make(own, flattened, tmp_path / "b", teacher="f", views=2, seed=7)
+    assert packed_mixup.make(own, flattened, tmp_path / "a", views=9, seed=7, seconds=0.0) == 1
+    packed_mixup.make(own, flattened, tmp_path / "b", views=2, seed=7)
     a, b = (packed_mixup.load(tmp_path / name, own) for name in "ab")
     for name in a:
         np.testing.assert_array_equal(a[name].values[:, 0], b[name].values[:, 0])
@@ -66,7 +67,8 @@ def test_the_time_bounds_the_views_and_the_first_are_the_same(tmp_path):
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path):
     own = faces()
-    packed_mixup.make(own, flattened, tmp_path / "m", teacher="other", views=1, seed=7)
+    other = dataclasses.replace(own, about={**own.about, "fingerprint": "other"})
+    packed_mixup.make(other, flattened, tmp_path / "m", views=1, seed=7)
     with pytest.raises(GdrdError, match="are of another teacher than the packed training set"):
         packed_mixup.load(tmp_path / "m", own)
     (tmp_path / "m").write_bytes((tmp_path / "m").read_bytes()[:900])
@@ -77,7 +79,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
 @pytest.mark.parametrize("residency", ["device", "host"])
 def test_a_student_learns_from_mixup_targets(tmp_path, monkeypatch, residency):
     own = faces()
-    packed_mixup.make(own, flattened, tmp_path / "m", teacher="f", views=2, seed=7)
+    packed_mixup.make(own, flattened, tmp_path / "m", views=2, seed=7)
     (tmp_path / "a").write_bytes(b"stands for the packed set")
     monkeypatch.setattr(packed, "load", lambda paths: own)
     config = tiny_config("")
@@ -113,7 +115,7 @@ def test_a_student_learns_from_mixup_targets(tmp_path, monkeypatch, residency):
 
 def test_a_partner_that_there_is_not_is_refused(tmp_path):
     own = faces()
-    packed_mixup.make(own, flattened, tmp_path / "m", teacher="f", views=1, seed=7)
+    packed_mixup.make(own, flattened, tmp_path / "m", views=1, seed=7)
     with safetensors.safe_open(tmp_path / "m", framework="numpy") as file:
         about, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
     arrays["partner"][2] = COUNT
