@@ -1,5 +1,6 @@
 """Small faces and settings that run in seconds."""
 
+import contextlib
 import json
 import os
 import socket
@@ -29,6 +30,17 @@ from gdrd_jax.data import recordio
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.models.student import abstract_student
 from gdrd_jax.teachers import load_discriminative
+from gdrd_jax.utils.errors import GdrdError
+
+
+@contextlib.contextmanager
+def raises(code, *facts, kind=GdrdError):
+    """Expects a `GdrdError` of this code whose message holds these facts: names, paths and numbers, not sentences."""
+    with pytest.raises(kind) as caught:
+        yield caught
+    assert caught.value.code == code, f"[{caught.value.code}] {caught.value}"
+    absent = [str(fact) for fact in facts if str(fact) not in str(caught.value)]
+    assert not absent, f"{absent} not in: {caught.value}"
 
 
 def make_faces(root, people, images, *, size=112):

@@ -54,7 +54,7 @@ def _status(work: Callable[[], None], resumes: bool) -> int:
     try:
         work()
     except GdrdError as error:
-        return _mistake(error)
+        return _mistake(f"{error} [{error.code}]")
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""User-facing errors, reported without a traceback."""
 
 import importlib
 import sys
@@ -19,9 +19,25 @@ CORE = {
 class GdrdError(Exception):
     """A mistake in the input or settings, not in the program.
 
-    The message is one or two sentences: what is wrong, where, and what to do.
-    Command lines print it on stderr and exit with 2 instead of a traceback.
+    Command lines print `error: MESSAGE [CODE]` on stderr and exit with 2 instead of a traceback.
+
+    Attributes:
+      code: stable kebab-case name of the kind of mistake, e.g. "gallery-space"; programs and tests match the code, so
+        that messages can be improved.
     """
+
+    def __init__(self, message: str, code: str = "unspecified"):
+        """Makes the error.
+
+        Args:
+          message: one or two sentences: what is wrong, where, and what to do.
+          code: see the class.
+        """
+        super().__init__(message, code)  # both, so that the error can be pickled
+        self.code = code
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def first_line(error: Exception) -> str:
@@ -33,7 +49,8 @@ def missing(package: str, extra: str) -> GdrdError:
     """The error for a package that is not installed but comes with `extra`."""
     return GdrdError(
         f"the package {package!r} is not installed; it comes with the extra {extra!r}: "
-        f'python -m pip install -e ".[{extra}]"'
+        f'python -m pip install -e ".[{extra}]"',
+        "package-missing",
     )
 
 
