@@ -26,16 +26,19 @@ from gdrd_jax.config import PAPER_TERMS, TERMS, default
 
 OURS = {term: default().dis[term] for term in TERMS}
 # Backbone, and the weights of the terms of the loss; those not named are 0.
+SCRATCH = {"init": "random", "freeze": ()}
+FROZEN = {"init": "gen", "freeze": ("backbone",)}
+TUNED = {"init": "gen", "freeze": ()}
 MODES = {
-    "none": ("scratch", {"cls": 1.0}),
-    "sr": ("teacher", {"cls": 1.0}),
-    "gen": ("frozen", {"cls": 1.0}),
-    "dis": ("scratch", PAPER_TERMS),
-    "gen_dis": ("frozen", PAPER_TERMS),
-    "end_to_end": ("tuned", PAPER_TERMS),
-    "plain": ("scratch", OURS),
-    "frozen": ("frozen", OURS),
-    "ours": ("tuned", OURS),
+    "none": (SCRATCH, {"cls": 1.0}),
+    "sr": (SCRATCH, {"cls": 1.0}),
+    "gen": (FROZEN, {"cls": 1.0}),
+    "dis": (SCRATCH, PAPER_TERMS),
+    "gen_dis": (FROZEN, PAPER_TERMS),
+    "end_to_end": (TUNED, PAPER_TERMS),
+    "plain": (SCRATCH, OURS),
+    "frozen": (FROZEN, OURS),
+    "ours": (TUNED, OURS),
 }
 
 
@@ -51,8 +54,10 @@ def get_config(mode: str = "ours"):
     for stage in (config.gen, config.dis):
         stage.learning_rate = 0.008  # narrower layers take longer steps
     backbone, weights = MODES[mode]
-    if backbone in ("frozen", "teacher"):
+    if mode == "sr":
+        config.student.name = "teacher_features"
+    if mode == "sr" or backbone["freeze"]:
         config.student.hidden = (512,)  # or nothing that is trained could do more than a linear map
         config.dis.learning_rate = 0.002  # at 0.008 its units die
-    config.dis.update({**dict.fromkeys(TERMS, 0.0), **weights}, backbone=backbone, use_unlabeled=weights == OURS)
+    config.dis.update({**dict.fromkeys(TERMS, 0.0), **weights}, **backbone, use_unlabeled=weights == OURS)
     return config

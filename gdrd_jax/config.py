@@ -20,17 +20,24 @@ RENAMED = {
     "unlabelled": "unlabeled", "blends": "mixup_per_face", "optimiser": "optimizer", "nameless": "use_unlabeled",
     "cos": "embedding_cosine", "sim": "similarity_preserving",
 }  # fmt: skip
+# Values of dis.backbone, of versions up to 0.4, and the settings of today.
+RANDOM = {"init": "random", "freeze": ()}
+BACKBONES = {
+    "frozen": {"init": "gen", "freeze": ("backbone",)}, "tuned": {"init": "gen", "freeze": ()}, "scratch": RANDOM,
+}  # fmt: skip
 RESIDENCIES = ("auto", "device", "host")
 CHOICES = {
     "until": ("gen", "dis", "report"),
     "views.resolution": (8, 16, 32),
     "views.kernel": KERNELS,
+    "student.name": ("gdrd", "teacher_features"),
     "student.head_stages": (0, 1, 2),
     "student.dtype": ("float32", "bfloat16"),
     "data.residency": RESIDENCIES,
     "dis.positive": ("pair", "identity"),
     "dis.pairs": ("gathered", "local"),
-    "dis.backbone": ("frozen", "tuned", "scratch", "teacher"),
+    "dis.init": ("gen", "random"),
+    "dis.freeze": ((), ("backbone",)),
     **dict.fromkeys(("gen.decay", "dis.decay"), ("steps", "cosine")),
     **dict.fromkeys(("gen.optimizer", "dis.optimizer"), ("sgd", "adamw")),
     "generative.kind": tuple(GENERATIVE),
@@ -49,7 +56,7 @@ AT_LEAST = {
     **{"views.count": 1, "evaluation.images_per_person": 2},
 }
 PATHS = (
-    "base", "data.path", "data.unlabeled", "data.packed", "data.detector", "dev.path", "dev.pairs",
+    "outputs", "data.path", "data.unlabeled", "data.packed", "data.detector", "dev.path", "dev.pairs",
     "discriminative.path", "generative.path", "student.init",
 )  # fmt: skip
 ABOVE_ZERO = (
@@ -62,41 +69,78 @@ class Config(ConfigDict):
     """A `ConfigDict` that takes the names of earlier versions, too, with a warning."""
 
     def __getitem__(self, key):
+        if key == "backbone":
+            return next(before for before, today in BACKBONES.items() if today["freeze"] == self["freeze"])
         return super().__getitem__(RENAMED.get(key, key))
 
     def __setitem__(self, key, value):
-        super().__setitem__(_current(key), value)
+        for name, each in _current(key, value).items():
+            super().__setitem__(name, each)
 
     def __contains__(self, key):
-        return super().__contains__(RENAMED.get(key, key))
+        return super().__contains__("freeze" if key == "backbone" else RENAMED.get(key, key))
 
     def get_type(self, key):
-        return super().get_type(RENAMED.get(key, key))
+        return str if key == "backbone" else super().get_type(RENAMED.get(key, key))
 
     def update(self, *other, **more):
-        super().update({_current(key): value for key, value in dict(*other, **more).items()})
+        given = dict(*other, **more)
+        super().update({name: each for key, value in given.items() for name, each in _current(key, value).items()})
 
 
-def _current(name: str) -> str:
+def _current(name: str, value: object) -> dict[str, object]:
+    """The settings of today that a setting means."""
+    if name == "backbone":
+        if value not in BACKBONES:
+            raise GdrdError(
+                f"config.dis.backbone={value} is gone; " + (
+                    "set config.student.name=teacher_features" if value == "teacher"
+                    else "set config.dis.init and config.dis.freeze"
+                ),
+                "setting-gone",
+            )  # fmt: skip
+        today = BACKBONES[value]
+        LOG.warning(
+            "the setting 'backbone' is now called 'init' and 'freeze', here %s; the earlier name will be refused "
+            "from 0.6 on",
+            today,
+        )
+        return today
     if name in RENAMED:
         LOG.warning(
             "the setting %r is now called %r; the earlier name will be refused from 0.6 on", name, RENAMED[name]
         )
-    return RENAMED.get(name, name)
+    return {RENAMED.get(name, name): value}
 
 
 def with_current_names(settings: dict) -> dict:
     """Settings that an earlier version wrote, nested, under the names of today."""
-    return {
+    found = {
         RENAMED.get(key, key): with_current_names(value) if isinstance(value, dict) else value
         for key, value in settings.items()
     }
+    if "backbone" in found.get("dis", {}):
+        backbone = found["dis"].pop("backbone")
+        # JSON has lists for tuples.
+        found["dis"] |= {key: list(v) if key == "freeze" else v for key, v in BACKBONES.get(backbone, RANDOM).items()}
+        if backbone == "teacher":
+            found.setdefault("student", {})["name"] = "teacher_features"
+    return found
 
 
 def of_workdir(workdir: Path) -> dict:
-    """The config that a workdir was last used with, nested; empty where it is not known."""
+    """The config that a workdir was last used with, nested; empty where it is not known.
+
+    Settings that are newer than the workdir have their default values.
+    """
     path = workdir / "config.json"
-    return with_current_names(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    if not path.exists():
+        return {}
+    recorded = with_current_names(json.loads(path.read_text(encoding="utf-8")))
+    found = default().to_dict()
+    for key, value in recorded.items():
+        found[key] = {**found.get(key, {}), **value} if isinstance(value, dict) else value
+    return found
 
 
 def default() -> ConfigDict:
@@ -109,8 +153,8 @@ def default() -> ConfigDict:
     config.until = "report"
     # False refuses a workdir that was used before, instead of going on in it.
     config.resume = True
-    # Another workdir (or several: A,B), whose finished steps are used wherever they would be the same.
-    config.base = ""
+    # Folder for the output of all steps; runs with the same folder share what is the same. "" is WORKDIR/steps.
+    config.outputs = ""
     # Trace some steps of both stages, into gen/profile and dis/profile.
     config.profile = False
     config.data = Config(
@@ -123,7 +167,7 @@ def default() -> ConfigDict:
             # unlabeled faces. Fewer for millions of people.
             "mixup_per_face": 1.5,
             # Files of gdrd pack (A,B) from which stage dis learns instead of all of the above, without
-            # T_d; with until=dis, degradation.random=true and dis.backbone=scratch.
+            # T_d; with until=dis, degradation.random=true and dis.init=random.
             "packed": "",
             # Where views and targets are stored instead of in the workdir: gs://BUCKET/PATH or s3://BUCKET/PATH.
             "cache": "",
@@ -221,6 +265,8 @@ def default() -> ConfigDict:
     )
     config.student = Config(
         {
+            # "gdrd", the paper's network, or "teacher_features": a head on T_g's features (the paper's "SR").
+            "name": "gdrd",
             "width": 1.0,  # factor on the paper's channels
             "hidden": (),  # widths of the head's hidden layers
             "head_stages": 0,  # how many of the three convolutional stages belong to the head, not to the backbone
@@ -270,9 +316,10 @@ def default() -> ConfigDict:
             "mixup": 0.0,
             # Learn from unlabeled faces and mixup images, too, with all terms but `cls`; or from labeled faces alone.
             "use_unlabeled": True,
-            # "frozen" as stage gen left it, "tuned": trained on, "scratch": trained from the beginning, without stage
-            # gen, or "teacher": T_g's features in its place (the paper's "SR").
-            "backbone": "tuned",
+            # The backbone's initial weights: "gen", those of stage gen, or "random", without stage gen.
+            "init": "gen",
+            # Parts of the student that are not trained: ("backbone",), as in the paper, or none.
+            "freeze": (),
         }
     )
     config.evaluation = Config(
@@ -292,7 +339,7 @@ def paper() -> ConfigDict:
     for stage in (config.gen, config.dis):
         stage.update(optimizer="sgd", learning_rate=0.05, weight_decay=5e-4, clip_norm=1.0)
         stage.update(warmup=0.01, decay="steps", ema=0.0)
-    config.dis.update(PAPER_TERMS, backbone="frozen", use_unlabeled=False)
+    config.dis.update(PAPER_TERMS, freeze=("backbone",), use_unlabeled=False)
     return config
 
 
@@ -318,7 +365,7 @@ def robust(name: str, students: dict[str, tuple[int, float, float]]) -> ConfigDi
         random=True, clean=0.25, shift=2.5, rotate=5.0, scale=0.05, jitter=0.15, light=0.12, low_light=0.4,
         side_light=0.6,
     )  # fmt: skip
-    config.dis.update(backbone="scratch", nce=0.1)
+    config.dis.update(init="random", nce=0.1)
     return config
 
 
@@ -347,6 +394,8 @@ def expand_paths(config: ConfigDict) -> None:
 
 def unknown_key(name: str, config: ConfigDict) -> str:
     """One sentence for a setting that does not exist, with the nearest that does."""
+    if name == "base":
+        return "config.base is gone: give the runs that share output the same folder with --config.outputs=DIR"
     near = difflib.get_close_matches(name, keys(config), n=1, cutoff=0.0)
     return f"there is no setting --config.{name}; the nearest one is --config.{near[0]}"
 
@@ -365,52 +414,72 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     for key, allowed in CHOICES.items():
         if values[key] not in allowed:
             choices = ", ".join("''" if choice == "" else str(choice) for choice in allowed)
-            raise GdrdError(f"config.{key} is {values[key]!r}; it can be {choices}")
+            raise GdrdError(f"config.{key} is {values[key]!r}; it can be {choices}", "config-choice")
     for key, least in AT_LEAST.items():
         if not values[key] >= least:
-            raise GdrdError(f"config.{key} is {values[key]}; it must be at least {least}")
+            raise GdrdError(f"config.{key} is {values[key]}; it must be at least {least}", "config-range")
     if values["generative.timestep"] > LAST_TIMESTEP:
-        raise GdrdError(f"config.generative.timestep is {values['generative.timestep']}; it is at most {LAST_TIMESTEP}")
+        raise GdrdError(
+            f"config.generative.timestep is {values['generative.timestep']}; it is at most {LAST_TIMESTEP}",
+            "config-range",
+        )
     for stage in ("gen", "dis"):
         shares = {f"{stage}.{name}": values[f"{stage}.{name}"] for name in ("warmup", "decay_at", "momentum")}
         for key, given in shares.items():
             several = given if isinstance(given, tuple) else (given,)
             if not all(0 <= share < 1 for share in several) or list(several) != sorted(several):
-                raise GdrdError(f"config.{key} is {given}; it must be at least 0 and below 1, several in rising order")
+                raise GdrdError(
+                    f"config.{key} is {given}; it must be at least 0 and below 1, several in rising order",
+                    "config-range",
+                )
     for key in ABOVE_ZERO:
         if not values[key] > 0:
-            raise GdrdError(f"config.{key} is {values[key]}; it must be above 0")
+            raise GdrdError(f"config.{key} is {values[key]}; it must be above 0", "config-range")
     if not sum(config.dis[name] for name in TERMS):
-        raise GdrdError(f"config.dis.{', '.join(TERMS)} are all 0; stage dis needs at least one term")
-    if config.degradation.random and (config.dis.backbone == "teacher" or config.dis.shift):
+        raise GdrdError(f"config.dis.{', '.join(TERMS)} are all 0; stage dis needs at least one term", "loss-empty")
+    features = config.student.name == "teacher_features"
+    if config.degradation.random and (features or config.dis.shift):
         raise GdrdError(
-            "config.degradation.random needs config.dis.shift=0 and another config.dis.backbone than 'teacher'"
+            "config.degradation.random needs config.dis.shift=0 and config.student.name=gdrd", "degradation-settings"
+        )
+    if config.dis.freeze and config.dis.init == "random":
+        raise GdrdError(
+            "config.dis.freeze keeps the backbone as it is, and config.dis.init=random leaves it untrained; set "
+            "config.dis.init=gen or config.dis.freeze='()'",
+            "freeze-untrained",
         )
     if not 0 <= config.dis.mixup <= 1:
-        raise GdrdError(f"config.dis.mixup is {config.dis.mixup}; it can be 0 to 1")
+        raise GdrdError(f"config.dis.mixup is {config.dis.mixup}; it can be 0 to 1", "config-range")
     if config.dis.mixup and not config.degradation.random:
-        raise GdrdError("config.dis.mixup needs config.degradation.random=true")
+        raise GdrdError("config.dis.mixup needs config.degradation.random=true", "mixup-settings")
     if config.degradation.random and config.data.mixup_per_face:
         raise GdrdError(
-            "config.degradation.random needs config.data.mixup_per_face=0; config.dis.mixup mixes in the step"
+            "config.degradation.random needs config.data.mixup_per_face=0; config.dis.mixup mixes in the step",
+            "mixup-settings",
         )
     if config.data.packed and not (
-        config.degradation.random and config.dis.backbone == "scratch" and needed <= {"dis"}
+        config.degradation.random and config.dis.init == "random" and needed <= {"dis"}
     ):  # fmt: skip
         raise GdrdError(
             "config.data.packed is for stage dis alone: set config.until=dis, config.degradation.random=true and "
-            "config.dis.backbone=scratch"
+            "config.dis.init=random",
+            "packed-settings",
         )
     if config.views.count < 2 and not (config.degradation.random and "gen" not in needed):
         raise GdrdError(
             "config.views.count is 1; it must be at least 2, the face and its mirror image, unless "
-            "config.degradation.random is true"
+            "config.degradation.random is true",
+            "views-count",
         )
-    if config.dis.backbone == "teacher" and (config.dis.shift or "report" in needed):
-        raise GdrdError("config.dis.backbone is 'teacher': then set config.dis.shift=0 and config.until=dis")
+    if features and (config.dis.shift or "report" in needed):
+        raise GdrdError(
+            "config.student.name is 'teacher_features'; set config.dis.shift=0 and config.until=dis, too",
+            "teacher-features-settings",
+        )
     for key in ("data.test_people", "data.calibration_people"):
         if "report" in needed and values[key] < 2:
             raise GdrdError(
                 f"config.{key} is {values[key]}; the report needs at least 2 people whose identity is not "
-                "trained on (or stop earlier with --config.until=dis)"
+                "trained on (or stop earlier with --config.until=dis)",
+                "report-people",
             )

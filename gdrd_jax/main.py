@@ -1,4 +1,7 @@
-"""Trains a student: `python -m gdrd_jax.main --config=configs/X.py [--workdir=DIR] [--config.a.b=value]`."""
+"""Trains a student: `python -m gdrd_jax.main --config=configs/X.py [--workdir=DIR] [--dry-run] [--config.a.b=value]`.
+
+`--dry-run` prints which steps would run, which are skipped, and why, and writes nothing.
+"""
 
 import contextlib
 import os
@@ -27,6 +30,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.",
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/NAME by default.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where several processes train together.")
 _PROCESSES = flags.DEFINE_integer("processes", 1, "How many they are.", lower_bound=1)
+flags.DEFINE_boolean("dry-run", False, "Print which steps would run, and why, and end.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is.", lower_bound=0)
 
 
@@ -104,12 +108,17 @@ def this_process() -> ProcessInfo:
     return ProcessInfo(_PROCESS.value, _PROCESSES.value, coordinator=_COORDINATOR.value)
 
 
-def _train(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
-    runner.run(config, workdir, process=process)
+def run_steps(config: ConfigDict, workdir: Path, process: ProcessInfo, wanted: tuple[str, ...] = ()) -> None:
+    """Runs steps, see `runner.run`; with `--dry-run` prints what would be done with each."""
+    if flags.FLAGS["dry-run"].value:
+        for step in runner.plan(config, workdir, wanted):
+            print(f"{step.name}: {step.action}, {step.reason}")
+    else:
+        runner.run(config, workdir, wanted, process)
 
 
 def cli(
-    argv: list[str], work: Callable[[ConfigDict, Path, ProcessInfo], None] = _train, about: str | None = __doc__
+    argv: list[str], work: Callable[[ConfigDict, Path, ProcessInfo], None] = run_steps, about: str | None = __doc__
 ) -> int:
     """Does what a command line asks for.
 

@@ -52,7 +52,7 @@ from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.models import weights
 from gdrd_jax.models.student import Student, embed  # noqa: E402
 from gdrd_jax.pipeline import runner  # noqa: E402
-from gdrd_jax.pipeline.train_steps import make_dis  # noqa: E402
+from gdrd_jax.pipeline.train_stages import make_dis  # noqa: E402
 from gdrd_jax.training import trainer  # noqa: E402
 from gdrd_jax.training.profiling import busy_share, kernel_seconds  # noqa: E402
 from gdrd_jax.utils.errors import first_line  # noqa: E402

@@ -33,7 +33,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 def work(given: argparse.Namespace) -> None:
     """Packs and says how large it has become."""
     from gdrd_jax.data import packed
-    from gdrd_jax.pipeline.precompute_steps import training_faces
+    from gdrd_jax.pipeline.targets import training_faces
     from gdrd_jax.utils.errors import GdrdError
     from gdrd_jax.utils.outputs import claim_file
 

@@ -19,8 +19,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from gdrd_jax.main import cli
-from gdrd_jax.pipeline import runner
+from gdrd_jax.main import cli, run_steps
 from gdrd_jax.utils.launch import ProcessInfo
 
 TEACHERS = ("discriminative", "generative")
@@ -31,13 +30,15 @@ _VERIFY = flags.DEFINE_bool("verify", False, "Compute some rows again and compar
 def work(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
     """Fills the caches and, if asked to, verifies them."""
     wanted = TEACHERS if _TEACHER.value == "both" else (_TEACHER.value,)
-    runner.run(config, workdir, wanted, process)
-    if _VERIFY.value and process.rank == 0:
+    run_steps(config, workdir, process, wanted)
+    if _VERIFY.value and not flags.FLAGS["dry-run"].value and process.rank == 0:
         from gdrd_jax.data.extract import verify
-        from gdrd_jax.pipeline import precompute_steps
+        from gdrd_jax.pipeline.run import Run
+        from gdrd_jax.pipeline.steps import discriminative, generative
 
+        steps = {"discriminative": discriminative, "generative": generative}
         for name in wanted:
-            for job in getattr(precompute_steps, f"{name}_jobs")(config, workdir):
+            for job in steps[name].extractions(Run(config, workdir)):
                 verify(job)
 
 

@@ -4,14 +4,14 @@
       --seeds 7 8 9 --against gen_dis -- --config.data.path=FACES --config.discriminative.path=ARCFACE.onnx \
       --config.generative.path=SR --config.dev.path=LFW --config.dev.pairs=pairs.txt
 
-What stands after `--` goes to every run. Braces stand for several: two of them, in one word or in several, are every
+Arguments after `--` go to every run. Braces stand for several values: two of them, in one word or in several, are every
 combination, so `--config.views.resolution={8,16,32}` after `--` trains all resolutions. Each run has a workdir of its
-own, OUT/NAME-seedN, named by what varies; steps that would be the same are taken from the runs before, and from
-`--config.base`. A run that is done is not done again; the same command continues what was stopped. OUT/table.md and
-table.json have, for each combination, the mean accuracy of the seeds with its standard error, AUC, the difference from
-`--against`, paired by dev pair and seed, with its standard error, and at 16x16 what the paper has. Both standard errors
-are of other seeds and of other people in the pairs. roc.png has the curves of the first seed. `--baseline` adds rows of
-gdrd evaluate on the same pairs, such as the teacher fed with enlarged faces.
+own, OUT/NAME-seedN, named by what varies. The output of steps that would be the same is shared, in OUT/steps or in the
+folder of `--config.outputs`. A run that is done is not done again; the same command continues what was stopped.
+OUT/table.md and table.json have, for each combination, the mean accuracy of the seeds with its standard error, AUC, the
+difference from `--against`, paired by dev pair and seed, with its standard error, and at 16x16 what the paper has. Both
+standard errors are of other seeds and of other people in the pairs. roc.png has the curves of the first seed.
+`--baseline` adds rows of gdrd evaluate on the same pairs, such as the teacher fed with enlarged faces.
 
 Calls with different seeds may run side by side, on different GPUs or cores; one with all seeds then makes the table.
 """
@@ -43,7 +43,7 @@ from gdrd_jax.utils.signals import Interrupted, Signals
 
 LOG = logging.getLogger("gdrd_jax.run_grid")
 SECONDS_BETWEEN_LOOKS = 0.2
-BASE = "--config.base="
+OUTPUTS = "--config.outputs="
 CHECK = """import sys
 from gdrd_jax import main
 from gdrd_jax.pipeline import runner
@@ -69,11 +69,10 @@ def _short(value: str) -> str:
     return Path(value).name or "none"
 
 
-def arguments(words: list[str], seed: int, workdir: Path, before: list[Path]) -> list[str]:
-    """Of `gdrd_jax.main`, for one run that takes what it shares with runs before, and with the user's own base."""
-    theirs = [word.removeprefix(BASE) for word in words if word.startswith(BASE)]
-    bases = ",".join([*theirs, *map(str, before)])
-    return [*words, f"--config.seed={seed}", f"--workdir={workdir}", BASE + bases]
+def arguments(words: list[str], seed: int, workdir: Path) -> list[str]:
+    """Arguments of `gdrd_jax.main` for one run, which shares the output of steps with the others of the grid."""
+    shared = [] if any(word.startswith(OUTPUTS) for word in words) else [f"{OUTPUTS}{workdir.parent / 'steps'}"]
+    return [*words, f"--config.seed={seed}", f"--workdir={workdir}", *shared]
 
 
 def check(name: str, given: list[str]) -> None:
@@ -268,15 +267,14 @@ def work(argv: list[str]) -> None:
     claim_folder(given.out, "a grid of runs", "--out")
     baseline = evaluated(given.baseline) if given.baseline else {}
     for name, words in combinations:  # a mistake in the last one is found before the first one is trained
-        check(name, arguments(words, given.seeds[0], given.out / name, []))
+        check(name, arguments(words, given.seeds[0], given.out / name))
         check_dev(words, baseline)
     given.out.mkdir(parents=True, exist_ok=True)
-    found, before = {name: [] for name in names}, []
+    found = {name: [] for name in names}
     for seed in given.seeds:
         for name, words in combinations:
             workdir = given.out / "-".join(filter(None, (name, f"seed{seed}")))
-            train(arguments(words, seed, workdir, before), workdir)
-            before.append(workdir)
+            train(arguments(words, seed, workdir), workdir)
             found[name].append(trained(name, workdir))
         rows = compared(found | baseline, given.against)
         write_json(given.out / "table.json", {"command": ["gdrd", "grid", *argv], "rows": rows})

@@ -279,7 +279,11 @@ def _benchmark(settings: Settings, recognizer: Recognizer) -> PairBenchmark | No
 
 def without_folders(config: dict) -> dict:
     """A run's settings with names of files instead of paths of the machine that it ran on."""
-    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items() if key != "base"}
+    kept = {
+        key: dict(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in ("base", "outputs")
+    }
     for section, key in (name.split(".") for name in PATHS if "." in name):
         if given := kept.get(section, {}).get(key):
             kept[section][key] = ", ".join(path.name.strip() for path in listed_paths(given))

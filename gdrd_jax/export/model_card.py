@@ -1,6 +1,6 @@
 """The model card that goes with an exported student."""
 
-from gdrd_jax.config import TERMS
+from gdrd_jax.config import TERMS, with_current_names
 from gdrd_jax.export import verify
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.thresholds import Thresholds
@@ -50,7 +50,7 @@ def _use(size: int) -> str:
 
 
 def _training(manifest: dict) -> str:
-    config, step = manifest["training"], manifest["best_at_step"]
+    config, step = with_current_names(manifest["training"] or {}), manifest["best_at_step"]
     if not config:
         return "Not known: it was exported from weights without the run's config."
     best = "" if step is None else f", taken at step {step:,}, where it was best on the dev set"
@@ -62,10 +62,10 @@ def _training(manifest: dict) -> str:
     teacher = config["discriminative"]["path"] or (manifest["teacher"] or {}).get("name", "not known")
     lines = [f"Faces: `{data['path'] or data.get('packed', '')}`{more}", f"Discriminative teacher: `{teacher}`"]
     begun = f"the weights of `{config['student']['init']}`" if config["student"].get("init") else "random weights"
-    if dis["backbone"] == "scratch":
+    if dis["init"] == "random":
         lines.append(f"No generative teacher: backbone and head were trained together, from {begun}")
     else:
-        gen = f"stage gen {config['gen']['steps']:,} steps; backbone {dis['backbone']}"
+        gen = f"stage gen {config['gen']['steps']:,} steps; backbone {'frozen' if dis['freeze'] else 'trained further'}"
         lines.append(f"Generative teacher: {generative}; {gen}; begun with {begun}")
     lines.append(
         f"Stage dis: {dis['steps']:,} steps of {dis['batch']} faces{best}; loss: {loss}; {config['student']['dtype']}; "

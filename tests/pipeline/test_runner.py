@@ -1,5 +1,6 @@
 """The steps together: all of them, skipped, redone, interrupted, and by the command line."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from conftest import guided_diffusion, make_faces, make_lfw, save_student, tiny_config
+from conftest import guided_diffusion, make_faces, make_lfw, raises, save_student, tiny_config
 from flax import nnx
 
 from gdrd_jax.config import RENAMED, TERMS, default, value_of
@@ -26,16 +27,16 @@ from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.inference.pretrained import describe_student, find_student, list_pretrained
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.models.student import FEATURE_SIZE
-from gdrd_jax.pipeline import runner, train_steps
+from gdrd_jax.pipeline import records, runner, train_stages
 from gdrd_jax.pipeline.inputs import dev_files, locate
-from gdrd_jax.pipeline.precompute_steps import open_cache, read_faces
+from gdrd_jax.pipeline.run import Run
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.files import locked
+from gdrd_jax.utils.files import LOCK, locked
 from gdrd_jax.utils.launch import ProcessInfo
 from gdrd_jax.utils.signals import Interrupted
 
 ROOT = Path(__file__).parents[2]
-STEPS = [step.name for step in runner.STEPS]
+STEPS = [step.name for step in runner.STEPS if step.name != "small_faces"]  # of `tiny_config`
 PRETRAINED = [name for name in list_pretrained() if describe_student(find_student(name))["student"]["resolution"] == 16]
 ROWS = ["student", *PRETRAINED, "sface_native", "sface_16", "pixels_16"]
 
@@ -49,7 +50,7 @@ def finished(faces_folder, tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "copy")
+    return shutil.copytree(finished, tmp_path / "copy", symlinks=True)
 
 
 def steps_run(config, workdir, caplog):
@@ -81,7 +82,7 @@ def test_a_second_run_does_nothing(finished, faces_folder, caplog, monkeypatch):
         return {path: path.stat().st_mtime_ns for path in files}
 
     before = written()
-    monkeypatch.setattr(runner, "_run_function", lambda step, *_: pytest.fail(f"{step.name} ran"))
+    monkeypatch.setattr(runner, "_do", lambda step, *_: pytest.fail(f"{step.name} ran"))
     assert steps_run(tiny_config(faces_folder), finished, caplog) == []
     assert written() == before
 
@@ -99,31 +100,47 @@ def test_a_second_run_does_nothing(finished, faces_folder, caplog, monkeypatch):
         ({"views.shift": 1.0}, ["views", "discriminative", "generative", "gen", "dis", "report"]),
     ],
 )
-def test_what_depends_on_a_changed_setting_is_redone_and_nothing_else(copy, faces_folder, caplog, change, redone):
+def test_what_depends_on_a_changed_setting_is_redone_and_nothing_else(finished, faces_folder, change, redone):
     config = tiny_config(faces_folder)
     config.update_from_flattened_dict(change)
-    assert steps_run(config, copy, caplog) == redone
+    assert [step.name for step in runner.plan(config, finished) if step.action == "run"] == redone
 
 
-def test_what_an_interrupted_removal_left_is_not_taken_for_output(copy, faces_folder, caplog):
-    (copy / "dis" / "step.json").unlink()
-    assert steps_run(tiny_config(faces_folder), copy, caplog) == ["dis", "report"]
+def test_output_without_its_record_is_kept_aside_and_made_again(copy, faces_folder, caplog):
+    folder = (copy / "dis").resolve()
+    (folder / "step.json").unlink()
+    trained = contents(folder)
+    assert steps_run(tiny_config(faces_folder), copy, caplog) == ["dis"]
+    aside = folder.with_name(f"{folder.name}.unknown1")
+    assert contents(aside) == trained and str(aside) in caplog.text
 
 
 def from_version(workdir, version):
-    """Rewrites the records, and names the files, as versions up to 0.4.0 did."""
-    for path in workdir.glob("*/*"):
-        if path.stem == "unlabeled":
-            path.rename(path.with_stem("unlabelled"))
-    for path in workdir.glob("*/step.json"):
-        record = json.loads(path.read_text())
+    """Rewrites the records, and names and places the files, as versions up to 0.4.0 did."""
+    for step in STEPS:
+        folder = (workdir / step).resolve()
+        (workdir / step).unlink()
+        folder.rename(workdir / step)
+        for path in workdir.glob(f"{step}/*"):
+            if path.stem == "unlabeled":
+                path.rename(path.with_stem("unlabelled"))
+        record = json.loads((workdir / step / "step.json").read_text())
         del record["origin"]["format_version"]
         record["origin"] = {"version": version, **record["origin"]}
-        record["outputs"] = [output.replace("unlabeled", "unlabelled") for output in record["outputs"]]
+        published = runner.RESULTS if step == "report" else ()
+        for name in published:
+            (workdir / step / name).unlink()
+        outputs = [output.replace("unlabeled", "unlabelled") for output in record["outputs"]]
+        record["outputs"] = [name if name in published else f"{step}/{name}" for name in outputs]
+        if step == "dis":
+            settings = record["origin"]["settings"]["dis"]
+            assert (settings.pop("init"), settings.pop("freeze")) == ("gen", ["backbone"])
+            settings["backbone"] = "frozen"
         text = json.dumps(record)
         for before, today in RENAMED.items():
             text = text.replace(f'"{today}":', f'"{before}":')
-        path.write_text(text)
+        (workdir / step / "step.json").write_text(text)
+    (workdir / "steps").rmdir()
     assert '"optimiser": "sgd"' in (workdir / "dis" / "step.json").read_text()
     assert not [path for path in workdir.rglob("*") if "unlabeled" in path.name]
 
@@ -160,16 +177,33 @@ def test_names_of_settings_of_earlier_versions_are_taken_with_a_warning(before, 
 
 @pytest.mark.parametrize("version", ["0.3.9", "0.4.0", "7.0"])
 def test_another_version_of_the_program_redoes_nothing(copy, faces_folder, caplog, tmp_path, version, monkeypatch):
+    results = metrics(copy)
     from_version(copy, version)
     monkeypatch.setattr("gdrd_jax.__version__", "99.0")
     config = tiny_config(faces_folder)
-    assert runner.finished(config, copy)
-    written = lambda: {p: p.stat().st_mtime_ns for p in copy.glob("*/**/*") if p.is_file()}  # noqa: E731
-    before = written()
-    assert steps_run(config, copy, caplog) == [] and written() == before
-    config.base, config.dis.tau = str(copy), 0.5  # also from another workdir
+    assert runner.finished(config, copy) and {step.action for step in runner.plan(config, copy)} == {"skip"}
+    before = {step: contents(copy / step) for step in STEPS if step != "report"}
+    assert steps_run(config, copy, caplog) == []
+    assert {step: contents(copy / step) for step in before} == before and metrics(copy) == results
+    assert all((copy / step).is_symlink() for step in STEPS) and runner.finished(config, copy)
+    config.outputs, config.dis.tau = str(copy / "steps"), 0.5  # also from another workdir
     config.until = "dis"
     assert steps_run(config, tmp_path / "other", caplog) == ["dis"]
+
+
+def test_a_link_of_an_earlier_version_to_another_workdir_still_leads_there(finished, faces_folder, tmp_path, caplog):
+    other = shutil.copytree(finished, tmp_path / "other", symlinks=True)
+    from_version(other, "0.4.0")
+    workdir = shutil.copytree(finished, tmp_path / "mine", symlinks=True)
+    from_version(workdir, "0.4.0")
+    shutil.rmtree(workdir / "views")
+    (workdir / "views").symlink_to(other / "views")
+    assert steps_run(tiny_config(faces_folder), workdir, caplog) == []
+    assert (workdir / "views").resolve() == other / "views"
+    assert steps_run(tiny_config(faces_folder), other, caplog) == []  # moves its own
+    assert steps_run(tiny_config(faces_folder), workdir, caplog) == [] and runner.finished(
+        tiny_config(faces_folder), workdir
+    )
 
 
 def test_a_helping_process_accepts_what_an_earlier_version_did(copy, faces_folder):
@@ -187,88 +221,112 @@ def test_a_new_format_of_one_step_redoes_that_step(copy, faces_folder, monkeypat
 
 
 def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LOCK)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_what_was_trained_is_set_aside_with_its_results_and_can_be_taken_back(copy, faces_folder, caplog):
+def test_settings_can_be_changed_back_and_forth_and_nothing_is_lost(copy, faces_folder, caplog):
     config = tiny_config(faces_folder)
-    trained = {name: contents(copy / name) for name in ("gen", "dis")}
+    before, student = contents(copy / "steps"), Recognizer.load(copy).fingerprint()
     results = {name: (copy / name).read_bytes() for name in runner.RESULTS}
-    student = Recognizer.load(copy).fingerprint()
     config.gen.learning_rate, config.until = 0.01, "gen"
     assert steps_run(config, copy, caplog) == ["gen"]
-    first = copy / "previous" / "1"
-    assert f"gen: what was trained before is kept in {first}: metrics.json, " in caplog.text
-    assert {name: contents(first / name) for name in trained} == trained  # dis too, which was trained from gen
-    assert {name: (first / name).read_bytes() for name in results} == results
-    assert not (copy / "dis").exists() and not (copy / "metrics.json").exists()
-    assert Recognizer.load(first).fingerprint() == student
-    config.gen.learning_rate = 0.02
-    runner.run(config, copy)
-    assert contents(first / "gen") == trained["gen"]  # nothing that was set aside is written to again
-    assert [path.name for path in (copy / "previous" / "2").iterdir()] == ["gen"]
-    original = tiny_config(faces_folder)
-    original.base = str(first)
-    assert steps_run(original, copy, caplog) == ["report"]
-    assert Recognizer.load(copy).fingerprint() == student and (copy / "previous" / "3" / "gen").is_dir()
-    assert (copy / "dis").is_symlink() and contents(first / "dis") == trained["dis"]
+    assert "gen: changed: settings.gen.learning_rate (0.05 -> 0.01)" in caplog.text
+    assert Recognizer.load(copy).fingerprint() == student  # nothing was asked of stage dis
+    config.until = "report"
+    assert steps_run(config, copy, caplog) == ["dis", "report"]
+    assert (
+        Recognizer.load(copy).fingerprint() != student
+        and metrics(copy) != json.loads(results["metrics.json"])["results"]
+    )
+    assert steps_run(tiny_config(faces_folder), copy, caplog) == []
+    assert Recognizer.load(copy).fingerprint() == student
+    assert {name: (copy / name).read_bytes() for name in results} == results
+    after = contents(copy / "steps")
+    assert {name: after[name] for name in before} == before
+    names = sorted(path.name.split("-")[0] for path in (copy / "steps").iterdir())
+    assert names == sorted([*STEPS, "gen", "dis", "report"])
 
 
 @pytest.mark.parametrize(
-    ("change", "moved"),
+    ("change", "actions"),
     [
-        ({"sr.learning_rate": 1e-3}, {"teacher", "gen", "dis"}),
-        ({"views.shift": 1.0}, {"gen", "dis"}),
-        ({"discriminative.preprocessing": "0/2"}, {"dis"}),
-        ({"evaluation.images_per_person": 2}, set()),
-        ({"discriminative.name": "other"}, set()),
+        ({}, {}),
+        ({"sr.learning_rate": 1e-3}, dict.fromkeys(("teacher", "generative", "gen", "dis", "report"), "run")),
+        ({"discriminative.preprocessing": "0/2"}, dict.fromkeys(("discriminative", "dis", "report"), "run")),
+        ({"dis.tau": 0.5}, {"dis": "run", "report": "run"}),
+        ({"evaluation.images_per_person": 2}, {"report": "run"}),
     ],
 )
-def test_everything_that_took_training_is_set_aside(copy, faces_folder, monkeypatch, change, moved):
-    """The steps themselves are not run: each begins, and the next one finds what that did to the others."""
-    before = {name: contents(copy / name) for name in moved}
-    monkeypatch.setattr(runner, "_run_function", lambda step, *_: (copy / step.name / "x").touch())
-    monkeypatch.setattr(runner, "RESULTS", ())
-    steps = [dataclasses.replace(step, publishes=()) for step in runner.STEPS]
-    monkeypatch.setattr(runner, "STEPS", tuple(steps))
+def test_the_plan_says_what_would_run_and_why_and_writes_nothing(finished, faces_folder, change, actions):
     config = tiny_config(faces_folder)
     config.update_from_flattened_dict(change)
-    runner.run(config, copy)
-    assert {path.name for path in copy.glob("previous/*/*")} == moved
-    assert {name: contents(copy / "previous" / "1" / name) for name in moved} == before
+    before = contents(finished)
+    plan = {step.name: step for step in runner.plan(config, finished)}
+    assert {name: step.action for name, step in plan.items()} == {**dict.fromkeys(STEPS, "skip"), **actions}
+    for key, value in change.items():
+        name = next(iter(actions))
+        assert f"settings.{key} (" in plan[name].reason and f"-> {value})" in plan[name].reason
+    assert contents(finished) == before
 
 
-def test_a_training_that_was_interrupted_is_set_aside_too(copy, faces_folder, monkeypatch):
-    record = json.loads((copy / "dis" / "step.json").read_text())
-    (copy / "dis" / "step.json").write_text(json.dumps(record | {"complete": False}))
-    before = contents(copy / "dis")
+def test_the_plan_of_a_new_workdir_and_of_a_stopped_one(faces_folder, tmp_path, monkeypatch):
+    config = tiny_config(faces_folder)
+    assert [step.action for step in runner.plan(config, tmp_path / "new")] == ["run"] * 8  # no small faces
+    assert not (tmp_path / "new").exists()
 
     def stopped(*_):
         raise Interrupted("now", signal.SIGINT)
 
-    monkeypatch.setattr(runner, "_run_function", stopped)
+    monkeypatch.setattr("gdrd_jax.data.extract.FeatureStore.write", stopped)
+    with pytest.raises(Interrupted):
+        runner.run(config, tmp_path / "new")
+    plan = {step.name: step.action for step in runner.plan(config, tmp_path / "new")}
+    assert plan["faces"] == "skip" and plan["views"] == "continue" and plan["gen"] == "run"
+
+
+def test_faces_that_change_make_later_steps_uncertain_in_the_plan(finished, faces_folder, tmp_path):
+    moved = shutil.copytree(faces_folder, tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    plan = {step.name: step for step in runner.plan(tiny_config(moved), finished)}
+    assert plan["faces"].action == "run" and plan["views"].action == "skip"
+    assert plan["views"].reason.endswith("if faces gives the same output")
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(finished, faces_folder, tmp_path):
+    line = command(finished, *overrides(faces_folder), "--config.name=tiny", "--dry-run")
+    found = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    names = [row.split(": ")[0] for row in found.stdout.splitlines()]
+    assert names == STEPS
+    assert "run, nothing of this origin is there yet" in found.stdout or "run, changed: " in found.stdout
+    line = command(tmp_path / "new", *overrides(faces_folder), "--dry-run")
+    subprocess.run(line, cwd=ROOT, check=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_training_that_was_interrupted_is_continued_after_other_settings(copy, faces_folder, monkeypatch, caplog):
     config = tiny_config(faces_folder)
-    config.dis.tau = 0.5
-    for _ in range(2):  # what was only begun is nothing to keep
+    config.dis.tau, config.until = 0.5, "dis"
+    with monkeypatch.context() as patched:
+        patched.setattr(train_stages, "write_json", lambda *_: (_ for _ in ()).throw(Interrupted("now", signal.SIGINT)))
         with pytest.raises(Interrupted):
             runner.run(config, copy)
-    config.dis.tau = 0.6
-    with pytest.raises(Interrupted):
-        runner.run(config, copy)
-    assert contents(copy / "previous" / "1" / "dis") == before
-    assert [path.name for path in (copy / "previous").iterdir()] == ["1"]
+    begun = (copy / "dis").resolve()
+    assert (begun / "checkpoints").exists()
+    assert steps_run(tiny_config(faces_folder), copy, caplog) == [] and (copy / "dis").resolve() != begun
+    assert steps_run(config, copy, caplog) == ["dis"]
+    assert "dis: continued" in caplog.text and (copy / "dis").resolve() == begun
 
 
 def test_a_step_that_is_only_made_again_costs_no_later_training(copy, faces_folder, caplog):
     (copy / "gen" / "step.json").unlink()
     dis = contents(copy / "dis")
-    assert steps_run(tiny_config(faces_folder), copy, caplog) == ["gen", "report"]
-    assert contents(copy / "dis") == dis and (copy / "previous" / "1" / "gen" / "backbone").exists()
+    assert steps_run(tiny_config(faces_folder), copy, caplog) == ["gen"]
+    assert contents(copy / "dis") == dis
 
 
 def test_a_damaged_record_is_one_sentence(copy, faces_folder):
     (copy / "dis" / "step.json").write_text("{")
-    with pytest.raises(GdrdError, match="dis/step.json is damaged; move .*dis elsewhere"):
+    with raises("record-damaged", "step.json", (copy / "dis").resolve().name):
         runner.run(tiny_config(faces_folder), copy)
     assert (copy / "dis" / "student").exists()
 
@@ -286,7 +344,7 @@ def test_a_folder_of_a_diffusion_model_is_no_workdir(finished, faces_folder, tmp
     folder = shutil.copytree(finished / "teacher", tmp_path / "sr")
     (folder / "step.json").unlink()
     before = contents(folder)
-    with pytest.raises(GdrdError, match="sr is an SR teacher; choose another"):
+    with raises("workdir-other", folder, "an SR teacher", "--workdir"):
         runner.run(tiny_config(faces_folder), folder)
     assert contents(folder) == before
 
@@ -309,12 +367,13 @@ def test_results_do_not_outlive_what_they_were_made_from(copy, faces_folder):
     config.until = "dis"
     runner.run(config, copy)
     assert not (copy / "metrics.json").exists() and not (copy / "report.html").exists()
+    assert all((copy / "report" / name).exists() for name in runner.RESULTS)
 
 
 def test_faces_that_were_only_touched_or_moved_redo_nothing_else(finished, faces_folder, tmp_path, caplog):
     moved = shutil.copytree(faces_folder, tmp_path / "elsewhere", copy_function=shutil.copyfile)
-    workdir = shutil.copytree(finished, tmp_path / "run")
-    assert steps_run(tiny_config(moved), workdir, caplog) == ["faces", "report"]
+    workdir = shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    assert steps_run(tiny_config(moved), workdir, caplog) == ["faces"]
     assert str(moved) in (workdir / "faces" / "train.json").read_text()
 
 
@@ -337,41 +396,49 @@ def test_stage_gen_needs_no_recognizer_and_stage_dis_goes_on_from_it(faces_folde
     assert steps_run(config, tmp_path / "run", caplog) == ["discriminative", "dis", "report"]
 
 
-def test_another_workdirs_steps_are_used_where_they_are_the_same(finished, faces_folder, tmp_path, caplog):
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+def test_workdirs_share_one_folder_of_outputs(copy, faces_folder, tmp_path, caplog):
+    before = contents(copy / "steps")
     config = tiny_config(faces_folder)
-    config.base, config.dis.tau = str(finished), 0.5
+    config.outputs, config.dis.tau = str(copy / "steps"), 0.5
     assert steps_run(config, tmp_path / "run", caplog) == ["dis", "report"]
-    assert (tmp_path / "run" / "gen").resolve() == finished / "gen"
+    assert (tmp_path / "run" / "gen").resolve() == (copy / "gen").resolve()
+    assert not (tmp_path / "run" / "steps").exists()
     assert steps_run(config, tmp_path / "run", caplog) == []
-    config.gen.learning_rate = 0.01  # what was borrowed is given back, not removed
+    config.gen.learning_rate = 0.01
     assert steps_run(config, tmp_path / "run", caplog) == ["gen", "dis", "report"]
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    after = contents(copy / "steps")
+    assert {name: after[name] for name in before} == before
+    assert runner.finished(tiny_config(faces_folder), copy) and metrics(copy) != metrics(tmp_path / "run")
 
 
-def test_what_is_used_instead_is_told_and_old_results_go(finished, copy, faces_folder, caplog):
+def test_runs_that_need_the_same_output_wait_for_each_other(copy, faces_folder, tmp_path, caplog, monkeypatch):
     config = tiny_config(faces_folder)
-    config.dis.tau = 0.5
-    config.until = "dis"
-    runner.run(config, copy)
-    caplog.clear()
-    config.base, config.dis.tau = str(finished), tiny_config(faces_folder).dis.tau
-    (copy / "metrics.json").touch()
-    assert steps_run(config, copy, caplog) == []
-    assert "dis: out of date, because this changed: settings.dis.tau" in caplog.text
-    assert (copy / "dis").is_symlink() and not (copy / "metrics.json").exists()
+    config.outputs, config.dis.tau, config.until = str(copy / "steps"), 0.5, "dis"
+    runner.run(config, tmp_path / "one")
+    folder, record = (
+        (tmp_path / "one" / "dis").resolve(),
+        json.loads((tmp_path / "one" / "dis" / "step.json").read_text()),
+    )
+    (folder / "step.json").write_text(json.dumps(record | {"complete": False}))
+    with locked(folder):  # the other run is at work, and ends while this one waits
+        monkeypatch.setattr(runner.time, "sleep", lambda _: (folder / "step.json").write_text(json.dumps(record)))
+        monkeypatch.setattr(runner, "is_locked", lambda path: not records.read(folder)["complete"])
+        monkeypatch.setattr(runner, "locked", lambda path: contextlib.nullcontext())
+        monkeypatch.setattr(runner, "lock_workdir", lambda *_: contextlib.nullcontext())
+        (tmp_path / "two").mkdir()
+        assert steps_run(config, tmp_path / "two", caplog) == []
+    assert f"waiting for another run, which is working in {folder}" in caplog.text
+    assert (tmp_path / "two" / "dis").resolve() == folder
 
 
-def test_a_base_that_is_none_is_told(faces_folder, finished, tmp_path):
+def test_a_folder_of_outputs_that_holds_other_things_is_refused(faces_folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
     config = tiny_config(faces_folder)
-    config.base = f"{finished},{tmp_path / 'runs' / 'typo'}"
-    with pytest.raises(GdrdError, match="typo is no workdir"):
+    config.outputs = str(tmp_path / "mine")
+    with raises("outputs-other", tmp_path / "mine", "config.outputs"):
         runner.run(config, tmp_path / "run")
-    config.base = str(finished)
-    with pytest.raises(GdrdError, match="the workdir itself"):
-        runner.run(config, finished)
-    with locked(finished), pytest.raises(GdrdError, match=f"working in {finished}"):
-        runner.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_whether_everything_is_done(copy, faces_folder):
@@ -386,12 +453,12 @@ def test_whether_everything_is_done(copy, faces_folder):
 
 
 def test_students_of_other_resolutions_share_the_targets_of_the_discriminative_teacher(
-    finished, faces_folder, tmp_path, caplog
+    copy, faces_folder, tmp_path, caplog
 ):
     config = tiny_config(faces_folder)
     config.views.update(resolution=8, blur=1.0)
-    config.base, config.until = str(finished), "dis"
-    config.dis.backbone = "scratch"
+    config.outputs, config.until = str(copy / "steps"), "dis"
+    config.dis.update(init="random", freeze=())
     assert steps_run(config, tmp_path / "small", caplog) == ["views", "dis"]
     config.views.shift += 1.0
     assert steps_run(config, tmp_path / "small", caplog) == ["views", "discriminative", "dis"]
@@ -401,50 +468,46 @@ def test_seeds_share_the_targets_of_a_teacher_of_the_users(finished, faces_folde
     config = tiny_config(faces_folder)
     config.generative.path = str(finished / "teacher")
     assert "teacher" not in steps_run(config, tmp_path / "one", caplog)
-    config.seed, config.base = config.seed + 1, str(tmp_path / "one")
+    config.seed, config.outputs = config.seed + 1, str(tmp_path / "one" / "steps")
     assert steps_run(config, tmp_path / "two", caplog) == ["gen", "dis", "report"]
 
 
-def test_what_another_workdir_lost_is_made_again_here(copy, faces_folder, tmp_path, caplog):
-    config = tiny_config(faces_folder)
-    config.base = str(copy)
-    assert steps_run(config, tmp_path / "run", caplog) == ["report"]
-    shutil.rmtree(copy / "dis" / "student")
-    assert steps_run(config, tmp_path / "run", caplog) == ["dis", "report"]
-    assert not (tmp_path / "run" / "dis").is_symlink() and not (copy / "dis" / "student").exists()
-
-
 @pytest.mark.parametrize(
-    ("backbone", "redone"),
-    [("tuned", ["dis", "report"]), ("scratch", ["dis", "report"]), ("teacher", ["dis"])],
+    ("change", "redone"),
+    [
+        ({"dis.freeze": ()}, ["dis", "report"]),
+        ({"dis.init": "random", "dis.freeze": ()}, ["dis", "report"]),
+        ({"student.name": "teacher_features"}, ["dis"]),
+    ],
 )
-def test_what_stage_dis_begins_with(copy, faces_folder, caplog, backbone, redone):
+def test_what_stage_dis_begins_with(copy, faces_folder, caplog, change, redone):
     config = tiny_config(faces_folder)
-    config.dis.update(backbone=backbone, embedding_cosine=1.0, similarity_preserving=1.0)
+    config.update_from_flattened_dict(change)
+    config.dis.update(embedding_cosine=1.0, similarity_preserving=1.0)
     config.until = redone[-1]
     assert steps_run(config, copy, caplog) == redone
     found = json.loads((copy / "dis" / "metrics.json").read_text())
     assert found.keys() >= {"cls", "kd", "rcd", "embedding_cosine", "similarity_preserving", "dev_accuracy"}
-    assert (copy / "dis" / "student").exists() == (backbone != "teacher")
+    assert (copy / "dis" / "student").exists() == ("student.name" not in change)
 
 
 def test_features_of_any_size_stand_in_the_backbones_place(copy, faces_folder, caplog):
     config = tiny_config(faces_folder)
-    config.dis.backbone, config.generative.tap, config.until = "teacher", "down0", "dis"
+    config.student.name, config.generative.tap, config.until = "teacher_features", "down0", "dis"
     assert steps_run(config, copy, caplog) == ["generative", "dis"]
     assert runner.finished(config, copy)
-    assert open_cache(copy, "generative", "train").manifest["shape"][1:] != [FEATURE_SIZE, FEATURE_SIZE]
+    assert Run.open(copy).store("generative", "train").manifest["shape"][1:] != [FEATURE_SIZE, FEATURE_SIZE]
 
 
 def labels_seen(monkeypatch):
     """The labels that each stage is trained on, by its name, as soon as it is."""
-    seen, original = {}, train_steps.trainer.fit
+    seen, original = {}, train_stages.trainer.fit
 
     def watched(stage, dataset, *rest, **how):
         seen[how["name"]] = dataset.labels
         return original(stage, dataset, *rest, **how)
 
-    monkeypatch.setattr(train_steps.trainer, "fit", watched)
+    monkeypatch.setattr(train_stages.trainer, "fit", watched)
     return seen
 
 
@@ -468,8 +531,8 @@ def test_mixup_images_are_learned_from_in_stage_dis_without_those_who_choose_thr
     config.data.mixup_per_face, config.dis.use_unlabeled = 0.5, True
     runner.run(config, tmp_path / "run")
     assert [(labels == -1).sum() for labels in seen.values()] == [0, 4]
-    mixed = read_faces(tmp_path / "run", "mixup")
-    people = len(read_faces(tmp_path / "run", "train").identities)
+    mixed = Run.open(tmp_path / "run").faces("mixup")
+    people = len(Run.open(tmp_path / "run").faces("train").identities)
     assert len(mixed.sources[0].identities) == people - config.data.calibration_people
     assert len(FeatureStore.open(tmp_path / "run" / "discriminative" / "mixup").read(0)) == 4
     config.dis.update({term: 0.0 for term in TERMS if term != "cls"})
@@ -486,7 +549,7 @@ def test_unlabeled_photographs_are_aligned_too(tmp_path):
             (tmp_path / folder / f"s{i}").mkdir(parents=True)
             shutil.copy(locate("orl") / f"s{i}" / "1.pgm", tmp_path / folder / f"s{i}")
     runner.run(config, tmp_path / "run", ("faces",))
-    faces = read_faces(tmp_path / "run", "unlabeled")
+    faces = Run.open(tmp_path / "run").faces("unlabeled")
     assert faces.labels.tolist() == [-1, -1] and faces.identities == () and faces[0].shape == (112, 112, 3)
 
 
@@ -546,7 +609,7 @@ def test_a_used_workdir_is_refused_where_resuming_is_not_wanted(finished, faces_
 
 def test_the_student_that_was_best_on_the_dev_set_is_kept(copy, faces_folder):
     from gdrd_jax.inference.pretrained import describe_student
-    from gdrd_jax.pipeline.train_steps import _dev_set
+    from gdrd_jax.pipeline.train_stages import _dev_set
 
     config = tiny_config(faces_folder)
     config.dis.evaluate_every = 10
@@ -557,7 +620,7 @@ def test_the_student_that_was_best_on_the_dev_set_is_kept(copy, faces_folder):
     assert describe_student(copy / "dis" / "best")["dev_accuracy"] == max(judged)
     last, best = (Recognizer.load(copy, which).fingerprint() for which in ("student", "best"))
     assert (last == best) == (judged.index(max(judged)) == 4)
-    pairs = _dev_set(config, copy)  # judged with the weights as they were in the end
+    pairs = _dev_set(Run(config, copy))  # judged with the weights as they were in the end
     expected = pairs.score(Recognizer.load(copy, "student").embed(pairs.faces)).scores
     np.testing.assert_allclose(np.load(copy / "dis" / "dev.npz")["scores"], expected, atol=1e-4)
 
@@ -566,7 +629,7 @@ def test_the_backbone_of_the_student_is_the_one_of_stage_gen(finished, faces_fol
     import jax
     from flax import nnx
 
-    from gdrd_jax.pipeline.train_steps import _student
+    from gdrd_jax.pipeline.train_stages import _student
     from gdrd_jax.training.checkpoints import load_weights
 
     student = _student(tiny_config(faces_folder), embedding_dim=1)
@@ -850,13 +913,14 @@ def test_the_ablation_differs_in_what_it_compares():
     for name, config in modes.items():
         assert settings.keys(config) == settings.keys(settings.default())
         settings.check(config, {"dis"})
-        assert bool(config.student.hidden) == (config.dis.backbone in ("frozen", "teacher"))
+        assert bool(config.student.hidden) == (bool(config.dis.freeze) or name == "sr")
+        assert (config.student.name == "teacher_features") == (name == "sr")
         assert config.dis.use_unlabeled == (name in ("plain", "frozen", "ours"))
     for one, other, keys in (
         ("none", "dis", {"kd", "rcd"}),
         ("gen", "gen_dis", {"kd", "rcd"}),
-        ("dis", "end_to_end", {"backbone"}),
-        ("plain", "ours", {"backbone"}),
+        ("dis", "end_to_end", {"init"}),
+        ("plain", "ours", {"init"}),
     ):
         a, b = modes[one], modes[other]
         assert {key for key in a.dis if a.dis[key] != b.dis[key]} == keys
@@ -867,13 +931,13 @@ def test_the_ablation_differs_in_what_it_compares():
 def test_faces_without_names_can_be_left_out(faces_folder):
     config = tiny_config(faces_folder)
     config.data.unlabeled = str(faces_folder)
-    assert train_steps._unlabeled_splits(config) == []  # as in the paper
+    assert train_stages._unlabeled_splits(config) == []  # as in the paper
     config.dis.use_unlabeled = True
-    assert train_steps._unlabeled_splits(config) == ["unlabeled"]
+    assert train_stages._unlabeled_splits(config) == ["unlabeled"]
     config.data.mixup_per_face = 1.0
-    assert train_steps._unlabeled_splits(config) == ["unlabeled", "mixup"]
+    assert train_stages._unlabeled_splits(config) == ["unlabeled", "mixup"]
     config.dis.update(kd=0.0, rcd=0.0)
-    assert train_steps._unlabeled_splits(config) == []
+    assert train_stages._unlabeled_splits(config) == []
 
 
 def test_the_papers_hyper_parameters():
@@ -884,26 +948,27 @@ def test_the_papers_hyper_parameters():
     assert (config.gen.batch, config.gen.learning_rate) == (96, 0.05)
     assert (config.dis.batch, config.dis.learning_rate, config.dis.tau) == (96, 0.05, 0.4)
     assert [config.dis[term] for term in TERMS] == [1.0, 0.25, 4.0, 0.0, 0.0, 0.0]
-    assert (config.dis.backbone, config.dis.decay, config.data.mixup_per_face) == ("frozen", "steps", 0)
+    assert (config.dis.init, config.dis.freeze, config.dis.decay) == ("gen", ("backbone",), "steps")
+    assert config.data.mixup_per_face == 0
 
 
 def random_config(path):
     config = tiny_config(path)
     config.dis.update(
-        backbone="scratch", embedding_cosine=1.0, cls=0.0, kd=0.0, rcd=0.0, steps=6, batch=4, evaluate_every=0
+        init="random", freeze=(), embedding_cosine=1.0, cls=0.0, kd=0.0, rcd=0.0, steps=6, batch=4, evaluate_every=0
     )
     config.degradation.random = True
     return config
 
 
-def test_a_student_learns_from_degradations_drawn_in_the_step(finished, faces_folder, tmp_path, caplog):
+def test_a_student_learns_from_degradations_drawn_in_the_step(copy, faces_folder, tmp_path, caplog):
     config = random_config(faces_folder)
-    config.base = str(finished)
+    config.outputs = str(copy / "steps")
     assert steps_run(config, tmp_path / "w", caplog) == ["small_faces", "discriminative", "dis", "report"]
-    assert open_cache(tmp_path / "w", "discriminative", "train").manifest["views"] == 1 < config.views.count
-    small = open_cache(tmp_path / "w", "small_faces", "train")
+    assert Run.open(tmp_path / "w").store("discriminative", "train").manifest["views"] == 1 < config.views.count
+    small = Run.open(tmp_path / "w").store("small_faces", "train")
     assert small.manifest["shape"] == [48, 48, 3] and small.manifest["views"] == 1
-    np.testing.assert_array_equal(small.read(0)[3], resize(read_faces(tmp_path / "w", "train")[3], 48, "area"))
+    np.testing.assert_array_equal(small.read(0)[3], resize(Run.open(tmp_path / "w").faces("train")[3], 48, "area"))
     assert Recognizer.load(tmp_path / "w").resolution == 16
     config.degradation.blur = 4.0
     assert steps_run(config, tmp_path / "w", caplog) == ["dis", "report"]
@@ -927,11 +992,11 @@ def test_one_target_a_face_serves_a_degraded_student(faces_folder, tmp_path, cap
     config.dis.nce = 0.5
     config.dev.update(path=str(make_lfw(tmp_path)), pairs=str(tmp_path / "pairs.txt"), blur=2.0)
     runner.run(config, tmp_path / "w")
-    assert open_cache(tmp_path / "w", "discriminative", "train").manifest["views"] == 1
+    assert Run.open(tmp_path / "w").store("discriminative", "train").manifest["views"] == 1
     steps = [json.loads(line) for line in (tmp_path / "w" / "dis" / "metrics.jsonl").read_text().splitlines()]
     assert any("nce" in line for line in steps)
     recognizer = Recognizer.load(tmp_path / "w")
-    made_from = open_cache(tmp_path / "w", "discriminative", "train").manifest["made_from"]
+    made_from = Run.open(tmp_path / "w").store("discriminative", "train").manifest["made_from"]
     assert recognizer.teacher == {"name": "sface", "fingerprint": made_from["teacher"]}
     config.dev.noise = 8.0  # chooses another student
     assert steps_run(config, tmp_path / "w", caplog) == ["dis"]
@@ -966,22 +1031,22 @@ def test_several_sets_of_faces_are_learned_from(faces_folder, tmp_path, caplog):
     config.data.unlabeled = f"{faces_folder},{more}"
     config.until = "dis"
     runner.run(config, tmp_path / "w")
-    train, unlabeled = (read_faces(tmp_path / "w", split) for split in ("train", "unlabeled"))
+    train, unlabeled = (Run.open(tmp_path / "w").faces(split) for split in ("train", "unlabeled"))
     assert len(train.identities) == 3 + 7 - 2 and train.identities[0] == "more/p0"
     assert len(unlabeled) == 21 + 6 and set(unlabeled.labels) == {-1}
     np.testing.assert_array_equal(unlabeled[21], train[0])
     assert steps_run(config, tmp_path / "w", caplog) == []
 
 
-def test_a_training_begins_with_another_student(finished, faces_folder, tmp_path, caplog):
+def test_a_training_begins_with_another_student(copy, faces_folder, tmp_path, caplog):
     config = random_config(faces_folder)
-    config.base, config.until = str(finished), "dis"
-    config.student.init, config.student.width = str(finished), 0.5  # that of the other student counts
+    config.outputs, config.until = str(copy / "steps"), "dis"
+    config.student.init, config.student.width = str(copy), 0.5  # that of the other student counts
     config.dis.update(steps=1, batch=4, learning_rate=1e-12, warmup=0.0, ema=0.0)
     assert steps_run(config, tmp_path / "w", caplog) == ["small_faces", "discriminative", "dis"]
-    before, after = (nnx.state(Recognizer.load(path).student, nnx.Param) for path in (finished, tmp_path / "w"))
+    before, after = (nnx.state(Recognizer.load(path).student, nnx.Param) for path in (copy, tmp_path / "w"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), before, after)
-    shutil.copytree(finished / "dis" / "student", tmp_path / "elsewhere")
+    shutil.copytree(copy / "dis" / "student", tmp_path / "elsewhere")
     config.student.init = str(tmp_path / "elsewhere")
     assert steps_run(config, tmp_path / "w", caplog) == []  # the same weights
     config.views.resolution = 8
@@ -995,10 +1060,12 @@ def test_a_training_begins_with_another_student(finished, faces_folder, tmp_path
 def test_a_student_of_another_teacher_gets_a_new_last_layer(faces_folder, tmp_path):
     config = random_config(faces_folder)
     config.student.init = str(save_student(tmp_path / "other", dim=24))
-    begun, student = Recognizer.load(tmp_path / "other").student, train_steps._student(config, 128)
+    begun, student = Recognizer.load(tmp_path / "other").student, train_stages._student(config, 128)
     assert student.head.layers[-1].out_features == 128
     jax.tree.map(np.testing.assert_array_equal, nnx.state(begun.backbone), nnx.state(student.backbone))
-    np.testing.assert_array_equal(train_steps._student(config, 24).head.layers[-1].kernel, begun.head.layers[-1].kernel)
+    np.testing.assert_array_equal(
+        train_stages._student(config, 24).head.layers[-1].kernel, begun.head.layers[-1].kernel
+    )
 
 
 def test_settings_that_came_later_leave_older_workdirs_valid(copy, faces_folder, caplog):

@@ -223,8 +223,9 @@ def test_the_card_says_where_training_was_stopped(tmp_path, faces):
     (run / "dis" / "best" / "description.json").write_text(json.dumps(description | {"step": 1234}))
     config = default()
     config.data.path = ",".join(str(tmp_path / "secret" / name) for name in ("train.rec", "more.rec"))
-    config.dis.backbone, config.degradation.random = "scratch", True
-    config.discriminative.preprocessing, config.base = "127.5/128", str(tmp_path / "secret")
+    config.dis.update(init="random", freeze=())
+    config.degradation.random = True
+    config.discriminative.preprocessing, config.outputs = "127.5/128", str(tmp_path / "secret")
     (run / "config.json").write_text(config.to_json())
     out = tmp_path / "out"
     words = [run, out, "--best", "--calibration", faces, "--license", "for tests only"]

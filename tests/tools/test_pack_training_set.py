@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from gdrd_jax.cli import pack_training_set  # noqa: E402
 from gdrd_jax.data import packed  # noqa: E402
 from gdrd_jax.pipeline import runner  # noqa: E402
-from gdrd_jax.pipeline.precompute_steps import open_cache, read_faces  # noqa: E402
+from gdrd_jax.pipeline.run import Run  # noqa: E402
 
 
 def test_a_workdir_is_packed_without_those_who_choose_thresholds(faces_folder, tmp_path, capsys):
@@ -20,10 +20,10 @@ def test_a_workdir_is_packed_without_those_who_choose_thresholds(faces_folder, t
     runner.run(config, tmp_path / "w", ("discriminative",))
     files = [tmp_path / "a.packed", tmp_path / "b.packed"]
     assert pack_training_set.main([*map(str, (tmp_path / "w", *files))]) == 0
-    found, train = packed.load(files), read_faces(tmp_path / "w", "train")
+    found, train = packed.load(files), Run.open(tmp_path / "w").faces("train")
     learned = len(train.identities) - config.data.calibration_people
     assert len(found.labels) == 3 * learned + 4 and set(found.labels) == {-1, *range(learned)}
-    target = open_cache(tmp_path / "w", "discriminative", "train").read(0)[0].astype(np.float32)
+    target = Run.open(tmp_path / "w").store("discriminative", "train").read(0)[0].astype(np.float32)
     cosine = target @ found.targets.read(0)[0] / np.linalg.norm(target)
     assert cosine > 0.995  # of 128 numbers
     assert found.about["name"] == "sface"

@@ -77,12 +77,11 @@ def test_one_seed_has_no_standard_error_and_the_paper_only_its_own_resolution(tm
     assert "nan" not in run_grid.table(rows)
 
 
-def test_a_run_takes_steps_from_those_before_and_from_the_users_base():
-    before = [Path("out/a-seed7"), Path("out/b-seed7")]
-    assert run_grid.arguments(["--config=x.py", "--config.base=runs/mine"], 8, Path("out/a-seed8"), before) == [
-        "--config=x.py", "--config.base=runs/mine", "--config.seed=8", "--workdir=out/a-seed8",
-        "--config.base=runs/mine,out/a-seed7,out/b-seed7",
-    ]  # fmt: skip
+def test_the_runs_of_a_grid_share_the_output_of_steps():
+    given = ["--config=x.py", "--config.seed=8", "--workdir=out/a-seed8", "--config.outputs=out/steps"]
+    assert run_grid.arguments(["--config=x.py"], 8, Path("out/a-seed8")) == given
+    own = "--config.outputs=runs/mine/steps"
+    assert run_grid.arguments(["--config=x.py", own], 8, Path("out/a-seed8")) == [given[0], own, *given[1:3]]
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,10 @@ def test_a_tilde_is_the_home_folder_and_an_existing_path_wins(here):
     assert files.user_path("../x") == here / "x" and files.user_path("x/y/") == Path("x/y")
     given = config.default()
     given.data.path, given.dev.pairs, given.discriminative.path = "~/faces", "pairs.txt", "sface"
-    given.base = "~/a,b,~/c"
+    given.data.unlabeled = "~/a,b,~/c"
     config.expand_paths(given)
     assert (given.data.path, given.dev.pairs) == (str(home / "faces"), "pairs.txt")
-    assert given.base == f"{home / 'a'},b,{home / 'c'}" and given.discriminative.path == "sface"
+    assert given.data.unlabeled == f"{home / 'a'},b,{home / 'c'}" and given.discriminative.path == "sface"
 
 
 def test_a_base_with_a_comma_in_its_path_is_found(here):
@@ -100,8 +100,8 @@ def test_a_base_with_a_comma_in_its_path_is_found(here):
     for text, expected in {
         "a,b,c,d": ["a", "b,c", "d"], "a": ["a"], "": [], "b,c": ["b,c"], "a,nothing,d": ["a", "nothing", "d"],
     }.items():  # fmt: skip
-        given.base = text
-        assert listed_paths(given.base) == [Path(each) for each in expected]
+        given.data.unlabeled = text
+        assert listed_paths(given.data.unlabeled) == [Path(each) for each in expected]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The steps in which the student learns, gen and dis: functions of `(config, workdir, process)`."""
+"""Stage gen and stage dis: functions of a `Run`."""
 
 import dataclasses
 import json
@@ -21,42 +21,43 @@ from gdrd_jax.inference.pretrained import describe_student
 from gdrd_jax.inference.recognizer import BATCH, Recognizer
 from gdrd_jax.models.student import Head, Student
 from gdrd_jax.pipeline import inputs
-from gdrd_jax.pipeline.precompute_steps import generative_teacher, open_cache, read_faces, teacher_of
+from gdrd_jax.pipeline.run import Run
+from gdrd_jax.pipeline.steps import generative
+from gdrd_jax.pipeline.targets import teacher_of
 from gdrd_jax.training import trainer
 from gdrd_jax.training.checkpoints import load_weights, save_weights
 from gdrd_jax.training.stages import Dis, Gen, TeacherFeatures, class_centers
 from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.errors import GdrdError, first_line
 from gdrd_jax.utils.files import listed_paths, write_json
-from gdrd_jax.utils.launch import ProcessInfo
 
 DEV_IMAGES = 10  # of a calibration person, at most
 
 
-def gen(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
+def gen(run: Run) -> None:
     """Stage gen: the backbone learns T_g's features (Eq. 1)."""
-    sharding.start(process)
-    folder = workdir / "gen"
+    sharding.start(run.process)
+    config, folder = run.config, run.folder("gen")
     student = _student(config, embedding_dim=1)
-    targets = open_cache(workdir, "generative", "train")
+    targets = run.store("generative", "train")
     shape = tuple(targets.manifest["shape"])
     stage = Gen(student.backbone, feature_shape(student), shape, *_statistics(targets), rngs=nnx.Rngs(config.seed + 1))
-    held_out = _held_out_r2(workdir) if config.data.test_people else lambda stage, step: {}
-    labels = read_faces(workdir, "train").labels
-    dataset = _dataset(workdir, labels, ["unlabeled"], lr="views", generative="generative")
+    held_out = _held_out_r2(run) if config.data.test_people else lambda stage, step: {}
+    labels = run.faces("train").labels
+    dataset = _dataset(run, labels, ["unlabeled"], lr="views", generative="generative")
     metrics = _fit(config, stage, dataset, config.gen, folder, "stage gen", held_out)
-    if process.rank == 0:
+    if run.process.rank == 0:
         save_weights(student.backbone, folder / "backbone", {"student": _student_settings(config, 1)})
         write_json(folder / "metrics.json", metrics)
 
 
-def _dataset(workdir: Path, labels: np.ndarray, more: Sequence[str], **steps: str) -> Dataset:
+def _dataset(run: Run, labels: np.ndarray, more: Sequence[str], **steps: str) -> Dataset:
     """The training people but those of label -1, then the splits `more`, with the caches of these steps."""
-    rows = {"train": np.flatnonzero(labels >= 0), **{s: np.arange(len(read_faces(workdir, s))) for s in more}}
+    rows = {"train": np.flatnonzero(labels >= 0), **{s: np.arange(len(run.faces(s))) for s in more}}
     parts = []
     for split, chosen in rows.items():
         if len(chosen):
-            caches = {name: open_cache(workdir, step, split) for name, step in steps.items()}
+            caches = {name: run.store(step, split) for name, step in steps.items()}
             known = labels[chosen] if split == "train" else np.full(len(chosen), -1, np.int32)
             parts.append(Part(known, caches, chosen))
     return Dataset(*parts)
@@ -73,26 +74,27 @@ def _fit(config, stage, dataset, section, folder, name, evaluate) -> dict[str, f
         if jax.process_count() == 1:
             raise
         raise GdrdError(
-            f"{name}: another process was lost ({first_line(error)}); its output says why, the same commands continue"
+            f"{name}: another process was lost ({first_line(error)}); its output says why, the same commands continue",
+            "process-lost",
         ) from error
 
 
-def dis(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
+def dis(run: Run) -> None:
     """Stage dis: the student learns from T_d, and from labels if it is to (Eq. 2, 3)."""
-    sharding.start(process)
-    folder, settings = workdir / "dis", config.dis
-    found = _packed_set(config) if config.data.packed else _training_set(config, workdir)
+    sharding.start(run.process)
+    config, folder = run.config, run.folder("dis")
+    found = _packed_set(config) if config.data.packed else _training_set(run)
     dataset, centers = found.dataset, found.centers
-    student = _student_of(config, workdir, embedding_dim=centers.shape[1])
+    student = _student_of(run, embedding_dim=centers.shape[1])
     stage = make_dis(config, student, centers)
 
     def save(name: str, **more) -> None:
         description = _student_settings(config, centers.shape[1])
         Recognizer.save(student, description, config.views.kernel, folder / name, teacher=found.teacher, **more)
 
-    best, usable = folder / "best", settings.backbone != "teacher"
-    judged = _dev_set(config, workdir) if process.rank == 0 else None
-    embedded = _embedder(config, workdir, student, judged.faces) if judged else None
+    best, usable = folder / "best", not inputs.is_teacher_features(config)
+    judged = _dev_set(run) if run.process.rank == 0 else None
+    embedded = _embedder(run, student, judged.faces) if judged else None
 
     def evaluate(stage: Dis, step: int) -> dict[str, float]:
         if judged is None:
@@ -106,8 +108,8 @@ def dis(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
             save("best", step=step, **metrics)
         return metrics
 
-    metrics = _fit(config, stage, dataset, settings, folder, "stage dis", evaluate)
-    if process.rank == 0:
+    metrics = _fit(config, stage, dataset, config.dis, folder, "stage dis", evaluate)
+    if run.process.rank == 0:
         if usable:
             save("student")
         write_json(folder / "metrics.json", metrics)
@@ -119,10 +121,14 @@ def make_dis(config: ConfigDict, student: Student, centers: np.ndarray) -> Dis:
     return Dis(
         student, centers, weights={name: settings[name] for name in TERMS},
         temperature=settings.temperature, teacher_scale=settings.teacher_scale, tau=settings.tau,
-        positive=settings.positive, pairs=settings.pairs, end_to_end=settings.backbone in ("tuned", "scratch"),
+        positive=settings.positive, pairs=settings.pairs, end_to_end=_trains_backbone(config),
         rngs=nnx.Rngs(config.seed + 2), degradation=inputs.degradation(config),
         nce_scale=settings.nce_scale, mixup=settings.mixup,
     )  # fmt: skip
+
+
+def _trains_backbone(config: ConfigDict) -> bool:
+    return "backbone" not in config.dis.freeze and not inputs.is_teacher_features(config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,18 +140,18 @@ class _TrainingSet:
     teacher: dict
 
 
-def _training_set(config: ConfigDict, workdir: Path) -> _TrainingSet:
-    everyone = read_faces(workdir, "train")
+def _training_set(run: Run) -> _TrainingSet:
+    config, everyone = run.config, run.faces("train")
     identities = len(everyone.identities) - config.data.calibration_people
     labels = np.where(everyone.labels < identities, everyone.labels, -1)
-    targets = open_cache(workdir, "discriminative", "train")
+    targets = run.store("discriminative", "train")
     rows = np.flatnonzero(labels >= 0)
     centers = class_centers(targets.read(0, rows), labels[rows], identities)
     if config.degradation.random:
         seen = {"small": "small_faces"}
     else:
-        seen = {"lr": "generative" if config.dis.backbone == "teacher" else "views"}
-    dataset = _dataset(workdir, labels, _unlabeled_splits(config), **seen, discriminative="discriminative")
+        seen = {"lr": "generative" if inputs.is_teacher_features(config) else "views"}
+    dataset = _dataset(run, labels, _unlabeled_splits(config), **seen, discriminative="discriminative")
     return _TrainingSet(dataset, centers, teacher_of(config, targets))
 
 
@@ -168,16 +174,17 @@ def _unlabeled_splits(config: ConfigDict) -> list[str]:
     ):  # nothing for L_cls
         return []
     # There are no features of T_g of mixup images.
-    return ["unlabeled", "mixup"] if config.data.mixup_per_face and config.dis.backbone != "teacher" else ["unlabeled"]
+    mixup = config.data.mixup_per_face and not inputs.is_teacher_features(config)
+    return ["unlabeled", "mixup"] if mixup else ["unlabeled"]
 
 
-def _student_of(config: ConfigDict, workdir: Path, embedding_dim: int) -> Student:
+def _student_of(run: Run, embedding_dim: int) -> Student:
     """The student that stage dis begins with."""
-    student = _student(config, embedding_dim)
-    if config.dis.backbone in ("frozen", "tuned"):
-        load_weights(student.backbone, workdir / "gen" / "backbone")
-    if config.dis.backbone == "teacher":
-        targets = open_cache(workdir, "generative", "train")
+    config, student = run.config, _student(run.config, embedding_dim)
+    if "gen" in run.folders:
+        load_weights(student.backbone, run.folder("gen") / "backbone")
+    if inputs.is_teacher_features(config):
+        targets = run.store("generative", "train")
         channels, size, _ = targets.manifest["shape"]
         student.backbone = TeacherFeatures(*_statistics(targets))
         student.head = Head(
@@ -187,12 +194,12 @@ def _student_of(config: ConfigDict, workdir: Path, embedding_dim: int) -> Studen
     return student
 
 
-def _embedder(config: ConfigDict, workdir: Path, student: Student, faces: np.ndarray) -> Callable[[], np.ndarray]:
+def _embedder(run: Run, student: Student, faces: np.ndarray) -> Callable[[], np.ndarray]:
     """A function that embeds these low-resolution faces with the student as it then is: float32 `[N, D]`."""
-    if config.dis.backbone != "teacher":
+    if not inputs.is_teacher_features(run.config):
         # A new one each time, for it keeps the weights that it first embedded with.
-        return lambda: Recognizer(student, config.views.kernel).embed(faces)
-    network = generative_teacher(config, workdir)
+        return lambda: Recognizer(student, run.config.views.kernel).embed(faces)
+    network = generative.load(run)
     both = [network.features(views) for views in (faces, np.ascontiguousarray(faces[:, :, ::-1]))]
     starts = range(0, len(faces), BATCH)
     return lambda: unit(
@@ -205,16 +212,17 @@ def _statistics(targets: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.maximum(std, 1e-4)
 
 
-def _dev_set(config: ConfigDict, workdir: Path) -> DevSet | None:
+def _dev_set(run: Run) -> DevSet | None:
     """What the config names, or the calibration people, whose identities stage dis does not learn; None if neither."""
+    config = run.config
     if config.dev.path:
         pairs = Path(config.dev.pairs) if config.dev.pairs else None
         return dev.of_pairs(Path(config.dev.path), pairs, inputs.dev_degradation(config))
     if config.data.calibration_people < 2 or config.data.packed:
         return None
-    faces = read_faces(workdir, "train")
+    faces = run.faces("train")
     rows = faces.rows_of_last_identities(config.data.calibration_people, DEV_IMAGES)
-    return dev.of_people(open_cache(workdir, "views", "train").read(0, rows), faces.labels[rows])
+    return dev.of_people(run.store("views", "train").read(0, rows), faces.labels[rows])
 
 
 def feature_shape(student: Student) -> tuple[int, int, int]:
@@ -224,9 +232,9 @@ def feature_shape(student: Student) -> tuple[int, int, int]:
     return nnx.eval_shape(lambda backbone: backbone(face), student.backbone).shape[1:]
 
 
-def _held_out_r2(workdir: Path) -> Callable[[Gen, int], dict[str, float]]:
+def _held_out_r2(run: Run) -> Callable[[Gen, int], dict[str, float]]:
     """Share of what differs between faces in T_g's features, on the test people, that the backbone explains."""
-    lr, target = (open_cache(workdir, step, "test").read(0) for step in ("views", "generative"))
+    lr, target = (run.store(step, "test").read(0) for step in ("views", "generative"))
 
     def judge(stage: Gen, _step: int) -> dict[str, float]:
         stage.eval()
@@ -241,6 +249,7 @@ def _held_out_r2(workdir: Path) -> Callable[[Gen, int], dict[str, float]]:
 def _student_settings(config: ConfigDict, embedding_dim: int) -> dict:
     settings = json.loads(config.student.to_json())
     init = settings.pop("init")
+    del settings["name"]
     if init:
         begun = inputs.initial_student(config)
         settings |= {name: begun[name] for name in ("width", "hidden", "head_stages")}

@@ -1,0 +1,80 @@
+"""Step `discriminative`: T_d's embedding of every view at full size."""
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from gdrd_jax.data.extract import Extraction, extract, view_loader
+from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline.run import Run
+from gdrd_jax.pipeline.step import Step
+from gdrd_jax.pipeline.targets import target_extraction
+from gdrd_jax.teachers import load_discriminative
+from gdrd_jax.teachers.arcface import check_file, parse_preprocessing
+from gdrd_jax.teachers.checkpoint import check_weights
+from gdrd_jax.teachers.file_kind import ONNX, file_kind
+from gdrd_jax.teachers.onnx_files import onnx_sha256
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import sha256
+
+# T_d sees views before they are reduced, so that students of other resolutions share the targets.
+MOVED = tuple(f"views.{name}" for name in ("count", "seed", "shift", "rotate", "scale", "light"))
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses a T_d that cannot be read, or whose packages are not installed."""
+    path = inputs.recognizer(config)
+    check_file(path)
+    parse_preprocessing(config.discriminative.preprocessing)
+    if file_kind(path) == ONNX:
+        inputs.require_packages(("onnx", "onnxruntime"))
+        return
+    check_weights(path)
+    inputs.require_packages(("torch",))
+    if config.discriminative.output:
+        raise GdrdError(
+            "config.discriminative.output is set, but config.discriminative.path is no ONNX file", "output-without-onnx"
+        )
+
+
+def files(config: ConfigDict) -> dict[str, str]:
+    """Fingerprint of T_d's file."""
+    path, output = inputs.recognizer(config), config.discriminative.output
+    fingerprint = onnx_sha256(path) if file_kind(path) == ONNX else sha256(path)
+    return {"discriminative.path": fingerprint} | ({"discriminative.output": output} if output else {})
+
+
+def run(run: Run) -> None:
+    """Runs T_d on every view at full size."""
+    for job in extractions(run):
+        extract(job, run.process)
+
+
+def extractions(run: Run) -> Iterator[Extraction]:
+    """How the targets of each split are computed."""
+    network, how = load(run.config), inputs.views(run.config)
+    for split in inputs.splits(run.config):
+        faces = run.faces(split)
+        if len(faces):
+            loader = view_loader(faces, how, low=False)
+            yield target_extraction(run, "discriminative", split, (network.dim,), network, loader, network.embed)
+
+
+def load(config: ConfigDict):
+    """T_d."""
+    settings = config.discriminative
+    return load_discriminative(
+        inputs.recognizer(config), preprocessing=settings.preprocessing, precision=settings.precision,
+        output=settings.output,
+    )  # fmt: skip
+
+
+def _adjust(config: ConfigDict, settings: dict) -> None:
+    settings["views.count"] = inputs.target_views(config)
+
+
+STEP = Step(
+    "discriminative", run, ("discriminative.preprocessing", "discriminative.precision", *MOVED),
+    after=lambda config: ("faces",), files=files, check=check, adjust=_adjust,
+    shared=True,
+)  # fmt: skip

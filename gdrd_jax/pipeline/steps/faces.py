@@ -1,0 +1,77 @@
+"""Step `faces`: every face is read once and aligned if needed, people are split, mixup images are planned."""
+
+import dataclasses
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gdrd_jax.data.align import Aligner
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.prepare import checked, log_skipped, prepare
+from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline.run import REAL, Run
+from gdrd_jax.pipeline.step import Step
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import sha256, write_json
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses a face detector that does not exist."""
+    if config.data.align and not inputs.detector(config).is_file():
+        raise GdrdError(
+            f"config.data.detector: there is no file {config.data.detector!r}; give a YuNet ONNX file", "detector-none"
+        )
+
+
+def files(config: ConfigDict) -> dict[str, str]:
+    """Fingerprints of the face lists, and of the detector where faces are aligned."""
+    faces = inputs.opened(config)
+    found = {"data.path": faces.signature()}
+    if more := inputs.unlabeled(config):
+        found["data.unlabeled"] = more.signature()
+    if config.data.mixup_per_face:
+        found["data.mixup_per_face"] = (
+            f"{config.data.mixup_per_face:g} of all but {config.data.calibration_people}, {config.views.seed}"
+        )
+    if not config.data.align:  # the faces stay where they are
+        folders = [*(faces.roots or [faces.root]), *((more.roots or [more.root]) if more else [])]
+        found["folder"] = " ".join(map(str, folders))
+    else:
+        found["data.detector"] = sha256(inputs.detector(config))
+    return found
+
+
+def run(run: Run) -> str:
+    """Writes a list of faces for each split.
+
+    Returns:
+      A fingerprint of the faces' contents: a face that was only touched or moved redoes no later step.
+    """
+    config, folder = run.config, run.folder("faces")
+
+    def read(faces: Faces, name: str) -> Faces:
+        if not config.data.align:
+            return checked(faces)
+        return prepare(faces, folder / name, aligner=Aligner(inputs.detector(config)))
+
+    everyone, more = read(inputs.opened(config), "aligned"), inputs.unlabeled(config)
+    more = read(more, "aligned_unlabeled") if more else everyone.take([])
+    more = dataclasses.replace(more, labels=np.full(len(more), -1, np.int32), identities=())
+    for split, part in zip(REAL, (*everyone.split(config.data.test_people), more)):
+        part.save(folder / f"{split}.json")
+    log_skipped(everyone, folder / "train.json")
+    log_skipped(more, folder / "unlabeled.json")
+    fingerprint = f"{everyone.fingerprint}:{config.data.test_people}:{more.fingerprint}"
+    if not config.data.mixup_per_face:
+        return fingerprint
+    how = {
+        "each": config.data.mixup_per_face,
+        "seed": config.views.seed,
+        # The people who choose thresholds must be strangers to the student.
+        "without_last": config.data.calibration_people,
+    }
+    write_json(folder / "mixup.json", how)
+    return f"{fingerprint}:{run.faces('mixup').fingerprint}"
+
+
+STEP = Step("faces", run, ("data.align", "data.test_people"), files=files, check=check)

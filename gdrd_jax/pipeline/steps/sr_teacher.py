@@ -1,0 +1,24 @@
+"""Step `teacher`: an SR diffusion network trained on the faces, where the user has no generative teacher."""
+
+from gdrd_jax.data.degradation import STRENGTHS
+from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline.run import Run
+from gdrd_jax.pipeline.step import Step
+
+DEGRADED = tuple(f"views.{name}" for name in STRENGTHS)
+
+
+def run(run: Run) -> None:
+    """Trains an SR diffusion network on the training people."""
+    from gdrd_jax.teachers import sr_training
+
+    sr_training.train(
+        run.faces("train"), inputs.views(run.config), inputs.sr_settings(run.config), run.folder("teacher"),
+        seed=run.config.seed,
+    )  # fmt: skip
+
+
+STEP = Step(
+    "teacher", run, ("seed", "views.resolution", "views.kernel", *DEGRADED, "sr"), after=lambda config: ("faces",),
+    neutral=dict.fromkeys(DEGRADED, 0), trains=True,
+)  # fmt: skip

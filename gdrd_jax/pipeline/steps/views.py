@@ -1,0 +1,41 @@
+"""Steps `views` and `small_faces`: the low-resolution images that the student sees."""
+
+import dataclasses
+
+from gdrd_jax.data.degradation import Views
+from gdrd_jax.data.extract import Extraction, extract, view_loader
+from gdrd_jax.data.feature_store import FeatureStore
+from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline.run import Run
+from gdrd_jax.pipeline.step import Step
+
+SMALL = 3  # times the low resolution, at which blur, crop and reduction lose nearly nothing to the full size
+
+
+def run(run: Run) -> None:
+    """Reduces every view of every face to the low resolution."""
+    for split in inputs.splits(run.config):
+        count = inputs.view_count(split, run.config.views.count)
+        _store(run, "views", split, inputs.views(run.config), count, "low-resolution views")
+
+
+def run_small(run: Run) -> None:
+    """Reduces the faces that are degraded inside the training step to a few times the low resolution."""
+    how = Views.plain(SMALL * run.config.views.resolution, "area")
+    for split in ("train", "unlabeled"):
+        _store(run, "small_faces", split, how, 1, "small faces")
+
+
+def _store(run: Run, step: str, split: str, how: Views, count: int, what: str) -> None:
+    """Stores the first `count` reduced views of every face of a split; `what` names them beside the progress bar."""
+    source = run.faces(split)
+    store = FeatureStore.create(
+        run.path(step, split), rows=len(source), views=count, shape=(how.resolution, how.resolution, 3),
+        dtype="uint8", made_from={"faces": source.fingerprint}, about=dataclasses.asdict(how),
+        arrays=inputs.array_url(run.config, step, split, how),
+    )  # fmt: skip
+    extract(Extraction(store, view_loader(source, how, low=True), None, f"{what}, {split}"), run.process)
+
+
+VIEWS = Step("views", run, ("views",), after=lambda config: ("faces",), shared=True)
+SMALL_FACES = Step("small_faces", run_small, ("views.resolution",), after=lambda config: ("faces",), shared=True)

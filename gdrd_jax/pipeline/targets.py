@@ -1,0 +1,74 @@
+"""Feature stores of the teachers' targets."""
+
+import dataclasses
+import platform
+from importlib import metadata, util
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gdrd_jax.data.extract import Extraction
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.feature_store import FeatureStore
+from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline.run import Run
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.version import __version__
+
+PACKAGES = ("torch", "diffusers", "onnxruntime")
+
+
+def target_extraction(run: Run, step: str, split: str, shape: tuple[int, ...], network, load, compute) -> Extraction:
+    """How the targets of a split are computed.
+
+    Args:
+      run: the run that they are for.
+      step: "discriminative" or "generative".
+      split: of the faces.
+      shape: of one target.
+      network: the teacher.
+      load: see `Extraction`.
+      compute: see `Extraction`.
+    """
+    config, faces, how = run.config, run.faces(split), inputs.views(run.config)
+    views = inputs.target_views(config) if step == "discriminative" else config.views.count
+    made_by = {"gdrd_jax": __version__} | {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}
+    store = FeatureStore.create(
+        run.path(step, split), rows=len(faces), views=inputs.view_count(split, views), shape=shape, dtype="float16",
+        made_from={"faces": faces.fingerprint, "teacher": network.fingerprint},
+        about={
+            "teacher": network.settings, "views": dataclasses.asdict(how), "versions": made_by,
+            "data": config.data.path, "machine": platform.platform(),
+        },
+        arrays=inputs.array_url(config, step, split, how),
+    )  # fmt: skip
+    return Extraction(store, load, compute, f"{step} targets, {split}")
+
+
+def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndarray, FeatureStore]], dict, str]:
+    """What stage dis learns from in a workdir, whatever its inputs.
+
+    Returns:
+      Parts of faces: the faces, their rows, the labels of these rows (-1 for none), and the store of T_d's embeddings;
+      then `name` and `fingerprint` of T_d, and a fingerprint of the faces.
+
+    Raises:
+      GdrdError: it is no workdir, or the steps `faces` and `discriminative` are not finished.
+    """
+    run = Run.open(workdir)
+    if not (run.folder("faces") / "train.json").exists():
+        raise GdrdError(f"{workdir} has no output of the step `faces`; run gdrd precompute first", "faces-none")
+    parts, known = [], run.faces("train")
+    identities = len(known.identities) - run.config.data.calibration_people
+    for split, rows in (("train", np.flatnonzero(known.labels < identities)), ("unlabeled", None)):
+        faces = run.faces(split)
+        rows = np.arange(len(faces)) if rows is None else rows
+        if len(rows):
+            parts.append((faces, rows, faces.labels[rows], run.store("discriminative", split)))
+    return parts, teacher_of(run.config, parts[0][3]), ":".join(faces.fingerprint for faces, _, _, _ in parts)
+
+
+def teacher_of(config: ConfigDict, targets: FeatureStore) -> dict[str, str]:
+    """`name` and `fingerprint` of the T_d that made these targets."""
+    return {"name": inputs.recognizer_name(config), "fingerprint": targets.manifest["made_from"]["teacher"]}
