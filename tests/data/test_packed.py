@@ -107,7 +107,8 @@ def test_a_student_learns_from_a_packed_set_alone(parts, tmp_path, residency):
     runner.run(config, tmp_path / residency)
     about = json.loads((tmp_path / residency / "dis" / "student" / "description.json").read_text())
     assert about["teacher"] == TEACHER and about["student"]["embedding_dim"] == DIM
-    assert sorted(path.name for path in (tmp_path / residency).iterdir() if path.is_dir()) == ["dis"]
+    assert sorted(path.name for path in (tmp_path / residency).iterdir() if path.is_dir()) == ["dis", "steps"]
+    assert [path.name.split("-")[0] for path in (tmp_path / residency / "steps").iterdir()] == ["dis"]
     assert runner.finished(config, tmp_path / residency)
     config.until = "report"
     with pytest.raises(GdrdError, match="config.data.packed is for stage dis alone"):

@@ -349,14 +349,13 @@ def test_a_folder_of_a_diffusion_model_is_no_workdir(finished, faces_folder, tmp
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("lost", ["gen/backbone", "report.html", "views/train"])
+@pytest.mark.parametrize("lost", ["gen/backbone", "report.html", "report/roc.png", "views/train"])
 def test_lost_output_is_made_again(copy, faces_folder, caplog, lost):
     before = metrics(copy)
     shutil.rmtree(copy / lost, ignore_errors=True)
     (copy / lost).unlink(missing_ok=True)
-    assert steps_run(tiny_config(faces_folder), copy, caplog) == [
-        {"report.html": "report"}.get(lost, lost.split("/")[0])
-    ]
+    # The results in the workdir are copies of those in the step's folder.
+    assert steps_run(tiny_config(faces_folder), copy, caplog) == ([] if lost == "report.html" else [lost.split("/")[0]])
     assert (copy / lost).exists()
     assert metrics(copy) == before
 
@@ -1012,7 +1011,7 @@ def test_views_and_targets_live_in_a_bucket_that_workdirs_share(bucket, faces_fo
     kept = {"views", "small_faces", "discriminative"}
     assert {key.split("/")[1] for key in object_store.keys(bucket)} == {"gdrd_jax", *kept}
     assert {path.name for step in kept for path in (tmp_path / "a" / step).rglob("*") if path.is_file()} == {
-        "step.json", "manifest.json"
+        "step.json", "manifest.json", LOCK
     }  # fmt: skip
     with monkeypatch.context() as patched:
         patched.setattr(FeatureStore, "write", lambda *args: 1 / 0)  # nothing is left to do
