@@ -71,6 +71,7 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     given = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
     known = settings.default()
     argv = [f"--config={_config_file(a.removeprefix('--config='))}" if a.startswith("--config=") else a for a in argv]
+    files = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
     try:
         rest = flags.FLAGS(argv)
         # A config file that could not be loaded raises only when its value is read.
@@ -85,24 +86,25 @@ def parse_flags(argv: list[str]) -> ConfigDict:
             raise GdrdError(message, "config-raises") from error
         raise GdrdError(" ".join(message.split()), "flag-invalid") from error
     except OSError as error:
-        for text in (a.removeprefix("--config=") for a in argv if a.startswith("--config=")):
-            if re.fullmatch(r"\w+", text.partition(":")[0]):
-                names = ", ".join(config_names())
-                message = f"there is no config {text!r}; give a file, or one of {names}"
-                raise GdrdError(message, "config-unknown") from error
+        for text in files:
             if ":" in text and (Path(text).is_file() or Path(text.rpartition(":")[0]).is_file()):
                 raise GdrdError(
                     f"the config {text!r} could not be loaded: the first ':' separates the file from its mode, so the "
                     "path must not contain one; rename it, or change to the file's folder first",
                     "config-path-colon",
                 ) from error
+            if re.fullmatch(r"\w+", text.partition(":")[0]):
+                names = ", ".join(config_names())
+                message = f"there is no config {text!r}; give a file, or one of {names}"
+                raise GdrdError(message, "config-unknown") from error
         last = str(error).splitlines()[-1].strip()
         raise GdrdError(f"the config could not be loaded: {last}", "config-unreadable") from error
     except Exception as error:  # a user's config file may raise anything
         unknown = [name for name in given if name not in settings.keys(known)]
         if unknown:
             raise GdrdError(settings.unknown_key(unknown[0], known), "setting-unknown") from error
-        place = f"{error.filename}, line {error.lineno}," if isinstance(error, SyntaxError) else "the config"
+        place = f"the config {files[-1]!r}" if files else "a setting"
+        place = f"{error.filename}, line {error.lineno}," if isinstance(error, SyntaxError) else place
         # ml_collections wraps its own message, of several lines, in another exception's repr.
         lines = str(error.args[0] if error.args else error).replace("\\n", "\n").strip("'").splitlines() or [""]
         what = lines[0].split(" Other fields present")[0]
@@ -124,7 +126,7 @@ def this_process() -> ProcessInfo:
     if not known or _PROCESS.value >= _PROCESSES.value or _PROCESSES.value == 1:
         raise GdrdError(
             "several processes need --coordinator=HOST:PORT, a free port of the first machine, --processes=N, their "
-            "number, and --process=I, a different number from 0 to N-1 for each",
+            "number, and --process=0 to N-1, a different one for each",
             "processes-flags",
         )
     return ProcessInfo(_PROCESS.value, _PROCESSES.value, coordinator=_COORDINATOR.value)

@@ -81,7 +81,7 @@ def test_a_config_is_found_by_its_name(tmp_path):
         (["--config=quickstart", "extra"], "argument-unexpected", ["'extra'", "--config.NAME=VALUE"]),
         (["--config=quickstart", "--config.gen.steps=x"], "flag-invalid", ["config.gen.steps", "x"]),
         (["--config=quickstart", "--processes=2"], "processes-flags", ["--coordinator", "--processes", "--process"]),
-        (["--config=broken.py"], "config-raises", ["broken.py, line 2", "ZeroDivisionError"]),
+        (["--config=broken.py"], "config-raises", ["'broken.py'", "ZeroDivisionError"]),
         (["--config=syntax.py"], "config-raises", ["syntax.py, line 1", "SyntaxError"]),
         (["--config=a:b.py"], "config-path-colon", ["'a:b.py'"]),
         (["--config=none.py"], "config-unreadable", ["none.py"]),

@@ -130,7 +130,7 @@ def test_mistakes_are_told_before_the_work(workdir, faces, tmp_path, capsys):
     out = tmp_path / "out"
     cases = [
         ((tmp_path / "full", "--calibration", faces), "[output-exists]", str(tmp_path / "full"), "thesis.tex"),
-        ((workdir / "dis" / "student", "--calibration", faces), "[output-is-input]", str(workdir / "dis" / "student")),
+        ((workdir / "dis" / "student", "--calibration", faces), "[output-exists]", str(workdir / "dis" / "student")),
         ((out,), "[calibration-missing]", "kept 0 calibration people", "--calibration"),
         ((out, "--format", "onxx"), "[flag-value]", "--format onxx", "safetensors, onnx"),
         ((out, "--calibration", faces, "--baseline", "none.onnx"), "--baseline none.onnx"),
@@ -217,7 +217,7 @@ def test_only_an_exported_student_is_replaced(exported, workdir, faces, tmp_path
         (copy / "in", "..", " [output-in-use]\n"),
         (copy, ".", " [output-in-use]\n"),
         (tmp_path, "/proc", " [output-in-use]\n"),
-        (tmp_path, "copy/README.md/out", "copy/README.md/out"),
+        (tmp_path, "copy/README.md/out", "copy/README.md cannot be written"),
     ):
         monkeypatch.chdir(here)
         assert export.main([str(workdir), folder, *calibration]) == 2
