@@ -87,7 +87,7 @@ def _status(work: Callable[[], None], resumes: bool) -> int:
     except (RuntimeError, AssertionError) as error:
         if not (problem := platform_problem(error)):
             raise
-        return print_error(problem, "platform-unusable")
+        return print_error(problem, "jax-platform")
     except (Interrupted, KeyboardInterrupt) as stop:
         for number in (signal.SIGINT, signal.SIGTERM):  # a second one would cut through the threads' end
             signal.signal(number, signal.SIG_IGN)

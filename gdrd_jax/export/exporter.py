@@ -184,10 +184,10 @@ def _refuse_others(folder: Path) -> None:
     if strange:
         raise GdrdError(
             f"{folder} holds other things than an exported student, such as {min(strange)}; choose another folder",
-            "output-exists",
+            "output-not-ours",
         )
     if not bundle.is_exported(bundle.described_by(folder)):
-        raise GdrdError(f"{folder} holds the student of a training run; choose another folder", "output-exists")
+        raise GdrdError(f"{folder} holds the student of a training run; choose another folder", "output-not-ours")
 
 
 @dataclasses.dataclass(frozen=True)

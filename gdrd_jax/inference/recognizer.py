@@ -133,7 +133,7 @@ class Recognizer:
         """
         if directory.exists() and not _replaceable({path.name for path in directory.iterdir()}):
             raise GdrdError(
-                f"{directory} holds other things than a trained student; choose another folder", "output-exists"
+                f"{directory} holds other things than a trained student; choose another folder", "output-not-ours"
             )
         with replacing(directory) as new, writing(directory):
             file = new / bundle.WEIGHTS

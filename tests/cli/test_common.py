@@ -160,7 +160,7 @@ def test_a_platform_that_jax_cannot_use_is_one_sentence(platform, tmp_path):
         "tools/recognize.py", "embed", tmp_path / "faces", "--model", tmp_path / "run", "--out", tmp_path / "x"
     )
     status, _, error = shell(tool, JAX_PLATFORMS=platform)
-    assert status == 2 and error.startswith("error: ") and error.endswith(" [platform-unusable]\n"), error
+    assert status == 2 and error.startswith("error: ") and error.endswith(" [jax-platform]\n"), error
     assert error.count("\n") == 1 and f"{platform!r}" in error and "unset JAX_PLATFORMS" in error
 
 

@@ -109,7 +109,7 @@ def test_a_student_replaces_a_student_and_nothing_else(recognizer, tmp_path):
         assert Recognizer.load(folder).kernel == "bicubic" and describe_student(folder)["step"] == 3
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "manifest.json").write_text("{}")
-    with raises("output-exists", tmp_path / "web"):
+    with raises("output-not-ours", tmp_path / "web"):
         Recognizer.save(recognizer.student, settings, "area", tmp_path / "web")
     assert (tmp_path / "web" / "manifest.json").read_text() == "{}"
 

@@ -129,8 +129,8 @@ def test_mistakes_are_told_before_the_work(workdir, faces, tmp_path, capsys):
     (tmp_path / "full" / "thesis.tex").touch()
     out = tmp_path / "out"
     cases = [
-        ((tmp_path / "full", "--calibration", faces), "[output-exists]", str(tmp_path / "full"), "thesis.tex"),
-        ((workdir / "dis" / "student", "--calibration", faces), "[output-exists]", str(workdir / "dis" / "student")),
+        ((tmp_path / "full", "--calibration", faces), "[output-not-ours]", str(tmp_path / "full"), "thesis.tex"),
+        ((workdir / "dis" / "student", "--calibration", faces), "[output-not-ours]", str(workdir / "dis" / "student")),
         ((out,), "[calibration-missing]", "kept 0 calibration people", "--calibration"),
         ((out, "--format", "onxx"), "[flag-value]", "--format onxx", "safetensors, onnx"),
         ((out, "--calibration", faces, "--baseline", "none.onnx"), "--baseline none.onnx"),
@@ -151,7 +151,7 @@ def test_the_student_of_a_run_is_not_replaced_by_an_export(workdir, faces, tmp_p
     before = {path.name: path.read_bytes() for path in (run / "dis" / "student").iterdir()}
     assert export.main([*map(str, (workdir, run / "dis" / "student", "--calibration", faces))]) == 2
     error = capsys.readouterr().err
-    assert str(run / "dis" / "student") in error and error.endswith(" [output-exists]\n")
+    assert str(run / "dis" / "student") in error and error.endswith(" [output-not-ours]\n")
     assert {path.name: path.read_bytes() for path in (run / "dis" / "student").iterdir()} == before
 
 
@@ -206,7 +206,7 @@ def test_only_an_exported_student_is_replaced(exported, workdir, faces, tmp_path
     calibration = ("--calibration", str(faces))
     assert export.main([str(workdir), str(web), *calibration]) == 2
     error = capsys.readouterr().err
-    assert f"{web} " in error and "src" in error and error.endswith(" [output-exists]\n")
+    assert f"{web} " in error and "src" in error and error.endswith(" [output-not-ours]\n")
     (web / "src").rmdir()
     assert export.main([str(workdir), str(web), *calibration]) == 2
     error = capsys.readouterr().err
