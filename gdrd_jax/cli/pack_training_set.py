@@ -40,7 +40,7 @@ def work(given: argparse.Namespace) -> None:
 
     if not (8 <= given.size <= 112 and 1 <= given.quality <= 100):
         raise GdrdError(
-            f"--size {given.size} --quality {given.quality}: the size must be 8 to 112, the quality 1 to 100",
+            f"--size {given.size} --quality {given.quality}: a size must be 8 to 112, a quality 1 to 100",
             "flag-value",
         )
     if not 0.04 <= given.step <= 1:  # at 0.04, 127 steps hold 5 standard deviations

@@ -136,7 +136,7 @@ def find(path: Path) -> list[Path]:
       GdrdError: the path is missing, or holds no images.
     """
     if not path.exists():
-        raise GdrdError(f"there is no file or folder {str(path)!r}", "file-missing")
+        raise GdrdError(f"there is no file or folder {str(path)!r}", "path-missing")
     if path.is_file():
         return [path]
     if (path / MANIFEST).exists():
@@ -150,7 +150,7 @@ def find(path: Path) -> list[Path]:
         raise GdrdError(f"{path} holds no images; give an image, or a folder of images", "images-missing")
     others = [name for name, image in zip(files.names, images) if not image]
     if others:
-        LOG.info("%s: left out %d files that are not images, such as %s", path, len(others), others[0])
+        LOG.info("%s: %d files are not images and are left out, such as %s", path, len(others), others[0])
     return [path / name for name, image in zip(files.names, images) if image]
 
 

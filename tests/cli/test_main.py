@@ -60,6 +60,14 @@ def test_every_command_has_a_help_under_its_own_name(command, monkeypatch, capsy
         assert text.partition("\noptions:\n")[2].partition("\nexamples:\n  ")[2].startswith(f"gdrd {command}")
 
 
+@pytest.mark.parametrize("command", sorted(set(gdrd.COMMANDS) - {"train", "precompute"}))
+def test_wrong_arguments_of_every_command_are_an_error_with_a_code(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gdrd"])
+    assert gdrd.main([command, "--nonsense"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.endswith(f"gdrd {command} --help explains the arguments [usage]\n")
+
+
 def test_a_config_is_found_by_its_name(tmp_path):
     assert {"quickstart", "stage_gen", "stage_dis", "paper", "pretrained"} <= set(config_names())
     wrong = ["--config.gen.stpes=3"]

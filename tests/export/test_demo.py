@@ -188,7 +188,7 @@ def test_what_cannot_start_is_told_in_a_sentence(workdir, people, tmp_path, caps
         ([*model, "--teacher", "x.onnx"], "--teacher x.onnx: there is no file"),
         ([*model, "--teacher", str(other)], "[teacher-is-student]", f"--teacher {other}", "--model"),
         ([*model, "--gallery", str(tmp_path / "known")], str(tmp_path / "known"), "is of another recognizer"),
-        ([*model, "--gallery", str(tmp_path / "none")], "[file-missing]", str(tmp_path / "none")),
+        ([*model, "--gallery", str(tmp_path / "none")], "[path-missing]", str(tmp_path / "none")),
         (["--port", "70000"], "[flag-value]", "--port 70000", "65535"),
         (["--port", "-1"], "[flag-value]", "--port -1"),
     ]

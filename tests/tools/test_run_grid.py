@@ -105,6 +105,11 @@ def test_a_grid_that_cannot_be_compared_or_would_share_a_workdir_is_refused(tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_fails_ends_the_grid(tmp_path):
+    with raises("run-failed", tmp_path / "run", "status 2"):
+        run_grid.train(["--config=none.py"], tmp_path / "run")
+
+
 def test_a_dev_set_without_folds_is_told(tmp_path):
     with raises("dev-folds", "--config.dev.path", "--config.dev.pairs"):
         written(tmp_path / "run", np.ones(4), np.array([True, False] * 2), np.zeros(4, int))
