@@ -14,6 +14,12 @@ from gdrd_jax.utils.platforms import platform_problem
 from gdrd_jax.utils.signals import Interrupted
 
 CLOSED_PIPE = 128 + signal.SIGPIPE
+
+
+def _terminated(number: int, _frame) -> None:
+    raise Interrupted("between two saves", number)
+
+
 EXAMPLES = "\nExamples:\n"
 
 
@@ -36,10 +42,6 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str):
         """Raises the error of a mistake in the arguments."""
         raise GdrdError(f"{message}; {self.prog} --help explains the arguments", "usage")
-
-
-def _terminated(number: int, _frame) -> None:
-    raise Interrupted("between two saves", number)
 
 
 def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:

@@ -68,14 +68,14 @@ def _embed(recognizer: Recognizer | NativeRecognizer, found: list[Path], *, alig
 def enroll(
     recognizer: Recognizer | NativeRecognizer, path: Path, folder: Path, *, align: bool, add: bool
 ) -> tuple[Gallery, Embedded]:
-    """Adds the people of `path` to the gallery in `folder`; see `add_people`.
+    """Puts the people of `path` into the gallery `folder`; see `add_people`.
 
     Args:
       recognizer: a student, or its teacher for full-size faces.
-      add: extend an existing gallery; otherwise `folder` must not hold one.
+      add: to those who are in it; otherwise it is made anew.
 
     Raises:
-      GdrdError: there is no usable picture, or `folder` is not a gallery, or one of another student.
+      GdrdError: no usable picture, or `folder` is no gallery, or of another student.
     """
     claim_folder(folder, "a gallery", "--gallery")
     fingerprint = recognizer.fingerprint()
@@ -96,10 +96,10 @@ def add_people(
     """Adds the people of a folder, FOLDER/PERSON/IMAGE or FOLDER/PERSON.jpg, as metadata `path` and `align`.
 
     Args:
-      saved: the gallery will be saved; the packages that this needs for its size are checked first.
+      saved: the gallery is saved afterwards; what that needs of so many faces is checked first.
 
     Raises:
-      GdrdError: there is no usable picture, or a package is missing.
+      GdrdError: no usable picture, or a package is missing.
     """
     files, root = preprocess.find(path), path if path.is_dir() else path.parent
     if saved:

@@ -27,7 +27,7 @@ def test_help_lists_every_command_and_version_is_the_packages(capsys):
     assert gdrd.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(text.count(f"\n  {name} ") == 1 for name in gdrd.COMMANDS)
-    assert len(gdrd.COMMANDS) == sum(map(len, gdrd.GROUPS.values())) == 15
+    assert len(gdrd.COMMANDS) == sum(map(len, gdrd.GROUPS.values()))
     starts = [text.index(f"\n{title}:\n") for title in gdrd.GROUPS]
     assert starts == sorted(starts) and starts[0] < text.index("\n  train ") < starts[1] < text.index("\n  evaluate ")
     assert max(map(len, text.splitlines())) <= 120
