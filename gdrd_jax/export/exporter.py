@@ -39,7 +39,7 @@ FORMATS = {
     "int8": "student.int8.onnx", "stablehlo": "student.stablehlo",
 }  # fmt: skip
 INEXACT = ("int8",)
-VERIFIED = 1000  # faces on which the files are compared with the student, at most
+PROVED = 1000  # faces on which the files are compared with the student, at most
 LEAST_COSINE = 0.99999
 CALIBRATED = 256  # faces to quantize on, at most
 FEW = 64  # made-up images
@@ -112,7 +112,7 @@ def export(settings: Settings, folder: Path) -> dict:
     calibration = _calibration(settings, source, recognizer)
     if calibration:
         recognizer = calibration.learn(recognizer, teacher)
-        few = calibration.low[np.random.default_rng(0).permutation(len(calibration.low))[:VERIFIED]]
+        few = calibration.low[np.random.default_rng(0).permutation(len(calibration.low))[:PROVED]]
         named = calibration.name
     elif "int8" in settings.formats or teacher:
         raise GdrdError("--format int8 and --teacher need faces; give --calibration FACES", "calibration-missing")
@@ -220,7 +220,7 @@ class Calibration:
 
 
 def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Calibration | None:
-    """The faces to learn thresholds on; None for an exported student, which has its thresholds already."""
+    """What thresholds are learned on; None where an exported student brings them."""
     low = lambda faces: dev.reduced(faces, recognizer.resolution, recognizer.kernel)  # noqa: E731
     if settings.calibration:
         found = open_faces(settings.calibration)
@@ -244,9 +244,9 @@ def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Ca
 
 
 def _images(benchmark: PairBenchmark | None, resolution: int) -> tuple[np.ndarray, str]:
-    """Inputs to compare the files on if there are no calibration faces: those of the pairs, or made-up images."""
+    """What to compare files on where there are no calibration faces: those of the pairs, or made-up ones."""
     if benchmark:
-        return benchmark.faces[:VERIFIED], Path(benchmark.pairs.about.get("pairs", "the pairs")).name
+        return benchmark.faces[:PROVED], Path(benchmark.pairs.about.get("pairs", "the pairs")).name
     random = np.random.default_rng(0)
     rough = random.integers(0, 256, (FEW, resolution // 4, resolution // 4, 3), np.uint8)
     return np.stack([resize(image, resolution, "bicubic") for image in rough]), "made-up images"
@@ -338,7 +338,7 @@ def _write(
 
 
 def _backend(name: str, path: Path, recognizer: Recognizer, settings: dict) -> Backend:
-    """A written file, run by the library that will run it elsewhere."""
+    """The written file, run by what will run it elsewhere."""
     if name == "safetensors":
         student = abstract_student(settings)
         weights.restore(student, weights.load_safetensors(path)[0])
