@@ -103,7 +103,7 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         unknown = [name for name in given if name not in settings.keys(known)]
         if unknown:
             raise GdrdError(settings.unknown_key(unknown[0], known), "setting-unknown") from error
-        place = f"the config {files[-1]!r}" if files else "a setting"
+        place = f"the config {files[-1]!r}" if files else "the config"
         place = f"{error.filename}, line {error.lineno}," if isinstance(error, SyntaxError) else place
         # ml_collections wraps its own message, of several lines, in another exception's repr.
         lines = str(error.args[0] if error.args else error).replace("\\n", "\n").strip("'").splitlines() or [""]

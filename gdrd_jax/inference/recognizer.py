@@ -135,10 +135,10 @@ class Recognizer:
             raise GdrdError(
                 f"{directory} holds other things than a trained student; choose another folder", "output-not-ours"
             )
+        fingerprint = Recognizer(student, kernel).fingerprint()
         with replacing(directory) as new, writing(directory):
             file = new / bundle.WEIGHTS
             weights.save_safetensors(student, file, {})
-            fingerprint = Recognizer(student, kernel).fingerprint()
             manifest = bundle.described(settings, kernel, fingerprint, None, [file])
             write_json(new / bundle.MANIFEST, manifest | remarks)
 
