@@ -1,10 +1,10 @@
-"""GDRD (arXiv 2409.06371) in JAX: recognizes people from faces only 16x16 pixels large."""
+"""GDRD (arXiv 2409.06371) in JAX: face recognition at 8 to 32 pixels."""
 
 from gdrd_jax.version import __version__ as __version__
 
 
 def __getattr__(name: str):
-    # JAX and Flax take seconds, which only those who ask for these have to wait.
+    # Importing JAX and Flax takes seconds, so it waits until one of these names is used.
     if name == "Recognizer":
         from gdrd_jax.inference.recognizer import Recognizer as found
     elif name == "Gallery":

@@ -4,27 +4,43 @@ import difflib
 import importlib
 import sys
 
+from gdrd_jax.cli.common import print_error
 from gdrd_jax.version import __version__
 
-# Name: module of `gdrd_jax.cli`, and one line for `gdrd --help`.
-COMMANDS = {
-    "train": ("train", "train a student as a config says; what is done is skipped"),
-    "precompute": ("precompute_teacher", "run the teachers over the faces of a training, on any number of machines"),
-    "prepare": ("prepare_faces", "check, align and store faces"),
-    "evaluate": ("evaluate", "verification and identification on LFW, .bin, TinyFace, UCCS and AR"),
-    "export": ("export", "write a student as ONNX, StableHLO or safetensors, with thresholds and a model card"),
-    "embed": ("recognize", "embed a folder of faces into an .npz file"),
-    "verify": ("recognize", "compare two faces"),
-    "enroll": ("recognize", "make or extend a gallery of known people"),
-    "search": ("recognize", "search faces in a gallery"),
-    "demo": ("demo", "compare and search faces in a browser"),
-    "grid": ("run_grid", "train combinations of settings with several seeds and compare them in one table"),
-    "pack": ("pack_training_set", "pack a training set into small files for a machine with a GPU"),
-    "pack-mixup": ("pack_mixup", "embed mixup images of a packed training set with the teacher"),
-    "train-sr-teacher": ("train_sr_teacher", "train an SR diffusion model as generative teacher"),
-    "study-taps": ("study_taps", "compare what the layers of a generative teacher know of identity"),
+# For each group of `gdrd --help` its commands: name, module of `gdrd_jax.cli`, and one line.
+GROUPS = {
+    "Train": {
+        "prepare": ("prepare_faces", "check, align and store faces"),
+        "train": ("train", "train a student as a config describes; an interrupted run continues"),
+        "precompute": ("precompute_teacher", "run the teachers of a training ahead of it, on any number of machines"),
+        "grid": ("run_grid", "train combinations of settings with several seeds and compare them"),
+    },
+    "Evaluate": {
+        "evaluate": ("evaluate", "verification and identification on LFW, .bin, TinyFace, UCCS and AR"),
+    },
+    "Use": {
+        "verify": ("recognize", "compare two faces"),
+        "enroll": ("recognize", "create or extend a gallery of known people"),
+        "search": ("recognize", "search for faces in a gallery"),
+        "embed": ("recognize", "write the embeddings of a folder of faces to an .npz file"),
+        "demo": ("demo", "compare and search faces in a browser"),
+    },
+    "Export": {
+        "export": ("export", "write a student as ONNX, StableHLO or safetensors, with thresholds and a model card"),
+    },
+    "Tools": {
+        "pack": ("pack_training_set", "pack a training set into small files for a machine with a GPU"),
+        "pack-mixup": ("pack_mixup", "embed mixup images of a packed training set with the teacher"),
+        "train-sr-teacher": ("train_sr_teacher", "train an SR diffusion model as generative teacher"),
+        "study-taps": ("study_taps", "compare the layers of generative teachers as sources of identity features"),
+    },
 }
-MORE = "gdrd COMMAND --help says more."
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+FOOTER = """gdrd COMMAND --help explains a command; gdrd --version prints the version.
+
+examples:
+  gdrd verify A.jpg B.jpg           # with the pretrained student gdrd-16
+  gdrd train --config=quickstart    # a small training, in minutes"""
 RECOGNIZE = "recognize"  # one module for several commands
 
 
@@ -47,18 +63,19 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "; gdrd --help lists all"
-        print(f"error: there is no command {command!r}{hint}", file=sys.stderr)
-        return 2
+        hint = f"did you mean {near[0]!r}?" if near else "gdrd --help lists all commands"
+        return print_error(f"there is no command {command!r}; {hint}", "command-unknown")
     name = COMMANDS[command][0]
-    sys.argv[0] = "gdrd" if name == RECOGNIZE else f"gdrd {command}"  # which argparse shows
+    sys.argv[0] = "gdrd" if name == RECOGNIZE else f"gdrd {command}"  # argparse shows it in its usage line
     module = importlib.import_module(f"gdrd_jax.cli.{name}")
     return module.main(argv if name == RECOGNIZE else rest)
 
 
 def _help() -> str:
-    lines = [f"  {name:18}{about}" for name, (_, about) in COMMANDS.items()]
-    return "\n".join(["usage: gdrd COMMAND ...", "", "Face recognition at 8 to 32 pixels.", "", *lines, "", MORE])
+    lines = ["usage: gdrd COMMAND ...", "", "Face recognition at 8 to 32 pixels."]
+    for title, group in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:18}{about}" for name, (_, about) in group.items())]
+    return "\n".join([*lines, "", FOOTER])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""What all command lines do with errors, signals and closed pipes."""
+"""What all command lines share: the parser of arguments, and how errors, signals and closed pipes end them."""
 
+import argparse
 import contextlib
 import logging
 import os
@@ -19,15 +20,39 @@ def _terminated(number: int, _frame) -> None:
     raise Interrupted("between two saves", number)
 
 
+EXAMPLES = "\nExamples:\n"
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose mistakes are `GdrdError`s, so that they are printed like all others.
+
+    Args:
+      about: the text above the options, whose lines stay as they are. What follows a line "Examples:" in it is
+        printed below the options.
+      settings: of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, about: str | None = None, **settings):
+        above, _, examples = (about or "").partition(EXAMPLES)
+        super().__init__(
+            description=above or None, epilog=f"examples:\n{examples}" if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter, **settings,
+        )  # fmt: skip
+
+    def error(self, message: str):
+        """Raises the error of a mistake in the arguments."""
+        raise GdrdError(f"{message}; {self.prog} --help explains the arguments", "usage")
+
+
 def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:
     """Does the work of a command line, parsing its arguments included.
 
     Args:
       work: does it.
-      resumes: the same command goes on where it was stopped.
+      resumes: the same command continues where it was stopped.
 
     Returns:
-      The exit status: 2 for a user's mistake, 130 after Ctrl-C, 141 where the reader of the output has gone (`| head`),
+      The exit status: 2 for a user's mistake, 130 after Ctrl-C, 141 if the reader of the output has gone (`| head`),
       0 after SIGTERM and otherwise.
     """
     signal.signal(signal.SIGTERM, _terminated)
@@ -38,7 +63,8 @@ def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:
         return status
     except BrokenPipeError as error:
         if not _output_is_closed():  # a worker's pipe, or a socket
-            return _mistake(f"{error.strerror}: a process or connection that this command works with has ended")
+            what = f"{error.strerror}: a process or connection that this command works with has ended"
+            return print_error(what, "connection-lost")
         _silence()
         return CLOSED_PIPE
     except SystemExit:  # argparse's
@@ -54,26 +80,28 @@ def _status(work: Callable[[], None], resumes: bool) -> int:
     try:
         work()
     except GdrdError as error:
-        return _mistake(f"{error} [{error.code}]")
+        return print_error(str(error), error.code)
     except BrokenPipeError:
         raise
     except OSError as error:
-        return _mistake(f"{error.strerror or error}: {error.filename or 'no file named'}")
+        where = f": {error.filename}" if error.filename else ""
+        return print_error(f"{error.strerror or error}{where}", "system")
     except (RuntimeError, AssertionError) as error:
         if not (problem := platform_problem(error)):
             raise
-        return _mistake(problem)
+        return print_error(problem, "jax-platform")
     except (Interrupted, KeyboardInterrupt) as stop:
         for number in (signal.SIGINT, signal.SIGTERM):  # a second one would cut through the threads' end
             signal.signal(number, signal.SIG_IGN)
-        told = f": {str(stop) or 'between two saves'}; the same command continues" if resumes else ""
-        print(f"\nstopped{told}", file=sys.stderr)
+        how = f": {str(stop) or 'between two saves'}; the same command continues" if resumes else ""
+        print(f"\nstopped{how}", file=sys.stderr)
         return 0 if getattr(stop, "signal", signal.SIGINT) == signal.SIGTERM else 130
     return 0
 
 
-def _mistake(what: object) -> int:
-    print(f"error: {what}", file=sys.stderr)
+def print_error(message: str, code: str) -> int:
+    """Prints a user's mistake as all commands do; returns the exit status, 2."""
+    print(f"error: {message} [{code}]", file=sys.stderr)
     return 2
 
 
@@ -82,14 +110,14 @@ def _prepare_output() -> None:
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell: `2>&-`
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif hasattr(stream, "reconfigure"):  # a notebook's has not
-            stream.reconfigure(errors="backslashreplace")  # file names may be of any bytes
+        elif hasattr(stream, "reconfigure"):  # a notebook's streams do not have it
+            stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("gdrd_jax").setLevel(logging.INFO)
 
 
 def flush() -> None:
-    """Writes what is left of the output; raises BrokenPipeError where its reader has gone."""
+    """Writes what is left of the output; raises BrokenPipeError if its reader has gone."""
     sys.stdout.flush()
     sys.stderr.flush()
 

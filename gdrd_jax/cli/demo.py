@@ -1,36 +1,40 @@
-"""Compares two faces at 8, 16 and 32 pixels on a page in the browser.
+"""Compare two faces at 8, 16 and 32 pixels on a page in the browser.
 
-  gdrd demo --model gdrd-16 --teacher w600k_r50.onnx --gallery PEOPLE
+The page is at http://127.0.0.1:7860, for this computer alone. Nothing is sent elsewhere, and uploaded pictures are
+deleted when the command ends (Ctrl-C). A picture is an aligned, square face of any size; with --align it is a
+photograph of one person.
 
-Open http://127.0.0.1:7860 then. Only this computer can, nothing is sent elsewhere, and pictures are deleted when the
-tool ends (Ctrl-C). --model is the name of a pretrained student, what gdrd export wrote, or a workdir of
-gdrd train, which has no thresholds and decides nothing. PEOPLE is a folder PEOPLE/PERSON/IMAGE, or a gallery that
-gdrd enroll made with the 16-pixel student, or the only one: its faces that are most like the first picture
-are shown. Pictures are aligned faces, square, of any size; with --align photographs of one person each.
+PEOPLE is a folder PEOPLE/PERSON/IMAGE, or a gallery of gdrd enroll. The page shows its faces that are most similar to
+the first picture, to the student of 16 pixels if there is one, and otherwise to that of the most pixels.
+
+Examples:
+  gdrd demo
+  gdrd demo --model gdrd-8 --model gdrd-16 --teacher w600k_r50.onnx --gallery PEOPLE
 """
 
 import argparse
 
-from gdrd_jax.cli.common import guarded
+from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.inference.pretrained import DEFAULT
 from gdrd_jax.utils.files import user_path
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("--model", action="append", metavar="M", help=f"a student, {DEFAULT} by default; repeat for other sizes")
-    add("--teacher", metavar="T", help="a recognizer to compare it with: FILE.onnx[:PREPROCESSING]")
-    add("--gallery", type=user_path, metavar="PEOPLE", help="known faces")
-    add("--align", action="store_true", help="photographs: find the face and align it")
-    add("--far", type=float, default=1e-3, help="the share of strangers that may pass, default 0.001")
-    add("--port", type=int, default=7860, help="default 7860")
+    model = f"student, see gdrd verify; repeat for other resolutions (default: {DEFAULT})"
+    add("--model", action="append", metavar="M", help=model)
+    add("--teacher", metavar="T", help="recognizer to compare with: FILE.onnx[:PREPROCESSING]")
+    add("--gallery", type=user_path, metavar="PEOPLE", help="known people")
+    add("--align", action="store_true", help="find the face in each photograph and align it")
+    add("--far", type=float, default=1e-3, help="false accept rate of the decisions (default: 0.001)")
+    add("--port", type=int, default=7860, help="port of the page (default: 7860)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
-    """Runs the tool; returns the exit status."""
+    """Runs the command; returns the exit status."""
 
     def work() -> None:
         given = arguments(argv)
@@ -39,10 +43,10 @@ def main(argv: list[str]) -> int:
         check_server(given.port)
         demo = Demo.load(given.model or [DEFAULT], given.teacher, given.gallery, align=given.align, far=given.far)
         page = serve(demo, given.port)
-        print(f"open http://127.0.0.1:{given.port} in a browser; Ctrl-C stops this", flush=True)
+        print(f"open http://127.0.0.1:{given.port} in a browser; Ctrl-C stops the server", flush=True)
         try:
             page.block_thread()
-        finally:  # also after SIGTERM, or the pictures stay
+        finally:  # also after SIGTERM; otherwise the uploaded pictures stay
             page.close(verbose=False)
 
     return guarded(work, resumes=False)

@@ -25,7 +25,7 @@ It can be stopped at any time; the same command continues.
 
 import argparse
 
-from gdrd_jax.cli.common import guarded
+from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.data.degradation import KERNELS
 from gdrd_jax.inference.pretrained import DEFAULT
 from gdrd_jax.utils.files import user_path
@@ -33,7 +33,7 @@ from gdrd_jax.utils.files import user_path
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--model", action="append", metavar="M", help=f"a recognizer, {DEFAULT} by default; repeat for several")
     add("--output", default="", metavar="NAME", help="output of the ONNX models that is the embedding, of several")

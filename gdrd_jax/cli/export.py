@@ -1,57 +1,54 @@
-"""Exports a trained student: ONNX, StableHLO, safetensors, thresholds and a model card, in one folder.
+"""Export a student: ONNX, StableHLO, safetensors, thresholds and a model card, in one folder.
 
-  gdrd export runs/mine exported --calibration FACES --lfw LFW --pairs pairs.txt
+Before anything is written, every file is run on real faces and compared with the student, and with --lfw verified on
+LFW's pairs; the results are in the model card, FOLDER/README.md. FACES are aligned faces of people whose identity the
+student was not trained on, in any format; their number limits how small a false accept rate the thresholds support.
+Without --calibration, a workdir's calibration people are used, and an exported or pretrained student keeps its
+thresholds.
 
-Every file is run on real faces and compared with the student, and judged on LFW's pairs, before anything is written;
-the table stands in exported/README.md, the model card. FACES are aligned faces of people whose identity the student
-did not learn, of any format; their number decides how small a false accept rate the thresholds can promise. Without
---calibration the run's own calibration people serve.
-
-  onnx       student.onnx: uint8 RGB [N, R, R, 3] -> float32 [N, D]; all of the embedding is inside
+Formats:
+  onnx       student.onnx: uint8 RGB [N, R, R, 3] -> float32 [N, D]; includes preprocessing and unit length
   onnx_nchw  student.nchw.onnx: float32 RGB [N, 3, R, R], (x - 127.5) / 127.5, as InsightFace's tools feed it
   int8       student.int8.onnx: as onnx, in 8 bits
   stablehlo  student.stablehlo: `jax.export`
 
-student.safetensors and manifest.json are always there: `Recognizer.load("exported")` reads them.
+student.safetensors and manifest.json are always written: `Recognizer.load(FOLDER)` reads them.
 
-  gdrd export gdrd-16 exported  # a pretrained student as ONNX; it brings its thresholds
+Examples:
+  gdrd export gdrd-16 exported
+  gdrd export runs/mine exported --format onnx int8 --calibration FACES --lfw LFW --pairs pairs.txt
 """
 
 import argparse
 
-from gdrd_jax.cli.common import guarded
+from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.utils.files import user_path
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("student", metavar="WORKDIR", help="of gdrd train, a checkpoint's folder, or a pretrained student's name")
-    add("folder", type=user_path, metavar="FOLDER", help="made, or replaced if it is an export of the same student")
-    add("--format", nargs="+", default=["onnx"], help="onnx (default), onnx_nchw, int8, stablehlo")
-    add("--best", action="store_true", help="the student that was best on the dev set, not the last one")
+    add("student", metavar="STUDENT", help="workdir of gdrd train, exported folder, or name of a pretrained student")
+    add("folder", type=user_path, metavar="FOLDER", help="new folder, or an export of the same student, to be replaced")
+    add("--format", nargs="+", default=["onnx"], metavar="F", help="formats, see above (default: onnx)")
+    add("--best", action="store_true", help="take a workdir's best student on the dev set, not the last one")
     add("--calibration", type=user_path, metavar="FACES", help="faces to learn thresholds on")
-    add("--lfw", type=user_path, help="LFW's aligned faces, or a .bin of InsightFace")
-    add("--pairs", type=user_path, help="LFW's pairs.txt")
-    add("--half", action="store_true", help="weights in float16")
-    add("--teacher", default="", metavar="T", help="the student's teacher, FILE.onnx: thresholds for galleries of it")
-    add(
-        "--evaluation",
-        nargs="+",
-        default=[],
-        type=user_path,
-        metavar="E",
-        help="results of gdrd evaluate, for the card",
-    )
-    add("--license", default="", metavar="TEXT", help="terms of use, for the card and the files")
-    more = "another recognizer for the table: FILE.onnx[:PREP]"
-    add("--baseline", "--beside", action="append", default=[], metavar="M", help=more)
+    add("--lfw", type=user_path, help="aligned faces of LFW, or an InsightFace .bin")
+    add("--pairs", type=user_path, help="pairs.txt of LFW")
+    add("--half", action="store_true", help="round the weights to float16")
+    teacher = "teacher of the student, FILE.onnx: learn thresholds for galleries that it embeds"
+    add("--teacher", default="", metavar="T", help=teacher)
+    evaluations = "output folders of gdrd evaluate, for the model card"
+    add("--evaluation", nargs="+", default=[], type=user_path, metavar="E", help=evaluations)
+    add("--license", default="", metavar="TEXT", help="terms of use, for the model card and the files")
+    baseline = "recognizer to compare with, FILE.onnx[:PREPROCESSING]; repeat for several"
+    add("--baseline", "--beside", action="append", default=[], metavar="M", help=baseline)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
-    """Runs the tool; returns the exit status."""
+    """Runs the command; returns the exit status."""
 
     def work() -> None:
         given = arguments(argv)
@@ -59,7 +56,7 @@ def main(argv: list[str]) -> int:
         from gdrd_jax.utils.errors import GdrdError
 
         if unknown := [name for name in given.format if name not in FORMATS]:
-            raise GdrdError(f"--format {unknown[0]} is not known; it can be {', '.join(FORMATS)}")
+            raise GdrdError(f"--format {unknown[0]} is unknown; choose from {', '.join(FORMATS)}", "flag-value")
         which = "best" if given.best else "student"
         export(
             Settings(

@@ -1,12 +1,13 @@
-"""Embeds mixup images of a packed training set with T_d, so that a GPU has more to learn from than the faces.
+"""Embed mixup images of a packed training set with the teacher T_d, as further training data.
 
+FACES.packed are all files that one gdrd pack wrote. Run this on the machine with the GPU: the output has 512 bytes for
+each mixup image, for example 2 GB for 32 of each of 123,000 faces. Train with the output as one more packed file, and
+with --config.dis.mixup, the share of mixup images in a batch.
+
+Examples:
   gdrd pack-mixup a.packed b.packed --recognizer w600k_mbf.onnx --out mixup.packed
-  gdrd train --config=accelerator:gdrd-16 --workdir=runs/fast --config.data.packed=a.packed,b.packed,mixup.packed \
-      --config.dis.mixup=0.6
-
-FACES.packed are all files that one `gdrd pack` wrote. Run this on the machine with the GPU: the file has 512 bytes for
-each mixup image, 2 GB for 32 of each of 123,000 faces. dis.mixup is the share of mixup images among what the student
-sees.
+  gdrd train --config=accelerator:gdrd-16 --workdir=runs/fast \\
+      --config.data.packed=a.packed,b.packed,mixup.packed --config.dis.mixup=0.6
 """
 
 import argparse
@@ -15,7 +16,7 @@ import logging
 
 import numpy as np
 
-from gdrd_jax.cli.common import guarded
+from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.files import user_path
 
@@ -26,22 +27,22 @@ LEAST_COSINE, COMPARED = 0.3, 256
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("faces", type=user_path, nargs="+", metavar="FACES.packed")
-    add("--recognizer", type=user_path, required=True, metavar="ONNX", help="T_d, the one of the packed embeddings")
-    add("--preprocessing", default="auto", help="of T_d, as config.discriminative.preprocessing; default auto")
-    add("--output", default="", metavar="NAME", help="output of the ONNX file that is the embedding, of several")
-    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of T_d on a GPU, default float32")
-    add("--out", type=user_path, required=True, metavar="FILE")
-    add("--each", type=int, default=32, help="mixup images of each face, default 32")
-    add("--minutes", type=float, default=float("inf"), help="stop after about so many, with fewer images of each face")
-    add("--seed", type=int, default=7)
+    add("faces", type=user_path, nargs="+", metavar="FACES.packed", help="output of gdrd pack")
+    add("--recognizer", type=user_path, required=True, metavar="ONNX", help="T_d, which made the packed embeddings")
+    add("--preprocessing", default="auto", help="of T_d, as config.discriminative.preprocessing (default: auto)")
+    add("--output", default="", metavar="NAME", help="ONNX output that is the embedding, if there are several")
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of T_d on a GPU (default: float32)")
+    add("--out", type=user_path, required=True, metavar="FILE", help="file of mixup targets to write")
+    add("--each", type=int, default=32, help="mixup images per face (default: 32)")
+    add("--minutes", type=float, default=float("inf"), help="stop after about this time, with fewer images per face")
+    add("--seed", type=int, default=7, help="of the choice of images (default: 7)")
     return parser.parse_args(argv)
 
 
 def work(given: argparse.Namespace) -> None:
-    """Makes the file and says how large it has become."""
+    """Writes the file and logs its size."""
     from gdrd_jax.data import packed, packed_mixup
     from gdrd_jax.teachers.arcface import ArcFace
     from gdrd_jax.teachers.mixup_targets import embed_mixup
@@ -49,9 +50,13 @@ def work(given: argparse.Namespace) -> None:
     from gdrd_jax.utils.outputs import claim_file
 
     if given.each < 1 or given.seed < 0 or not given.minutes > 0:
-        raise GdrdError("--each has to be 1 or more, --seed 0 or more, --minutes above 0")
+        raise GdrdError(
+            f"--each {given.each} --seed {given.seed} --minutes {given.minutes:g}: --each must be at least 1, "
+            "--seed at least 0, and --minutes above 0",
+            "flag-value",
+        )
     if not given.recognizer.is_file():
-        raise GdrdError(f"--recognizer: there is no file {str(given.recognizer)!r}")
+        raise GdrdError(f"--recognizer: there is no file {str(given.recognizer)!r}", "file-missing")
     claim_file(given.out, packed_mixup.is_mixup, "--out")
     faces = packed.load(given.faces)
     teacher = ArcFace(
@@ -61,8 +66,10 @@ def work(given: argparse.Namespace) -> None:
     cosine = _cosine(embed, faces)
     if not cosine > LEAST_COSINE:
         raise GdrdError(
-            f"the mean cosine of {given.recognizer} with the embeddings in {given.faces[0]} is {cosine:.2f}: it is not "
-            f"{faces.about['name']}, or is fed otherwise, or the faces are too small (gdrd pack --size --quality)"
+            f"--recognizer {given.recognizer}: its embeddings have a mean cosine of {cosine:.2f} with those in "
+            f"{given.faces[0]}, which {faces.about['name']} made; give that network, or its --preprocessing, or pack "
+            "larger faces (gdrd pack --size --quality)",
+            "teacher-mismatch",
         )
     LOG.info("%s: cosine %.3f with the packed embeddings", given.recognizer.name, cosine)
     seconds = 60 * given.minutes
@@ -71,7 +78,7 @@ def work(given: argparse.Namespace) -> None:
 
 
 def _cosine(embed, faces) -> float:
-    """Mean cosine of embeddings of some small faces with those packed, which are of full-size faces."""
+    """Mean cosine of embeddings of some small faces with the packed ones, which are of full-size faces."""
     small, targets = faces.small.values[:COMPARED, 0], faces.targets.values[:COMPARED, 0].astype("float32")
     nothing = np.zeros(len(small), bool)
     found = embed(small, small, nothing, np.ones(len(small)))
@@ -81,5 +88,5 @@ def _cosine(embed, faces) -> float:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the tool; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return guarded(lambda: work(arguments(argv)))

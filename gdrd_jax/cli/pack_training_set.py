@@ -1,18 +1,19 @@
-"""Packs a training set into small files, for machines with accelerators: about 800 bytes a face.
+"""Pack a training set into small files, about 800 bytes a face, for training on another machine.
 
-  gdrd pack runs/gdrd-16 faces.packed           # or several: A.packed B.packed
+WORKDIR is one in which gdrd train, or gdrd precompute --teacher=discriminative, has finished the steps `faces` and
+`discriminative`. Faces become WebP images of 48x48 pixels; T_d's embeddings keep about 5 bits a number, at a cosine of
+0.999 with the originals. Calibration people (config.data.calibration_people) are left out. The other machine needs no
+teacher, and only the packages of the plain installation.
+
+Examples:
+  gdrd pack runs/gdrd-16 faces.packed
   gdrd train --config=accelerator:gdrd-16 --workdir=runs/fast --config.data.packed=faces.packed
-
-WORKDIR is one in which gdrd_jax.main, or gdrd precompute --teacher=discriminative, has finished the steps
-`faces` and `discriminative`. Faces become WebP images of 48x48 pixels, T_d's embeddings keep about 5 bits a number,
-which leaves a cosine of 0.999. People who choose thresholds (config.data.calibration_people) are left out. On the
-other machine no teacher is needed, and no package but those of the plain installation without grain.
 """
 
 import argparse
 import logging
 
-from gdrd_jax.cli.common import guarded
+from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.utils.files import user_path
 
 LOG = logging.getLogger("gdrd_jax.pack_training_set")
@@ -20,27 +21,30 @@ LOG = logging.getLogger("gdrd_jax.pack_training_set")
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("workdir", type=user_path, metavar="WORKDIR")
-    add("files", type=user_path, nargs="+", metavar="FILE", help="several share the faces evenly")
-    add("--size", type=int, default=48, help="side of the faces, default 48: three times the student's resolution")
-    add("--quality", type=int, default=60, help="of WebP, 1 to 100, default 60")
-    add("--step", type=float, default=0.13, help="of rounded embeddings; 0.13 keeps a cosine of 0.999, 0.4 of 0.993")
+    add("workdir", type=user_path, metavar="WORKDIR", help="workdir of gdrd train or gdrd precompute")
+    add("files", type=user_path, nargs="+", metavar="FILE", help="file to write; several share the faces evenly")
+    add("--size", type=int, default=48, help="side of the faces in pixels (default: 48, 3 times a student's 16)")
+    add("--quality", type=int, default=60, help="of WebP, 1 to 100 (default: 60)")
+    add("--step", type=float, default=0.13, help="rounding step (default: 0.13; 0.4 keeps a cosine of 0.993)")
     return parser.parse_args(argv)
 
 
 def work(given: argparse.Namespace) -> None:
-    """Packs and says how large it has become."""
+    """Writes the files and logs their size."""
     from gdrd_jax.data import packed
     from gdrd_jax.pipeline.targets import training_faces
     from gdrd_jax.utils.errors import GdrdError
     from gdrd_jax.utils.outputs import claim_file
 
     if not (8 <= given.size <= 112 and 1 <= given.quality <= 100):
-        raise GdrdError(f"--size {given.size} --quality {given.quality}: a size is 8 to 112, a quality 1 to 100")
-    if not 0.04 <= given.step <= 1:  # 127 steps hold 5 standard deviations
-        raise GdrdError(f"--step {given.step}: it is 0.04 to 1")
+        raise GdrdError(
+            f"--size {given.size} --quality {given.quality}: a size must be 8 to 112, a quality 1 to 100",
+            "flag-value",
+        )
+    if not 0.04 <= given.step <= 1:  # at 0.04, 127 steps hold 5 standard deviations
+        raise GdrdError(f"--step {given.step}: it must be 0.04 to 1", "flag-value")
     for path in given.files:
         claim_file(path, packed.is_packed, "FILE")
     parts, teacher, faces = training_faces(given.workdir)
@@ -52,5 +56,5 @@ def work(given: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the tool; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return guarded(lambda: work(arguments(argv)))

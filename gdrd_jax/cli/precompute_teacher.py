@@ -1,17 +1,18 @@
-"""Runs the teachers once over all faces, into the caches of a workdir, and trains no student.
+"""Run the teachers of a training over its faces, into the stores of a workdir, without training a student.
 
+Takes the flags of gdrd train, which then finds this work done, and
+
+  --teacher=generative     run one teacher only; or discriminative
+  --verify                 then read all stores, and compute some rows again to compare them
+
+Several processes (RANK and WORLD_SIZE, or SLURM's variables) fill the same stores; if one is killed, the others do its
+share. The faces need no identities here: with fewer than 22 people add --config.data.test_people=0. The command can be
+stopped at any time; the same command continues.
+
+Examples:
   gdrd precompute --config=stage_dis --workdir=runs/mine \\
       --config.data.path=FACES --config.discriminative.path=ARCFACE.onnx
-  torchrun --nproc-per-node=4 -m gdrd_jax.cli precompute ...   # or srun gdrd precompute; one GPU per process
-
-Takes the flags of `python -m gdrd_jax.main`, which afterwards finds this work done, and
-
-  --teacher=generative     one of the teachers only, or discriminative
-  --verify                 then reads all caches and computes some rows again, to see that they are the same
-
-Several processes (RANK and WORLD_SIZE, or SLURM's variables) fill the same caches; where one is killed, the others do
-its share. FACES need no identities here: with fewer than 22 people add --config.data.test_people=0. It can be stopped
-at any time; the same command continues.
+  torchrun --nproc-per-node=4 -m gdrd_jax.cli precompute ...   # or srun gdrd precompute ...; one GPU per process
 """
 
 from pathlib import Path
@@ -23,12 +24,12 @@ from gdrd_jax.main import cli, run_steps
 from gdrd_jax.utils.launch import ProcessInfo
 
 TEACHERS = ("discriminative", "generative")
-_TEACHER = flags.DEFINE_enum("teacher", "both", (*TEACHERS, "both"), "Which teacher to run.")
-_VERIFY = flags.DEFINE_bool("verify", False, "Compute some rows again and compare.")
+_TEACHER = flags.DEFINE_enum("teacher", "both", (*TEACHERS, "both"), "teacher to run")
+_VERIFY = flags.DEFINE_bool("verify", False, "compute some rows again and compare them")
 
 
 def work(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
-    """Fills the caches and, if asked to, verifies them."""
+    """Fills the stores and, with --verify, verifies them."""
     wanted = TEACHERS if _TEACHER.value == "both" else (_TEACHER.value,)
     run_steps(config, workdir, process, wanted)
     if _VERIFY.value and not flags.FLAGS["dry-run"].value and process.rank == 0:

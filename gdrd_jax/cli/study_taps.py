@@ -16,7 +16,7 @@ import json
 import logging
 from pathlib import Path
 
-from gdrd_jax.cli.common import guarded
+from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.data.degradation import KERNELS
 from gdrd_jax.utils.files import user_path
 
@@ -26,7 +26,7 @@ PIXELS, ENLARGED = "pixels", 32  # side to which raw pixels are enlarged for the
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--train", required=True, type=user_path, help="aligned faces of people")
     add("--data", required=True, type=user_path, help="LFW, see gdrd evaluate")

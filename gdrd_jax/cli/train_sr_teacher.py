@@ -1,24 +1,22 @@
-"""Trains an SR diffusion model, a generative teacher, on aligned faces without needing their identities.
+"""Train an SR diffusion model, a generative teacher, on aligned faces; identities are not needed.
 
+FACES is of any format that gdrd prepare reads. The last --test-people people are not trained on. Every --samples-every
+steps OUT/samples/step_N.png shows some of their faces (each line: input, bicubic, samples, original), and quality.json
+gets the PSNR and, with --recognizer, the cosine of the embeddings of the restored and the original face, with bicubic
+for comparison. --blur, --motion, --noise and --jpeg train the model to restore degraded faces; each use of a face is
+degraded differently, up to these strengths. OUT becomes a folder of a diffusers UNet2DModel. Training uses a GPU if
+there is one, and can be stopped at any time; the same command continues.
+
+Examples:
   gdrd train-sr-teacher FACES OUT --resolution 16 --size 64 --recognizer ARCFACE.onnx
-
-FACES is anything gdrd_jax reads: a folder with a folder a person, a .tar, a .rec, a list, a store. The last
---test-people of them are not trained on; every --samples-every steps OUT/samples/step_N.png shows some of them (a
-line each: input, bicubic, samples, original) and quality.json gets PSNR and, with --recognizer, the cosine between
-the embeddings of the drawn and the true face, beside bicubic's. --blur, --motion, --noise and --jpeg train it to
-restore degraded faces, each degraded differently, up to so much, at each use. OUT is then a folder of diffusers'
-UNet2DModel:
-
   gdrd train --config=stage_gen --config.generative.path=OUT ...
-
-It runs on a GPU if there is one, and can be stopped at any time; the same command continues.
 """
 
 import argparse
 import dataclasses
 import logging
 
-from gdrd_jax.cli.common import guarded
+from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.data.degradation import KERNELS
 from gdrd_jax.utils.files import user_path
 
@@ -26,37 +24,35 @@ LOG = logging.getLogger("gdrd_jax.train_sr_teacher")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
-    """Parses the command line; defaults are those of `config.sr`."""
+    """Parses the command line; its defaults are those of `config.sr`."""
     from gdrd_jax.config import default
 
     sr = default().sr
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("faces", type=user_path, metavar="FACES")
-    add("out", type=user_path, metavar="OUT")
-    add("--resolution", type=int, default=16, choices=(8, 16, 32), help="pixels of its input (16)")
-    add("--kernel", default="area", choices=KERNELS, help="how faces are reduced: area (OpenCV, default), bicubic")
-    add("--blur", type=float, default=0.0, help="the most that its input is blurred, in pixels of 112 (0)")
-    add("--motion", type=float, default=0.0, help="the most motion blur, in pixels of 112 (0)")
-    add("--noise", type=float, default=0.0, help="the most noise, of 255 (0)")
-    add("--jpeg", type=int, default=0, help="the lowest JPEG quality; 0 is none (0)")
-    add("--size", type=int, default=sr.size, help=f"pixels of its output ({sr.size})")
-    add("--channels", type=int, nargs="+", default=list(sr.channels), help=f"one a level of the U-Net {sr.channels}")
-    add("--layers", type=int, default=sr.layers, help=f"residual blocks a level ({sr.layers})")
-    add("--steps", type=int, default=sr.steps, help=f"({sr.steps})")
-    add("--batch", type=int, default=sr.batch, help=f"({sr.batch})")
-    add("--learning-rate", type=float, default=sr.learning_rate, help=f"({sr.learning_rate})")
-    add("--ema", type=float, default=sr.ema, help=f"decay of the averaged weights ({sr.ema})")
-    add("--test-people", type=int, default=10, help="the last so many people are only looked at (10)")
-    add(
-        "--recognizer",
-        "--recogniser",
-        metavar="PATH[:PREPROCESSING]",
-        help="an ONNX recognizer or an iresnet's weights",
-    )
-    add("--samples-every", type=int, default=1000, metavar="STEPS", help="(1000)")
+    add("faces", type=user_path, metavar="FACES", help="aligned faces")
+    add("out", type=user_path, metavar="OUT", help="folder to write")
+    add("--resolution", type=int, default=16, choices=(8, 16, 32), help="pixels of the input (default: 16)")
+    add("--kernel", default="area", choices=KERNELS, help="downsampling: area (OpenCV, default) or bicubic (Pillow)")
+    add("--blur", type=float, default=0.0, help="maximum Gaussian blur of the input, in pixels of 112 (default: 0)")
+    add("--motion", type=float, default=0.0, help="maximum motion blur, in pixels of 112 (default: 0)")
+    add("--noise", type=float, default=0.0, help="maximum noise, of 255 (default: 0)")
+    add("--jpeg", type=int, default=0, help="lowest JPEG quality; 0 compresses nothing (default: 0)")
+    add("--size", type=int, default=sr.size, help=f"pixels of the output (default: {sr.size})")
+    channels = f"channels of each level of the U-Net (default: {' '.join(map(str, sr.channels))})"
+    add("--channels", type=int, nargs="+", default=list(sr.channels), metavar="C", help=channels)
+    add("--layers", type=int, default=sr.layers, help=f"residual blocks per level (default: {sr.layers})")
+    add("--steps", type=int, default=sr.steps, help=f"training steps (default: {sr.steps})")
+    add("--batch", type=int, default=sr.batch, help=f"faces per step (default: {sr.batch})")
+    rate = f"learning rate (default: {sr.learning_rate})"
+    add("--learning-rate", type=float, default=sr.learning_rate, metavar="RATE", help=rate)
+    add("--ema", type=float, default=sr.ema, help=f"decay of the averaged weights (default: {sr.ema})")
+    add("--test-people", type=int, default=10, metavar="N", help="hold the last N people out (default: 10)")
+    recognizer = "ONNX recognizer or iresnet weights, to measure kept identity"
+    add("--recognizer", "--recogniser", metavar="PATH[:PREPROCESSING]", help=recognizer)
+    add("--samples-every", type=int, default=1000, metavar="STEPS", help="steps between samples (default: 1000)")
     add("--skip-bad", action="store_true", help="leave damaged faces out")
-    add("--seed", type=int, default=7, help="(7)")
+    add("--seed", type=int, default=7, help="of weights, batches and samples (default: 7)")
     return parser.parse_args(argv)
 
 
@@ -86,7 +82,12 @@ def work(given: argparse.Namespace) -> None:
         recognizer = load_discriminative(path, preprocessing=preprocessing)
     faces = checked(open_faces(given.faces, skip_bad=given.skip_bad), skip_bad=given.skip_bad)
     if not 0 < given.test_people < len(faces.identities):
-        raise GdrdError(f"--test-people {given.test_people}: {given.faces} has {len(faces.identities)} people")
+        people = len(faces.identities)
+        raise GdrdError(
+            f"--test-people {given.test_people}: {given.faces} has {people} people, of whom at least one must be held "
+            "out, and one be left to train on",
+            "flag-value",
+        )
     ours, others = faces.split(given.test_people)
     with locked(given.out):
         watch = SampleCallback(others, views, given.size, recognizer, given.out / "samples", seed=given.seed)
@@ -97,5 +98,5 @@ def work(given: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the tool; returns the exit status."""
+    """Runs the command; returns the exit status."""
     return guarded(lambda: work(arguments(argv)))

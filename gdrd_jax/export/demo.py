@@ -1,4 +1,4 @@
-"""A page in the browser that compares two faces at 8, 16 and 32 pixels; it and all it needs stay on this computer."""
+"""A page in the browser that compares two faces at 8, 16 and 32 pixels; everything stays on this computer."""
 
 import base64
 import dataclasses
@@ -21,9 +21,9 @@ from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.pictures import png
 
 RESOLUTIONS = tuple(STRIDES)
-SEARCHES = 16  # pixels of the student that looks faces up, if there is one
+SEARCHES = 16  # resolution of the student that searches the gallery, if there is one
 MATCHES = 5
-FORGET = (600, 3600)  # seconds between looks for old uploads, and after which one is old
+FORGET = (600, 3600)  # seconds between two searches for old uploads, and seconds after which an upload is old
 VERDICTS = {
     True: '<span class="same">the same person</span>',
     False: '<span class="other">not the same person</span>',
@@ -50,15 +50,15 @@ STYLE = """
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Two faces at one size, and what is made of them.
+    """Two faces at one size, and their similarities.
 
     Attributes:
-      resolution: in pixels; None of the faces as they are.
-      faces: both, uint8 RGB `[resolution, resolution, 3]`, or `[S, S, 3]` of any two sizes.
-      student: similarity, -1 to 1; None where there is no student of that resolution.
-      same: its decision; None where it has no threshold.
+      resolution: side in pixels; None for the faces in their own sizes.
+      faces: the two faces, uint8 RGB `[resolution, resolution, 3]`, or `[S, S, 3]` of any two sizes.
+      student: similarity by the student, -1 to 1; None if there is no student of that resolution.
+      same: decision of the student; None if it has no threshold.
       remark: the threshold, or why there is none.
-      teacher: similarity of the faces enlarged again; None without a teacher.
+      teacher: similarity by the teacher, fed with the enlarged faces; None without a teacher.
     """
 
     resolution: int | None
@@ -71,12 +71,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """What the page asks.
+    """The models behind the page.
 
     Attributes:
-      students: by resolution, at least one.
-      teacher: to compare them with.
-      gallery: embeddings of the student `searcher`.
+      students: students by resolution, at least one.
+      teacher: recognizer to compare the students with.
+      gallery: known people, embedded by the student `searcher`.
       align: pictures are photographs of one person each.
       far: false accept rate of the students' decisions.
     """
@@ -91,23 +91,24 @@ class Demo:
     def load(
         cls, models: Sequence[Path], teacher: str | None, gallery: Path | None, *, align: bool, far: float
     ) -> "Demo":
-        """Loads all of it.
+        """Loads the models and the gallery.
 
         Args:
-          models: of `Recognizer.load`, at least one, of different resolutions.
+          models: arguments of `Recognizer.load`, at least one, of different resolutions.
           teacher: `PATH[:PREPROCESSING]`, see `inference.embedders.open_model`.
           gallery: a folder PERSON/IMAGE, which is enrolled in memory, or a saved gallery.
           align, far: see above.
 
         Raises:
-          GdrdError: one cannot be loaded, two students see the same resolution, or the gallery is another student's.
+          GdrdError: one cannot be loaded, two students have the same resolution, or the gallery is another student's.
         """
         students: dict[int, Recognizer] = {}
         for path in models:
             recognizer = Recognizer.load(path)
             if recognizer.resolution in students:
                 raise GdrdError(
-                    f"--model {path}: there is another student of {recognizer.resolution} pixels; give one of each size"
+                    f"--model {path}: there is another student of {recognizer.resolution} pixels; give only one",
+                    "resolution-twice",
                 )
             students[recognizer.resolution] = recognizer
         demo = cls(students, _teacher(teacher) if teacher else None, None, align, far)
@@ -115,7 +116,7 @@ class Demo:
 
     @property
     def searcher(self) -> Recognizer:
-        """The student that looks faces up in the gallery."""
+        """The student that searches the gallery."""
         return self.students.get(SEARCHES) or self.students[max(self.students)]
 
     def face(self, path: str | os.PathLike | None, which: str) -> np.ndarray:
@@ -123,24 +124,24 @@ class Demo:
 
         Args:
           path: its file, if there is one.
-          which: what errors call it.
+          which: its name in errors.
 
         Raises:
-          GdrdError: no picture, no face or several faces in it, not square, or too small for the students.
+          GdrdError: the picture cannot be read, has no face or several faces, is not square, or is too small.
         """
         if path is None:
-            raise GdrdError(f"{which} is missing; put one in")
+            raise GdrdError(f"{which} is missing; add one", "picture-missing")
         try:
             face = self.searcher.face(path, align=self.align)
         except GdrdError as error:
-            raise GdrdError(str(error).replace(os.fspath(path), which)) from error
+            raise GdrdError(str(error).replace(os.fspath(path), which), error.code) from error
         side, largest = len(face), max(self.students)
         if side < preprocess.LEAST * largest:
-            raise GdrdError(f"{which} is {side}x{side}, too small for a student of {largest}x{largest} pixels")
+            raise preprocess.too_small(which, side, largest)
         return face
 
     def compare(self, first: np.ndarray, second: np.ndarray) -> list[Row]:
-        """A row for each resolution, and with a teacher one for the faces as they are; `first`, `second` of `face`."""
+        """A row for each resolution, and with a teacher one for the faces in their own sizes; faces as from `face`."""
         rows = [self._row(resolution, (first, second)) for resolution in RESOLUTIONS]
         if self.teacher is None:
             return rows
@@ -167,7 +168,7 @@ class Demo:
         return similarity >= threshold, f"threshold {threshold:.3f}"
 
     def matches(self, face: np.ndarray) -> list[tuple[np.ndarray | None, Match]]:
-        """The faces of the gallery that are most like one of `face`: uint8 RGB, None where the file is gone."""
+        """The faces of the gallery that are most similar to `face`: uint8 RGB, None if the file is gone."""
         found = self.gallery.search(self.searcher.embed(face), MATCHES)[0]
         return [(folders.enrolled(self.searcher, match), match) for match in found]
 
@@ -180,7 +181,7 @@ def _similarity(embed: Callable[[np.ndarray], np.ndarray], faces: Sequence[np.nd
 def _teacher(text: str) -> Model:
     model = open_model(text, option="--teacher")
     if model.student:
-        raise GdrdError(f"--teacher {text}: this is a student; give it as --model")
+        raise GdrdError(f"--teacher {text}: this is a student; give it as --model", "teacher-is-student")
     return model
 
 
@@ -190,12 +191,12 @@ def _gallery(recognizer: Recognizer, path: Path, align: bool) -> Gallery:
     gallery = Gallery(recognizer.dim, recognizer.fingerprint())
     found = folders.add_people(gallery, recognizer, path, align=align)
     if found.bad:
-        LOG.warning("%d pictures of %s are left out; the first: %s", len(found.bad), path, found.bad[0][1])
+        LOG.warning("left out %d pictures of %s; the first: %s", len(found.bad), path, found.bad[0][1])
     return gallery
 
 
 def answer(demo: Demo, first: str | None, second: str | None) -> str:
-    """What the page shows of two files: HTML, of a sentence where one cannot be used."""
+    """The page's HTML for two files; a sentence if one of them cannot be used."""
     try:
         faces = demo.face(first, "the first picture"), demo.face(second, "the second picture")
         rows, matches = demo.compare(*faces), demo.matches(faces[0]) if demo.gallery else []
@@ -223,13 +224,13 @@ def _student(row: Row) -> str:
 
 def _legend(demo: Demo) -> str:
     text = (
-        "Similarities are cosines of embeddings, -1 to 1. At its threshold a student takes at most a share of "
-        f"{demo.far:g} of the strangers that it was learned on for the same person."
+        "Similarities are cosines of embeddings, -1 to 1. At its threshold, a student falsely accepts at most a share "
+        f"of {demo.far:g} of the pairs of different people that the threshold was learned on."
     )
     if demo.teacher:
         text += (
-            f" {demo.teacher.name} sees the reduced faces enlarged again (bicubic). It has no threshold here, and its "
-            "similarities are on another scale than a student's."
+            f" {demo.teacher.name} gets the reduced faces enlarged again (bicubic). It has no threshold here, and its "
+            "similarities have another scale than a student's."
         )
     return html.escape(text)
 
@@ -240,7 +241,7 @@ def _found(demo: Demo, matches: list[tuple[np.ndarray | None, Match]]) -> str:
         f"<figcaption>{html.escape(match.id)}<b>{match.similarity:.3f}</b></figcaption></figure>"
         for face, match in matches
     ]
-    title = f"The first face at {demo.searcher.resolution} pixels is most like these of {len(demo.gallery)}"
+    title = f"Most similar to the first face at {demo.searcher.resolution} pixels, of {len(demo.gallery)} faces"
     return f'<h3>{title}</h3><div class="matches">{"".join(figures)}</div>'
 
 
@@ -250,10 +251,10 @@ def _image(face: np.ndarray) -> str:
 
 
 def check_server(port: int) -> None:
-    """Finds out, before galleries are read, whether `serve` can work.
+    """Checks, before galleries are read, that `serve` can work.
 
     Raises:
-      GdrdError: gradio is not installed, or the port is taken.
+      GdrdError: gradio is not installed, or the port is in use.
     """
     require("gradio", "demo")
     try:
@@ -261,11 +262,13 @@ def check_server(port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
-        raise _port_taken(port) from error
+        raise _port_error(port) from error
 
 
-def _port_taken(port: int) -> GdrdError:
-    return GdrdError(f"port {port} is taken or is none; choose another with --port")
+def _port_error(port: int) -> GdrdError:
+    if not 0 <= port < 2**16:
+        return GdrdError(f"--port {port}: a port is a number from 0 to {2**16 - 1}", "flag-value")
+    return GdrdError(f"port {port} is in use, or not allowed; choose another with --port", "port-in-use")
 
 
 def serve(demo: Demo, port: int):
@@ -275,28 +278,28 @@ def serve(demo: Demo, port: int):
       The running `gradio.Blocks`; `block_thread()` waits for Ctrl-C, `close()` stops it.
 
     Raises:
-      GdrdError: gradio is not installed, or the port is taken.
+      GdrdError: gradio is not installed, or the port is in use.
     """
-    # Gradio reports to its makers and keeps faces in the browser otherwise.
+    # Without these, Gradio sends usage data to its makers and keeps faces in the browser.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False")
     gradio = require("gradio", "demo")
     with gradio.Blocks(title="gdrd_jax", delete_cache=FORGET) as page:
         kind = "photographs of one person each" if demo.align else "aligned, square faces"
-        gradio.Markdown(f"# Two faces at 8, 16 and 32 pixels\nPut in two pictures: {kind}.")
+        gradio.Markdown(f"# Two faces at 8, 16 and 32 pixels\nAdd two pictures: {kind}.")
         with gradio.Row():
             pictures = [gradio.Image(label=label, type="filepath", height=220) for label in ("First", "Second")]
         button = gradio.Button("Compare", variant="primary")
         result = gradio.HTML(padding=False)
         button.click(lambda first, second: answer(demo, first, second), pictures, result)
     for picture in pictures:
-        # Its own decodes the file, and of a bad one says no more than "Error".
+        # Gradio's own function decodes the file, and reports a bad one only as "Error".
         picture.preprocess = lambda payload: payload and payload.path
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # others may come from the net
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # others would be downloaded
     try:
         page.launch(
             server_name="127.0.0.1", server_port=port, share=False, ssr_mode=False, quiet=True, inbrowser=False,
             prevent_thread_lock=True, footer_links=[], css=STYLE, theme=gradio.themes.Default(**fonts),
         )  # fmt: skip
     except (OSError, OverflowError) as error:
-        raise _port_taken(port) from error
+        raise _port_error(port) from error
     return page

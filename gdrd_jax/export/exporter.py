@@ -1,4 +1,4 @@
-"""A trained student as files that run elsewhere, each of which has to prove itself before any is written."""
+"""Exports a trained student as files that run elsewhere; each is verified before any is written."""
 
 import dataclasses
 import datetime
@@ -39,29 +39,29 @@ FORMATS = {
     "int8": "student.int8.onnx", "stablehlo": "student.stablehlo",
 }  # fmt: skip
 INEXACT = ("int8",)
-PROVED = 1000  # faces
+PROVED = 1000  # faces on which the files are compared with the student, at most
 LEAST_COSINE = 0.99999
-CALIBRATED = 256  # faces, of int8
+CALIBRATED = 256  # faces to quantize on, at most
 FEW = 64  # made-up images
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is exported.
+    """Settings of an export.
 
     Attributes:
       student: a workdir, a checkpoint in one, or an exported or pretrained student, see `pretrained.find_student`.
       which: of a workdir, "student" or "best".
-      formats: of `FORMATS`; safetensors, which `Recognizer.load` reads, is always there.
-      calibration: aligned faces of people whose identity the student did not learn; None takes the run's own
-        calibration people, or the thresholds that an exported student has.
+      formats: names of `FORMATS`; safetensors, which `Recognizer.load` reads, is always added.
+      calibration: aligned faces of people whose identity the student was not trained on; None takes the run's own
+        calibration people, or the thresholds of an exported student.
       lfw, pairs: LFW's faces and its pairs.txt, or a `.bin` and None; None measures no accuracy.
       baselines: recognizers, as gdrd evaluate takes them, measured on the same faces.
       half: round the weights to float16 first; the files take half the space.
       teacher: the student's teacher, `FILE.onnx[:PREPROCESSING]`, for thresholds against galleries that it embeds.
-      evaluations: folders of gdrd evaluate with this student in them, whose figures the model card shows.
-      license: terms of use, for the card and the files; "" is the exported student's own, or what faces and teachers
-        demand.
+      evaluations: output folders of gdrd evaluate with this student, whose results the model card shows.
+      license: terms of use, for the card and the files; "" takes those of an exported student, or else
+        `model_card.LICENSE`.
     """
 
     student: str
@@ -84,8 +84,8 @@ def export(settings: Settings, folder: Path) -> dict:
       Its manifest.
 
     Raises:
-      GdrdError: no student or faces, the folder holds another student or other things, a package is missing, or a file
-        does not do what the student does.
+      GdrdError: there is no student, or no faces; the folder holds another student or other things; a package is
+        missing; or a file computes other embeddings than the student.
     """
     packages = ["onnx", "onnxruntime", "safetensors"]
     for package in packages + ["onnxruntime.quantization"] * ("int8" in settings.formats):
@@ -94,14 +94,17 @@ def export(settings: Settings, folder: Path) -> dict:
     _refuse_others(folder)
     source = find_student(settings.student, settings.which)
     if source.resolve() == folder.resolve():
-        raise GdrdError(f"{folder} is the exported student itself; choose another folder")
+        raise GdrdError(f"{folder} is the student that is to be exported; choose another folder", "output-is-input")
     recognizer = Recognizer.load(settings.student, settings.which)
     known = describe_student(source)
     if settings.half:
         weights.round_weights(recognizer.student)
     fingerprint = recognizer.fingerprint()
     if (folder / bundle.MANIFEST).exists() and bundle.described_by(folder)["fingerprint"] != fingerprint:
-        raise GdrdError(f"{folder} is the export of another student, which is not replaced; choose another folder")
+        raise GdrdError(
+            f"{folder} is the export of another student, which is not replaced; choose another folder",
+            "output-other-student",
+        )
     baselines = [_baseline(text) for text in settings.baselines]
     teacher = NativeRecognizer.load(settings.teacher, recognizer, option="--teacher") if settings.teacher else None
     evaluations = [_evaluation(path, fingerprint) for path in settings.evaluations]
@@ -112,7 +115,7 @@ def export(settings: Settings, folder: Path) -> dict:
         few = calibration.low[np.random.default_rng(0).permutation(len(calibration.low))[:PROVED]]
         named = calibration.name
     elif "int8" in settings.formats or teacher:
-        raise GdrdError("--format int8 and --teacher need faces to calibrate on: --calibration FACES")
+        raise GdrdError("--format int8 and --teacher need faces; give --calibration FACES", "calibration-missing")
     else:
         few, named = _images(benchmark, recognizer.resolution)
     license = settings.license or known.get("license") or known.get("licence", model_card.LICENSE)
@@ -163,29 +166,38 @@ def _plain(thresholds: Thresholds | None) -> dict | None:
 
 
 def _refuse_others(folder: Path) -> None:
-    """What is replaced has to be an exported student and nothing else."""
+    """Refuses to replace anything but an exported student.
+
+    Raises:
+      GdrdError: the folder holds something else, or cannot be replaced.
+    """
     there = folder.resolve()
     if os.path.ismount(there) or Path.cwd().is_relative_to(there):
-        raise GdrdError(f"{folder} is a disk of its own or where you are; it is replaced as a whole, so choose another")
+        raise GdrdError(
+            f"{folder} is a mount point, or contains the current directory, and an export replaces the whole folder; "
+            "choose another folder",
+            "output-in-use",
+        )
     if not folder.exists() or not any(folder.iterdir()):
         return
     strange = {path.name for path in folder.iterdir()} - {*FORMATS.values(), bundle.MANIFEST, "README.md"}
-    if not strange:
-        bundle.described_by(folder)
-    else:
+    if strange:
         raise GdrdError(
-            f"{folder} holds other things than an exported student, such as {min(strange)}; choose another folder"
+            f"{folder} holds other things than an exported student, such as {min(strange)}; choose another folder",
+            "output-not-ours",
         )
+    if not bundle.is_exported(bundle.described_by(folder)):
+        raise GdrdError(f"{folder} holds the student of a training run; choose another folder", "output-not-ours")
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Faces of people who are strangers to the student.
+    """Faces of people whose identity the student was not trained on.
 
     Attributes:
-      name: of the faces.
-      faces: at full size.
-      low: as the student sees them, uint8 RGB `[N, R, R, 3]`.
+      name: name of the faces.
+      faces: the faces at full size.
+      low: the student's inputs, uint8 RGB `[N, R, R, 3]`.
     """
 
     name: str
@@ -193,7 +205,7 @@ class Calibration:
     low: np.ndarray
 
     def learn(self, recognizer: Recognizer, teacher: NativeRecognizer | None) -> Recognizer:
-        """The recognizer with thresholds, those for galleries of its teacher too where that is given."""
+        """The recognizer with thresholds, and with those for galleries of its teacher if that is given."""
         labels, embeddings, native = self.faces.labels, recognizer.embed(self.low), None
         if teacher:
             full = []
@@ -214,15 +226,16 @@ def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Ca
         found = open_faces(settings.calibration)
         found = checked(found.take(compared(found.labels)))
         return Calibration(settings.calibration.resolve().name, found, low(found))
-    if (source / bundle.MANIFEST).exists():
+    if (source / bundle.MANIFEST).exists() and bundle.is_exported(bundle.described_by(source)):
         return None
     workdir = Path(settings.student)
     people = of_workdir(workdir).get("data", {}).get("calibration_people", 0)
     known = workdir / "faces" / "train.json"
     if people < LEAST_PEOPLE or not known.exists():
         raise GdrdError(
-            f"there is nobody to learn thresholds on: this run kept {people or 'no'} calibration people; give "
-            "--calibration FACES, aligned faces of people whose identity the student did not learn"
+            f"there are no faces to learn thresholds on: the run kept {people} calibration people; give --calibration "
+            "FACES, aligned faces of people whose identity the student was not trained on",
+            "calibration-missing",
         )
     found = Faces.load(known)
     found = found.take(found.rows_of_last_identities(people, max(np.bincount(found.labels))))
@@ -240,21 +253,24 @@ def _images(benchmark: PairBenchmark | None, resolution: int) -> tuple[np.ndarra
 
 
 def _evaluation(folder: Path, fingerprint: str) -> dict:
-    """What the card shows of an evaluation.
+    """The part of an evaluation that the model card shows.
 
     Raises:
-      GdrdError: it is none, or not of this student.
+      GdrdError: the folder holds no evaluation, or not one of this student.
     """
     try:
         document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         settings, results = document["settings"], document["results"]
         models = [model["fingerprint"] for model in settings["models"].values()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GdrdError(f"{folder} holds no metrics.json of gdrd evaluate") from error
+        raise GdrdError(
+            f"--evaluation: {folder} holds no metrics.json of gdrd evaluate", "evaluation-missing"
+        ) from error
     if fingerprint not in models:
         raise GdrdError(
-            f"{folder} is no evaluation of this student ({fingerprint[:12]}); evaluate the exported folder, and then "
-            "export again"
+            f"--evaluation: {folder} is not an evaluation of this student ({fingerprint[:12]}); run gdrd evaluate on "
+            "the exported folder, then export again",
+            "evaluation-other-student",
         )
     strengths = ", ".join(f"{name} {settings[name]:g}" for name in STRENGTHS if settings[name])
     data = Path(settings["pairs"] or settings["data"]).name
@@ -271,19 +287,17 @@ def _evaluation(folder: Path, fingerprint: str) -> dict:
 def _benchmark(settings: Settings, recognizer: Recognizer) -> PairBenchmark | None:
     if not settings.lfw:
         if settings.pairs:
-            raise GdrdError("--pairs needs the faces that it names: --lfw FACES")
+            raise GdrdError("--pairs needs the faces that it names; give --lfw FACES", "flag-missing")
         return None
     pairs = dev.open_pairs(settings.lfw, settings.pairs)
     return PairBenchmark(pairs, dev.reduced(pairs.faces, recognizer.resolution, recognizer.kernel))
 
 
 def without_folders(config: dict) -> dict:
-    """A run's settings with names of files instead of paths of the machine that it ran on."""
-    kept = {
-        key: dict(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in ("base", "outputs")
-    }
+    """A run's settings with file names in place of paths, which are those of the machine that it ran on."""
+    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    kept.pop("outputs", None)
+    kept.pop("base", None)  # of version 0.4
     for section, key in (name.split(".") for name in PATHS if "." in name):
         if given := kept.get(section, {}).get(key):
             kept[section][key] = ", ".join(path.name.strip() for path in listed_paths(given))
@@ -293,7 +307,7 @@ def without_folders(config: dict) -> dict:
 
 
 def _describe_apart(path: Path, calibration: Calibration) -> None:
-    """Gives a file whose embeddings are not the student's thresholds and a fingerprint of its own."""
+    """Gives a file whose embeddings differ from the student's its own thresholds and fingerprint."""
     onnx = require("onnx", "export")
     embed, starts = _session(path), range(0, len(calibration.low), verify.AT_ONCE)
     embeddings = np.concatenate([embed(calibration.low[i : i + verify.AT_ONCE]) for i in starts])
@@ -354,5 +368,6 @@ def _refuse_wrong(rows: list[dict]) -> None:
         if row["name"] not in INEXACT and not row.get("least_cosine", 1.0) > LEAST_COSINE:
             raise GdrdError(
                 f"{row['name']}: its embeddings have a cosine of only {row['least_cosine']:.6f} to the student's; "
-                "nothing was written. This is a mistake of this program; please report it"
+                "nothing was written. This is a bug in gdrd_jax; please report it",
+                "export-inexact",
             )

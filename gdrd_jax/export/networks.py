@@ -167,7 +167,7 @@ def quantized(model, faces: np.ndarray):
     """
     onnx, quantization = require("onnx", "export"), require("onnxruntime.quantization", "export")
     if not len(faces):
-        raise GdrdError("there are no faces to calibrate the 8-bit network on; give some")
+        raise GdrdError("the 8-bit network needs faces to calibrate on; there are none", "calibration-missing")
     batches = ({INPUT: faces[i : i + CALIBRATION_BATCH]} for i in range(0, len(faces), CALIBRATION_BATCH))
 
     class Reader(quantization.CalibrationDataReader):

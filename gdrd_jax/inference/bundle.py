@@ -1,7 +1,7 @@
-"""An exported student: a folder that says what it is.
+"""The folder of a student: `student.safetensors`, the weights, and `manifest.json`, which describes them.
 
-`manifest.json`, `student.safetensors` (the weights, which `Recognizer.load` reads), README.md (the model card), and
-what else was asked for: `student.onnx`, `student.int8.onnx`, `student.stablehlo`.
+Training writes such folders into its workdir; gdrd export adds thresholds, README.md (the model card), and the other
+formats: `student.onnx`, `student.int8.onnx`, `student.stablehlo`.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ def described(
     student: dict, kernel: str, fingerprint: str, thresholds: Thresholds | None, files: list[Path],
     teacher: dict | None = None, native_thresholds: Thresholds | None = None,
 ) -> dict:  # fmt: skip
-    """What a manifest says at least.
+    """The entries that every manifest has.
 
     Args:
-      student: the arguments of `models.student.Student`.
-      kernel: reduces faces.
+      student: arguments of `models.student.Student`.
+      kernel: downsampling kernel of the student's input, see `data.degradation.resize`.
       fingerprint: of the recognizer.
-      thresholds: None where there was nothing to learn them on.
-      files: of the folder.
+      thresholds: None if there are none.
+      files: the other files of the folder; the manifest holds their sha256.
       teacher, native_thresholds: see `Recognizer`.
     """
     return {
@@ -40,16 +40,17 @@ def described(
 
 
 def read(folder: Path) -> dict:
-    """The manifest of an exported student, whose weights are those that were exported.
+    """The manifest of a student whose weights are the ones that the manifest describes.
 
     Raises:
-      GdrdError: it is damaged, or of another version.
+      GdrdError: the manifest or the weights are damaged, or of another version.
     """
     manifest = described_by(folder)
     if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != manifest["files"][WEIGHTS]:
         raise GdrdError(
-            f"{folder / WEIGHTS} is missing or is not what was exported; copy the folder again, or, if it came with "
-            "gdrd_jax, reinstall that: python -m pip install --force-reinstall --no-deps gdrd_jax"
+            f"{folder / WEIGHTS} is missing or is not the file that {MANIFEST} describes; copy the folder again, or, "
+            "if it came with gdrd_jax, reinstall that: python -m pip install --force-reinstall --no-deps gdrd_jax",
+            "weights-damaged",
         )
     return manifest
 
@@ -69,14 +70,20 @@ def described_by(folder: Path) -> dict:
             raise ValueError(f"kernel {manifest['kernel']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GdrdError(
-            f"{folder} holds no manifest.json of an exported student that this version reads; "
-            "export it again into another folder"
+            f"{folder} holds no {MANIFEST} of a student that this version reads; copy the folder again, or export the "
+            "student again into another folder",
+            "manifest-invalid",
         ) from error
     return manifest
 
 
+def is_exported(manifest: dict) -> bool:
+    """Whether gdrd export wrote a manifest, and not training."""
+    return "proof" in manifest or "training" in manifest
+
+
 def thresholds(manifest: dict, which: str = "thresholds") -> Thresholds | None:
-    """As `described` got them; `which` can be "native_thresholds", which version 0.4.0 did not write."""
+    """The thresholds of a manifest, if any; `which` can be "native_thresholds", which version 0.4.0 did not write."""
     found = manifest.get(which)
     if found is None:
         return None

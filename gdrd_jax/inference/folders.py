@@ -1,4 +1,4 @@
-"""Folders of pictures: embedded, enrolled and searched, the bad ones told at the end."""
+"""Embeds and enrolls folders of pictures; unusable ones are reported, not fatal."""
 
 import dataclasses
 from pathlib import Path
@@ -20,11 +20,11 @@ SHOWN = 12  # probes in a picture
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """What became of some pictures.
+    """Embeddings of some pictures.
 
     Attributes:
-      paths: of those that could be used.
-      embeddings: float32 `[N, D]`, theirs.
+      paths: the N usable pictures.
+      embeddings: float32 `[N, D]`, unit length.
       bad: `(path, reason)` of the others.
     """
 
@@ -34,10 +34,10 @@ class Embedded:
 
 
 def embed(recognizer: Recognizer, path: Path, *, align: bool) -> Embedded:
-    """Embeds the pictures in a folder, or one.
+    """Embeds the pictures in a folder, or a single one.
 
     Raises:
-      GdrdError: there are none, or none of them can be used.
+      GdrdError: there are no pictures, or none is usable.
     """
     return _embed(recognizer, preprocess.find(path), align=align)
 
@@ -51,7 +51,7 @@ def _embed(recognizer: Recognizer | NativeRecognizer, found: list[Path], *, alig
         for start in range(0, len(found), BATCH):
             files = found[start : start + BATCH]
             faces = list(preprocess.seen(files, one))
-            bad += [(file, str(face)) for file, face in zip(files, faces) if isinstance(face, GdrdError)]
+            bad += [(file, face) for file, face in zip(files, faces) if isinstance(face, GdrdError)]
             good = [(file, face) for file, face in zip(files, faces) if not isinstance(face, GdrdError)]
             used += [file for file, _ in good]
             if good:
@@ -59,8 +59,10 @@ def _embed(recognizer: Recognizer | NativeRecognizer, found: list[Path], *, alig
             progress.update(len(files))
     if not used:
         first = bad[0][1]
-        raise GdrdError(first if len(bad) == 1 else f"none of {len(bad)} pictures can be used; the first: {first}")
-    return Embedded(used, np.concatenate(embeddings), bad)
+        if len(bad) == 1:
+            raise first
+        raise GdrdError(f"none of the {len(bad)} pictures is usable; the first: {first}", "images-unusable")
+    return Embedded(used, np.concatenate(embeddings), [(file, str(error)) for file, error in bad])
 
 
 def enroll(
@@ -80,7 +82,7 @@ def enroll(
     if add:
         gallery = Gallery.load(folder, fingerprint)
     elif (folder / MANIFEST).exists():
-        raise GdrdError(f"{folder} exists already; add to it with --add, or choose another folder")
+        raise GdrdError(f"{folder} exists already; add to it with --add, or choose another folder", "gallery-exists")
     else:
         gallery = Gallery(recognizer.dim, fingerprint)
     found = add_people(gallery, recognizer, path, align=align, saved=True)
@@ -109,17 +111,17 @@ def add_people(
 
 
 def save(found: Embedded, path: Path) -> None:
-    """Writes `paths` (of text) and `embeddings` into an `.npz`.
+    """Writes `paths` (text) and `embeddings` to an `.npz` file.
 
     Raises:
-      GdrdError: it cannot be written.
+      GdrdError: the file cannot be written.
     """
     with replacing_file(path) as file:  # np.savez would add a suffix to a name
         np.savez(file, paths=np.array([*map(str, found.paths)]), embeddings=found.embeddings)
 
 
 def picture(recognizer: Recognizer, probes: list[Path], matches: list[list[Match]], *, align: bool) -> np.ndarray:
-    """Each probe as the student sees it, as it is, and the faces it was taken for: uint8 RGB `[H, W, 3]`."""
+    """One line for each probe: the student's input, the face itself, and its matches; uint8 RGB `[H, W, 3]`."""
     lines = []
     for probe, found in zip(probes[:SHOWN], matches):
         known = [enrolled(recognizer, match) for match in found]
@@ -130,7 +132,7 @@ def picture(recognizer: Recognizer, probes: list[Path], matches: list[list[Match
 
 
 def enrolled(recognizer: Recognizer, match: Match) -> np.ndarray | None:
-    """The face that `add_people` added, at the size it has, uint8 RGB `[S, S, 3]`; None where its file is gone."""
+    """The face of a match, in its own size, uint8 RGB `[S, S, 3]`; None if its file is gone."""
     path = match.metadata.get("path")
     try:
         return recognizer.face(path, align=match.metadata.get("align", False)) if isinstance(path, str) else None

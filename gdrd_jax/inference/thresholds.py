@@ -1,4 +1,4 @@
-"""From which similarity on two faces pass for one person's, by the share of strangers that then do, too (FAR)."""
+"""Decision thresholds on the similarity of two faces, by false accept rate (FAR)."""
 
 import dataclasses
 import math
@@ -7,25 +7,25 @@ import numpy as np
 
 from gdrd_jax.utils.errors import GdrdError
 
-FACES_PER_PERSON = 10  # that are compared; more of them say little about other people
-FACES = 6000  # of all; 18 million pairs
+FACES_PER_PERSON = 10  # that are compared at most; more say little about other people
+FACES = 6000  # that are compared at most, in 18 million pairs
 LEAST_PEOPLE = 3
-PER_DECADE = 20  # FARs at which a threshold is kept
+PER_DECADE = 20  # FARs per factor of 10 at which a threshold is kept
 LARGEST_FAR = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """Thresholds learned on faces of people whom the student was not taught to tell apart.
+    """Thresholds learned on faces of people whose identity the student was not trained on.
 
     Attributes:
-      fars: false accept rates, falling.
-      values: of the similarity, one each: at it or above, at most that share of the impostor pairs lies.
-      tars: the share of genuine pairs that does.
-      people, faces: how many were compared.
-      between: how many pairs of two different people; images of the same two are no further evidence.
-      genuine: how many pairs of faces of one person.
-      name: of the faces.
+      fars: false accept rates, decreasing.
+      values: for each rate, the similarity that at most this share of the impostor pairs reaches.
+      tars: for each rate, the share of genuine pairs that reaches this similarity.
+      people, faces: numbers of those compared.
+      between: number of pairs of two different people; more images of the same two people are no further evidence.
+      genuine: number of pairs of two faces of one person.
+      name: name of the faces.
     """
 
     fars: tuple[float, ...]
@@ -45,12 +45,13 @@ class Thresholds:
 
         Args:
           embeddings: float `[N, D]`, unit length.
-          labels: who it is, int `[N]`.
-          name: of the faces.
-          gallery: the same faces as they are in a gallery, `[N, D]`, with which all others are compared as probes.
+          labels: identities, int `[N]`.
+          name: name of the faces.
+          gallery: embeddings of the same faces by a gallery's recognizer, `[N, D]`; each face of `embeddings` is
+            compared, as a probe, with all others in it.
 
         Raises:
-          GdrdError: fewer than three people, or nobody with two faces.
+          GdrdError: there are fewer than three people, or no two faces of one person.
         """
         rows = compared(labels)
         embeddings, labels = embeddings[rows], labels[rows]
@@ -64,14 +65,15 @@ class Thresholds:
         people = len(np.unique(labels))
         if people < LEAST_PEOPLE or not same.any():
             raise GdrdError(
-                f"{name} has {people} people and {same.sum()} pairs of faces of one; thresholds need at least "
-                f"{LEAST_PEOPLE} people, one of them with two faces"
+                f"{name} has {people} people and {same.sum()} pairs of faces of one person; thresholds need at least "
+                f"{LEAST_PEOPLE} people, one of them with two faces",
+                "calibration-too-small",
             )
         between = people * (people - 1) // 2
         impostors, genuine = np.sort(scores[~same])[::-1], np.sort(scores[same])
         decades = np.log10(between * LARGEST_FAR)
         fars = LARGEST_FAR * 10.0 ** -np.linspace(0, decades, int(decades * PER_DECADE) + 1)
-        # Above the first impostor that would be one too many.
+        # Just above the first impostor pair that would exceed the rate.
         values = np.nextafter(impostors[np.floor(fars * len(impostors) * (1 + 1e-9)).astype(int)], np.float32(2))
         tars = 1 - np.searchsorted(genuine, values) / len(genuine)
         kept = (tuple(map(float, x)) for x in (fars, values, tars))
@@ -80,40 +82,43 @@ class Thresholds:
     def at(self, far: float) -> float:
         """The threshold for a false accept rate.
 
-        Of the kept rates the next finer one serves, so it is rather too strict.
+        It is that of the next finer rate of `fars`, so it is slightly too strict rather than too loose.
 
         Raises:
-          GdrdError: the faces it was learned on cannot tell so small a rate from 0, or it is no rate.
+          GdrdError: the rate is out of range, or too small for the faces that the thresholds were learned on.
         """
         return self.values[self._index(far)]
 
     def supports(self, far: float) -> bool:
-        """Whether the faces it was learned on can tell so small a rate."""
+        """Whether the thresholds were learned on enough people for this rate."""
         return far >= self.fars[-1] * (1 - 1e-9)
 
     def finest(self) -> float:
-        """The smallest rate that it can tell, rounded up to two digits."""
+        """The smallest supported rate, rounded up to two digits."""
         unit = 10.0 ** (math.floor(math.log10(self.fars[-1])) - 1)
         return math.ceil(self.fars[-1] / unit * (1 - 1e-9)) * unit
 
     def tar(self, far: float) -> float:
-        """The true accept rate there, of the same faces; raises as `at`."""
+        """The true accept rate at a false accept rate, on the same faces; raises as `at`."""
         return self.tars[self._index(far)]
 
     def _index(self, far: float) -> int:
         if not 0 < far <= LARGEST_FAR:
-            raise GdrdError(f"a false accept rate of {far:g} was asked for; it is above 0 and at most {LARGEST_FAR:g}")
+            raise GdrdError(
+                f"the false accept rate is {far:g}; it must be above 0 and at most {LARGEST_FAR:g}", "far-range"
+            )
         if not self.supports(far):
             raise GdrdError(
                 f"a false accept rate of {far:g} is finer than the calibration supports: {self.between} pairs "
                 f"of different people ({self.name}) are enough for {self.finest():.2g}; "
-                "export the student again with more people (--calibration)"
+                "export the student again with more people (gdrd export --calibration)",
+                "far-too-fine",
             )
         return next(i for i, kept in enumerate(self.fars) if kept <= far * (1 + 1e-9))
 
 
 def compared(labels: np.ndarray) -> np.ndarray:
-    """Rows of the faces that `Thresholds.learn` compares, rising: not too many of anybody, nor of all."""
+    """Rows of the faces that `Thresholds.learn` compares, increasing; their number is limited, also for each person."""
     order = np.argsort(labels, kind="stable")
     ranked = labels[order]
     number = np.arange(len(order)) - np.searchsorted(ranked, ranked)

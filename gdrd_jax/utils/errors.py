@@ -58,7 +58,8 @@ def check_installed() -> None:
     """Ends the process with one sentence where packages of the plain installation are missing; imports none of them."""
     absent = [name for package, name in CORE.items() if not _is_installed(package)]
     if absent:
-        print(f"error: not installed: {', '.join(absent)}; python -m pip install {' '.join(absent)}", file=sys.stderr)
+        remedy = f"python -m pip install {' '.join(absent)}"
+        print(f"error: not installed: {', '.join(absent)}; {remedy} [package-missing]", file=sys.stderr)
         raise SystemExit(2)
 
 

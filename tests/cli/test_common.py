@@ -1,4 +1,4 @@
-"""What all tools do with errors, signals and output."""
+"""What all commands do with arguments, errors, signals and output."""
 
 import contextlib
 import io
@@ -11,9 +11,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import make_faces, make_lfw, save_recognizer, save_student
+from conftest import make_faces, make_lfw, raises, save_recognizer, save_student
 
-from gdrd_jax.cli import common
+from gdrd_jax.cli import common, export
 from gdrd_jax.inference import folders
 from gdrd_jax.inference.gallery import Match
 from gdrd_jax.inference.recognizer import Recognizer
@@ -103,7 +103,46 @@ def test_a_broken_pipe_of_a_worker_is_not_quiet(capsys):
         raise BrokenPipeError(32, "Broken pipe")
 
     assert common.guarded(work) == 2
-    assert "error: Broken pipe: a process or connection" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: Broken pipe") and error.endswith(" [connection-lost]\n")
+
+
+def test_every_error_ends_with_its_code(capsys, tmp_path):
+    def print_error_of(error):
+        def work():
+            raise error
+
+        assert common.guarded(work) == 2
+        return capsys.readouterr().err
+
+    assert print_error_of(GdrdError("no; do so", "some-code")) == "error: no; do so [some-code]\n"
+    missing = FileNotFoundError(2, "No such file", str(tmp_path / "x"))
+    assert print_error_of(missing) == f"error: No such file: {tmp_path / 'x'} [system]\n"
+    assert print_error_of(OSError("odd")) == "error: odd [system]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        ([], ["STUDENT, FOLDER"]),
+        (["a", "b", "--formta", "onnx"], ["--formta"]),
+        (["a", "b", "--calibration"], ["--calibration"]),
+    ],
+)
+def test_wrong_arguments_are_an_error_like_others(words, facts, capsys):
+    assert export.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.endswith("--help explains the arguments [usage]\n")
+    assert error.count("\n") == 1 and all(fact in error for fact in facts), error
+
+
+def test_a_value_of_a_wrong_type_names_its_option(capsys):
+    parser = common.ArgumentParser("About.\n\nExamples:\n  gdrd x 1\n", prog="gdrd x")
+    parser.add_argument("--far", type=float)
+    with raises("usage", "--far", "'y'", "gdrd x --help"):
+        parser.parse_args(["--far", "y"])
+    assert parser.format_help().startswith("usage: gdrd x") and "\nAbout.\n" in parser.format_help()
+    assert parser.format_help().endswith("examples:\n  gdrd x 1\n")
 
 
 @pytest.mark.parametrize("redirect", [">&-", "2>&-", ">&- 2>&-"])
@@ -121,8 +160,8 @@ def test_a_platform_that_jax_cannot_use_is_one_sentence(platform, tmp_path):
         "tools/recognize.py", "embed", tmp_path / "faces", "--model", tmp_path / "run", "--out", tmp_path / "x"
     )
     status, _, error = shell(tool, JAX_PLATFORMS=platform)
-    assert status == 2 and error.startswith(f"error: JAX cannot use the platform {platform!r}"), error
-    assert error.count("\n") == 1 and "unset JAX_PLATFORMS" in error
+    assert status == 2 and error.startswith("error: ") and error.endswith(" [jax-platform]\n"), error
+    assert error.count("\n") == 1 and f"{platform!r}" in error and "unset JAX_PLATFORMS" in error
 
 
 def test_training_finds_a_platform_that_jax_cannot_use_before_any_work(tmp_path):
@@ -134,7 +173,7 @@ def test_training_finds_a_platform_that_jax_cannot_use_before_any_work(tmp_path)
     words = [f"--config.{key}={value}" for key, value in flags.items()]
     main = python("-m", "gdrd_jax.main", "--config=configs/paper.py", f"--workdir={tmp_path / 'run'}", *words)
     status, _, error = shell(main, JAX_PLATFORMS="cuda")
-    assert status == 2 and error.startswith("error: JAX cannot use the platform 'cuda'"), error
+    assert status == 2 and error.startswith("error: ") and "'cuda'" in error and "unset JAX_PLATFORMS" in error, error
     assert error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
@@ -168,7 +207,8 @@ def test_what_is_not_installed_is_one_sentence(tmp_path):
     done = subprocess.run([sys.executable, tmp_path / "hide.py"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: not installed: ml-collections, simplejpeg; python -m pip install ml-collections simplejpeg\n"
+        "error: not installed: ml-collections, simplejpeg; python -m pip install ml-collections simplejpeg "
+        "[package-missing]\n"
     )
 
 

@@ -1,5 +1,6 @@
 """The command `gdrd`."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -25,27 +26,46 @@ def run(*arguments, **how):
 def test_help_lists_every_command_and_version_is_the_packages(capsys):
     assert gdrd.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"  {name} " in text for name in gdrd.COMMANDS)
+    assert all(text.count(f"\n  {name} ") == 1 for name in gdrd.COMMANDS)
+    assert len(gdrd.COMMANDS) == sum(map(len, gdrd.GROUPS.values()))
+    starts = [text.index(f"\n{title}:\n") for title in gdrd.GROUPS]
+    assert starts == sorted(starts) and starts[0] < text.index("\n  train ") < starts[1] < text.index("\n  evaluate ")
+    assert max(map(len, text.splitlines())) <= 120
     assert gdrd.main(["--version"]) == 0 and capsys.readouterr().out == f"gdrd_jax {__version__}\n"
 
 
 def test_an_unknown_command_is_answered_with_the_nearest(capsys):
     assert gdrd.main(["evalute"]) == 2
-    assert capsys.readouterr().err == "error: there is no command 'evalute'; did you mean 'evaluate'?\n"
-    assert gdrd.main(["xyz"]) == 2 and "gdrd --help lists all" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "'evalute'" in error and "'evaluate'" in error and error.endswith(" [command-unknown]\n")
+    assert gdrd.main(["xyz"]) == 2
+    error = capsys.readouterr().err
+    assert "'xyz'" in error and "gdrd --help" in error and error.endswith(" [command-unknown]\n")
 
 
 @pytest.mark.parametrize("command", sorted(gdrd.COMMANDS))
 def test_every_command_has_a_help_under_its_own_name(command, monkeypatch, capsys):
     if command in ("train", "precompute"):  # absl's flags are those of the process
         text = run(command, "--help").stdout
-        assert "--config.views.resolution=16" in text
+        assert text.startswith(f"usage: gdrd {command} --config=NAME") and "--config.views.resolution=16" in text
+        assert "\nexamples:\n  gdrd " in text.partition("--config.views.resolution=16")[2]
+        assert all(re.search(rf"\b{name}\b", text) for name in config_names()) or command == "precompute"
         return
     monkeypatch.setattr(sys, "argv", ["gdrd"])
     with pytest.raises(SystemExit) as stop:
         gdrd.main([command, "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and text.startswith(f"usage: gdrd {command} [-h]") and ".py " not in text
+    if gdrd.COMMANDS[command][0] not in ("recognize", "evaluate", "study_taps"):
+        assert text.partition("\noptions:\n")[2].partition("\nexamples:\n  ")[2].startswith(f"gdrd {command}")
+
+
+@pytest.mark.parametrize("command", sorted(set(gdrd.COMMANDS) - {"train", "precompute"}))
+def test_wrong_arguments_of_every_command_are_an_error_with_a_code(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gdrd"])
+    assert gdrd.main([command, "--nonsense"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.endswith(f"gdrd {command} --help explains the arguments [usage]\n")
 
 
 def test_a_config_is_found_by_its_name(tmp_path):
@@ -53,11 +73,36 @@ def test_a_config_is_found_by_its_name(tmp_path):
     wrong = ["--config.gen.stpes=3"]
     for config in ("quickstart", "pretrained:gdrd-8", CONFIGS / "quickstart.py"):
         done = run("train", f"--config={config}", *wrong, cwd=tmp_path)
-        assert done.returncode == 2 and "there is no setting --config.gen.stpes" in done.stderr
+        assert done.returncode == 2 and "--config.gen.stpes" in done.stderr and "--config.gen.steps" in done.stderr
+        assert done.stderr.endswith(" [setting-unknown]\n")
     done = run("train", "--config=quickstrat", cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith(
-        "error: there is no config 'quickstrat'; give a file, or one of"
-    )
+    assert done.returncode == 2 and "'quickstrat'" in done.stderr and "quickstart" in done.stderr
+    assert done.stderr.endswith(" [config-unknown]\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "facts"),
+    [
+        ([], "config-missing", ["--config=quickstart"]),
+        (["--config=quickstart", "--nonsense=1"], "flag-invalid", ["nonsense"]),
+        (["--config=quickstart", "--processes=0"], "flag-invalid", ["--processes", "0"]),
+        (["--config=quickstart", "extra"], "argument-unexpected", ["'extra'", "--config.NAME=VALUE"]),
+        (["--config=quickstart", "--config.gen.steps=x"], "flag-invalid", ["config.gen.steps", "x"]),
+        (["--config=quickstart", "--processes=2"], "processes-flags", ["--coordinator", "--processes", "--process"]),
+        (["--config=broken.py"], "config-raises", ["'broken.py'", "ZeroDivisionError"]),
+        (["--config=syntax.py"], "config-raises", ["syntax.py, line 1", "SyntaxError"]),
+        (["--config=a:b.py"], "config-path-colon", ["'a:b.py'"]),
+        (["--config=none.py"], "config-unreadable", ["none.py"]),
+    ],
+)
+def test_a_mistake_in_the_flags_of_training_has_its_code(tmp_path, words, code, facts):
+    (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
+    (tmp_path / "syntax.py").write_text("def get_config(:\n")
+    (tmp_path / "a:b.py").touch()
+    done = run("train", *words, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.endswith(f" [{code}]\n") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ") and all(fact in done.stderr for fact in facts), done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_all_folders_are_packaged():

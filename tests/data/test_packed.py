@@ -105,7 +105,7 @@ def test_a_student_learns_from_a_packed_set_alone(parts, tmp_path, residency):
         init="random", freeze=(), embedding_cosine=1.0, cls=0.0, kd=0.0, rcd=0.0, steps=3, batch=4, evaluate_every=0
     )
     runner.run(config, tmp_path / residency)
-    about = json.loads((tmp_path / residency / "dis" / "student" / "description.json").read_text())
+    about = json.loads((tmp_path / residency / "dis" / "student" / "manifest.json").read_text())
     assert about["teacher"] == TEACHER and about["student"]["embedding_dim"] == DIM
     assert sorted(path.name for path in (tmp_path / residency).iterdir() if path.is_dir()) == ["dis", "steps"]
     assert [path.name.split("-")[0] for path in (tmp_path / residency / "steps").iterdir()] == ["dis"]

@@ -87,7 +87,8 @@ def test_a_student_learns_from_mixup_targets(tmp_path, monkeypatch, residency):
     config.data.update(packed=f"{tmp_path / 'a'},{tmp_path / 'm'}", residency=residency)
     config.student.update(hidden=(), head_stages=0)
     config.dis.update(
-        init="random", freeze=(),
+        init="random",
+        freeze=(),
         embedding_cosine=1.0,
         cls=0.0,
         kd=0.0,

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from conftest import raises
 from flax import nnx
 
 from gdrd_jax.export import networks
@@ -116,7 +117,7 @@ def test_eight_bits_are_enough():
 
 def test_eight_bits_need_faces():
     graph = networks.onnx_model(student(), layout="nhwc", metadata={})
-    with pytest.raises(GdrdError, match="no faces"):
+    with raises("calibration-missing"):
         networks.quantized(graph, smooth(1, 16)[:0])
 
 

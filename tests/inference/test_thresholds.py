@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from conftest import raises
 
 from gdrd_jax.inference import thresholds as thresholds_module
 from gdrd_jax.inference.thresholds import FACES_PER_PERSON, Thresholds, compared
-from gdrd_jax.utils.errors import GdrdError
 
 
 def people(count, faces, noise=0.6, seed=0):
@@ -35,7 +35,7 @@ def test_images_of_the_same_two_people_are_no_further_evidence():
     few = Thresholds.learn(*people(20, 10), "twenty")
     assert few.between == 190 and few.faces == 200 and few.genuine == 20 * 45
     assert few.at(1 / 190) > few.at(0.1)
-    with pytest.raises(GdrdError, match=r"0\.001 is finer than .* 190 pairs of different people \(twenty\)"):
+    with raises("far-too-fine", "0.001", 190, "twenty", few.finest(), "--calibration"):
         few.at(1e-3)
     assert Thresholds.learn(*people(60, 2), "sixty").at(1e-3)
 
@@ -50,7 +50,7 @@ def test_one_person_with_many_faces_does_not_outweigh_the_others():
 
 @pytest.mark.parametrize("far", [0, -1, 0.6, float("nan")])
 def test_what_is_no_rate(far):
-    with pytest.raises(GdrdError, match="above 0 and at most 0.5"):
+    with raises("far-range", f"{far:g}", "above 0", "at most 0.5"):
         Thresholds.learn(*people(5, 3), "x").at(far)
 
 
@@ -73,11 +73,11 @@ def test_a_rate_is_supported_as_far_as_it_is_granted():
 
 
 def test_faces_that_say_nothing():
-    with pytest.raises(GdrdError, match="x has 2 people and 6 pairs of faces of one; thresholds need at least 3"):
+    with raises("calibration-too-small", "x has 2 people", "6 pairs", "at least 3"):
         Thresholds.learn(*people(2, 3), "x")
-    with pytest.raises(GdrdError, match="x has 1 people"):
+    with raises("calibration-too-small", "x has 1 people"):
         Thresholds.learn(*people(1, 5), "x")
-    with pytest.raises(GdrdError, match="x has 5 people and 0 pairs of faces of one"):
+    with raises("calibration-too-small", "x has 5 people", "0 pairs"):
         Thresholds.learn(*people(5, 1), "x")
 
 

@@ -335,7 +335,7 @@ def test_weights_are_not_saved_over_other_things(finished, tmp_path):
     recognizer = Recognizer.load(finished)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "mine.onnx").touch()
-    with pytest.raises(GdrdError, match="holds other things than a trained module"):
+    with pytest.raises(GdrdError, match="models holds other things than a trained student"):
         Recognizer.save(recognizer.student, {}, "area", tmp_path / "models")
     assert (tmp_path / "models" / "mine.onnx").exists()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_faces, save_recognizer, save_student
+from conftest import make_faces, raises, save_recognizer, save_student
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -110,7 +110,7 @@ def test_an_evaluation_loads_its_models_before_it_reads_all_faces(here, no_work)
 def test_an_export_in_8_bits_needs_its_package_first(here, missing):
     missing("onnxruntime.quantization")
     how = exporter.Settings(save_student(here / "run"), "student", ("int8",), Path("faces"), None, None)
-    with pytest.raises(GdrdError, match="'onnxruntime.quantization' is not installed"):
+    with raises("package-missing", "'onnxruntime.quantization'"):
         exporter.export(how, here / "out")
 
 
@@ -121,7 +121,8 @@ def test_an_sr_teacher_needs_its_packages_before_the_faces_are_read(here, capsys
     for package in ("torch", "diffusers", "safetensors"):
         missing(package)
         assert train_sr_teacher.main(["faces", "sr"]) == 2
-        assert f"the package {package!r} is not installed" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert f"{package!r}" in error and error.endswith(" [package-missing]\n")
     assert not Path("sr").exists()
 
 
@@ -139,7 +140,8 @@ def test_taps_of_all_teachers_are_checked_before_one_is_measured(here, capsys, n
     no_work((lfw, "open_lfw"))
     words = ["--train", "faces", "--data", "faces", "--pairs", "x", "--teacher", "a", "--out", "out"]
     assert study_taps.main([*words, "--tap", "down9"]) == 2
-    assert "--tap down9: a has mid" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--tap down9" in error and "mid" in error
     assert study_taps.main([*words, "--timestep", "0", "1000"]) == 2
     assert "timestep 1000" in capsys.readouterr().err
     assert study_taps.main([*words, "--recognizer", "none.onnx"]) == 2
@@ -150,7 +152,7 @@ def test_stand_ins_are_not_begun_without_all_that_they_are_made_of(here, capsys)
     Path("ar.mat").write_bytes(b"no matrices")
     words = ["--lfw", "faces", "--distractors", "faces", "--ar", "ar.mat", "--out", "out"]
     assert make_stand_ins.main(words) == 2
-    assert "ar.mat is neither AR10P nor AR II" in capsys.readouterr().err and not Path("out").exists()
+    assert "ar.mat" in capsys.readouterr().err and not Path("out").exists()
 
 
 def test_a_page_needs_gradio_and_its_port_first(missing, capsys):
@@ -163,9 +165,12 @@ def test_a_page_needs_gradio_and_its_port_first(missing, capsys):
         taken.listen()
         port = taken.getsockname()[1]
         assert demo.main(["--model", "none", "--port", str(port)]) == 2
-        assert f"port {port} is taken" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert f"port {port} " in error and "--port" in error and error.endswith(" [port-in-use]\n")
     missing("gradio")
-    assert demo.main(["--model", "none"]) == 2 and "'gradio' is not installed" in capsys.readouterr().err
+    assert demo.main(["--model", "none"]) == 2
+    error = capsys.readouterr().err
+    assert "'gradio'" in error and error.endswith(" [package-missing]\n")
     assert serving_demo and folders
 
 
@@ -188,14 +193,16 @@ def test_a_grid_checks_all_combinations_before_the_first_is_trained(here):
         f"--config.discriminative.path={network}", "--config.dev.path=lfw",
     ]  # fmt: skip
     found = grid(*words, "--config.dev.pairs=pairs.txt", "--config.student.width={0.0625,wide}")
-    assert found.returncode == 2 and "the combination wide cannot be trained" in found.stderr, found.stderr
+    assert found.returncode == 2 and found.stderr.endswith(" [combination-invalid]\n"), found.stderr
+    assert "combination wide " in found.stderr.splitlines()[-1] and "student.width" in found.stderr, found.stderr
     assert "Traceback" not in found.stderr and not Path("out").exists()
     Path("other.txt").write_text("\n".join([lines[0], *lines[:0:-1]]))
     faces = {"first": np.array(list("abcd")), "second": np.array(list("bcda")), "fold": np.array([0, 0, 1, 1])}
     Path("beside").mkdir()
     np.savez("beside/scores.npz", **{"x/scores": np.ones(4)}, same=np.array([True, False] * 2), **faces)
     found = grid("--baseline=beside", *words, "--config.dev.pairs=pairs.txt")
-    assert found.returncode == 2 and "--baseline holds other pairs" in found.stderr, found.stderr
+    assert found.returncode == 2 and found.stderr.endswith(" [baseline-pairs]\n"), found.stderr
+    assert "--baseline" in found.stderr and "--config.dev.pairs" in found.stderr
     assert not Path("out").exists()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import make_faces, save_recognizer, save_student
+from conftest import make_faces, raises, save_recognizer, save_student
 from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -24,7 +24,6 @@ from gdrd_jax.data.degradation import resize  # noqa: E402
 from gdrd_jax.export import networks, verify  # noqa: E402
 from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.inference.thresholds import Thresholds  # noqa: E402
-from gdrd_jax.utils.errors import GdrdError  # noqa: E402
 
 PEOPLE = 12
 
@@ -75,7 +74,7 @@ def test_the_exported_folder_is_the_student(exported, workdir, faces):
     before, after = Recognizer.load(workdir), Recognizer.load(exported)
     assert after.fingerprint() == before.fingerprint()
     np.testing.assert_allclose(after.embed(low(faces)), before.embed(low(faces)), atol=1e-6)
-    with pytest.raises(Exception, match="66 pairs of different people"):
+    with raises("far-too-fine", "66 pairs", "0.001"):
         after.verify(low(faces)[0], low(faces)[1], far=1e-3)
     found = after.verify(low(faces)[0], low(faces)[0], far=0.1)
     assert found.same and found.threshold == after.thresholds.at(0.1)
@@ -120,37 +119,50 @@ def test_a_file_that_does_something_else_is_not_written(workdir, faces, tmp_path
 
     monkeypatch.setattr(networks, "onnx_model", wrong)
     assert export.main([*map(str, (workdir, tmp_path / "out", "--calibration", faces))]) == 2
-    assert "onnx: its embeddings have a cosine of only" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "onnx: " in error and "cosine" in error and error.endswith(" [export-inexact]\n")
     assert not list(tmp_path.iterdir())
 
 
 def test_mistakes_are_told_before_the_work(workdir, faces, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    cases = {
-        (workdir, tmp_path / "full", "--calibration", faces): "holds other things than an exported student",
-        (workdir, tmp_path / "out"): "kept no calibration people; give --calibration",
-        (workdir, tmp_path / "out", "--format", "onxx"): "--format onxx is not known; it can be safetensors, onnx",
-        (workdir, tmp_path / "out", "--calibration", faces, "--baseline", "none.onnx"): "--baseline none.onnx",
-        (workdir, tmp_path / "out", "--best", "--calibration", faces): "best holds no trained weights",
-        (workdir, tmp_path / "out", "--calibration", tmp_path / "none"): "there are no faces at",
-        (workdir, tmp_path / "out", "--calibration", faces, "--lfw", faces): "pairs",
-        (workdir, tmp_path / "out", "--calibration", faces, "--pairs", faces): "--pairs needs the faces",
-    }
-    for words, message in cases.items():
-        assert export.main([*map(str, words)]) == 2
-        assert message in capsys.readouterr().err
-    assert (tmp_path / "full" / "thesis.tex").exists() and not (tmp_path / "out").exists()
+    out = tmp_path / "out"
+    cases = [
+        ((tmp_path / "full", "--calibration", faces), "[output-not-ours]", str(tmp_path / "full"), "thesis.tex"),
+        ((workdir / "dis" / "student", "--calibration", faces), "[output-not-ours]", str(workdir / "dis" / "student")),
+        ((out,), "[calibration-missing]", "kept 0 calibration people", "--calibration"),
+        ((out, "--format", "onxx"), "[flag-value]", "--format onxx", "safetensors, onnx"),
+        ((out, "--calibration", faces, "--baseline", "none.onnx"), "--baseline none.onnx"),
+        ((out, "--best", "--calibration", faces), "[weights-missing]", str(workdir / "dis" / "best")),
+        ((out, "--calibration", tmp_path / "none"), str(tmp_path / "none")),
+        ((out, "--calibration", faces, "--lfw", faces), "pairs"),
+        ((out, "--calibration", faces, "--pairs", faces), "[flag-missing]", "--pairs", "--lfw"),
+    ]
+    for words, *facts in cases:
+        assert export.main([*map(str, (workdir, *words))]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and all(fact in error for fact in facts), error
+    assert (tmp_path / "full" / "thesis.tex").exists() and not out.exists()
+
+
+def test_the_student_of_a_run_is_not_replaced_by_an_export(workdir, faces, tmp_path, capsys):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (run / "dis" / "student").iterdir()}
+    assert export.main([*map(str, (workdir, run / "dis" / "student", "--calibration", faces))]) == 2
+    error = capsys.readouterr().err
+    assert str(run / "dis" / "student") in error and error.endswith(" [output-not-ours]\n")
+    assert {path.name: path.read_bytes() for path in (run / "dis" / "student").iterdir()} == before
 
 
 def test_what_was_damaged_on_the_way_is_refused(exported, tmp_path):
     copy = shutil.copytree(exported, tmp_path / "copy")
     data = (copy / "student.safetensors").read_bytes()
     (copy / "student.safetensors").write_bytes(data[:-4] + b"\0\0\0\1")
-    with pytest.raises(Exception, match="is missing or is not what was exported; copy the folder again"):
+    with raises("weights-damaged", copy / "student.safetensors"):
         Recognizer.load(copy)
     (copy / "manifest.json").write_text("{}")
-    with pytest.raises(Exception, match="no manifest.json of an exported student"):
+    with raises("manifest-invalid", copy):
         Recognizer.load(copy)
 
 
@@ -159,16 +171,16 @@ DAMAGED = ([], "x", {"far": 0.1}, GOOD | {"fars": 0.1, "values": [0.5]}, GOOD | 
 
 
 def test_a_manifest_of_something_else_is_refused(exported, tmp_path):
-    for change, message in (
-        ({"kernel": "lanczos"}, "no manifest.json of an exported student"),
-        *(({"thresholds": damaged}, "no manifest.json of an exported student") for damaged in DAMAGED),
-        ({"kernel": "bicubic"}, "is not the student that its manifest.json is of"),
-        ({"student": {"size": 3}}, "describes no student that this version knows"),
+    for change, code in (
+        ({"kernel": "lanczos"}, "manifest-invalid"),
+        *(({"thresholds": damaged}, "manifest-invalid") for damaged in DAMAGED),
+        ({"kernel": "bicubic"}, "fingerprint-mismatch"),
+        ({"student": {"size": 3}}, "student-unsupported"),
     ):
-        copy = shutil.copytree(exported, tmp_path / message[:10], dirs_exist_ok=True)
+        copy = shutil.copytree(exported, tmp_path / code, dirs_exist_ok=True)
         manifest = json.loads((exported / "manifest.json").read_text())
         (copy / "manifest.json").write_text(json.dumps(manifest | change))
-        with pytest.raises(GdrdError, match=message):
+        with raises(code, copy):
             Recognizer.load(copy)
 
 
@@ -193,25 +205,27 @@ def test_only_an_exported_student_is_replaced(exported, workdir, faces, tmp_path
     (web / "manifest.json").write_text('{"name": "my web app"}')
     calibration = ("--calibration", str(faces))
     assert export.main([str(workdir), str(web), *calibration]) == 2
-    assert "other things than an exported student, such as src" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{web} " in error and "src" in error and error.endswith(" [output-not-ours]\n")
     (web / "src").rmdir()
     assert export.main([str(workdir), str(web), *calibration]) == 2
-    assert "no manifest.json of an exported student" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{web} " in error and error.endswith(" [manifest-invalid]\n")
     copy = shutil.copytree(exported, tmp_path / "copy")
     (copy / "in").mkdir()
-    for here, folder, message in (
-        (copy / "in", "..", "a disk of its own or where you are"),
-        (copy, ".", "a disk of its own or where you are"),
-        (tmp_path, "/proc", "a disk of its own or where you are"),
-        (tmp_path, "copy/README.md/out", "README.md is no folder of yours"),
+    for here, folder, fact in (
+        (copy / "in", "..", " [output-in-use]\n"),
+        (copy, ".", " [output-in-use]\n"),
+        (tmp_path, "/proc", " [output-in-use]\n"),
+        (tmp_path, "copy/README.md/out", "copy/README.md cannot be written"),
     ):
         monkeypatch.chdir(here)
         assert export.main([str(workdir), folder, *calibration]) == 2
-        assert message in capsys.readouterr().err
+        assert fact in capsys.readouterr().err
     (copy / "in").rmdir()
     monkeypatch.chdir(tmp_path)
     assert export.main([str(copy), "copy", *calibration]) == 2
-    assert "is the exported student itself" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(" [output-is-input]\n")
     assert export.main([str(workdir), "copy", *calibration]) == 0
     assert not (copy / "student.int8.onnx").exists() and (copy / "student.onnx").exists()
 
@@ -219,8 +233,8 @@ def test_only_an_exported_student_is_replaced(exported, workdir, faces, tmp_path
 def test_the_card_says_where_training_was_stopped(tmp_path, faces):
     run = save_student(tmp_path / "run")
     (run / "dis" / "student").rename(run / "dis" / "best")
-    description = json.loads((run / "dis" / "best" / "description.json").read_text())
-    (run / "dis" / "best" / "description.json").write_text(json.dumps(description | {"step": 1234}))
+    description = json.loads((run / "dis" / "best" / "manifest.json").read_text())
+    (run / "dis" / "best" / "manifest.json").write_text(json.dumps(description | {"step": 1234}))
     config = default()
     config.data.path = ",".join(str(tmp_path / "secret" / name) for name in ("train.rec", "more.rec"))
     config.dis.update(init="random", freeze=())
@@ -248,21 +262,22 @@ def test_an_exported_student_verifies_and_marks_who_passes(exported, faces, tmp_
     status, told = call("verify", a, a, "--far", "0.1")
     assert status == 0 and f"the same person: similarity 1.000, threshold {threshold:.3f}" in told
     status, told = call("verify", a, b, "--far", "0.001")
-    assert status == 2 and "finer than the calibration supports" in told
+    assert status == 2 and "0.001" in told and "66 pairs" in told and told.endswith(" [far-too-fine]\n")
     assert call("enroll", faces, "--gallery", tmp_path / "known")[0] == 0
     status, told = call("search", a, "--gallery", tmp_path / "known", "-k", 36, "--far", "0.1", "--json")
     matches = json.loads(told)["probes"][0]["matches"]
     assert [match["accepted"] for match in matches] == [match["similarity"] >= threshold for match in matches]
     assert {match["accepted"] for match in matches} == {True, False}
     status, told = call("search", a, "--gallery", tmp_path / "known", "--far", "0.1", "--templates")
-    assert status == 2 and "thresholds are of single faces" in told
+    assert status == 2 and "--far" in told and "--templates" in told
 
 
 def test_another_student_is_not_replaced(exported, faces, tmp_path, capsys):
     copy, other = shutil.copytree(exported, tmp_path / "copy"), save_student(tmp_path / "other", seed=5)
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     assert export.main([*map(str, (other, copy, "--calibration", faces))]) == 2
-    assert "copy is the export of another student" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{copy} " in error and error.endswith(" [output-other-student]\n")
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_faces
+from conftest import make_faces, raises
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -61,7 +61,7 @@ def test_a_run_that_does_not_say_who_is_in_its_pairs_is_told(tmp_path):
     found = dict(np.load(tmp_path / "run" / "dis" / "dev.npz"))
     del found["people"]
     np.savez(tmp_path / "run" / "dis" / "dev.npz", **found)
-    with pytest.raises(run_grid.GdrdError, match="an earlier version judged"):
+    with raises("dev-scores-outdated", tmp_path / "run" / "dis" / "dev.npz"):
         run_grid.trained("run", tmp_path / "run")
 
 
@@ -85,22 +85,32 @@ def test_the_runs_of_a_grid_share_the_output_of_steps():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "code", "facts"),
     [
-        (["--seeds", "7", "7"], "two seeds are 7"),
-        (["--", "--config.generative.path={runs/small/teacher,runs/big/teacher}"], "two combinations .* 'teacher'"),
-        (["--against=sr"], "--against=sr is none of"),
-        (["--seeds", "7", "--", "--config.data.path=faces"], "judged on LFW's pairs; give --config.dev.path=LFW"),
+        (["--seeds", "7", "7"], "seed-twice", ["two seeds", "7"]),
+        (["--", "--config.generative.path={runs/small/teacher,runs/big/teacher}"], "combination-twice", ["'teacher'"]),
+        (["--against=sr"], "flag-value", ["--against=sr"]),
+        (
+            ["--seeds", "7", "--", "--config.data.path=faces"], "dev-missing",
+            ["--config.dev.path=LFW", "--config.dev.pairs"],
+        ),
+        ([], "dev-missing", ["--config.dev.path=LFW", "--config.dev.pairs"]),
+        (["--seeds", "x"], "usage", ["--seeds", "'x'"]),
     ],
-)
-def test_runs_that_would_share_a_workdir_are_refused(tmp_path, words, message):
-    with pytest.raises(run_grid.GdrdError, match=message):
+)  # fmt: skip
+def test_a_grid_that_cannot_be_compared_or_would_share_a_workdir_is_refused(tmp_path, words, code, facts):
+    with raises(code, *facts):
         run_grid.work([f"--out={tmp_path / 'out'}", "--configs=configs/ablation.py", *words])
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_fails_ends_the_grid(tmp_path):
+    with raises("run-failed", tmp_path / "run", "status 2"):
+        run_grid.train(["--config=none.py"], tmp_path / "run")
+
+
 def test_a_dev_set_without_folds_is_told(tmp_path):
-    with pytest.raises(run_grid.GdrdError, match="config.dev.pairs"):
+    with raises("dev-folds", "--config.dev.path", "--config.dev.pairs"):
         written(tmp_path / "run", np.ones(4), np.array([True, False] * 2), np.zeros(4, int))
 
 
@@ -116,18 +126,18 @@ def test_rows_of_another_evaluation_stand_beside(tmp_path):
     plain, teacher = run_grid.compared(runs | beside, "plain")
     assert teacher["name"] == "teacher_16" and teacher["accuracy"] == 100 and teacher["standard_error"] is None
     assert teacher["difference"] == pytest.approx(100 - plain["accuracy"]) and teacher["its_standard_error"] > 0
-    with pytest.raises(run_grid.GdrdError, match="there is no .*scores.npz; give a folder"):
+    with raises("baseline-missing", "--baseline", tmp_path / "scores.npz"):
         run_grid.evaluated(tmp_path)
     np.savez(
         tmp_path / "teacher" / "scores.npz",
         **{"other_16/scores": same * 1.0},
         **{**of, "first": names[np.arange(80) + 2]},
     )
-    with pytest.raises(run_grid.GdrdError, match="other pairs"):
+    with raises("baseline-pairs", "--baseline", "--config.dev.pairs"):
         run_grid.compared(runs | run_grid.evaluated(tmp_path / "teacher"), "plain")
     turned = {"other_16/scores": same * 1.0, **of, "same": ~same}
     np.savez(tmp_path / "teacher" / "scores.npz", **turned)
-    with pytest.raises(run_grid.GdrdError, match="other pairs"):
+    with raises("baseline-pairs", "--baseline", "--config.dev.pairs"):
         run_grid.compared(runs | run_grid.evaluated(tmp_path / "teacher"), "plain")
 
 
@@ -135,7 +145,7 @@ def test_whose_faces_are_in_one_pair_each_cannot_be_told_from_others(tmp_path):
     same, folds = np.tile([True, False], 40), np.repeat([0, 1], 40)
     each = {"first": np.arange(80) * 2, "second": np.arange(80) * 2 + 1}
     found = run_grid.Verified.of({"s": same * 1.0, "same": same, "f": folds, **each}, "s", "f")
-    with pytest.raises(run_grid.GdrdError, match="two .bin files are the same"):
+    with raises("baseline-bin", "--baseline", ".bin", "pairs.txt"):
         run_grid.compared({"teacher": [found]}, None)
 
 
