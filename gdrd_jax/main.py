@@ -5,6 +5,7 @@
   --workdir=DIR              where everything is written (default: runs/ and the config's name)
   --config.SECTION.KEY=VALUE
                              change a setting, see below
+  --dry-run                  print which steps would run, which are skipped, and why; write nothing
   --coordinator=HOST:PORT --processes=N --process=I
                              train with several processes: the address of process 0, their number, and which this is;
                              not needed under torchrun or srun
