@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gdrd_jax.data import packed_mixup
-from gdrd_jax.data.align import YUNET
+from gdrd_jax.data.align import YUNET, aligner_fingerprint
 from gdrd_jax.data.degradation import STRENGTHS, Degradation, Views
 from gdrd_jax.data.faces import Faces, joined, packaged
 from gdrd_jax.data.readers import open_faces
@@ -222,7 +222,7 @@ def face_files(config: ConfigDict) -> dict[str, str]:
         folders = [*(faces.roots or [faces.root]), *((more.roots or [more.root]) if more else [])]
         files["folder"] = " ".join(map(str, folders))
     else:
-        files["data.detector"] = sha256(detector(config))
+        files["data.detector"] = aligner_fingerprint(detector(config))
     return files
 
 

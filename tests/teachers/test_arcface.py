@@ -261,9 +261,10 @@ def test_sface_reaches_its_figures_on_orl(orl):
     assert teacher.preprocessing == "inside"
     assert len(faces) == 400 and teacher.dim == 128
     native = unit(teacher.embed(faces) + teacher.embed(faces[:, :, ::-1]))
-    # Measured elsewhere: 99.8 native, 96.1 and 85.1 with the input reduced (area) and enlarged (bicubic).
-    assert accuracy_over_folds(native, labels) == pytest.approx(99.8, abs=0.5)
-    for size, figure in ((16, 96.1), (8, 85.1)):
+    # By another program, which aligns by `np.linalg.lstsq` and searches the thresholds by itself: 99.9 native, 96.5 and
+    # 85.7 with the input reduced (area) and enlarged (bicubic).
+    assert accuracy_over_folds(native, labels) == pytest.approx(99.9, abs=0.5)
+    for size, figure in ((16, 96.5), (8, 85.7)):
         low = np.stack([resize(face, size, "area") for face in faces])
         assert accuracy_over_folds(embed_enlarged(teacher, low), labels) == pytest.approx(figure, abs=0.5)
 
