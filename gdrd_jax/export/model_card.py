@@ -92,7 +92,7 @@ def _figures(found: dict) -> str:
     others = " but the int8 one" if any(row["name"] == "int8" for row in found["rows"]) else ""
     lines += [
         f"The same embeddings from every file{others}, on {found['faces']:,} faces of {found['of']}; speeds on "
-        f"{found['machine']}, {found['date']}: batches of {verify.AT_ONCE}, and single faces, medians.",
+        f"{found['machine']}, {found['date']}: batches of {verify.BATCH}, and single faces, medians.",
         verify.table(found["rows"]).rstrip(),
     ]
     return "\n\n".join(lines)
