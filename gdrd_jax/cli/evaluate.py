@@ -24,6 +24,7 @@ It can be stopped at any time; the same command continues.
 """
 
 import argparse
+import dataclasses
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.data.degradation import KERNELS
@@ -76,16 +77,12 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         given = arguments(argv)
-        from gdrd_jax.evaluation.evaluate import Settings, evaluate
+        from gdrd_jax.evaluation.run import Settings, evaluate_and_report
 
-        evaluate(
-            Settings(
-                given.protocol, given.data, given.pairs, tuple(given.model or [DEFAULT]),
-                tuple(dict.fromkeys(given.resolution)), given.kernel, given.blur, given.motion, given.noise, given.jpeg,
-                given.stretch, given.skip_bad,
-                given.seed, given.output,
-            ),
-            given.out,
-        )  # fmt: skip
+        values = vars(given) | {
+            "models": tuple(given.model or [DEFAULT]), "resolutions": tuple(dict.fromkeys(given.resolution))
+        }  # fmt: skip
+        settings = Settings(**{field.name: values[field.name] for field in dataclasses.fields(Settings)})
+        evaluate_and_report(settings, given.out)
 
     return guarded(work)

@@ -41,6 +41,7 @@ from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path, write_json, write_text
 from gdrd_jax.utils.outputs import claim_folder
 from gdrd_jax.utils.signals import Interrupted, Signals
+from gdrd_jax.utils.tables import markdown_table
 
 LOG = logging.getLogger("gdrd_jax.run_grid")
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -253,8 +254,7 @@ def _error(found: np.ndarray, people: np.ndarray) -> float | None:
 def table(rows: list[dict]) -> str:
     """Markdown."""
     names = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [names, ["---"] * len(names), *([_cell(row.get(name)) for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown_table([names, *([_cell(row.get(name)) for name in names] for row in rows)])
 
 
 def _cell(value) -> str:

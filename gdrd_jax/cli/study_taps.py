@@ -56,9 +56,11 @@ def work(given: argparse.Namespace) -> None:
 
     teachers = dict(_parse(text) for text in given.teacher)
     if len(teachers) < len(given.teacher):
-        raise GdrdError("two --teacher have one name; the table needs a name for each")
+        raise GdrdError("two --teacher have one name; the table needs a name for each", "teacher-twice")
     if given.images < 2:
-        raise GdrdError(f"--images {given.images}: the probe needs at least 2 of each person, one to learn from")
+        raise GdrdError(
+            f"--images {given.images}: the probe needs at least 2 of each person, one to learn from", "probe-images"
+        )
     claim_folder(given.out, "a study of taps", "--out")
     _check_teachers(teachers, given)
     views = Views.plain(given.resolution, given.kernel)
@@ -108,7 +110,7 @@ def _check_teachers(teachers: dict, given: argparse.Namespace) -> None:
         for timestep in given.timestep:
             network = load(timestep=timestep, input_size=given.input_size)
             if unknown := [tap for tap in given.tap or () if tap not in network.taps]:
-                raise GdrdError(f"--tap {unknown[0]}: {name} has {', '.join(network.taps)}")
+                raise GdrdError(f"--tap {unknown[0]}: {name} has {', '.join(network.taps)}", "tap-unknown")
     if given.recognizer:
         open_model(given.recognizer, option="--recognizer")
 
@@ -122,9 +124,11 @@ def _rows_before(path: Path, settings: dict) -> dict:
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError) as error:
-        raise GdrdError(f"{path} is damaged; remove it") from error
+        raise GdrdError(f"{path} is damaged; remove it", "study-damaged") from error
     if differing:
-        raise GdrdError(f"{path} was measured with other settings ({differing}); choose another --out")
+        raise GdrdError(
+            f"{path} was measured with other settings ({differing}); choose another --out", "study-settings"
+        )
     return before["rows"]
 
 
@@ -138,7 +142,8 @@ def _parse(text: str):
     path = str(user_path(path))
     if not path or not Path(path).exists():
         raise GdrdError(
-            f"--teacher {text}: there is no {path!r}; it is NAME=KIND:PATH, such as sr64=diffusers:runs/sr64"
+            f"--teacher {text}: there is no {path!r}; it is NAME=KIND:PATH, such as sr64=diffusers:runs/sr64",
+            "teacher-missing",
         )
     last = {"tap": "middle"} if kind == "pgdiff" else {}  # whatever comes after its tap is not loaded
     return name, functools.partial(load_generative, kind, Path(path), **last)
@@ -149,17 +154,14 @@ def _references(given: argparse.Namespace, faces):
     import numpy as np
 
     from gdrd_jax.data.align import FACE_SIZE
-    from gdrd_jax.data.degradation import resize
+    from gdrd_jax.data.degradation import resize_all
     from gdrd_jax.evaluation import tap_study
     from gdrd_jax.inference.embedders import parse_model
     from gdrd_jax.teachers import load_discriminative
     from gdrd_jax.utils.files import sha256
 
-    def enlarged(images: np.ndarray, size: int) -> np.ndarray:
-        return np.stack([resize(image, size, "bicubic") for image in images])
-
     def of_pixels(size: int):
-        flat = [enlarged(x, size).reshape(len(x), -1).astype(np.float32) for x in (faces.train, faces.test)]
+        flat = [resize_all(x, size).reshape(len(x), -1).astype(np.float32) for x in (faces.train, faces.test)]
         return {"shape": [3, size, size], **tap_study.worth(*flat, faces, seed=given.seed)}
 
     yield PIXELS, "as they are", "", lambda: of_pixels(given.resolution)
@@ -170,7 +172,7 @@ def _references(given: argparse.Namespace, faces):
         def of_recognizer():
             network = load_discriminative(path, preprocessing=preprocessing)
             both = [
-                np.concatenate([network.embed(enlarged(x[i : i + 256], FACE_SIZE)) for i in range(0, len(x), 256)])
+                np.concatenate([network.embed(resize_all(x[i : i + 256], FACE_SIZE)) for i in range(0, len(x), 256)])
                 for x in (faces.train, faces.test)
             ]
             return {"shape": [network.dim], **tap_study.worth(*both, faces, seed=given.seed)}

@@ -16,7 +16,6 @@ FACE_SIZE = 112
 # Eyes, nose tip and mouth corners in a 112x112 face, in pixels (InsightFace, arcface_dst).
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]],
-    np.float32,
 )  # fmt: skip
 MIN_SCORE = 0.6
 LARGEST = 1280  # pixels of the longer side in which faces are looked for; the face is cut from the original
@@ -24,6 +23,49 @@ LARGEST = 1280  # pixels of the longer side in which faces are looked for; the f
 # landmarks of a 300-pixel face by up to 5 degrees, those of a 100-pixel one by less than 1 (measured on AT&T/ORL).
 SURE, SMALL = 120, 100
 BESIDE = 0.25  # of the main face's area: a second face from this on is as likely to be meant
+# Version of what happens to a photograph: raised whenever the same detector and photograph give other pixels, so that
+# stored faces are aligned again. 1: OpenCV's least median of squares (up to 0.4); 2: least squares.
+VERSION = 2
+DEGENERATE = 1e-6  # cosine between two point patterns, at their best rotation, below which the rotation is only noise
+
+
+def aligner_fingerprint(detector: Path) -> str:
+    """Identifies the pixels that an `Aligner` makes: sha256 of the detector's file, and the version of the alignment.
+
+    Args:
+      detector: a YuNet ONNX file.
+    """
+    return f"{sha256(detector)}-{VERSION}"
+
+
+def estimate_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The rotation, scale and shift that bring points closest to others, in the sense of least squares.
+
+    Umeyama, "Least-squares estimation of transformation parameters between two point patterns" (TPAMI 1991), Eq. 39-42,
+    in two dimensions. InsightFace aligns faces like this, by `skimage.transform.SimilarityTransform`.
+
+    Args:
+      source: `[P, 2]`, x and y of at least two points.
+      target: where they should be, `[P, 2]`.
+
+    Returns:
+      float64 `[2, 3]`: `target ~ source @ M[:, :2].T + M[:, 2]`. It never reflects, even where the points do.
+
+    Raises:
+      GdrdError: the points do not determine it: those of one side coincide, or a coordinate is not finite.
+    """
+    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
+    if not (np.isfinite(source).all() and np.isfinite(target).all()):
+        raise GdrdError(f"a coordinate of the landmarks {source.tolist()} is not finite", "landmarks-not-finite")
+    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
+    x, y = source - source_mean, target - target_mean
+    left, strengths, right = np.linalg.svd(y.T @ x)
+    signs = np.array([1.0, np.sign(np.linalg.det(left) * np.linalg.det(right))])  # -1 instead of a reflection
+    coincide = not (np.ptp(source, axis=0).any() and np.ptp(target, axis=0).any())  # x and y then hold rounding errors
+    if coincide or strengths @ signs <= DEGENERATE * np.linalg.norm(x) * np.linalg.norm(y):
+        raise GdrdError(f"the landmarks {source.tolist()} determine no rotation", "landmarks-degenerate")
+    linear = (strengths @ signs / (x**2).sum()) * (left * signs) @ right
+    return np.column_stack([linear, target_mean - linear @ source_mean])
 
 
 class Aligner:
@@ -35,7 +77,7 @@ class Aligner:
       detector: a YuNet ONNX file.
 
     Attributes:
-      fingerprint: of the file.
+      fingerprint: see `aligner_fingerprint`.
 
     Raises:
       GdrdError: OpenCV cannot load the file.
@@ -43,7 +85,7 @@ class Aligner:
 
     def __init__(self, detector: Path):
         self._path, self._local = detector, threading.local()
-        self.fingerprint = sha256(detector)
+        self.fingerprint = aligner_fingerprint(detector)
         self._detector()
 
     def _detector(self) -> cv2.FaceDetectorYN:
@@ -52,7 +94,7 @@ class Aligner:
             try:
                 self._local.detector = cv2.FaceDetectorYN.create(str(self._path), "", (320, 320), MIN_SCORE)
             except cv2.error as error:
-                raise GdrdError(f"{self._path} is not a YuNet model that OpenCV can load") from error
+                raise GdrdError(f"{self._path} is not a YuNet model that OpenCV can load", "detector-file") from error
         return self._local.detector
 
     def only(self, image: np.ndarray, name: str) -> np.ndarray:
@@ -64,10 +106,10 @@ class Aligner:
         faces = self._faces(image, min(1.0, LARGEST / max(image.shape[:2])))
         areas = np.prod(faces[:, 2:4], axis=1)
         if (count := int((areas >= BESIDE * areas.max(initial=0)).sum())) > 1:
-            raise GdrdError(f"{count} faces were found in {name}; cut out the one that is meant")
+            raise GdrdError(f"{count} faces were found in {name}; cut out the one that is meant", "several-faces")
         face = self(image)
         if face is None:
-            raise GdrdError(f"no face was found in {name}; align it yourself to {FACE_SIZE}x{FACE_SIZE}")
+            raise GdrdError(f"no face was found in {name}; align it yourself to {FACE_SIZE}x{FACE_SIZE}", "no-face")
         return face
 
     def __call__(self, image: np.ndarray) -> np.ndarray | None:
@@ -78,9 +120,11 @@ class Aligner:
             face = self._main_face(image, shrink * SMALL / face[3])
         if face is None:
             return None
-        landmarks = face[4:14].reshape(5, 2)
-        similarity, _ = cv2.estimateAffinePartial2D(landmarks, TEMPLATE, method=cv2.LMEDS)
-        return None if similarity is None else _warp(image, similarity)
+        try:
+            similarity = estimate_similarity(face[4:14].reshape(5, 2), TEMPLATE)
+        except GdrdError:  # landmarks that coincide are not a face's
+            return None
+        return _warp(image, similarity)
 
     def _main_face(self, image: np.ndarray, shrink: float) -> np.ndarray | None:
         """Box, as seen after shrinking, and landmarks, of the original, of the main face: `[14]`."""

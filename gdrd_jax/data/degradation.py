@@ -7,12 +7,14 @@ the order in which faces are read.
 import dataclasses
 import os
 import zlib
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from gdrd_jax.data.align import FACE_SIZE
+from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.utils.errors import GdrdError
 
 KERNELS = ("area", "bicubic")
@@ -169,3 +171,10 @@ def resize(face: np.ndarray, size: int, kernel: str) -> np.ndarray:
     if kernel == "area" and min(face.shape[:2]) >= size:
         return cv2.resize(face, (size, size), interpolation=cv2.INTER_AREA)
     return np.asarray(Image.fromarray(face).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def resize_all(faces: Sequence[np.ndarray], size: int, kernel: str = "area") -> np.ndarray:
+    """`resize` of many faces, such as an array `[N, H, W, 3]` or `data.faces.Faces`: uint8 `[N, size, size, 3]`."""
+    if isinstance(faces, np.ndarray) and faces.shape[1:3] == (size, size):
+        return faces
+    return np.stack(list(in_parallel(lambda row: resize(faces[row], size, kernel), range(len(faces)))))

@@ -5,79 +5,53 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.data.degradation import Degradation, resize
-from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.degradation import Degradation
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.evaluation import verification
 from gdrd_jax.evaluation.lfw import PairList, open_bin, open_lfw
-from gdrd_jax.evaluation.result import percent
 from gdrd_jax.evaluation.verification import Pairs
 
 SEED = 0  # of noise, the default of gdrd evaluate
 
 
 @dataclasses.dataclass(frozen=True)
-class DevSet:
-    """Faces, and the pairs of them that are verified.
+class DevSet(PairList):
+    """Pairs of low-resolution faces, uint8 RGB `[N, R, R, 3]`.
 
     Attributes:
-      faces: uint8 RGB `[N, R, R, 3]`.
-      first, second: numbers of the faces of each pair, int `[P]`.
-      same: bool `[P]`.
-      people: who is in a pair, int `[P, 2]`; where that is unknown the pair's own number twice.
-      folds: int `[P]`, of the LFW protocol; all 0: one threshold, the best on these very pairs.
       balanced: count genuine and impostor pairs alike, however many they are.
     """
 
-    faces: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
-    same: np.ndarray
-    people: np.ndarray
-    folds: np.ndarray
     balanced: bool = False
 
-    def score(self, embeddings: np.ndarray) -> Pairs:
-        """float `[N, D]`, unit length -> the pairs with their cosine."""
-        return Pairs(np.einsum("pd,pd->p", embeddings[self.first], embeddings[self.second]), self.same)
-
     def judge(self, pairs: Pairs) -> dict[str, float]:
-        """`dev_accuracy` and `dev_auc` in percent."""
-        if self.balanced:
-            accuracy = verification.balanced_accuracy(pairs, verification.best_threshold(pairs))
-        elif np.ptp(self.folds):
-            accuracy = verification.fold_accuracies(pairs, self.folds)[0].mean()
-        else:
-            accuracy = verification.best_accuracy(pairs)
-        return {"dev_accuracy": percent(accuracy), "dev_auc": percent(verification.auc(pairs))}
+        """`dev_accuracy` and `dev_auc`, in percent, of the pairs as `score` makes them."""
+        metrics = verification.pair_metrics(pairs, folds=self.folds, balanced=self.balanced)
+        return {"dev_accuracy": metrics[verification.main_accuracy(metrics)], "dev_auc": metrics["auc"]}
 
 
 def of_people(faces: np.ndarray, labels: np.ndarray) -> DevSet:
-    """All pairs of some people."""
+    """All pairs of some people, uint8 RGB `[N, R, R, 3]` and int `[N]`: one threshold, the best on these very pairs."""
     first, second = np.triu_indices(len(labels), 1)
     people = np.stack([labels[first], labels[second]], axis=1)
-    return DevSet(faces, first, second, people[:, 0] == people[:, 1], people, np.zeros(len(first), int), balanced=True)
+    folds = np.zeros(len(first), int)
+    return DevSet(faces, first, second, people[:, 0] == people[:, 1], folds, people, {}, balanced=True)
 
 
-def of_pairs(data: Path, pairs: Path | None, how: Degradation) -> DevSet:
+def of_pairs(data: Path, pairs: Path | None, degradation: Degradation) -> DevSet:
     """LFW with its `pairs.txt`, or an InsightFace `.bin`, its faces degraded as gdrd evaluate does.
 
     Raises:
       GdrdError: they are missing, damaged or do not belong together.
     """
-    found = open_pairs(data, pairs)
-    of = (getattr(found, name) for name in ("first", "second", "same", "people", "folds"))
-    faces = found.faces
-    low = in_parallel(lambda i: how.of_named(faces[i], faces.names[i], SEED), range(len(faces)))
-    return DevSet(np.stack(list(low)), *of)
+    listed = open_pairs(data, pairs)
+    faces = listed.faces
+    low = in_parallel(lambda row: degradation.of_named(faces[row], faces.names[row], SEED), range(len(faces)))
+    fields = {field.name: getattr(listed, field.name) for field in dataclasses.fields(listed)}
+    return DevSet(**fields | {"faces": np.stack(list(low))})
 
 
 def open_pairs(data: Path, pairs: Path | None) -> PairList:
     """The pairs themselves; arguments and errors as of `of_pairs`."""
-    how = {"stretch": False, "skip_bad": False}
-    return open_bin(data, **how) if data.suffix == ".bin" else open_lfw(data, pairs, **how)
-
-
-def reduced(faces: Faces, resolution: int, kernel: str) -> np.ndarray:
-    """All faces: uint8 RGB `[N, R, R, 3]`."""
-    return np.stack(list(in_parallel(lambda i: resize(faces[i], resolution, kernel), range(len(faces)))))
+    strict = {"stretch": False, "skip_bad": False}
+    return open_bin(data, **strict) if data.suffix == ".bin" else open_lfw(data, pairs, **strict)

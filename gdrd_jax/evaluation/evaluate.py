@@ -1,316 +1,115 @@
-"""Runs recognizers under a protocol and reports: the library behind `gdrd evaluate`."""
+"""The one way from faces to figures: embeds the faces of a protocol and scores them."""
 
 import dataclasses
-import functools
-import importlib.metadata
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from gdrd_jax.data import readers
-from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.data.degradation import STRENGTHS, Degradation
+from gdrd_jax.data.degradation import Degradation
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.evaluation import ar, lfw, report, tinyface, uccs
 from gdrd_jax.evaluation.result import Result
-from gdrd_jax.inference.embedders import Model, embed_faces, open_model, parse_model
-from gdrd_jax.utils import pictures
+from gdrd_jax.evaluation.verification import Pairs
+from gdrd_jax.inference.embedders import Embedder, embed_faces
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.files import locked
-from gdrd_jax.utils.outputs import claim_folder
-from gdrd_jax.version import __version__
 
-LOG = logging.getLogger(__name__)
-FILES = (
-    "metrics.json", "roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png", "cmc.png", "tsne.png", "groups.png",
-)  # fmt: skip
-# Of the GDRD student trained on the 494,414 faces of WebFace (arXiv 2409.06371, figure 3).
-PAPER = {("lfw", "16"): 96.13}
-# Accuracy in percent on native LFW, which the weakest recognizers of 112x112 faces pass when they are fed rightly.
-LEAST_NATIVE = 90.0
-SIDES = ("native", "32", "16", "8")
-PAPER_COLUMN = "paper's GDRD % (WebFace)"
+
+class EvaluationProtocol(Protocol):
+    """Faces, and what is asked of their embeddings.
+
+    Attributes:
+      faces: all of them; as an array, uint8 RGB `[N, R, R, 3]`, where they have been reduced.
+    """
+
+    faces: Faces | np.ndarray
+
+    def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
+        """Scores one recognizer.
+
+        Args:
+          embeddings: of `faces`, float `[N, D]`, unit length.
+          gallery: of the same faces as they are in a gallery, `[N, D]`; None where they are the same.
+          seed: of the bootstrap.
+        """
+        ...
+
+
+class ReportedProtocol(EvaluationProtocol, Protocol):
+    """A protocol of `gdrd evaluate`, which writes a report.
+
+    Attributes:
+      about: counts and remarks: "n_skipped", "skipped" as `(name, reason)`, and where there are such "remark" and
+        "drawn", what the bootstrap draws.
+      main: the metric that rows are compared by.
+      columns: metric ("a.b" for b in a) to heading.
+      legend: explains them.
+    """
+
+    about: dict
+    main: str
+    columns: dict[str, str]
+    legend: str
+
+    def shared_arrays(self) -> dict[str, np.ndarray]:
+        """What the arrays of every row belong to."""
+        ...
+
+    def curves(self, results: dict[str, Result]) -> dict[str, Pairs]:
+        """Row to the pairs whose ROC is drawn; empty where the protocol has none."""
+        ...
+
+    def figures(self, results: dict[str, Result]) -> list[tuple[str, bytes, str]]:
+        """File name, PNG and caption of figures of all rows."""
+        ...
+
+    def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+        """Examples of a row, and their caption; `see` gives a face as the row's network gets it."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What makes the numbers.
+class Row:
+    """A recognizer under some condition.
 
     Attributes:
-      protocol: "lfw", "bin", "uccs", "tinyface" or "ar".
-      data: see the protocols' `open_*`.
-      pairs: LFW's list of pairs, or None.
-      models: see `inference.embedders.open_model`.
-      resolutions: of "native", "32", "16" and "8", or "PROBE:GALLERY", two of them. Probes are compared with a gallery
-        of the same faces, embedded by the same model, or for a student by its teacher, one of `models`.
-      kernel, blur, motion, noise, jpeg: see `data.degradation.Degradation`; "native" is degraded, not reduced. Those
-        in a gallery of another resolution are reduced alone.
-      stretch: take faces that are not 112x112, stretched; TinyFace's always are.
-      skip_bad: leave bad input out, counted and listed, instead of stopping.
-      seed: of noise, directions and bootstrap.
-      output: name of the ONNX models' output that is the embedding; "" is the only one that can be.
+      name: of the row.
+      embedder: of the probes.
+      degradation: what the probes go through; None takes them as they are.
+      gallery: who embeds the gallery, and what its faces go through; None takes the probes for the gallery, too.
     """
 
-    protocol: str
-    data: Path
-    pairs: Path | None
-    models: tuple[str, ...]
-    resolutions: tuple[str, ...]
-    kernel: str = "area"
-    blur: float = 0.0
-    motion: float = 0.0
-    noise: float = 0.0
-    jpeg: int = 0
-    stretch: bool = False
-    skip_bad: bool = False
-    seed: int = 0
-    output: str = ""
-
-    def degradation(self, resolution: str) -> Degradation | None:
-        """What a probe goes through at one of `resolutions`."""
-        resolution = resolution.partition(":")[0]
-        if resolution == "native" and not self.degraded:
-            return None
-        side = FACE_SIZE if resolution == "native" else int(resolution)
-        return Degradation(side, self.kernel, self.blur, self.motion, self.noise, self.jpeg)
-
-    def gallery_degradation(self, resolution: str) -> Degradation | None:
-        """What a face of the gallery goes through where `resolution` names the gallery's, too."""
-        gallery = resolution.partition(":")[2]
-        return None if gallery == "native" else Degradation(int(gallery), self.kernel)
-
-    @property
-    def degraded(self) -> dict[str, float]:
-        """Which strengths are above 0."""
-        strengths = {name: getattr(self, name) for name in STRENGTHS}
-        return {name: value for name, value in strengths.items() if value}
+    name: str
+    embedder: Embedder
+    degradation: Degradation | None = None
+    gallery: tuple[Embedder, Degradation | None] | None = None
 
 
-def open_protocol(settings: Settings):
-    """Reads and checks the data; see the `open_*` of the protocols."""
-    if settings.protocol == "lfw":
-        return lfw.open_lfw(settings.data, settings.pairs, stretch=settings.stretch, skip_bad=settings.skip_bad)
-    if settings.protocol == "tinyface":
-        return tinyface.open_tinyface(settings.data, skip_bad=settings.skip_bad)
-    opener = {"bin": lfw.open_bin, "uccs": uccs.open_uccs, "ar": ar.open_ar}[settings.protocol]
-    return opener(settings.data, stretch=settings.stretch, skip_bad=settings.skip_bad)
-
-
-def evaluate(settings: Settings, out: Path) -> dict[str, Result]:
-    """Writes metrics.json, scores.npz, report.html and the protocol's figures into `out`.
-
-    Embeddings are kept in `out/embeddings`: an interrupted call goes on, a repeated one is quick.
+def evaluate(
+    rows: Iterable[Row], protocol: EvaluationProtocol, *, seed: int = 0, cache: Path | None = None
+) -> dict[str, Result]:
+    """Scores every row under a protocol.
 
     Args:
-      settings: what to do.
-      out: made if it is missing.
+      rows: of different names.
+      protocol: with its faces.
+      seed: of noise, directions and bootstrap.
+      cache: see `embed_faces`.
 
     Returns:
-      Row (model_resolution) to results.
+      Name of the row to its result.
 
     Raises:
-      GdrdError: a mistake of the user's, `out` being something else than an earlier evaluation among them; all but
-        damaged faces are found before any is embedded.
+      GdrdError: two rows have one name.
     """
-    claim_folder(out, "an evaluation", "--out")
-    for resolution in settings.resolutions:
-        check_resolution(resolution)
-        settings.degradation(resolution)
-    names = [parse_model(text)[0] for text in settings.models]
-    if len(set(names)) < len(names):
-        raise GdrdError(f"two models are called {max(names, key=names.count)!r}; name them: --model NAME=PATH")
-    # Before the faces, because decoding all of them takes longer.
-    models = [open_model(text, settings.output) for text in settings.models]
-    for model in models:
-        if all(_is_foreign(model, resolution) for resolution in settings.resolutions):
-            raise GdrdError(
-                f"{model.name} is made for {model.size}x{model.size} pixels, so there is no row for it at "
-                f"{', '.join(settings.resolutions)}; add --resolution {model.size}"
-            )
-    for model in models:
-        if any(":" in resolution and not _is_foreign(model, resolution) for resolution in settings.resolutions):
-            _gallery_model(model, models)
-    protocol = open_protocol(settings)
-    with locked(out):
-        for name in FILES:  # of an earlier run with other settings
-            (out / name).unlink(missing_ok=True)
-        return _evaluate(settings, out, protocol, models)
-
-
-def _evaluate(settings: Settings, out: Path, protocol, models: list[Model]) -> dict[str, Result]:
-    results, examples, lines, warnings = {}, [], {}, []
-    for model in models:
-        LOG.info(_described(model))
-        warnings += model.settings.get("warnings", ())
-        for resolution in settings.resolutions:
-            if _is_foreign(model, resolution):
-                LOG.info("%s is made for %d pixels: no row at %s", model.name, model.size, resolution)
-                continue
-            if _repeats(model, resolution, settings):
-                LOG.info("%s at native size is %s at %d pixels: one row", model.name, model.name, model.size)
-                continue
-            name, how = f"{model.name}_{resolution}", settings.degradation(resolution)
-            embed = functools.partial(embed_faces, seed=settings.seed, cache=out / "embeddings")
-            embeddings, gallery = embed(model, protocol.faces, how), None
-            if ":" in resolution:
-                gallery = embed(_gallery_model(model, models), protocol.faces, settings.gallery_degradation(resolution))
-            result = protocol.evaluate(embeddings, gallery, seed=settings.seed)
-            comparable = model.student and not settings.degraded
-            result.metrics["paper"] = PAPER.get((settings.protocol, resolution)) if comparable else None
-            results[name] = result
-            figure = result.metrics.get(protocol.main)
-            if how is None and not model.student and _of_lfw(settings) and figure is not None and figure < LEAST_NATIVE:
-                warnings.append(_too_low(model, figure))
-                LOG.warning(warnings[-1])
-            if figure is not None and gallery is None:
-                lines.setdefault(model.name, {})[resolution] = (figure, result.intervals[protocol.main])
-            image, caption = protocol.picture(result, _eyes(model, protocol.faces, how, settings.seed))
-            examples.append((pictures.png(image), f"{name}. {caption}"))
-    _write(settings, out, protocol, models, results, lines, examples, warnings)
+    results = {}
+    for row in rows:
+        if row.name in results:
+            raise GdrdError(f"two rows have the name {row.name!r}; give each a name of its own", "row-twice")
+        probes = embed_faces(row.embedder, protocol.faces, row.degradation, seed=seed, cache=cache)
+        gallery = None
+        if row.gallery:
+            embedder, degradation = row.gallery
+            gallery = embed_faces(embedder, protocol.faces, degradation, seed=seed, cache=cache)
+        results[row.name] = protocol.evaluate(probes, gallery, seed=seed)
     return results
-
-
-def check_resolution(text: str) -> None:
-    """Raises GdrdError unless a text is one of `SIDES`, or two of them, "PROBE:GALLERY"."""
-    sides = text.split(":")
-    if len(sides) > 2 or not set(sides) <= set(SIDES):
-        raise GdrdError(
-            f"the resolution {text!r} is not known; it can be {', '.join(SIDES)}, or PROBE:GALLERY such as 16:native"
-        )
-
-
-def _gallery_model(model: Model, models: list[Model]) -> Model:
-    """Who embeds the gallery that the probes of `model` are compared with: its teacher, or itself if it is no student.
-
-    Raises:
-      GdrdError: its teacher is not among `models`.
-    """
-    if not model.student:
-        return model
-    teacher = model.settings["teacher"]
-    wanted = teacher and teacher["fingerprint"]
-    found = next((other for other in models if other.settings["fingerprint"] == wanted), None)
-    if found is None:
-        name = f", {teacher['name']} ({teacher['fingerprint'][:12]})," if teacher else ""
-        raise GdrdError(
-            f"{model.name} is a student, whose probes are compared with a gallery that its teacher{name} embeds; "
-            "give that file as another --model"
-            + ("" if teacher else ". Which one it is this student does not say: version 0.4.0 trained it")
-        )
-    return found
-
-
-def _described(model: Model) -> str:
-    how = f"reduced by {model.kernel} in training" if model.student else model.settings["preprocessing"]
-    return f"{model.name} sees {model.size}x{model.size} pixels ({how})"
-
-
-def _of_lfw(settings: Settings) -> bool:
-    return settings.protocol == "lfw" or (settings.protocol == "bin" and settings.data.stem == "lfw")
-
-
-def _too_low(model: Model, figure: float) -> str:
-    return (
-        f"{model.name} has {figure:.1f} % on these pairs at native size; recognizers have 95 % and more on LFW's own "
-        "pairs (less on CALFW, CPLFW and XQLFW). If these are LFW's, the network is most likely not fed as in its "
-        f"training: look at its preprocessing ({model.settings['preprocessing']}), at the order of its colors (it is "
-        "given RGB), and at how the faces are aligned"
-    )
-
-
-def _is_foreign(model: Model, resolution: str) -> bool:
-    """Whether probes are larger than a student's input, to which it would reduce them a second time."""
-    probe = resolution.partition(":")[0]
-    return model.student and probe != "native" and int(probe) > model.size
-
-
-def _repeats(model: Model, resolution: str, settings: Settings) -> bool:
-    """A student reduces native faces itself: if that is all that happens to them, to the same faces as at its size."""
-    own = str(model.size) in settings.resolutions and model.kernel == settings.kernel
-    return model.student and resolution == "native" and own and not settings.degraded
-
-
-def _eyes(model: Model, faces: Faces, how: Degradation | None, seed: int) -> Callable[[int], np.ndarray]:
-    return lambda row: model.see(faces, row, how, seed)
-
-
-def _write(
-    settings: Settings, out: Path, protocol, models: list[Model], results, lines, examples, warnings: list[str]
-) -> None:
-    stand_in = readers.stand_in(settings.data)
-    described = {
-        key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(settings).items()
-    }
-    packages = ("numpy", "opencv-python-headless", "pillow", "onnxruntime", "jax", "scikit-learn")
-    document = {
-        "protocol": settings.protocol,
-        "stand_in": stand_in,
-        "units": "percent; intervals hold 95 %, from a bootstrap",
-        "settings": {
-            **described, "models": {model.name: model.settings for model in models},
-            "faces": {"count": len(protocol.faces), "fingerprint": protocol.faces.fingerprint},
-            "versions": {"gdrd_jax": __version__, **{name: _version(name) for name in packages}},
-        },
-        "data": protocol.about,
-        "warnings": warnings,
-    }  # fmt: skip
-    columns = dict(protocol.columns)
-    if any(result.metrics["paper"] for result in results.values()):
-        columns["paper"] = PAPER_COLUMN
-    figures = protocol.figures(results)
-    if any(len(line) > 1 for line in lines.values()):
-        caption = "The same faces at falling resolution, with 95 % intervals."
-        figures.append(("sweep.png", report.draw_sweep(lines, y=protocol.columns[protocol.main]), caption))
-    for name, png, _ in figures:
-        (out / name).write_bytes(png)
-    arrays = {f"{row}/{key}": value for row, result in results.items() for key, value in result.arrays.items()}
-    np.savez_compressed(out / "scores.npz", **protocol.shared_arrays(), **arrays)
-    report.write(
-        out, results, columns=columns, curves=protocol.curves(results), title=_title(settings, stand_in),
-        summary=_summary(settings, protocol, models), legend=protocol.legend,
-        figures=[(png, caption) for _, png, caption in figures] + examples, settings=document["settings"],
-        document=document, warning=". ".join(filter(None, [stand_in, *warnings])),
-    )  # fmt: skip
-    LOG.info("report: %s\n%s", out / "report.html", report.text_table(results, columns))
-    if stand_in:
-        LOG.info("STAND-IN: %s", stand_in)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _title(settings: Settings, stand_in: str | None) -> str:
-    names = {"lfw": "LFW", "bin": settings.data.name, "uccs": "UCCS", "tinyface": "TinyFace", "ar": "AR"}
-    return (
-        names[settings.protocol]
-        + (" stand-in" if stand_in else "")
-        + ": "
-        + ", ".join(_written(r) for r in settings.resolutions)
-    )
-
-
-def _written(resolution: str) -> str:
-    sides = [side if side == "native" else f"{side}x{side}" for side in resolution.split(":")]
-    return " against ".join(sides)
-
-
-def _summary(settings: Settings, protocol, models: list[Model]) -> str:
-    about, reduced = protocol.about, any(r != "native" for r in settings.resolutions)
-    degraded = ", ".join(f"{name} {value:g}" for name, value in settings.degraded.items())
-    left_out = "; ".join(reason for _, reason in about["skipped"][:3])
-    sentences = [
-        f"{len(protocol.faces)} faces"
-        + (f", reduced by the {settings.kernel} kernel" if reduced else "")
-        + (f", degraded by {degraded}" if degraded else ""),
-        *map(_described, models),
-        f"Left out: {about['n_skipped']}" + (f" ({left_out}; all in metrics.json)" if left_out else ""),
-        f"Intervals hold 95 %, from a bootstrap that draws {about.get('drawn', 'people')}",
-        about.get("remark", "").rstrip("."),
-    ]
-    return ". ".join(filter(None, sentences)) + "."

@@ -15,13 +15,12 @@ from gdrd_jax.data.readers import list_files
 from gdrd_jax.evaluation import bootstrap, verification
 from gdrd_jax.evaluation.pair_files import find_images, read_pairs
 from gdrd_jax.evaluation.report import GREEN, RED
-from gdrd_jax.evaluation.result import Result, percent, percents
-from gdrd_jax.evaluation.verification import Pairs
+from gdrd_jax.evaluation.result import Result, percents
+from gdrd_jax.evaluation.verification import FARS, Pairs
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.pictures import grid
 
 LOG = logging.getLogger(__name__)
-FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 BIN_FOLDS = 10
 SHOWN = 6  # pairs a line of the picture
 
@@ -31,7 +30,7 @@ class PairList:
     """Pairs of faces in folds.
 
     Attributes:
-      faces: every face of a pair, once.
+      faces: every face of a pair, once; as an array where they have been reduced, uint8 `[N, R, R, 3]`.
       first, second: rows of `faces`, int `[P]`.
       same: bool `[P]`, True for a genuine pair.
       folds: int `[P]`.
@@ -39,7 +38,7 @@ class PairList:
       about: counts and remarks for the report.
     """
 
-    faces: Faces
+    faces: Faces | np.ndarray
     first: np.ndarray
     second: np.ndarray
     same: np.ndarray
@@ -68,33 +67,22 @@ class PairList:
             face as the probe, and all figures are of both orders together.
           seed: of the bootstrap.
         """
-        orders = [(embeddings, embeddings)] if gallery is None else [(embeddings, gallery), (gallery, embeddings)]
-        scores = np.concatenate([np.einsum("pd,pd->p", a[self.first], b[self.second]) for a, b in orders])
-        pairs, folds = self._pairs(scores), np.tile(self.folds, len(orders))
-        people = np.tile(self.people, (len(orders), 1))
+        pairs = self.score(embeddings, gallery)
+        orders = len(pairs.scores) // len(self.same)
+        folds, people = np.tile(self.folds, orders), np.tile(self.people, (orders, 1))
         intervals = bootstrap.of_pairs(pairs, *people.T, folds, FARS, seed=seed)
-        metrics = {
-            "best_threshold_accuracy": percent(verification.best_accuracy(pairs)),
-            "auc": percent(verification.auc(pairs)),
-            "eer": percent(verification.eer(pairs)),
-            "tar_at_far": {f"{far:g}": percent(verification.tar_at_far(pairs, far)) for far in FARS},
-            "n_pairs": len(scores), "n_genuine": int(pairs.same.sum()), "n_impostor": int((~pairs.same).sum()),
-        }  # fmt: skip
-        if len(np.unique(self.folds)) > 1:
-            shares, thresholds = verification.fold_accuracies(pairs, folds)
-            metrics = {
-                "accuracy": percent(shares.mean()),
-                "accuracy_std_error": percent(shares.std(ddof=1) / np.sqrt(len(shares))),
-                "accuracy_by_fold": [percent(share) for share in shares],
-                "threshold": float(thresholds.mean()) if np.isfinite(thresholds).all() else None,
-                **metrics,
-            }
+        metrics = verification.pair_metrics(pairs, folds=folds)
         unsupported = {f"tar_at_far_{far}" for far, value in metrics["tar_at_far"].items() if value is None}
         intervals = {
             name.replace("tar_at_far_", "tar_at_far."): percents(ends)
             for name, ends in intervals.items() if name not in unsupported
         }  # fmt: skip
-        return Result(metrics, intervals, {"scores": scores.astype(np.float32)})
+        return Result(metrics, intervals, {"scores": pairs.scores.astype(np.float32)})
+
+    def score(self, embeddings: np.ndarray, gallery: np.ndarray | None = None) -> Pairs:
+        """The pairs with the cosine of their embeddings; arguments as of `evaluate`."""
+        orders = [(embeddings, embeddings)] if gallery is None else [(embeddings, gallery), (gallery, embeddings)]
+        return self._pairs(np.concatenate([np.einsum("pd,pd->p", a[self.first], b[self.second]) for a, b in orders]))
 
     def _pairs(self, scores: np.ndarray) -> Pairs:
         """Scores of all pairs, or of all pairs in one order and then in the other."""
@@ -142,7 +130,7 @@ def open_lfw(data: str | os.PathLike, pairs: str | os.PathLike | None, *, stretc
       GdrdError: a missing or malformed file.
     """
     if pairs is None:
-        raise GdrdError("the protocol lfw needs the list of pairs: --pairs pairs.txt")
+        raise GdrdError("the protocol lfw needs the list of pairs: --pairs pairs.txt", "pairs-not-given")
     listed = read_pairs(pairs)
     files = list_files(data)
     wanted = {name for pair in listed for name in pair.images}
@@ -156,10 +144,11 @@ def open_lfw(data: str | os.PathLike, pairs: str | os.PathLike | None, *, stretc
     if absent and not skip_bad:
         raise GdrdError(
             f"{pairs} names {len(absent)} images that {data} does not hold, the first {absent[0]!r}; check --data, "
-            "or leave their pairs out with --skip-bad"
+            "or leave their pairs out with --skip-bad",
+            "pair-image-missing",
         )
     if not found:
-        raise GdrdError(f"{data} holds none of the images that {pairs} names")
+        raise GdrdError(f"{data} holds none of the images that {pairs} names", "pair-images-none")
     chosen = sorted(found)
     usable = checked(files.take([found[name][0] for name in chosen]), stretch=stretch, skip_bad=skip_bad)
     name_of = {files.names[found[name][0]]: name for name in chosen}
@@ -205,11 +194,15 @@ def _pair_list(faces: Faces, rows, same, folds, people, about: dict) -> PairList
         bad = about["skipped"]
         left_out = f"; {len(bad)} faces are left out, the first because {bad[0][1]}" if bad else ""
         raise GdrdError(
-            f"verification needs genuine and impostor pairs; there are {same.sum()} and {(~same).sum()}{left_out}"
+            f"verification needs genuine and impostor pairs; there are {same.sum()} and {(~same).sum()}{left_out}",
+            "pairs-one-kind",
         )
     several = [(same[folds == fold], same[folds != fold]) for fold in np.unique(folds)] if len(set(folds)) > 1 else []
     if any(not others.any() or others.all() for _, others in several):
-        raise GdrdError("outside of one fold all pairs are genuine, or all impostors: no threshold can be learned")
+        raise GdrdError(
+            "outside of one fold all pairs are genuine, or all impostors: no threshold can be learned",
+            "pairs-fold-one-kind",
+        )
     if any(not own.any() or own.all() for own, _ in several):
         about["remark"] = "A fold has genuine or impostor pairs only: mix them, or look at the best threshold alone."
         LOG.warning(about["remark"])

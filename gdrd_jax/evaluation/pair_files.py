@@ -61,12 +61,15 @@ def read_pairs(path: str | os.PathLike) -> list[Pair]:
     """
     path = Path(path)
     if not path.is_file():
-        raise GdrdError(f"there is no list of pairs {str(path)!r}")
+        raise GdrdError(f"there is no list of pairs {str(path)!r}", "pairs-missing")
     pairs = _read(path)
     labels: dict[frozenset[str], bool] = {}
     for pair in pairs:
         if labels.setdefault(frozenset(pair.images), pair.same) != pair.same:
-            raise GdrdError(f"{path} lists {' and '.join(pair.images)} as one person and as two; remove one of them")
+            raise GdrdError(
+                f"{path} lists {' and '.join(pair.images)} as one person and as two; remove one of them",
+                "pair-contradiction",
+            )
     alone = sum(len(set(pair.images)) == 1 for pair in pairs)
     if alone or len(labels) < len(pairs):
         LOG.warning(
@@ -82,7 +85,9 @@ def _read(path: Path) -> list[Pair]:
         lines.pop()
     rows = [_fields(path, number, line) for number, line in enumerate(lines, 1)]
     if not rows or not 0 < len(rows[0]) <= 4 or _is_numbered(rows[0]):
-        raise GdrdError(f"{path} does not begin with LFW's header, nor as another list of pairs does; give {FORMS}")
+        raise GdrdError(
+            f"{path} does not begin with LFW's header, nor as another list of pairs does; give {FORMS}", "pairs-format"
+        )
     if [field.lower() for field in rows[0][:3]] == KAGGLE_HEADER:
         return _without_folds([_numbered(path, n, fields) for n, fields in enumerate(rows[1:], 2)])
     if len(rows[0]) <= 2 and all(map(_is_count, rows[0])):
@@ -99,7 +104,7 @@ def _fields(path: Path, number: int, line: str) -> list[str]:
     try:
         fields = line.split() if separator is None else next(csv.reader([line], delimiter=separator))
     except csv.Error as error:
-        raise GdrdError(f"{path}, line {number} cannot be read: {error}") from error
+        raise GdrdError(f"{path}, line {number} cannot be read: {error}", "pairs-unreadable-line") from error
     fields = [field.strip() for field in fields]
     while fields and not fields[-1]:  # Kaggle's lines end with a comma
         fields.pop()
@@ -121,7 +126,8 @@ def _lfw(path: Path, rows: list[list[str]]) -> list[Pair]:
     if len(rows) - 1 != 2 * folds * count:
         raise GdrdError(
             f"{path} promises {folds} folds of {count} genuine and {count} impostor pairs, "
-            f"{2 * folds * count} lines; {len(rows) - 1} follow"
+            f"{2 * folds * count} lines; {len(rows) - 1} follow",
+            "pairs-count",
         )
     pairs = []
     for number, fields in enumerate(rows[1:]):
@@ -136,7 +142,7 @@ def _numbered(path: Path, line: int, fields: list[str], genuine: bool | None = N
     if not _is_numbered(fields) or genuine not in (None, is_genuine) or (not is_genuine and fields[0] == fields[2]):
         kinds = {True: "the genuine pair `NAME N1 N2`", False: "the impostor pair `NAME1 N1 NAME2 N2`"}
         wanted = kinds.get(genuine, " or ".join(kinds.values()))
-        raise GdrdError(f"{path}, line {line}: {' '.join(fields)!r} is not {wanted} that should be here")
+        raise GdrdError(f"{path}, line {line}: {' '.join(fields)!r} is not {wanted} that should be here", "pairs-line")
     a, i, b, j = (fields[0], fields[1], fields[0], fields[2]) if is_genuine else fields
     a, b = same_name(a), same_name(b)
     return Pair((f"{a}_{int(i):04d}", f"{b}_{int(j):04d}"), (a, b), is_genuine, 0)
@@ -146,12 +152,17 @@ def _two_lines_each(path: Path, rows: list[list[str]]) -> list[tuple[str, str, b
     """CALFW's and CPLFW's: the flag, on both lines of a pair, is 0 for impostors and above 0 (1, or the fold) else."""
     for number, fields in enumerate(rows, 1):
         if len(fields) != 2 or not re.fullmatch(r"-?\d{1,9}", fields[1]):
-            raise GdrdError(f"{path}, line {number}: {' '.join(fields)!r} is not `IMAGE FLAG`; give {FORMS}")
+            raise GdrdError(
+                f"{path}, line {number}: {' '.join(fields)!r} is not `IMAGE FLAG`; give {FORMS}", "pairs-line-flag"
+            )
     if len(rows) % 2:
-        raise GdrdError(f"{path} has {len(rows)} lines `IMAGE FLAG`, two a pair; the last one is alone")
+        raise GdrdError(f"{path} has {len(rows)} lines `IMAGE FLAG`, two a pair; the last one is alone", "pairs-odd")
     for number, (first, second) in enumerate(zip(rows[::2], rows[1::2])):
         if first[1] != second[1]:
-            raise GdrdError(f"{path}, lines {2 * number + 1} and {2 * number + 2}: the flags of one pair differ")
+            raise GdrdError(
+                f"{path}, lines {2 * number + 1} and {2 * number + 2}: the flags of one pair differ",
+                "pairs-flags-differ",
+            )
     return [(first[0], second[0], int(first[1]) > 0) for first, second in zip(rows[::2], rows[1::2])]
 
 
@@ -163,7 +174,10 @@ def _one_line(path: Path, number: int, fields: list[str]) -> tuple[str, str, boo
             return fields[0], fields[1], LABELS[fields[2].lower()]
         if first and not last:
             return fields[1], fields[2], LABELS[fields[0].lower()]
-    raise GdrdError(f"{path}, line {number}: {' '.join(fields)!r} is not `PATH1 PATH2 LABEL` with the label 1 or 0")
+    raise GdrdError(
+        f"{path}, line {number}: {' '.join(fields)!r} is not `PATH1 PATH2 LABEL` with the label 1 or 0",
+        "pairs-line-label",
+    )
 
 
 def _paths(path: Path, listed: Sequence[tuple[str, str, bool]]) -> list[Pair]:

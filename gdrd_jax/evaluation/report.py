@@ -17,9 +17,10 @@ from matplotlib import pyplot as plt  # noqa: E402
 from gdrd_jax.evaluation import verification  # noqa: E402
 from gdrd_jax.evaluation.result import Result  # noqa: E402
 from gdrd_jax.evaluation.verification import Pairs  # noqa: E402
+from gdrd_jax.utils import tables  # noqa: E402
 from gdrd_jax.utils.files import write_text  # noqa: E402
 
-COLORS = 10  # of curves, before they begin anew
+COLORS = 10  # of curves, before they repeat
 GREEN, RED = (40, 160, 60), (210, 50, 40)
 WARNING = '<p class="warning">{}</p>'
 
@@ -79,7 +80,7 @@ def write(
         caption = "ROC of all pairs; the false accept rate is on a log scale."
         figures = [((folder / "roc.png").read_bytes(), caption), *figures]
     page = PAGE.format(
-        title=html.escape(title), summary=html.escape(summary), table=_table(results, columns),
+        title=html.escape(title), summary=html.escape(summary), table=html_table(results, columns),
         legend=html.escape(legend),
         warning=WARNING.format(html.escape(warning)) if warning else "",
         figures="\n".join(_figure(*figure) for figure in figures),
@@ -98,17 +99,28 @@ def lookup(metrics: Mapping, key: str):
 
 def text_table(results: dict[str, Result], columns: dict[str, str]) -> str:
     """The table for a terminal."""
-    width = max(16, *map(len, results))
-    lines = [" ".join(["row".ljust(width), *(title.rjust(11) for title in columns.values())])]
+    return tables.text_table(_lines(results, columns))
+
+
+def html_table(results: dict[str, Result], columns: dict[str, str]) -> str:
+    """The table of the page, intervals below the figures."""
+    intervals = {
+        (line, column): f"{ends[0]:.1f} – {ends[1]:.1f}"
+        for line, result in enumerate(results.values(), 1)
+        for column, key in enumerate(columns, 1)
+        if (ends := result.intervals.get(key))
+    }
+    heading, *rows = _lines(results, columns)
+    rows = [[name, *(figure.replace("-", "–") for figure in figures)] for name, *figures in rows]
+    return tables.html_table([heading, *rows], intervals)
+
+
+def _lines(results: dict[str, Result], columns: dict[str, str]) -> list[list[str]]:
+    lines = [["row", *columns.values()]]
     for name, result in results.items():
         figures = (lookup(result.metrics, key) for key in columns)
-        cells = [_cell(figure).rjust(max(11, len(title))) for figure, title in zip(figures, columns.values())]
-        lines.append(" ".join([name.ljust(width), *cells]))
-    return "\n".join(lines)
-
-
-def _cell(figure: object) -> str:
-    return "-" if figure is None else f"{figure:.2f}"
+        lines.append([name, *("-" if figure is None else f"{figure:.2f}" for figure in figures)])
+    return lines
 
 
 def draw_roc(path: Path, curves: dict[str, Pairs], title: str) -> None:
@@ -208,18 +220,6 @@ def _write_roc_csv(path: Path, curves: dict[str, Pairs]) -> None:
         writer.writerow(["row", "far", "tar", "threshold"])
         for name, pairs in curves.items():
             writer.writerows([name, *map(float, point)] for point in zip(*verification.roc(pairs)))
-
-
-def _table(results: dict[str, Result], columns: dict[str, str]) -> str:
-    lines = ["<tr><th>" + "</th><th>".join(["row", *map(html.escape, columns.values())]) + "</th></tr>"]
-    for number, (name, result) in enumerate(results.items()):
-        cells = [html.escape(name)]
-        for key in columns:
-            ends = result.intervals.get(key)
-            interval = f"<span>{ends[0]:.1f} – {ends[1]:.1f}</span>" if ends else ""
-            cells.append(_cell(lookup(result.metrics, key)).replace("-", "–") + interval)
-        lines.append(f"<tr{' class=first' if number == 0 else ''}><td>" + "</td><td>".join(cells) + "</td></tr>")
-    return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
 
 
 def _figure(picture: bytes, caption: str) -> str:

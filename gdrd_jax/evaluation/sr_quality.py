@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.data.degradation import Views, resize
+from gdrd_jax.data.degradation import Views, resize_all
 from gdrd_jax.data.faces import Faces
+from gdrd_jax.inference.embedders import Embedder
 from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.files import write_json
 from gdrd_jax.utils.pictures import grid, png
@@ -39,10 +40,12 @@ class SampleCallback:
         high = [faces[row] for row in rows]
         view = 2 if views.degradation().degraded else 0
         self._low = np.stack([views.degrade(face, row, view) for row, face in zip(rows, high)])
-        self._originals = np.stack([resize(face, size, "area") for face in high])
-        self._bicubic = np.stack([resize(face, size, "bicubic") for face in self._low])
-        self._folder, self._recognizer, self._seed = folder, recognizer, seed
-        self._identity = None if recognizer is None else _embed(recognizer, np.stack(high))
+        self._originals, self._bicubic = resize_all(high, size), resize_all(self._low, size, "bicubic")
+        self._folder, self._embedder, self._seed = folder, None, seed
+        if recognizer is not None:
+            forward = lambda faces: unit(recognizer.embed(faces))  # noqa: E731
+            self._embedder = Embedder("recognizer", FACE_SIZE, forward, kernel="bicubic")
+            self._identity = self._embedder.embed(np.stack(high))
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, step: int, super_resolve: Callable[[np.ndarray, int], np.ndarray]) -> None:
@@ -65,16 +68,12 @@ class SampleCallback:
         """Means over faces, with standard errors: PSNR in dB and the cosine of embeddings to the original's."""
         error = ((drawn.astype(np.float64) - self._originals) ** 2).mean(axis=(1, 2, 3))
         found = {"psnr": 10 * np.log10(255**2 / np.maximum(error, 1e-9))}
-        if self._recognizer is not None:
-            found["cosine"] = (_embed(self._recognizer, drawn) * self._identity).sum(axis=1)
+        if self._embedder is not None:
+            found["cosine"] = (self._embedder.embed(drawn) * self._identity).sum(axis=1)
         return {
             name: {"mean": float(values.mean()), "se": float(values.std() / len(values) ** 0.5)}
             for name, values in found.items()
         }
-
-
-def _embed(recognizer, faces: np.ndarray) -> np.ndarray:
-    return unit(recognizer.embed(np.stack([resize(face, FACE_SIZE, "bicubic") for face in faces])))
 
 
 def _words(figures: dict) -> str:

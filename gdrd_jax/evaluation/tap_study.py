@@ -16,6 +16,7 @@ from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.evaluation.report import plt, saved
 from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.tables import markdown_table
 
 BATCH = 32
 SIDE = 4  # of the student's own features, to which all are averaged
@@ -45,7 +46,9 @@ def studied(train: Faces, pairs: PairList, views: Views, images: int) -> ProbeDa
     of_each = [np.flatnonzero(train.labels == person) for person in range(len(train.identities))]
     of_each = [own for own in of_each if len(own) > 1]
     if len(of_each) < 2:
-        raise GdrdError(f"{train.root} has {len(of_each)} people with two faces or more; the probe needs at least 2")
+        raise GdrdError(
+            f"{train.root} has {len(of_each)} people with two faces or more; the probe needs at least 2", "probe-people"
+        )
     rows = np.concatenate([own[np.unique(np.linspace(0, len(own) - 1, images).astype(int))] for own in of_each])
 
     def low(faces: Faces, rows: np.ndarray) -> np.ndarray:
@@ -160,18 +163,14 @@ def _linear_r2(lr: np.ndarray, features: np.ndarray, test_lr: np.ndarray, test: 
 
 def table(rows: dict[str, dict]) -> str:
     """Markdown."""
-    lines = [
-        "| teacher | timestep | tap | features | identity % | LFW accuracy % | linear in pixels, R² % |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = [["teacher", "timestep", "tap", "features", "identity %", "LFW accuracy %", "linear in pixels, R² %"]]
     for row in rows.values():
-        time = "" if row["timestep"] is None else row["timestep"]
-        shape = "x".join(map(str, row["shape"]))
-        lines.append(
-            f"| {row['name']} | {time} | {row['tap']} | {shape} | {row['identity']:.1f} | "
-            f"{row['accuracy']:.2f} ± {row['accuracy_std_error']:.2f} | {row['r2']:.1f} |"
-        )
-    return "\n".join(lines) + "\n"
+        accuracy = f"{row['accuracy']:.2f} ± {row['accuracy_std_error']:.2f}"
+        lines.append([
+            row["name"], "" if row["timestep"] is None else str(row["timestep"]), row["tap"],
+            "x".join(map(str, row["shape"])), f"{row['identity']:.1f}", accuracy, f"{row['r2']:.1f}",
+        ])  # fmt: skip
+    return markdown_table(lines)
 
 
 def picture(rows: dict[str, dict]) -> bytes:

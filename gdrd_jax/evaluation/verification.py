@@ -5,6 +5,10 @@ import dataclasses
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from gdrd_jax.evaluation.result import percent
+
+FARS = (1e-1, 1e-2, 1e-3, 1e-4)
+
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
@@ -29,6 +33,47 @@ def all_pairs(embeddings: np.ndarray, labels: np.ndarray) -> Pairs:
     first, second = np.triu_indices(len(labels), 1)
     scores = (embeddings @ embeddings.T)[first, second]
     return Pairs(scores, labels[first] == labels[second])
+
+
+def pair_metrics(
+    pairs: Pairs, *, folds: np.ndarray | None = None, threshold: float | None = None, balanced: bool = False
+) -> dict[str, object]:
+    """The figures of scored pairs: of every protocol that compares two faces.
+
+    Args:
+      pairs: genuine and impostor ones, scored.
+      folds: int `[P]`; two or more give the accuracy of the LFW protocol, see `fold_accuracies`.
+      threshold: learned on other people; gives the `balanced_accuracy` at it.
+      balanced: take `balanced_accuracy` at the best threshold, too: genuine and impostor pairs count alike.
+
+    Returns:
+      In percent: `accuracy` where folds or a threshold give one, `best_threshold_accuracy` at the threshold that is
+      best on these very pairs, `auc`, `eer` and `tar_at_far`; with folds `accuracy_std_error` and `accuracy_by_fold`.
+      `threshold`: the given one or the mean over the folds, None where that is not finite. `n_pairs`, `n_genuine` and
+      `n_impostor`.
+    """
+    metrics = {}
+    if threshold is not None:
+        metrics = {"accuracy": percent(balanced_accuracy(pairs, threshold)), "threshold": threshold}
+    elif folds is not None and np.ptp(folds):
+        shares, thresholds = fold_accuracies(pairs, folds)
+        metrics = {
+            "accuracy": percent(shares.mean()),
+            "accuracy_std_error": percent(shares.std(ddof=1) / np.sqrt(len(shares))),
+            "accuracy_by_fold": [percent(share) for share in shares],
+            "threshold": float(thresholds.mean()) if np.isfinite(thresholds).all() else None,
+        }
+    best = balanced_accuracy(pairs, best_threshold(pairs)) if balanced else best_accuracy(pairs)
+    return metrics | {
+        "best_threshold_accuracy": percent(best), "auc": percent(auc(pairs)), "eer": percent(eer(pairs)),
+        "tar_at_far": {f"{far:g}": percent(tar_at_far(pairs, far)) for far in FARS},
+        "n_pairs": len(pairs.scores), "n_genuine": int(pairs.same.sum()), "n_impostor": int((~pairs.same).sum()),
+    }  # fmt: skip
+
+
+def main_accuracy(metrics: dict) -> str:
+    """The name of the accuracy that models are compared by: on other folds or people where there are any."""
+    return "accuracy" if "accuracy" in metrics else "best_threshold_accuracy"
 
 
 def roc(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

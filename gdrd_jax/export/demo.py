@@ -13,7 +13,7 @@ import numpy as np
 
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.inference import folders, preprocess
-from gdrd_jax.inference.embedders import Model, open_model
+from gdrd_jax.inference.embedders import Embedder, open_model
 from gdrd_jax.inference.gallery import MANIFEST, Gallery, Match
 from gdrd_jax.inference.recognizer import FAR, Recognizer
 from gdrd_jax.models.student import STRIDES
@@ -82,7 +82,7 @@ class Demo:
     """
 
     students: dict[int, Recognizer]
-    teacher: Model | None = None
+    teacher: Embedder | None = None
     gallery: Gallery | None = None
     align: bool = False
     far: float = FAR
@@ -158,7 +158,7 @@ class Demo:
         return Row(resolution, low, similarity, *self._decide(student, similarity), taught)
 
     def _taught(self, faces: tuple[np.ndarray, np.ndarray], kernel: str) -> float:
-        return _similarity(self.teacher.embed, [resize(face, self.teacher.size, kernel) for face in faces])
+        return _similarity(self.teacher.embed, [resize(face, self.teacher.input_size, kernel) for face in faces])
 
     def _decide(self, student: Recognizer, similarity: float) -> tuple[bool | None, str]:
         try:
@@ -178,9 +178,9 @@ def _similarity(embed: Callable[[np.ndarray], np.ndarray], faces: Sequence[np.nd
     return float(first @ second)
 
 
-def _teacher(text: str) -> Model:
+def _teacher(text: str) -> Embedder:
     model = open_model(text, option="--teacher")
-    if model.student:
+    if model.is_student:
         raise GdrdError(f"--teacher {text}: this is a student; give it as --model", "teacher-is-student")
     return model
 

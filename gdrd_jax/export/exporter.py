@@ -14,15 +14,15 @@ from tqdm import tqdm
 
 from gdrd_jax.config import PATHS, of_workdir, with_current_names
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.data.degradation import STRENGTHS, resize
+from gdrd_jax.data.degradation import STRENGTHS, resize_all
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.evaluation import dev
+from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.export import model_card, networks, verify
-from gdrd_jax.export.verify import Backend, PairBenchmark
 from gdrd_jax.inference import bundle
-from gdrd_jax.inference.embedders import open_model
+from gdrd_jax.inference.embedders import BATCH, Embedder, open_model, student_embedder
 from gdrd_jax.inference.native import NativeRecognizer
 from gdrd_jax.inference.pretrained import describe_student, find_student
 from gdrd_jax.inference.recognizer import INFERENCE, Recognizer
@@ -133,9 +133,9 @@ def export(settings: Settings, folder: Path) -> dict:
         if "int8" in paths:
             _describe_apart(paths["int8"], calibration)
         written = [_backend(name, path, recognizer, arguments) for name, path in paths.items()]
-        backends = [Backend("JAX", recognizer.embed), *written]
-        LOG.info("comparing %s on %d faces", ", ".join(backend.name for backend in [*backends, *baselines]), len(few))
-        rows = verify.verify_exports([*backends, *baselines], few, benchmark)
+        forms = [student_embedder("JAX", recognizer), *written]
+        LOG.info("comparing %s on %d faces", ", ".join(one.name for one in [*forms, *baselines]), len(few))
+        rows = verify.verify_exports(forms, baselines, few, benchmark)
         _refuse_wrong(rows)
         training = known.get("training")
         training = of_workdir(Path(settings.student)) if training is None else with_current_names(training)
@@ -210,8 +210,8 @@ class Calibration:
         if teacher:
             full = []
             with tqdm(total=len(self.faces), desc=f"{teacher.model.name} at full size", unit="face") as progress:
-                for start in range(0, len(self.faces), verify.AT_ONCE):
-                    faces = [self.faces[row] for row in range(start, min(start + verify.AT_ONCE, len(self.faces)))]
+                for start in range(0, len(self.faces), BATCH):
+                    faces = [self.faces[row] for row in range(start, min(start + BATCH, len(self.faces)))]
                     full.append(teacher.embed(np.stack(faces)))
                     progress.update(len(faces))
             native = Thresholds.learn(embeddings, labels, self.name, np.concatenate(full))
@@ -221,7 +221,7 @@ class Calibration:
 
 def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Calibration | None:
     """What thresholds are learned on; None where an exported student brings them."""
-    low = lambda faces: dev.reduced(faces, recognizer.resolution, recognizer.kernel)  # noqa: E731
+    low = lambda faces: resize_all(faces, recognizer.resolution, recognizer.kernel)  # noqa: E731
     if settings.calibration:
         found = open_faces(settings.calibration)
         found = checked(found.take(compared(found.labels)))
@@ -243,13 +243,13 @@ def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Ca
     return Calibration(f"the run's {people} calibration people", found, low(found))
 
 
-def _images(benchmark: PairBenchmark | None, resolution: int) -> tuple[np.ndarray, str]:
+def _images(benchmark: PairList | None, resolution: int) -> tuple[np.ndarray, str]:
     """What to compare files on where there are no calibration faces: those of the pairs, or made-up ones."""
     if benchmark:
-        return benchmark.faces[:PROVED], Path(benchmark.pairs.about.get("pairs", "the pairs")).name
+        return benchmark.faces[:PROVED], Path(benchmark.about.get("pairs", "the pairs")).name
     random = np.random.default_rng(0)
     rough = random.integers(0, 256, (FEW, resolution // 4, resolution // 4, 3), np.uint8)
-    return np.stack([resize(image, resolution, "bicubic") for image in rough]), "made-up images"
+    return resize_all(rough, resolution), "made-up images"
 
 
 def _evaluation(folder: Path, fingerprint: str) -> dict:
@@ -284,13 +284,14 @@ def _evaluation(folder: Path, fingerprint: str) -> dict:
     }  # fmt: skip
 
 
-def _benchmark(settings: Settings, recognizer: Recognizer) -> PairBenchmark | None:
+def _benchmark(settings: Settings, recognizer: Recognizer) -> PairList | None:
+    """The pairs, their faces as the student gets them: uint8 RGB `[N, R, R, 3]`."""
     if not settings.lfw:
         if settings.pairs:
             raise GdrdError("--pairs needs the faces that it names; give --lfw FACES", "flag-missing")
         return None
     pairs = dev.open_pairs(settings.lfw, settings.pairs)
-    return PairBenchmark(pairs, dev.reduced(pairs.faces, recognizer.resolution, recognizer.kernel))
+    return dataclasses.replace(pairs, faces=resize_all(pairs.faces, recognizer.resolution, recognizer.kernel))
 
 
 def without_folders(config: dict) -> dict:
@@ -309,8 +310,8 @@ def without_folders(config: dict) -> dict:
 def _describe_apart(path: Path, calibration: Calibration) -> None:
     """Gives a file whose embeddings differ from the student's its own thresholds and fingerprint."""
     onnx = require("onnx", "export")
-    embed, starts = _session(path), range(0, len(calibration.low), verify.AT_ONCE)
-    embeddings = np.concatenate([embed(calibration.low[i : i + verify.AT_ONCE]) for i in starts])
+    embed, starts = _session(path), range(0, len(calibration.low), BATCH)
+    embeddings = np.concatenate([embed(calibration.low[i : i + BATCH]) for i in starts])
     thresholds = Thresholds.learn(embeddings, calibration.faces.labels, calibration.name)
     model = onnx.load(path)
     remarks = {entry.key: entry.value for entry in model.metadata_props}
@@ -339,28 +340,29 @@ def _write(
         path.write_bytes(model.SerializeToString())
 
 
-def _backend(name: str, path: Path, recognizer: Recognizer, settings: dict) -> Backend:
+def _backend(name: str, path: Path, recognizer: Recognizer, settings: dict) -> Embedder:
     """The written file, run by what will run it elsewhere."""
     if name == "safetensors":
         student = abstract_student(settings)
         weights.restore(student, weights.load_safetensors(path)[0])
         student.eval()
-        return Backend(name, dataclasses.replace(recognizer, student=student).embed)
+        return student_embedder(name, dataclasses.replace(recognizer, student=student))
     if name == "stablehlo":
-        return Backend(name, networks.stablehlo_function(path.read_bytes()))
-    return Backend(name, _session(path), _for_insightface if name == "onnx_nchw" else np.asarray)
+        return Embedder(name, recognizer.resolution, networks.stablehlo_function(path.read_bytes()))
+    session = _session(path)
+    forward = (lambda faces: session(_for_insightface(faces))) if name == "onnx_nchw" else session
+    return Embedder(name, recognizer.resolution, forward)
 
 
 def _for_insightface(faces: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((faces.transpose(0, 3, 1, 2) - np.float32(127.5)) / np.float32(127.5))
 
 
-def _baseline(text: str) -> Backend:
-    """Another recognizer, fed with enlarged faces."""
+def _baseline(text: str) -> Embedder:
+    """Another recognizer, which gets enlarged faces."""
     model = open_model(text, option="--baseline")
-    prepare: Callable = lambda faces: np.stack([resize(face, model.size, "bicubic") for face in faces])  # noqa: E731
-    name = f"{model.name}, faces enlarged to {FACE_SIZE}" if model.size == FACE_SIZE else model.name
-    return Backend(name, model.embed, prepare, same=False)
+    name = f"{model.name}, faces enlarged to {FACE_SIZE}" if model.input_size == FACE_SIZE else model.name
+    return dataclasses.replace(model, name=name)
 
 
 def _refuse_wrong(rows: list[dict]) -> None:

@@ -1,112 +1,87 @@
 """Does an exported file do what the student does, and how fast? Measured before it is handed out."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 
 import numpy as np
 
+from gdrd_jax.data.degradation import resize_all
+from gdrd_jax.evaluation.evaluate import Row, evaluate
 from gdrd_jax.evaluation.lfw import PairList
+from gdrd_jax.evaluation.result import Result
+from gdrd_jax.evaluation.verification import main_accuracy
+from gdrd_jax.inference.embedders import BATCH, Embedder
+from gdrd_jax.utils.tables import markdown_table
 
-AT_ONCE, TURNS, SINGLE_FACES = 128, 7, 50
+TURNS, SINGLE_FACES = 7, 50
 COLUMNS = {
     "name": "", "least_cosine": "least cosine", "largest_difference": "largest difference", "accuracy": "LFW %",
     "faces_per_second": "faces/s", "one_face_ms": "one face, ms",
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Backend:
-    """One way to run a recognizer.
-
-    Attributes:
-      name: of its row.
-      embed: what `prepare` made -> float32 `[N, D]`, unit length.
-      prepare: uint8 RGB `[N, R, R, 3]` -> what it is fed with; not timed.
-      same: it is a form of the same student, to be compared with the first one.
-    """
-
-    name: str
-    embed: Callable[[np.ndarray], np.ndarray]
-    prepare: Callable[[np.ndarray], np.ndarray] = lambda faces: faces
-    same: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class PairBenchmark:
-    """Faces of pairs, as the student sees them.
-
-    Attributes:
-      pairs: of LFW, or a `.bin`.
-      faces: uint8 RGB `[N, R, R, 3]`.
-    """
-
-    pairs: PairList
-    faces: np.ndarray
-
-
-def verify_exports(backends: list[Backend], faces: np.ndarray, benchmark: PairBenchmark | None) -> list[dict]:
-    """A row for each backend, with the names in `COLUMNS`.
+def verify_exports(
+    forms: list[Embedder], baselines: list[Embedder], faces: np.ndarray, pairs: PairList | None
+) -> list[dict]:
+    """A row for each embedder, with the names in `COLUMNS`.
 
     Args:
-      backends: the first is the reference.
+      forms: the student and its exported files, compared with the first one.
+      baselines: other recognizers, of which only accuracy and speed are measured.
       faces: real ones, uint8 RGB `[N, R, R, 3]`.
-      benchmark: None without pairs; then there is no accuracy.
+      pairs: of faces as the student gets them; None measures no accuracy.
     """
-    reference, rows = backends[0].embed(backends[0].prepare(faces)), []
-    for backend in backends:
-        row = {"name": backend.name}
-        if backend.same:
-            found = backend.embed(backend.prepare(faces))
-            row["least_cosine"] = float(np.einsum("nd,nd->n", found, reference).min())
-            row["largest_difference"] = float(np.abs(found - reference).max())
-        if benchmark:
-            batches = [benchmark.faces[i : i + AT_ONCE] for i in range(0, len(benchmark.faces), AT_ONCE)]
-            embeddings = np.concatenate([backend.embed(backend.prepare(batch)) for batch in batches])
-            row |= judged(benchmark.pairs, embeddings)
+    reference, rows = forms[0].embed(faces), []
+    for number, embedder in enumerate(embedders := [*forms, *baselines]):
+        row = {"name": embedder.name}
+        if number < len(forms):
+            embeddings = embedder.embed(faces)
+            row["least_cosine"] = float(np.einsum("nd,nd->n", embeddings, reference).min())
+            row["largest_difference"] = float(np.abs(embeddings - reference).max())
+        if pairs:
+            row |= _accuracy(evaluate([Row(embedder.name, embedder)], pairs)[embedder.name])
         rows.append(row)
-    for row, speed in zip(rows, speeds(backends, faces)):
+    for row, speed in zip(rows, speeds(embedders, faces)):
         row |= speed
     return rows
 
 
-def judged(pairs: PairList, embeddings: np.ndarray) -> dict:
+def _accuracy(result: Result) -> dict:
     """`accuracy`, its 95 % `interval`, and the true accept rates `tar_at_far`, in percent."""
-    result = pairs.evaluate(embeddings, seed=0)
-    name = "accuracy" if "accuracy" in result.metrics else "best_threshold_accuracy"
+    name = main_accuracy(result.metrics)
     return {
         "accuracy": result.metrics[name], "interval": result.intervals[name],
         "tar_at_far": result.metrics["tar_at_far"], "pairs": result.metrics["n_pairs"],
     }  # fmt: skip
 
 
-def speeds(backends: list[Backend], faces: np.ndarray) -> list[dict]:
-    """`faces_per_second` in batches of 128 and `one_face_ms`, medians; the backends take turns."""
-    several, singly = [[] for _ in backends], [[] for _ in backends]
-    ready = [backend.prepare(np.resize(faces, (AT_ONCE, *faces.shape[1:]))) for backend in backends]
+def speeds(embedders: list[Embedder], faces: np.ndarray) -> list[dict]:
+    """`faces_per_second` in batches of 128 and `one_face_ms`, medians, without resizing; the embedders take turns."""
+    several, singly = [[] for _ in embedders], [[] for _ in embedders]
+    batch = np.resize(faces, (BATCH, *faces.shape[1:]))
+    ready = [resize_all(batch, embedder.input_size, embedder.kernel) for embedder in embedders]
     for turn in range(TURNS + 1):
-        for number, (backend, inputs) in enumerate(zip(backends, ready)):
-            took = _seconds(backend.embed, inputs)
-            one_by_one = [_seconds(backend.embed, inputs[:1]) for _ in range(SINGLE_FACES // TURNS)]
+        for number, (embedder, inputs) in enumerate(zip(embedders, ready)):
+            took = _seconds(embedder.forward, inputs)
+            one_by_one = [_seconds(embedder.forward, inputs[:1]) for _ in range(SINGLE_FACES // TURNS)]
             if turn:  # the first may compile
                 several[number].append(took)
                 singly[number] += one_by_one
     return [
-        {"faces_per_second": AT_ONCE / float(np.median(a)), "one_face_ms": 1000 * float(np.median(b))}
+        {"faces_per_second": BATCH / float(np.median(a)), "one_face_ms": 1000 * float(np.median(b))}
         for a, b in zip(several, singly)
     ]
 
 
-def _seconds(embed: Callable, inputs: np.ndarray) -> float:
+def _seconds(forward: Callable, inputs: np.ndarray) -> float:
     start = time.perf_counter()
-    embed(inputs)
+    forward(inputs)
     return time.perf_counter() - start
 
 
 def table(rows: list[dict]) -> str:
     """Markdown."""
-    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *([_cell(row, key) for key in COLUMNS] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown_table([list(COLUMNS.values()), *([_cell(row, key) for key in COLUMNS] for row in rows)])
 
 
 def _cell(row: dict, key: str) -> str:

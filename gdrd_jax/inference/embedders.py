@@ -1,4 +1,4 @@
-"""Any recognizer, ours or an ONNX file, as one function from faces to embeddings."""
+"""Any recognizer as one type: uint8 faces of any size to embeddings of unit length."""
 
 import dataclasses
 import hashlib
@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.data.degradation import Degradation, resize
+from gdrd_jax.data.degradation import Degradation, resize, resize_all
 from gdrd_jax.data.extract import Extraction, extract
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import FeatureStore
@@ -22,40 +23,96 @@ from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
 
-FORMAT = 1  # of embeddings; to be raised when the same model and faces would give others
+FORMAT = 1  # of stored embeddings; raised when the same model and faces would give others
+BATCH = 128  # faces embedded at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """A recognizer under test.
+class Embedder:
+    """A recognizer: a student, an ONNX file, an exported file, or raw pixels for comparison.
 
     Attributes:
-      name: of its rows.
-      size: side of its input in pixels.
-      kernel: with which larger faces are reduced to its input, when nothing else reduces them.
-      embed: uint8 RGB `[N, size, size, 3]` -> float32 `[N, D]`, unit length, summed over mirror images.
+      name: of its rows in tables.
+      input_size: side of the faces that its network takes, in pixels.
+      forward: uint8 RGB `[N, input_size, input_size, 3]` -> float32 `[N, D]`, unit length. A student's network scales
+        its embeddings itself; those of any other network pass through `add_flips`.
+      kernel: reduces larger faces to its input, see `data.degradation.resize`; smaller ones are enlarged.
+      fingerprint: of the network and its preprocessing; "" where no embeddings are stored.
+      teacher: `name` and `fingerprint` of the recognizer whose space a student's embeddings lie in, if that is known.
+      is_student: trained by this program.
       settings: where it came from, its fingerprint, its preprocessing, and "warnings" on it if there are any.
-      student: one of ours.
     """
 
     name: str
-    size: int
-    kernel: str
-    embed: Callable[[np.ndarray], np.ndarray]
-    settings: dict
-    student: bool
+    input_size: int
+    forward: Callable[[np.ndarray], np.ndarray]
+    kernel: str = "area"
+    fingerprint: str = ""
+    teacher: dict | None = None
+    is_student: bool = False
+    settings: dict = dataclasses.field(default_factory=dict)
 
-    def see(self, faces: Faces, row: int, how: Degradation | None, seed: int) -> np.ndarray:
-        """What it is fed with: a face degraded or (None) as it is, brought to `size`, uint8 RGB.
+    def embed(self, faces: np.ndarray) -> np.ndarray:
+        """uint8 RGB `[N, S, S, 3]` of any size -> float32 `[N, D]`, unit length."""
+        return self.forward(resize_all(faces, self.input_size, self.kernel))
+
+    def input_of(self, faces: Faces, row: int, degradation: Degradation | None, seed: int) -> np.ndarray:
+        """A face as the network gets it: degraded or (None) as it is, uint8 RGB `[input_size, input_size, 3]`.
 
         Noise and direction come from `seed` and the face's name, whatever other faces there are.
         """
-        if how is None:
-            return resize(faces[row], self.size, self.kernel)
-        return resize(how.of_named(faces[row], faces.names[row], seed), self.size, how.kernel)
+        if degradation is None:
+            return resize(faces[row], self.input_size, self.kernel)
+        degraded = degradation.of_named(faces[row], faces.names[row], seed)
+        return resize(degraded, self.input_size, degradation.kernel)
+
+    @property
+    def space(self) -> str:
+        """Fingerprint of the recognizer whose galleries its probes can be compared with; "" if it is not known."""
+        if self.is_student:
+            return self.teacher["fingerprint"] if self.teacher else ""
+        return self.fingerprint
 
 
-def open_model(text: str, output: str = "", *, option: str = "--model") -> Model:
+def student_embedder(name: str, recognizer, *, path: str = "") -> Embedder:
+    """A student, loaded as an `inference.recognizer.Recognizer`."""
+    settings = {
+        "path": path, "fingerprint": recognizer.fingerprint(), "trained_with": recognizer.kernel,
+        "teacher": recognizer.teacher,
+    }  # fmt: skip
+    return Embedder(
+        name, recognizer.resolution, recognizer.embed, recognizer.kernel, settings["fingerprint"], recognizer.teacher,
+        True, settings,
+    )  # fmt: skip
+
+
+def network_embedder(name: str, network, *, path: str = "", output: str = "") -> Embedder:
+    """A recognizer of 112x112 faces, see `teachers.load_discriminative`; smaller faces are enlarged for it."""
+    settings = {
+        "path": path, "fingerprint": network.fingerprint, "preprocessing": network.preprocessing,
+        "enlarged_by": "bicubic", **({"output": output} if output else {}),
+        **({"warnings": list(network.warnings)} if network.warnings else {}),
+    }  # fmt: skip
+    return Embedder(name, FACE_SIZE, with_flips(network.embed), "area", network.fingerprint, settings=settings)
+
+
+def pixel_embedder(name: str, size: int) -> Embedder:
+    """The pixels themselves, for comparison."""
+    forward = with_flips(lambda faces: faces.reshape(len(faces), -1).astype(np.float32))
+    return Embedder(name, size, forward, fingerprint=f"pixels-{size}")
+
+
+def with_flips(network: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """A network's embeddings of each face and of its mirror image, see `add_flips`."""
+    return lambda faces: add_flips(network(faces), network(faces[:, :, ::-1]))
+
+
+def add_flips(embeddings: np.ndarray, flipped: np.ndarray) -> np.ndarray:
+    """Raw embeddings `[N, D]` of faces and of their mirror images -> their sums, scaled to unit length."""
+    return unit(embeddings + flipped)
+
+
+def open_model(text: str, output: str = "", *, option: str = "--model") -> Embedder:
     """Loads a recognizer.
 
     Args:
@@ -66,25 +123,15 @@ def open_model(text: str, output: str = "", *, option: str = "--model") -> Model
       option: of the command line that the text was given with, for errors.
 
     Raises:
-      GdrdError: neither of both, or it cannot be loaded.
+      GdrdError: there is no such recognizer, or it cannot be loaded.
     """
     name, path, preprocessing = parse_model(text, option)
     if path.is_dir():
         from gdrd_jax.inference.recognizer import Recognizer  # JAX and Flax, which an ONNX file does not need
 
-        recognizer = Recognizer.load(path)
-        settings = {
-            "path": path.name if path.parent == WEIGHTS else str(path), "fingerprint": recognizer.fingerprint(),
-            "trained_with": recognizer.kernel, "teacher": recognizer.teacher,
-        }  # fmt: skip
-        return Model(name, recognizer.student.resolution, recognizer.kernel, recognizer.embed, settings, True)
+        return student_embedder(name, Recognizer.load(path), path=path.name if path.parent == WEIGHTS else str(path))
     network = load_discriminative(path, preprocessing=preprocessing, output=output)
-    settings = {
-        "path": str(path), "fingerprint": network.fingerprint, "preprocessing": network.preprocessing,
-        "enlarged_by": "bicubic", **({"output": output} if output else {}),
-        **({"warnings": list(network.warnings)} if network.warnings else {}),
-    }  # fmt: skip
-    return Model(name, FACE_SIZE, "area", lambda faces: embed_both(network, faces), settings, False)
+    return network_embedder(name, network, path=str(path), output=output)
 
 
 def parse_model(text: str, option: str = "--model") -> tuple[str, Path, str]:
@@ -100,12 +147,14 @@ def parse_model(text: str, option: str = "--model") -> tuple[str, Path, str]:
     if not path or not _exists(path):
         names = list_pretrained()
         known = f"; pretrained students are {', '.join(names)}" if names else ""
-        raise GdrdError(f"{option} {text}: there is no file or workdir {path!r}{known}")
+        raise GdrdError(f"{option} {text}: there is no file or workdir {path!r}{known}", "model-missing")
     parse_preprocessing(preprocessing)
     named = path if is_pretrained(path) else ""
     path = find_student(path) if named else user_path(path)
     if path.is_dir() and preprocessing != "auto":
-        raise GdrdError(f"{option} {text}: a student knows its preprocessing; give its workdir alone")
+        raise GdrdError(
+            f"{option} {text}: a student knows its preprocessing; give its workdir alone", "student-preprocessing"
+        )
     return name or named or re.sub(r"\W+", "_", path.stem), path, preprocessing
 
 
@@ -130,35 +179,47 @@ def _as_described(text: str) -> tuple[str, str, str]:
     return name, path, preprocessing or "auto"
 
 
-def embed_both(network, faces: np.ndarray) -> np.ndarray:
-    """Unit-length embeddings, summed over each face and its mirror image; uint8 RGB `[N, 112, 112, 3]`."""
-    return unit(network.embed(faces) + network.embed(faces[:, :, ::-1]))
-
-
-def embed_faces(model: Model, faces: Faces, how: Degradation | None, *, seed: int, cache: Path) -> np.ndarray:
-    """Embeddings of all faces, float32 `[N, D]`; kept under `cache`, so that an interrupted call goes on.
+def embed_faces(
+    embedder: Embedder,
+    faces: Faces | np.ndarray,
+    degradation: Degradation | None = None,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> np.ndarray:
+    """Embeddings of all faces, float32 `[N, D]`, unit length.
 
     Args:
-      model: the recognizer.
-      faces: checked.
-      how: the degradation; None feeds them as they are.
+      embedder: the recognizer.
+      faces: checked ones, or an array of them, uint8 RGB `[N, S, S, 3]`.
+      degradation: what `Faces` go through first; None takes them as they are. An array is not degraded here.
       seed: of the degradation's noise, with the face's name.
-      cache: folder.
+      cache: folder where the embeddings of `Faces` are kept, so that an interrupted call continues; None keeps none.
     """
-    made_from = {
-        "faces": faces.fingerprint, "model": model.settings["fingerprint"], "kernel": model.kernel, "seed": seed,
-        "names": hashlib.sha256(os.fsencode("\0".join(faces.names))).hexdigest(),  # noise is drawn by name
-        "how": None if how is None else dataclasses.asdict(how), "format": FORMAT,
-    }  # fmt: skip
+    if isinstance(faces, np.ndarray) and degradation is not None:
+        raise ValueError("an array of faces has no names, by which noise is drawn; degrade it first")
 
     def load(_view: int, rows: range) -> np.ndarray:
-        return np.stack(list(in_parallel(lambda row: model.see(faces, row, how, seed), rows)))
+        if isinstance(faces, np.ndarray):
+            return resize_all(faces[rows.start : rows.stop], embedder.input_size, embedder.kernel)
+        return np.stack(list(in_parallel(lambda row: embedder.input_of(faces, row, degradation, seed), rows)))
 
+    if cache is None or isinstance(faces, np.ndarray):
+        parts = [range(start, min(start + BATCH, len(faces))) for start in range(0, len(faces), BATCH)]
+        shown = tqdm(parts, desc=embedder.name, unit="batch", disable=len(parts) < 2)
+        return np.concatenate([embedder.forward(load(0, part)) for part in shown])
+    if not embedder.fingerprint:
+        raise ValueError(f"embeddings of {embedder.name} cannot be stored: it has no fingerprint")
+    made_from = {
+        "faces": faces.fingerprint, "model": embedder.fingerprint, "kernel": embedder.kernel, "seed": seed,
+        "names": hashlib.sha256(os.fsencode("\0".join(faces.names))).hexdigest(),  # noise is drawn by name
+        "how": None if degradation is None else dataclasses.asdict(degradation), "format": FORMAT,
+    }  # fmt: skip
     key = hashlib.sha256(repr(sorted(made_from.items())).encode()).hexdigest()[:16]
-    dim = model.embed(np.zeros((1, model.size, model.size, 3), np.uint8)).shape[1]
+    dim = embedder.forward(np.zeros((1, embedder.input_size, embedder.input_size, 3), np.uint8)).shape[1]
     targets = FeatureStore.create(
         cache / key, rows=len(faces), views=1, shape=(dim,), dtype="float32", made_from=made_from
     )
-    size = "native size" if how is None else f"{how.resolution} pixels"
-    extract(Extraction(targets, load, model.embed, f"{model.name} at {size}"))
+    size = "native size" if degradation is None else f"{degradation.resolution} pixels"
+    extract(Extraction(targets, load, embedder.forward, f"{embedder.name} at {size}"))
     return targets.read(0)

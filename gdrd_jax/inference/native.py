@@ -6,7 +6,7 @@ import numpy as np
 
 from gdrd_jax.data.align import FACE_SIZE, Aligner
 from gdrd_jax.inference import preprocess
-from gdrd_jax.inference.embedders import Model, open_model
+from gdrd_jax.inference.embedders import Embedder, open_model
 from gdrd_jax.inference.preprocess import Image
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.utils.errors import GdrdError
@@ -21,7 +21,7 @@ class NativeRecognizer:
       student: whose probes are compared with the gallery.
     """
 
-    model: Model
+    model: Embedder
     student: Recognizer
 
     @classmethod
@@ -37,12 +37,13 @@ class NativeRecognizer:
           GdrdError: it cannot be loaded, or is not this student's teacher.
         """
         model = open_model(text, option=option)
-        if model.settings["fingerprint"] not in student.comparable()[1:]:
+        if model.fingerprint not in student.comparable()[1:]:
             teacher = student.teacher
             wanted = f"its teacher is {teacher['name']} ({teacher['fingerprint'][:12]})" if teacher else "it names none"
             raise GdrdError(
-                f"{text} ({model.settings['fingerprint'][:12]}) is not the teacher of this student, so their "
-                f"embeddings cannot be compared: {wanted}"
+                f"{text} ({model.fingerprint[:12]}) is not the teacher of this student, so their "
+                f"embeddings cannot be compared: {wanted}",
+                "teacher-of-another",
             )
         return cls(model, student)
 
@@ -53,7 +54,7 @@ class NativeRecognizer:
 
     def fingerprint(self) -> str:
         """Of the network and its preprocessing."""
-        return self.model.settings["fingerprint"]
+        return self.model.fingerprint
 
     def see(self, image: Image, *, align: bool = False) -> np.ndarray:
         """What the network is fed with of a picture: uint8 RGB `[112, 112, 3]`; see `inference.preprocess.see`."""

@@ -4,24 +4,20 @@ import json
 import logging
 
 import numpy as np
-from tqdm import tqdm
 
-from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.evaluation import held_out
 from gdrd_jax.evaluation import report as reporting
+from gdrd_jax.evaluation.evaluate import Row, evaluate
+from gdrd_jax.evaluation.held_out import HeldOutPeople
 from gdrd_jax.evaluation.identification import first_of_each, nearest
 from gdrd_jax.evaluation.report import GREEN, RED
-from gdrd_jax.evaluation.verification import Pairs
-from gdrd_jax.inference.embedders import embed_both
+from gdrd_jax.inference.embedders import add_flips, network_embedder, pixel_embedder, student_embedder
 from gdrd_jax.inference.pretrained import list_pretrained
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.pipeline.inputs import recognizer_name
-from gdrd_jax.pipeline.run import SPLITS, Run
+from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import discriminative, generative
 from gdrd_jax.utils import pictures
-from gdrd_jax.utils.arrays import unit
 
 LOG = logging.getLogger(__name__)
 SHOWN = 12  # faces in a picture
@@ -30,31 +26,28 @@ SHOWN = 12  # faces in a picture
 def report(run: Run) -> None:
     """Compares the student on the test people with its teacher and with raw pixels."""
     config = run.config
-    recognizer, network = Recognizer.load(run.folder("dis") / "student"), discriminative.load(config)
-    people = {"train": config.data.calibration_people, "test": config.data.test_people}
+    network = discriminative.load(config)
+    people = {"test": config.data.test_people, "train": config.data.calibration_people}
     images = config.evaluation.images_per_person
-    faces = {split: run.faces(split) for split in SPLITS}
-    rows = {split: faces[split].rows_of_last_identities(people[split], images) for split in SPLITS}
-    labels = {split: faces[split].labels[rows[split]] for split in SPLITS}
-    lr = {split: run.store("views", split).read(0)[rows[split]] for split in SPLITS}
-    native = {split: run.store("discriminative", split).read_all()[rows[split], :2] for split in SPLITS}
-
+    faces = {split: run.faces(split) for split in people}
+    rows = {split: faces[split].rows_of_last_identities(people[split], images) for split in people}
+    labels = {split: faces[split].labels[rows[split]] for split in people}
+    lr = {split: run.store("views", split).read(0)[rows[split]] for split in people}
+    protocol = HeldOutPeople(
+        np.concatenate(list(lr.values())), np.concatenate(list(labels.values())), len(labels["test"])
+    )
     teacher_name, resolution = recognizer_name(config), config.views.resolution
-    ready = {name: one for name in list_pretrained() if (one := Recognizer.load(name)).resolution == resolution}
-    models = {
-        "student": lambda split: recognizer.embed(lr[split]),
-        **{name: lambda split, one=one: one.embed(lr[split]) for name, one in ready.items()},
-        f"{teacher_name}_native": lambda split: unit(native[split].astype(np.float32).sum(axis=1)),
-        f"{teacher_name}_{resolution}": lambda split: embed_enlarged(network, lr[split]),
-        f"pixels_{resolution}": lambda split: unit(lr[split].astype(np.float32) + lr[split][:, :, ::-1]),
-    }
-    embeddings, results = {}, {}
-    for name, model in tqdm(models.items(), desc="evaluating", unit="model"):
-        embeddings[name] = model("test")
-        results[name] = held_out.evaluate(embeddings[name], labels["test"], model("train"), labels["train"])
+    student = student_embedder("student", Recognizer.load(run.folder("dis") / "student"))
+    pretrained = [student_embedder(name, Recognizer.load(name)) for name in list_pretrained()]
+    students = [student, *(embedder for embedder in pretrained if embedder.input_size == resolution)]
+    enlarged = network_embedder(f"{teacher_name}_{resolution}", network)
+    baselines = [enlarged, pixel_embedder(f"pixels_{resolution}", resolution)]
+    results = evaluate([Row(embedder.name, embedder) for embedder in students], protocol)
+    results[f"{teacher_name}_native"] = protocol.evaluate(_native_embeddings(run, rows))
+    results |= evaluate([Row(embedder.name, embedder) for embedder in baselines], protocol)
     examples = [
         _inputs_picture(run, faces["test"], lr["test"], rows["test"]),
-        _neighbors_picture(faces["test"], rows["test"], labels["test"], lr["test"], embeddings["student"]),
+        _neighbors_picture(faces["test"], rows["test"], labels["test"], lr["test"], student.embed(lr["test"])),
     ]
     explained = ""
     if "gen" in run.folders:
@@ -71,20 +64,22 @@ def report(run: Run) -> None:
         f"pixels by the {config.views.kernel} kernel.{explained}"
     )
     title = f"GDRD at {resolution}x{resolution} pixels: {config.name}"
-    curves = {name: Pairs(result.arrays["scores"], result.arrays["same"]) for name, result in results.items()}
     reporting.write(
-        run.folder("report"), results, columns=held_out.COLUMNS, curves=curves, title=title, summary=summary,
-        legend=held_out.LEGEND, figures=[(pictures.png(image), caption) for image, caption in examples],
+        run.folder("report"), results, columns=protocol.columns, curves=protocol.curves(results), title=title,
+        summary=summary, legend=protocol.legend,
+        figures=[(pictures.png(image), caption) for image, caption in examples],
         settings=json.loads(config.to_json()),
         document={"protocol": "held_out", "units": "percent", "warnings": list(network.warnings)},
         warning=". ".join(network.warnings),
     )  # fmt: skip
-    LOG.info("report: %s\n%s", run.workdir / "report.html", reporting.text_table(results, held_out.COLUMNS))
+    LOG.info("report: %s\n%s", run.workdir / "report.html", reporting.text_table(results, protocol.columns))
 
 
-def embed_enlarged(network, lr: np.ndarray) -> np.ndarray:
-    """What one does without a student: the recognizer on enlarged faces, summed with their mirror images."""
-    return embed_both(network, np.stack([resize(face, FACE_SIZE, "bicubic") for face in lr]))
+def _native_embeddings(run: Run, rows: dict[str, np.ndarray]) -> np.ndarray:
+    """The teacher's stored embeddings of the faces at full size, which are not computed again: `[N, D]`."""
+    stored = [run.store("discriminative", split).read_all()[chosen, :2] for split, chosen in rows.items()]
+    face, mirrored = np.concatenate(stored).astype(np.float32).swapaxes(0, 1)
+    return add_flips(face, mirrored)
 
 
 def _inputs_picture(run: Run, faces: Faces, lr: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, str]:

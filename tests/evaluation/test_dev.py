@@ -1,12 +1,10 @@
 import cv2
 import numpy as np
-import pytest
-from conftest import make_lfw
+from conftest import make_lfw, raises
 
 from gdrd_jax.data.degradation import Degradation, resize
 from gdrd_jax.evaluation import dev
-from gdrd_jax.inference.embedders import Model
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.inference.embedders import Embedder
 
 RNG = np.random.default_rng(0)
 
@@ -40,7 +38,7 @@ def test_pairs_of_a_file_are_judged_in_its_folds(tmp_path):
     right = unit(np.float64(np.eye(4)[np.arange(8) // 2]))
     assert judged.judge(judged.score(right)) == {"dev_accuracy": 100.0, "dev_auc": 100.0}
     assert judged.judge(judged.score(right[::-1][[0, 2, 4, 6, 1, 3, 5, 7]]))["dev_accuracy"] < 100
-    with pytest.raises(GdrdError):
+    with raises("pairs-missing", "nothing.txt"):
         dev.of_pairs(tmp_path / "lfw", tmp_path / "nothing.txt", Degradation(16, "area"))
 
 
@@ -48,7 +46,7 @@ def test_a_degraded_dev_set_is_that_of_the_evaluation(tmp_path):
     folder, how = make_lfw(tmp_path), Degradation(16, "area", blur=2.0, motion=8.0, noise=8.0, jpeg=50)
     judged = dev.of_pairs(folder, tmp_path / "pairs.txt", how)
     pairs = dev.open_pairs(folder, tmp_path / "pairs.txt")
-    model = Model("m", 16, "area", None, {}, True)
+    model = Embedder("m", 16, None)
     for row in range(len(pairs.faces)):
-        np.testing.assert_array_equal(judged.faces[row], model.see(pairs.faces, row, how, 0))
+        np.testing.assert_array_equal(judged.faces[row], model.input_of(pairs.faces, row, how, 0))
     assert (judged.faces != dev.of_pairs(folder, tmp_path / "pairs.txt", Degradation(16, "area")).faces).any()

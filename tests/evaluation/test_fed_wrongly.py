@@ -9,7 +9,7 @@ from conftest import make_faces, save_recognizer
 from onnx import helper, numpy_helper
 
 from gdrd_jax.config import default
-from gdrd_jax.evaluation.evaluate import Settings, evaluate
+from gdrd_jax.evaluation.run import Settings, evaluate_and_report
 from gdrd_jax.inference.embedders import open_model
 from gdrd_jax.pipeline.steps import discriminative, generative
 from gdrd_jax.teachers import load_discriminative
@@ -49,7 +49,7 @@ def changed(path, *nodes, outputs=(), **constants):
 
 
 def run(lfw_folder, out, *models, resolutions=("native",), **settings):
-    evaluate(
+    evaluate_and_report(
         Settings("lfw", lfw_folder, lfw_folder / "pairs.txt", tuple(map(str, models)), resolutions, **settings), out
     )
     return json.loads((out / "metrics.json").read_text()), (out / "report.html").read_text()

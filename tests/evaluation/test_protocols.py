@@ -14,14 +14,14 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from conftest import save_recognizer
+from conftest import raises, save_recognizer
 from flax import nnx
 from sklearn.metrics import roc_auc_score
 
 from gdrd_jax.data.degradation import Degradation
 from gdrd_jax.data.readers import STAND_IN, stand_in
 from gdrd_jax.evaluation import ar, lfw, tinyface, uccs
-from gdrd_jax.evaluation.evaluate import Settings, evaluate
+from gdrd_jax.evaluation.run import Settings, evaluate_and_report
 from gdrd_jax.inference.embedders import open_model, parse_model
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.models import student
@@ -143,16 +143,16 @@ def test_lfw_native_is_better_than_eight_pixels(lfw_results):
 
 def test_a_repeated_run_embeds_nothing_again(lfw_folder, network, tmp_path, monkeypatch):
     how = settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt", noise=5.0)
-    first = evaluate(how, tmp_path)
+    first = evaluate_and_report(how, tmp_path)
     from gdrd_jax.teachers.arcface import ArcFace
 
     run, batches = ArcFace._in_onnxruntime, []
     monkeypatch.setattr(ArcFace, "_in_onnxruntime", lambda self, faces: batches.append(len(faces)) or run(self, faces))
-    second = evaluate(how, tmp_path)
+    second = evaluate_and_report(how, tmp_path)
     assert max(batches) <= 2  # only the try-out
     for row, result in first.items():
         np.testing.assert_array_equal(result.arrays["scores"], second[row].arrays["scores"])
-    evaluate(settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt", noise=6.0), tmp_path)
+    evaluate_and_report(settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt", noise=6.0), tmp_path)
     assert max(batches) > 2  # another degradation is another embedding
 
 
@@ -163,7 +163,7 @@ def test_lfw_is_read_from_a_tar_and_from_a_store_alike(lfw_folder, network, tmp_
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "36 faces of 18 people, fingerprint" in done.stderr
     found = [
-        evaluate(settings("lfw", data, network, pairs=lfw_folder / "pairs.txt"), tmp_path / "out")
+        evaluate_and_report(settings("lfw", data, network, pairs=lfw_folder / "pairs.txt"), tmp_path / "out")
         for data in (lfw_folder, tmp_path / "lfw.tar", tmp_path / "store")
     ]
     assert found[0]["colors_16"].metrics == found[1]["colors_16"].metrics == found[2]["colors_16"].metrics
@@ -173,9 +173,9 @@ def test_pairs_naming_missing_images_are_told_or_counted(lfw_folder, network, tm
     shutil.copytree(lfw_folder, tmp_path / "lfw")
     (tmp_path / "lfw" / "lfw" / "P_3" / "P_3_0002.png").unlink()
     how = settings("lfw", tmp_path / "lfw", network, pairs=lfw_folder / "pairs.txt")
-    with pytest.raises(GdrdError, match="names 1 images .* 'P_3_0002'.*--skip-bad"):
-        evaluate(how, tmp_path / "out")
-    results = evaluate(settings(**{**vars(how), "network": network, "skip_bad": True}), tmp_path / "out")
+    with raises("pair-image-missing", "1 images", "'P_3_0002'", "--skip-bad"):
+        evaluate_and_report(how, tmp_path / "out")
+    results = evaluate_and_report(settings(**{**vars(how), "network": network, "skip_bad": True}), tmp_path / "out")
     assert results["colors_16"].metrics["n_pairs"] == 34
     document = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert document["data"]["n_skipped"] == 2 and document["data"]["skipped"] == [["P_3_0002", "it is missing"]]
@@ -188,8 +188,8 @@ def test_a_corrupt_image_in_the_middle_is_told_or_counted(lfw_folder, network, t
     bad.write_bytes(bad.read_bytes()[:300])
     how = settings("lfw", tmp_path / "lfw", network, pairs=lfw_folder / "pairs.txt")
     with pytest.raises(GdrdError, match="P_9_0001.png is not a readable image"):
-        evaluate(how, tmp_path / "out")
-    results = evaluate(settings(**{**vars(how), "network": network, "skip_bad": True}), tmp_path / "out")
+        evaluate_and_report(how, tmp_path / "out")
+    results = evaluate_and_report(settings(**{**vars(how), "network": network, "skip_bad": True}), tmp_path / "out")
     assert results["colors_native"].metrics["n_pairs"] == 34
     document = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert document["data"]["skipped"][0][0] == "lfw/P_9/P_9_0001.png"
@@ -199,30 +199,32 @@ def test_an_image_that_is_there_twice_is_told(lfw_folder, network, tmp_path):
     shutil.copytree(lfw_folder, tmp_path / "lfw")
     shutil.copytree(lfw_folder / "lfw" / "P_1", tmp_path / "lfw" / "other" / "P_1")
     with pytest.raises(GdrdError, match="twice: .*P_1_0001"):
-        evaluate(settings("lfw", tmp_path / "lfw", network, pairs=lfw_folder / "pairs.txt"), tmp_path / "out")
+        evaluate_and_report(
+            settings("lfw", tmp_path / "lfw", network, pairs=lfw_folder / "pairs.txt"), tmp_path / "out"
+        )
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "code", "facts"),
     [
-        (lambda lines: lines[:-1], "promises 3 folds .* 36 lines; 35 follow"),
-        (lambda lines: lines[1:], "does not begin with LFW's header"),
-        (lambda lines: [], "does not begin with LFW's header"),
-        (lambda lines: [lines[0], lines[8], *lines[2:]], "line 2: .* is not the genuine pair"),
-        (lambda lines: [*lines[:7], lines[1], *lines[8:]], "line 8: .* is not the impostor pair"),
-        (lambda lines: [*lines[:7], "P_1\t1\tP_1\t2", *lines[8:]], "line 8"),
-        (lambda lines: [lines[0], "P_0\tone\t2", *lines[2:]], "line 2"),
+        (lambda lines: lines[:-1], "pairs-count", ["3 folds", "36 lines; 35"]),
+        (lambda lines: lines[1:], "pairs-format", []),
+        (lambda lines: [], "pairs-format", []),
+        (lambda lines: [lines[0], lines[8], *lines[2:]], "pairs-line", ["line 2:", "genuine"]),
+        (lambda lines: [*lines[:7], lines[1], *lines[8:]], "pairs-line", ["line 8:", "impostor"]),
+        (lambda lines: [*lines[:7], "P_1\t1\tP_1\t2", *lines[8:]], "pairs-line", ["line 8:"]),
+        (lambda lines: [lines[0], "P_0\tone\t2", *lines[2:]], "pairs-line", ["line 2:"]),
     ],
 )
-def test_a_malformed_list_of_pairs_is_told_with_its_line(tmp_path, change, message):
+def test_a_malformed_list_of_pairs_is_told_with_its_line(tmp_path, change, code, facts):
     (tmp_path / "pairs.txt").write_text("\n".join(change(pair_lines())))
-    with pytest.raises(GdrdError, match=message):
+    with raises(code, "pairs.txt", *facts):
         lfw.read_pairs(tmp_path / "pairs.txt")
 
 
 def test_one_fold_has_no_cross_validated_accuracy(lfw_folder, network, tmp_path):
     (tmp_path / "pairs.txt").write_text("\n".join([str(COUNT), *pair_lines()[1 : 2 * COUNT + 1]]))
-    results = evaluate(settings("lfw", lfw_folder, network, pairs=tmp_path / "pairs.txt"), tmp_path / "out")
+    results = evaluate_and_report(settings("lfw", lfw_folder, network, pairs=tmp_path / "pairs.txt"), tmp_path / "out")
     metrics = results["colors_16"].metrics
     assert "accuracy" not in metrics and metrics["n_pairs"] == 12 and metrics["best_threshold_accuracy"] > 50
 
@@ -231,16 +233,18 @@ def test_an_insightface_bin_gives_lfws_figures(lfw_folder, network, tmp_path):
     lines = lfw.read_pairs(lfw_folder / "pairs.txt")
     images = [(lfw_folder / "lfw" / name[:-5] / f"{name}.png").read_bytes() for line in lines for name in line.images]
     (tmp_path / "lfw.bin").write_bytes(pickle.dumps((images, [line.same for line in lines]), protocol=4))
-    results = evaluate(settings("bin", tmp_path / "lfw.bin", network), tmp_path / "out")
-    expected = evaluate(settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt"), tmp_path / "lfw_out")
+    results = evaluate_and_report(settings("bin", tmp_path / "lfw.bin", network), tmp_path / "out")
+    expected = evaluate_and_report(
+        settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt"), tmp_path / "lfw_out"
+    )
     for row in results:
         assert results[row].metrics["auc"] == expected[row].metrics["auc"]
         assert len(results[row].metrics["accuracy_by_fold"]) == 10
     broken = pickle.dumps((images[:5] + [images[5][:200]] + images[6:], [line.same for line in lines]), protocol=4)
     (tmp_path / "lfw.bin").write_bytes(broken)
     with pytest.raises(GdrdError, match="pair 2 b of .*lfw.bin"):
-        evaluate(settings("bin", tmp_path / "lfw.bin", network), tmp_path / "out")
-    results = evaluate(settings("bin", tmp_path / "lfw.bin", network, skip_bad=True), tmp_path / "out")
+        evaluate_and_report(settings("bin", tmp_path / "lfw.bin", network), tmp_path / "out")
+    results = evaluate_and_report(settings("bin", tmp_path / "lfw.bin", network, skip_bad=True), tmp_path / "out")
     assert results["colors_16"].metrics["n_pairs"] == 35
 
 
@@ -271,7 +275,7 @@ def test_tinyface_finds_mates_among_distractors(tinyface_folder, network, tmp_pa
         ]
         write_lists(tinyface_folder / "Testing_Set", *names)
     (tinyface_folder / STAND_IN).write_text("not the real thing")
-    results = evaluate(settings("tinyface", tinyface_folder, network), tmp_path / "out")
+    results = evaluate_and_report(settings("tinyface", tinyface_folder, network), tmp_path / "out")
     metrics = results["colors_native"].metrics
     assert (metrics["n_probes"], metrics["n_gallery"], metrics["n_distractors"]) == (8, 46, 30)
     assert metrics["rank_1"] > 60 and metrics["rank_1"] <= metrics["rank_5"] <= metrics["rank_10"] <= 100
@@ -286,30 +290,30 @@ def test_tinyface_finds_mates_among_distractors(tinyface_folder, network, tmp_pa
 def test_tinyface_lists_rule_over_names(tinyface_folder):
     root = tinyface_folder / "Testing_Set"
     write_lists(root, ["1_1.png"], ["1_2.png", "2_2.png"])
-    with pytest.raises(GdrdError, match="does not name 7 images of Probe"):
+    with raises("tinyface-unlisted", "7 images", "Probe", "probe_img_ID_pairs.mat"):
         tinyface.open_tinyface(tinyface_folder, skip_bad=False)
     protocol = tinyface.open_tinyface(tinyface_folder, skip_bad=True)
     assert len(protocol.probes) == 1 and len(protocol.gallery) == 32 and protocol.about["n_skipped"] == 7 + 14
     write_lists(root, ["1_1.png", "77_1.png"], ["1_2.png"])
-    with pytest.raises(GdrdError, match="names 1 images that Probe does not hold, first '77_1.png'"):
+    with raises("tinyface-missing", "1 images", "Probe", "'77_1.png'"):
         tinyface.open_tinyface(tinyface_folder, skip_bad=False)
     assert ("77_1.png", "it is missing") in tinyface.open_tinyface(tinyface_folder, skip_bad=True).about["skipped"]
     write_lists(root, ["1_1.png", "1_1.png"], ["1_2.png"])
-    with pytest.raises(GdrdError, match="1 different names, 2 identities"):
+    with raises("tinyface-list", "1 different names, 2 identities"):
         tinyface.open_tinyface(tinyface_folder, skip_bad=True)
     (root / "probe_img_ID_pairs.mat").write_bytes(b"MATLAB 5.0 MAT-file, cut short")
-    with pytest.raises(GdrdError, match="is not TinyFace's list"):
+    with raises("tinyface-list", ".mat"):
         tinyface.open_tinyface(tinyface_folder, skip_bad=False)
 
 
 def test_tinyface_probes_without_a_mate_are_told_or_counted(tinyface_folder):
     save(tinyface_folder / "Testing_Set" / "Probe" / "55_1.png", face(55, 1, size=20))
-    with pytest.raises(GdrdError, match="1 probes have no mate .*55_1.png"):
+    with raises("tinyface-no-mate", "1 probes", "55_1.png"):
         tinyface.open_tinyface(tinyface_folder, skip_bad=False)
     protocol = tinyface.open_tinyface(tinyface_folder, skip_bad=True)
     assert len(protocol.probes) == 8 and protocol.about["n_skipped"] == 1
     shutil.rmtree(tinyface_folder / "Testing_Set" / "Gallery_Match")
-    with pytest.raises(GdrdError, match="no images in a folder 'Gallery_Match'"):
+    with raises("tinyface-folder", "'Gallery_Match'"):
         tinyface.open_tinyface(tinyface_folder, skip_bad=True)
 
 
@@ -323,7 +327,7 @@ def uccs_folder(tmp_path):
 
 
 def test_uccs_trains_a_softmax_layer_on_frozen_features(uccs_folder, network, tmp_path):
-    results = evaluate(settings("uccs", uccs_folder, network), tmp_path / "out")
+    results = evaluate_and_report(settings("uccs", uccs_folder, network), tmp_path / "out")
     metrics = results["colors_native"].metrics
     assert (metrics["n_train"], metrics["n_test"], metrics["n_identities"]) == (72, 24, 12)
     assert 50 < metrics["accuracy"] <= metrics["rank_5"] <= 100
@@ -335,11 +339,11 @@ def test_uccs_trains_a_softmax_layer_on_frozen_features(uccs_folder, network, tm
 
 def test_uccs_people_without_training_faces_are_told_or_counted(uccs_folder):
     shutil.rmtree(uccs_folder / "train" / "S3")
-    with pytest.raises(GdrdError, match="2 test faces are of people without a training face"):
+    with raises("uccs-strangers", "2 test faces"):
         uccs.open_uccs(uccs_folder, stretch=False, skip_bad=False)
     assert len(uccs.open_uccs(uccs_folder, stretch=False, skip_bad=True).test) == 22
     shutil.rmtree(uccs_folder / "train")
-    with pytest.raises(GdrdError, match="no images train/PERSON/IMAGE"):
+    with raises("uccs-layout", "train/PERSON/IMAGE"):
         uccs.open_uccs(uccs_folder, stretch=False, skip_bad=True)
 
 
@@ -355,7 +359,7 @@ def ar_folder(tmp_path):
 
 
 def test_ar_has_groups_and_a_gallery_of_neutral_faces(ar_folder, network, tmp_path):
-    results = evaluate(settings("ar", ar_folder, network), tmp_path / "out")
+    results = evaluate_and_report(settings("ar", ar_folder, network), tmp_path / "out")
     metrics = results["colors_native"].metrics
     assert metrics["n_gallery"] == 4 and metrics["n_probes"] == 48 and metrics["n_probes_eyes"] == 12
     assert metrics["rank_1_eyes"] > metrics["rank_1_mouth"]
@@ -366,35 +370,35 @@ def test_ar_has_groups_and_a_gallery_of_neutral_faces(ar_folder, network, tmp_pa
 
 def test_ar_people_without_a_neutral_face_are_told_or_counted(ar_folder):
     (ar_folder / "w-001-01.bmp").unlink()
-    with pytest.raises(GdrdError, match="has no neutral image"):
+    with raises("ar-no-neutral", "01 or 14"):
         ar.open_ar(ar_folder, stretch=False, skip_bad=False)
     protocol = ar.open_ar(ar_folder, stretch=False, skip_bad=True)
     assert len(protocol.faces) == 39 and protocol.about["n_skipped"] == 12
     (ar_folder / "m-002-27.bmp").write_bytes((ar_folder / "m-002-01.bmp").read_bytes())
-    with pytest.raises(GdrdError, match="numbered 01 to 26"):
+    with raises("ar-number", "01 to 26"):
         ar.open_ar(ar_folder, stretch=False, skip_bad=True)
 
 
 def test_faces_that_are_not_aligned_are_refused_or_stretched(ar_folder, network, tmp_path):
     save(ar_folder / "m-002-02.bmp", np.ascontiguousarray(face(2, 2, size=150)[:, :100]))
     with pytest.raises(GdrdError, match="100x150.*gdrd prepare --align"):
-        evaluate(settings("ar", ar_folder, network), tmp_path / "out")
-    assert evaluate(settings("ar", ar_folder, network, stretch=True), tmp_path / "out")
+        evaluate_and_report(settings("ar", ar_folder, network), tmp_path / "out")
+    assert evaluate_and_report(settings("ar", ar_folder, network, stretch=True), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--protocol", "lfw", "--data", "."], "needs the list of pairs"),
-        (["--protocol", "lfw", "--data", "nowhere", "--pairs", "nowhere.txt"], "no list of pairs 'nowhere.txt'"),
+        (["--protocol", "lfw", "--data", "."], "[pairs-not-given]"),
+        (["--protocol", "lfw", "--data", "nowhere", "--pairs", "nowhere.txt"], "'nowhere.txt' [pairs-missing]"),
         (["--protocol", "bin", "--data", "nowhere.bin"], "no file nowhere.bin"),
         (["--protocol", "tinyface", "--data", "nowhere"], "there is no 'nowhere'"),
-        (["--protocol", "uccs", "--data", "docs"], "no images train/PERSON/IMAGE"),
-        (["--protocol", "ar", "--data", "docs"], "no images with AR's names"),
-        (["--protocol", "ar", "--data", "docs", "--model", "nowhere.onnx"], "no file or workdir 'nowhere.onnx'"),
+        (["--protocol", "uccs", "--data", "docs"], "[uccs-layout]"),
+        (["--protocol", "ar", "--data", "docs"], "[ar-no-images]"),
+        (["--protocol", "ar", "--data", "docs", "--model", "nowhere.onnx"], "[model-missing]"),
         (["--protocol", "ar", "--data", "docs", "--model", "{network}:odd"], "preprocessing 'odd' is not known"),
         (["--protocol", "ar", "--data", "docs", "--model", "a=docs"], "docs"),
-        (["--protocol", "ar", "--data", "docs", "--model", "{network}"], "two models are called 'colors'"),
+        (["--protocol", "ar", "--data", "docs", "--model", "{network}"], "[model-twice]"),
         (["--protocol", "ar", "--data", "docs", "--noise", "-1"], "noise"),
     ],
 )
@@ -413,8 +417,8 @@ def test_noise_belongs_to_a_face_whatever_others_there_are(ar_folder, network):
     after = ar.open_ar(ar_folder, stretch=False, skip_bad=False).faces
     rows = before.names.index("w-003-05.bmp"), after.names.index("w-003-05.bmp")
     assert rows[0] != rows[1]
-    np.testing.assert_array_equal(model.see(before, rows[0], how, 0), model.see(after, rows[1], how, 0))
-    assert (model.see(before, rows[0], how, 1) != model.see(before, rows[0], how, 0)).any()
+    np.testing.assert_array_equal(model.input_of(before, rows[0], how, 0), model.input_of(after, rows[1], how, 0))
+    assert (model.input_of(before, rows[0], how, 1) != model.input_of(before, rows[0], how, 0)).any()
 
 
 def test_what_is_left_out_is_part_of_the_fingerprint(ar_folder):
@@ -441,9 +445,9 @@ def test_a_face_that_is_there_twice_is_told(ar_folder, tinyface_folder, uccs_fol
 
 
 def test_another_runs_figures_do_not_stay(ar_folder, uccs_folder, network, tmp_path):
-    evaluate(settings("uccs", uccs_folder, network), tmp_path / "out")
+    evaluate_and_report(settings("uccs", uccs_folder, network), tmp_path / "out")
     assert (tmp_path / "out" / "tsne.png").exists() and (tmp_path / "out" / "sweep.png").exists()
-    evaluate(settings("ar", ar_folder, network, resolutions=("16",)), tmp_path / "out")
+    evaluate_and_report(settings("ar", ar_folder, network, resolutions=("16",)), tmp_path / "out")
     assert (tmp_path / "out" / "groups.png").exists()
     assert not (tmp_path / "out" / "tsne.png").exists() and not (tmp_path / "out" / "sweep.png").exists()
 
@@ -482,7 +486,7 @@ def test_a_models_path_may_hold_signs(network, tmp_path):
     shutil.copy(network, tmp_path / "n.onnx")
     model = open_model(f"mine={tmp_path / 'n.onnx'}:imagenet")
     assert model.name == "mine" and model.settings["preprocessing"] == "imagenet"
-    with pytest.raises(GdrdError, match="a student knows its preprocessing"):
+    with raises("student-preprocessing", str(tmp_path)):
         open_model(f"{tmp_path}:imagenet")
 
 
@@ -496,12 +500,12 @@ def test_a_model_that_embeds_all_faces_alike_writes_plain_json(lfw_folder, netwo
 
 
 def test_native_faces_are_degraded_but_not_reduced(ar_folder, network, tmp_path):
-    clean = evaluate(settings("ar", ar_folder, network, resolutions=("native",)), tmp_path / "clean")
+    clean = evaluate_and_report(settings("ar", ar_folder, network, resolutions=("native",)), tmp_path / "clean")
     degrading = settings("ar", ar_folder, network, resolutions=("native",), noise=90.0, blur=30.0)
     model, faces = open_model(str(network)), ar.open_ar(ar_folder, stretch=False, skip_bad=False).faces
-    seen = model.see(faces, 0, degrading.degradation("native"), 0)
+    seen = model.input_of(faces, 0, degrading.degradation("native"), 0)
     assert seen.shape == (112, 112, 3) and np.abs(seen.astype(int) - faces[0]).mean() > 30
-    found = evaluate(degrading, tmp_path / "degraded")
+    found = evaluate_and_report(degrading, tmp_path / "degraded")
     assert found["colors_native"].metrics["rank_1"] < clean["colors_native"].metrics["rank_1"]
     assert "degraded by blur 30, noise 90" in (tmp_path / "degraded" / "report.html").read_text()
 
@@ -510,7 +514,7 @@ def test_a_bin_in_blocks_is_warned_of(network, tmp_path, caplog):
     images = [cv2.imencode(".png", face(p, i))[1].tobytes() for p in range(12) for i in (0, 1)]
     shifted = images[1:] + images[:1]
     (tmp_path / "b.bin").write_bytes(pickle.dumps((images + shifted, [True] * 12 + [False] * 12), protocol=4))
-    evaluate(settings("bin", tmp_path / "b.bin", network), tmp_path / "out")
+    evaluate_and_report(settings("bin", tmp_path / "b.bin", network), tmp_path / "out")
     assert "A fold has genuine or impostor pairs only" in caplog.text
     assert "draws pairs (a .bin" in (tmp_path / "out" / "report.html").read_text()
 
@@ -518,11 +522,11 @@ def test_a_bin_in_blocks_is_warned_of(network, tmp_path, caplog):
 def test_pairs_of_one_kind_cannot_be_verified(network, tmp_path):
     images = [cv2.imencode(".png", face(p, i))[1].tobytes() for p in range(4) for i in (0, 1)]
     (tmp_path / "b.bin").write_bytes(pickle.dumps((images, [True] * 4), protocol=4))
-    with pytest.raises(GdrdError, match="there are 4 and 0$"):
-        evaluate(settings("bin", tmp_path / "b.bin", network), tmp_path / "out")
+    with raises("pairs-one-kind", "4 and 0"):
+        evaluate_and_report(settings("bin", tmp_path / "b.bin", network), tmp_path / "out")
     (tmp_path / "b.bin").write_bytes(pickle.dumps(([b"no image", *images[1:]], [True, *[False] * 3]), protocol=4))
-    with pytest.raises(GdrdError, match="there are 0 and 3; 1 faces are left out, the first because pair 0 a"):
-        evaluate(settings("bin", tmp_path / "b.bin", network, skip_bad=True), tmp_path / "out")
+    with raises("pairs-one-kind", "0 and 3", "1 faces", "pair 0 a"):
+        evaluate_and_report(settings("bin", tmp_path / "b.bin", network, skip_bad=True), tmp_path / "out")
 
 
 def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw_folder, network, tmp_path):
@@ -531,13 +535,13 @@ def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw
     Recognizer.save(made, arguments, "area", tmp_path / "run" / "dis" / "student")
     models = (str(network), f"student={tmp_path / 'run'}")
     how = settings("lfw", lfw_folder, network, models=models, pairs=lfw_folder / "pairs.txt")
-    results = evaluate(how, tmp_path / "out")
+    results = evaluate_and_report(how, tmp_path / "out")
     assert list(results) == ["colors_native", "colors_16", "student_16"]
     assert results["student_16"].metrics["paper"] == 96.13 and results["colors_16"].metrics["paper"] is None
     page = (tmp_path / "out" / "report.html").read_text()
     assert "student sees 16x16 pixels (reduced by area in training)" in page and "(WebFace)" in page
     how = settings("lfw", lfw_folder, network, models=models[1:], pairs=lfw_folder / "pairs.txt", kernel="bicubic")
-    assert list(evaluate(how, tmp_path / "out")) == [
+    assert list(evaluate_and_report(how, tmp_path / "out")) == [
         "student_native",
         "student_16",
     ]  # by another kernel, so other faces
@@ -552,9 +556,9 @@ def test_a_student_has_no_row_at_more_pixels_than_it_is_made_for(lfw_folder, net
         "lfw", lfw_folder, network, models=models, pairs=lfw_folder / "pairs.txt", resolutions=("native", "16", "8")
     )
     rows = ["student_8", "colors_native", "colors_16", "colors_8"]  # native faces are the same to it
-    assert list(evaluate(how, tmp_path / "out")) == rows
-    with pytest.raises(GdrdError, match="student is made for 8x8 pixels, so there is no row for it at 16; add --res"):
-        evaluate(dataclasses.replace(how, resolutions=("16",)), tmp_path / "other")
+    assert list(evaluate_and_report(how, tmp_path / "out")) == rows
+    with raises("model-without-row", "student", "8x8", "16;", "--resolution 8"):
+        evaluate_and_report(dataclasses.replace(how, resolutions=("16",)), tmp_path / "other")
 
 
 def test_an_existing_path_wins_over_every_other_reading(network, tmp_path, monkeypatch):
@@ -584,14 +588,15 @@ def test_an_existing_path_wins_over_every_other_reading(network, tmp_path, monke
     }.items():
         name, path, preprocessing = parse_model(text)
         assert (name, str(path), preprocessing) == expected, text
-    for text, message in (
-        ("nothing.onnx", "no file or workdir 'nothing.onnx'"),
-        ("x=nothing.onnx:imagenet", "no file or workdir 'nothing.onnx'"),
-        ("e.onnx:nonsense", "MEAN/STD"),
-        ("runs/lr=0.1:imagenet", "a student knows its preprocessing"),
-        ("foo=", "there is no file or workdir"),
-        (":imagenet", "there is no file or workdir"),
-        ("", "there is no file or workdir"),
+    with pytest.raises(GdrdError, match="MEAN/STD"):
+        parse_model("e.onnx:nonsense")
+    for text, code, fact in (
+        ("nothing.onnx", "model-missing", "'nothing.onnx'"),
+        ("x=nothing.onnx:imagenet", "model-missing", "'nothing.onnx'"),
+        ("runs/lr=0.1:imagenet", "student-preprocessing", "runs/lr=0.1:imagenet"),
+        ("foo=", "model-missing", "--model foo="),
+        (":imagenet", "model-missing", "--model :imagenet"),
+        ("", "model-missing", "--model"),
     ):
-        with pytest.raises(GdrdError, match=message):
+        with raises(code, fact):
             parse_model(text)

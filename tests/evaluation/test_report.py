@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from gdrd_jax.evaluation import held_out, report
+from gdrd_jax.evaluation import report
+from gdrd_jax.evaluation.held_out import HeldOutPeople
 from gdrd_jax.evaluation.result import Result
 from gdrd_jax.evaluation.verification import Pairs
 from gdrd_jax.utils import pictures
@@ -21,7 +22,8 @@ def rows():
     for name, noise in (("student", 0.6), ("pixels_16", 3.0)):
         faces = rng.normal(size=(4, 8))[labels] + noise * rng.normal(size=(20, 8))
         faces /= np.linalg.norm(faces, axis=1, keepdims=True)
-        made[name] = held_out.evaluate(faces, labels, faces, labels)
+        both = HeldOutPeople(np.zeros((40, 16, 16, 3), np.uint8), np.tile(labels, 2), tested=20)
+        made[name] = both.evaluate(np.tile(faces, (2, 1)))
     return made
 
 
@@ -31,7 +33,7 @@ def folder(tmp_path_factory, rows):
     picture = pictures.grid([[np.full((16, 16, 3), 200, np.uint8)] * 3])
     curves = {name: Pairs(row.arrays["scores"], row.arrays["same"]) for name, row in rows.items()}
     report.write(
-        folder, rows, columns=held_out.COLUMNS, curves=curves, title="A <b>", summary="s", legend="l", settings={},
+        folder, rows, columns=HeldOutPeople.columns, curves=curves, title="A <b>", summary="s", legend="l", settings={},
         figures=[(pictures.png(picture), "caption & more")], document={"protocol": "held_out"}, warning="a <stand-in>",
     )  # fmt: skip
     return folder
@@ -78,7 +80,7 @@ def test_a_figure_that_does_not_exist_is_a_dash_and_intervals_stand_below():
     results = {"m": Result({"a": 12.345, "b": {"0.1": None}}, {"a": (10.0, 15.0)}, {})}
     columns = {"a": "A %", "b.0.1": "B %", "c": "C %"}
     assert report.text_table(results, columns).splitlines()[1].split() == ["m", "12.35", "-", "-"]
-    assert "12.35<span>10.0 \N{EN DASH} 15.0</span>" in report._table(results, columns)
+    assert "12.35<span>10.0 \N{EN DASH} 15.0</span>" in report.html_table(results, columns)
 
 
 def test_every_chart_is_a_picture():

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import make_stand_ins  # noqa: E402
 
 from gdrd_jax.cli import recognize, run_grid, study_taps, train_sr_teacher  # noqa: E402
-from gdrd_jax.evaluation.evaluate import Settings, evaluate  # noqa: E402
+from gdrd_jax.evaluation.run import Settings, evaluate_and_report  # noqa: E402
 from gdrd_jax.export import demo as serving_demo  # noqa: E402
 from gdrd_jax.export import exporter  # noqa: E402
 from gdrd_jax.inference import folders, gallery, preprocess  # noqa: E402
@@ -97,13 +97,13 @@ def test_photographs_need_a_detector_before_any_is_read(here, capsys, no_work):
 
 
 def test_an_evaluation_loads_its_models_before_it_reads_all_faces(here, no_work):
-    import gdrd_jax.evaluation.evaluate as module
+    import gdrd_jax.evaluation.run as module
 
     Path("x.onnx").write_bytes(b"no network")
     no_work((module, "open_protocol"))
     how = Settings("lfw", Path("faces"), Path("pairs.txt"), ("x.onnx",), ("16",))
     with pytest.raises(GdrdError, match="x.onnx"):
-        evaluate(how, Path("out"))
+        evaluate_and_report(how, Path("out"))
     assert not Path("out").exists()
 
 

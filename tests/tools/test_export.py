@@ -22,6 +22,7 @@ from gdrd_jax.cli import (
 from gdrd_jax.config import default  # noqa: E402
 from gdrd_jax.data.degradation import resize  # noqa: E402
 from gdrd_jax.export import networks, verify  # noqa: E402
+from gdrd_jax.inference.embedders import Embedder  # noqa: E402
 from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.inference.thresholds import Thresholds  # noqa: E402
 
@@ -284,8 +285,8 @@ def test_another_student_is_not_replaced(exported, faces, tmp_path, capsys):
 def test_speeds_are_medians_of_what_each_form_takes():
     import time
 
-    slow = verify.Backend("slow", lambda faces: time.sleep(0.002 * len(faces)))
-    fast = verify.Backend("fast", lambda faces: time.sleep(0.0002 * len(faces)))
+    slow = Embedder("slow", 16, lambda faces: time.sleep(0.002 * len(faces)))
+    fast = Embedder("fast", 16, lambda faces: time.sleep(0.0002 * len(faces)))
     found = verify.speeds([slow, fast], np.zeros((3, 16, 16, 3), np.uint8))
     assert 200 < found[0]["faces_per_second"] < 510 < 1500 < found[1]["faces_per_second"] < 5100
     assert found[0]["one_face_ms"] > 1.9

@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 from ml_collections import ConfigDict
 
-from gdrd_jax.data.align import Aligner
+from gdrd_jax.data.align import Aligner, aligner_fingerprint
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.prepare import checked, log_skipped, prepare
 from gdrd_jax.pipeline import inputs
 from gdrd_jax.pipeline.run import REAL, Run
 from gdrd_jax.pipeline.step import Step
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.files import sha256, write_json
+from gdrd_jax.utils.files import write_json
 
 
 def check(config: ConfigDict) -> None:
@@ -37,7 +37,7 @@ def files(config: ConfigDict) -> dict[str, str]:
         folders = [*(faces.roots or [faces.root]), *((more.roots or [more.root]) if more else [])]
         found["folder"] = " ".join(map(str, folders))
     else:
-        found["data.detector"] = sha256(inputs.detector(config))
+        found["data.detector"] = aligner_fingerprint(inputs.detector(config))
     return found
 
 

@@ -1,0 +1,333 @@
+"""Evaluates recognizers under a protocol and writes a report: the library behind `gdrd evaluate`."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from gdrd_jax.data import readers
+from gdrd_jax.data.align import FACE_SIZE
+from gdrd_jax.data.degradation import STRENGTHS, Degradation
+from gdrd_jax.evaluation import ar, lfw, report, tinyface, uccs
+from gdrd_jax.evaluation.evaluate import ReportedProtocol, Row, evaluate
+from gdrd_jax.evaluation.result import Result
+from gdrd_jax.inference.embedders import Embedder, open_model, parse_model
+from gdrd_jax.utils import pictures
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import locked
+from gdrd_jax.utils.outputs import claim_folder
+from gdrd_jax.version import __version__
+
+LOG = logging.getLogger(__name__)
+FILES = (
+    "metrics.json", "roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png", "cmc.png", "tsne.png", "groups.png",
+)  # fmt: skip
+# Of the GDRD student trained on the 494,414 faces of WebFace (arXiv 2409.06371, figure 3).
+PAPER = {("lfw", "16"): 96.13}
+# Accuracy in percent on native LFW, which the weakest recognizers of 112x112 faces pass when they are fed rightly.
+LEAST_NATIVE = 90.0
+SIDES = ("native", "32", "16", "8")
+PAPER_COLUMN = "paper's GDRD % (WebFace)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What makes the numbers.
+
+    Attributes:
+      protocol: "lfw", "bin", "uccs", "tinyface" or "ar".
+      data: see the protocols' `open_*`.
+      pairs: LFW's list of pairs, or None.
+      models: see `inference.embedders.open_model`.
+      resolutions: of "native", "32", "16" and "8", or "PROBE:GALLERY", two of them. Probes are compared with a gallery
+        of the same faces, embedded by the same model, or for a student by its teacher, one of `models`.
+      kernel, blur, motion, noise, jpeg: see `data.degradation.Degradation`; "native" is degraded, not reduced. Those
+        in a gallery of another resolution are reduced alone.
+      stretch: take faces that are not 112x112, stretched; TinyFace's always are.
+      skip_bad: leave bad input out, counted and listed, instead of stopping.
+      seed: of noise, directions and bootstrap.
+      output: name of the ONNX models' output that is the embedding; "" is the only one that can be.
+    """
+
+    protocol: str
+    data: Path
+    pairs: Path | None
+    models: tuple[str, ...]
+    resolutions: tuple[str, ...]
+    kernel: str = "area"
+    blur: float = 0.0
+    motion: float = 0.0
+    noise: float = 0.0
+    jpeg: int = 0
+    stretch: bool = False
+    skip_bad: bool = False
+    seed: int = 0
+    output: str = ""
+
+    def degradation(self, resolution: str) -> Degradation | None:
+        """What a probe goes through at one of `resolutions`."""
+        resolution = resolution.partition(":")[0]
+        if resolution == "native" and not self.degraded:
+            return None
+        side = FACE_SIZE if resolution == "native" else int(resolution)
+        return Degradation(side, self.kernel, self.blur, self.motion, self.noise, self.jpeg)
+
+    def gallery_degradation(self, resolution: str) -> Degradation | None:
+        """What a face of the gallery goes through where `resolution` names the gallery's, too."""
+        gallery = resolution.partition(":")[2]
+        return None if gallery == "native" else Degradation(int(gallery), self.kernel)
+
+    @property
+    def degraded(self) -> dict[str, float]:
+        """Which strengths are above 0."""
+        strengths = {name: getattr(self, name) for name in STRENGTHS}
+        return {name: value for name, value in strengths.items() if value}
+
+
+def open_protocol(settings: Settings) -> ReportedProtocol:
+    """Reads and checks the data; see the `open_*` of the protocols."""
+    if settings.protocol == "lfw":
+        return lfw.open_lfw(settings.data, settings.pairs, stretch=settings.stretch, skip_bad=settings.skip_bad)
+    if settings.protocol == "tinyface":
+        return tinyface.open_tinyface(settings.data, skip_bad=settings.skip_bad)
+    opener = {"bin": lfw.open_bin, "uccs": uccs.open_uccs, "ar": ar.open_ar}[settings.protocol]
+    return opener(settings.data, stretch=settings.stretch, skip_bad=settings.skip_bad)
+
+
+def evaluate_and_report(settings: Settings, out: Path) -> dict[str, Result]:
+    """Writes metrics.json, scores.npz, report.html and the protocol's figures into `out`.
+
+    Embeddings are kept in `out/embeddings`: an interrupted call goes on, a repeated one is quick.
+
+    Args:
+      settings: what to do.
+      out: made if it is missing.
+
+    Returns:
+      Row (model_resolution) to results.
+
+    Raises:
+      GdrdError: a mistake of the user's, `out` being something else than an earlier evaluation among them; all but
+        damaged faces are found before any is embedded.
+    """
+    claim_folder(out, "an evaluation", "--out")
+    for resolution in settings.resolutions:
+        check_resolution(resolution)
+        settings.degradation(resolution)
+    names = [parse_model(text)[0] for text in settings.models]
+    if len(set(names)) < len(names):
+        raise GdrdError(
+            f"two models are called {max(names, key=names.count)!r}; name them: --model NAME=PATH", "model-twice"
+        )
+    # Before the faces, because decoding all of them takes longer.
+    models = [open_model(text, settings.output) for text in settings.models]
+    rows, remarks = _rows(settings, models)
+    protocol = open_protocol(settings)
+    LOG.info("\n".join(remarks))
+    with locked(out):
+        for name in FILES:  # of an earlier run with other settings
+            (out / name).unlink(missing_ok=True)
+        results = evaluate([row for row, _ in rows], protocol, seed=settings.seed, cache=out / "embeddings")
+        _report(settings, out, protocol, models, rows, results)
+        return results
+
+
+def _rows(settings: Settings, models: list[Embedder]) -> tuple[list[tuple[Row, str]], list[str]]:
+    """What is evaluated, each with its resolution; and remarks on the models and on rows that are left out.
+
+    Raises:
+      GdrdError: a model has no row, or a gallery is needed that no model embeds.
+    """
+    rows, remarks = [], []
+    for model in models:
+        remarks.append(_described(model))
+        if all(_is_foreign(model, resolution) for resolution in settings.resolutions):
+            raise GdrdError(
+                f"{model.name} takes {model.input_size}x{model.input_size} pixels, so there is no row for it at "
+                f"{', '.join(settings.resolutions)}; add --resolution {model.input_size}",
+                "model-without-row",
+            )
+        for resolution in settings.resolutions:
+            if _is_foreign(model, resolution):
+                remarks.append(f"{model.name} takes {model.input_size} pixels: no row at {resolution}")
+                continue
+            if _repeats(model, resolution, settings):
+                remarks.append(f"{model.name} at native size is {model.name} at {model.input_size} pixels: one row")
+                continue
+            gallery = None
+            if ":" in resolution:
+                gallery = _gallery_model(model, models), settings.gallery_degradation(resolution)
+            row = Row(f"{model.name}_{resolution}", model, settings.degradation(resolution), gallery)
+            rows.append((row, resolution))
+    return rows, remarks
+
+
+def _report(
+    settings: Settings, out: Path, protocol: ReportedProtocol, models: list[Embedder], rows: list[tuple[Row, str]],
+    results: dict[str, Result],
+) -> None:  # fmt: skip
+    examples, lines = [], {}
+    warnings = [warning for model in models for warning in model.settings.get("warnings", ())]
+    for row, resolution in rows:
+        result, model = results[row.name], row.embedder
+        comparable = model.is_student and not settings.degraded
+        result.metrics["paper"] = PAPER.get((settings.protocol, resolution)) if comparable else None
+        figure = result.metrics.get(protocol.main)
+        if row.degradation is None and not model.is_student and _of_lfw(settings) and figure is not None:
+            if figure < LEAST_NATIVE:
+                warnings.append(_too_low(model, figure))
+                LOG.warning(warnings[-1])
+        if figure is not None and row.gallery is None:
+            lines.setdefault(model.name, {})[resolution] = (figure, result.intervals[protocol.main])
+        see = functools.partial(_input_of, row, protocol, settings.seed)
+        image, caption = protocol.picture(result, see)
+        examples.append((pictures.png(image), f"{row.name}. {caption}"))
+    _write(settings, out, protocol, models, results, lines, examples, warnings)
+
+
+def _input_of(row: Row, protocol: ReportedProtocol, seed: int, number: int) -> np.ndarray:
+    return row.embedder.input_of(protocol.faces, number, row.degradation, seed)
+
+
+def check_resolution(text: str) -> None:
+    """Raises GdrdError unless a text is one of `SIDES`, or two of them, "PROBE:GALLERY"."""
+    sides = text.split(":")
+    if len(sides) > 2 or not set(sides) <= set(SIDES):
+        raise GdrdError(
+            f"the resolution {text!r} is not known; it can be {', '.join(SIDES)}, or PROBE:GALLERY such as 16:native",
+            "resolution-unknown",
+        )
+
+
+def _gallery_model(model: Embedder, models: list[Embedder]) -> Embedder:
+    """Who embeds the gallery that the probes of `model` are compared with: its teacher, or itself if it is no student.
+
+    Raises:
+      GdrdError: its teacher is not among `models`.
+    """
+    if not model.is_student:
+        return model
+    found = next((other for other in models if not other.is_student and other.fingerprint == model.space), None)
+    if found is None:
+        teacher = model.teacher
+        name = f", {teacher['name']} ({teacher['fingerprint'][:12]})," if teacher else ""
+        raise GdrdError(
+            f"{model.name} is a student, whose probes are compared with a gallery that its teacher{name} embeds; "
+            "give that file as another --model"
+            + ("" if teacher else ". Which one it is this student does not say: version 0.4.0 trained it"),
+            "gallery-without-teacher",
+        )
+    return found
+
+
+def _described(model: Embedder) -> str:
+    how = f"reduced by {model.kernel} in training" if model.is_student else model.settings["preprocessing"]
+    return f"{model.name} sees {model.input_size}x{model.input_size} pixels ({how})"
+
+
+def _of_lfw(settings: Settings) -> bool:
+    return settings.protocol == "lfw" or (settings.protocol == "bin" and settings.data.stem == "lfw")
+
+
+def _too_low(model: Embedder, figure: float) -> str:
+    return (
+        f"{model.name} has {figure:.1f} % on these pairs at native size; recognizers have 95 % and more on LFW's own "
+        "pairs (less on CALFW, CPLFW and XQLFW). If these are LFW's, the network is most likely not fed as in its "
+        f"training: look at its preprocessing ({model.settings['preprocessing']}), at the order of its colors (it is "
+        "given RGB), and at how the faces are aligned"
+    )
+
+
+def _is_foreign(model: Embedder, resolution: str) -> bool:
+    """Whether probes are larger than a student's input, to which it would reduce them a second time."""
+    probe = resolution.partition(":")[0]
+    return model.is_student and probe != "native" and int(probe) > model.input_size
+
+
+def _repeats(model: Embedder, resolution: str, settings: Settings) -> bool:
+    """A student reduces native faces itself: if that is all that happens to them, to the same faces as at its size."""
+    own = str(model.input_size) in settings.resolutions and model.kernel == settings.kernel
+    return model.is_student and resolution == "native" and own and not settings.degraded
+
+
+def _write(
+    settings: Settings, out: Path, protocol, models: list[Embedder], results, lines, examples, warnings: list[str]
+) -> None:
+    stand_in = readers.stand_in(settings.data)
+    described = {
+        key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(settings).items()
+    }
+    packages = ("numpy", "opencv-python-headless", "pillow", "onnxruntime", "jax", "scikit-learn")
+    document = {
+        "protocol": settings.protocol,
+        "stand_in": stand_in,
+        "units": "percent; intervals hold 95 %, from a bootstrap",
+        "settings": {
+            **described, "models": {model.name: model.settings for model in models},
+            "faces": {"count": len(protocol.faces), "fingerprint": protocol.faces.fingerprint},
+            "versions": {"gdrd_jax": __version__, **{name: _version(name) for name in packages}},
+        },
+        "data": protocol.about,
+        "warnings": warnings,
+    }  # fmt: skip
+    columns = dict(protocol.columns)
+    if any(result.metrics["paper"] for result in results.values()):
+        columns["paper"] = PAPER_COLUMN
+    figures = protocol.figures(results)
+    if any(len(line) > 1 for line in lines.values()):
+        caption = "The same faces at falling resolution, with 95 % intervals."
+        figures.append(("sweep.png", report.draw_sweep(lines, y=protocol.columns[protocol.main]), caption))
+    for name, png, _ in figures:
+        (out / name).write_bytes(png)
+    arrays = {f"{row}/{key}": value for row, result in results.items() for key, value in result.arrays.items()}
+    np.savez_compressed(out / "scores.npz", **protocol.shared_arrays(), **arrays)
+    report.write(
+        out, results, columns=columns, curves=protocol.curves(results), title=_title(settings, stand_in),
+        summary=_summary(settings, protocol, models), legend=protocol.legend,
+        figures=[(png, caption) for _, png, caption in figures] + examples, settings=document["settings"],
+        document=document, warning=". ".join(filter(None, [stand_in, *warnings])),
+    )  # fmt: skip
+    LOG.info("report: %s\n%s", out / "report.html", report.text_table(results, columns))
+    if stand_in:
+        LOG.info("STAND-IN: %s", stand_in)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _title(settings: Settings, stand_in: str | None) -> str:
+    names = {"lfw": "LFW", "bin": settings.data.name, "uccs": "UCCS", "tinyface": "TinyFace", "ar": "AR"}
+    return (
+        names[settings.protocol]
+        + (" stand-in" if stand_in else "")
+        + ": "
+        + ", ".join(_written(r) for r in settings.resolutions)
+    )
+
+
+def _written(resolution: str) -> str:
+    sides = [side if side == "native" else f"{side}x{side}" for side in resolution.split(":")]
+    return " against ".join(sides)
+
+
+def _summary(settings: Settings, protocol, models: list[Embedder]) -> str:
+    about, reduced = protocol.about, any(r != "native" for r in settings.resolutions)
+    degraded = ", ".join(f"{name} {value:g}" for name, value in settings.degraded.items())
+    left_out = "; ".join(reason for _, reason in about["skipped"][:3])
+    sentences = [
+        f"{len(protocol.faces)} faces"
+        + (f", reduced by the {settings.kernel} kernel" if reduced else "")
+        + (f", degraded by {degraded}" if degraded else ""),
+        *map(_described, models),
+        f"Left out: {about['n_skipped']}" + (f" ({left_out}; all in metrics.json)" if left_out else ""),
+        f"Intervals hold 95 %, from a bootstrap that draws {about.get('drawn', 'people')}",
+        about.get("remark", "").rstrip("."),
+    ]
+    return ". ".join(filter(None, sentences)) + "."
