@@ -168,7 +168,8 @@ def test_what_is_not_installed_is_one_sentence(tmp_path):
     done = subprocess.run([sys.executable, tmp_path / "hide.py"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: not installed: ml-collections, simplejpeg; python -m pip install ml-collections simplejpeg\n"
+        "error: not installed: ml-collections, simplejpeg; python -m pip install ml-collections simplejpeg "
+        "[package-missing]\n"
     )
 
 
