@@ -1,8 +1,11 @@
 """Paths as people have them, causes of failed writes, and text that is UTF-8 whatever the locale."""
 
 import ast
+import contextlib
 import errno
+import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +162,42 @@ def test_no_text_depends_on_the_locale(tmp_path):
 def test_text_with_names_of_any_bytes_is_written(tmp_path):
     files.write_text(tmp_path / "x", "é \udcff")
     assert (tmp_path / "x").read_bytes() == "é \\udcff".encode()
+
+
+def _hold(folder, shared, held):
+    with files.locked(folder, shared=shared):
+        held.set()
+        time.sleep(600)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_lock_ends_with_its_process(tmp_path, shared):
+    """Readers share a folder, and nothing else does."""
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "w", shared, held))
+    process.start()
+    try:
+        assert held.wait(60) and files.is_locked(tmp_path / "w")
+        with raises("folder-in-use", tmp_path / "w"), files.locked(tmp_path / "w"):
+            pass
+        with contextlib.nullcontext() if shared else raises("folder-in-use", tmp_path / "w"):
+            with files.locked(tmp_path / "w", shared=True):
+                pass
+    finally:
+        process.kill()
+        process.join()
+    assert not files.is_locked(tmp_path / "w")
+    with files.locked(tmp_path / "w"):
+        pass
+
+
+def test_a_folder_that_is_only_read_is_locked_without_writing(tmp_path):
+    (tmp_path / ".lock").write_text("of another user", encoding="utf-8")
+    with files.locked(tmp_path, shared=True):
+        assert (tmp_path / ".lock").read_text(encoding="utf-8") == "of another user"
+        assert files.is_locked(tmp_path)
+    assert not files.is_locked(tmp_path) and not files.is_locked(tmp_path / "missing")
 
 
 def test_a_folder_survives_a_kill_between_two_renames(tmp_path):
