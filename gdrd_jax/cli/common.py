@@ -13,7 +13,7 @@ from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.platforms import platform_problem
 from gdrd_jax.utils.signals import Interrupted
 
-CLOSED_PIPE = 128 + signal.SIGPIPE
+CLOSED_PIPE = 128 + getattr(signal, "SIGPIPE", 13)  # which Windows has not
 
 
 def _terminated(number: int, _frame) -> None:
@@ -123,7 +123,9 @@ def flush() -> None:
 
 
 def _output_is_closed() -> bool:
-    """Whether the reader of stdout or stderr has gone."""
+    """Whether the reader of stdout or stderr has gone; taken for granted on Windows, which has no `poll`."""
+    if not hasattr(select, "poll"):
+        return True
     poll = select.poll()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # a test's stream has no descriptor

@@ -82,7 +82,7 @@ def decode(data: bytes, name: object) -> np.ndarray:
         return _upright(_decode_jpeg(data, name), _jpeg_orientation(data))
     kind = image_format(data[:HEAD_BYTES])
     if kind in NOT_DECODED:
-        raise GdrdError(f"{name} is a {kind} image, a format that is not decoded here; convert it to JPEG or PNG")
+        raise GdrdError(f"{name} is a {kind} image, an unsupported format; convert it to JPEG or PNG", "image-format")
     try:
         header = Image.open(io.BytesIO(data))
         _check_size(*header.size, name)
@@ -95,19 +95,18 @@ def decode(data: bytes, name: object) -> np.ndarray:
     except GdrdError:
         raise
     except Exception as error:  # Pillow and OpenCV raise whatever their parsers met
-        raise GdrdError(_unreadable(data, kind, name)) from error
+        raise GdrdError(_unreadable(data, kind, name), "image-unreadable") from error
     if image is None:
-        raise GdrdError(_unreadable(data, kind, name))
+        raise GdrdError(_unreadable(data, kind, name), "image-unreadable")
     image = cv2.cvtColor(_in_8_bits(image, header, data, name), cv2.COLOR_BGR2RGB)
     return image if kind == "TIFF" else _upright(image, _orientation(header))  # OpenCV turns TIFFs itself
 
 
 def _unreadable(data: bytes, kind: str | None, name: object) -> str:
     if kind:
-        what = f"the {kind} file is damaged, or of a kind that is not decoded here"
-        return f"{name} is not a readable image: {what}; replace it"
+        return f"{name} is not a readable image: the {kind} file is damaged or of an unsupported kind; replace it"
     if not data:
-        return f"{name} is empty, not a readable image; replace it or remove it"
+        return f"{name} is not a readable image: the file is empty; replace it or remove it"
     found = next((what for what in DOWNLOADS if FORMATS[what].match(data[:HEAD_BYTES])), None)
     what = f" but {found}; download it again" if found else "; replace it or remove it"
     return f"{name} is not a readable image{what}"
@@ -120,20 +119,25 @@ def _decode_jpeg(data: bytes, name: object) -> np.ndarray:
         return simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as error:
         if "unsupported" in str(error).lower():
-            raise GdrdError(f"{name} is a JPEG that is not decoded here ({error}); save it as 8-bit JPEG") from error
-        raise GdrdError(f"{name} is a damaged JPEG ({error}); replace it or remove it") from error
+            raise GdrdError(
+                f"{name} is a JPEG of an unsupported kind ({error}); save it as 8-bit JPEG", "image-jpeg-kind"
+            ) from error
+        raise GdrdError(f"{name} is a damaged JPEG ({error}); replace it or remove it", "image-unreadable") from error
 
 
 def _check_size(width: int, height: int, name: object) -> None:
     if width * height > MAX_PIXELS:
-        raise GdrdError(f"{name} claims to be {width}x{height} pixels large; replace it or remove it")
+        raise GdrdError(
+            f"{name} claims to have {width}x{height} pixels, more than any face needs; replace it or remove it",
+            "image-too-large",
+        )
 
 
 def _in_8_bits(image: np.ndarray, header: Image.Image, data: bytes, name: object) -> np.ndarray:
     if image.dtype == np.uint8:
         return image
     if image.dtype != np.uint16:
-        raise GdrdError(f"{name} has {image.dtype} samples, whose range is unknown; convert it to 8 bits")
+        raise GdrdError(f"{name} has {image.dtype} samples of unknown range; convert it to 8 bits", "image-sample-type")
     largest = int(image.max())
     declared = _declared_maximum(header, data)
     if declared and largest <= declared:
@@ -148,8 +152,9 @@ def _check_range(image: np.ndarray, name: object) -> None:
     bright = int(np.percentile(inner, 99)) if inner.size else WHITE
     if bright < DARKEST_16_BIT:
         raise GdrdError(
-            f"{name} is a 16-bit image with hardly a value above {bright} of {WHITE}: nearly black, or the samples of "
-            f"a {max(bright.bit_length(), 8)}-bit camera; scale it to 8 bits"
+            f"{name} is a 16-bit image in which 99% of the values are at most {bright} of {WHITE}: it is nearly black, "
+            f"or from a {max(bright.bit_length(), 8)}-bit camera; scale it to 8 bits",
+            "image-16-bit-range",
         )
 
 
@@ -169,12 +174,20 @@ def _check_tiff(header: Image.Image, name: object) -> None:
     """Refuses TIFFs that OpenCV decodes wrongly without an error, and damage that it fills with garbage."""
     tags = header.tag_v2
     if DNG_VERSION in tags or (SUB_IFDS in tags and tags.get(NEW_SUBFILE_TYPE, 0) & 1):
-        raise GdrdError(f"{name} is a camera's raw file, of which only a thumbnail could be read; convert it to JPEG")
+        raise GdrdError(
+            f"{name} is a raw file of a camera, and only its thumbnail could be read; convert it to JPEG",
+            "image-tiff-raw",
+        )
     bits = tags.get(BITS_PER_SAMPLE, (1,))
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and max(bits if isinstance(bits, tuple) else (bits,)) > 8:
-        raise GdrdError(f"{name} is a TIFF of more than 8 bits with white as 0, which is not decoded here; convert it")
+        raise GdrdError(
+            f"{name} is a TIFF of more than 8 bits that stores white as 0, which is not supported; convert it to PNG",
+            "image-tiff-white-is-zero",
+        )
     if tags.get(PHOTOMETRIC) in LAB:
-        raise GdrdError(f"{name} is a TIFF in L*a*b* colors, which are not decoded here; convert it to RGB")
+        raise GdrdError(
+            f"{name} is a TIFF in L*a*b* colors, which are not supported; convert it to RGB", "image-tiff-lab"
+        )
     header.load()
 
 

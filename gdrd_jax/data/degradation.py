@@ -43,11 +43,16 @@ class Degradation:
 
     def __post_init__(self):
         if self.kernel not in KERNELS:
-            raise GdrdError(f"the kernel {self.kernel!r} is not known; it can be {' or '.join(KERNELS)}")
+            raise GdrdError(
+                f"unknown downsampling kernel {self.kernel!r}; choose {' or '.join(KERNELS)}", "degradation-kernel"
+            )
         strengths = (self.blur, FACE_SIZE), (self.motion, FACE_SIZE), (self.noise, 255), (self.jpeg, 100)
         if not all(0 <= strength <= most for strength, most in strengths):  # nor NaN
             raise GdrdError(
-                f"blur and motion are 0 to {FACE_SIZE} pixels, noise is 0 to 255, jpeg is a quality from 1 to 100 or 0"
+                f"a degradation is out of range: blur {self.blur}, motion {self.motion}, noise {self.noise}, jpeg "
+                f"{self.jpeg}; blur and motion can be 0 to {FACE_SIZE} pixels, noise 0 to 255, and jpeg a quality from "
+                "1 to 100, or 0 for none",
+                "degradation-strength",
             )
 
     def __call__(self, face: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -129,7 +134,7 @@ class Views:
     def __post_init__(self):
         self.degradation()
         if self.count < 1:
-            raise GdrdError(f"views.count is {self.count}; it must be at least 1")
+            raise GdrdError(f"views.count is {self.count}; it must be at least 1", "views-count")
 
     @classmethod
     def plain(cls, resolution: int, kernel: str) -> "Views":

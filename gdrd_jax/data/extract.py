@@ -113,8 +113,9 @@ def verify(job: Extraction) -> None:
         worst = int(difference.argmax())
         if not difference[worst] <= FURTHEST:
             raise GdrdError(
-                f"{cache.path}: view {view} of face {rows[worst]} is off by {difference[worst]:.2g}, relative, "
-                "when computed again; remove this folder and run again"
+                f"{cache.path}: view {view} of face {rows[worst]} has a relative error of {difference[worst]:.2g} "
+                "against the same target computed again; remove this folder and run again",
+                "targets-not-reproduced",
             )
         furthest = max(furthest, float(difference[worst]))
     LOG.info(

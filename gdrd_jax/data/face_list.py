@@ -57,7 +57,9 @@ def read_list(path: Path, pattern: str, skip_bad: bool) -> Faces:
             continue
         name = _find(path.parent, entry.path)
         if entry.person.lower() in NO_PERSON:
-            raise GdrdError(f"{path}, line {entry.number}: {name} has the identity {entry.person!r}; give one")
+            raise GdrdError(
+                f"{path}, line {entry.number}: {name} has no identity, but {entry.person!r}; give one", "list-identity"
+            )
         problem = why_unreadable(path.parent / name)
         if problem and not skip_bad:
             file = path.parent / name
@@ -67,7 +69,7 @@ def read_list(path: Path, pattern: str, skip_bad: bool) -> Faces:
                 if entries
                 else f"lines are {FORMS}; a header must begin with # or name its columns (path, identity)"
             )
-            raise GdrdError(f"{path}, line {entry.number}: {what}; {remedy}")
+            raise GdrdError(f"{path}, line {entry.number}: {what}; {remedy}", "list-file-missing")
         if problem:
             skipped.append((name, problem))
             continue
@@ -75,11 +77,12 @@ def read_list(path: Path, pattern: str, skip_bad: bool) -> Faces:
         if other.person != entry.person:
             raise GdrdError(
                 f"{path}, line {entry.number}: {name} is listed as {entry.person!r} here and as {other.person!r} in "
-                f"line {other.number}; keep one of the lines"
+                f"line {other.number}; keep one of the lines",
+                "list-face-twice",
             )
         unaligned += not entry.aligned
     if not entries:
-        raise GdrdError(f"{path} lists no faces that can be read; its lines are {FORMS}")
+        raise GdrdError(f"{path} lists no faces that can be read; lines are {FORMS}", "list-empty")
     if unaligned:
         LOG.warning("%s marks %d faces as not aligned; align them: gdrd prepare --align", path, unaligned)
     names = tuple(entry.path for entry in entries.values())
@@ -97,7 +100,7 @@ def _entries(path: Path) -> Iterator[Entry]:
             continue
         entry = _lst_line(number, line) if path.suffix.lower() == ".lst" else _text_line(number, line)
         if entry is None:
-            raise GdrdError(f"{path}, line {number}: {line!r} is not of the form {FORMS}")
+            raise GdrdError(f"{path}, line {number}: {line!r} is not of the form {FORMS}", "list-line")
         yield entry
 
 
@@ -129,7 +132,9 @@ def _table(path: Path, lines: list[str]) -> Iterator[Entry]:
     for number, fields in rows[1:] if columns else rows:
         at = columns or (0, 1)
         if len(fields) <= max(at) or (not columns and len(fields) != 2):
-            raise GdrdError(f"{path}, line {number}: {separator.join(fields)!r} is not of the form {FORMS}")
+            raise GdrdError(
+                f"{path}, line {number}: {separator.join(fields)!r} is not of the form {FORMS}", "list-line"
+            )
         yield Entry(number, fields[at[0]], fields[at[1]])
 
 
@@ -137,7 +142,9 @@ def _cells(path: Path, number: int, line: str, separator: str) -> list[str]:
     try:
         return [field.strip() for field in next(csv.reader([line], delimiter=separator))]
     except csv.Error as error:
-        raise GdrdError(f"{path}, line {number} cannot be read as CSV: {error}") from error
+        raise GdrdError(
+            f"{path}, line {number} cannot be read as CSV: {error}; correct the line", "list-csv"
+        ) from error
 
 
 def _columns(path: Path, number: int, fields: list[str]) -> tuple[int, int] | None:
@@ -156,8 +163,9 @@ def _columns(path: Path, number: int, fields: list[str]) -> tuple[int, int] | No
         people = others
     if len(people) != 1:
         raise GdrdError(
-            f"{path}, line {number}: which of the columns {', '.join(fields)} is the identity is not certain; name one "
-            "of them 'identity', or leave two columns, path and identity"
+            f"{path}, line {number}: it is unclear which of the columns {', '.join(fields)} is the identity; name one "
+            "of them 'identity', or keep two columns, path and identity",
+            "list-columns",
         )
     return paths[0], people[0]
 

@@ -68,8 +68,8 @@ class Faces:
             return self.in_memory[index]
         if self._is_file(index):
             return (self._root(index) / self.names[index]).read_bytes()
-        pieces, descriptor = self.parts.get(index) or [self.spans[index]], self._descriptor(self._root(index))
-        return JOINT.join(os.pread(descriptor, int(size), int(start)) for start, size in pieces)
+        pieces, root = self.parts.get(index) or [self.spans[index]], self._root(index)
+        return JOINT.join(self._read_at(root, int(start), int(size)) for start, size in pieces)
 
     def head(self, index: int) -> bytes:
         """The first bytes of the encoded face, from which its format is recognized."""
@@ -77,7 +77,7 @@ class Faces:
             with (self._root(index) / self.names[index]).open("rb") as file:
                 return file.read(HEAD_BYTES)
         start, size = self.spans[index]
-        return os.pread(self._descriptor(self._root(index)), min(int(size), HEAD_BYTES), int(start))
+        return self._read_at(self._root(index), int(start), min(int(size), HEAD_BYTES))
 
     def where(self, index: int) -> str:
         """The face's name in messages."""
@@ -89,6 +89,13 @@ class Faces:
 
     def _is_file(self, index: int) -> bool:
         return self.spans is None or self.spans[index, 0] < 0
+
+    def _read_at(self, root: Path, start: int, size: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._descriptor(root), size, start)
+        with root.open("rb") as file:  # Windows cannot read at a position of a file that several threads share
+            file.seek(start)
+            return file.read(size)
 
     @functools.cached_property
     def _descriptors(self) -> dict[Path, int]:

@@ -84,8 +84,9 @@ class FeatureStore:
         odd = [key for key, value in wanted.items() if cache.manifest.get(key) != value]
         if odd:
             raise GdrdError(
-                f"{path} holds targets made from something else ({', '.join(odd)} differ); "
-                "remove it or choose another workdir"
+                f"{path} holds targets that were made from something else ({', '.join(odd)} differ); remove it or "
+                "choose another workdir",
+                "targets-other-source",
             )
         return cache
 
@@ -102,14 +103,15 @@ class FeatureStore:
         """
         cache = cls._read(storable(path))
         if faces and cache.manifest["made_from"].get("faces") != faces:
-            raise GdrdError(f"{path} holds targets of another data set; remove it and run again")
+            raise GdrdError(f"{path} holds targets of another data set; remove it and run again", "targets-other-faces")
         missing = cache.missing()
         if missing:
             (view, rows), pieces = missing[0], len(list(cache.chunks()))
             raise GdrdError(
-                f"{path} is not finished: {len(missing)} of {pieces} pieces are missing or cut short, "
-                f"first rows {rows.start}-{rows.stop - 1} of view {view}; run the command that made it again, after "
-                f"removing {path.parent} if that says it is done"
+                f"{path} is not finished: {len(missing)} of {pieces} pieces are missing or cut short, first rows "
+                f"{rows.start}-{rows.stop - 1} of view {view}; run the command that made it again, and if that reports "
+                f"the step as done, remove {path.parent} first",
+                "targets-unfinished",
             )
         return cache
 
@@ -126,7 +128,10 @@ class FeatureStore:
             cache.row_bytes = math.prod(cache.manifest["shape"]) * np.dtype(cache.manifest["dtype"]).itemsize
             cache._piece_bytes = CHUNK_ROWS * cache.row_bytes + CHECKSUM
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise GdrdError(f"{path} holds no manifest.json of a target cache that this version reads") from error
+            raise GdrdError(
+                f"{path} has no manifest.json of a target cache that this version reads; remove it and run again",
+                "targets-manifest",
+            ) from error
         return cache
 
     def chunks(self) -> Iterator[tuple[int, range]]:
@@ -181,8 +186,9 @@ class FeatureStore:
         if not np.isfinite(values).all():
             bad = rows.start + int(np.argmin(np.isfinite(values).reshape(len(values), -1).all(axis=1)))
             raise GdrdError(
-                f"view {view} of face {bad} gives a value that is not finite in {values.dtype}; "
-                f"look at this face and at the teacher behind {self.path}"
+                f"the teacher's output for view {view} of face {bad} is not finite in {values.dtype}; check this face "
+                f"and the teacher whose targets are in {self.path}",
+                "targets-not-finite",
             )
         with writing(self._url or self.path):
             self._array(view, open=True, create=True)[rows.start : rows.stop].write(values).result()
@@ -210,10 +216,12 @@ class FeatureStore:
         except ValueError as error:
             if self._url:
                 raise GdrdError(
-                    f"{self._place(view)} cannot be read: {first_line(error)}; if it is damaged, remove it there"
+                    f"{self._place(view)} cannot be read: {first_line(error)}; if it is damaged, remove it there and "
+                    "run again",
+                    "targets-unreadable",
                 ) from error
             raise GdrdError(
-                f"view {view} of {self.path} is damaged; remove {self.path.parent} and run again"
+                f"view {view} of {self.path} is damaged; remove {self.path.parent} and run again", "targets-damaged"
             ) from error
 
     def read_all(self, rows: slice | np.ndarray = slice(None), out: np.ndarray | None = None) -> np.ndarray:

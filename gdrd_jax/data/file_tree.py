@@ -96,7 +96,7 @@ def check_unique(faces: Faces, rows: Iterable[int], key: Callable[[str], object]
         name = faces.names[row]
         other = seen.setdefault(key(name), name)
         if other != name:
-            raise GdrdError(f"{faces.root} holds a face twice: {other} and {name}; give one of them")
+            raise GdrdError(f"{faces.root} holds a face twice: {other} and {name}; remove one of them", "face-twice")
 
 
 def _clutter_above(name: str) -> str | None:
@@ -145,19 +145,27 @@ def _tar(path: Path) -> dict[str, tuple[int, int]]:
                     beside = "" if member.islnk() else os.path.dirname(member.name)
                     found[name] = found[os.path.normpath(os.path.join(beside, member.linkname)).lstrip("/")]
                 elif member.issparse():
-                    raise GdrdError(f"{path}: {name} is stored sparse; unpack the archive and give the folder")
+                    raise GdrdError(
+                        f"{path}: {name} is stored as a sparse file; unpack the archive and give the folder",
+                        "tar-sparse",
+                    )
                 elif member.isreg():
                     found[name] = (member.offset_data, member.size)
             end = archive.offset
     except tarfile.TarError as error:
-        raise GdrdError(f"{path} is not an uncompressed tar, or is damaged ({error}); unpack or copy it") from error
+        raise GdrdError(
+            f"{path} is not an uncompressed tar, or is damaged ({error}); unpack it, or copy it again", "tar-damaged"
+        ) from error
     except KeyError as error:
         raise GdrdError(
-            f"{path}: {name} is a link to {error}, a file that the archive does not hold, or not before the link; "
-            "remove the link, or unpack the archive"
+            f"{path}: {name} is a link to {error}, which is not in the archive, or not before the link; remove the "
+            "link, or unpack the archive and give the folder",
+            "tar-link",
         ) from error
     with path.open("rb") as file:  # tarfile takes a damaged head, or none, for the end
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise GdrdError(f"{path} is damaged or truncated at byte {end}, after {len(found)} files; copy it again")
+            raise GdrdError(
+                f"{path} is damaged or truncated at byte {end}, after {len(found)} files; copy it again", "tar-damaged"
+            )
     return found

@@ -119,7 +119,9 @@ def choose_residency(dataset: Dataset, residency: str, mesh: Mesh, name: str) ->
     where = "memory" if jax.default_backend() == "cpu" else "each device"
     size = f"{_size(need)} of data, {_size(free)} free in {where}"
     if residency == "device" and not fits:
-        raise GdrdError(f"{name}: {size}; use --config.data.residency=host, or auto")
+        raise GdrdError(
+            f"{name}: {size}, so not all of it fits; set --config.data.residency=host, or auto", "data-residency"
+        )
     chosen = "host" if residency == "host" or not fits else "device"
     if sharding.max_over_processes(chosen == "host"):  # all processes alike
         chosen = "host"
@@ -171,8 +173,9 @@ def _ahead(function: Callable[[int], object], numbers: range) -> Iterator:
         import grain  # takes a second
     except ModuleNotFoundError as error:
         raise GdrdError(
-            "grain, which reads data from disk in training, is not installed: python -m pip install grain, or keep "
-            "them in memory with --config.data.residency=device"
+            "the package 'grain', which reads training data from disk, is not installed: python -m pip install grain; "
+            "or keep the data in memory with --config.data.residency=device",
+            "package-missing",
         ) from error
 
     options = grain.ReadOptions(num_threads=READERS, prefetch_buffer_size=READ_AHEAD)

@@ -48,9 +48,9 @@ def read_bin(path: str | os.PathLike) -> tuple[Faces, np.ndarray]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             content = _follow(buffer, path)
     except FileNotFoundError:
-        raise GdrdError(f"there is no file {path}") from None
+        raise GdrdError(f"there is no file {str(path)!r}", "file-missing") from None
     except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise GdrdError(f"{path} is damaged, or no pickle at all; copy it again") from error
+        raise GdrdError(f"{path} is damaged, or is not a pickle; copy it again", "bin-damaged") from error
     try:
         images, same = content
         right = all(isinstance(v, int) and v in (0, 1) for v in same) and len(images) == 2 * len(same) > 0
@@ -58,7 +58,10 @@ def read_bin(path: str | os.PathLike) -> tuple[Faces, np.ndarray]:
     except (TypeError, ValueError):
         right = False
     if not right:
-        raise GdrdError(f"{path} is a pickle, but not InsightFace's ([2P images], [P booleans])")
+        raise GdrdError(
+            f"{path} is a pickle, but not InsightFace's ([2P images], [P booleans]); give a verification set",
+            "bin-content",
+        )
     names = tuple(f"pair {i // 2} {'ab'[i % 2]}" for i in range(len(images)))
     in_file = [image if isinstance(image, slice) else slice(0, 0) for image in images]
     spans = np.array([(image.start, image.stop - image.start) for image in in_file], np.int64).reshape(-1, 2)
@@ -151,9 +154,10 @@ def _follow(buffer: mmap.mmap, path: Path):
 
 def _refusal(path: Path, name: str, argument: object, position: int) -> GdrdError:
     return GdrdError(
-        f"{path} is refused: its pickle asks for {name} ({str(argument)[:80]!r}) at byte {position}, and a "
-        "verification set is nothing but bytes, lists, tuples, booleans and integers; loading it could run a program. "
-        "If it is your own: pickle.dump(([bytes, ...], [bool, ...]), file, protocol=4)"
+        f"{path} is refused: its pickle asks for {name} ({str(argument)[:80]!r}) at byte {position}, which could run a "
+        "program; a verification set needs only bytes, lists, tuples, booleans and integers. To write one: "
+        "pickle.dump(([bytes, ...], [bool, ...]), file, protocol=4)",
+        "bin-unsafe",
     )
 
 

@@ -25,7 +25,9 @@ def kvstore(url: str) -> dict:
     scheme, _, place = url.partition("://")
     bucket, _, path = place.partition("/")
     if scheme not in DRIVERS or not bucket:
-        raise GdrdError(f"{url!r} is no folder of an object store, such as gs://BUCKET/PATH or s3://BUCKET/PATH")
+        raise GdrdError(
+            f"{url!r} is not a folder of an object store; give gs://BUCKET/PATH or s3://BUCKET/PATH", "object-store-url"
+        )
     path = path.strip("/")
     spec = {"driver": DRIVERS[scheme], "bucket": bucket, "path": f"{path}/" if path else ""}
     if scheme == "s3" and os.environ.get("AWS_ENDPOINT_URL"):
@@ -43,7 +45,7 @@ def keys(url: str, only: str | None = None) -> set[str]:
     try:
         return {name.decode() for name in _opened(url).list(among).result()}
     except ValueError as error:  # TensorStore's, of whatever kind
-        raise GdrdError(f"{url} cannot be read: {first_line(error)[:300]}") from error
+        raise GdrdError(f"{url} cannot be read: {first_line(error)[:300]}", "object-store-read") from error
 
 
 def check(url: str) -> None:
@@ -57,9 +59,14 @@ def check(url: str) -> None:
         if folder.read(MARK).result(timeout=SECONDS).state == "missing":  # or there is no such bucket
             folder.write(MARK, b"").result(timeout=SECONDS)
     except TimeoutError as error:
-        raise GdrdError(f"{url} does not answer within {SECONDS:.0f} seconds") from error
+        raise GdrdError(
+            f"{url} did not answer within {SECONDS:.0f} seconds; check the network and the URL", "object-store-timeout"
+        ) from error
     except ValueError as error:
-        raise GdrdError(f"{url} cannot be used: {first_line(error)[:300]}") from error
+        raise GdrdError(
+            f"{url} cannot be used: {first_line(error)[:300]}; check the bucket and your credentials",
+            "object-store-unusable",
+        ) from error
 
 
 def _opened(url: str) -> ts.KvStore:

@@ -174,11 +174,18 @@ def load(paths: Sequence[Path]) -> PackedSet:
     for path, (_, about) in zip(paths, pieces):
         odd = [key for key in ("fingerprint", "faces", "size", "dim") if about[key] != first[key]]
         if odd:
-            raise GdrdError(f"{path} is of another training set than {paths[0]}: {', '.join(odd)} differ")
+            raise GdrdError(
+                f"{path} belongs to another training set than {paths[0]}: {', '.join(odd)} differ; give the files of "
+                "one set",
+                "packed-mismatch",
+            )
     names = [about["piece"] for _, about in pieces]
     count = int(names[0].split(" of ")[1])
     if sorted(names) != sorted(f"{number + 1} of {count}" for number in range(count)):
-        raise GdrdError(f"the training set has {count} files, and these are {', '.join(names)}: give each once")
+        raise GdrdError(
+            f"the training set has {count} files, and these are {', '.join(names)}; give each file once",
+            "packed-incomplete",
+        )
     pieces.sort(key=lambda piece: int(piece[1]["piece"].split()[0]))  # the order in which they are given does not count
     small = np.concatenate([arrays["small"] for arrays, _ in pieces])
     targets = np.concatenate([arrays["targets"] for arrays, _ in pieces])
@@ -189,12 +196,15 @@ def load(paths: Sequence[Path]) -> PackedSet:
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if not path.is_file():
-        raise GdrdError(f"there is no file {str(path)!r}; gdrd pack writes it")
+        raise GdrdError(f"there is no file {str(path)!r}; gdrd pack writes it", "file-missing")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}
             if about.get("format") != FORMAT:
-                raise GdrdError(f"{path} is no packed training set that this version reads")
+                raise GdrdError(
+                    f"{path} is not a packed training set that this version reads; write one with gdrd pack",
+                    "packed-format",
+                )
             arrays = {name: file.get_tensor(name) for name in ("images", "sizes", "targets", "labels")}
         ends = np.cumsum(arrays["sizes"])
         data, size, dim = arrays["images"].tobytes(), int(about["size"]), int(about["dim"])
@@ -202,7 +212,9 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if len(arrays["labels"]) != len(ends) or (len(ends) and ends[-1] != len(data)):
             raise ValueError("its arrays are of different lengths")
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, zlib.error) as error:
-        raise GdrdError(f"{path} is damaged ({first_line(error)}); pack it again") from error
+        raise GdrdError(
+            f"{path} is damaged ({first_line(error)}); write it again with gdrd pack", "packed-damaged"
+        ) from error
     small = np.empty((len(ends), size, size, 3), np.uint8)
 
     def fill(row: int) -> None:

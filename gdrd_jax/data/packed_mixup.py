@@ -27,7 +27,7 @@ from gdrd_jax.utils.errors import GdrdError, first_line
 from gdrd_jax.utils.files import replacing_file
 
 FORMAT = "gdrd_jax mixup targets 1"
-MADE_FROM = {"faces": "faces", "fingerprint": "teacher"}  # metadata as of the packed set, and what they say
+MADE_FROM = {"faces": "set of faces", "fingerprint": "teacher"}  # metadata as of the packed set, and their meaning
 ARRAYS = ("targets", "partner", "share", "mirrored")
 BATCH, THREADS = 2048, 3  # images at once; while some are embedded others are gathered and quantized
 # small faces uint8 [n, S, S, 3], those they are mixed with, which of these are mirrored bool [n], own share [n]
@@ -62,7 +62,7 @@ def make(faces: PackedSet, embed: Embed, path: Path, *, views: int, seed: int, s
     """
     small, count, start = faces.small.values[:, 0], len(faces.labels), time.monotonic()
     if count < 2:
-        raise GdrdError("mixup needs two faces")
+        raise GdrdError(f"the packed training set has {count} faces; mixup needs at least 2", "mixup-too-few-faces")
     planned = [plan(seed, view, count) for view in range(views)]
     targets, done = np.empty((count, views, faces.targets.values.shape[-1]), np.int8), 0
     starts = range(0, count, BATCH)
@@ -114,16 +114,23 @@ def load(path: Path, faces: PackedSet) -> dict[str, Stored]:
         if len({a.shape[:2] for a in arrays.values()}) > 1:
             raise ValueError("its arrays are of different lengths")
         if not 0 <= arrays["partner"].min() <= arrays["partner"].max() < len(arrays["partner"]):
-            raise ValueError("it mixes faces that there are not")
+            raise ValueError("it names faces that do not exist")
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise GdrdError(f"{path} is damaged ({first_line(error)}); gdrd pack-mixup writes it again") from error
+        raise GdrdError(
+            f"{path} is damaged ({first_line(error)}); write it again with gdrd pack-mixup", "mixup-damaged"
+        ) from error
     for name, meaning in MADE_FROM.items():
         if made_from[name] != faces.about[name]:
-            raise GdrdError(f"the mixup targets in {path} are of another {meaning} than the packed training set")
+            raise GdrdError(
+                f"the mixup targets in {path} come from another {meaning} than the packed training set; write them "
+                "again with gdrd pack-mixup",
+                "mixup-mismatch",
+            )
     own, others = (len(faces.labels), faces.targets.values.shape[-1]), arrays["targets"].shape[::2]
     if own != others:
         raise GdrdError(
-            f"{path} has mixup targets of {others[0]} faces with {others[1]} numbers, the packed training set {own[0]} "
-            f"with {own[1]}"
+            f"{path} has mixup targets of {others[0]} faces with {others[1]} dimensions, but the packed training set "
+            f"has {own[0]} with {own[1]}; write them again with gdrd pack-mixup",
+            "mixup-shape",
         )
     return {f"mixup_{name}": Stored(a) for name, a in arrays.items()}

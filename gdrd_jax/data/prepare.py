@@ -77,7 +77,12 @@ def log_skipped(faces: Faces, listing: Path) -> None:
 
 
 def _with_remedy(problem: UnusableImage) -> UnusableImage:
-    return UnusableImage(f"{problem}; or leave such out with --skip-bad (of the tools)")
+    """With --skip-bad, which leaves out pictures without a face only where these are left out anyway."""
+    if isinstance(problem, NoFace):
+        return problem
+    return UnusableImage(
+        f"{problem}; or leave such files out with --skip-bad (gdrd prepare, gdrd evaluate)", problem.code
+    )
 
 
 def _fingerprint(labels: np.ndarray, digests: list[bytes]) -> str:
@@ -93,11 +98,11 @@ def _fit_all(
         try:
             return _fit(faces, row, aligner, stretch), None
         except GdrdError as error:
-            return None, error if isinstance(error, UnusableImage) else UnusableImage(str(error))
+            return None, error if isinstance(error, UnusableImage) else UnusableImage(str(error), error.code)
         except OSError as error:
             if error.errno not in UNREADABLE_ERRNOS:
                 raise
-            return None, UnusableImage(f"{faces.where(row)} cannot be read: {error.strerror}")
+            return None, UnusableImage(f"{faces.where(row)} cannot be read: {error.strerror}", "file-unreadable")
 
     with tqdm(total=len(faces), initial=start, desc=what, unit="face", mininterval=0.5) as progress:
         for result in in_parallel(fit, range(start, len(faces))):
@@ -111,14 +116,18 @@ def _fit(faces: Faces, row: int, aligner: Aligner | None, stretch: bool) -> byte
     if aligner is not None:
         face = aligner(image)
         if face is None:
-            raise NoFace(f"no face was found in {faces.where(row)}; remove it, or align it yourself to 112x112")
+            raise NoFace(
+                f"no face was found in {faces.where(row)}; remove it, or align it yourself to {FACE_SIZE}x{FACE_SIZE}",
+                "no-face",
+            )
         return cv2.imencode(".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR))[1].tobytes()
     height, width = image.shape[:2]
     if (height, width) != (FACE_SIZE, FACE_SIZE) and not stretch:
         raise UnusableImage(
-            f"{faces.where(row)} is {width}x{height}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; "
-            "align photographs first: gdrd prepare --align (or --config.data.align=true); "
-            "gdrd evaluate takes them with --stretch"
+            f"{faces.where(row)} is {width}x{height}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; align photographs "
+            "first with gdrd prepare --align (or --config.data.align=true); gdrd evaluate takes other sizes with "
+            "--stretch",
+            "image-size",
         )
     return data
 
@@ -150,7 +159,10 @@ def prepare(
         if not (folder / MANIFEST).exists():
             _convert(faces, folder, origin, aligner, skip_faceless, skip_bad)
         elif read_manifest(folder)["origin"] != origin:
-            raise GdrdError(f"{folder} is a store of other faces, or made with other settings; choose another folder")
+            raise GdrdError(
+                f"{folder} is a store of other faces, or was made with other settings; choose another folder",
+                "store-other-faces",
+            )
         return open_faces(folder)
 
 
@@ -196,7 +208,7 @@ def _begin(folder: Path, origin: dict) -> list[dict]:
     path, records = folder / JOURNAL, folder / RECORDS
     if not path.exists():
         if any(entry.name not in (LOCK, JOURNAL + ".tmp") for entry in folder.iterdir()):
-            raise GdrdError(f"{folder} is not empty; choose another folder for the store")
+            raise GdrdError(f"{folder} is not empty; choose another folder for the store", "store-folder-not-empty")
         path.with_name(JOURNAL + ".tmp").write_text(json.dumps(origin) + "\n", encoding="utf-8")
         os.replace(path.with_name(JOURNAL + ".tmp"), path)
     records.touch()
@@ -206,10 +218,13 @@ def _begin(folder: Path, origin: dict) -> list[dict]:
     try:
         begun, *journal = [json.loads(line) for line in whole.splitlines()]
         if begun != origin:
-            raise GdrdError(f"{folder} holds the beginning of another conversion; remove it or choose another folder")
+            raise GdrdError(
+                f"{folder} holds the beginning of another conversion; remove it or choose another folder",
+                "store-other-conversion",
+            )
         os.truncate(records, journal[-1]["end"] if journal else 0)
     except (ValueError, KeyError, TypeError) as error:
-        raise GdrdError(f"{path} is damaged; remove {folder} and begin again") from error
+        raise GdrdError(f"{path} is damaged; remove {folder} and start again", "store-damaged") from error
     if journal:
         LOG.info("%s: going on after %d faces", folder, len(journal))
     return journal
@@ -220,7 +235,9 @@ def _finish(faces: Faces, folder: Path, journal: list[dict], origin: dict) -> No
     kept = np.array([row for row, entry in enumerate(journal) if "sha256" in entry], int)
     skipped = [(faces.names[row], e["problem"]) for row, e in enumerate(journal) if "problem" in e]
     if not len(kept):
-        raise GdrdError(f"none of the {len(journal)} faces can be used; the first: {skipped[0][1]}")
+        raise GdrdError(
+            f"none of the {len(journal)} faces can be used; the first: {skipped[0][1]}", "store-without-faces"
+        )
     present, labels = np.unique(faces.labels[kept], return_inverse=True)
     starts = [0] + [len(recordio.pack_range(0, 0, 0)), *(journal[row]["end"] for row in kept)][: len(kept)]
     first = np.append(np.searchsorted(labels, np.arange(len(present))), len(kept)) + 1

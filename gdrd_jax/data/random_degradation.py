@@ -63,7 +63,9 @@ class RandomDegradation:
 
     def __post_init__(self):
         if self.resolution < MULTIPLE or self.resolution % MULTIPLE:
-            raise GdrdError(f"the resolution is {self.resolution}; it must be a multiple of {MULTIPLE}")
+            raise GdrdError(
+                f"the resolution is {self.resolution}; it must be a multiple of {MULTIPLE}", "degradation-resolution"
+            )
         ranges = {
             "clean": (0, 1), "shift": (0, FACE_SIZE / 4), "rotate": (0, 45), "scale": (0, 0.5), "jitter": (0, 0.75),
             "light": (0, 0.75), "low_light": (0, 0.95), "side_light": (0, 2), "blur": (0, FACE_SIZE / 4),
@@ -71,11 +73,15 @@ class RandomDegradation:
         }  # fmt: skip
         for name, (least, most) in ranges.items():
             if not least <= getattr(self, name) <= most:  # nor NaN
-                raise GdrdError(f"the degradation's {name} is {getattr(self, name)}; it can be {least} to {most:g}")
+                raise GdrdError(
+                    f"degradation.{name} is {getattr(self, name)}; it can be {least} to {most:g}",
+                    "degradation-strength",
+                )
         shares = self.kernels
         if len(shares) != len(KERNELS) or not min(shares) >= 0 or not abs(sum(shares) - 1) < 1e-6:
             raise GdrdError(
-                f"the degradation's kernels are {shares}; give shares of {', '.join(KERNELS)} that add up to 1"
+                f"degradation.kernels is {shares}; give the shares of {', '.join(KERNELS)}, which add up to 1",
+                "degradation-kernels",
             )
 
     def __call__(

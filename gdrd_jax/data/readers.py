@@ -40,15 +40,20 @@ def open_faces(path: str | os.PathLike, *, pattern: str = "*", skip_bad: bool = 
     """
     path = Path(path)
     if not path.exists():
-        raise GdrdError(f"there are no faces at {str(path)!r}: no such file or folder")
+        raise GdrdError(f"there are no faces at {str(path)!r}: no such file or folder", "path-missing")
     _refuse_unfinished(path)
     records = sorted(path.glob("*.rec")) if path.is_dir() else [path] if path.suffix.lower() == ".rec" else []
     if len(records) > 1:
-        raise GdrdError(f"{path} holds {len(records)} .rec files ({', '.join(r.name for r in records)}); give one")
+        raise GdrdError(
+            f"{path} holds {len(records)} .rec files ({', '.join(r.name for r in records)}); give one of them",
+            "rec-several",
+        )
     if path.is_dir() and (path / MANIFEST).exists():
         return _store(path)
     if records and pattern != "*":
-        raise GdrdError(f"{records[0]} has no file names that could match {pattern!r}; leave the pattern out")
+        raise GdrdError(
+            f"{records[0]} has no file names that could match {pattern!r}; leave the pattern out", "rec-pattern"
+        )
     if records:
         return _records(records[0], skip_bad)
     if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
@@ -67,7 +72,7 @@ def list_files(path: str | os.PathLike) -> Faces:
     """
     path = Path(path)
     if not path.exists():
-        raise GdrdError(f"there is no {str(path)!r}")
+        raise GdrdError(f"there is no file or folder {str(path)!r}", "path-missing")
     _refuse_unfinished(path)
     if path.is_dir() and (path / MANIFEST).exists():
         return _store(path)
@@ -81,14 +86,17 @@ def list_files(path: str | os.PathLike) -> Faces:
 def _check_is_tree(path: Path) -> None:
     if not path.is_dir() and path.suffix.lower() != ".tar":
         raise GdrdError(
-            f"{path} is of no known format: a folder, an uncompressed .tar, a store of gdrd prepare, or, to "
-            f"convert or to train on, an InsightFace .rec or a list ({', '.join(sorted(LIST_SUFFIXES))})"
+            f"{path} has an unknown format; give a folder, an uncompressed .tar or a store of gdrd prepare, or, to "
+            f"convert or to train on, an InsightFace .rec or a list ({', '.join(sorted(LIST_SUFFIXES))})",
+            "faces-format",
         )
 
 
 def _refuse_unfinished(path: Path) -> None:
     if (path / JOURNAL).exists() and not (path / MANIFEST).exists():
-        raise GdrdError(f"{path} is an unfinished store; give the same gdrd prepare command again, and it goes on")
+        raise GdrdError(
+            f"{path} is an unfinished store; run the same gdrd prepare command again to finish it", "store-unfinished"
+        )
 
 
 def _by_folder(path: Path, pattern: str, skip_bad: bool) -> Faces:
@@ -105,15 +113,20 @@ def _by_folder(path: Path, pattern: str, skip_bad: bool) -> Faces:
         elif "/" not in name:
             skipped.append((name, "in no person's folder"))
         elif problem and not skip_bad:
-            raise GdrdError(f"{files.where(row)} cannot be read: {problem}; remove it, or leave it out with --skip-bad")
+            raise GdrdError(
+                f"{files.where(row)} cannot be read: {problem}; remove it, or leave it out with --skip-bad "
+                "(gdrd prepare, gdrd evaluate)",
+                "file-unreadable",
+            )
         elif problem:
             skipped.append((name, problem))
         else:
             chosen.append(row)
     if not chosen:
         raise GdrdError(
-            f"{path} holds no faces: no sub-folder with images {pattern} ({', '.join(sorted(IMAGE_SUFFIXES))}); "
-            "the layout is FOLDER/PERSON/IMAGE"
+            f"{path} holds no faces: it has no subfolder with images {pattern} ({', '.join(sorted(IMAGE_SUFFIXES))}); "
+            "the layout is FOLDER/PERSON/IMAGE",
+            "faces-none",
         )
     faces = dataclasses.replace(files.take(chosen), skipped=tuple(skipped))
     folders = [str(PurePosixPath(name).parent) for name in faces.names]
@@ -138,8 +151,9 @@ def _store(path: Path) -> Faces:
     faces = _records(path / RECORDS, skip_bad=False)
     if len(faces) != len(names) or len(faces.identities) != len(identities):
         raise GdrdError(
-            f"{path / RECORDS} holds {len(faces)} faces of {len(faces.identities)} people, {MANIFEST} speaks of "
-            f"{len(names)} of {len(identities)}; run gdrd prepare again"
+            f"{path / RECORDS} holds {len(faces)} faces of {len(faces.identities)} people, but {MANIFEST} lists "
+            f"{len(names)} faces of {len(identities)}; make the store again with gdrd prepare, in a new folder",
+            "store-mismatch",
         )
     return Faces(
         faces.root, tuple(names), faces.labels, tuple(identities), faces.spans, faces.parts, manifest["fingerprint"],
@@ -160,7 +174,10 @@ def read_manifest(folder: Path) -> dict:
             return manifest
     except (ValueError, KeyError, TypeError):
         pass
-    raise GdrdError(f"{folder / MANIFEST} is damaged or not of gdrd prepare; make the store again, elsewhere")
+    raise GdrdError(
+        f"{folder / MANIFEST} is damaged, or was not written by gdrd prepare; make the store again, in a new folder",
+        "store-damaged",
+    )
 
 
 def stand_in(path: str | os.PathLike) -> str | None:

@@ -73,9 +73,9 @@ def read_index(path: str | os.PathLike, *, skip_bad: bool = False) -> Index:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             return _read_index(path, buffer, skip_bad)
     except FileNotFoundError:
-        raise GdrdError(f"there is no file {path}") from None
+        raise GdrdError(f"there is no file {str(path)!r}", "file-missing") from None
     except ValueError as error:  # an empty file cannot be mapped
-        raise GdrdError(f"{path} is empty; copy it again") from error
+        raise GdrdError(f"{path} is empty; copy it again", "rec-empty") from error
 
 
 def _read_index(path: Path, buffer: mmap.mmap, skip_bad: bool) -> Index:
@@ -87,7 +87,7 @@ def _read_index(path: Path, buffer: mmap.mmap, skip_bad: bool) -> Index:
         spans, split, skipped = _scan(buffer)
         keys = np.arange(len(spans))
         if not len(spans):
-            raise GdrdError(f"{path} holds no record; is it an InsightFace RecordIO file?")
+            raise GdrdError(f"{path} holds no records; give an InsightFace RecordIO file", "rec-format")
     labels, promised, images = _read_heads(buffer, keys, spans, split, skipped, index.exists())
     found = len(images)
     if promised is not None and promised <= EXACT and promised - 1 != found:
@@ -95,11 +95,12 @@ def _read_index(path: Path, buffer: mmap.mmap, skip_bad: bool) -> Index:
     if skipped and not skip_bad:
         name, reason = next(iter(skipped.items()))
         raise GdrdError(
-            f"{path} is damaged ({len(skipped)} records; first {name}: {reason}); copy it again, "
-            "or leave these out with --skip-bad"
+            f"{path} is damaged ({len(skipped)} records; first {name}: {reason}); copy it again, or leave the damaged "
+            "records out with --skip-bad (gdrd prepare, gdrd evaluate)",
+            "rec-damaged",
         )
     if not found:
-        raise GdrdError(f"{path} holds no image; is it an InsightFace RecordIO file?")
+        raise GdrdError(f"{path} holds no images; give an InsightFace RecordIO file", "rec-no-image")
     return Index(
         tuple(map(str, keys[images].tolist())), labels[images], spans[images],
         {row: split[old] for row, old in enumerate(images.tolist()) if old in split}, tuple(skipped.items()),
@@ -112,9 +113,15 @@ def _read_idx(path: Path) -> tuple[np.ndarray, np.ndarray]:
             warnings.simplefilter("ignore", UserWarning)  # that there is nothing in it is told below
             table = np.loadtxt(path, dtype=np.int64, ndmin=2, comments=None)
     except (ValueError, OverflowError) as error:
-        raise GdrdError(f"{path} has a line that is not `key<TAB>offset` ({error}); remove it or copy it") from error
+        raise GdrdError(
+            f"{path} has a line that is not `key<TAB>offset` ({error}); copy the index again, or remove it",
+            "rec-index-damaged",
+        ) from error
     if table.shape[1] != 2 or not len(table) or len(np.unique(table[:, 0])) < len(table):
-        raise GdrdError(f"{path} is no index: lines `key<TAB>offset`, each key once; remove it or copy it again")
+        raise GdrdError(
+            f"{path} is not an index (lines `key<TAB>offset`, each key once); copy it again, or remove it",
+            "rec-index-damaged",
+        )
     order = np.argsort(table[:, 1], kind="stable")
     return table[order, 0], table[order, 1]
 
@@ -125,7 +132,10 @@ def _from_idx(buffer: mmap.mmap, keys: np.ndarray, starts: np.ndarray, path: Pat
     inside = (starts >= 0) & (starts <= size - HEAD.size) & (starts % 4 == 0)
     magic, lrec = _gather(buffer, np.where(inside, starts, 0) if size >= HEAD.size else starts[:0], "<u4", 2).T
     if size < HEAD.size or np.mean(inside & (magic == MAGIC)) < 0.5:
-        raise GdrdError(f"{path.with_suffix('.idx')} does not belong to {path}; remove it, and it is read without")
+        raise GdrdError(
+            f"{path.with_suffix('.idx')} does not belong to {path}; remove the index, which is not needed",
+            "rec-index-mismatch",
+        )
     kind, length = lrec >> 29, (lrec & LENGTH).astype(np.int64)
     ends = starts + HEAD.size + (length + 3) // 4 * 4
     after = np.append(starts[1:], size)
@@ -138,7 +148,7 @@ def _from_idx(buffer: mmap.mmap, keys: np.ndarray, starts: np.ndarray, path: Pat
                 raise Damaged(f"offset {starts[row]} is not inside the file")
             pieces, end = _record(buffer, int(starts[row]))
             if end != after[row]:
-                raise Damaged(f"it ends at byte {end}, the next entry of the .idx begins at {after[row]}")
+                raise Damaged(f"it ends at byte {end}, but the next entry of the .idx begins at {after[row]}")
             split[row] = pieces
             spans[row] = pieces[0]
         except Damaged as error:
@@ -146,7 +156,8 @@ def _from_idx(buffer: mmap.mmap, keys: np.ndarray, starts: np.ndarray, path: Pat
     if len(skipped) > max(len(keys) / 2, 1):
         raise GdrdError(
             f"{path.with_suffix('.idx')} does not belong to {path} ({len(skipped)} of {len(keys)} entries do not "
-            "fit); remove it, and it is read without"
+            "fit); remove the index, which is not needed",
+            "rec-index-mismatch",
         )
     return spans, split, skipped
 
@@ -266,13 +277,13 @@ def _check_ranges(buffer, keys, labels, images, ranges, spans, skipped) -> None:
         if keys[row] == 0 or stop > EXACT:
             continue
         if not (0 < start < stop and stop <= own[-1] + 1 if len(own) else False):
-            skipped[f"record {keys[row]}"] = f"it says that the keys {start:.0f} to {stop:.0f} are one identity's"
+            skipped[f"record {keys[row]}"] = f"it says that the keys {start:.0f} to {stop:.0f} belong to one identity"
             continue
         group = order[np.searchsorted(own, start) : np.searchsorted(own, stop)]
         odd = group[labels[group] != np.median(labels[group])] if len(group) else group
         for image in odd.tolist():
             skipped[f"record {keys[image]}"] = (
-                f"its label is {labels[image]}, its identity's {np.median(labels[group])}"
+                f"its label is {labels[image]}, but that of its identity is {np.median(labels[group])}"
             )
             spans[image, 1] = -1
 

@@ -71,7 +71,9 @@ def _join(process: ProcessInfo) -> None:
     except (RuntimeError, ValueError) as error:
         raise GdrdError(
             f"process {process.rank} of {process.world_size} did not meet the others at "
-            f"{process.coordinator or 'SLURM'}: {first_line(error)}"
+            f"{process.coordinator or 'SLURM'}: {first_line(error)}; check that all processes were started and "
+            "can reach this address",
+            "processes-not-met",
         ) from error
     finally:
         for number, handler in before.items():

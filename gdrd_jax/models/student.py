@@ -150,9 +150,9 @@ class Student(nnx.Module):
         head_stages: int = 0, dtype: str = "float32", rngs: nnx.Rngs,
     ):  # fmt: skip
         if resolution not in STRIDES:
-            raise GdrdError(f"resolution {resolution} is not one of {sorted(STRIDES)}")
+            raise GdrdError(f"resolution is {resolution}; it can be one of {sorted(STRIDES)}", "student-resolution")
         if head_stages not in (0, 1, 2):
-            raise GdrdError(f"student.head_stages is {head_stages}; it can be 0, 1 or 2")
+            raise GdrdError(f"student.head_stages is {head_stages}; it can be 0, 1 or 2", "student-head-stages")
         dtype = jnp.dtype(dtype)
         channels = [max(8, round(c * width)) for c in STAGE_CHANNELS]
         strides = STRIDES[resolution][1]

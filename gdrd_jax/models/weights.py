@@ -44,12 +44,15 @@ def load_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     """
     safetensors = require("safetensors", "export")
     if not path.is_file():
-        raise GdrdError(f"there is no file {str(path)!r}")
+        raise GdrdError(f"there is no file {str(path)!r}", "file-missing")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: np.float32(file.get_tensor(name)) for name in sorted(file.keys())}, file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise GdrdError(f"{path} is no safetensors file of a student, or is damaged ({first_line(error)})") from error
+        raise GdrdError(
+            f"{path} is not a safetensors file of a student, or is damaged ({first_line(error)}); copy it again",
+            "weights-unreadable",
+        ) from error
 
 
 def restore(student: Student, arrays: dict[str, np.ndarray]) -> None:
@@ -67,7 +70,7 @@ def restore(student: Student, arrays: dict[str, np.ndarray]) -> None:
     ]  # fmt: skip
     if odd:
         more = f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
-        raise GdrdError(f"the weights do not fit this student: {'; '.join(odd[:SHOWN])}{more}")
+        raise GdrdError(f"the weights do not fit this student: {'; '.join(odd[:SHOWN])}{more}", "weights-mismatch")
     new = [(path, leaf.replace(jnp.asarray(arrays[name]))) for name, (path, leaf) in leaves.items()]
     nnx.update(student, nnx.from_flat_state(new))
 

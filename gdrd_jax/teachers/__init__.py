@@ -53,11 +53,20 @@ def load_generative(
       GdrdError: no such kind, file or tap, or not such a network.
     """
     if kind not in GENERATIVE:
-        raise GdrdError(f"the generative teacher's kind {kind!r} is not known; it can be {' or '.join(GENERATIVE)}")
-    own = GENERATIVE[kind]
-    if not -1 <= timestep <= LAST_TIMESTEP or input_size < 0:
         raise GdrdError(
-            f"timestep {timestep} and input size {input_size}: a timestep is 0 to {LAST_TIMESTEP}, a size above 0"
+            f"unknown kind {kind!r} of generative teacher; choose {' or '.join(GENERATIVE)}", "teacher-kind"
+        )
+    own = GENERATIVE[kind]
+    if not -1 <= timestep <= LAST_TIMESTEP:
+        raise GdrdError(
+            f"timestep {timestep} is out of range; give 0 (no noise) to {LAST_TIMESTEP}, or -1 for the default of the "
+            "kind of teacher",
+            "teacher-timestep",
+        )
+    if input_size < 0:
+        raise GdrdError(
+            f"input size {input_size} is negative; give a side in pixels, or 0 for the default of the kind of teacher",
+            "teacher-input-size",
         )
     asked = {
         "tap": tap or own.tap, "input_size": input_size or own.input_size,
@@ -78,13 +87,15 @@ def check_attention(kind: str, head_channels: int, heads: int, attention_order: 
     """Raises GdrdError where `load_generative` is asked for an attention that cannot be."""
     if kind != "pgdiff" and (head_channels or heads or attention_order):
         raise GdrdError(
-            "generative.head_channels, heads and attention_order are of the kind 'pgdiff' alone; a folder of diffusers "
-            "says its own"
+            "generative.head_channels, heads and attention_order are settings of the kind 'pgdiff' only; leave them "
+            "out, since a diffusers folder contains its own",
+            "teacher-attention-kind",
         )
     if head_channels < 0 or heads < 0 or (head_channels and heads) or attention_order not in ("", *ATTENTION_ORDERS):
         raise GdrdError(
             f"generative.head_channels {head_channels}, heads {heads} and attention_order {attention_order!r}: give "
-            f"head_channels or heads, not both, and an order of {' or '.join(ATTENTION_ORDERS)}"
+            f"head_channels or heads, not both, and {' or '.join(ATTENTION_ORDERS)} as attention_order",
+            "teacher-attention",
         )
 
 
@@ -113,7 +124,10 @@ def load_discriminative(
 
         return ArcFace(path, preprocessing=preprocessing, precision=precision, output=output)
     if output:
-        raise GdrdError(f"{path} holds weights and no ONNX graph, so it has no output to choose; leave out {output!r}")
+        raise GdrdError(
+            f"{path} holds weights, not an ONNX graph, so there is no output to choose; leave out {output!r}",
+            "teacher-output-of-weights",
+        )
     from gdrd_jax.teachers.iresnet import IResNet
 
     return IResNet(path, preprocessing=preprocessing, precision=precision)

@@ -47,8 +47,9 @@ def parse_preprocessing(text: str) -> tuple[np.ndarray, np.ndarray] | None:
     except ValueError:
         pass
     raise GdrdError(
-        f"the preprocessing {text!r} is not known; it can be auto, {CHOICES} such as "
-        "127.5/128 or 123.7,116.3,103.5/58.4,57.1,57.4 (R,G,B)"
+        f"unknown preprocessing {text!r}; choose auto, {CHOICES} such as 127.5/128 or "
+        "123.7,116.3,103.5/58.4,57.1,57.4 (R,G,B)",
+        "preprocessing-unknown",
     )
 
 
@@ -56,8 +57,9 @@ def check_file(path: str | os.PathLike) -> None:
     """Raises GdrdError unless the teacher's file is there; imports nothing heavy."""
     if not Path(path).is_file():
         raise GdrdError(
-            f"config.discriminative.path: there is no file {str(path)!r}; give an ONNX face recognizer, an "
-            "iresnet's weights, or 'sface' for the one of the extra 'quickstart'"
+            f"config.discriminative.path: there is no file {str(path)!r}; give an ONNX face recognizer, weights of an "
+            "iresnet, or 'sface' for the recognizer in the extra 'quickstart'",
+            "file-missing",
         )
 
 
@@ -106,7 +108,9 @@ class ArcFace:
             LOG.warning(warning)
         self._mean, self._std = parse_preprocessing(self.preprocessing)
         if np.issubdtype(self._input.dtype, np.integer) and (self._mean.any() or (self._std != 1).any()):
-            raise GdrdError(f"{path} takes integer pixels in 0..255, so its preprocessing must be 'inside'")
+            raise GdrdError(
+                f"{path} takes integer pixels in 0..255; set its preprocessing to 'inside'", "preprocessing-of-integers"
+            )
         self.dim = self._try_out()
         self._converted = None
         on_gpu = torch_network.may_have_gpu() and torch_network.device().type == "cuda"
@@ -189,7 +193,10 @@ class ArcFace:
         except GdrdError:
             raise
         except Exception as error:  # protobuf and ONNX Runtime share no base class of their errors
-            raise GdrdError(f"{self._path} cannot be loaded as an ONNX network: {first_line(error)}") from error
+            raise GdrdError(
+                f"{self._path} cannot be loaded as an ONNX network: {first_line(error)}; get it or export it again",
+                "onnx-unloadable",
+            ) from error
         kept = [value for value in model.graph.output if value.name == self._output]
         del model.graph.output[:]
         model.graph.output.extend(kept)
@@ -228,7 +235,9 @@ class ArcFace:
         except GdrdError as error:
             if asked != "auto":
                 return asked, ()
-            raise GdrdError(f"{self._path}: {error}; say which preprocessing it needs: {CHOICES}") from error
+            raise GdrdError(
+                f"{self._path}: {error}; set the preprocessing that it needs: {CHOICES}", error.code
+            ) from error
         if asked == "auto":
             return front.preprocessing, (f"{self._path}: {front.warning}: {CHOICES}",) if front.warning else ()
         same = all(
@@ -247,10 +256,15 @@ class ArcFace:
         try:
             singly = np.concatenate([self._in_onnxruntime(faces[:1]), self._in_onnxruntime(faces[1:])])
         except Exception as error:  # ONNX Runtime's errors have no common base
-            raise GdrdError(f"{self._path} cannot be run: {first_line(error)}") from error
+            raise GdrdError(
+                f"{self._path} cannot be run on faces: {first_line(error)}; give a face recognizer for "
+                f"{FACE_SIZE}x{FACE_SIZE} pixels",
+                "onnx-not-run",
+            ) from error
         if not np.isfinite(singly).all():
             raise GdrdError(
-                f"{self._path} gives values that are not finite; look at its preprocessing ({self.preprocessing})"
+                f"the embeddings of {self._path} are not finite; check its preprocessing ({self.preprocessing})",
+                "teacher-not-finite",
             )
         try:
             together = self._in_onnxruntime(faces)

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from gdrd_jax.teachers.file_kind import ONNX, PYTORCH, SAFETENSORS, file_kind
+from gdrd_jax.teachers.file_kind import ONNX, SAFETENSORS, file_kind
 from gdrd_jax.utils.errors import GdrdError, first_line, require
 
 SHOWN = 3  # keys named in a message
@@ -16,7 +16,7 @@ LOG = logging.getLogger(__name__)
 
 
 def check_weights(path: str | os.PathLike) -> None:
-    """Finds at once what is no file of weights, or was cut short; imports nothing heavy.
+    """Finds at once a file that holds no weights, or was cut short; imports nothing heavy.
 
     Raises:
       GdrdError: naming it.
@@ -24,8 +24,9 @@ def check_weights(path: str | os.PathLike) -> None:
     path, kind = Path(path), file_kind(path)
     with path.open("rb") as file:
         archive = file.read(2) == b"PK"
-    if kind == ONNX or (archive and not zipfile.is_zipfile(path)):
-        raise GdrdError(f"{path} is no file of weights, or is cut short; get it again")
+    _require_weights(path, kind)
+    if archive and not zipfile.is_zipfile(path):
+        raise GdrdError(f"{path} is no file of weights, or is cut short; get it again", "weights-unreadable")
 
 
 def read_state_dict(path: str | os.PathLike, block: str, foreign: dict[str, str] | None = None) -> dict:
@@ -49,21 +50,27 @@ def read_state_dict(path: str | os.PathLike, block: str, foreign: dict[str, str]
     found = dict(_state_dicts(content))
     if not found:
         inside = f"; it holds {', '.join(map(repr, list(content)[:SHOWN]))}" if isinstance(content, dict) else ""
-        raise GdrdError(f"{path} holds no state_dict: a dictionary of tensors, or one under 'state_dict'{inside}")
+        raise GdrdError(
+            f"{path} holds no state_dict: a dictionary of tensors, or one under 'state_dict'{inside}",
+            "weights-no-state-dict",
+        )
     fitting = {
         (name, prefix): weights for name, weights in found.items() for prefix in sorted(_prefixes(weights, block))
     }  # fmt: skip
     if len(fitting) > 1:
         names = ", ".join(repr(": ".join(filter(None, (name, prefix and f"{prefix}*")))) for name, prefix in fitting)
         raise GdrdError(
-            f"{path} holds several such networks ({names}); save the tensors of one of them alone, by torch.save"
+            f"{path} holds several such networks ({names}); save the tensors of one of them alone, with torch.save",
+            "weights-several-networks",
         )
     if not fitting:  # what reads them says what is missing
         return {str(key).removeprefix("module."): value for key, value in max(found.values(), key=len).items()}
     (((name, prefix), weights),) = fitting.items()
     for begin, what in (foreign or {}).items():
         if any(key.startswith(begin) for key in weights):
-            raise GdrdError(f"{path} holds {what} (it has {begin}*)")
+            raise GdrdError(
+                f"{path} holds {what} (it has keys {begin}*), which is not supported", "weights-of-another-network"
+            )
     others = [f"{name}.{key}" if name else key for key in weights if not key.startswith(prefix)]
     others += [other or "tensors at the top" for other in found if other != name]
     if name or prefix or others:
@@ -76,10 +83,16 @@ def read_state_dict(path: str | os.PathLike, block: str, foreign: dict[str, str]
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
+def _require_weights(path: Path, kind: str) -> None:
+    if kind == ONNX:
+        raise GdrdError(
+            f"{path} is an ONNX file; give the weights as a PyTorch or safetensors file", "weights-are-onnx"
+        )
+
+
 def _read(path: Path):
     kind = file_kind(path)
-    if kind not in (PYTORCH, SAFETENSORS):
-        raise GdrdError(f"{path} is an {kind} file; weights are read from PyTorch and safetensors files")
+    _require_weights(path, kind)
     torch = require("torch", "teachers")
     try:
         if kind == SAFETENSORS:
@@ -91,15 +104,23 @@ def _read(path: Path):
     except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if kind == SAFETENSORS:
-            raise GdrdError(f"{path} cannot be read: it is damaged or cut short ({first_line(error)})") from error
+            raise GdrdError(
+                f"{path} cannot be read: it is damaged or cut short ({first_line(error)}); get it again",
+                "weights-unreadable",
+            ) from error
+        remedy = "where it was made, save its tensors alone: torch.save(network.state_dict(), 'weights.pth')"
+        if foreign:
+            raise GdrdError(
+                f"{path} cannot be read as weights: it holds more than tensors ({foreign[1]}), and what it holds is "
+                f"never run; {remedy}",
+                "weights-with-code",
+            ) from error
         # Torch's own text may advise to load the file without this protection.
         detail = "" if "weights_only" in first_line(error) else f" ({first_line(error)})"
-        reason = f"it holds more than tensors ({foreign[1]}), which is never run" if foreign else (
-            f"it is damaged, or holds more than tensors, which is never run{detail}"
-        )  # fmt: skip
         raise GdrdError(
-            f"{path} cannot be read as weights: {reason}; where it was made, save its tensors alone: "
-            "torch.save(network.state_dict(), 'weights.pth')"
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors, which is never run{detail}; "
+            f"{remedy}",
+            "weights-unreadable",
         ) from error
 
 
@@ -146,16 +167,20 @@ def load(module, weights: dict, where: str, names: dict[str, str] | None = None)
     ]  # fmt: skip
     if odd:
         more = f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
-        raise GdrdError(f"{where} does not fit: {'; '.join(odd[:SHOWN])}{more}")
+        raise GdrdError(f"{where} does not fit: {'; '.join(odd[:SHOWN])}{more}", "weights-mismatch")
     try:
         bad = next((key for key in wanted if not weights[key].isfinite().all()), None)
         module.load_state_dict({inside: weights[key] for key, (inside, _) in wanted.items()})
     except (RuntimeError, NotImplementedError) as error:  # of quantized tensors, or tensors without values
         raise GdrdError(
-            f"{where} holds tensors that cannot be loaded ({first_line(error)}); save them as float"
+            f"{where} holds tensors that cannot be loaded ({first_line(error)}); save them as float",
+            "weights-not-loadable",
         ) from error
     if bad:
-        raise GdrdError(f"{where}: {bad} has values that are not finite; the file is damaged, or training diverged")
+        raise GdrdError(
+            f"{where}: {bad} has values that are not finite; the file is damaged, or its training diverged",
+            "weights-not-finite",
+        )
     return module
 
 

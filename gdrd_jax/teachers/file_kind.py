@@ -11,7 +11,7 @@ from gdrd_jax.utils.errors import GdrdError
 ONNX, PYTORCH, SAFETENSORS = "ONNX", "PyTorch", "safetensors"
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors header, its format's own limit
 TORCHSCRIPT = (
-    "a TorchScript archive, which is a program and is never run here; save its weights alone: "
+    "a TorchScript archive, which is a program and is never run; save its weights alone: "
     "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
 )
 # Pattern of a file's first bytes, and what such a file is; the first match counts.
@@ -50,9 +50,9 @@ def file_kind(path: str | os.PathLike) -> str:
     """
     path = Path(path)
     if path.is_dir():
-        raise GdrdError(f"{path} is a folder; give the file of a network")
+        raise GdrdError(f"{path} is a folder; give the file of a network", "network-is-a-folder")
     if not path.is_file():
-        raise GdrdError(f"there is no file {str(path)!r}")
+        raise GdrdError(f"there is no file {str(path)!r}", "file-missing")
     with path.open("rb") as file:
         begin, size = file.read(512), path.stat().st_size
     if begin.startswith(b"PK"):
@@ -64,13 +64,15 @@ def file_kind(path: str | os.PathLike) -> str:
         return SAFETENSORS
     for pattern, what in BEGINNINGS:
         if re.match(pattern, begin, re.DOTALL):
-            raise GdrdError(f"{path} is {what}; a network is read from ONNX, PyTorch or safetensors files")
+            raise GdrdError(f"{path} is {what}; give an ONNX, PyTorch or safetensors file", "network-format")
     # As all known exporters begin a file: with ir_version. A file that is cut short is named by what reads it.
     if re.match(rb"\x08[\x01-\x7f][\x10-\x7f]", begin) or is_onnx(path):
         return ONNX
     found = f"it begins with the bytes {begin[:8].hex(' ')}" if size else "it is empty"
     raise GdrdError(
-        f"{path} is no ONNX graph, and no file of weights (PyTorch, safetensors): {found}; get it again, or convert it"
+        f"{path} is neither an ONNX graph nor a file of weights (PyTorch, safetensors): {found}; get it again, or "
+        "convert it",
+        "network-format",
     )
 
 
@@ -82,7 +84,7 @@ def _of_archive(path: Path) -> str:
         return PYTORCH
     inside = {name.split("/", 1)[-1] for name in names}
     if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
-        raise GdrdError(f"{path} is {TORCHSCRIPT}")
+        raise GdrdError(f"{path} is {TORCHSCRIPT}", "network-torchscript")
     if "data.pkl" in inside:
         return PYTORCH
     if "model.weights.h5" in names:
@@ -93,4 +95,4 @@ def _of_archive(path: Path) -> str:
         what = "a NumPy archive (.npz)"
     else:
         what = f"a zip archive ({', '.join(names[:3]) or 'empty'}); unpack it"
-    raise GdrdError(f"{path} is {what}; a network is read from ONNX, PyTorch or safetensors files")
+    raise GdrdError(f"{path} is {what}; give an ONNX, PyTorch or safetensors file", "network-format")

@@ -51,16 +51,24 @@ def encoder(weights: dict, heads: Heads, path: Path) -> tuple:
     """
     count = _blocks(weights, "input_blocks", path)
     if not count or not {"time_embed.0.weight", "time_embed.2.weight"} <= weights.keys():
-        raise GdrdError(f"{path} is no guided-diffusion UNet: it has no input_blocks or no time_embed")
+        raise GdrdError(
+            f"{path} is not a guided-diffusion UNet: it has no input_blocks or no time_embed", "unet-unknown"
+        )
     if "label_emb.weight" in weights:
         raise GdrdError(
-            f"{path} is class-conditional (label_emb), and a face has no class; give an unconditional network"
+            f"{path} is class-conditional (label_emb), and a face has no class; give an unconditional network",
+            "unet-class-conditional",
         )
     more = [key for key in weights if key.split(".")[0] not in PARTS]
     if more:
-        raise GdrdError(f"{path} does not fit: {more[0]} is not expected in a guided-diffusion UNet")
+        raise GdrdError(
+            f"{path} does not fit: {more[0]} is not expected in a guided-diffusion UNet", "unet-unexpected-key"
+        )
     if _blocks(weights, "output_blocks", path) not in (0, count):
-        raise GdrdError(f"{path} does not fit: it has {count} input_blocks and another number of output_blocks")
+        raise GdrdError(
+            f"{path} does not fit: it has {count} input_blocks and another number of output_blocks",
+            "unet-output-blocks",
+        )
     # Build all blocks, not only those before the tap, so that every mismatch is found.
     try:
         halving = _halving_residuals(weights, count, path)
@@ -68,7 +76,9 @@ def encoder(weights: dict, heads: Heads, path: Path) -> tuple:
         blocks.append(_middle_block(weights, heads, path))
         return _time_embed(weights, path), blocks
     except (ValueError, TypeError, IndexError) as error:  # of tensors with too many or too few dimensions
-        raise GdrdError(f"{path} is no guided-diffusion UNet that fits: {first_line(error)}") from error
+        raise GdrdError(
+            f"{path} is not a guided-diffusion UNet that fits: {first_line(error)}", "unet-shapes"
+        ) from error
 
 
 def _blocks(weights: dict, prefix: str, path: Path) -> int:
@@ -78,7 +88,8 @@ def _blocks(weights: dict, prefix: str, path: Path) -> int:
     if missing:
         raise GdrdError(
             f"{path} does not fit: {prefix}.{missing[0]} is missing; the file is incomplete, or the network was made "
-            "with conv_resample=False, which is not supported"
+            "with conv_resample=False, which is not supported",
+            "unet-block-missing",
         )
     return len(numbers)
 
@@ -93,8 +104,9 @@ def _halving_residuals(weights: dict, count: int, path: Path) -> set[int]:
     if not part(weights, "output_blocks"):
         if not convolutions:
             raise GdrdError(
-                f"{path} has no output_blocks and no convolution that halves the sides (input_blocks.N.0.op), so which "
-                "blocks halve them is unknown; give the complete checkpoint"
+                f"{path} has neither output_blocks nor a convolution that halves the sides (input_blocks.N.0.op), so "
+                "it is unknown which blocks halve them; give the complete checkpoint",
+                "unet-halving-unknown",
             )
         return set()  # one argument of UNetModel decides for all levels
     found, width = set(), len(_tensor(weights, "middle_block.2.out_layers.3.weight", path))
@@ -106,15 +118,17 @@ def _halving_residuals(weights: dict, count: int, path: Path) -> set[int]:
         residual = f"input_blocks.{number}.0.in_layers.2.weight" in weights
         if enlarging != expected or ("in_layers" in enlarging and not residual):
             raise GdrdError(
-                f"{path} does not fit: input_blocks.{number} and {mirror} do not mirror each other, so which blocks "
-                "change the resolution is not certain"
+                f"{path} does not fit: input_blocks.{number} and {mirror} do not mirror each other, so it is unclear "
+                "which blocks change the resolution",
+                "unet-not-mirrored",
             )
         after, before = _tensor(weights, f"{mirror}.0.in_layers.2.weight", path).shape[:2]
         skipped = _width(weights, number)
         if before != width + skipped:
             raise GdrdError(
                 f"{path} does not fit: {mirror} takes {before} channels, but the block before it and "
-                f"input_blocks.{number} give {width} and {skipped}"
+                f"input_blocks.{number} give {width} and {skipped}",
+                "unet-channels",
             )
         width = after
         if "in_layers" in enlarging:
@@ -124,7 +138,7 @@ def _halving_residuals(weights: dict, count: int, path: Path) -> set[int]:
 
 def _tensor(weights: dict, key: str, path: Path):
     if key not in weights:
-        raise GdrdError(f"{path} does not fit: {key} is missing")
+        raise GdrdError(f"{path} does not fit: {key} is missing", "unet-tensor-missing")
     return weights[key]
 
 
@@ -137,7 +151,7 @@ def _width(weights: dict, number: int) -> int:
 def _only(own: dict, layers: int, where: str) -> None:
     more = [key for key in own if key.split(".")[0] not in map(str, range(layers))]
     if more:
-        raise GdrdError(f"{where} does not fit: {more[0]} is not expected")
+        raise GdrdError(f"{where} does not fit: {more[0]} is not expected", "unet-unexpected-key")
 
 
 def _time_embed(weights: dict, path: Path):
@@ -177,7 +191,10 @@ def _residual(weights: dict, where: str, halving: bool = False):
     """A residual block; `halving` takes the mean of 2x2 positions before its first convolution and on its skip."""
     resnet = require("diffusers.models.resnet", "teachers")
     if not {"in_layers.2.weight", "emb_layers.1.weight"} <= weights.keys():
-        raise GdrdError(f"{where} is no residual block: in_layers.2.weight or emb_layers.1.weight is missing")
+        raise GdrdError(
+            f"{where} is not a residual block: in_layers.2.weight or emb_layers.1.weight is missing",
+            "unet-tensor-missing",
+        )
     after, before = weights["in_layers.2.weight"].shape[:2]
     rows, time = weights["emb_layers.1.weight"].shape
     block = resnet.ResnetBlock2D(
@@ -195,9 +212,10 @@ def _attention(weights: dict, heads: Heads, where: str):
     said = f"{heads.count} heads" if heads.count else f"heads of {heads.channels} channels"
     if not channels or odd or channels % (heads.count or heads.channels):
         raise GdrdError(
-            f"{where} is no attention with {said}: "
+            f"{where} is not an attention with {said}: "
             + (f"{', '.join(odd)} is missing or of another shape" if odd else f"it has {channels} channels")
-            + "; set config.generative.head_channels or config.generative.heads"
+            + "; set config.generative.head_channels or config.generative.heads",
+            "unet-attention",
         )
     count = heads.count or channels // heads.channels
     split = (3, count) if heads.new_order else (count, 3)

@@ -85,8 +85,9 @@ def build(weights: dict, where: str):
         else:
             reason = f"it has no layer1 to layer4; its first keys are {', '.join(list(weights)[:SHOWN])}"
         raise GdrdError(
-            f"{where} is no iresnet{', iresnet'.join(map(str, DEPTHS.values()))}: {reason}; other networks are read "
-            "from ONNX files"
+            f"{where} is none of iresnet{', iresnet'.join(map(str, DEPTHS.values()))}: {reason}; give other networks "
+            "as ONNX files",
+            "iresnet-unknown",
         )
     torch = require("torch", "teachers")
     # Some files lack the number of batches that a BatchNorm has seen; it serves training only.

@@ -42,14 +42,19 @@ def external_files(path: str | os.PathLike) -> list[Path]:
             locations = set(_locations(file, path.stat().st_size, MODEL))
     except (ValueError, IndexError, RecursionError) as error:
         raise GdrdError(
-            f"{path} cannot be loaded as an ONNX network: it is damaged or cut short; get it again"
+            f"{path} cannot be loaded as an ONNX network: it is damaged or cut short; get it again", "onnx-unloadable"
         ) from error
     for location in sorted(locations):
         if PurePosixPath(location).is_absolute() or ".." in PurePosixPath(location).parts:
-            raise GdrdError(f"{path} takes weights from {location!r}, outside of its folder, which is not read")
+            raise GdrdError(
+                f"{path} takes weights from {location!r}, outside its folder, which is never read; save the graph with "
+                "its weights beside it",
+                "onnx-data-outside",
+            )
         if not (folder / location).is_file():
             raise GdrdError(
-                f"{path} takes weights from {location!r}, which is not in {folder.resolve()}; copy it there"
+                f"{path} takes weights from {location!r}, which is not in {folder.resolve()}; copy it there",
+                "onnx-data-missing",
             )
     return [folder / location for location in sorted(locations)]
 
@@ -80,7 +85,10 @@ def load_onnx(path: str | os.PathLike):
     beside = external_files(path)
     size = sum(file.stat().st_size for file in (path, *beside))
     if size > LARGEST:
-        raise GdrdError(f"{path} has {size / 2**30:.1f} GiB of weights; networks of 2 GiB and more are not supported")
+        raise GdrdError(
+            f"{path} has {size / 2**30:.1f} GiB of weights; networks of 2 GiB and more are not supported",
+            "onnx-too-large",
+        )
     model = onnx.load(path, load_external_data=False)
     if beside:
         for tensor in _tensors(model.graph):
@@ -103,7 +111,10 @@ def _fill(tensor, folder: Path) -> None:
         file.seek(int(entries.get("offset", 0)))
         data = file.read(int(entries.get("length", -1)))
     if "length" in entries and len(data) != int(entries["length"]):
-        raise GdrdError(f"{folder / entries['location']} is truncated inside {tensor.name}; download it again")
+        raise GdrdError(
+            f"{folder / entries['location']} is truncated inside {tensor.name}; download it again",
+            "onnx-data-truncated",
+        )
     tensor.raw_data = data
     tensor.ClearField("data_location")
     del tensor.external_data[:]

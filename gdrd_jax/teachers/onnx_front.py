@@ -84,7 +84,9 @@ def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
         found = _run(model, nodes, ends, shape, dtype)
         by_statistics = _run(model, nodes, ends, shape, dtype, neutral=True) if statistics else {}
     except Exception as error:  # ONNX Runtime's errors have no common base
-        raise GdrdError(f"the front of the graph cannot be run alone ({first_line(error)})") from error
+        raise GdrdError(
+            f"the first operations of the graph cannot be run alone ({first_line(error)})", "onnx-front-not-run"
+        ) from error
     if _unchanged(found):
         return Front("arcface", False, warning if unknown else "")
     fitting = [name for name, ends in found.items() if _fits(name, ends)]
@@ -99,7 +101,8 @@ def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
     )
     raise GdrdError(
         f"the constants of the graph's first operations ({', '.join(dict.fromkeys(n.op_type for n in nodes))}) fit "
-        f"{'several ranges' if fitting else 'no range'} of pixels ({became or 'none is mapped linearly'})"
+        f"{'several ranges' if fitting else 'no range'} of pixels ({became or 'none is mapped linearly'})",
+        "preprocessing-unclear",
     )
 
 

@@ -49,12 +49,16 @@ def read_input(model, path: Path) -> list[Input]:
     inputs = list(model.graph.input)
     if len(inputs) != 1:
         named = ", ".join(f"{value.name} {_shown(value)}" for value in inputs) or "none"
-        raise GdrdError(f"{path} cannot be loaded as a face recognizer, which has one input; its inputs are {named}")
+        raise GdrdError(
+            f"{path} cannot be loaded as a face recognizer, which has one input; its inputs are {named}", "onnx-inputs"
+        )
     (value,) = inputs
     tensor = value.type.tensor_type
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else np.dtype("float32")
     if str(dtype) not in TYPES:
-        raise GdrdError(f"{path} takes pixels of the type {dtype}; a face recognizer takes {', '.join(TYPES)}")
+        raise GdrdError(
+            f"{path} takes pixels of the type {dtype}; a face recognizer takes {', '.join(TYPES)}", "onnx-input-type"
+        )
     dims = [dim.dim_value for dim in tensor.shape.dim] if tensor.HasField("shape") else [0] * 4
     sizes = [max(dim, 0) for dim in dims[1:]]  # 0 is free, or, from MXNet, -1
     found = []
@@ -64,7 +68,8 @@ def read_input(model, path: Path) -> list[Input]:
     if not found:
         raise GdrdError(
             f"{path} takes faces of {_shown(value)}; a face recognizer takes [N, 3, {FACE_SIZE}, {FACE_SIZE}] or "
-            f"[N, {FACE_SIZE}, {FACE_SIZE}, 3]"
+            f"[N, {FACE_SIZE}, {FACE_SIZE}, 3]",
+            "onnx-input-shape",
         )
     return found
 
@@ -88,19 +93,26 @@ def choose_output(found: dict[str, np.ndarray], wanted: str, path: Path) -> str:
     shown = ", ".join(f"{name} {list(getattr(value, 'shape', ['?']))}" for name, value in found.items())
     if wanted:
         if wanted not in found:
-            raise GdrdError(f"{path} has no output {wanted!r}; its outputs for one face are {shown}")
+            raise GdrdError(
+                f"{path} has no output {wanted!r}; its outputs for one face are {shown}", "onnx-output-missing"
+            )
         if wanted not in embeddings:
             raise GdrdError(
-                f"{path}: the output {wanted!r} is not an embedding [N, D]; the outputs for one face are {shown}"
+                f"{path}: the output {wanted!r} is not an embedding [N, D]; the outputs for one face are {shown}",
+                "onnx-output-not-embedding",
             )
         return wanted
     if len(embeddings) == 1:
         return embeddings[0]
     if not embeddings:
-        raise GdrdError(f"{path} has no output that is an embedding [N, D]; its outputs for one face are {shown}")
+        raise GdrdError(
+            f"{path} has no output that is an embedding [N, D]; its outputs for one face are {shown}",
+            "onnx-no-embedding",
+        )
     raise GdrdError(
         f"{path} has several outputs that can be the embedding: {shown} (shapes for one face); choose one: "
-        f"--output {embeddings[0]}, or --config.discriminative.output={embeddings[0]}"
+        f"--output {embeddings[0]}, or --config.discriminative.output={embeddings[0]}",
+        "onnx-outputs",
     )
 
 

@@ -59,7 +59,9 @@ class PGDiff(FeatureExtractor):
         self._time_embed = time_embed.to(self._device).eval()
         self.taps = (*(f"block{i}" for i in range(len(blocks) - 1)), "middle")
         if tap not in self.taps:
-            raise GdrdError(f"config.generative.tap is {tap!r}; {path} has block0 to {self.taps[-2]}, and middle")
+            raise GdrdError(
+                f"config.generative.tap is {tap!r}; {path} has block0 to {self.taps[-2]}, and middle", "teacher-tap"
+            )
         # What convolutions like best, on CPUs and GPUs alike.
         how = {"device": self._device, "memory_format": self._torch.channels_last}
         self._blocks = [[layer.to(**how).eval() for layer in block] for block in blocks[: self.taps.index(tap) + 1]]

@@ -37,26 +37,33 @@ def check_folder(path: str | os.PathLike, tap: str) -> None:
         check_tap(tap, len(config["down_block_types"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GdrdError(
-            f"config.generative.path: {str(path)!r} is not a folder of a diffusers UNet2DModel (no fitting config.json)"
+            f"config.generative.path: {str(path)!r} is not a folder of a diffusers UNet2DModel (it has no "
+            "fitting config.json)",
+            "diffusers-folder",
         ) from error
     if kind != "UNet2DModel" or not isinstance(size, int) or inputs not in (3, 6):
         raise GdrdError(
             f"{path / 'config.json'} describes a {kind} of sample_size {size} with {inputs} input channels; "
-            "it must be a UNet2DModel with one number as sample_size and 3 or 6 input channels"
+            "it must be a UNet2DModel with one number as sample_size and 3 or 6 input channels",
+            "diffusers-kind",
         )
     unsupported = [
         f"{key} {config[key]!r}" for key, plain in PLAIN.items() if config.get(key, plain) != plain
     ] + [kind for kind in config["down_block_types"] if kind not in BLOCKS]  # fmt: skip
     if unsupported:
-        raise GdrdError(f"{path / 'config.json'} has {', '.join(unsupported)}, which this project does not know")
+        raise GdrdError(
+            f"{path / 'config.json'} has {', '.join(unsupported)}, which is not supported", "diffusers-unsupported"
+        )
     if inputs == 6 and not (path / "scheduler_config.json").is_file():
-        raise GdrdError(f"{path} has no scheduler_config.json; save the scheduler into the same folder")
+        raise GdrdError(
+            f"{path} has no scheduler_config.json; save the scheduler in the same folder", "diffusers-scheduler-missing"
+        )
 
 
 def check_tap(tap: str, levels: int) -> None:
     """Raises GdrdError unless a network of so many levels has the tap."""
     if tap not in _taps(levels):
-        raise GdrdError(f"config.generative.tap is {tap!r}; this network has {', '.join(_taps(levels))}")
+        raise GdrdError(f"config.generative.tap is {tap!r}; this network has {', '.join(_taps(levels))}", "teacher-tap")
 
 
 def _taps(levels: int) -> tuple[str, ...]:
@@ -96,7 +103,10 @@ class SrDiffusion(FeatureExtractor):
         try:
             unet = diffusers.UNet2DModel.from_pretrained(path, local_files_only=True, low_cpu_mem_usage=False)
         except Exception as error:  # diffusers, safetensors and torch each raise their own
-            raise GdrdError(f"{path} cannot be loaded as a UNet2DModel: {first_line(error)}") from error
+            raise GdrdError(
+                f"{path} cannot be loaded as a UNet2DModel: {first_line(error)}; save it again with save_pretrained",
+                "diffusers-unloadable",
+            ) from error
         self._unet = unet.to(self._device).eval()
         self._path = path
         self.taps = _taps(len(self._unet.down_blocks))

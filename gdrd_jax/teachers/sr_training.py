@@ -60,13 +60,15 @@ class SrSettings:
         )
         if not (enough and 0 < self.learning_rate < math.inf and 0 <= self.ema < 1):
             raise GdrdError(
-                f"the SR teacher cannot have {self}: size, layers, batch and the channels, at least one, are 1 or "
-                "more, the learning rate is above 0, ema is 0 or more and below 1"
+                f"the SR teacher cannot have {self}: size, layers and batch must be at least 1, channels at least one "
+                "number of at least 1, the learning rate must be above 0, and ema at least 0 and below 1",
+                "sr-settings",
             )
         if self.size % 2 ** (len(self.channels) - 1) or any(c % 8 for c in self.channels):
             raise GdrdError(
                 f"the SR teacher's size {self.size} must be divisible by {2 ** (len(self.channels) - 1)} "
-                f"and every one of its channels {self.channels} by 8"
+                f"and each of its channels {self.channels} by 8",
+                "sr-size",
             )
 
     def check_tap(self, tap: str) -> None:
@@ -137,7 +139,9 @@ def train(
             done += 1
             progress.update()
             if not math.isfinite(loss.item()):
-                raise GdrdError(f"the SR teacher's loss is {loss.item()} at step {done}; lower its learning rate")
+                raise GdrdError(
+                    f"the SR teacher's loss is {loss.item()} at step {done}; lower its learning rate", "loss-not-finite"
+                )
             progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             if signals.received or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                 _save(state, done, unet, ema, optimizer)
@@ -184,7 +188,8 @@ def _claim(directory: Path, faces: Faces, views: Views, settings: SrSettings, se
     if path.exists() and (theirs := json.loads(path.read_text(encoding="utf-8"))) != ours:
         changed = ", ".join(key for key in ours | theirs if theirs.get(key) != ours.get(key))
         raise GdrdError(
-            f"{directory} holds an SR teacher made from other {changed}; remove it or choose another folder"
+            f"{directory} holds an SR teacher made from other {changed}; remove it or choose another folder",
+            "sr-other-training",
         )
     write_json(path, ours)
 
@@ -267,6 +272,8 @@ def _restore(path: Path, unet, ema, optimizer, device) -> int:
         ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state.get("optimizer") or state["optimiser"])  # the name in versions up to 0.4
     except Exception as error:  # torch, pickle, zipfile and struct each raise their own
-        raise GdrdError(f"{path} is damaged; remove it to begin again ({first_line(error)})") from error
+        raise GdrdError(
+            f"{path} is damaged ({first_line(error)}); remove it to start again", "checkpoint-damaged"
+        ) from error
     ema.to(device)
     return state["done"]

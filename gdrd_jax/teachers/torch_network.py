@@ -66,14 +66,17 @@ def check_precision(name: str, run: Callable[[str], np.ndarray], where: str) -> 
       GdrdError: no such precision, or the smallest cosine to float32 is not above 0.999.
     """
     if name not in PRECISIONS:
-        raise GdrdError(f"the precision {name!r} is not known; it can be {' or '.join(PRECISIONS)}")
+        raise GdrdError(f"unknown precision {name!r}; choose {' or '.join(PRECISIONS)}", "precision-unknown")
     if name == "float32":
         return
     exact, fast = (values.reshape(len(values), -1).astype(np.float64) for values in map(run, ("float32", name)))
     lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(fast, axis=1)
     cosine = ((exact * fast).sum(axis=1) / np.maximum(lengths, 1e-30)).min()
     if not cosine > LEAST_COSINE:
-        raise GdrdError(f"{where} has a cosine of {cosine:.4f} to float32 when run in {name}; choose float32")
+        raise GdrdError(
+            f"the output of {where} in {name} has a cosine of {cosine:.4f} to that in float32; choose float32",
+            "precision-changes-output",
+        )
 
 
 class FeatureExtractor:

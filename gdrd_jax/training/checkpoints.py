@@ -51,8 +51,9 @@ class Checkpoints:
             restored = self._manager.restore(step, args=args)
         except (ValueError, KeyError, OSError) as error:
             raise GdrdError(
-                f"the checkpoint {self._directory / str(step)} cannot be read: {first_line(error)}; remove it to go "
-                f"on from the one before, or {self._directory} to begin anew"
+                f"the checkpoint {self._directory / str(step)} cannot be read: {first_line(error)}; remove it to "
+                f"continue from the checkpoint before it, or remove {self._directory} to start again",
+                "checkpoint-damaged",
             ) from error
         return restored["state"], step, restored["record"]
 
@@ -98,7 +99,9 @@ def save_weights(module: nnx.Module, directory: Path, description: dict) -> None
     """
     directory = storable(directory, ORBAX_FORBIDDEN)
     if directory.exists() and any(directory.iterdir()) and not (directory / "description.json").exists():
-        raise GdrdError(f"{directory} holds other things than a trained module; choose another folder")
+        raise GdrdError(
+            f"{directory} holds other things than a trained module; choose another folder", "output-not-ours"
+        )
     weights = jax.device_get(nnx.to_pure_dict(nnx.state(module)))
     with replacing(directory) as new, writing(directory):
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
@@ -120,8 +123,9 @@ def load_weights(module: nnx.Module, directory: Path) -> None:
             weights = checkpointer.restore(directory / "weights", abstract)
         except (ValueError, KeyError, OSError) as error:
             raise GdrdError(
-                f"the weights in {directory} cannot be read: they are damaged, or of a version that built students "
-                "otherwise; train it again"
+                f"the weights in {directory} cannot be read: they are damaged, or from a version that built students "
+                "differently; train the student again",
+                "weights-unreadable",
             ) from error
     nnx.replace_by_pure_dict(state, weights)
     nnx.update(module, state)

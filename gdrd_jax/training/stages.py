@@ -220,7 +220,10 @@ def _mixed(batch: Batch, key: jax.Array, share: float) -> Batch:
     """Mixes a share of the `small` faces with their neighbors (0 with 1, 2 with 3)."""
     size = len(batch["small"])
     if size % 2:
-        raise GdrdError(f"mixup needs an even number of faces on each device, not {size}")
+        raise GdrdError(
+            f"mixup needs an even number of faces on each device, not {size}; change config.dis.batch",
+            "mixup-odd-batch",
+        )
     # Drawn for the whole batch, so that the number of devices changes nothing.
     chosen, weight = sharding.local_shard(jax.random.uniform(key, (size * sharding.device_count(), 2)), size).T
     own = jnp.where(chosen < share, 0.5 + weight / 2, 1.0)

@@ -86,6 +86,7 @@ class Schedule:
         else:
             at = {round(share * self.steps): 0.1 for share in self.decay_at}
             decayed = optax.piecewise_constant_schedule(self.learning_rate, at)
+        # Not `optax.warmup_cosine_decay_schedule`: its cosine begins after the warm-up, this one at the first step.
         return lambda step: decayed(step) * jnp.minimum(1.0, (step + 1) / warm)
 
     def update(self) -> optax.GradientTransformation:
@@ -168,6 +169,8 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
 
 
 def _towards(share: jax.Array, average: jax.Array, value: jax.Array) -> jax.Array:
+    # Not `optax.incremental_update`: its weighted sum moves even weights that stay the same, those that are frozen, by
+    # 1e-5 of their size over 20,000 steps.
     return average + share * (value - average) if jnp.issubdtype(value.dtype, jnp.inexact) else value
 
 
@@ -310,7 +313,11 @@ def fit(
 def check_batch(batch: int, name: str) -> None:
     """Raises a `GdrdError` where not every device would have as many faces of a batch of the stage `name`."""
     if batch % jax.device_count():
-        raise GdrdError(f"batch {batch} of {name} cannot be divided over {jax.device_count()} devices")
+        raise GdrdError(
+            f"batch {batch} of {name} cannot be divided over {jax.device_count()} devices; choose a multiple of "
+            f"{jax.device_count()}",
+            "batch-not-divisible",
+        )
 
 
 def _on_cpu() -> bool:
@@ -331,6 +338,7 @@ def _require_finite(losses: np.ndarray, steps: range, rows: np.ndarray, name: st
     at = int(np.argmin(np.isfinite(losses)))
     faces = ", ".join(map(str, rows[at][:MAX_ROWS_IN_ERROR])) + (" ..." if len(rows[at]) > MAX_ROWS_IN_ERROR else "")
     raise GdrdError(
-        f"the loss of {name} is {losses[at]} at step {steps[at]} (faces {faces}); "
-        "lower its learning_rate or look at these faces and their targets"
+        f"the loss of {name} is {losses[at]} at step {steps[at]} (faces {faces}); lower its learning_rate, or check "
+        "these faces and their targets",
+        "loss-not-finite",
     )

@@ -9,10 +9,11 @@ from gdrd_jax.utils.signals import deferred
 # What pip calls the packages without which no command works, by the name that is imported. Not grain: only data that
 # are read from disk in training need it.
 CORE = {
-    "absl": "absl-py", "cv2": "opencv-python-headless", "flax": "flax", "jax": "jax", "matplotlib": "matplotlib",
-    "ml_collections": "ml-collections", "numpy": "numpy", "optax": "optax", "orbax.checkpoint": "orbax-checkpoint",
-    "PIL": "pillow", "psutil": "psutil", "safetensors": "safetensors", "scipy": "scipy", "simplejpeg": "simplejpeg",
-    "sklearn": "scikit-learn", "tensorboardX": "tensorboardx", "tensorstore": "tensorstore", "tqdm": "tqdm",
+    "absl": "absl-py", "cv2": "opencv-python-headless", "filelock": "filelock", "flax": "flax", "jax": "jax",
+    "matplotlib": "matplotlib", "ml_collections": "ml-collections", "numpy": "numpy", "optax": "optax",
+    "orbax.checkpoint": "orbax-checkpoint", "PIL": "pillow", "psutil": "psutil", "safetensors": "safetensors",
+    "scipy": "scipy", "simplejpeg": "simplejpeg", "sklearn": "scikit-learn", "tensorboardX": "tensorboardx",
+    "tensorstore": "tensorstore", "tqdm": "tqdm",
 }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def missing(package: str, extra: str) -> GdrdError:
     """The error for a package that is not installed but comes with `extra`."""
     return GdrdError(
         f"the package {package!r} is not installed; it comes with the extra {extra!r}: "
-        f'python -m pip install -e ".[{extra}]"',
+        f'python -m pip install "gdrd_jax[{extra}]"',
         "package-missing",
     )
 

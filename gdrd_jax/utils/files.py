@@ -3,7 +3,6 @@
 import codecs
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -16,7 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import filelock
+
 from gdrd_jax.utils.errors import GdrdError, first_line
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
 
 LOCK = ".lock"
 ORBAX_FORBIDDEN = "\\["  # in a path of trained weights: Orbax takes a bracket for a pattern
@@ -69,11 +75,13 @@ def storable(path: str | os.PathLike, unreadable: str = "\\") -> Path:
     if odd or not _is_utf8(os.fsencode(path)):
         what = f"the character {odd!r}" if odd else "a name that is not UTF-8"
         raise GdrdError(
-            f"{path} has {what} in it, which the library that stores arrays cannot read; choose another path"
+            f"{path} contains {what}, which the library that stores arrays cannot read; choose another path",
+            "path-character",
         )
     raise GdrdError(
-        f"{path} has a name beyond ASCII in it, which the library that stores arrays cannot read in this locale; "
-        "set PYTHONUTF8=1, or choose another path"
+        f"{path} contains a name beyond ASCII, which the library that stores arrays cannot read in this locale; set "
+        "PYTHONUTF8=1, or choose another path",
+        "path-locale",
     )
 
 
@@ -106,13 +114,14 @@ def not_written(path: Path | str, error: Exception) -> GdrdError:
         number = next((n for n in REMEDIES if os.strerror(n).lower() in str(error).lower()), None)
     remedy = f": {REMEDIES[number]}, and" if number in REMEDIES else "; fix that, and"
     return GdrdError(
-        f"{path} could not be written: {cause}; what is there already stays valid{remedy} run the same command again"
+        f"{path} could not be written: {cause}; what is there already stays valid{remedy} run the same command again",
+        "not-written",
     )
 
 
 @contextlib.contextmanager
 def writing(directory: Path | str) -> Iterator[None]:
-    """Tells in one sentence why `directory`, a folder or a URL, could not be written.
+    """Says in one sentence why `directory`, a folder or a URL, could not be written.
 
     Raises:
       GdrdError: it could not, by an error of the system's, or of Orbax's or TensorStore's.
@@ -130,14 +139,19 @@ def writable(path: Path) -> None:
       GdrdError: it cannot.
     """
     if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise GdrdError(f"{path} cannot be written; choose a file in a folder that exists and is yours")
+        raise GdrdError(
+            f"{path} cannot be written; choose a file in a folder that exists and that you may write to", "not-writable"
+        )
 
 
 def writable_folder(folder: Path) -> None:
     """As `writable`, of a folder, which need not exist yet."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise GdrdError(f"{folder} cannot be written, because {there} is no folder of yours; choose another one")
+        raise GdrdError(
+            f"{folder} cannot be written, because {there} is not a folder that you may write to; choose another folder",
+            "not-writable",
+        )
 
 
 @contextlib.contextmanager
@@ -166,12 +180,12 @@ def read_lines(path: Path) -> list[str]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise GdrdError(f"there is no file {str(path)!r}") from None
+        raise GdrdError(f"there is no file {str(path)!r}", "file-missing") from None
     encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise GdrdError(f"{path} is not text in UTF-8: {error}; save it as UTF-8") from error
+        raise GdrdError(f"{path} is not text in UTF-8: {error}; save it as UTF-8", "text-not-utf-8") from error
     # Not `splitlines`, which would also cut names at rarer characters.
     return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n") if text else []
 
@@ -191,19 +205,23 @@ def digest(settings: dict) -> str:
 def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Makes `folder` if it is missing, and keeps other processes from working in it for the duration.
 
+    The operating system releases the lock when the process ends, however it ends.
+
     Args:
       folder: any.
-      shared: only read there, which others may do, too.
+      shared: this process only reads there, which several may do at once; on Windows one at a time.
 
     Raises:
-      GdrdError: one is.
+      GdrdError: another process works in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # A folder that is only read may be somebody else's.
+    # A folder that is only read may belong to another user.
     with (folder / LOCK).open("rb" if shared and (folder / LOCK).exists() else "wb") as lock:
         # More than once, for `is_locked` holds the lock for a moment.
         if not any(_taken(lock, shared) or time.sleep(SECONDS_BETWEEN_TRIES) for _ in range(TRIES)):
-            raise GdrdError(f"another run is working in {folder}; wait for it or choose another folder")
+            raise GdrdError(
+                f"another run is working in {folder}; wait for it or choose another folder", "folder-in-use"
+            )
         yield
 
 
@@ -215,9 +233,12 @@ def is_locked(folder: Path) -> bool:
         return not _taken(lock)
 
 
-def _taken(lock, shared: bool = False) -> bool:
+def _taken(lock: BinaryIO, shared: bool = False) -> bool:
+    # filelock's shared lock is a database that has to be written, so it does not serve where one may only read.
+    if not shared or fcntl is None:
+        return filelock.lock_descriptor(lock.fileno(), blocking=False)
     try:
-        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -58,9 +58,11 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> ProcessInfo
             if _beside_others(environment) and not given:
                 process = process._replace(devices=(process.local_rank,))
         except ValueError:
-            raise GdrdError(f"the environment has {text}; both must be whole numbers") from None
+            raise GdrdError(f"the environment has {text}; both must be whole numbers", "launcher-not-numbers") from None
         if not 0 <= process.rank < process.world_size:
-            raise GdrdError(f"the environment has {text}; the first counts from 0 and is below the second")
+            raise GdrdError(
+                f"the environment has {text}; {number} counts from 0 and must be below {world}", "launcher-rank"
+            )
         return process
     return SINGLE_PROCESS
 

@@ -104,21 +104,23 @@ def claim_folder(folder: Path, kind: str, option: str) -> None:
       GdrdError: the folder is something else, or cannot be written.
     """
     if folder.exists() and not folder.is_dir():
-        raise GdrdError(f"{folder} is a file; choose a folder with {option}")
+        raise GdrdError(f"{folder} is a file; choose a folder with {option}", "output-is-a-file")
     writable_folder(folder)
     if not folder.is_dir() or not (entries := _entries(folder)):
         return
     found = kind_of(folder)
     if found != kind:
         what = f"is {found}" if found else f"holds other things, such as {entries[0]}"
-        raise GdrdError(f"{folder} {what}; choose an empty or new folder for {kind} with {option}")
+        raise GdrdError(f"{folder} {what}; choose an empty or new folder for {kind} with {option}", "output-not-ours")
 
 
 def claim_file(path: Path, is_ours: Callable[[Path], bool], option: str) -> None:
     """Checks that a file can be written: it is missing, empty, or made by the same command, see `is_ours`."""
     writable(path)
     if path.exists() and path.stat().st_size and not is_ours(path):
-        raise GdrdError(f"{path} exists and was not made by this command; choose another file with {option}")
+        raise GdrdError(
+            f"{path} exists and was not made by this command; choose another file with {option}", "output-not-ours"
+        )
 
 
 def is_report(path: Path) -> bool:

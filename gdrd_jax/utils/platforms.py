@@ -26,7 +26,7 @@ def platform_problem(error: Exception | None = None) -> str | None:
     asked = os.environ.get("JAX_PLATFORMS", "")
     return (
         f"JAX cannot use the platform {asked!r} that JAX_PLATFORMS asks for: {cause}; unset JAX_PLATFORMS to use what "
-        "this machine has, or install what is missing (the extra 'cuda', a driver)"
+        'this machine has, or install what is missing (python -m pip install "gdrd_jax[cuda]", a driver)'
     )
 
 
@@ -39,4 +39,4 @@ def check_platform() -> None:
     if os.environ.get("JAX_PLATFORMS", "") not in ("", "cpu"):
         importlib.import_module("jax")
         if problem := platform_problem():
-            raise GdrdError(problem)
+            raise GdrdError(problem, "jax-platform")

@@ -1,9 +1,9 @@
 import cv2
 import numpy as np
 import pytest
+from conftest import raises
 
 from gdrd_jax.data.degradation import Degradation, Views, _line, resize
-from gdrd_jax.utils.errors import GdrdError
 
 FACE = np.random.default_rng(0).integers(256, size=(112, 112, 3), dtype=np.uint8)
 
@@ -64,9 +64,17 @@ def test_random_views_stay_near_the_face():
     assert np.corrcoef(smooth.ravel(), moved.ravel())[0, 1] > 0.5
 
 
-@pytest.mark.parametrize("changes", [{"kernel": "nearest"}, {"count": 0}, {"noise": -1.0}, {"jpeg": 101}])
-def test_refuses_nonsense(changes):
-    with pytest.raises(GdrdError):
+@pytest.mark.parametrize(
+    ("changes", "code", "fact"),
+    [
+        ({"kernel": "nearest"}, "degradation-kernel", "'nearest'"),
+        ({"count": 0}, "views-count", "views.count is 0"),
+        ({"noise": -1.0}, "degradation-strength", "noise -1.0"),
+        ({"jpeg": 101}, "degradation-strength", "jpeg 101"),
+    ],
+)
+def test_refuses_nonsense(changes, code, fact):
+    with raises(code, fact):
         views(**changes)
 
 
@@ -139,7 +147,8 @@ def test_a_small_crop_of_any_shape_is_brought_to_size():
 
 @pytest.mark.parametrize("how", [{"noise": float("nan")}, {"blur": float("inf")}, {"motion": 1e6}, {"jpeg": -1}])
 def test_strengths_that_no_camera_has_are_refused(how):
-    with pytest.raises(GdrdError, match="blur and motion are 0 to 112"):
+    [(name, value)] = how.items()
+    with raises("degradation-strength", f"{name} {value}", "0 to 112", "0 to 255"):
         Degradation(16, "area", **how)
 
 

@@ -8,14 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import jpeg
+from conftest import jpeg, raises
 
 from gdrd_jax.data.degradation import Views
 from gdrd_jax.data.extract import Extraction, _loaded_ahead, extract, verify, view_loader
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import CHUNK_ROWS, FeatureStore
 from gdrd_jax.data.readers import open_faces
-from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.launch import ProcessInfo
 
 ROWS = 5 * CHUNK_ROWS + 7
@@ -97,7 +96,7 @@ def test_verifying_computes_rows_again(tmp_path, caplog, monkeypatch):
     extract(job(tmp_path / "c")[0])
     verify(job(tmp_path / "c")[0])
     assert f"{ROWS} rows of each of 2 views computed again differ by at most 0.0e+00" in caplog.text
-    with pytest.raises(GdrdError, match="view 1 of face 1280 is off by 0.001,"):
+    with raises("targets-not-reproduced", "view 1 of face 1280", " 0.001 "):
         monkeypatch.setattr("gdrd_jax.data.extract.FURTHEST", 0.0005)
         verify(job(tmp_path / "c", wrong=[1380])[0])
 
@@ -108,7 +107,7 @@ def test_verifying_reads_every_chunk(tmp_path):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(GdrdError, match="damaged"):
+    with raises("targets-damaged", "view 1"):
         verify(job(tmp_path / "c")[0])
 
 

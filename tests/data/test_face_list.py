@@ -5,9 +5,9 @@ import os
 import unicodedata
 
 import pytest
+from conftest import raises
 
 from gdrd_jax.data.readers import open_faces
-from gdrd_jax.utils.errors import GdrdError
 
 FILES = ("ann/1.jpg", "ann/2.jpg", "bob, jr/1.jpg", "José/1.jpg")
 
@@ -92,31 +92,31 @@ def test_accents_in_either_form_name_the_same_file_and_person(folder, form):
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "message"),
+    ("name", "data", "code", "facts"),
     [
-        ("a.txt", "ann/1.jpg a\nann/3.jpg a\n", "line 2: there is no file .*ann/3.jpg"),
-        ("b.txt", "ann/1.jpg a\nann/1.jpg b\n", "line 2: ann/1.jpg is listed as 'b' here and as 'a' in line 1"),
-        ("c.txt", "ann/1.jpg\n", "line 1: 'ann/1.jpg' is not of the form"),
-        ("d.txt", "ann a\n", "ann cannot be read: it is not a regular file"),
-        ("e.csv", "ann/1.jpg,a,1\n", "line 1: .* is not of the form"),
-        ("f.csv", "file,size\nann/1.jpg,3\n", "line 1: which of the columns file, size is the identity"),
-        ("m.csv", "id,path,owner\n1,ann/1.jpg,a\n", "line 1: which of the columns id, path, owner is the identity"),
-        ("n.csv", "path,subject_id,label\nann/1.jpg,a,1\n", "line 1: which of the columns"),
-        ("o.csv", "a.jpg,b\n", "line 1: there is no file .* lines are `PATH IDENTITY`"),
-        ("p.csv", "path,identity\nann/1.jpg,\n", "line 2: ann/1.jpg has the identity ''; give one"),
-        ("q.lst", "0\tnan\tann/1.jpg\n", "line 1: ann/1.jpg has the identity 'nan'"),
-        ("r.txt", "ann/1.jpg a\n./ann//1.jpg b\n", "line 2: .* is listed as 'b' here and as 'a' in line 1"),
-        ("numbers.csv", "id,path\n1,ann/1.jpg\n", "line 1: which of the columns id, path is the identity"),
-        ("long.csv", "ann/1.jpg," + "a" * 200_000, "line 1 cannot be read as CSV"),
-        ("g.lst", "1 5 ann/1.jpg\n", "line 1: .* separated by tabs"),
-        ("h.lst", "0\tann/1.jpg\tbob\n", "line 1: .* is not of the form"),
-        ("i.txt", b"ann/1.jpg \xff\xff\n", "not text in UTF-8"),
-        ("j.txt", "# nothing\n", "lists no faces"),
-        ("k.txt", "ann/\0.jpg a\n", "line 1: there is no file"),
+        ("a.txt", "ann/1.jpg a\nann/3.jpg a\n", "list-file-missing", ("line 2", "there is no file", "ann/3.jpg")),
+        ("b.txt", "ann/1.jpg a\nann/1.jpg b\n", "list-face-twice", ("line 2: ann/1.jpg", "'b'", "'a' in line 1")),
+        ("c.txt", "ann/1.jpg\n", "list-line", ("line 1: 'ann/1.jpg'",)),
+        ("d.txt", "ann a\n", "list-file-missing", ("ann cannot be read", "not a regular file")),
+        ("e.csv", "ann/1.jpg,a,1\n", "list-line", ("line 1: 'ann/1.jpg,a,1'",)),
+        ("f.csv", "file,size\nann/1.jpg,3\n", "list-columns", ("line 1", "file, size")),
+        ("m.csv", "id,path,owner\n1,ann/1.jpg,a\n", "list-columns", ("line 1", "id, path, owner")),
+        ("n.csv", "path,subject_id,label\nann/1.jpg,a,1\n", "list-columns", ("line 1", "path, subject_id, label")),
+        ("o.csv", "a.jpg,b\n", "list-file-missing", ("line 1: there is no file", "a.jpg", "`PATH IDENTITY`")),
+        ("p.csv", "path,identity\nann/1.jpg,\n", "list-identity", ("line 2: ann/1.jpg", "''")),
+        ("q.lst", "0\tnan\tann/1.jpg\n", "list-identity", ("line 1: ann/1.jpg", "'nan'")),
+        ("r.txt", "ann/1.jpg a\n./ann//1.jpg b\n", "list-face-twice", ("line 2", "'b'", "'a' in line 1")),
+        ("numbers.csv", "id,path\n1,ann/1.jpg\n", "list-columns", ("line 1", "id, path")),
+        ("long.csv", "ann/1.jpg," + "a" * 200_000, "list-csv", ("line 1",)),
+        ("g.lst", "1 5 ann/1.jpg\n", "list-line", ("line 1: '1 5 ann/1.jpg'", "separated by tabs")),
+        ("h.lst", "0\tann/1.jpg\tbob\n", "list-line", ("line 1: '0\\tann/1.jpg\\tbob'",)),
+        ("i.txt", b"ann/1.jpg \xff\xff\n", "text-not-utf-8", ("i.txt", "UTF-8")),
+        ("j.txt", "# nothing\n", "list-empty", ("j.txt",)),
+        ("k.txt", "ann/\0.jpg a\n", "list-file-missing", ("line 1: there is no file",)),
     ],
 )
-def test_a_bad_line_is_named(folder, name, data, message):
-    with pytest.raises(GdrdError, match=message):
+def test_a_bad_line_is_named(folder, name, data, code, facts):
+    with raises(code, name, *facts):
         listed(folder, name, data)
 
 

@@ -4,9 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import raises
 
 from gdrd_jax.data.feature_store import CHUNK_ROWS, FeatureStore, feature_statistics
-from gdrd_jax.utils.errors import GdrdError
 
 ROWS = 2 * CHUNK_ROWS + 10
 VALUES = np.float16(np.random.default_rng(0).normal(size=(2, ROWS, 3, 4)))
@@ -41,7 +41,7 @@ def test_goes_on_where_it_was_killed(tmp_path):
     write(first, list(first.chunks())[:2])
     again = create(tmp_path / "c")
     assert again.missing() == list(first.chunks())[2:]
-    with pytest.raises(GdrdError, match="not finished: 4 of 6 pieces.*rows 256-511 of view 0"):
+    with raises("targets-unfinished", "4 of 6 pieces", "256-511 of view 0"):
         FeatureStore.open(tmp_path / "c")
     write(again, again.missing())
     np.testing.assert_array_equal(FeatureStore.open(tmp_path / "c").read(0), VALUES[0])
@@ -59,12 +59,12 @@ def test_is_opened_for_its_own_data_set_only(tmp_path):
     cache = create(tmp_path / "c", made_from={"faces": "a", "teacher": "b"})
     write(cache, cache.chunks())
     FeatureStore.open(tmp_path / "c", faces="a")
-    with pytest.raises(GdrdError, match="another data set"):
+    with raises("targets-other-faces", tmp_path / "c"):
         FeatureStore.open(tmp_path / "c", faces="b")
 
 
 def test_refuses_a_cache_of_something_else(finished):
-    with pytest.raises(GdrdError, match=r"something else \(made_from differ"):
+    with raises("targets-other-source", "(made_from differ)"):
         create(finished, made_from={"teacher": "b"})
 
 
@@ -72,7 +72,7 @@ def test_refuses_a_cache_of_something_else(finished):
 def test_refuses_values_that_are_not_finite(tmp_path, value):
     values = np.zeros((5, 3, 4))
     values[2, 1, 1] = value
-    with pytest.raises(GdrdError, match="view 0 of face 2"):
+    with raises("targets-not-finite", "view 0 of face 2"):
         create(tmp_path / "n", rows=5).write(0, range(5), values)
 
 
@@ -80,7 +80,7 @@ def test_refuses_a_folder_that_is_no_cache(tmp_path):
     for text in (None, "", "{}", '{"format": 1, "rows": 1, "views": 1, "shape": [], "dtype": "f4", "made_from": {}}'):
         if text is not None:
             (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(GdrdError, match="manifest"):
+        with raises("targets-manifest", tmp_path, "manifest.json"):
             FeatureStore.open(tmp_path)
 
 
@@ -125,14 +125,14 @@ def test_a_flipped_bit_is_noticed(finished):
     data = bytearray(first_chunk(finished).read_bytes())
     data[100] ^= 1
     first_chunk(finished).write_bytes(data)
-    with pytest.raises(GdrdError, match="damaged"):
+    with raises("targets-damaged", "view 0"):
         FeatureStore.open(finished).read(0)
 
 
 def test_a_missing_or_shortened_chunk_is_noticed_and_written_again(finished):
     for spoil in (lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:-9])):
         spoil(first_chunk(finished))
-        with pytest.raises(GdrdError, match="1 of 6 pieces are missing or cut short, first rows 0-255 of view 0"):
+        with raises("targets-unfinished", "1 of 6 pieces", "0-255 of view 0"):
             FeatureStore.open(finished)
         cache = create(finished)
         write(cache, cache.missing())
@@ -142,7 +142,7 @@ def test_a_missing_or_shortened_chunk_is_noticed_and_written_again(finished):
 def test_a_chunk_that_goes_while_it_is_read_is_no_zeros(finished):
     cache = FeatureStore.open(finished)
     first_chunk(finished).unlink()
-    with pytest.raises(GdrdError, match="damaged"):
+    with raises("targets-damaged", "view 0"):
         cache.read(0)
 
 
@@ -160,10 +160,7 @@ def test_a_disk_without_room_is_told_and_what_is_there_stays(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(
-            GdrdError,
-            match="could not be written: File too large.*raise the limit .*, and run the same command again",
-        ):
+        with raises("not-written", tmp_path / "c", "File too large", "ulimit -f"):
             write_zeros(cache, range(CHUNK_ROWS, 2 * CHUNK_ROWS))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

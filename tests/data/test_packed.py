@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import make_faces, tiny_config
+from conftest import make_faces, raises, tiny_config
 from PIL import Image
 
 from gdrd_jax.data import packed
@@ -60,13 +60,13 @@ def test_what_is_packed_is_read_again(parts, tmp_path, count):
 def test_what_does_not_belong_together_is_refused(parts, tmp_path):
     a, b = pack(parts, tmp_path / "a", tmp_path / "b")
     (other,) = pack(parts, tmp_path / "other", size=32)
-    for paths, message in {
-        (a,): "has 2 files, and these are 1 of 2: give each once",
-        (a, a): "give each once",
-        (a, other): "is of another training set than .*: size differ",
-        (tmp_path / "none",): "there is no file .*gdrd pack writes it",
+    for paths, (code, *facts) in {
+        (a,): ("packed-incomplete", "2 files", "1 of 2"),
+        (a, a): ("packed-incomplete", "2 files", "1 of 2, 1 of 2"),
+        (a, other): ("packed-mismatch", other, a, "size differ"),
+        (tmp_path / "none",): ("file-missing", tmp_path / "none", "gdrd pack"),
     }.items():
-        with pytest.raises(GdrdError, match=message):
+        with raises(code, *facts):
             packed.load(paths)
 
 
@@ -74,21 +74,21 @@ def test_damage_is_told(parts, tmp_path):
     (path,) = pack(parts, tmp_path / "a")
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(GdrdError, match="is damaged .*; pack it again"):
+    with raises("packed-damaged", path, "gdrd pack"):
         packed.load([path])
     arrays = safetensors.numpy.load(data)
     with safetensors.safe_open(pack(parts, tmp_path / "b")[0], framework="numpy") as file:
         about = file.metadata()
-    for name, values, message in (
-        ("images", arrays["images"] ^ 255, "face 0 of .* is not a readable image"),
-        ("targets", arrays["targets"][:-20], "is damaged"),
-        ("sizes", arrays["sizes"] + 1, "is damaged"),
+    for name, values, code, fact in (
+        ("images", arrays["images"] ^ 255, "image-unreadable", f"face 0 of {path}"),
+        ("targets", arrays["targets"][:-20], "packed-damaged", path),
+        ("sizes", arrays["sizes"] + 1, "packed-damaged", path),
     ):
         safetensors.numpy.save_file({**arrays, name: values}, path, about)
-        with pytest.raises(GdrdError, match=message):
+        with raises(code, fact):
             packed.load([path])
     safetensors.numpy.save_file(arrays, path, {"format": "another"})
-    with pytest.raises(GdrdError, match="no packed training set"):
+    with raises("packed-format", path):
         packed.load([path])
     assert not packed.is_packed(path) and packed.is_packed(tmp_path / "b")
 

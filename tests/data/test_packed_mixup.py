@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import tiny_config
+from conftest import raises, tiny_config
 
 from gdrd_jax.data import packed, packed_mixup
 from gdrd_jax.data.packed import PackedSet, Stored
@@ -69,10 +69,10 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
     own = faces()
     other = dataclasses.replace(own, about={**own.about, "fingerprint": "other"})
     packed_mixup.make(other, flattened, tmp_path / "m", views=1, seed=7)
-    with pytest.raises(GdrdError, match="are of another teacher than the packed training set"):
+    with raises("mixup-mismatch", tmp_path / "m", "another teacher"):
         packed_mixup.load(tmp_path / "m", own)
     (tmp_path / "m").write_bytes((tmp_path / "m").read_bytes()[:900])
-    with pytest.raises(GdrdError, match="is damaged .*gdrd pack-mixup writes it again"):
+    with raises("mixup-damaged", tmp_path / "m", "gdrd pack-mixup"):
         packed_mixup.load(tmp_path / "m", own)
 
 
@@ -121,5 +121,5 @@ def test_a_partner_that_there_is_not_is_refused(tmp_path):
         about, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
     arrays["partner"][2] = COUNT
     safetensors.numpy.save_file(arrays, tmp_path / "m", about)
-    with pytest.raises(GdrdError, match="is damaged .it mixes faces that there are not"):
+    with raises("mixup-damaged", tmp_path / "m", "faces that do not exist"):
         packed_mixup.load(tmp_path / "m", own)

@@ -6,6 +6,7 @@ import signal
 import cv2
 import numpy as np
 import pytest
+from conftest import raises
 
 from gdrd_jax.data import prepare as module
 from gdrd_jax.data.align import FACE_SIZE, YUNET, Aligner, _warp
@@ -41,7 +42,7 @@ def test_the_fingerprint_is_of_labels_and_contents_and_not_of_the_place(tmp_path
 
 
 def test_a_corrupt_file_is_named_or_skipped_and_listed(bad_folder):
-    with pytest.raises(GdrdError, match="p1/0.png is not a readable image"):
+    with raises("image-unreadable", "p1/0.png", "--skip-bad"):
         checked(open_faces(bad_folder))
     faces = checked(open_faces(bad_folder), skip_bad=True)
     assert faces.names == ("p0/0.png", "p0/1.png", "p2/0.png")
@@ -52,7 +53,7 @@ def test_a_corrupt_file_is_named_or_skipped_and_listed(bad_folder):
 def test_faces_of_another_size_are_refused_with_the_remedy(tmp_path):
     (tmp_path / "p").mkdir()
     cv2.imwrite(str(tmp_path / "p" / "0.png"), np.zeros((100, 90, 3), np.uint8))
-    with pytest.raises(GdrdError, match="90x100.*gdrd prepare --align"):
+    with raises("image-size", "p/0.png", "90x100", "112x112", "gdrd prepare --align", "--stretch"):
         checked(open_faces(tmp_path))
     assert len(checked(open_faces(tmp_path), stretch=True)) == 1
 
@@ -82,7 +83,7 @@ def test_faces_of_a_person_come_together_in_a_store(tmp_path, faces_folder):
 
 
 def test_what_a_store_leaves_out_is_listed_and_labels_have_no_gap(tmp_path, bad_folder):
-    with pytest.raises(GdrdError, match="p1/0.png"):
+    with raises("image-unreadable", "p1/0.png"):
         prepare(open_faces(bad_folder), tmp_path / "strict")
     store = prepare(open_faces(bad_folder), tmp_path / "store", skip_bad=True)
     assert store.identities == ("p0", "p2") and store.labels.tolist() == [0, 0, 1]
@@ -105,7 +106,7 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(tmp_path, faces_fol
     monkeypatch.setattr(module, "_fit", stopping)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, tmp_path / "store")
-    with pytest.raises(GdrdError, match="unfinished store; give the same"):
+    with raises("store-unfinished", tmp_path / "store", "gdrd prepare"):
         open_faces(tmp_path / "store")
     with (tmp_path / "store" / "journal.jsonl").open("a") as journal:  # a line cut short, and bytes after the last face
         journal.write('{"end": 12')
@@ -122,10 +123,10 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(tmp_path, faces_fol
 def test_a_folder_of_something_else_is_not_written_to(tmp_path, faces_folder):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
-    with pytest.raises(GdrdError, match="not empty"):
+    with raises("store-folder-not-empty", tmp_path / "mine"):
         prepare(open_faces(faces_folder), tmp_path / "mine")
     prepare(open_faces(faces_folder, pattern="0*"), tmp_path / "store")
-    with pytest.raises(GdrdError, match="store of other faces"):
+    with raises("store-other-faces", tmp_path / "store"):
         prepare(open_faces(faces_folder), tmp_path / "store")
 
 
@@ -177,7 +178,7 @@ def test_a_picture_without_a_face_is_named_or_listed(tmp_path, aligner):
     (tmp_path / "in" / "p").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / "in" / "p" / "0.png"), np.full((112, 112, 3), 128, np.uint8))
     (tmp_path / "in" / "p" / "1.pgm").write_bytes((locate("orl") / "s1" / "1.pgm").read_bytes())
-    with pytest.raises(GdrdError, match="no face was found in .*p/0.png"):
+    with raises("no-face", "p/0.png", kind=module.NoFace):
         prepare(open_faces(tmp_path / "in"), tmp_path / "strict", aligner=aligner)
     store = prepare(open_faces(tmp_path / "in"), tmp_path / "out", aligner=aligner, skip_faceless=True)
     assert len(store) == 1 and store.skipped[0][0] == "p/0.png"
@@ -186,7 +187,7 @@ def test_a_picture_without_a_face_is_named_or_listed(tmp_path, aligner):
 def test_a_store_of_nothing_is_not_made(tmp_path, aligner):
     (tmp_path / "in" / "p").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / "in" / "p" / "0.png"), np.full((112, 112, 3), 128, np.uint8))
-    with pytest.raises(GdrdError, match="none of the 1 faces can be used"):
+    with raises("store-without-faces", "none of the 1 faces", "p/0.png"):
         prepare(open_faces(tmp_path / "in"), tmp_path / "out", aligner=aligner, skip_faceless=True)
 
 
@@ -197,7 +198,7 @@ def test_a_broken_detector_is_named(tmp_path):
 
 
 def test_two_conversions_do_not_share_a_folder(tmp_path, faces_folder):
-    with locked(tmp_path / "store"), pytest.raises(GdrdError, match="another run is working"):
+    with locked(tmp_path / "store"), raises("folder-in-use", tmp_path / "store"):
         prepare(open_faces(faces_folder), tmp_path / "store")
     assert len(prepare(open_faces(faces_folder), tmp_path / "store")) == 21
 
@@ -208,12 +209,12 @@ def test_a_store_knows_its_people_and_its_detector(tmp_path, faces_folder, align
     (tmp_path / "l.txt").write_text("0.png Ana\n1.png Ana\n")
     prepare(open_faces(tmp_path / "l.txt"), tmp_path / "store")
     (tmp_path / "l.txt").write_text("0.png Anna\n1.png Anna\n")
-    with pytest.raises(GdrdError, match="store of other faces"):
+    with raises("store-other-faces", tmp_path / "store"):
         prepare(open_faces(tmp_path / "l.txt"), tmp_path / "store")
     orl = open_faces(locate("orl"), pattern="1.pgm")
     prepare(orl, tmp_path / "aligned", aligner=aligner)
     monkeypatch.setattr(aligner, "fingerprint", "another")
-    with pytest.raises(GdrdError, match="made with other settings"):
+    with raises("store-other-faces", tmp_path / "aligned"):
         prepare(orl, tmp_path / "aligned", aligner=aligner)
 
 
@@ -223,7 +224,7 @@ def test_a_store_knows_its_people_and_its_detector(tmp_path, faces_folder, align
 def test_damaged_notes_are_named(tmp_path, faces_folder, name, text):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / name).write_text(text)
-    with pytest.raises(GdrdError, match=f"{name} is damaged"):
+    with raises("store-damaged", tmp_path / "store" / name):
         prepare(open_faces(faces_folder), tmp_path / "store")
 
 

@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import raises
 from flax import nnx
 
 from gdrd_jax.models.student import Student, embed
-from gdrd_jax.utils.errors import GdrdError
 
 FACES = np.random.default_rng(0).integers(256, size=(4, 16, 16, 3), dtype=np.uint8)
 
@@ -67,7 +67,13 @@ def test_bfloat16_computes_with_float32_parameters():
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-@pytest.mark.parametrize("changes", [{"resolution": 20}, {"head_stages": 3}])
-def test_refuses_what_the_architecture_does_not_have(changes):
-    with pytest.raises(GdrdError):
+@pytest.mark.parametrize(
+    ("changes", "code", "facts"),
+    [
+        ({"resolution": 20}, "student-resolution", ("resolution is 20", "[8, 16, 32]")),
+        ({"head_stages": 3}, "student-head-stages", ("student.head_stages is 3", "0, 1 or 2")),
+    ],
+)
+def test_refuses_what_the_architecture_does_not_have(changes, code, facts):
+    with raises(code, *facts):
         student(**changes)

@@ -729,15 +729,15 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"generative.kind": "ddpm"}, "diffusers, pgdiff"),
         ({"generative.timestep": 1000}, "at most 999"),
         ({"generative.kind": "pgdiff"}, "give PGDiff's checkpoint"),
-        ({"generative.kind": "pgdiff", "generative.path": __file__, "generative.tap": "mid"}, "no file of weights"),
+        ({"generative.kind": "pgdiff", "generative.path": __file__, "generative.tap": "mid"}, "nor a file of weights"),
         ({"generative.precision": "float16"}, "float32, bfloat16"),
         ({"generative.heads": -1}, "generative.heads is -1"),
-        ({"generative.heads": 4}, "are of the kind 'pgdiff' alone"),
+        ({"generative.heads": 4}, "settings of the kind 'pgdiff' only"),
         ({"generative.attention_order": "old"}, "attention_order is 'old'; it can be '', legacy, new"),
-        ({"discriminative.path": __file__}, "is no ONNX graph, and no file of weights"),
+        ({"discriminative.path": __file__}, "is neither an ONNX graph nor a file of weights"),
         ({"sr.channels": ()}, "at least one"),
         ({"discriminative.preprocessing": "0/0"}, "MEAN/STD"),
-        ({"views.jpeg": 101}, "jpeg is a quality"),
+        ({"views.jpeg": 101}, "jpeg 101"),
         ({"dis.tau": 0.0}, "dis.tau"),
         ({"dis.cls": 0.0, "dis.kd": 0.0, "dis.rcd": 0.0}, "at least one term"),
         ({"seed": -1}, "seed is -1"),
@@ -881,7 +881,7 @@ def test_a_missing_extra_is_named_with_its_remedy(faces_folder, tmp_path):
         line = command(tmp_path / "run", *arguments)
         found = subprocess.run([line[0], "-c", hide, *line[3:]], cwd=ROOT, capture_output=True, text=True)
         assert found.returncode == 2, found.stderr
-        assert package in found.stderr and "python -m pip install -e" in found.stderr
+        assert package in found.stderr and 'python -m pip install "gdrd_jax[' in found.stderr
         assert found.stderr.count("\n") == 1, found.stderr
 
 

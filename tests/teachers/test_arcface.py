@@ -5,7 +5,7 @@ import onnx
 import onnx2torch
 import pytest
 import torch
-from conftest import save_recognizer
+from conftest import raises, save_recognizer
 from onnx import TensorProto, helper, numpy_helper
 
 from gdrd_jax.data.align import YUNET, Aligner
@@ -17,7 +17,6 @@ from gdrd_jax.evaluation import verification
 from gdrd_jax.inference.embedders import network_embedder, with_flips
 from gdrd_jax.pipeline.inputs import SFACE, locate
 from gdrd_jax.teachers.arcface import ArcFace, parse_preprocessing
-from gdrd_jax.utils.errors import GdrdError
 
 RNG = np.random.default_rng(0)
 FACES = RNG.integers(256, size=(3, 112, 112, 3), dtype=np.uint8)
@@ -175,22 +174,23 @@ def test_the_fingerprint_is_of_file_and_preprocessing(tmp_path):
 
 
 def test_bad_files_are_named(tmp_path):
-    with pytest.raises(GdrdError, match="no file"):
+    with raises("file-missing", tmp_path / "missing.onnx", "config.discriminative.path"):
         ArcFace(tmp_path / "missing.onnx", preprocessing="0/1")
     good = save(small_network(np.ones((3, 4), np.float32)), tmp_path)
-    for data in (b"", b"garbage", good.read_bytes()[:60]):
+    unloadable = "onnx-unloadable"
+    for data, code in ((b"", "onnx-inputs"), (b"garbage", unloadable), (good.read_bytes()[:60], unloadable)):
         (tmp_path / "bad.onnx").write_bytes(data)
-        with pytest.raises(GdrdError, match=r"bad\.onnx"):
+        with raises(code, "bad.onnx"):
             ArcFace(tmp_path / "bad.onnx", preprocessing="0/1")
-    with pytest.raises(GdrdError, match="not finite"):
+    with raises("teacher-not-finite", "arcface"):
         ArcFace(save(small_network(np.full((3, 4), np.inf, np.float32)), tmp_path))
-    with pytest.raises(GdrdError, match="64, 64"):
+    with raises("onnx-input-shape", "64, 64"):
         ArcFace(save(small_network(np.ones((3, 4), np.float32), size=64), tmp_path), preprocessing="0/1")
 
 
 @pytest.mark.parametrize("text", ["nothing", "127.5", "1,2/3", "a/b", "0/0", "nan/1", "1/2/3"])
 def test_unknown_preprocessing_is_refused_with_the_choices(text):
-    with pytest.raises(GdrdError, match="arcface, imagenet, inside, or MEAN/STD"):
+    with raises("preprocessing-unknown", repr(text), "arcface, imagenet, inside, or MEAN/STD"):
         parse_preprocessing(text)
 
 
@@ -233,7 +233,7 @@ def test_a_graph_without_inputs_is_named(tmp_path):
     model = helper.make_model(
         helper.make_graph([constant], "g", [], [value]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
     )
-    with pytest.raises(GdrdError, match="cannot be loaded"):
+    with raises("onnx-inputs", "none"):
         ArcFace(save(model, tmp_path))
 
 

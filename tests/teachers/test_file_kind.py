@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import guided_diffusion, save_recognizer
+from conftest import guided_diffusion, raises, save_recognizer
 from safetensors.torch import save
 
 from gdrd_jax.teachers import load_discriminative, load_generative
@@ -57,7 +57,7 @@ def test_the_suffix_means_nothing(tmp_path, suffix):
     ):  # fmt: skip
         path.write_bytes(content)
         assert file_kind(str(path)) == kind
-        with pytest.raises(GdrdError, match="is no iresnet18.*1, 0, 0, 0 blocks"):
+        with raises("iresnet-unknown", "iresnet18", "1, 0, 0, 0 blocks"):
             load_discriminative(path)
 
 
@@ -77,11 +77,10 @@ OTHERS = {
     "a NumPy archive": npz_bytes(),
     "a Keras network": zip_bytes("config.json", "model.weights.h5"),
     "a network of torch.export": zip_bytes("net/archive_format", "net/models/model.json"),
-    "a zip archive \\(photos/a.jpg\\)": zip_bytes("photos/a.jpg"),
+    "a zip archive (photos/a.jpg)": zip_bytes("photos/a.jpg"),
     "a picture": b"\x89PNG\r\n" + bytes(90),
-    "a TorchScript archive.*never run.*state_dict\\(\\)": script_bytes(),
-    "no file of weights \\(PyTorch, safetensors\\): it is empty": b"",
-    "no ONNX graph, .*: it begins with the bytes 67 61 72 62": b"garbage and more",
+    "it is empty": b"",
+    "the bytes 67 61 72 62": b"garbage and more",
 }  # fmt: skip
 
 
@@ -91,22 +90,26 @@ def test_what_is_neither_is_named(tmp_path, what):
         (tmp_path / name).write_bytes(OTHERS[what])
         loads = (file_kind, load_discriminative, check_weights, lambda path: load_generative("pgdiff", path))
         for load in loads:
-            with pytest.raises(GdrdError, match=f"{name} is .*{what}"):
+            with raises("network-format", tmp_path / name, what):
+                load(str(tmp_path / name))
+        (tmp_path / name).write_bytes(script_bytes())
+        for load in loads:
+            with raises("network-torchscript", tmp_path / name, "never run", "state_dict()"):
                 load(str(tmp_path / name))
 
 
 def test_folders_and_missing_files_are_named(tmp_path):
     for load in (load_discriminative, lambda path: load_generative("pgdiff", path)):
-        with pytest.raises(GdrdError, match="is a folder"):
+        with raises("network-is-a-folder", tmp_path):
             load(tmp_path)
-        with pytest.raises(GdrdError, match="there is no file"):
+        with raises("file-missing", tmp_path / "none"):
             load(tmp_path / "none")
 
 
 def test_a_graph_holds_no_weights_of_a_diffusion_network(tmp_path):
-    with pytest.raises(GdrdError, match="is an ONNX file; weights are read from PyTorch and safetensors"):
+    with raises("weights-are-onnx", "m.pth", "PyTorch or safetensors"):
         load_generative("pgdiff", save_recognizer(tmp_path / "m.pth"))
-    with pytest.raises(GdrdError, match="m.pth is no file of weights"):
+    with raises("weights-are-onnx", "m.pth"):
         check_weights(tmp_path / "m.pth")
 
 
@@ -114,16 +117,17 @@ def test_a_damaged_graph_is_no_traceback(tmp_path):
     whole = save_recognizer(tmp_path / "m.onnx").read_bytes()
     for length in range(3, len(whole), 7):
         (tmp_path / "m.onnx").write_bytes(whole[:length])
-        with pytest.raises(GdrdError, match="m.onnx cannot be loaded|m.onnx is no ONNX graph"):
+        with pytest.raises(GdrdError, match="m.onnx") as caught:
             load_discriminative(tmp_path / "m.onnx")
+        assert caught.value.code in ("onnx-unloadable", "network-format")
 
 
 def test_a_pickle_of_other_things_is_not_run(tmp_path):
     (tmp_path / "m.pkl").write_bytes(pickle.dumps(np.zeros(3)))
-    with pytest.raises(GdrdError, match="never run.*save its tensors alone"):
+    with raises("weights-unreadable", "m.pkl", "never run", "torch.save("):
         load_discriminative(tmp_path / "m.pkl")
     torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace(lr=0.1)}, tmp_path / "m.ckpt")
-    with pytest.raises(GdrdError, match=r"holds more than tensors \(argparse.Namespace\), which is never run"):
+    with raises("weights-with-code", "m.ckpt", "(argparse.Namespace)", "never run"):
         load_discriminative(tmp_path / "m.ckpt")
 
 
@@ -133,7 +137,7 @@ def test_paths_may_be_strings(tmp_path):
     torch.save(guided_diffusion(), tmp_path / "g.pth")
     teacher = load_generative("pgdiff", str(tmp_path / "g.pth"), tap="block1", input_size=16)
     assert teacher.features(np.zeros((1, 16, 16, 3), np.uint8)).shape == (1, 32, 16, 16)
-    with pytest.raises(GdrdError, match="is not a folder of a diffusers UNet2DModel"):
+    with raises("diffusers-folder", tmp_path):
         load_generative("diffusers", str(tmp_path))
 
 
@@ -147,11 +151,11 @@ def test_the_order_of_an_onnx_files_fields_means_nothing(tmp_path):
 def test_weights_that_are_not_finite_or_quantized_are_refused(tmp_path):
     weights = guided_diffusion()
     key = "input_blocks.0.0.weight"
-    for value, message in (
-        (torch.full_like(weights[key], float("nan")), "0.weight has values that are not finite"),
-        (torch.quantize_per_tensor(weights[key], 0.1, 0, torch.qint8), "holds tensors that cannot be loaded"),
-        (weights[key].to("meta"), "holds tensors that cannot be loaded"),
+    for value, code, fact in (
+        (torch.full_like(weights[key], float("nan")), "weights-not-finite", "0.weight"),
+        (torch.quantize_per_tensor(weights[key], 0.1, 0, torch.qint8), "weights-not-loadable", "input_blocks.0"),
+        (weights[key].to("meta"), "weights-not-loadable", "input_blocks.0"),
     ):
         torch.save({**weights, key: value}, tmp_path / "g.pth")
-        with pytest.raises(GdrdError, match=message):
+        with raises(code, fact):
             load_generative("pgdiff", tmp_path / "g.pth", tap="block1", input_size=16)

@@ -7,11 +7,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import raises
 from safetensors.torch import save_file
 
 from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.teachers.iresnet import _network
-from gdrd_jax.utils.errors import GdrdError
 
 FACES = np.random.default_rng(0).integers(256, size=(3, 112, 112, 3), dtype=np.uint8)
 
@@ -58,28 +58,28 @@ class Evil:
 def test_what_is_no_iresnet_is_told(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def refused(message):
-        with pytest.raises(GdrdError, match=message):
+    def refused(code, *facts):
+        with raises(code, "m.pth", *facts):
             load_discriminative(tmp_path / "m.pth")
 
-    refused("no file")
+    refused("file-missing")
     torch.save({**weights, "fc.weight": weights["fc.weight"][:, :99]}, tmp_path / "m.pth")
-    refused(r"fc.weight is \[16, 99\] where \[16, 25088\] fits")
+    refused("weights-mismatch", "fc.weight is [16, 99] where [16, 25088] fits")
     torch.save({key: value for key, value in weights.items() if key != "layer2.0.bn3.bias"}, tmp_path / "m.pth")
-    refused("layer2.0.bn3.bias is missing")
+    refused("weights-mismatch", "layer2.0.bn3.bias is missing")
     torch.save({**weights, "extra": torch.zeros(1)}, tmp_path / "m.pth")
-    refused("extra is not expected")
+    refused("weights-mismatch", "extra is not expected")
     torch.save({"layer1.0.x": torch.zeros(1)}, tmp_path / "m.pth")
-    refused("is no iresnet18, .* 1, 0, 0, 0 blocks")
+    refused("iresnet-unknown", "iresnet18, ", "1, 0, 0, 0 blocks")
     torch.save([1, 2], tmp_path / "m.pth")
-    refused("holds no state_dict")
+    refused("weights-no-state-dict")
     torch.save(weights, tmp_path / "m.pth")
     (tmp_path / "m.pth").write_bytes((tmp_path / "m.pth").read_bytes()[:5000])
-    refused("cannot be read as weights")
+    refused("weights-unreadable")
     (tmp_path / "m.pth").write_bytes(pickle.dumps({"fc.weight": Evil()}))
-    refused("never run")
+    refused("weights-unreadable", "never run")
     torch.save({"fc.weight": Evil()}, tmp_path / "m.pth")
-    refused("never run")
+    refused("weights-with-code", "open", "never run")
     assert not (tmp_path / "pwned").exists()
 
 
@@ -125,25 +125,23 @@ def plain_embeddings(weights, tmp_path_factory):
 
 def test_of_several_networks_none_is_guessed(weights, tmp_path):
     for content, names in (
-        ({"state_dict": weights, "ema": prefixed(weights, "module.")}, r"'state_dict', 'ema: module.\*'"),
-        ({**prefixed(weights, "student."), **prefixed(weights, "teacher.")}, r"student.\*.*teacher.\*"),
+        ({"state_dict": weights, "ema": prefixed(weights, "module.")}, ["'state_dict', 'ema: module.*'"]),
+        ({**prefixed(weights, "student."), **prefixed(weights, "teacher.")}, ["student.*", "teacher.*"]),
     ):
         torch.save(content, tmp_path / "m.pth")
-        with pytest.raises(GdrdError, match=f"holds several such networks .*{names}"):
+        with raises("weights-several-networks", *names):
             load_discriminative(tmp_path / "m.pth")
 
 
 def test_another_network_is_named_by_its_keys(tmp_path):
-    for content, message in (
-        (
-            {"stem.0.weight": torch.zeros(1), "head.weight": torch.zeros(1)},
-            "no layer1 .* first keys are stem.0.weight, h",
-        ),
-        ({"epoch": 3, "args": {"lr": 0.1}}, "holds no state_dict.*; it holds 'epoch', 'args'"),
+    keys = {"stem.0.weight": torch.zeros(1), "head.weight": torch.zeros(1)}
+    for content, code, fact in (
+        (keys, "iresnet-unknown", "first keys are stem.0.weight, head.weight"),
+        ({"epoch": 3, "args": {"lr": 0.1}}, "weights-no-state-dict", "'epoch', 'args'"),
     ):
         torch.save(content, tmp_path / "m.pth")
-        with pytest.raises(GdrdError, match=message):
+        with raises(code, fact):
             load_discriminative(tmp_path / "m.pth")
     torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "m.pth")
-    with pytest.raises(GdrdError, match="holds weights and no ONNX graph, so it has no output to choose"):
+    with raises("teacher-output-of-weights", "m.pth", "'y'"):
         load_discriminative(tmp_path / "m.pth", output="y")

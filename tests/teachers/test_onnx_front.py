@@ -3,11 +3,11 @@
 import numpy as np
 import onnx
 import pytest
+from conftest import raises
 from onnx import TensorProto, helper, numpy_helper
 
 from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.teachers.arcface import parse_preprocessing
-from gdrd_jax.utils.errors import GdrdError
 
 RNG = np.random.default_rng(0)
 FACES = RNG.integers(256, size=(3, 112, 112, 3), dtype=np.uint8)
@@ -157,7 +157,7 @@ def test_bytes_need_no_constants_and_take_no_other_preprocessing(tmp_path):
     teacher = load_discriminative(path)
     assert teacher.preprocessing == "inside"
     np.testing.assert_allclose(teacher.embed(FACES), expected(0, 1), rtol=1e-4)
-    with pytest.raises(GdrdError, match="takes integer pixels in 0..255, so its preprocessing must be 'inside'"):
+    with raises("preprocessing-of-integers", "'inside'"):
         load_discriminative(path, preprocessing="arcface")
 
 
@@ -190,7 +190,7 @@ def test_channels_last_with_constants_of_their_own_shape(tmp_path):
 )
 def test_constants_that_fit_no_range_or_several_are_refused_with_the_choices(tmp_path, nodes, constants):
     path = network(tmp_path, nodes, constants)
-    with pytest.raises(GdrdError, match="pixels.*say which preprocessing .*: unit, arcface, imagenet, inside, or MEAN"):
+    with raises("preprocessing-unclear", path, "unit, arcface, imagenet, inside, or MEAN/STD"):
         load_discriminative(path)
     assert load_discriminative(path, preprocessing="imagenet").warnings == ()
 

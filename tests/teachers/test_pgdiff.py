@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import guided_diffusion
+from conftest import guided_diffusion, raises
 from plain_diffusion import Plain
 from safetensors.torch import save_file
 
@@ -13,7 +13,6 @@ from gdrd_jax.data.degradation import resize
 from gdrd_jax.teachers import load_generative
 from gdrd_jax.teachers.checkpoint import check_weights
 from gdrd_jax.teachers.sr_diffusion import enlarged
-from gdrd_jax.utils.errors import GdrdError
 
 LOW = np.random.default_rng(0).integers(256, size=(3, 16, 16, 3), dtype=np.uint8)
 BLOCKS = 7  # of the fixture's network
@@ -92,44 +91,58 @@ def test_more_faces_than_a_batch(tmp_path):
 def test_what_does_not_fit_is_named(tmp_path):
     good = guided_diffusion()
 
-    def refused(message, weights, **settings):
+    def refused(code, facts, weights, **settings):
         torch.save(weights, tmp_path / "m.pth")
-        with pytest.raises(GdrdError, match=message):
+        with raises(code, *facts):
             load_generative("pgdiff", tmp_path / "m.pth", **{"tap": "block1", "input_size": 16, **settings})
 
     def without(*keys):
         return {key: value for key, value in good.items() if not key.endswith(keys)}
 
-    refused("block0 to block3, and middle", good, tap="block4")
-    refused("is no guided-diffusion UNet", {"conv.weight": torch.zeros(1)})
-    refused("is no guided-diffusion UNet", without("time_embed.2.weight"))
-    refused("input_blocks.3.0 .*out_layers.3.bias is missing", without("input_blocks.3.0.out_layers.3.bias"))
-    refused("middle_block.1 .*proj_out.weight is missing", without("middle_block.1.proj_out.weight"))
-    refused("middle_block.1 is no attention.*qkv.bias", without("middle_block.1.qkv.bias"))
-    refused("middle_block.0.*emb_layers.1.weight", without("middle_block.0.emb_layers.1.weight"))
-    refused(r"input_blocks.2 .*\[32, 32, 1, 1\]", {**good, "input_blocks.2.0.op.weight": torch.zeros(32, 32, 1, 1)})
-    refused("input_blocks.1.0 .*extra", {**good, "input_blocks.1.0.extra.weight": torch.zeros(1)})
-    refused("input_blocks.1 does not fit: 2.foo is not", {**good, "input_blocks.1.2.foo": torch.zeros(1)})
-    refused("middle_block does not fit: 3.x", {**good, "middle_block.3.x": torch.zeros(1)})
-    refused("input_blocks.1 is missing", without(*(k for k in good if k.startswith("input_blocks.1."))))
-    refused("another number of output_blocks", {**good, "output_blocks.0.0.x": torch.zeros(1)})
-    refused("is no guided-diffusion UNet", without("time_embed.0.weight"))
-    refused("fits: ", {**good, "input_blocks.1.0.in_layers.2.weight": torch.zeros(3)})
-    refused("fits: .*48", guided_diffusion(channels=(48, 64)))
-    refused("a timestep is 0 to 999", good, timestep=1000)
-    refused("heads of 64 channels: it has 96", guided_diffusion(channels=(32, 96)))
-    refused("is not known; it can be float32 or bfloat16", good, precision="float16")
-    with pytest.raises(GdrdError, match="diffusers or pgdiff"):
+    refused("teacher-tap", ["'block4'", "m.pth", "block0 to block3, and middle"], good, tap="block4")
+    refused("unet-unknown", ["m.pth"], {"conv.weight": torch.zeros(1)})
+    refused("unet-unknown", ["m.pth"], without("time_embed.2.weight"))
+    refused(
+        "weights-mismatch", ["input_blocks.3.0 ", "out_layers.3.bias is missing"],
+        without("input_blocks.3.0.out_layers.3.bias"),
+    )  # fmt: skip
+    refused(
+        "weights-mismatch", ["middle_block.1 ", "proj_out.weight is missing"], without("middle_block.1.proj_out.weight")
+    )
+    refused("unet-attention", ["middle_block.1 ", "qkv.bias"], without("middle_block.1.qkv.bias"))
+    refused(
+        "unet-tensor-missing", ["middle_block.0", "emb_layers.1.weight"], without("middle_block.0.emb_layers.1.weight")
+    )
+    refused(
+        "weights-mismatch", ["input_blocks.2 ", "[32, 32, 1, 1]"],
+        {**good, "input_blocks.2.0.op.weight": torch.zeros(32, 32, 1, 1)},
+    )  # fmt: skip
+    refused(
+        "weights-mismatch", ["input_blocks.1.0 ", "extra.weight is not expected"],
+        {**good, "input_blocks.1.0.extra.weight": torch.zeros(1)},
+    )  # fmt: skip
+    refused("unet-unexpected-key", ["input_blocks.1 ", "2.foo"], {**good, "input_blocks.1.2.foo": torch.zeros(1)})
+    refused("unet-unexpected-key", ["middle_block ", "3.x"], {**good, "middle_block.3.x": torch.zeros(1)})
+    refused("unet-block-missing", ["input_blocks.1 "], without(*(k for k in good if k.startswith("input_blocks.1."))))
+    refused("unet-output-blocks", ["4 input_blocks"], {**good, "output_blocks.0.0.x": torch.zeros(1)})
+    refused("unet-unknown", ["m.pth"], without("time_embed.0.weight"))
+    refused("unet-shapes", ["m.pth"], {**good, "input_blocks.1.0.in_layers.2.weight": torch.zeros(3)})
+    refused("unet-shapes", ["m.pth", "48"], guided_diffusion(channels=(48, 64)))
+    refused("teacher-timestep", ["timestep 1000", "999"], good, timestep=1000)
+    refused("teacher-input-size", ["input size -8"], good, input_size=-8)
+    refused("unet-attention", ["heads of 64 channels", "it has 96"], guided_diffusion(channels=(32, 96)))
+    refused("precision-unknown", ["'float16'", "float32 or bfloat16"], good, precision="float16")
+    with raises("teacher-kind", "'ddpm'", "diffusers or pgdiff"):
         load_generative("ddpm", tmp_path / "m.pth")
     data = (tmp_path / "m.pth").read_bytes()
     (tmp_path / "m.pth").write_bytes(data[: len(data) // 2])
-    with pytest.raises(GdrdError, match="cannot be read as weights"):
+    with raises("weights-unreadable", tmp_path / "m.pth"):
         load_generative("pgdiff", tmp_path / "m.pth")
-    with pytest.raises(GdrdError, match="m.pth is no file of weights, or is cut short"):
+    with raises("weights-unreadable", tmp_path / "m.pth", "get it again"):
         check_weights(tmp_path / "m.pth")
     (tmp_path / "m.pth").write_bytes(data)
     check_weights(tmp_path / "m.pth")
-    with pytest.raises(GdrdError, match="no file"):
+    with raises("file-missing", "none.pth"):
         load_generative("pgdiff", tmp_path / "none.pth")
 
 

@@ -7,7 +7,7 @@ import signal
 import cv2
 import numpy as np
 import pytest
-from conftest import save_recognizer
+from conftest import raises, save_recognizer
 
 from gdrd_jax.data.degradation import Views, resize
 from gdrd_jax.data.readers import open_faces
@@ -15,7 +15,6 @@ from gdrd_jax.evaluation.sr_quality import SampleCallback
 from gdrd_jax.teachers import load_discriminative, sr_training
 from gdrd_jax.teachers.sr_diffusion import SrDiffusion, to_tensor, to_uint8
 from gdrd_jax.teachers.sr_training import SrSettings
-from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.signals import Interrupted
 
 SETTINGS = SrSettings(size=16, channels=(8, 16), layers=1, steps=6, batch=2, learning_rate=1e-3, ema=0.9)
@@ -68,7 +67,7 @@ def test_degraded_inputs_differ_at_each_use_and_their_targets_are_clean(faces_fo
         np.testing.assert_allclose(condition + residual / scale, plain + wanted / scale, atol=1e-5)
         assert (condition - plain).abs().mean() > 0.01
     shutil.copytree(trained, tmp_path / "sr")
-    with pytest.raises(GdrdError, match="made from other degradation;"):
+    with raises("sr-other-training", tmp_path / "sr", "other degradation;"):
         sr_training.train(open_faces(faces_folder), degraded, SETTINGS, tmp_path / "sr", seed=7)
 
 
@@ -127,23 +126,23 @@ def test_the_fingerprint_is_of_weights_tap_and_timestep(trained):
 
 
 def test_mistakes_are_named(trained, tmp_path):
-    with pytest.raises(GdrdError, match="down0, down1, mid"):
+    with raises("teacher-tap", "'up0'", "down0, down1, mid"):
         SrDiffusion(trained, tap="up0", timestep=0)
-    with pytest.raises(GdrdError, match="not a folder"):
+    with raises("diffusers-folder", tmp_path):
         SrDiffusion(tmp_path, tap="mid", timestep=0)
     broken = shutil.copytree(trained, tmp_path / "broken")
     (broken / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(GdrdError, match="cannot be loaded"):
+    with raises("diffusers-unloadable", broken):
         SrDiffusion(broken, tap="mid", timestep=0)
     (broken / "scheduler_config.json").unlink()
-    with pytest.raises(GdrdError, match="no scheduler_config.json"):
+    with raises("diffusers-scheduler-missing", broken, "scheduler_config.json"):
         SrDiffusion(broken, tap="mid", timestep=0)
     (broken / "config.json").write_text(
         '{"_class_name": "VQModel", "down_block_types": [1], "sample_size": 8, "in_channels": 3}'
     )
-    with pytest.raises(GdrdError, match="describes a VQModel"):
+    with raises("diffusers-kind", "VQModel"):
         SrDiffusion(broken, tap="mid", timestep=0)
-    with pytest.raises(GdrdError, match="divisible by 4"):
+    with raises("sr-size", "18", "divisible by 4"):
         SrSettings(size=18, channels=(8, 8, 8), layers=1, steps=1, batch=1, learning_rate=1, ema=0)
 
 
@@ -171,7 +170,7 @@ def test_what_is_watched_changes_nothing_and_tells_how_good_it_is(faces_folder, 
 
 
 def test_another_training_in_the_same_folder_is_refused(faces_folder, trained):
-    with pytest.raises(GdrdError, match="made from other seed;"):
+    with raises("sr-other-training", trained, "other seed;"):
         sr_training.train(open_faces(faces_folder), VIEWS, SETTINGS, trained, seed=8)
 
 
@@ -182,13 +181,14 @@ def test_what_is_done_is_not_done_again(faces_folder, trained, monkeypatch):
 
 def test_a_damaged_state_is_named(faces_folder, tmp_path):
     (tmp_path / "training.pt").write_bytes(b"nothing")
-    with pytest.raises(GdrdError, match="training.pt is damaged; remove it"):
+    with raises("checkpoint-damaged", tmp_path / "training.pt", "remove it"):
         train(faces_folder, tmp_path)
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"ema": 2.0}, {"size": 0}, {"learning_rate": float("nan")}])
 def test_settings_that_cannot_be_are_refused(wrong):
-    with pytest.raises(GdrdError, match="the SR teacher cannot have"):
+    [(name, value)] = wrong.items()
+    with raises("sr-settings", f"{name}={value}"):
         dataclasses.replace(SETTINGS, **wrong)
 
 

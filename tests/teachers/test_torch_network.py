@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from conftest import raises
 
 from gdrd_jax.teachers import torch_network
-from gdrd_jax.utils.errors import GdrdError
 
 
 def test_bfloat16_is_refused_where_one_image_changes():
@@ -10,9 +10,9 @@ def test_bfloat16_is_refused_where_one_image_changes():
     near, far = exact + 1e-3, exact.copy()
     far[2] = exact[2][::-1]
     torch_network.check_precision("bfloat16", {"float32": exact, "bfloat16": near}.get, "m")
-    with pytest.raises(GdrdError, match="m has a cosine of .* choose float32"):
+    with raises("precision-changes-output", " m ", "bfloat16", "choose float32"):
         torch_network.check_precision("bfloat16", {"float32": exact, "bfloat16": far}.get, "m")
-    with pytest.raises(GdrdError, match="'float16' is not known"):
+    with raises("precision-unknown", "'float16'"):
         torch_network.check_precision("float16", None, "m")
 
 

@@ -43,11 +43,13 @@ def test_a_trained_teacher_loads_and_tells_how_good_it_is(teacher, faces_folder)
 def test_mistakes_end_in_one_sentence(teacher, faces_folder, tmp_path):
     folder, _ = teacher
     wrong = run("train_sr_teacher.py", faces_folder, folder, *SMALL, "--steps", 4, status=2)
-    assert "made from other settings" in wrong
+    assert "made from other settings" in wrong and "[sr-other-training]" in wrong
     people = run("train_sr_teacher.py", faces_folder, tmp_path / "a", *SMALL[:-1], "7", status=2)
     assert "--test-people 7" in people and "7 people" in people
-    assert "there are no faces" in run("train_sr_teacher.py", tmp_path / "none", tmp_path / "a", *SMALL, status=2)
-    assert "divisible" in run("train_sr_teacher.py", faces_folder, tmp_path / "a", *SMALL, "--size", 17, status=2)
+    nothing = run("train_sr_teacher.py", tmp_path / "none", tmp_path / "a", *SMALL, status=2)
+    assert str(tmp_path / "none") in nothing and "[path-missing]" in nothing
+    odd = run("train_sr_teacher.py", faces_folder, tmp_path / "a", *SMALL, "--size", 17, status=2)
+    assert "size 17 must be divisible by 2" in odd and "[sr-size]" in odd
     recognizer = run("train_sr_teacher.py", faces_folder, tmp_path / "a", *SMALL, "--recognizer", "x.onnx", status=2)
     assert "error: --recognizer x.onnx: there is no file" in recognizer
     assert not (tmp_path / "a").exists()

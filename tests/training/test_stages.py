@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import raises
 from flax import nnx
 
 from gdrd_jax.config import TERMS
@@ -12,7 +13,6 @@ from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.random_degradation import RandomDegradation
 from gdrd_jax.models.student import Student
 from gdrd_jax.training import stages, trainer
-from gdrd_jax.utils.errors import GdrdError
 
 RNG = np.random.default_rng(0)
 FACES, PEOPLE, DIM = 8, 4, 8
@@ -225,5 +225,5 @@ def test_mixup_lays_a_neighbor_over_some_faces_and_mixes_their_targets():
         assert 0.5 <= share[0] + 1e-5 and share.sum() == pytest.approx(1, abs=1e-5)
         pixels = share[0] * small[row].astype(float) + share[1] * small[other[row]]
         np.testing.assert_allclose(mixed["small"][row], pixels, atol=0.51)
-    with pytest.raises(GdrdError, match="even number of faces on each device, not 3"):
+    with raises("mixup-odd-batch", "not 3", "config.dis.batch"):
         stages._mixed({name: values[:3] for name, values in batch.items()}, KEY, 0.5)

@@ -1,19 +1,21 @@
 """Paths as people have them, causes of failed writes, and text that is UTF-8 whatever the locale."""
 
 import ast
+import contextlib
 import errno
+import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_student
+from conftest import raises, save_student
 
 from gdrd_jax import config
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.utils import files
-from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import listed_paths
 
 ROOT = Path(__file__).parents[2]
@@ -63,16 +65,16 @@ def test_weights_are_stored_under_odd_names(tmp_path):
 
 @pytest.mark.parametrize("name", ["a\\b", "[1]", os.fsdecode(b"\xff")])
 def test_a_path_under_which_weights_could_not_be_found_again_is_refused(tmp_path, name):
-    with pytest.raises(GdrdError, match="choose another path"):
+    with raises("path-character", tmp_path / name):
         save_student(tmp_path / name)
     assert not list(tmp_path.rglob("weights"))
 
 
 def test_a_name_beyond_ascii_in_another_locale_is_told_apart_from_one_that_is_not_utf8(tmp_path):
     """In the locale C Python holds the two bytes of an é as two surrogates."""
-    with pytest.raises(GdrdError, match="set PYTHONUTF8=1"):
+    with raises("path-locale", "PYTHONUTF8=1"):
         files.storable(tmp_path / "\udcc3\udca9")
-    with pytest.raises(GdrdError, match="a name that is not UTF-8"):
+    with raises("path-character", "not UTF-8"):
         files.storable(tmp_path / "\udcff")
     assert files.storable(tmp_path / "é") == tmp_path / "é"
 
@@ -114,13 +116,15 @@ def test_a_base_with_a_comma_in_its_path_is_found(here):
         (OSError(errno.ENAMETOOLONG, "File name too long"), "File name too long", "shorter"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "Not a directory", "does not lead through a file"),
         (ValueError("RESOURCE_EXHAUSTED: Error writing /x/0.0: No space left on device"), "No space", "make room"),
-        (ValueError("Error opening 'file' driver: Invalid file path: '/x/../y'"), "Invalid|/x", "fix that, and run"),
+        (ValueError("Error opening 'file' driver: Invalid file path: '/x/../y'"), "'/x/../y'", "fix that, and run"),
     ],
 )
 def test_only_a_full_disk_is_called_full(tmp_path, error, cause, remedy):
-    with pytest.raises(GdrdError, match=cause) as caught, files.writing(tmp_path):
+    with (
+        raises("not-written", tmp_path, cause, remedy, "run the same command again") as caught,
+        files.writing(tmp_path),
+    ):
         raise error
-    assert remedy in str(caught.value) and "run the same command again" in str(caught.value)
     assert ("make room" in str(caught.value)) == ("No space" in str(error) or "quota" in str(error))
 
 
@@ -158,6 +162,42 @@ def test_no_text_depends_on_the_locale(tmp_path):
 def test_text_with_names_of_any_bytes_is_written(tmp_path):
     files.write_text(tmp_path / "x", "é \udcff")
     assert (tmp_path / "x").read_bytes() == "é \\udcff".encode()
+
+
+def _hold(folder, shared, held):
+    with files.locked(folder, shared=shared):
+        held.set()
+        time.sleep(600)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_lock_ends_with_its_process(tmp_path, shared):
+    """Readers share a folder, and nothing else does."""
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "w", shared, held))
+    process.start()
+    try:
+        assert held.wait(60) and files.is_locked(tmp_path / "w")
+        with raises("folder-in-use", tmp_path / "w"), files.locked(tmp_path / "w"):
+            pass
+        with contextlib.nullcontext() if shared else raises("folder-in-use", tmp_path / "w"):
+            with files.locked(tmp_path / "w", shared=True):
+                pass
+    finally:
+        process.kill()
+        process.join()
+    assert not files.is_locked(tmp_path / "w")
+    with files.locked(tmp_path / "w"):
+        pass
+
+
+def test_a_folder_that_is_only_read_is_locked_without_writing(tmp_path):
+    (tmp_path / ".lock").write_text("of another user", encoding="utf-8")
+    with files.locked(tmp_path, shared=True):
+        assert (tmp_path / ".lock").read_text(encoding="utf-8") == "of another user"
+        assert files.is_locked(tmp_path)
+    assert not files.is_locked(tmp_path) and not files.is_locked(tmp_path / "missing")
 
 
 def test_a_folder_survives_a_kill_between_two_renames(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
+from conftest import raises
 
-from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.launch import from_environment
 
 
@@ -33,7 +33,13 @@ def test_where_processes_meet_and_which_gpus_are_theirs():
     assert from_environment({**several, "SLURM_GPUS_PER_TASK": "2", "CUDA_VISIBLE_DEVICES": "0,1"}).devices == ()
 
 
-@pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("a", "2"), ("0", "")])
-def test_contradictions_are_told(rank, world):
-    with pytest.raises(GdrdError, match="RANK=.*WORLD_SIZE="):
+@pytest.mark.parametrize(
+    ("rank", "world", "code"),
+    [
+        ("2", "2", "launcher-rank"), ("-1", "2", "launcher-rank"), ("a", "2", "launcher-not-numbers"),
+        ("0", "", "launcher-not-numbers"),
+    ],
+)  # fmt: skip
+def test_contradictions_are_told(rank, world, code):
+    with raises(code, f"RANK={rank!r}", f"WORLD_SIZE={world!r}"):
         from_environment({"RANK": rank, "WORLD_SIZE": world})

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_faces, save_recognizer, save_student
+from conftest import make_faces, raises, save_recognizer, save_student
 
 from gdrd_jax.inference.gallery import Gallery
 from gdrd_jax.utils import outputs
-from gdrd_jax.utils.errors import GdrdError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
@@ -52,7 +51,7 @@ def test_a_folder_is_claimed_by_its_own_command_alone(tmp_path, kind):
         if other == kind:
             outputs.claim_folder(folder, other, "--out")
         else:
-            with pytest.raises(GdrdError, match=f"is {kind}; choose .* with --out"):
+            with raises("output-not-ours", f"{folder} is {kind}", "--out"):
                 outputs.claim_folder(folder, other, "--out")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -71,9 +70,9 @@ def test_new_and_empty_folders_are_free_and_others_are_not(tmp_path, kind):
     (tmp_path / "empty" / ".lock").touch()  # of an interrupted command
     outputs.claim_folder(tmp_path / "empty", kind, "--out")
     assert not (tmp_path / "new").exists()
-    with pytest.raises(GdrdError, match="holds other things, such as metrics.json"):
+    with raises("output-not-ours", tmp_path / "x", "metrics.json", "--out"):
         outputs.claim_folder(make(tmp_path / "x", "somebody's thesis"), kind, "--out")
-    with pytest.raises(GdrdError, match="thesis.tex is a file"):
+    with raises("output-is-a-file", tmp_path / "x" / "thesis.tex", "--out"):
         outputs.claim_folder(tmp_path / "x" / "thesis.tex", kind, "--out")
 
 
@@ -144,12 +143,14 @@ class TestTools:
             ("run_grid", "--out", "theirs", "--configs", "configs/x.py", "--", "--config.dev.path=faces"),
             ("benchmark_gallery", "--folder", "theirs"),
         ):
-            assert f"theirs is {RUN}; choose" in call(*words), words
+            error = call(*words)
+            assert f"theirs is {RUN}" in error and "[output-not-ours]" in error, words
 
     def test_stand_ins(self, call):
         make(Path("out/uccs"), "a store of faces")
         words = ("--lfw", "faces", "--distractors", "faces", "--ar", "r.onnx", "--out", "out")
-        assert "uccs is a store of faces; choose" in call("make_stand_ins", *words)
+        error = call("make_stand_ins", *words)
+        assert "uccs is a store of faces" in error and "[output-not-ours]" in error
 
     def test_a_gallery_of_real_faces_is_not_benchmarked_away(self, call):
         gallery = Gallery(4, "real")
@@ -165,9 +166,10 @@ class TestTools:
             ("benchmark_gallery", "--out", "precious.json"),
             ("benchmark_train", "train", "--alone", "--out", "precious.json"),
         ):
-            assert "exists and was not made by this command; choose another" in call(*words), words
+            error = call(*words)
+            assert f"precious.{'png' if 'search' in words else 'json'}" in error and "[output-not-ours]" in error, words
         error = call("recognize", "enroll", "faces", "--model", model, "--gallery", "theirs")
-        assert f"theirs is {RUN}" in error
+        assert f"theirs is {RUN}" in error and "[output-not-ours]" in error
 
 
 def test_files_of_the_same_command_may_be_written_again(tmp_path):
