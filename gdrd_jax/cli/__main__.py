@@ -17,6 +17,8 @@ COMMANDS = {
     "verify": ("recognize", "compare two faces"),
     "enroll": ("recognize", "make or extend a gallery of known people"),
     "search": ("recognize", "search faces in a gallery"),
+    "gallery": ("recognize", "list the people of a gallery"),
+    "remove": ("recognize", "remove people from a gallery"),
     "demo": ("demo", "compare and search faces in a browser"),
     "grid": ("run_grid", "train combinations of settings with several seeds and compare them in one table"),
     "pack": ("pack_training_set", "pack a training set into small files for a machine with a GPU"),

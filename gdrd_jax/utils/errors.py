@@ -9,9 +9,10 @@ from gdrd_jax.utils.signals import deferred
 # What pip calls the packages without which no command works, by the name that is imported. Not grain: only data that
 # are read from disk in training need it.
 CORE = {
-    "absl": "absl-py", "cv2": "opencv-python-headless", "flax": "flax", "jax": "jax", "matplotlib": "matplotlib",
-    "ml_collections": "ml-collections", "numpy": "numpy", "optax": "optax", "orbax.checkpoint": "orbax-checkpoint",
-    "PIL": "pillow", "psutil": "psutil", "safetensors": "safetensors", "scipy": "scipy", "simplejpeg": "simplejpeg",
+    "absl": "absl-py", "cv2": "opencv-python-headless", "faiss": "faiss-cpu", "flax": "flax", "jax": "jax",
+    "matplotlib": "matplotlib", "ml_collections": "ml-collections", "numpy": "numpy", "optax": "optax",
+    "orbax.checkpoint": "orbax-checkpoint", "PIL": "pillow", "psutil": "psutil", "safetensors": "safetensors",
+    "scipy": "scipy", "simplejpeg": "simplejpeg",
     "sklearn": "scikit-learn", "tensorboardX": "tensorboardx", "tensorstore": "tensorstore", "tqdm": "tqdm",
 }  # fmt: skip
 
@@ -45,8 +46,13 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def missing(package: str, extra: str) -> GdrdError:
-    """The error for a package that is not installed but comes with `extra`."""
+def missing(package: str, extra: str | None) -> GdrdError:
+    """The error for a package that is not installed but comes with `extra`, or with the plain installation if None."""
+    if extra is None:
+        return GdrdError(
+            f"the package {package!r} is not installed; python -m pip install {CORE.get(package, package)}",
+            "package-missing",
+        )
     return GdrdError(
         f"the package {package!r} is not installed; it comes with the extra {extra!r}: "
         f'python -m pip install -e ".[{extra}]"',
@@ -69,12 +75,12 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-def require(package: str, extra: str):
+def require(package: str, extra: str | None = None):
     """Imports `package`, or says which extra of this project brings it.
 
     Args:
       package: importable name, dotted names allowed.
-      extra: the extra of `pyproject.toml` that installs it.
+      extra: the extra of `pyproject.toml` that installs it; None for a package of `CORE`.
 
     Returns:
       The imported module.
