@@ -153,7 +153,7 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     from gdrd_jax.inference import folders
     from gdrd_jax.inference.gallery import Gallery
-    from gdrd_jax.utils.errors import GdrdError
+    from gdrd_jax.utils.errors import GdrdError, require
     from gdrd_jax.utils.files import replacing_file
     from gdrd_jax.utils.outputs import marked
     from gdrd_jax.utils.pictures import png
@@ -167,6 +167,7 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
             "search-far-templates",
         )
     gallery = Gallery.load(given.gallery, recognizer.comparable())
+    require("faiss")  # before the pictures are embedded
     native = gallery.fingerprint != recognizer.fingerprint()
     threshold = None if given.far is None else recognizer.threshold(given.far, native=native)
     if given.templates:

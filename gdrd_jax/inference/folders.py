@@ -83,7 +83,6 @@ def enroll(
       GdrdError: no usable picture, or `folder` is no gallery, or of another student.
     """
     claim_folder(folder, "a gallery", "--gallery")
-    require("faiss")
     fingerprint = recognizer.fingerprint()
     if add or update:
         gallery = Gallery.load(folder, fingerprint)
@@ -111,8 +110,9 @@ def add_people(
         theirs.
 
     Raises:
-      GdrdError: no usable picture.
+      GdrdError: no usable picture, or faiss is not installed.
     """
+    require("faiss")  # the search's, but before the long work
     files, root = preprocess.find(path), path if path.is_dir() else path.parent
     found = _embed(recognizer, files, align=align)
     people = [preprocess.person(file, root) for file in found.paths]
