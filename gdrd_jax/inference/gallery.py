@@ -104,7 +104,7 @@ class Gallery:
             self._purge()
         return replaced
 
-    def remove(self, *people: str, paths: Iterable[str] = ()) -> int:
+    def remove(self, *people: str, paths: Iterable[str | os.PathLike] = ()) -> int:
         """Removes people with all their faces, or single faces, all or none.
 
         When it returns, no file of the gallery contains their embeddings, names or paths any more.
@@ -123,7 +123,7 @@ class Gallery:
         self._refuse_old_files()
         removed = 0
         with self._faces.writing():
-            for column, names in (("person", people), ("path", paths)):
+            for column, names in (("person", people), ("path", map(os.fspath, paths))):
                 for name in dict.fromkeys(names):
                     count = self._faces.delete(column, name)
                     if not count:
@@ -134,9 +134,10 @@ class Gallery:
         return removed
 
     def _unknown(self, column: str, name: str) -> GdrdError:
-        near = difflib.get_close_matches(name, self._faces.values(column), n=3)
-        hint = f"the nearest are {', '.join(map(repr, near))}" if near else "gdrd gallery lists all people"
-        what = "person" if column == "person" else "face with the path"
+        known = {value.lower(): value for value in self._faces.values(column)}
+        near = [repr(known[value]) for value in difflib.get_close_matches(name.lower(), known, n=3)]
+        what, lists = {"person": ("person", "gdrd gallery"), "path": ("face of", "gdrd search --json")}[column]
+        hint = f"the nearest are {', '.join(near)}" if near else f"{lists} lists those that are"
         return GdrdError(f"there is no {what} {name!r} in the gallery; {hint}", f"gallery-{column}-unknown")
 
     def _refuse_old_files(self) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 from gdrd_jax.utils.errors import GdrdError
 
 DATABASE, INDEX = "gallery.sqlite", "gallery.faiss"
-LEFTOVERS = (f"{INDEX}*", f"{DATABASE}.tmp*")  # the index, and what killed processes may leave with embeddings in it
 BLOCK = 16_384  # faces read at once
 UNIT = 0.01  # how far from 1 the length of an embedding may be: float16 is
 TIMEOUT = 60.0  # seconds to wait for another process's transaction
@@ -92,10 +91,9 @@ class FaceDatabase:
                 if file.exists():  # in place, because other processes may have it open
                     with contextlib.closing(_checked(file)) as old:
                         copy.backup(old)
-            if file.exists():
-                temporary.unlink()
-            else:
+            if not file.exists():
                 os.replace(temporary, file)
+            _delete_leftovers(folder)
         return self.open(folder)
 
     def forbid_changes(self) -> None:
@@ -137,7 +135,7 @@ class FaceDatabase:
                 "gallery-replaced",
             )
 
-    # The following are called within `reading` or `writing`.
+    # Called within `reading` or `writing`:
 
     def state(self) -> tuple[str, int]:
         """The generation, which is another one after each deletion, and the number of faces."""
@@ -195,7 +193,7 @@ class FaceDatabase:
         query = f"DELETE FROM face WHERE {column} = CAST(? AS TEXT)"
         return self._connection.execute(query, (_encoded(value),)).rowcount
 
-    # The following are not.
+    # With transactions of their own:
 
     def is_purged(self) -> bool:
         """Whether nothing of deleted faces is left in the files."""
@@ -203,16 +201,20 @@ class FaceDatabase:
             return bool(self._connection.execute("SELECT purged FROM gallery").fetchone()[0])
 
     def purge(self) -> None:
-        """Deletes what the files in the folder still contain of deleted faces."""
-        if self.folder is None:
-            return
+        """Deletes what the database and the files beside it still contain of deleted faces."""
         with self._lock, explained(self.folder):
             (generation,) = self._connection.execute("SELECT generation FROM gallery").fetchone()
-            for leftover in [file for pattern in LEFTOVERS for file in self.folder.glob(pattern)]:
-                leftover.unlink(missing_ok=True)
+            if self.folder:
+                _delete_leftovers(self.folder)
             # `secure_delete` leaves the copies that SQLite made when it moved rows between pages.
             self._connection.execute("VACUUM")
             self._connection.execute("UPDATE gallery SET purged = 1 WHERE generation = ?", (generation,))
+
+
+def _delete_leftovers(folder: Path) -> None:
+    """Deletes the index, and what killed processes have left, for these contain embeddings."""
+    for file in [*folder.glob(f"{INDEX}*"), *folder.glob(f"{DATABASE}.tmp*")]:
+        file.unlink(missing_ok=True)
 
 
 def row(number: int, name: str, metadata: dict, embedding: np.ndarray) -> tuple:

@@ -575,6 +575,22 @@ def test_nothing_of_a_removed_person_stays_on_disk(tmp_path, coded, count):
     assert [matches[0].id for matches in gallery.search(probes, 1)] == [ids[row] for row in best]
 
 
+def test_nothing_of_people_who_were_removed_in_memory_or_replaced_is_saved(tmp_path, coded):
+    values, ids = embeddings(600), [f"person-{i // 3:03}" for i in range(600)]
+    gallery = made(values, ids)
+    gallery.remove(*{*ids[300:]})
+    gallery.save(tmp_path)
+    after = content(tmp_path)
+    assert all((stored(values[row]) in after) == (row < 300) for row in range(600)) and b"person-150" not in after
+    made(values[300:].repeat(2, axis=0), ids[300:] * 2).save(tmp_path)
+    Gallery.load(tmp_path).search(values[:1])
+    assert (tmp_path / "gallery.faiss").exists()
+    made(values[:9], ids[:9]).save(tmp_path)
+    after = content(tmp_path)
+    assert all((stored(values[row]) in after) == (row < 9) for row in range(600)) and b"person-150" not in after
+    assert not (tmp_path / "gallery.faiss").exists()
+
+
 def test_a_removal_that_was_killed_is_finished_when_the_gallery_is_loaded(tmp_path):
     values = embeddings(300)
     made(values, [f"person-{i // 3:03}" for i in range(300)]).save(tmp_path)
@@ -608,7 +624,7 @@ def test_an_unknown_person_is_not_removed_and_the_nearest_are_named(saved):
 def test_several_people_and_single_faces_are_removed(saved):
     gallery = Gallery.load(saved)
     assert gallery.remove("p3", "p5", "p3") == 6
-    assert gallery.remove(paths=["1.jpg", "2.jpg"]) == 2
+    assert gallery.remove(paths=["1.jpg", Path("2.jpg")]) == 2
     assert gallery.remove("p1", paths=["0.jpg"]) == 4
     assert gallery.remove() == 0
     assert len(gallery) == FACES - 12 and "p0" not in gallery.people() and gallery.people()[0] == "p2"
