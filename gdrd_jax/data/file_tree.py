@@ -28,7 +28,9 @@ CLUTTER = frozenset(
 )  # fmt: skip
 UNFINISHED = ("~", ".crdownload", ".part", ".download", ".bak", ".tmp")
 # Files by which a folder may be an output of this program.
-OUTPUTS = frozenset({"config.json", "step.json", "metrics.json", "gallery.json", "faces.json", "manifest.json"})
+OUTPUTS = frozenset(
+    {"config.json", "step.json", "metrics.json", "gallery.json", "gallery.sqlite", "faces.json", "manifest.json"}
+)
 UNREADABLE_ERRNOS = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 

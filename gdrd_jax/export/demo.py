@@ -14,7 +14,7 @@ import numpy as np
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.inference import folders, preprocess
 from gdrd_jax.inference.embedders import Embedder, open_model
-from gdrd_jax.inference.gallery import MANIFEST, Gallery, Match
+from gdrd_jax.inference.gallery import Gallery, Match, is_gallery
 from gdrd_jax.inference.recognizer import FAR, Recognizer
 from gdrd_jax.models.student import STRIDES
 from gdrd_jax.utils.errors import GdrdError, require
@@ -186,7 +186,7 @@ def _teacher(text: str) -> Embedder:
 
 
 def _gallery(recognizer: Recognizer, path: Path, align: bool) -> Gallery:
-    if (path / MANIFEST).exists():
+    if is_gallery(path):
         return Gallery.load(path, recognizer.fingerprint())
     gallery = Gallery(recognizer.dim, recognizer.fingerprint())
     found = folders.add_people(gallery, recognizer, path, align=align)

@@ -7,10 +7,10 @@ import numpy as np
 from tqdm import tqdm
 
 from gdrd_jax.inference import preprocess
-from gdrd_jax.inference.gallery import MANIFEST, Gallery, Match, require_codes
+from gdrd_jax.inference.gallery import Gallery, Match, is_gallery
 from gdrd_jax.inference.native import NativeRecognizer
 from gdrd_jax.inference.recognizer import BATCH, Recognizer
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import replacing_file
 from gdrd_jax.utils.outputs import claim_folder
 from gdrd_jax.utils.pictures import grid
@@ -66,47 +66,60 @@ def _embed(recognizer: Recognizer | NativeRecognizer, found: list[Path], *, alig
 
 
 def enroll(
-    recognizer: Recognizer | NativeRecognizer, path: Path, folder: Path, *, align: bool, add: bool
+    recognizer: Recognizer | NativeRecognizer,
+    path: Path,
+    folder: Path,
+    *,
+    align: bool,
+    add: bool = False,
+    update: bool = False,
 ) -> tuple[Gallery, Embedded]:
-    """Puts the people of `path` into the gallery `folder`; see `add_people`.
+    """Puts the people of `path` into the gallery `folder`, in one transaction at the end; see `add_people`.
 
     Args:
       recognizer: a student, or its teacher for full-size faces.
-      add: to those who are in it; otherwise it is made anew.
+      add: to a gallery that exists; otherwise a new one is made.
+      update: as `add`, and the faces of people who are in it already are replaced.
 
     Raises:
       GdrdError: no usable picture, or `folder` is no gallery, or of another student.
     """
     claim_folder(folder, "a gallery", "--gallery")
     fingerprint = recognizer.fingerprint()
-    if add:
+    if add or update:
         gallery = Gallery.load(folder, fingerprint)
-    elif (folder / MANIFEST).exists():
-        raise GdrdError(f"{folder} exists already; add to it with --add, or choose another folder", "gallery-exists")
+    elif is_gallery(folder):
+        raise GdrdError(
+            f"{folder} exists already; add to it with --add, replace people's faces with --update, or choose another "
+            "folder",
+            "gallery-exists",
+        )
     else:
         gallery = Gallery(recognizer.dim, fingerprint)
-    found = add_people(gallery, recognizer, path, align=align, saved=True)
-    gallery.save(folder, new=not add)
+    found = add_people(gallery, recognizer, path, align=align, update=update)
+    gallery.save(folder, new=not (add or update))
+    gallery.search(found.embeddings[:1], 1)  # builds the index, which searchers may not be allowed to write
     return gallery, found
 
 
 def add_people(
-    gallery: Gallery, recognizer: Recognizer | NativeRecognizer, path: Path, *, align: bool, saved: bool = False
-) -> Embedded:  # fmt: skip
-    """Adds the people of a folder, FOLDER/PERSON/IMAGE or FOLDER/PERSON.jpg, as metadata `path` and `align`.
+    gallery: Gallery, recognizer: Recognizer | NativeRecognizer, path: Path, *, align: bool, update: bool = False
+) -> Embedded:
+    """Adds the people of a folder, FOLDER/PERSON/IMAGE or FOLDER/PERSON.jpg, with metadata `path` and `align`.
 
     Args:
-      saved: the gallery is saved afterwards; what that needs of so many faces is checked first.
+      update: replace the faces of people who are in the gallery already; those of whom no picture can be used keep
+        theirs.
 
     Raises:
-      GdrdError: no usable picture, or a package is missing.
+      GdrdError: no usable picture, or faiss is not installed.
     """
+    require("faiss")  # the search's, but before the long work
     files, root = preprocess.find(path), path if path.is_dir() else path.parent
-    if saved:
-        require_codes(len(gallery) + len(files))
     found = _embed(recognizer, files, align=align)
     people = [preprocess.person(file, root) for file in found.paths]
-    gallery.add(found.embeddings, people, [{"path": str(file.resolve()), "align": align} for file in found.paths])
+    metadata = [{"path": str(file.resolve()), "align": align} for file in found.paths]
+    (gallery.update if update else gallery.add)(found.embeddings, people, metadata)
     return found
 
 

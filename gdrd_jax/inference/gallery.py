@@ -1,40 +1,31 @@
 """A set of known faces, and which of them a face is most like.
 
-On disk a gallery is a folder with `gallery.json` (format, recognizer, sizes) that names a folder beside it with
+On disk a gallery is a folder with
 
-  embeddings.f32   float32 `[N, D]`, unit length, little endian
-  faces.jsonl      a line a face: its id and metadata
-  starts.i64       int64 `[N + 1]`: where each line begins, and where the last one ends
-  axes.npy         float32 `[D, A]`, of large galleries: their embeddings' principal axes
-  codes.faiss      uint8 `[N, A]`, of large galleries: all faces along these axes
+  gallery.sqlite   a SQLite database: the recognizer's fingerprint and, for each face, person, path, other metadata
+                   and embedding (float32, little endian)
+  gallery.faiss    of large galleries: an index that is rebuilt from the database when missing, damaged or outdated
 
-Nothing of it is read on opening. A small gallery is searched as it is. Of a large one all codes are compared with the
-probe, and only the best faces' embeddings.
+Every change is one SQLite transaction. The index proposes faces; matches and similarities come from the database.
 """
 
-import json
-import re
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
+import contextlib
+import difflib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from gdrd_jax.utils.errors import GdrdError, require
-from gdrd_jax.utils.files import locked, user_path, write_json, writing
+from gdrd_jax.inference import gallery_index, gallery_v04
+from gdrd_jax.inference.gallery_database import DATABASE, INDEX, UNIT, FaceDatabase, row
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import locked, user_path, writing
 
-FORMAT = 1  # of the folder
-MANIFEST, VERSION = "gallery.json", "gallery."
-OURS = re.compile(re.escape(VERSION) + "[0-9a-f]{8}")
-EXACT = 20_000  # faces up to which codes would save no time
-AXES, SHARE = 128, 0.8  # at least so many axes, and as many as hold this share of the embeddings' variance
-SAMPLE = 50_000  # faces from which the axes are found
-CODES = 127  # the largest; the smallest is -127
-CANDIDATES = 300  # faces whose embeddings are compared, at least; ten of a million had the best one among them
-BLOCK, PROBES = 16_384, 256  # faces and probes at once
-UNIT = 0.01  # how far from 1 a length may be: float16 is
+LOG = logging.getLogger(__name__)
+PROBES = 256  # compared at once
 
 
 class Match(NamedTuple):
@@ -48,7 +39,9 @@ class Match(NamedTuple):
 class Gallery:
     """Known faces to search in.
 
-    Any number of threads and processes may search at once, while none adds.
+    A new gallery is in memory until it is saved. The changes of a gallery that was loaded or saved are on disk when the
+    method returns, and every process that has it open sees them. Any number of threads and processes may search and
+    change it at the same time; after a fork the child has to load it again.
 
     Attributes:
       dim: D of its embeddings.
@@ -62,214 +55,234 @@ class Gallery:
     """
 
     def __init__(self, dim: int, fingerprint: str):
-        """An empty one, in memory."""
-        self.dim, self.fingerprint = dim, fingerprint
-        self._folder: Path | None = None  # where it was loaded from or saved
-        self._version: str | None = None  # of what is there
-        # What was loaded comes first, and is never changed.
-        self._saved, self._text, self._starts = np.empty((0, dim), "<f4"), np.empty(0, np.uint8), np.zeros(1, "<i8")
-        self._axes = self._codes = None
-        self._room, self._lines = np.empty((0, dim), "<f4"), []  # room grows by doubling
+        """Makes an empty one, in memory."""
+        self._use(FaceDatabase.create(dim, fingerprint))
+
+    def _use(self, faces: FaceDatabase) -> None:
+        self._faces, self._index = faces, None
+        self.dim, self.fingerprint = faces.dim, faces.fingerprint
 
     def __len__(self) -> int:
-        return len(self._saved) + len(self._lines)
+        with self._faces.reading():
+            return self._faces.state()[1]
 
     def add(self, embeddings: np.ndarray, ids: Sequence[str], metadata: Sequence[dict] | None = None) -> None:
-        """Adds faces; a folder that it was loaded from changes only by `save`.
+        """Adds faces, all or none.
 
         Args:
           embeddings: float `[N, D]`, unit length.
           ids: N names of people, who may have any number of faces.
-          metadata: N dicts of what JSON can hold; empty ones if None.
+          metadata: N dicts of what JSON can hold, such as the picture's `path`; empty ones if None.
 
         Raises:
-          GdrdError: another shape, type, length or count. Nothing is added then.
+          GdrdError: another shape, type, length or count, or the gallery cannot be written.
         """
-        embeddings = _unit(embeddings, self.dim)
-        metadata = [{}] * len(ids) if metadata is None else metadata
-        if not len(embeddings) == len(ids) == len(metadata):
+        rows = self._rows(embeddings, ids, metadata)
+        with self._faces.writing():
+            self._faces.insert(rows)
+
+    def update(self, embeddings: np.ndarray, ids: Sequence[str], metadata: Sequence[dict] | None = None) -> int:
+        """Replaces all faces of the people in `ids` by these; people who are not in the gallery are added.
+
+        As with `remove`, nothing of the replaced faces stays on disk.
+
+        Args:
+          embeddings, ids, metadata: as of `add`.
+
+        Returns:
+          How many faces were replaced.
+
+        Raises:
+          GdrdError: as `add`, or "gallery-old-files", see `remove`.
+        """
+        rows = self._rows(embeddings, ids, metadata)
+        self._refuse_old_files()
+        with self._faces.writing():
+            replaced = sum(self._faces.delete("person", name) for name in dict.fromkeys(ids))
+            self._faces.insert(rows)
+        if replaced:
+            self._purge()
+        return replaced
+
+    def remove(self, *people: str, paths: Iterable[str | os.PathLike] = ()) -> int:
+        """Removes people with all their faces, or single faces, all or none.
+
+        When it returns, no file of the gallery contains their embeddings, names or paths any more.
+
+        Args:
+          people: ids.
+          paths: the metadata `path` of faces.
+
+        Returns:
+          How many faces were removed.
+
+        Raises:
+          GdrdError: "gallery-person-unknown" or "gallery-path-unknown", with the nearest names;
+            "gallery-old-files": the folder still contains the gallery of version 0.4 that this one was made from.
+        """
+        self._refuse_old_files()
+        removed = 0
+        with self._faces.writing():
+            for column, names in (("person", people), ("path", map(os.fspath, paths))):
+                for name in dict.fromkeys(names):
+                    count = self._faces.delete(column, name)
+                    if not count:
+                        raise self._unknown(column, name)
+                    removed += count
+        if removed:
+            self._purge()
+        return removed
+
+    def _unknown(self, column: str, name: str) -> GdrdError:
+        known = {value.lower(): value for value in self._faces.values(column)}
+        near = [repr(known[value]) for value in difflib.get_close_matches(name.lower(), known, n=3)]
+        what, lists = {"person": ("person", "gdrd gallery"), "path": ("face of", "gdrd search --json")}[column]
+        hint = f"the nearest are {', '.join(near)}" if near else f"{lists} lists those that are"
+        return GdrdError(f"there is no {what} {name!r} in the gallery; {hint}", f"gallery-{column}-unknown")
+
+    def _refuse_old_files(self) -> None:
+        folder = self._faces.folder
+        if folder and (old := gallery_v04.files(folder)):
             raise GdrdError(
-                f"there are {len(embeddings)} embeddings, {len(ids)} ids and {len(metadata)} dicts of metadata; "
-                "give one of each for each face"
+                f"{folder} still contains the gallery of version 0.4 from which this one was made, with the faces of "
+                f"everybody in it; delete {', '.join(file.name for file in old)}, then run the same command again",
+                "gallery-old-files",
             )
-        lines = [_line(number, *entry) for number, entry in enumerate(zip(ids, metadata))]
-        before, after = len(self._lines), len(self._lines) + len(lines)
-        if after > len(self._room):
-            room = np.empty((max(after, 2 * len(self._room)), self.dim), "<f4")
-            room[:before] = self._room[:before]
-            self._room = room
-        self._room[before:after] = embeddings
-        self._lines += lines
+
+    def _purge(self) -> None:
+        self._index = None
+        self._faces.purge()
 
     def people(self) -> list[str]:
-        """The distinct ids, in the order in which they were added; reads all lines."""
-        return list(dict.fromkeys(self._entry(row)[0] for row in range(len(self))))
+        """The distinct ids, in the order in which they were added."""
+        return list(self.counts())
+
+    def counts(self) -> dict[str, int]:
+        """The number of faces of each person, in the order in which the people were added."""
+        with self._faces.reading():
+            return self._faces.counts()
 
     def templates(self) -> "Gallery":
         """A gallery with one entry for each id, in memory.
 
         Returns:
           The mean of each one's embeddings, of unit length again, with the metadata of the first of them and, under
-          "faces", how many they are.
+          "faces", their number.
         """
-        numbers: dict[str, int] = {}
-        owners = np.array([numbers.setdefault(self._entry(row)[0], len(numbers)) for row in range(len(self))], int)
-        means = np.zeros((len(numbers), self.dim), np.float32)
-        for first, block in self.blocks():
-            own = owners[first : first + len(block)]
-            order = np.argsort(own, kind="stable")
-            present, starts = np.unique(own[order], return_index=True)
-            means[present] += np.add.reduceat(block[order], starts)
+        with self._faces.reading():
+            owners, counts = self._faces.people(), self._faces.counts()
+            numbers = {name: number for number, name in enumerate(counts)}
+            means = np.zeros((len(counts), self.dim), np.float32)
+            for ids, block in self.blocks():
+                np.add.at(means, [numbers[owners[one]] for one in ids.tolist()], block)
+            firsts = {owners[one]: one for one in sorted(owners, reverse=True)}
+            metadata = [self._faces.metadata(*face[1:]) for face in self._faces.fetch(list(firsts.values()))[1]]
         means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
         gallery = Gallery(self.dim, self.fingerprint)
-        firsts, counts = np.unique(owners, return_index=True, return_counts=True)[1:]
-        of_first = (self._entry(row)[1] for row in firsts)
-        gallery.add(means, list(numbers), [one | {"faces": int(n)} for one, n in zip(of_first, counts)])
+        gallery.add(means, list(counts), [one | {"faces": n} for one, n in zip(metadata, counts.values())])
         return gallery
 
     def search(self, embeddings: np.ndarray, k: int = 5) -> list[list[Match]]:
         """The faces most like each probe.
 
-        Which ones they are is exact in a gallery of up to `EXACT` faces and for faces added since it was loaded, and
-        nearly so otherwise. Similarities always are.
+        Which ones they are is exact in a gallery of up to `gallery_index.EXACT` faces, and nearly so otherwise.
+        Similarities always are.
 
         Args:
           embeddings: of the probes, float `[N, D]`, unit length.
           k: how many faces for each; all if there are fewer.
 
         Returns:
-          For each probe its matches, the most similar first.
+          For each probe its matches, the most similar first; of equal ones the first added.
 
         Raises:
           GdrdError: another shape, type or length, `k` below 1, no face to search in, or damage.
         """
         probes = _unit(embeddings, self.dim)
-        if not len(self):
-            raise GdrdError("the gallery is empty; add faces before searching")
         if k < 1:
-            raise GdrdError(f"k is {k}; ask for 1 match at least")
-        found = []
-        for start in range(0, len(probes), PROBES):
-            block = probes[start : start + PROBES]
-            found += [self._matches(probe, rows, k) for probe, rows in zip(block, self._candidates(block, k))]
-        return found
-
-    def _candidates(self, probes: np.ndarray, k: int) -> np.ndarray:
-        """Rows `[P, C]` among which the best `k` are."""
-        found, coded = [], 0
-        if self._codes is not None:
-            coded = len(self._saved)
-            found.append(self._codes.search(probes @ self._axes, min(max(CANDIDATES, 4 * k), coded))[1])
-        if coded < len(self):
-            found.append(_nearest(probes, self.blocks(coded), k))
-        return np.concatenate(found, axis=1)
-
-    def _matches(self, probe: np.ndarray, rows: np.ndarray, k: int) -> list[Match]:
-        rows = np.sort(rows)  # as they lie on disk; and of equals the first added comes first
-        embeddings = self._rows(rows)
-        # All of them at every opening would take seconds.
-        if not (np.abs(np.linalg.norm(embeddings, axis=1) - 1) <= UNIT).all():
-            raise self._damaged("an embedding is not of unit length")
-        similarities = embeddings @ probe
+            raise GdrdError(f"k is {k}; ask for at least 1 match", "gallery-k")
         matches = []
-        for best in np.argsort(-similarities, kind="stable")[:k]:
-            name, metadata = self._entry(rows[best])
-            matches.append(Match(name, float(similarities[best]), metadata))
+        with self._faces.reading():
+            index = self._prepared()
+            for start in range(0, len(probes), PROBES):
+                block = probes[start : start + PROBES]
+                matches += [self._matches(*pair, k) for pair in zip(block, index.candidates(block, k))]
         return matches
 
-    def _rows(self, rows: np.ndarray) -> np.ndarray:
-        """Embeddings of rising rows."""
-        saved = np.searchsorted(rows, len(self._saved))
-        return np.concatenate([self._saved[rows[:saved]], self._room[rows[saved:] - len(self._saved)]])
+    def _prepared(self) -> gallery_index.GalleryIndex:
+        """The index of the faces that the database holds now: the one in memory, from its file, or a new one."""
+        generation, faces = self._faces.state()
+        if not faces:
+            raise GdrdError("the gallery is empty; add faces before searching", "gallery-empty")
+        index = self._index
+        if index is None or not index.serves(generation, faces):
+            file = self._faces.folder and self._faces.folder / INDEX
+            index = file and gallery_index.read(file)
+            if not index or not index.serves(generation, faces):
+                index = gallery_index.build(generation, self.dim, faces, self.blocks)
+                if file:  # while the database cannot change, so that no removal is overtaken by an outdated file
+                    gallery_index.write(index, file)
+            self._index = index
+        for ids, block in self.blocks(after=index.last):
+            index.extend(ids, block)
+        return index
 
-    def blocks(self, first: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """All embeddings from row `first` on, float32 `[n, D]` at a time, with the row that each block begins with."""
-        for offset, part in ((0, self._saved), (len(self._saved), self._room[: len(self._lines)])):
-            for row in range(max(first - offset, 0), len(part), BLOCK):
-                yield offset + row, part[row : row + BLOCK]
+    def _matches(self, probe: np.ndarray, candidates: np.ndarray, k: int) -> list[Match]:
+        embeddings, faces = self._faces.fetch(candidates.tolist())
+        similarities = embeddings @ probe
+        best = np.argsort(-similarities, kind="stable")[:k]
+        return [Match(faces[i][0], float(similarities[i]), self._faces.metadata(*faces[i][1:])) for i in best]
 
-    def _entry(self, row: int) -> tuple[str, dict]:
-        if row >= len(self._saved):
-            return json.loads(self._lines[row - len(self._saved)])
-        try:
-            name, metadata = json.loads(self._text[self._starts[row] : self._starts[row + 1]].tobytes())
-        except (ValueError, TypeError) as error:
-            raise self._damaged(f"line {row + 1} of faces.jsonl cannot be read") from error
-        return name, metadata
+    def blocks(self, after: int = -1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All faces above an id of the database: ids int64 `[n]`, rising, and embeddings float32 `[n, D]`."""
+        while True:
+            with self._faces.reading():
+                ids, embeddings = self._faces.block(after)
+            if not len(ids):
+                return
+            yield ids, embeddings
+            after = int(ids[-1])
 
-    def _damaged(self, what: str) -> GdrdError:
-        return GdrdError(f"the gallery {self._folder} is damaged: {what}; make it anew")
+    def _rows(self, embeddings: np.ndarray, ids: Sequence[str], metadata: Sequence[dict] | None) -> list[tuple]:
+        embeddings = _unit(embeddings, self.dim)
+        metadata = [{}] * len(ids) if metadata is None else metadata
+        if not len(embeddings) == len(ids) == len(metadata):
+            raise GdrdError(
+                f"there are {len(embeddings)} embeddings, {len(ids)} ids and {len(metadata)} dicts of metadata; "
+                "give one of each for each face",
+                "gallery-counts",
+            )
+        return [row(number, *face) for number, face in enumerate(zip(ids, metadata, embeddings))]
 
     def save(self, folder: str | Path, *, new: bool = False) -> None:
-        """Writes the gallery, in the place of one that is there already; other files there are left alone.
+        """Writes the gallery into a folder, in the place of one that is there already, and goes on in it.
 
-        Whenever it is killed, the folder holds the old gallery or the new one, and whoever has opened the old one can
-        go on searching in it.
+        Whenever it is killed, the folder holds the old gallery or the new one. Other files there are left alone. A
+        gallery that was loaded from this folder is there already.
 
         Args:
           folder: where to; it is made if it is missing.
           new: there must be no gallery yet.
 
         Raises:
-          GdrdError: it is empty, another process is saving there or has saved since this one was loaded from there,
-            or the folder could not be written.
+          GdrdError: it is empty, "gallery-exists", or the folder cannot be written.
         """
-        if not len(self):
-            raise GdrdError(f"the gallery is empty; add faces before saving it in {folder}")
-        require_codes(len(self))
         folder = user_path(folder).resolve()
-        version = f"{VERSION}{uuid.uuid4().hex[:8]}"
+        if folder == self._faces.folder and not new:
+            return
+        if not len(self):
+            raise GdrdError(f"the gallery is empty; add faces before saving it in {folder}", "gallery-empty")
         with writing(folder), locked(folder):
-            if new and _version(folder):
-                raise GdrdError(f"another process has made the gallery {folder} meanwhile; load it and add to it")
-            if self._folder == folder and self._version != _version(folder):
-                raise GdrdError(f"the gallery {folder} was changed by another process meanwhile; load it and add again")
-            try:
-                (folder / version).mkdir()
-                self._write(folder / version)
-                sizes = {file.name: file.stat().st_size for file in (folder / version).iterdir()}
-                write_json(folder / MANIFEST, {
-                    "format": FORMAT, "fingerprint": self.fingerprint, "dim": self.dim, "faces": len(self),
-                    "version": version, "sizes": sizes,
-                })  # fmt: skip
-            except BaseException:
-                if _holds(folder, version):  # interrupted just after
-                    self._folder, self._version = folder, version
-                else:
-                    shutil.rmtree(folder / version, ignore_errors=True)
-                raise
-            for old in folder.iterdir():
-                if OURS.fullmatch(old.name) and old.name != version:
-                    shutil.rmtree(old, ignore_errors=True)
-        self._folder, self._version = folder, version
-
-    def _write(self, folder: Path) -> None:
-        with (folder / "embeddings.f32").open("wb") as file:
-            for _, block in self.blocks():
-                block.tofile(file)
-        with (folder / "faces.jsonl").open("wb") as file:
-            self._text.tofile(file)
-            file.writelines(self._lines)
-        ends = self._starts[-1] + np.cumsum([len(line) for line in self._lines], dtype="<i8")
-        np.concatenate([self._starts, ends]).tofile(folder / "starts.i64")
-        if len(self) > EXACT:
-            self._write_codes(folder)
-
-    def _write_codes(self, folder: Path) -> None:
-        faiss = require_codes(len(self))
-        sample = self._rows(np.linspace(0, len(self) - 1, min(SAMPLE, len(self))).astype(int))
-        axes = _axes(sample)
-        index = faiss.IndexScalarQuantizer(
-            axes.shape[1], faiss.ScalarQuantizer.QT_8bit_direct_signed, faiss.METRIC_INNER_PRODUCT
-        )
-        for _, block in self.blocks():
-            index.add(np.clip(np.rint(block @ axes), -CODES, CODES))
-        np.save(folder / "axes.npy", axes)
-        faiss.write_index(index, str(folder / "codes.faiss"))
+            if new and is_gallery(folder):
+                raise GdrdError(f"{folder} contains a gallery already; load it and add to it", "gallery-exists")
+            self._use(self._faces.save(folder))
 
     @classmethod
     def load(cls, folder: str | Path, fingerprint: str | Sequence[str] | None = None) -> "Gallery":
-        """Opens a saved gallery without reading it: it is mapped into memory.
+        """Opens a saved gallery.
+
+        A gallery of version 0.4 is converted: a database is made beside its files, which stay. In a folder that cannot
+        be written it is read into memory, for searching only.
 
         Args:
           folder: where it was saved.
@@ -277,128 +290,71 @@ class Gallery:
             (`Recognizer.comparable`), its own first; None takes a gallery of any.
 
         Raises:
-          GdrdError: no gallery there, one of another recognizer, or damage.
+          GdrdError: "gallery-missing", "gallery-space" (of another recognizer), "gallery-format" or "gallery-damaged".
         """
         folder = user_path(folder).resolve()
-        manifest = _manifest(folder)
         accepted = [fingerprint] if isinstance(fingerprint, str) else fingerprint
-        if accepted is not None and manifest["fingerprint"] not in accepted:
-            from gdrd_jax.inference.pretrained import known_as  # OpenCV, which galleries do not need
-
+        if not is_gallery(folder):
             raise GdrdError(
-                f"the gallery {folder} is of another recognizer ({known_as(manifest['fingerprint'])}, not "
-                f"{' or '.join(map(known_as, accepted))}), whose embeddings cannot be compared; enroll its faces "
-                "with this one"
+                f"there is no gallery in {str(folder)!r}; gdrd enroll, or Gallery.save, makes one", "gallery-missing"
             )
-        gallery = cls(manifest["dim"], manifest["fingerprint"])
-        gallery._folder, gallery._version = folder, manifest["version"]
-        try:
-            gallery._open(folder / manifest["version"], manifest)
-        except (FileNotFoundError, ValueError, RuntimeError) as error:
-            if _manifest(folder) != manifest:  # saved again meanwhile
-                return cls.load(folder, fingerprint)
-            if isinstance(error, FileNotFoundError):
-                raise gallery._damaged(f"{error.filename} is missing") from error
-            raise gallery._damaged("its axes and codes cannot be read") from error
+        faces = FaceDatabase.open(folder) if (folder / DATABASE).exists() else _convert(folder, accepted)
+        _check_space(folder, faces.fingerprint, accepted)
+        if not faces.is_purged():  # the process that removed somebody was killed
+            with contextlib.suppress(GdrdError):  # the folder cannot be written
+                faces.purge()
+        gallery = cls.__new__(cls)
+        gallery._use(faces)
         return gallery
 
-    def _open(self, folder: Path, manifest: dict) -> None:
-        for name, size in manifest["sizes"].items():
-            if (found := (folder / name).stat().st_size) != size:
-                raise self._damaged(f"{folder / name} has {found} bytes of {size}")
-        mapped = lambda name, dtype: np.asarray(np.memmap(folder / name, dtype, "r"))  # noqa: E731
-        self._saved = mapped("embeddings.f32", "<f4").reshape(manifest["faces"], self.dim)
-        self._text, self._starts = mapped("faces.jsonl", np.uint8), mapped("starts.i64", "<i8")
-        if "codes.faiss" in manifest["sizes"]:
-            faiss = require("faiss", "export")
-            self._axes = np.load(folder / "axes.npy")
-            self._codes = faiss.read_index(str(folder / "codes.faiss"), faiss.IO_FLAG_MMAP_IFC)
-            if (self._codes.ntotal, self._codes.d) != (len(self._saved), self._axes.shape[1]):
-                raise ValueError("codes of something else")
+
+def is_gallery(folder: Path) -> bool:
+    """Whether a folder contains a gallery, of this version or of 0.4."""
+    return (folder / DATABASE).exists() or (folder / gallery_v04.MANIFEST).exists()
 
 
-def require_codes(faces: int):
-    """Imports faiss if a gallery of so many faces needs codes.
-
-    Raises:
-      GdrdError: faiss is not installed.
-    """
-    return require("faiss", "export") if faces > EXACT else None
-
-
-def _manifest(folder: Path) -> dict:
-    if not folder.exists():
-        raise GdrdError(f"there is no gallery {str(folder)!r}; gdrd enroll, or Gallery.save, makes one")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']}")
-        for key, kind in {"fingerprint": str, "dim": int, "faces": int, "version": str, "sizes": dict}.items():
-            if not isinstance(manifest[key], kind):
-                raise ValueError(f"{key} is {manifest[key]!r}")
-        if not OURS.fullmatch(manifest["version"]):
-            raise ValueError(f"version {manifest['version']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GdrdError(f"{folder} holds no {MANIFEST} of a gallery that this version reads; save one there") from error
-    return manifest
+def _convert(folder: Path, accepted: Sequence[str] | None) -> FaceDatabase:
+    """Opens a gallery of version 0.4, see `Gallery.load`."""
+    manifest = gallery_v04.read_manifest(folder)
+    _check_space(folder, manifest["fingerprint"], accepted)
+    faces = FaceDatabase.create(manifest["dim"], manifest["fingerprint"])
+    with faces.writing():
+        for block in gallery_v04.read(folder, manifest):
+            faces.insert([row(number, *face) for number, face in enumerate(zip(*block))])
+    if not os.access(folder, os.W_OK):
+        faces.forbid_changes()
+        return faces
+    with writing(folder), locked(folder):
+        if (folder / DATABASE).exists():  # another process converted it meanwhile, and may have added faces
+            return FaceDatabase.open(folder)
+        LOG.info("%s: converted from version 0.4; its old files stay, and are not used any more", folder)
+        return faces.save(folder)
 
 
-def _holds(folder: Path, version: str) -> bool:
-    try:
-        return _version(folder) == version
-    except GdrdError:
-        return False
+def _check_space(folder: Path, fingerprint: str, accepted: Sequence[str] | None) -> None:
+    if accepted is None or fingerprint in accepted:
+        return
+    from gdrd_jax.inference.pretrained import known_as  # OpenCV, which galleries do not need
 
-
-def _version(folder: Path) -> str | None:
-    """Of the gallery that is there, if one is."""
-    return _manifest(folder)["version"] if (folder / MANIFEST).exists() else None
+    raise GdrdError(
+        f"the gallery {folder} is of another recognizer ({known_as(fingerprint)}, not "
+        f"{' or '.join(map(known_as, accepted))}), whose embeddings cannot be compared; enroll its faces with this one",
+        "gallery-space",
+    )
 
 
 def _unit(embeddings: np.ndarray, dim: int) -> np.ndarray:
     """float32 `[N, D]`, of unit length to the last digit."""
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or embeddings.shape[1] != dim or embeddings.dtype.kind != "f":
-        raise GdrdError(f"embeddings are {embeddings.dtype} {list(embeddings.shape)}; give float [N, {dim}]")
+        raise GdrdError(
+            f"embeddings are {embeddings.dtype} {list(embeddings.shape)}; give float [N, {dim}]", "gallery-shape"
+        )
     embeddings = embeddings.astype(np.float32)
     lengths = np.linalg.norm(embeddings, axis=1)
     odd = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT))  # NaN, too
     if len(odd):
-        raise GdrdError(f"embedding {odd[0]} has length {lengths[odd[0]]:.3g}; give embeddings of unit length")
-    return embeddings / lengths[:, None]
-
-
-def _line(number: int, name: str, metadata: dict) -> bytes:
-    if not isinstance(name, str) or not isinstance(metadata, dict):
         raise GdrdError(
-            f"face {number} has the id {name!r} and the metadata {metadata!r}; give text as id and a dict as metadata"
+            f"embedding {odd[0]} has length {lengths[odd[0]]:.3g}; give embeddings of unit length", "gallery-length"
         )
-    try:
-        return json.dumps([name, metadata]).encode() + b"\n"
-    except (TypeError, ValueError) as error:
-        raise GdrdError(f"the metadata of face {number} ({name}) cannot be written as JSON: {error}") from error
-
-
-def _axes(sample: np.ndarray) -> np.ndarray:
-    """Principal axes `[D, A]` of embeddings, so long that faces along them are the whole numbers of their codes.
-
-    They begin at zero, not at the faces' mean: dot products are kept.
-    """
-    axes = np.linalg.eigh(sample.T @ sample)[1][:, ::-1]
-    along = sample @ axes
-    variance = np.cumsum(along.var(axis=0))  # what all faces share tells none from another
-    count = max(AXES, 1 + int(np.searchsorted(variance, SHARE * variance[-1])))
-    return np.ascontiguousarray(axes[:, :count] * (CODES / np.abs(along[:, :count]).max()), np.float32)
-
-
-def _nearest(probes: np.ndarray, blocks: Iterator[tuple[int, np.ndarray]], k: int) -> np.ndarray:
-    """Rows `[P, k]` of the best in all blocks, in no order; fewer if there are not so many."""
-    rows, similarities = np.empty((len(probes), 0), int), np.empty((len(probes), 0), np.float32)
-    for first, block in blocks:
-        own = np.broadcast_to(np.arange(first, first + len(block)), (len(probes), len(block)))
-        rows = np.concatenate([rows, own], axis=1)
-        similarities = np.concatenate([similarities, probes @ block.T], axis=1)
-        if rows.shape[1] > k:
-            kept = np.argpartition(-similarities, k - 1, axis=1)[:, :k]
-            rows, similarities = (np.take_along_axis(values, kept, axis=1) for values in (rows, similarities))
-    return rows
+    return embeddings / lengths[:, None]

@@ -6,8 +6,8 @@ from importlib import util
 
 from gdrd_jax.utils.signals import deferred
 
-# What pip calls the packages without which no command works, by the name that is imported. Not grain: only data that
-# are read from disk in training need it.
+# What pip calls the packages without which no command works, by the name that is imported. Not grain and faiss: only
+# training from disk and galleries need them.
 CORE = {
     "absl": "absl-py", "cv2": "opencv-python-headless", "filelock": "filelock", "flax": "flax", "jax": "jax",
     "matplotlib": "matplotlib", "ml_collections": "ml-collections", "numpy": "numpy", "optax": "optax",
@@ -15,6 +15,7 @@ CORE = {
     "scipy": "scipy", "simplejpeg": "simplejpeg", "sklearn": "scikit-learn", "tensorboardX": "tensorboardx",
     "tensorstore": "tensorstore", "tqdm": "tqdm",
 }  # fmt: skip
+PIP = {**CORE, "faiss": "faiss-cpu"}
 
 
 class GdrdError(Exception):
@@ -46,8 +47,13 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def missing(package: str, extra: str) -> GdrdError:
-    """The error for a package that is not installed but comes with `extra`."""
+def missing(package: str, extra: str | None) -> GdrdError:
+    """The error for a package that is not installed but comes with `extra`, or with the plain installation if None."""
+    if extra is None:
+        return GdrdError(
+            f"the package {package!r} is not installed; python -m pip install {PIP.get(package, package)}",
+            "package-missing",
+        )
     return GdrdError(
         f"the package {package!r} is not installed; it comes with the extra {extra!r}: "
         f'python -m pip install "gdrd_jax[{extra}]"',
@@ -71,12 +77,12 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-def require(package: str, extra: str):
+def require(package: str, extra: str | None = None):
     """Imports `package`, or says which extra of this project brings it.
 
     Args:
       package: importable name, dotted names allowed.
-      extra: the extra of `pyproject.toml` that installs it.
+      extra: the extra of `pyproject.toml` that installs it; None for a package of `CORE`.
 
     Returns:
       The imported module.

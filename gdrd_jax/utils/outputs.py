@@ -69,7 +69,7 @@ KINDS: dict[str, Callable[[Path], bool]] = {
     "the output of the steps of runs": _is_outputs,
     "set aside from a training run": lambda folder: folder.parent.name == "previous" and is_run(folder.parent.parent),
     "an exported student": lambda folder: (folder / "student.safetensors").exists() and _has("manifest.json")(folder),
-    "a gallery": _has("gallery.json"),
+    "a gallery": _has("gallery.sqlite", "gallery.json"),
     "a store of faces": _has("faces.json", "journal.jsonl"),
     "an SR teacher": _has("training.json"),
     "a study of taps": _has("taps.json"),

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import raises
 
-from gdrd_jax.inference import gallery
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.inference import gallery_index
+from gdrd_jax.inference.gallery import Gallery
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -16,7 +17,7 @@ def tool(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
     import benchmark_gallery
 
-    monkeypatch.setattr(gallery, "EXACT", 500)
+    monkeypatch.setattr(gallery_index, "EXACT", 500)
     monkeypatch.setattr(benchmark_gallery, "BLOCK", 150)
     return benchmark_gallery
 
@@ -32,9 +33,10 @@ def test_a_coded_gallery_is_measured(tool, monkeypatch, tmp_path, capsys):
     found = json.loads((tmp_path / "o.json").read_text())
     assert found["recall_at_1"] == 1
     assert 0 < found["search_ms_5"] <= found["search_ms"] <= found["search_ms_95"]
-    assert found["sizes"]["embeddings.f32"] == 2000 * 64 * 4 and "codes.faiss" in found["sizes"]
+    assert found["sizes"]["gallery.sqlite"] > 2000 * 64 * 4 and 2000 * 64 < found["sizes"]["gallery.faiss"] < 500_000
+    assert all(found[key] > 0 for key in ("building_s", "saving_s", "indexing_s", "opening_s", "first_search_ms"))
     assert "| recall@1 against exact search, 20 probes | 1.0000 |" in capsys.readouterr().out
-    assert len(gallery.Gallery.load(tmp_path / "g")) == 2000
+    assert len(Gallery.load(tmp_path / "g")) == 2000
 
 
 def test_a_lost_best_match_is_counted(tool, monkeypatch, tmp_path):
@@ -62,5 +64,14 @@ def test_faces_are_spread_as_said(tool):
 
 
 def test_nothing_to_measure_is_refused(tool, monkeypatch):
-    with pytest.raises(GdrdError, match="--faces, --dim or --probes is below 1"):
+    with raises("benchmark-numbers", "--faces"):
         run(tool, monkeypatch, "--faces", "0")
+
+
+def test_a_gallery_of_real_faces_is_not_replaced(tool, monkeypatch, tmp_path):
+    real = Gallery(4, "f" * 64)
+    real.add(np.eye(4, dtype=np.float32), list("abcd"))
+    real.save(tmp_path / "g")
+    with raises("gallery-space", tmp_path / "g", "f" * 12):
+        run(tool, monkeypatch, "--faces", "600", "--folder", str(tmp_path / "g"))
+    assert Gallery.load(tmp_path / "g").people() == list("abcd")

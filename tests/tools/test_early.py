@@ -17,8 +17,7 @@ from gdrd_jax.cli import recognize, run_grid, study_taps, train_sr_teacher  # no
 from gdrd_jax.evaluation.run import Settings, evaluate_and_report  # noqa: E402
 from gdrd_jax.export import demo as serving_demo  # noqa: E402
 from gdrd_jax.export import exporter  # noqa: E402
-from gdrd_jax.inference import folders, gallery, preprocess  # noqa: E402
-from gdrd_jax.inference.gallery import Gallery  # noqa: E402
+from gdrd_jax.inference import folders, preprocess  # noqa: E402
 from gdrd_jax.utils import errors  # noqa: E402
 from gdrd_jax.utils.errors import GdrdError  # noqa: E402
 
@@ -61,32 +60,20 @@ def no_work(monkeypatch):
 
 
 @pytest.mark.parametrize("add", [False, True])
-def test_a_large_gallery_needs_faiss_before_any_picture_is_embedded(here, capsys, missing, no_work, monkeypatch, add):
+def test_a_gallery_needs_faiss_before_any_picture_is_embedded(here, capsys, missing, no_work, add):
     model = save_student(here / "run")
     words = ["enroll", "faces", "--gallery", "known", "--model", str(model)]
     if add:
         assert recognize.main(words) == 0
         words.append("--add")
-    monkeypatch.setattr(gallery, "EXACT", 11 if not add else 23)
     missing("faiss")
     no_work((preprocess, "seen"))
     assert recognize.main(words) == 2
-    assert "the package 'faiss' is not installed" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "[package-missing]" in error and "'faiss'" in error and "pip install faiss-cpu" in error
     assert (here / "known").exists() == add
-    monkeypatch.undo()
-    monkeypatch.chdir(here)
-    missing("faiss")
-    assert recognize.main(words) == 0  # a small one needs none
-
-
-def test_a_large_gallery_is_not_half_written_without_faiss(tmp_path, missing, monkeypatch):
-    monkeypatch.setattr(gallery, "EXACT", 3)
-    known = Gallery(4, "x")
-    known.add(np.eye(4, dtype=np.float32), list("abcd"))
-    missing("faiss")
-    with pytest.raises(GdrdError, match="'faiss' is not installed"):
-        known.save(tmp_path / "known")
-    assert not (tmp_path / "known").exists()
+    assert recognize.main(["search", "faces", "--gallery", "known", "--model", str(model)]) == 2
+    assert ("[package-missing]" if add else "[gallery-missing]") in capsys.readouterr().err
 
 
 def test_photographs_need_a_detector_before_any_is_read(here, capsys, no_work):

@@ -1,6 +1,9 @@
 """The tool that recognizes faces, as it is called."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from conftest import make_faces, save_student
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from gdrd_jax.cli import recognize  # noqa: E402
+from gdrd_jax.inference.gallery import Gallery, is_gallery  # noqa: E402
 from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 
 
@@ -84,7 +88,7 @@ def test_more_people_can_be_added(call, faces, tmp_path):
     (faces / "p3" / "0.png").rename(more / "zoe.png")
     assert call("enroll", faces, "--gallery", tmp_path / "known")[0] == 0
     status, _, err = call("enroll", more, "--gallery", tmp_path / "known")
-    assert status == 2 and "exists already; add to it with --add" in err
+    assert status == 2 and "[gallery-exists]" in err and "--add" in err and "--update" in err
     status, _, err = call("enroll", more, "--gallery", more / "zoe.png" / "known")
     assert status == 2 and "zoe.png is no folder of yours" in err
     status, out, _ = call("enroll", more, "--gallery", tmp_path / "known", "--add", "--json")
@@ -92,32 +96,132 @@ def test_more_people_can_be_added(call, faces, tmp_path):
     assert json.loads(out) == {"gallery": str(tmp_path / "known"), "faces": 12, "people": 5, "new": 1}
 
 
+def test_faces_are_updated(call, faces, tmp_path):
+    """p0 gets one other face, p1 has only an unusable picture and keeps its faces, zoe is new."""
+    known, more = tmp_path / "known", tmp_path / "more"
+    status, _, err = call("enroll", faces, "--gallery", known, "--update")
+    assert status == 2 and "[gallery-missing]" in err and str(known) in err
+    assert call("enroll", faces, "--gallery", known)[0] == 0
+    for name in ("p0", "p1", "zoe"):
+        (more / name).mkdir(parents=True)
+    (faces / "p3" / "0.png").rename(more / "p0" / "new.png")
+    (more / "p1" / "bad.png").write_text("not a picture")
+    (faces / "p3" / "1.png").rename(more / "zoe" / "0.png")
+    status, out, _ = call("enroll", more, "--gallery", known, "--update", "--json")
+    about = json.loads(out)
+    assert status == 1 and (about["faces"], about["people"], about["new"], len(about["left_out"])) == (11, 5, 2, 1)
+    assert Gallery.load(known).counts() == {"p1": 3, "p2": 3, "p3": 3, "p0": 1, "zoe": 1}
+    status, out, _ = call("search", more / "p0", "--gallery", known, "--json", "-k", 2)
+    matches = {match["id"]: match for match in json.loads(out)["probes"][0]["matches"]}
+    assert matches.keys() == {"p0", "p3"} and matches["p0"]["path"] == str(more / "p0" / "new.png")
+    assert matches["p0"]["similarity"] == pytest.approx(1, abs=1e-5)
+    with pytest.raises(SystemExit):
+        call("enroll", more, "--gallery", known, "--update", "--add")
+
+
+def run(capsys, *words):
+    """Calls a command that needs no student."""
+    status = recognize.main([*map(str, words)])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_people_are_listed_and_removed(call, capsys, faces, tmp_path):
+    known = tmp_path / "known"
+    (faces / "p2").rename(faces / "Zoë")
+    assert call("enroll", faces, "--gallery", known)[0] == 0
+    assert b"/p1/0.png" in (known / "gallery.sqlite").read_bytes()
+    status, out, _ = run(capsys, "gallery", known)
+    assert status == 0 and "12 faces of 4 people" in out and "     3  Zoë\n" in out
+    fingerprint = Gallery.load(known).fingerprint
+    status, out, _ = run(capsys, "gallery", known, "--json")
+    people = {"p0": 3, "p1": 3, "p3": 3, "Zoë": 3}
+    about = {"gallery": str(known), "recognizer": fingerprint[:12], "faces": 12, "people": people}
+    assert status == 0 and json.loads(out) == about
+    status, out, _ = run(capsys, "remove", "p1", "Zoe\u0308", "--gallery", known)  # as macOS writes it
+    assert status == 0 and "6 faces removed, 6 faces of 2 people left" in out
+    status, out, _ = run(capsys, "remove", "--gallery", known, "--path", faces / "p0" / "0.png", "--json")
+    assert json.loads(out) == {"gallery": str(known), "removed": 1, "faces": 5, "people": 2}
+    stored = (known / "gallery.sqlite").read_bytes()
+    assert b"/p1/" not in stored and b"/p0/0.png" not in stored and b"/p0/1.png" in stored
+    status, out, _ = call("search", faces / "p1", "--gallery", known, "--json")
+    assert {match["id"] for probe in json.loads(out)["probes"] for match in probe["matches"]} == {"p0", "p3"}
+
+
+def test_a_person_who_is_not_in_the_gallery_cannot_be_removed(call, capsys, faces, tmp_path):
+    known = tmp_path / "known"
+    assert call("enroll", faces, "--gallery", known)[0] == 0
+    for words, code, fact in [
+        (["P1"], "gallery-person-unknown", "'p1'"),
+        (["--path", faces / "p1" / "7.png"], "gallery-path-unknown", faces / "p1" / "0.png"),
+        ([], "remove-nothing", "--path"),
+    ]:
+        status, _, err = run(capsys, "remove", "--gallery", known, *words)
+        assert status == 2 and f"[{code}]" in err and str(fact) in err and len(err.strip().splitlines()) == 1
+    status, _, err = run(capsys, "remove", "p1", "--gallery", faces)
+    assert status == 2 and "[gallery-missing]" in err
+    assert len(Gallery.load(known)) == 12
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_killed_in_the_middle_of_enrolling_the_same_command_does_it(call, workdir, faces, tmp_path, add):
+    """The first process dies after its faces were written, before the transaction or the file is complete."""
+    known, words = tmp_path / "known", ["enroll", str(faces), "--gallery", str(tmp_path / "known")]
+    if add:
+        assert call(*words)[0] == 0
+        words.append("--add")
+    script = (
+        "import os, sys\nfrom gdrd_jax.cli import recognize\nfrom gdrd_jax.inference import gallery_database\n"
+        "def die(*_):\n    os.kill(os.getpid(), 9)\n"
+        "insert = gallery_database.FaceDatabase.insert\n"
+        "if sys.argv.pop(1) == 'True':\n"
+        "    gallery_database.FaceDatabase.insert = lambda self, rows: (insert(self, rows), die())\n"
+        "os.replace = die\n"
+        "recognize.main(sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(add), *words, "--model", workdir], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert is_gallery(known) == add and (not add or len(Gallery.load(known)) == 12)
+    assert call(*words)[0] == 0
+    assert len(Gallery.load(known)) == (24 if add else 12)
+    assert sorted(file.name for file in known.iterdir()) == [".lock", "gallery.sqlite"]
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "code", "fact"),
     [
-        (("search", "none.png", "--gallery", "known"), "there is no file or folder 'none.png'"),
-        (("search", "FACES", "--gallery", "known", "-k", "0"), "-k is 0"),
-        (("search", "FACES", "--gallery", "FACES"), "no gallery.json of a gallery"),
-        (("search", "FACES", "--gallery", "known", "--far", "0.01"), "no thresholds; export it"),
-        (("verify", "A", "A"), "no thresholds; export it"),
-        (("embed", "empty", "--out", "x.npz"), "holds no images"),
-        (("embed", "FACES", "--out", "nowhere/x.npz"), "nowhere/x.npz cannot be written; choose a file in a folder"),
-        (("search", "FACES", "--gallery", "known", "--pictures", "empty"), "empty cannot be written"),
+        (("search", "none.png", "--gallery", "known"), None, "'none.png'"),
+        (("search", "FACES", "--gallery", "known", "-k", "0"), "search-k", "-k is 0"),
+        (("search", "FACES", "--gallery", "FACES"), "gallery-missing", "people"),
+        (
+            ("search", "FACES", "--gallery", "known", "--far", "0.01", "--templates"),
+            "search-far-templates",
+            "--templates",
+        ),
+        (("search", "FACES", "--gallery", "known", "--far", "0.01"), None, "no thresholds; export it"),
+        (("verify", "A", "A"), None, "no thresholds; export it"),
+        (("embed", "empty", "--out", "x.npz"), None, "holds no images"),
+        (("embed", "FACES", "--out", "nowhere/x.npz"), None, "nowhere/x.npz cannot be written; choose a file"),
+        (("search", "FACES", "--gallery", "known", "--pictures", "empty"), None, "empty cannot be written"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(call, faces, tmp_path, monkeypatch, words, message):
+def test_mistakes_are_told_in_one_sentence(call, faces, tmp_path, monkeypatch, words, code, fact):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     call("enroll", faces / "p0", "--gallery", "known")
     status, _, err = call(*({"FACES": faces, "A": faces / "p0" / "0.png"}.get(word, word) for word in words))
-    assert status == 2 and message in err and len(err.strip().splitlines()) == 1
+    assert status == 2 and fact in err and len(err.strip().splitlines()) == 1
+    assert code is None or f"[{code}]" in err
 
 
 def test_a_gallery_of_another_student(call, faces, tmp_path):
     other = save_student(tmp_path / "other", seed=1)
     call("enroll", faces, "--gallery", tmp_path / "known", model=other)
     status, _, err = call("search", faces, "--gallery", tmp_path / "known")
-    assert status == 2 and "is of another recognizer" in err
+    assert status == 2 and "[gallery-space]" in err and str(tmp_path / "known") in err
     status, _, err = call("search", faces, "--gallery", tmp_path / "known", model=tmp_path)
     assert status == 2 and "holds no trained weights" in err
-    assert Recognizer.load(other).fingerprint()[:12] in (tmp_path / "known" / "gallery.json").read_text()
+    assert Recognizer.load(other).fingerprint() == Gallery.load(tmp_path / "known").fingerprint

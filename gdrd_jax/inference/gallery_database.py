@@ -1,0 +1,297 @@
+"""The faces of a gallery in a SQLite database, in memory or in a folder."""
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from gdrd_jax.utils.errors import GdrdError
+
+DATABASE, INDEX = "gallery.sqlite", "gallery.faiss"
+BLOCK = 16_384  # faces read at once
+UNIT = 0.01  # how far from 1 the length of an embedding may be: float16 is
+TIMEOUT = 60.0  # seconds to wait for another process's transaction
+APPLICATION, FORMAT = 0x67647264, 1  # "gdrd", and the version of the schema, in the header of the database
+# The triggers keep the count right, and an index from being used for other faces, whoever changes the database. Where
+# `purged` is 0, the file may still contain bytes of deleted faces.
+SCHEMA = f"""
+PRAGMA page_size = 16384;
+PRAGMA application_id = {APPLICATION};
+PRAGMA user_version = {FORMAT};
+CREATE TABLE gallery (dim INTEGER, fingerprint TEXT, generation TEXT, faces INTEGER, purged INTEGER);
+CREATE TABLE face (id INTEGER PRIMARY KEY, person TEXT NOT NULL, path TEXT, metadata TEXT NOT NULL, embedding BLOB);
+CREATE INDEX face_person ON face (person);
+CREATE INDEX face_path ON face (path);
+CREATE TRIGGER face_added AFTER INSERT ON face BEGIN UPDATE gallery SET faces = faces + 1; END;
+CREATE TRIGGER face_deleted AFTER DELETE ON face BEGIN
+  UPDATE gallery SET faces = faces - 1, generation = lower(hex(randomblob(16))), purged = 0; END;
+CREATE TRIGGER face_changed AFTER UPDATE ON face BEGIN
+  UPDATE gallery SET generation = lower(hex(randomblob(16))), purged = 0; END;
+"""
+NEW_GENERATION = "UPDATE gallery SET generation = lower(hex(randomblob(16)))"
+
+
+class FaceDatabase:
+    """Faces with person, path, metadata and embedding.
+
+    Attributes:
+      folder: where its file is; None of one in memory.
+      dim: D of the embeddings.
+      fingerprint: of the recognizer that they are from.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, folder: Path | None):
+        """Takes a connection to a database with the tables of `SCHEMA`; see `create` and `open`."""
+        self.folder, self._connection, self._lock = folder, connection, threading.RLock()
+        self.close = weakref.finalize(self, connection.close)
+        with explained(folder):
+            row = connection.execute("SELECT dim, fingerprint FROM gallery").fetchone()
+        if row is None:
+            raise damaged(folder, "its description is missing")
+        self.dim, self.fingerprint = row
+
+    @classmethod
+    def create(cls, dim: int, fingerprint: str) -> "FaceDatabase":
+        """Makes an empty one, in memory."""
+        connection = _connect(":memory:")
+        connection.executescript(SCHEMA)
+        connection.execute("INSERT INTO gallery VALUES (?, ?, '', 0, 1)", (dim, fingerprint))
+        connection.execute(NEW_GENERATION)
+        return cls(connection, None)
+
+    @classmethod
+    def open(cls, folder: Path) -> "FaceDatabase":
+        """Opens the one in a folder.
+
+        Raises:
+          GdrdError: "gallery-format": another program's or a later version's; "gallery-damaged".
+        """
+        with explained(folder):
+            return cls(_checked(folder / DATABASE), folder)
+
+    def save(self, folder: Path) -> "FaceDatabase":
+        """Writes a copy into a folder, atomically, and opens it; one that is there already is replaced.
+
+        Only one process may do so at a time.
+        """
+        file, temporary = folder / DATABASE, folder / f"{DATABASE}.tmp"
+        with self._lock, explained(folder):
+            temporary.unlink(missing_ok=True)
+            temporary.touch()
+            with contextlib.closing(_connect(temporary)) as copy:
+                copy.execute("PRAGMA journal_mode = MEMORY")  # a killed process leaves one file, not two
+                self._connection.backup(copy)
+                copy.execute(NEW_GENERATION)
+                if file.exists():  # in place, because other processes may have it open
+                    with contextlib.closing(_checked(file)) as old:
+                        copy.backup(old)
+            if not file.exists():
+                os.replace(temporary, file)
+            _delete_leftovers(folder)
+        return self.open(folder)
+
+    def forbid_changes(self) -> None:
+        """Makes every later change fail with "gallery-not-written"."""
+        self._connection.execute("PRAGMA query_only = ON")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """A context that sees one state of the database; it may be nested."""
+        with self._lock, explained(self.folder):
+            if self._connection.in_transaction:
+                yield
+                return
+            self._connection.execute("BEGIN")
+            try:
+                self._check_recognizer()
+                yield
+            finally:
+                self._connection.rollback()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """A transaction, which is undone if an exception is raised."""
+        with self._lock, explained(self.folder):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._check_recognizer()
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._connection.rollback()
+                raise
+
+    def _check_recognizer(self) -> None:
+        found = self._connection.execute("SELECT dim, fingerprint FROM gallery").fetchone()
+        if found != (self.dim, self.fingerprint):
+            raise GdrdError(
+                f"the gallery {self.folder} was replaced by one of another recognizer; load it again",
+                "gallery-replaced",
+            )
+
+    # Called within `reading` or `writing`:
+
+    def state(self) -> tuple[str, int]:
+        """The generation, which is another one after each deletion, and the number of faces."""
+        return self._connection.execute("SELECT generation, faces FROM gallery").fetchone()
+
+    def counts(self) -> dict[str, int]:
+        """The number of faces of each person, in the order in which the people were added."""
+        return dict(self._connection.execute("SELECT person, count(*) FROM face GROUP BY person ORDER BY min(id)"))
+
+    def people(self) -> dict[int, str]:
+        """The person of each face, by id."""
+        return dict(self._connection.execute("SELECT id, person FROM face"))
+
+    def values(self, column: str) -> list[str]:
+        """The distinct values of a column, "person" or "path"."""
+        query = f"SELECT DISTINCT {column} FROM face WHERE {column} NOT NULL"
+        return [value for (value,) in self._connection.execute(query)]
+
+    def block(self, after: int) -> tuple[np.ndarray, np.ndarray]:
+        """The next `BLOCK` faces above an id: ids int64 `[n]`, rising, and embeddings float32 `[n, D]`."""
+        query = "SELECT id, embedding FROM face WHERE id > ? ORDER BY id LIMIT ?"
+        rows = self._connection.execute(query, (after, BLOCK)).fetchall()
+        return np.array([row[0] for row in rows], np.int64), self._decoded([row[1] for row in rows])
+
+    def fetch(self, ids: list[int]) -> tuple[np.ndarray, list[tuple[str, str | None, str]]]:
+        """Faces, in the order of their ids: embeddings float32 `[n, D]`; person, path and JSON, see `metadata`."""
+        ordered = "WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
+        query = f"SELECT embedding, person, path, metadata FROM face {ordered}"
+        rows = self._connection.execute(query, (json.dumps(ids),)).fetchall()
+        return self._decoded([row[0] for row in rows]), [row[1:] for row in rows]
+
+    def metadata(self, path: str | None, text: str) -> dict:
+        """A face's metadata as they were added, of two columns."""
+        try:
+            return ({} if path is None else {"path": path}) | json.loads(text)
+        except (ValueError, TypeError) as error:
+            raise damaged(self.folder, "the metadata of a face cannot be read") from error
+
+    def _decoded(self, embeddings: list[bytes]) -> np.ndarray:
+        if any(not isinstance(one, bytes) or len(one) != 4 * self.dim for one in embeddings):
+            raise damaged(self.folder, f"an embedding does not have {self.dim} numbers")
+        values = np.frombuffer(b"".join(embeddings), "<f4").reshape(-1, self.dim)
+        if not (np.abs(np.linalg.norm(values, axis=1) - 1) <= UNIT).all():
+            raise damaged(self.folder, "an embedding is not of unit length")
+        return values
+
+    def insert(self, rows: list[tuple]) -> None:
+        """Adds faces, each as `row` makes it."""
+        self._connection.executemany(
+            "INSERT INTO face (person, path, metadata, embedding) VALUES (CAST(? AS TEXT), CAST(? AS TEXT), ?, ?)", rows
+        )
+
+    def delete(self, column: str, value: str) -> int:
+        """Deletes the faces with a value of "person" or "path", and returns their number; call `purge` afterwards."""
+        query = f"DELETE FROM face WHERE {column} = CAST(? AS TEXT)"
+        return self._connection.execute(query, (_encoded(value),)).rowcount
+
+    # With transactions of their own:
+
+    def is_purged(self) -> bool:
+        """Whether nothing of deleted faces is left in the files."""
+        with explained(self.folder):
+            return bool(self._connection.execute("SELECT purged FROM gallery").fetchone()[0])
+
+    def purge(self) -> None:
+        """Deletes what the database and the files beside it still contain of deleted faces."""
+        with self._lock, explained(self.folder):
+            (generation,) = self._connection.execute("SELECT generation FROM gallery").fetchone()
+            if self.folder:
+                _delete_leftovers(self.folder)
+            # `secure_delete` leaves the copies that SQLite made when it moved rows between pages.
+            self._connection.execute("VACUUM")
+            self._connection.execute("UPDATE gallery SET purged = 1 WHERE generation = ?", (generation,))
+
+
+def _delete_leftovers(folder: Path) -> None:
+    """Deletes the index, and what killed processes have left, for these contain embeddings."""
+    for file in [*folder.glob(f"{INDEX}*"), *folder.glob(f"{DATABASE}.tmp*")]:
+        file.unlink(missing_ok=True)
+
+
+def row(number: int, name: str, metadata: dict, embedding: np.ndarray) -> tuple:
+    """Face `number` of those to be added, as `FaceDatabase.insert` takes it; `embedding` is float32 `[D]`.
+
+    Raises:
+      GdrdError: "gallery-face" or "gallery-metadata": the name or the metadata cannot be stored.
+    """
+    if not isinstance(name, str) or not isinstance(metadata, dict):
+        raise GdrdError(
+            f"face {number} has the id {name!r} and the metadata {metadata!r}; give text as id and a dict as metadata",
+            "gallery-face",
+        )
+    path = metadata.get("path") if isinstance(metadata.get("path"), str) else None
+    try:
+        text = json.dumps({key: value for key, value in metadata.items() if path is None or key != "path"})
+    except (TypeError, ValueError) as error:
+        raise GdrdError(
+            f"the metadata of face {number} ({name}) cannot be written as JSON: {error}", "gallery-metadata"
+        ) from error
+    return _encoded(name), None if path is None else _encoded(path), text, embedding.astype("<f4").tobytes()
+
+
+def _encoded(text: str) -> bytes:
+    """Bytes for `CAST(? AS TEXT)`: names of files may not be Unicode, which SQLite's own conversion refuses."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _connect(file: Path | str) -> sqlite3.Connection:
+    uri = file if isinstance(file, str) else f"{file.as_uri()}?mode=rw"
+    connection = sqlite3.connect(uri, TIMEOUT, isolation_level=None, check_same_thread=False, uri=True)
+    connection.text_factory = lambda text: text.decode("utf-8", "surrogatepass")
+    connection.execute("PRAGMA secure_delete = ON")
+    return connection
+
+
+def _checked(file: Path) -> sqlite3.Connection:
+    """A connection to a database that is a gallery's."""
+    connection = _connect(file)
+    application, version = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+    )
+    if (application, version) != (APPLICATION, FORMAT):
+        connection.close()
+        newer = f"has format {version} of galleries and this gdrd_jax reads {FORMAT}; install a newer one"
+        other = "is not the database of a gallery; choose another folder"
+        raise GdrdError(f"{file} {newer if application == APPLICATION else other}", "gallery-format")
+    return connection
+
+
+@contextlib.contextmanager
+def explained(folder: Path | None) -> Iterator[None]:
+    """Turns SQLite's errors into a `GdrdError`: "gallery-busy", "gallery-not-written" or "gallery-damaged"."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "")
+        where = folder / DATABASE if folder else "the gallery in memory"
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise GdrdError(
+                f"another process has been changing {where} for {TIMEOUT:g} seconds; wait for it and run the same "
+                "command again",
+                "gallery-busy",
+            ) from error
+        if name.startswith(("SQLITE_READONLY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+            raise GdrdError(
+                f"{where} could not be read or written: {error}; what is there already stays valid; correct that and "
+                "run the same command again",
+                "gallery-not-written",
+            ) from error
+        raise damaged(folder, str(error)) from error
+
+
+def damaged(folder: Path | None, what: str) -> GdrdError:
+    """The error for a gallery that cannot be relied on."""
+    return GdrdError(
+        f"the gallery {folder or 'in memory'} is damaged: {what}; restore it from a backup or enroll its people again, "
+        "in another folder",
+        "gallery-damaged",
+    )
