@@ -125,7 +125,7 @@ def default() -> ConfigDict:
             # Faces: a folder (`FOLDER/PERSON/IMAGE`), a .tar, a .rec, a list, a store, or "orl"; several sets: `A,B`.
             "path": "",
             "glob": "*",  # Only images whose names match are used.
-            # More faces without identities, of one set or several (`A,B`), for stage gen and for all loss terms of stage
+            # More faces without identities, of one set or several (`A,B`), for stage gen and all loss terms of stage
             # dis except `cls`.
             "unlabeled": "",
             # Mixup images per face, each of two faces, stored with T_d's embedding; stage dis learns from them as from
