@@ -60,7 +60,7 @@ class Recognizer:
         None where version 0.4.0 trained it.
       native_thresholds: for probes that are compared with a gallery which the teacher embedded at full size.
 
-    Example:
+    Examples:
       >>> recognizer = Recognizer.load("runs/quickstart")
       >>> embeddings = recognizer.embed(["a.jpg", "b.png"], align=True)  # or arrays of aligned faces, of any size
       >>> similarity = embeddings @ embeddings.T
