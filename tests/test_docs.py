@@ -80,7 +80,7 @@ def test_results_have_the_table_of_the_readme():
 
 def folders():
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    return re.search(r"<!-- folders:.*?-->\n```text\n(.*?)\n```", text, re.DOTALL)[1].split(", ")
+    return re.search(r"<!-- folders:.*?-->\n```text\n(.*?)\n```", text, re.DOTALL)[1].replace("\n", " ").split(", ")
 
 
 def imports(path):
