@@ -4,6 +4,7 @@ import difflib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -63,19 +64,19 @@ ABOVE_ZERO = (
 class Config(ConfigDict):
     """A `ConfigDict` that takes the names of earlier versions, too, with a warning."""
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str) -> Any:
         return super().__getitem__(RENAMED.get(key, key))
 
-    def __setitem__(self, key, value):
+    def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(_current(key), value)
 
-    def __contains__(self, key):
+    def __contains__(self, key: str) -> bool:
         return super().__contains__(RENAMED.get(key, key))
 
-    def get_type(self, key):
+    def get_type(self, key: str) -> type:
         return super().get_type(RENAMED.get(key, key))
 
-    def update(self, *other, **more):
+    def update(self, *other: Any, **more: Any) -> None:
         super().update({_current(key): value for key, value in dict(*other, **more).items()})
 
 
@@ -350,13 +351,13 @@ def robust(name: str, students: dict[str, tuple[int, float, float]]) -> ConfigDi
 
 def keys(config: ConfigDict, prefix: str = "") -> list[str]:
     """Dotted names of all settings."""
-    found = []
+    found: list[str] = []
     for key, value in config.items():
         found += keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
     return found
 
 
-def value_of(config: ConfigDict, name: str):
+def value_of(config: ConfigDict, name: str) -> Any:
     """The setting, or section, of a dotted name."""
     for part in name.split("."):
         config = config[part]
