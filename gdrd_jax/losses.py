@@ -112,8 +112,9 @@ def center_logits(embeddings: jax.Array, centers: jax.Array, scale: float) -> ja
 
 
 def relation_scores(
-    h1: jax.Array, h2: jax.Array, labels: jax.Array, key: jax.Array, first=0, *, tau: float, positive: str
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    h1: jax.Array, h2: jax.Array, labels: jax.Array, key: jax.Array, first: int | jax.Array = 0, *,
+    tau: float, positive: str,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """Scores `s = h1(v_t[i,j]) . h2(v_ts[i,k]) / tau`, one positive and one negative k an (i, j).
 
     Args:
@@ -147,7 +148,7 @@ def relation_scores(
     return positives, negatives, ~itself & negative_of.any(axis=1)[None, :]
 
 
-def _pick(key: jax.Array, allowed: jax.Array, first, anchors: int) -> jax.Array:
+def _pick(key: jax.Array, allowed: jax.Array, first: int | jax.Array, anchors: int) -> jax.Array:
     """For each (i, j) a uniformly random k with `allowed[j, k]`, for i from `first` on: int `[anchors, B]`."""
     size = len(allowed)
     count = allowed.sum(axis=1)

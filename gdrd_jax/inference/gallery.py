@@ -47,7 +47,7 @@ class Gallery:
       dim: D of its embeddings.
       fingerprint: of the recognizer that they are from.
 
-    Example:
+    Examples:
       >>> gallery = Gallery(128, recognizer.fingerprint())
       >>> gallery.add(recognizer.embed(faces), ["ann", "bob"])
       >>> gallery.save("people")

@@ -61,7 +61,7 @@ class Recognizer:
         version 0.4.0 trained the student.
       native_thresholds: decision thresholds for probes against a gallery that the teacher embedded at full size.
 
-    Example:
+    Examples:
       >>> recognizer = Recognizer.load("runs/quickstart")
       >>> embeddings = recognizer.embed(["a.jpg", "b.png"], align=True)  # or arrays of aligned faces, of any size
       >>> similarity = embeddings @ embeddings.T

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from gdrd_jax.distributed import sharding
 
@@ -22,7 +23,7 @@ class BatchNorm(nnx.Module):
       momentum: of the running statistics, which serve in evaluation mode.
     """
 
-    def __init__(self, channels: int, *, dtype, momentum: float = 0.9, epsilon: float = 1e-5):
+    def __init__(self, channels: int, *, dtype: DTypeLike, momentum: float = 0.9, epsilon: float = 1e-5):
         self.scale, self.bias = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
         self.mean, self.var = nnx.BatchStat(jnp.zeros(channels)), nnx.BatchStat(jnp.ones(channels))
         self.dtype, self.momentum, self.epsilon = dtype, momentum, epsilon

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from gdrd_jax.models.norm import BatchNorm
 from gdrd_jax.utils.errors import GdrdError
@@ -20,7 +21,7 @@ STRIDES = {8: (1, (1, 2, 1)), 16: (1, (1, 2, 2)), 32: (2, (1, 2, 2))}
 FEATURE_SIZE = 4
 
 
-def _conv(inputs: int, outputs: int, size: int, stride: int, dtype, rngs: nnx.Rngs) -> nnx.Conv:
+def _conv(inputs: int, outputs: int, size: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
     return nnx.Conv(
         inputs, outputs, (size, size), strides=stride, padding=size // 2, use_bias=False,
         kernel_init=nnx.initializers.kaiming_normal(), dtype=dtype, rngs=rngs,
@@ -36,7 +37,7 @@ def _relu(x: jax.Array) -> jax.Array:
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut (He et al., arXiv 1512.03385, figure 5)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, dtype, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.final_relu = True
         self.conv1 = _conv(inputs, outputs, 3, stride, dtype, rngs)
         self.norm1 = BatchNorm(outputs, dtype=dtype)
@@ -54,7 +55,7 @@ class BasicBlock(nnx.Module):
         return _relu(y) if self.final_relu else y
 
 
-def _stage(inputs: int, outputs: int, stride: int, dtype, rngs: nnx.Rngs) -> list[BasicBlock]:
+def _stage(inputs: int, outputs: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs) -> list[BasicBlock]:
     return [
         BasicBlock(inputs, outputs, stride, dtype, rngs),
         BasicBlock(outputs, outputs, 1, dtype, rngs),
@@ -71,7 +72,7 @@ class Backbone(nnx.Module):
       dtype: computation type; parameters are float32.
     """
 
-    def __init__(self, resolution: int, channels: Sequence[int], *, dtype, rngs: nnx.Rngs):
+    def __init__(self, resolution: int, channels: Sequence[int], *, dtype: DTypeLike, rngs: nnx.Rngs):
         stem_stride, strides = STRIDES[resolution]
         self.stem = _conv(3, channels[0], 3, stem_stride, dtype, rngs)
         self.norm = BatchNorm(channels[0], dtype=dtype)
@@ -105,7 +106,7 @@ class Head(nnx.Module):
 
     def __init__(
         self, inputs: int, stages: Sequence[tuple[int, int]], hidden: Sequence[int],
-        embedding_dim: int, *, size: int = FEATURE_SIZE, dtype, rngs: nnx.Rngs,
+        embedding_dim: int, *, size: int = FEATURE_SIZE, dtype: DTypeLike, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.blocks = nnx.List()
         for outputs, stride in stages:
@@ -153,15 +154,15 @@ class Student(nnx.Module):
             raise GdrdError(f"resolution is {resolution}; it can be one of {sorted(STRIDES)}", "student-resolution")
         if head_stages not in (0, 1, 2):
             raise GdrdError(f"student.head_stages is {head_stages}; it can be 0, 1 or 2", "student-head-stages")
-        dtype = jnp.dtype(dtype)
+        computed_in = jnp.dtype(dtype)
         channels = [max(8, round(c * width)) for c in STAGE_CHANNELS]
         strides = STRIDES[resolution][1]
         kept = len(channels) - head_stages
         self.resolution = resolution
-        self.backbone = Backbone(resolution, channels[:kept], dtype=dtype, rngs=rngs)
+        self.backbone = Backbone(resolution, channels[:kept], dtype=computed_in, rngs=rngs)
         self.head = Head(
             channels[kept - 1], list(zip(channels[kept:], strides[kept:])), hidden, embedding_dim,
-            dtype=dtype, rngs=rngs,
+            dtype=computed_in, rngs=rngs,
         )  # fmt: skip
 
     def __call__(self, images: jax.Array) -> jax.Array:

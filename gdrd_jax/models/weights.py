@@ -47,7 +47,8 @@ def load_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         raise GdrdError(f"there is no file {str(path)!r}", "file-missing")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: np.float32(file.get_tensor(name)) for name in sorted(file.keys())}, file.metadata() or {}
+            arrays = {name: np.asarray(file.get_tensor(name), np.float32) for name in sorted(file.keys())}
+            return arrays, file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise GdrdError(
             f"{path} is not a safetensors file of a student, or is damaged ({first_line(error)}); copy it again",

@@ -76,7 +76,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         with writing(self._directory):
             self._manager.wait_until_finished()
             self._manager.close()

@@ -81,7 +81,7 @@ class Logbook:
     def __enter__(self) -> "Logbook":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.close()
         with writing(self._directory), contextlib.ExitStack() as stack:  # each, whatever the others meet
             stack.callback(self._file.close)

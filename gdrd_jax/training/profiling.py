@@ -3,6 +3,7 @@
 import collections
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.profiler import ProfileData
@@ -29,7 +30,7 @@ def busy_share(directory: Path) -> tuple[float, float] | None:
 
 def kernel_seconds(directory: Path) -> dict[str, float]:
     """Of the newest trace below `directory`: seconds of each kernel by its name, all devices together."""
-    found = collections.defaultdict(float)
+    found: dict[str, float] = collections.defaultdict(float)
     for events in _work(directory):
         for name, start, stop in events:
             found[name] += (stop - start) / 1e9
@@ -72,7 +73,7 @@ class Trace:
     def __init__(self, directory: Path | None):
         self._directory, self._seen, self._running = directory, 0, False
 
-    def dispatched(self, result) -> None:
+    def dispatched(self, result: Any) -> None:
         """To be told of each dispatch with what it gives."""
         if self._directory is None:
             return
@@ -87,7 +88,7 @@ class Trace:
 
     def stop(self) -> None:
         """Ends the trace, if it runs, and tells what it shows."""
-        if self._running:
+        if self._running and self._directory:
             jax.profiler.stop_trace()
             self._running = False
             found = busy_share(self._directory)

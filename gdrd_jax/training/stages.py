@@ -85,7 +85,7 @@ def _standardized(features: jax.Array, mean: jax.Array, std: jax.Array) -> jax.A
 
 def _times(size: Sequence[int], of: Sequence[int]) -> tuple[int, int]:
     """How many times larger, along both axes, where it is a whole number; else 1."""
-    return tuple(a // b for a, b in zip(size, of)) if all(a % b == 0 for a, b in zip(size, of)) else (1, 1)
+    return (size[0] // of[0], size[1] // of[1]) if size[0] % of[0] == size[1] % of[1] == 0 else (1, 1)
 
 
 def _pooled(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -211,6 +211,7 @@ class Dis(nnx.Module):
             teacher, embedding, label = map(sharding.gathered, (teacher, embedding, label))
         else:
             key = jax.random.fold_in(key, sharding.device_index())
+        assert self.critic is not None  # made where the term has a weight
         h1, h2 = self.critic(anchors, teacher, embedding)
         scores = losses.relation_scores(h1, h2, label, key, first, tau=self.tau, positive=self.positive)
         return losses.relation_loss(*scores)

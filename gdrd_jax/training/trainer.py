@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,8 @@ OPTIONS = {
     "gpu": {"xla_gpu_exclude_nondeterministic_ops": True},
 }
 LOG = logging.getLogger(__name__)
+State = tuple[nnx.State, nnx.State, Any, tuple]  # see `begin`
+Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,12 +130,12 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
     """
     optimizer, shift = schedule.update(), schedule.shift
 
-    def loss_of(params, rest, batch, key):
+    def loss_of(params: nnx.State, rest: nnx.State, batch: feeding.Chosen, key: jax.Array) -> tuple:
         stage = nnx.merge(graphdef, params, rest, copy=True)
         loss, metrics = stage.loss(batch, key)
         return loss, (metrics, split(stage)[2])
 
-    def step(resident, state, which):
+    def step(resident: feeding.Chosen, state: State, which: tuple) -> tuple[State, Metrics]:
         params, rest, opt_state, averaged = state
         chosen, number = which
         batch = _contents(resident, chosen) if resident else chosen
@@ -148,7 +151,7 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
             averaged = jax.tree.map(partial(_towards, share), averaged, (params, rest))
         return (params, rest, opt_state, averaged), {"loss": loss, **metrics}
 
-    def run(state, resident, chosen, steps):
+    def run(state: State, resident: feeding.Chosen, chosen: feeding.Chosen, steps: jax.Array) -> tuple[State, Metrics]:
         if loop:
             return jax.lax.scan(partial(step, resident), state, (chosen, steps))
         several = []  # not `unroll`: a scan of one step is a loop for XLA all the same
@@ -157,7 +160,9 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
             several.append(metrics)
         return state, jax.tree.map(lambda *values: jnp.stack(values), *several)
 
-    def on_all_devices(state, resident, chosen, steps):
+    def on_all_devices(
+        state: State, resident: feeding.Chosen, chosen: feeding.Chosen, steps: jax.Array
+    ) -> tuple[State, Metrics]:
         everywhere, shared = PartitionSpec(), PartitionSpec(None, sharding.AXIS)
         specs = class_parallel.partition_specs(state)
         mapped = jax.shard_map(
@@ -174,13 +179,13 @@ def _towards(share: jax.Array, average: jax.Array, value: jax.Array) -> jax.Arra
     return average + share * (value - average) if jnp.issubdtype(value.dtype, jnp.inexact) else value
 
 
-def begin(params: nnx.State, rest: nnx.State, schedule: Schedule) -> tuple:
+def begin(params: nnx.State, rest: nnx.State, schedule: Schedule) -> State:
     """The state before the first step: `(parameters, rest, optimizer state, average of the first two or ())`."""
     averaged = jax.tree.map(jnp.copy, (params, rest)) if schedule.ema else ()
     return params, rest, schedule.update().init(params), averaged
 
 
-def averaged_or_raw(state: tuple) -> tuple:
+def averaged_or_raw(state: State) -> tuple:
     """`(parameters, rest)` of a state that are evaluated and kept."""
     return state[3] or state[:2]
 
@@ -242,8 +247,9 @@ def fit(
         signals = stack.enter_context(Signals())
         checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints")) if first else None
         saved = jax.device_get(begin(params, rest, schedule))
-        done, record = 0, {"last": {}, "pending": []}
-        if first:
+        done = 0
+        record: dict[str, Any] = {"last": {}, "pending": []}
+        if checkpoints:
             saved, done, record = checkpoints.restore(saved, record)
         saved, done = sharding.broadcast_from_first((saved, np.int32(done)))
         done = int(done)
@@ -276,7 +282,7 @@ def fit(
                 last = flush_metrics(*before)
             before, done = (steps, rows, metrics), steps.stop
             # All processes save at the same step, for which each of them is needed.
-            asked = bool(first and not asked and checkpoints.due())
+            asked = bool(checkpoints and not asked and checkpoints.due())
             stop, due = divmod(agreed(2 * signals.received + asked), 2)
             asked = asked and not due
             finished = done == schedule.steps
@@ -286,10 +292,10 @@ def fit(
                 continue
             last, before = flush_metrics(*before), None
             host = class_parallel.to_host(state)
-            if first:
+            if log and checkpoints:
                 if finished:
                     log.finish_line(done)
-                if evaluating:
+                if evaluate and evaluating:
                     nnx.update(stage, *averaged_or_raw(host))
                     stage.eval()
                     if found := evaluate(stage, done):

@@ -1,4 +1,4 @@
-"""The guide's commands, run one after the other as somebody would who reads it."""
+"""The commands of docs/tutorial.md, run one after the other, as a reader would."""
 
 import os
 import re
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GUIDE = ROOT / "docs" / "guide.md"
-# A training of seconds in place of the quickstart's; else the commands stand as they are.
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+# A training of seconds in place of the quickstart's; all other commands are the page's own.
 SHORTER = (
     "--config.sr.channels='(8,16,16)' --config.sr.size=16 --config.sr.steps=4 "
     "--config.gen.steps=20 --config.dis.steps=60"
@@ -20,11 +20,11 @@ SHORTER = (
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TUTORIAL.read_text(), re.DOTALL)
 
 
 @pytest.mark.slow
-def test_the_guide_does_what_it_says(tmp_path):
+def test_the_tutorial_does_what_it_says(tmp_path):
     for name in ("configs", "tools", "README.md"):
         (tmp_path / name).symlink_to(ROOT / name)
     command = tmp_path / "bin" / "gdrd"  # as an installation makes it

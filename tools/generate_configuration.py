@@ -1,0 +1,146 @@
+"""Writes the settings' tables of docs/configuration.md from gdrd_jax/config.py.
+
+  python tools/generate_configuration.py           # rewrites the page
+  python tools/generate_configuration.py --check   # exits with 1 if the page is stale
+
+Names, types, defaults and allowed values come from `config.default()` and its checks, descriptions from the comments
+above and beside each setting in the source of `default()`.
+"""
+
+import argparse
+import ast
+import inspect
+import io
+import sys
+import textwrap
+import tokenize
+from pathlib import Path
+
+from gdrd_jax import config as settings
+
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+BEGIN, END = "<!-- settings: begin (tools/generate_configuration.py) -->", "<!-- settings: end -->"
+SECTIONS = {
+    "": "General",
+    "data": "Faces",
+    "dev": "Dev set of stage dis",
+    "views": "Stored views",
+    "degradation": "Random degradation in stage dis",
+    "discriminative": "Discriminative teacher T_d",
+    "generative": "Generative teacher T_g",
+    "sr": "An SR teacher trained on the faces",
+    "student": "Student",
+    "gen": "Stage gen",
+    "dis": "Stage dis",
+    "evaluation": "Report",
+}
+
+
+def descriptions(source: str) -> dict[str, str]:
+    """The description of each setting.
+
+    Args:
+      source: of a function such as `config.default`.
+
+    Returns:
+      Dotted name of the setting to the text of the comment lines above it and of the comment beside it.
+    """
+    above, beside = {}, {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            where = above if not token.line[: token.start[1]].strip() else beside
+            where[token.start[0]] = token.string.lstrip("# ")
+
+    def described(line: int) -> str:
+        lines, before = [], line - 1
+        while before in above:
+            lines.insert(0, above[before])
+            before -= 1
+        return " ".join([*lines, *([beside[line]] if line in beside else [])])
+
+    def of_section(value: ast.expr) -> dict[str, str]:
+        if isinstance(value, ast.Name):
+            return shared[value.id]
+        found: dict[str, str] = {}
+        for key, inner in zip(value.keys, value.values):
+            found |= of_section(inner) if key is None else {key.value: described(key.lineno)}
+        return found
+
+    shared: dict[str, dict[str, str]] = {}
+    found: dict[str, str] = {}
+    for statement in ast.parse(source).body[0].body:
+        if not isinstance(statement, ast.Assign):
+            continue
+        target, value = statement.targets[0], statement.value
+        if isinstance(target, ast.Name) and isinstance(value, ast.Dict):
+            shared[target.id] = of_section(value)
+        elif isinstance(target, ast.Attribute) and isinstance(value, ast.Call):
+            found |= {f"{target.attr}.{key}": text for key, text in of_section(value.args[0]).items()}
+        elif isinstance(target, ast.Attribute):
+            found[target.attr] = described(statement.lineno)
+    return found
+
+
+def allowed(name: str) -> str:
+    """The values that `config.check` lets a setting have, as a cell of a table; "" if any of its type."""
+    if name in settings.CHOICES:
+        return ", ".join(f"`{_shown(choice)}`" for choice in settings.CHOICES[name])
+    if name in settings.BELOW_ONE:
+        return "at least 0, below 1"
+    least = settings.AT_LEAST.get(name)
+    if name in settings.AT_MOST:
+        return f"{least} to {settings.AT_MOST[name]}"
+    return f"at least {least}" if least is not None else "above 0" if name in settings.ABOVE_ZERO else ""
+
+
+def tables() -> str:
+    """The generated part of the page, Markdown."""
+    config = settings.default()
+    texts = descriptions(textwrap.dedent(inspect.getsource(settings.default)))
+    lines = []
+    for section, title in SECTIONS.items():
+        lines += [f"### {title}" + (f": `{section}`" if section else ""), ""]
+        lines += ["| setting | type | default | allowed | meaning |", "|---|---|---|---|---|"]
+        for name, text in texts.items():
+            if name.rpartition(".")[0] == section:
+                value = settings.value_of(config, name)
+                cells = f"`{name}`", type(value).__name__, f"`{_shown(value)}`", allowed(name), _escaped(text)
+                lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    return '""' if value == "" else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def page(now: str) -> str:
+    """The page with its generated part made anew."""
+    head, _, rest = now.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not end:
+        raise ValueError(f"{PAGE} lacks the lines {BEGIN!r} and {END!r}")
+    return f"{head}{BEGIN}\n\n{tables()}\n{END}{tail}"
+
+
+def main() -> int:
+    """Runs the tool; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is stale")
+    given = parser.parse_args()
+    now = PAGE.read_text(encoding="utf-8")
+    new = page(now)
+    if given.check and new != now:
+        print(f"{PAGE} is stale; run: python tools/generate_configuration.py", file=sys.stderr)
+        return 1
+    if not given.check:
+        PAGE.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
