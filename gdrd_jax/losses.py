@@ -136,7 +136,7 @@ def relation_scores(
         negative_of = ~jnp.eye(size, dtype=bool)
         k_positive = jnp.broadcast_to(jnp.arange(size), (anchors, size))
     else:
-        # Faces of nobody known are taken for somebody else each.
+        # Each unlabeled face counts as an identity of its own.
         same = (labels[:, None] == labels[None, :]) & (labels >= 0) | jnp.eye(size, dtype=bool)
         negative_of = ~same
         k_positive = _pick(jax.random.fold_in(key, 1), same, first, anchors)

@@ -52,8 +52,10 @@ names = [module.name for module in pkgutil.walk_packages(gdrd_jax.__path__, "gdr
 for name in names:
     if not name.startswith("gdrd_jax.weights") and not name.endswith("__main__"):
         importlib.import_module(name)
+from gdrd_jax.cli import common
 from gdrd_jax.utils import files
 assert files.fcntl is None
+assert common.CLOSED_PIPE == 141 and common._output_is_closed()  # a closed pipe, since there is no way to ask
 print(len(names))
 """
     assert int(run(script)) > 80

@@ -58,7 +58,8 @@ def read_list(path: Path, pattern: str, skip_bad: bool) -> Faces:
         name = _find(path.parent, entry.path)
         if entry.person.lower() in NO_PERSON:
             raise GdrdError(
-                f"{path}, line {entry.number}: {name} has no identity, but {entry.person!r}; give one", "list-identity"
+                f"{path}, line {entry.number}: {name} has {entry.person!r} in place of an identity; give one",
+                "list-identity",
             )
         problem = why_unreadable(path.parent / name)
         if problem and not skip_bad:

@@ -181,7 +181,7 @@ class FeatureStore:
         """
         if len(values) != len(rows) or rows.start % CHUNK_ROWS:
             raise ValueError(f"{len(values)} values for rows {rows}, which must be one of chunks()")
-        with np.errstate(over="ignore"):  # told below
+        with np.errstate(over="ignore"):  # reported below
             values = values.astype(self.manifest["dtype"])
         if not np.isfinite(values).all():
             bad = rows.start + int(np.argmin(np.isfinite(values).reshape(len(values), -1).all(axis=1)))

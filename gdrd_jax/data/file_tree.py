@@ -83,7 +83,7 @@ def why_unreadable(path: str | os.PathLike) -> str | None:
     try:
         mode = os.stat(path).st_mode
     except ValueError:  # a NUL in the name
-        return "it is no file name"
+        return "it is not a valid file name"
     except OSError as error:
         if error.errno not in UNREADABLE_ERRNOS:
             raise

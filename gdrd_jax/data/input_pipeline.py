@@ -30,7 +30,7 @@ class Part:
     """Some faces with all their views.
 
     Attributes:
-      labels: int32 `[N]`; -1 is nobody known.
+      labels: int32 `[N]`; -1 for an unlabeled face.
       caches: by name, `lr` or `small`, and targets, with the same views or with one; also `data.packed.Stored`.
       rows: of the caches, int `[N]`, that belong to the labels.
     """

@@ -226,7 +226,7 @@ def _begin(folder: Path, origin: dict) -> list[dict]:
     except (ValueError, KeyError, TypeError) as error:
         raise GdrdError(f"{path} is damaged; remove {folder} and start again", "store-damaged") from error
     if journal:
-        LOG.info("%s: going on after %d faces", folder, len(journal))
+        LOG.info("%s: continues after %d faces", folder, len(journal))
     return journal
 
 

@@ -111,7 +111,7 @@ def _by_folder(path: Path, pattern: str, skip_bad: bool) -> Faces:
         if not problem and not is_image(files, row):
             skipped.append((name, "not an image"))
         elif "/" not in name:
-            skipped.append((name, "in no person's folder"))
+            skipped.append((name, "not in the folder of a person"))
         elif problem and not skip_bad:
             raise GdrdError(
                 f"{files.where(row)} cannot be read: {problem}; remove it, or leave it out with --skip-bad "

@@ -110,7 +110,7 @@ def _read_index(path: Path, buffer: mmap.mmap, skip_bad: bool) -> Index:
 def _read_idx(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that there is nothing in it is told below
+            warnings.simplefilter("ignore", UserWarning)  # an empty index is reported below
             table = np.loadtxt(path, dtype=np.int64, ndmin=2, comments=None)
     except (ValueError, OverflowError) as error:
         raise GdrdError(

@@ -171,7 +171,7 @@ class ArcFace:
         """The patched graph, with the embedding as its only output; and a session of it."""
         runtime = require("onnxruntime", "teachers")
         options = runtime.SessionOptions()
-        options.log_severity_level = 4  # what fails here is told below
+        options.log_severity_level = 4  # failures are reported below
         providers = ["CPUExecutionProvider"]
         if "CUDAExecutionProvider" in runtime.get_available_providers():
             gpu = torch_network.device().index if torch_network.may_have_gpu() else 0

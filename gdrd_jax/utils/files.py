@@ -216,7 +216,7 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     # A folder that is only read may belong to another user.
-    with (folder / LOCK).open("rb" if shared and (folder / LOCK).exists() else "wb") as lock:
+    with (folder / LOCK).open("rb" if shared and (folder / LOCK).exists() else "ab") as lock:
         # More than once, for `is_locked` holds the lock for a moment.
         if not any(_taken(lock, shared) or time.sleep(SECONDS_BETWEEN_TRIES) for _ in range(TRIES)):
             raise GdrdError(

@@ -94,7 +94,7 @@ def test_images_are_told_by_their_first_bytes_where_the_suffix_does_not(tmp_path
     assert len(faces.identities) == 10 and len(faces) == 10
     assert dict(faces.skipped) == {
         **dict.fromkeys(("p0/notes.txt", "p1/list.jpg.txt", "p2/BMI", "p3/a.mp4"), "not an image"),
-        "stray.png": "in no person's folder",
+        "stray.png": "not in the folder of a person",
     }  # fmt: skip
 
 

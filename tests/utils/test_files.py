@@ -192,11 +192,13 @@ def test_a_lock_ends_with_its_process(tmp_path, shared):
         pass
 
 
-def test_a_folder_that_is_only_read_is_locked_without_writing(tmp_path):
-    (tmp_path / ".lock").write_text("of another user", encoding="utf-8")
+def test_a_folder_that_is_only_read_is_locked_without_writing(tmp_path, monkeypatch):
+    (tmp_path / ".lock").touch()  # of another user, who lets others only read
+    opened, modes = Path.open, []
+    monkeypatch.setattr(Path, "open", lambda path, mode: modes.append(mode) or opened(path, mode))
     with files.locked(tmp_path, shared=True):
-        assert (tmp_path / ".lock").read_text(encoding="utf-8") == "of another user"
         assert files.is_locked(tmp_path)
+    assert set(modes) == {"rb"}
     assert not files.is_locked(tmp_path) and not files.is_locked(tmp_path / "missing")
 
 
