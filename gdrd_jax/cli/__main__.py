@@ -22,6 +22,7 @@ COMMANDS = {
     "pack": ("pack_training_set", "pack a training set into small files for a machine with a GPU"),
     "pack-mixup": ("pack_mixup", "embed mixup images of a packed training set with the teacher"),
     "train-sr-teacher": ("train_sr_teacher", "train an SR diffusion model as generative teacher"),
+    "benchmark": ("benchmark", "measure training, an accelerator and galleries"),
     "study-taps": ("study_taps", "compare what the layers of a generative teacher know of identity"),
 }
 MORE = "gdrd COMMAND --help says more."

@@ -4,6 +4,7 @@ from gdrd_jax.config import TERMS
 from gdrd_jax.export import verify
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.thresholds import Thresholds
+from gdrd_jax.utils.tables import markdown_table
 
 OTHER_FACES = (
     "**These rates hold for faces such as these**, aligned and reduced without other degradation. Relatives, children, "
@@ -105,9 +106,8 @@ def _evaluations(found: list[dict]) -> str:
         how = f"reduced by the {one['kernel']} kernel" + (f", degraded by {one['degraded']}" if one["degraded"] else "")
         stand_in = f" ({one['stand_in']})" if one["stand_in"] else ""
         names = list(dict.fromkeys(name for row in one["rows"] for name in row if name != "row"))
-        lines = [["row (model, pixels)", *names], ["---"] * (len(names) + 1)]
-        lines += [[row["row"], *(_with_interval(row.get(name)) for name in names)] for row in one["rows"]]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines = [[row["row"], *(_with_interval(row.get(name)) for name in names)] for row in one["rows"]]
+        table = markdown_table([["row (model, pixels)", *names], *lines]).rstrip()
         what = f"Protocol `{one['protocol']}` on {one['data']}{stand_in}, {how}; percent, 95 % intervals:"
         parts.append(f"\n\n{what}\n\n{table}")
     return "".join(parts)

@@ -123,7 +123,7 @@ class TestTools:
             module = __import__(tool)
             before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
             monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, words)])
-            if tool in ("benchmark_gallery", "benchmark_train"):
+            if tool == "benchmark_gallery":
                 status = module.guarded(module.main)
             else:
                 status = module.main(sys.argv[1:])
@@ -163,7 +163,7 @@ class TestTools:
             ("recognize", "embed", "faces", "--model", model, "--out", "precious.json"),
             ("recognize", "search", "faces", "--model", model, "--gallery", "g", "--pictures", "precious.png"),
             ("benchmark_gallery", "--out", "precious.json"),
-            ("benchmark_train", "--alone", "--out", "precious.json"),
+            ("benchmark_train", "train", "--alone", "--out", "precious.json"),
         ):
             assert "exists and was not made by this command; choose another" in call(*words), words
         error = call("recognize", "enroll", "faces", "--model", model, "--gallery", "theirs")

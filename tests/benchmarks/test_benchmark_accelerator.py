@@ -1,22 +1,18 @@
 """The rehearsal of what runs on an accelerator."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_faces
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import benchmark_accelerator  # noqa: E402
-
-from gdrd_jax.data import packed  # noqa: E402
-from gdrd_jax.data.packed import Stored  # noqa: E402
-from gdrd_jax.data.prepare import checked  # noqa: E402
-from gdrd_jax.data.readers import open_faces  # noqa: E402
-from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
+from gdrd_jax.benchmarks import accelerator
+from gdrd_jax.cli import benchmark
+from gdrd_jax.data import packed
+from gdrd_jax.data.packed import Stored
+from gdrd_jax.data.prepare import checked
+from gdrd_jax.data.readers import open_faces
+from gdrd_jax.inference.recognizer import Recognizer
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +27,10 @@ def packed_file(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_rehearsal_measures_and_trains(packed_file, tmp_path):
     words = ["--rehearse", "--minutes", 30, "--out", tmp_path / "out", "--packed", packed_file, "--train", "gdrd-8"]
     words += ["--workdir", tmp_path / "runs", "--only", "device", "training", "resume", "inference", "students"]
-    assert benchmark_accelerator.main([*map(str, words)]) == 0
+    assert benchmark.main(["accelerator", *map(str, words)]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = [row for part in results.values() for row in part]
     assert not [row for row in rows if "failed" in row or "skipped" in row], rows
@@ -55,16 +50,16 @@ def test_a_part_that_fails_does_not_stop_the_next(tmp_path, monkeypatch):
         yield {"before": 1}
         raise RuntimeError("out of memory\nand more")
 
-    monkeypatch.setattr(benchmark_accelerator, "resume", broken)
+    monkeypatch.setattr(accelerator, "resume", broken)
     words = ["--rehearse", "--out", str(tmp_path / "out"), "--only", "resume", "device"]
-    assert benchmark_accelerator.main(words) == 0
+    assert benchmark.main(["accelerator", *words]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["resume"] == [{"before": 1}, {"failed": "RuntimeError: out of memory"}] and results["device"]
 
 
 def test_no_time_is_no_work(tmp_path):
     words = ["--rehearse", "--minutes", "0", "--out", str(tmp_path / "out"), "--only", "training", "host"]
-    assert benchmark_accelerator.main(words) == 0
+    assert benchmark.main(["accelerator", *words]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["training"] == results["host"] == [{"skipped": "no time was left"}]
 
@@ -72,5 +67,5 @@ def test_no_time_is_no_work(tmp_path):
 def test_the_folder_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
-    assert benchmark_accelerator.main(["--rehearse", "--out", str(tmp_path / "out")]) == 2
+    assert benchmark.main(["accelerator", "--rehearse", "--out", str(tmp_path / "out")]) == 2
     assert "holds other things, such as thesis.tex" in capsys.readouterr().err

@@ -1,35 +1,30 @@
+import argparse
 import json
-import sys
-from pathlib import Path
 
 import pytest
+from conftest import raises
 
-from gdrd_jax.utils.errors import GdrdError
-
-TOOLS = Path(__file__).parents[2] / "tools"
+from gdrd_jax.benchmarks import train
+from gdrd_jax.teachers import torch_student
 
 
 @pytest.fixture
-def tool(monkeypatch, tmp_path):
-    """The tool, and a function that runs it and gives its rows."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import benchmark_train
-
-    monkeypatch.setattr(benchmark_train, "SECONDS", 0.01)
-    monkeypatch.setattr(benchmark_train, "SIZES", (64, 200))
+def run(monkeypatch, tmp_path):
+    """A function that runs the benchmark and gives its rows."""
+    monkeypatch.setattr(train, "SECONDS", 0.01)
+    monkeypatch.setattr(train, "SIZES", (64, 200))
 
     def run(*flags):
         out = tmp_path / "rows.json"
         common = ["--width", "0.0625", "--batch", "8", "--repeats", "2", "--faces", "64", "--out", str(out)]
-        monkeypatch.setattr(sys, "argv", ["benchmark_train.py", *common, *flags])
-        benchmark_train.main()
+        train.work(train.arguments([*common, *flags]))
         return json.loads(out.read_text())["rows"]
 
-    return benchmark_train, run
+    return run
 
 
-def test_both_compute_the_same_and_are_timed(tool, capsys):
-    rows = tool[1]()
+def test_both_compute_the_same_and_are_timed(run, capsys):
+    rows = run()
     assert [(row["stage"], row["contender"]) for row in rows] == [
         (stage, contender) for stage in ("gen", "dis") for contender in ("gdrd_jax", "PyTorch eager")
     ]
@@ -42,21 +37,16 @@ def test_both_compute_the_same_and_are_timed(tool, capsys):
     assert "PyTorch eager" in capsys.readouterr().out
 
 
-def test_another_loss_is_refused(tool, monkeypatch):
-    import torch_student
-
+def test_another_loss_is_refused(run, monkeypatch):
     right = torch_student.Gen.forward
     monkeypatch.setattr(torch_student.Gen, "forward", lambda *a: 1.01 * right(*a))
-    with pytest.raises(GdrdError, match="stage gen: our losses .* are not PyTorch's"):
-        tool[1]("--stage", "gen")
+    with raises("losses-differ", "stage gen"):
+        run("--stage", "gen")
 
 
-def test_operations_are_those_of_the_convolutions_and_products(tool):
-    benchmark, _ = tool
-    import argparse
-
+def test_operations_are_those_of_the_convolutions_and_products():
     args = argparse.Namespace(width=1.0, precision="float32")
-    data = benchmark.synthetic("gen", 8, 1.0)
+    data = train.synthetic("gen", 8, 1.0)
 
     def macs(size, stride, inputs, outputs):  # taps that fall on the border of zeros do not count
         taps = 3 * size - 2 if stride == 1 else 3 * size // 2 - 1
@@ -66,11 +56,11 @@ def test_operations_are_those_of_the_convolutions_and_products(tool):
     rest = 4 * macs(16, 1, 128, 128) + macs(16, 2, 128, 256) + 3 * macs(8, 1, 256, 256)
     rest += macs(8, 2, 256, 512) + 3 * macs(4, 1, 512, 512) + shortcuts
     # Forward, the input's and the weights' gradients; pixels have none. A few per cent are not products.
-    assert benchmark.ours("gen", data, args, 4).flops() == pytest.approx(2 * (3 * rest + 2 * stem), rel=0.04)
+    assert train.ours("gen", data, args, 4).flops() == pytest.approx(2 * (3 * rest + 2 * stem), rel=0.04)
 
 
-def test_sizes_are_swept(tool):
-    rows = tool[1]("--sweep")
+def test_sizes_are_swept(run):
+    rows = run("--sweep")
     assert [(row["faces"], row["devices"]) for row in rows] == [(64, 1), (200, 1)]
     assert all(row["images_per_second"] > 0 for row in rows)
-    assert "needs more" in tool[1]("--sweep", "--gib", "0")[0]["skipped"]
+    assert "needs more" in run("--sweep", "--gib", "0")[0]["skipped"]

@@ -1,18 +1,12 @@
 """The arithmetic on paper is that of the network."""
 
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import roofline  # noqa: E402
-
-from gdrd_jax.models.student import Student  # noqa: E402
+from gdrd_jax.benchmarks import roofline
+from gdrd_jax.models.student import Student
 
 
 @pytest.mark.parametrize(("resolution", "width"), [(16, 0.25), (8, 0.5), (32, 0.125)])

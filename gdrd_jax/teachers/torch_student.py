@@ -1,4 +1,4 @@
-"""The student, both stages' losses and their optimizer in plain PyTorch: what tools/benchmark_train.py races."""
+"""The student and both stages' losses in plain PyTorch: what `gdrd benchmark train` races."""
 
 import numpy as np
 import torch

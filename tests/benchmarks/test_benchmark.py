@@ -1,0 +1,46 @@
+"""`gdrd benchmark` finds every benchmark, and the earlier commands still work."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gdrd_jax.cli import benchmark
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", benchmark.NAMES)
+def test_every_benchmark_has_a_help_under_its_own_name(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gdrd"])
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main([name, "--help"])
+    usage = "usage: " if name == "gallery" else f"usage: gdrd benchmark {name} [-h]"
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith(usage)
+
+
+def test_an_unknown_benchmark_is_refused_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(["speed"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "speed" in error and all(name in error for name in benchmark.NAMES)
+
+
+@pytest.mark.parametrize("tool", ["roofline", "benchmark_train", "benchmark_accelerator", "benchmark_gallery"])
+def test_the_earlier_commands_are_wrappers(tool):
+    done = subprocess.run([sys.executable, ROOT / "tools" / f"{tool}.py", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+
+
+def test_the_benchmark_of_galleries_needs_a_clone(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, "GALLERY", tmp_path / "benchmark_gallery.py")
+    assert benchmark.main(["gallery"]) == 2
+    error = capsys.readouterr().err
+    assert "[benchmark-needs-clone]" in error and str(tmp_path / "benchmark_gallery.py") in error
+
+
+def test_the_roofline_is_printed(capsys):
+    assert benchmark.main(["roofline", "--width", "0.5", "--batch", "96"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("16 pixels, width 0.5:") and out.count("H200, batch 96") == 1
