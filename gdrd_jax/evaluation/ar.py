@@ -130,26 +130,29 @@ def open_ar(data: str | os.PathLike, *, stretch: bool, skip_bad: bool) -> Groups
         row for row, name in enumerate(files.names) if NAME.fullmatch(PurePosixPath(name).stem) and is_image(files, row)
     ]
     if not chosen:
-        raise GdrdError(f"{data} holds no images with AR's names, such as m-001-01.bmp")
+        raise GdrdError(f"{data} holds no images with AR's names, such as m-001-01.bmp", "ar-no-images")
     check_unique(files, chosen, _condition)
     faces = checked(files.take(chosen), stretch=stretch, skip_bad=skip_bad)
     numbers = np.array([_condition(name)[1] for name in faces.names])
     faces = labeled(faces, (_condition(name)[0] for name in faces.names))
     odd = np.flatnonzero((numbers < 1) | (numbers > 26))
     if len(odd):
-        raise GdrdError(f"{faces.where(odd[0])}: AR's images are numbered 01 to 26")
+        raise GdrdError(f"{faces.where(odd[0])}: AR's images are numbered 01 to 26", "ar-number")
     enrolled = np.unique(faces.labels[np.isin(numbers, GALLERY)])
     lonely = np.flatnonzero(~np.isin(faces.labels, enrolled))
     skipped = list(faces.skipped)
     if len(lonely):
         if not skip_bad:
-            raise GdrdError(f"{faces.where(lonely[0])}: its person has no neutral image (01 or 14) to be recognized by")
+            raise GdrdError(
+                f"{faces.where(lonely[0])}: its person has no neutral image (01 or 14) to be recognized by",
+                "ar-no-neutral",
+            )
         skipped += [(faces.names[row], "its person has no neutral image") for row in lonely]
     if skipped:
         LOG.warning("%d faces are left out", len(skipped))
     kept = np.setdiff1d(np.arange(len(faces)), lonely)
     if not np.isin(numbers[kept], GALLERY).any() or np.isin(numbers[kept], GALLERY).all():
-        raise GdrdError(f"{data} needs neutral images (01, 14) and others to be recognized")
+        raise GdrdError(f"{data} needs neutral images (01, 14) and others to be recognized", "ar-one-kind")
     fingerprint = hashlib.sha256(f"{faces.fingerprint}{kept.tolist()}".encode()).hexdigest()
     of_kept = labeled(faces.take(kept), (faces.identities[label] for label in faces.labels[kept]))
     of_kept = dataclasses.replace(of_kept, fingerprint=fingerprint)

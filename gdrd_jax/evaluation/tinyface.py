@@ -132,15 +132,24 @@ def open_tinyface(data: str | os.PathLike, *, skip_bad: bool) -> Retrieval:
             rows[parent].append(row)
     for kind in (PROBE, MATCH):
         if not rows[kind]:
-            raise GdrdError(f"{data} has no images in a folder {kind!r}; TinyFace's layout is Testing_Set/{kind}/")
+            raise GdrdError(
+                f"{data} has no images in a folder {kind!r}; TinyFace's layout is Testing_Set/{kind}/",
+                "tinyface-folder",
+            )
     identity, skipped = {}, []
     for kind, listing in LISTS.items():
         ids, absent = _identities(files, rows[kind], *listing)
         unlisted = [files.names[row] for row in rows[kind] if row not in ids]
         if absent and not skip_bad:
-            raise GdrdError(f"{listing[0]} names {len(absent)} images that {kind} does not hold, first {absent[0]!r}")
+            raise GdrdError(
+                f"{listing[0]} names {len(absent)} images that {kind} does not hold, first {absent[0]!r}",
+                "tinyface-missing",
+            )
         if unlisted and not skip_bad:
-            raise GdrdError(f"{listing[0]} does not name {len(unlisted)} images of {kind}, the first {unlisted[0]!r}")
+            raise GdrdError(
+                f"{listing[0]} does not name {len(unlisted)} images of {kind}, the first {unlisted[0]!r}",
+                "tinyface-unlisted",
+            )
         rows[kind] = [row for row in rows[kind] if row in ids]
         identity |= ids
         skipped += [(name, "it is missing") for name in absent]
@@ -153,13 +162,15 @@ def open_tinyface(data: str | os.PathLike, *, skip_bad: bool) -> Retrieval:
     mated = np.isin(ids, ids[kinds == MATCH])
     lonely = np.flatnonzero((kinds == PROBE) & ~mated)
     if len(lonely) and not skip_bad:
-        raise GdrdError(f"{len(lonely)} probes have no mate in {MATCH}, the first {usable.names[lonely[0]]!r}")
+        raise GdrdError(
+            f"{len(lonely)} probes have no mate in {MATCH}, the first {usable.names[lonely[0]]!r}", "tinyface-no-mate"
+        )
     skipped += [*usable.skipped, *((usable.names[row], "it has no mate in the gallery") for row in lonely)]
     if skipped:
         LOG.warning("%d faces are left out", len(skipped))
     probes, gallery = np.flatnonzero((kinds == PROBE) & mated), np.flatnonzero(kinds != PROBE)
     if not len(probes):
-        raise GdrdError(f"no probe of {data} has a mate in the gallery")
+        raise GdrdError(f"no probe of {data} has a mate in the gallery", "tinyface-no-probes")
     about = {
         "n_probes": len(probes), "n_gallery": len(gallery), "n_distractors": int((kinds == DISTRACTOR).sum()),
         "n_skipped": len(skipped), "skipped": skipped,
@@ -178,7 +189,9 @@ def _identities(files: Faces, rows: list[int], mat: str, prefix: str) -> tuple[d
         for name, row in by_name.items():
             person = name.split("_")[0]
             if not person.isdecimal():
-                raise GdrdError(f"{files.where(row)}: TinyFace's names begin with the identity's number and _")
+                raise GdrdError(
+                    f"{files.where(row)}: TinyFace's names begin with the identity's number and _", "tinyface-name"
+                )
             ids[row] = int(person)
         return ids, []
     try:
@@ -188,6 +201,8 @@ def _identities(files: Faces, rows: list[int], mat: str, prefix: str) -> tuple[d
         if len(names) != len(people) or len(set(names)) < len(names) or (people < 0).any():
             raise ValueError(f"{len(set(names))} different names, {len(people)} identities, the least {people.min()}")
     except Exception as error:  # scipy raises whatever its parser met
-        raise GdrdError(f"{files.where(files.names.index(found))} is not TinyFace's list: {error}") from error
+        raise GdrdError(
+            f"{files.where(files.names.index(found))} is not TinyFace's list: {error}", "tinyface-list"
+        ) from error
     ids = {by_name[name]: int(person) for name, person in zip(names, people) if name in by_name}
     return ids, [name for name in names if name not in by_name]

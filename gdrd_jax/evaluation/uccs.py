@@ -64,7 +64,9 @@ class ClosedSet:
             try:
                 layer.fit(learned[self.train], labels[self.train])
             except ConvergenceWarning:
-                raise GdrdError("the softmax layer did not converge; look at the embeddings of this model") from None
+                raise GdrdError(
+                    "the softmax layer did not converge; look at the embeddings of this model", "softmax-diverged"
+                ) from None
         order = layer.classes_[np.argsort(-layer.predict_log_proba(embeddings[self.test]), axis=1, kind="stable")]
         truth = labels[self.test]
         shares = {"accuracy": order[:, 0] == truth, "rank_5": (order[:, :5] == truth[:, None]).any(axis=1)}
@@ -142,14 +144,19 @@ def open_uccs(data: str | os.PathLike, *, stretch: bool, skip_bad: bool) -> Clos
     split = np.array([parts[-3] for parts in places])
     for part in (TRAIN, TEST):
         if not (split == part).any():
-            raise GdrdError(f"{data} has no images {part}/PERSON/IMAGE; the layout is train/PERSON/ and test/PERSON/")
+            raise GdrdError(
+                f"{data} has no images {part}/PERSON/IMAGE; the layout is train/PERSON/ and test/PERSON/", "uccs-layout"
+            )
     known = {parts[-2] for parts in places if parts[-3] == TRAIN}
     strangers = [row for row, parts in enumerate(places) if parts[-3] == TEST and parts[-2] not in known]
     skipped = list(faces.skipped)
     if strangers:
         name = faces.names[strangers[0]]
         if not skip_bad:
-            raise GdrdError(f"{len(strangers)} test faces are of people without a training face, the first {name!r}")
+            raise GdrdError(
+                f"{len(strangers)} test faces are of people without a training face, the first {name!r}",
+                "uccs-strangers",
+            )
         skipped += [(faces.names[row], "its person has no training face") for row in strangers]
     if skipped:
         LOG.warning("%d faces are left out", len(skipped))
@@ -157,5 +164,7 @@ def open_uccs(data: str | os.PathLike, *, stretch: bool, skip_bad: bool) -> Clos
     test = np.setdiff1d(np.flatnonzero(split == TEST), strangers)
     about = {"n_skipped": len(skipped), "skipped": skipped}
     if len(known) < 2 or not len(test):
-        raise GdrdError(f"{data} holds {len(known)} people to train on and {len(test)} test faces; at least 2 and 1")
+        raise GdrdError(
+            f"{data} holds {len(known)} people to train on and {len(test)} test faces; at least 2 and 1", "uccs-too-few"
+        )
     return ClosedSet(faces, np.flatnonzero(split == TRAIN), test, about)

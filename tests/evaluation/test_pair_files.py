@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from conftest import raises
 
 from gdrd_jax.evaluation.pair_files import Pair, find_images, read_pairs
-from gdrd_jax.utils.errors import GdrdError
 
 # Twenty genuine pairs of ten people, and as many impostors.
 GENUINE = [((f"P_{i % 10}", 1 + i // 10), (f"P_{i % 10}", 3 + i // 10)) for i in range(20)]
@@ -94,32 +94,32 @@ def test_people_are_unknown_where_names_do_not_tell_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lines", "message"),
+    ("lines", "code", "facts"),
     [
-        ([], "does not begin with LFW's header"),
-        (["P_0 1 2"], "does not begin with LFW's header"),
-        (["", "10\t300"], "does not begin with LFW's header"),
-        ([",", "a,b,1"], "does not begin with LFW's header"),
-        (["a.jpg,b.jpg," + "1" * 200_000], "line 1 cannot be read"),
-        (["a b c d e"], "nor as another list of pairs"),
-        (["a.jpg 1", "b.jpg 0"], "lines 1 and 2: the flags of one pair differ"),
-        (["a.jpg 1", "b.jpg 1", "c.jpg 0"], "has 3 lines .* the last one is alone"),
-        (["a.jpg 1", "b.jpg one"], "line 2: 'b.jpg one' is not `IMAGE FLAG`"),
-        (["a.jpg b.jpg 1", "a.jpg c.jpg 2"], "line 2: .* is not `PATH1 PATH2 LABEL`"),
-        (["1 1 1"], "does not begin with LFW's header"),
-        (["0 a.jpg 1"], "line 1: .* is not `PATH1 PATH2 LABEL`"),
-        (["name,imagenum1,imagenum2,", "A,1,2,", "A,1,A,2"], "line 3: .* is not the genuine pair .* or the impostor"),
+        ([], "pairs-format", []),
+        (["P_0 1 2"], "pairs-format", []),
+        (["", "10\t300"], "pairs-format", []),
+        ([",", "a,b,1"], "pairs-format", []),
+        (["a.jpg,b.jpg," + "1" * 200_000], "pairs-unreadable-line", ["line 1"]),
+        (["a b c d e"], "pairs-format", []),
+        (["a.jpg 1", "b.jpg 0"], "pairs-flags-differ", ["lines 1 and 2"]),
+        (["a.jpg 1", "b.jpg 1", "c.jpg 0"], "pairs-odd", ["3 lines"]),
+        (["a.jpg 1", "b.jpg one"], "pairs-line-flag", ["line 2:", "'b.jpg one'"]),
+        (["a.jpg b.jpg 1", "a.jpg c.jpg 2"], "pairs-line-label", ["line 2:", "'a.jpg c.jpg 2'"]),
+        (["1 1 1"], "pairs-format", []),
+        (["0 a.jpg 1"], "pairs-line-label", ["line 1:", "'0 a.jpg 1'"]),
+        (["name,imagenum1,imagenum2,", "A,1,2,", "A,1,A,2"], "pairs-line", ["line 3:", "genuine", "impostor"]),
     ],
 )
-def test_a_malformed_list_is_named_with_its_line(tmp_path, lines, message):
+def test_a_malformed_list_is_named_with_its_line(tmp_path, lines, code, facts):
     (tmp_path / "p.txt").write_text("\n".join(lines))
-    with pytest.raises(GdrdError, match=message):
+    with raises(code, "p.txt", *facts):
         read_pairs(tmp_path / "p.txt")
 
 
 def test_contradictions_are_refused_and_repetitions_are_counted(tmp_path, caplog):
     (tmp_path / "p.txt").write_text("A_1.png A_2.png 1\nA_2.png A_1.png 0\n")
-    with pytest.raises(GdrdError, match="A_[12] and A_[12] as one person and as two"):
+    with raises("pair-contradiction", "p.txt", "A_1", "A_2"):
         read_pairs(tmp_path / "p.txt")
     (tmp_path / "q.txt").write_text("A_1.png A_2.png 1\nA_2.png A_1.png 1\nA_1.png A_1.png 1\nA_1.png B_1.png 0\n")
     assert len(read_pairs(str(tmp_path / "q.txt"))) == 4
