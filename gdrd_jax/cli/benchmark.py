@@ -23,20 +23,18 @@ GALLERY = Path(__file__).parents[2] / "tools" / "benchmark_gallery.py"
 
 def main(argv: list[str]) -> int:
     """Runs the benchmark that `argv` begins with; returns the exit status."""
-    if not argv or argv[0] not in NAMES:
-        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("name", choices=NAMES, metavar="NAME")
-        parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="of that benchmark")
-        parser.parse_args(argv)
-    name, *rest = argv
-    sys.argv[0] = f"gdrd benchmark {name}"  # which argparse shows
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=NAMES, metavar="NAME")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="of that benchmark, --help among them")
+    given = parser.parse_args(argv)
+    sys.argv[0] = f"gdrd benchmark {given.name}"  # which argparse shows
 
     def work() -> None:
-        if name == "gallery":
-            _run_script(GALLERY, rest)
+        if given.name == "gallery":
+            _run_script(GALLERY, given.options)
         else:
-            module = importlib.import_module(f"gdrd_jax.benchmarks.{name}")
-            module.work(module.arguments(rest))
+            module = importlib.import_module(f"gdrd_jax.benchmarks.{given.name}")
+            module.work(module.arguments(given.options))
 
     return guarded(work, resumes=False)
 

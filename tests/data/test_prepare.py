@@ -193,7 +193,7 @@ def test_a_store_of_nothing_is_not_made(tmp_path, aligner):
 
 def test_a_broken_detector_is_named(tmp_path):
     (tmp_path / "d.onnx").write_bytes(b"no model")
-    with pytest.raises(GdrdError, match="d.onnx is not a YuNet model"):
+    with raises("detector-file", "d.onnx"):
         Aligner(tmp_path / "d.onnx")
 
 

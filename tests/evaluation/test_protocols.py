@@ -529,6 +529,13 @@ def test_pairs_of_one_kind_cannot_be_verified(network, tmp_path):
         evaluate_and_report(settings("bin", tmp_path / "b.bin", network, skip_bad=True), tmp_path / "out")
 
 
+def test_a_fold_that_leaves_one_kind_outside_is_refused(network, tmp_path):
+    images = [cv2.imencode(".png", face(p, i))[1].tobytes() for p in range(2) for i in (0, 1)]
+    (tmp_path / "b.bin").write_bytes(pickle.dumps((images, [True, False]), protocol=4))  # two pairs are two folds
+    with raises("pairs-fold-one-kind"):
+        evaluate_and_report(settings("bin", tmp_path / "b.bin", network), tmp_path / "out")
+
+
 def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw_folder, network, tmp_path):
     made = student.Student(resolution=16, width=0.0625, hidden=(16,), embedding_dim=8, rngs=nnx.Rngs(0))
     arguments = {"resolution": 16, "width": 0.0625, "hidden": [16], "embedding_dim": 8}

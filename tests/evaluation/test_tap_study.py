@@ -1,9 +1,12 @@
 """The linear probe on features that are known to be good, bad, or pixels."""
 
+import json
+
 import numpy as np
 import pytest
-from conftest import make_faces
+from conftest import make_faces, raises
 
+from gdrd_jax.cli import study_taps
 from gdrd_jax.data.degradation import Views
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.evaluation import tap_study
@@ -85,3 +88,35 @@ def test_every_tap_of_an_untrained_network(faces, tmp_path):
     named = {tap: {"name": "n", "timestep": 0, "tap": tap, **row} for tap, row in rows.items()}
     assert tap_study.table(named).count("\n") == 5 and "| n | 0 | mid | 16x8x8 |" in tap_study.table(named)
     assert tap_study.picture(named)[:4] == b"\x89PNG"
+
+
+def test_people_with_one_face_cannot_be_probed(tmp_path, faces):
+    alone = open_faces(make_faces(tmp_path / "alone", people=3, images=1))
+    with raises("probe-people", "alone", "0 people"):
+        tap_study.studied(alone, faces.pairs, VIEWS, images=6)
+
+
+def test_mistakes_are_found_before_anything_is_measured(tmp_path):
+    def given(*words):
+        needed = ["--train", "faces", "--data", "faces", "--pairs", "p.txt", "--out", str(tmp_path / "out")]
+        return study_taps.arguments([*needed, *map(str, words)])
+
+    teacher = f"a=diffusers:{tmp_path}"
+    with raises("teacher-twice"):
+        study_taps.work(given("--teacher", teacher, "--teacher", teacher))
+    with raises("probe-images", "--images 1"):
+        study_taps.work(given("--teacher", teacher, "--images", 1))
+    with raises("teacher-missing", "'nowhere'", "a=diffusers:nowhere"):
+        study_taps.work(given("--teacher", "a=diffusers:nowhere"))
+
+
+def test_a_study_goes_on_under_the_same_settings_only(tmp_path):
+    path, settings = tmp_path / "taps.json", {"seed": 0, "images": 6}
+    assert study_taps._rows_before(path, settings) == {}
+    path.write_text(json.dumps({"settings": settings, "rows": {"a": {}}}))
+    assert study_taps._rows_before(path, settings) == {"a": {}}
+    with raises("study-settings", path, "images"):
+        study_taps._rows_before(path, {"seed": 0, "images": 7})
+    path.write_text("{")
+    with raises("study-damaged", path):
+        study_taps._rows_before(path, settings)
