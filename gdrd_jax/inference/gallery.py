@@ -176,7 +176,7 @@ class Gallery:
             for ids, block in self.blocks():
                 np.add.at(means, [numbers[owners[one]] for one in ids.tolist()], block)
             firsts = {owners[one]: one for one in sorted(owners, reverse=True)}
-            metadata = [self._faces.metadata(*face[1:]) for face in self._faces.fetch(list(firsts.values()))[1]]
+            metadata = [self._faces.face(firsts[name])[1] for name in counts]
         means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
         gallery = Gallery(self.dim, self.fingerprint)
         gallery.add(means, list(counts), [one | {"faces": n} for one, n in zip(metadata, counts.values())])
@@ -228,10 +228,13 @@ class Gallery:
         return index
 
     def _matches(self, probe: np.ndarray, candidates: np.ndarray, k: int) -> list[Match]:
-        embeddings, faces = self._faces.fetch(candidates.tolist())
+        ids, embeddings = self._faces.embeddings(candidates.tolist())
         similarities = embeddings @ probe
-        best = np.argsort(-similarities, kind="stable")[:k]
-        return [Match(faces[i][0], float(similarities[i]), self._faces.metadata(*faces[i][1:])) for i in best]
+        matches = []
+        for best in np.argsort(-similarities, kind="stable")[:k]:
+            person, metadata = self._faces.face(ids[best])
+            matches.append(Match(person, float(similarities[best]), metadata))
+        return matches
 
     def blocks(self, after: int = -1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All faces above an id of the database: ids int64 `[n]`, rising, and embeddings float32 `[n, D]`."""

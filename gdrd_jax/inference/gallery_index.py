@@ -90,7 +90,7 @@ def _codes(faiss, sample: np.ndarray):
     axes.prepare_Ab()
     # Without faiss's centering the product of two projections approximates the cosine.
     faiss.copy_array_to_vector(np.zeros(axes.d_out, np.float32), axes.b)
-    codes = faiss.IndexScalarQuantizer(axes.d_out, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+    codes = faiss.IndexScalarQuantizer(axes.d_out, faiss.ScalarQuantizer.QT_8bit_uniform, faiss.METRIC_INNER_PRODUCT)
     codes.train(axes.apply(sample))
     return faiss.IndexPreTransform(axes, codes)
 
