@@ -21,7 +21,7 @@ import numpy as np
 
 from gdrd_jax.utils.errors import require
 
-EXACT = 20_000  # faces up to which codes save no time worth having: 7 ms a probe at 512 dimensions
+EXACT = 20_000  # faces up to which comparing all embeddings, 6 ms at 512 dimensions, is about as fast as codes
 AXES, SHARE = 128, 0.8  # at least so many principal axes, and as many as hold this share of the variance
 SAMPLE = 50_000  # faces from which the axes are found
 CANDIDATES = 100  # faces proposed for a probe, at least; ten of a million contained the best one
