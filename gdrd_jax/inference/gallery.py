@@ -9,7 +9,6 @@ On disk a gallery is a folder with
 Every change is one SQLite transaction. The index proposes faces; matches and similarities come from the database.
 """
 
-import contextlib
 import difflib
 import logging
 import os
@@ -93,7 +92,7 @@ class Gallery:
           How many faces were replaced.
 
         Raises:
-          GdrdError: as `add`, or "gallery-old-files", see `remove`.
+          GdrdError: as `add`; "gallery-old-files" or "gallery-not-purged", see `remove`.
         """
         rows = self._rows(embeddings, ids, metadata)
         self._refuse_old_files()
@@ -118,7 +117,8 @@ class Gallery:
 
         Raises:
           GdrdError: "gallery-person-unknown" or "gallery-path-unknown", with the nearest names;
-            "gallery-old-files": the folder still contains the gallery of version 0.4 that this one was made from.
+            "gallery-old-files": the folder still contains the gallery of version 0.4 that this one was made from;
+            "gallery-not-purged": the faces are removed but their bytes may still be on disk.
         """
         self._refuse_old_files()
         removed = 0
@@ -151,7 +151,14 @@ class Gallery:
 
     def _purge(self) -> None:
         self._index = None
-        self._faces.purge()
+        try:
+            self._faces.purge()
+        except (GdrdError, OSError) as error:
+            raise GdrdError(
+                f"the faces are removed from the gallery {self._faces.folder}, but its files may still contain them: "
+                f"{error}; correct that, and the next command that opens the gallery finishes the removal",
+                "gallery-not-purged",
+            ) from error
 
     def people(self) -> list[str]:
         """The distinct ids, in the order in which they were added."""
@@ -176,7 +183,7 @@ class Gallery:
             for ids, block in self.blocks():
                 np.add.at(means, [numbers[owners[one]] for one in ids.tolist()], block)
             firsts = {owners[one]: one for one in sorted(owners, reverse=True)}
-            metadata = [self._faces.metadata(*face[1:]) for face in self._faces.fetch(list(firsts.values()))[1]]
+            metadata = [self._faces.face(firsts[name])[1] for name in counts]
         means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
         gallery = Gallery(self.dim, self.fingerprint)
         gallery.add(means, list(counts), [one | {"faces": n} for one, n in zip(metadata, counts.values())])
@@ -228,10 +235,13 @@ class Gallery:
         return index
 
     def _matches(self, probe: np.ndarray, candidates: np.ndarray, k: int) -> list[Match]:
-        embeddings, faces = self._faces.fetch(candidates.tolist())
+        ids, embeddings = self._faces.embeddings(candidates.tolist())
         similarities = embeddings @ probe
-        best = np.argsort(-similarities, kind="stable")[:k]
-        return [Match(faces[i][0], float(similarities[i]), self._faces.metadata(*faces[i][1:])) for i in best]
+        matches = []
+        for best in np.argsort(-similarities, kind="stable")[:k]:
+            person, metadata = self._faces.face(ids[best])
+            matches.append(Match(person, float(similarities[best]), metadata))
+        return matches
 
     def blocks(self, after: int = -1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All faces above an id of the database: ids int64 `[n]`, rising, and embeddings float32 `[n, D]`."""
@@ -300,11 +310,13 @@ class Gallery:
             )
         faces = FaceDatabase.open(folder) if (folder / DATABASE).exists() else _convert(folder, accepted)
         _check_space(folder, faces.fingerprint, accepted)
-        if not faces.is_purged():  # the process that removed somebody was killed
-            with contextlib.suppress(GdrdError):  # the folder cannot be written
-                faces.purge()
         gallery = cls.__new__(cls)
         gallery._use(faces)
+        if not faces.is_purged():  # a process was killed while it removed faces
+            try:
+                gallery._purge()
+            except GdrdError as error:  # such as in a folder that only others may write
+                LOG.warning("%s", error)
         return gallery
 
 

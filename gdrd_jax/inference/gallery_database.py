@@ -160,17 +160,18 @@ class FaceDatabase:
         rows = self._connection.execute(query, (after, BLOCK)).fetchall()
         return np.array([row[0] for row in rows], np.int64), self._decoded([row[1] for row in rows])
 
-    def fetch(self, ids: list[int]) -> tuple[np.ndarray, list[tuple[str, str | None, str]]]:
-        """Faces, in the order of their ids: embeddings float32 `[n, D]`; person, path and JSON, see `metadata`."""
-        ordered = "WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
-        query = f"SELECT embedding, person, path, metadata FROM face {ordered}"
+    def embeddings(self, ids: list[int]) -> tuple[list[int], np.ndarray]:
+        """Faces in the order of their ids: ids, of those that exist, and embeddings float32 `[n, D]`."""
+        query = "SELECT id, embedding FROM face WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
         rows = self._connection.execute(query, (json.dumps(ids),)).fetchall()
-        return self._decoded([row[0] for row in rows]), [row[1:] for row in rows]
+        return [row[0] for row in rows], self._decoded([row[1] for row in rows])
 
-    def metadata(self, path: str | None, text: str) -> dict:
-        """A face's metadata as they were added, of two columns."""
+    def face(self, number: int) -> tuple[str, dict]:
+        """Person and metadata of the face with this id."""
+        query = "SELECT person, path, metadata FROM face WHERE id = ?"
+        person, path, text = self._connection.execute(query, (number,)).fetchone()
         try:
-            return ({} if path is None else {"path": path}) | json.loads(text)
+            return person, ({} if path is None else {"path": path}) | json.loads(text)
         except (ValueError, TypeError) as error:
             raise damaged(self.folder, "the metadata of a face cannot be read") from error
 

@@ -609,6 +609,26 @@ def test_a_removal_that_was_killed_is_finished_when_the_gallery_is_loaded(tmp_pa
     connection.close()
 
 
+def test_a_removal_that_cannot_be_finished_says_so(tmp_path, monkeypatch, caplog):
+    values = embeddings(300)
+    made(values, [f"person-{i // 3:03}" for i in range(300)]).save(tmp_path)
+    opened, gallery = Gallery.load(tmp_path), Gallery.load(tmp_path)
+
+    def refuse(_):
+        raise PermissionError(13, "Permission denied", "gallery.faiss")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gallery_database, "_delete_leftovers", refuse)
+        with raises("gallery-not-purged", tmp_path, "Permission denied"):
+            gallery.remove("person-050")
+        assert len(Gallery.load(tmp_path)) == 297
+        assert len(caplog.messages) == 1 and str(tmp_path) in caplog.text and "Permission denied" in caplog.text
+    assert opened.search(values[150:151], 1)[0][0].id != "person-050"
+    Gallery.load(tmp_path)
+    after = content(tmp_path)
+    assert b"person-050" not in after and stored(values[150]) not in after and len(caplog.messages) == 1
+
+
 def test_an_unknown_person_is_not_removed_and_the_nearest_are_named(saved):
     gallery = Gallery.load(saved)
     with raises("gallery-person-unknown", "'p1O'", "'p1'", "'p19'"):
