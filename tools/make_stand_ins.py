@@ -133,10 +133,12 @@ def ar_pictures(path: Path) -> ArPictures:
             about = "99 people of both sessions, expressions and illumination only, gray, enlarged from 60x43 pixels"
             numbers, points = (*range(1, 8), *range(14, 21)), AR_II_POINTS
     except Exception as error:  # scipy raises whatever its parser met
-        raise GdrdError(f"{path} is neither AR10P nor AR II ({error})") from error
+        raise GdrdError(f"{path} is neither AR10P nor AR II ({error})", "stand-in-source") from error
     for person, count in zip(*np.unique(people, return_counts=True)):
         if count != len(numbers):
-            raise GdrdError(f"{path}: person {person} has {count} pictures, instead of {len(numbers)}")
+            raise GdrdError(
+                f"{path}: person {person} has {count} pictures, instead of {len(numbers)}", "stand-in-source"
+            )
     return ArPictures(pictures.astype(np.uint8), people.astype(int), numbers, points, about)
 
 

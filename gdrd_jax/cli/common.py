@@ -41,7 +41,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Raises the error of a mistake in the arguments."""
-        raise GdrdError(f"{message}; {self.prog} --help explains the arguments", "usage")
+        raise GdrdError(f"{message}; {self.prog} --help explains the arguments", "command-usage")
 
 
 def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:

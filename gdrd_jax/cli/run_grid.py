@@ -277,11 +277,9 @@ def work(argv: list[str]) -> None:
     names = [name for name, _ in combinations]
     if given.against and given.against not in names:
         raise GdrdError(f"--against={given.against} is none of {', '.join(names)}", "flag-value")
-    for several, what, code in (
-        (names, "combinations have the name", "combination-twice"), (given.seeds, "seeds are", "seed-twice")
-    ):  # fmt: skip
+    for several, what in ((names, "combinations have the name"), (given.seeds, "seeds are")):
         if twice := [one for one in several if several.count(one) > 1]:
-            raise GdrdError(f"two {what} {twice[0]!r}; each run needs a workdir of its own", code)
+            raise GdrdError(f"two {what} {twice[0]!r}; each run needs a workdir of its own", "run-twice")
     if not any(DEV in word for _, words in combinations for word in words):
         raise GdrdError(
             f"the runs are compared on LFW's pairs; give {DEV}LFW and --config.dev.pairs=pairs.txt after --",

@@ -136,9 +136,11 @@ class Gallery:
     def _unknown(self, column: str, name: str) -> GdrdError:
         known = {value.lower(): value for value in self._faces.values(column)}
         near = [repr(known[value]) for value in difflib.get_close_matches(name.lower(), known, n=3)]
-        what, lists = {"person": ("person", "gdrd gallery"), "path": ("face of", "gdrd search --json")}[column]
+        lists = {"person": "gdrd gallery", "path": "gdrd search --json"}[column]
         hint = f"the nearest are {', '.join(near)}" if near else f"{lists} lists those that are"
-        return GdrdError(f"there is no {what} {name!r} in the gallery; {hint}", f"gallery-{column}-unknown")
+        if column == "person":
+            return GdrdError(f"there is no person {name!r} in the gallery; {hint}", "gallery-person-unknown")
+        return GdrdError(f"there is no face of {name!r} in the gallery; {hint}", "gallery-path-unknown")
 
     def _refuse_old_files(self) -> None:
         folder = self._faces.folder

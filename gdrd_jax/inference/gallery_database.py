@@ -94,7 +94,7 @@ class FaceDatabase:
             if not file.exists():
                 os.replace(temporary, file)
             _delete_leftovers(folder)
-        return self.open(folder)
+        return FaceDatabase.open(folder)
 
     def forbid_changes(self) -> None:
         """Makes every later change fail with "gallery-not-written"."""

@@ -58,7 +58,7 @@ def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndar
     """
     run = Run.open(workdir)
     if not (run.folder("faces") / "train.json").exists():
-        raise GdrdError(f"{workdir} has no output of the step `faces`; run gdrd precompute first", "faces-none")
+        raise GdrdError(f"{workdir} has no output of the step `faces`; run gdrd precompute first", "step-missing")
     parts, known = [], run.faces("train")
     identities = len(known.identities) - run.config.data.calibration_people
     for split, rows in (("train", np.flatnonzero(known.labels < identities)), ("unlabeled", None)):

@@ -28,7 +28,7 @@ class GdrdError(Exception):
         that messages can be improved.
     """
 
-    def __init__(self, message: str, code: str = "unspecified"):
+    def __init__(self, message: str, code: str):
         """Makes the error.
 
         Args:

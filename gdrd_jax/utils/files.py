@@ -19,11 +19,6 @@ import filelock
 
 from gdrd_jax.utils.errors import GdrdError, first_line
 
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None
-
 LOCK = ".lock"
 ORBAX_FORBIDDEN = "\\["  # in a path of trained weights: Orbax takes a bracket for a pattern
 TRIES, SECONDS_BETWEEN_TRIES = 3, 0.1
@@ -202,23 +197,21 @@ def digest(settings: dict) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Makes `folder` if it is missing, and keeps other processes from working in it for the duration.
 
     The operating system releases the lock when the process ends, however it ends.
 
     Args:
       folder: any.
-      shared: this process only reads there, which several may do at once; on Windows one at a time.
 
     Raises:
       GdrdError: another process works in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # A folder that is only read may belong to another user.
-    with (folder / LOCK).open("rb" if shared and (folder / LOCK).exists() else "ab") as lock:
-        # More than once, for `is_locked` holds the lock for a moment.
-        if not any(_taken(lock, shared) or time.sleep(SECONDS_BETWEEN_TRIES) for _ in range(TRIES)):
+    with (folder / LOCK).open("ab") as lock:
+        # More than once, because `is_locked` holds the lock for a moment.
+        if not any(_taken(lock) or time.sleep(SECONDS_BETWEEN_TRIES) for _ in range(TRIES)):
             raise GdrdError(
                 f"another run is working in {folder}; wait for it or choose another folder", "folder-in-use"
             )
@@ -233,15 +226,8 @@ def is_locked(folder: Path) -> bool:
         return not _taken(lock)
 
 
-def _taken(lock: BinaryIO, shared: bool = False) -> bool:
-    # filelock's shared lock is a database that has to be written, so it does not serve where one may only read.
-    if not shared or fcntl is None:
-        return filelock.lock_descriptor(lock.fileno(), blocking=False)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _taken(lock: BinaryIO) -> bool:
+    return filelock.lock_descriptor(lock.fileno(), blocking=False)
 
 
 @contextlib.contextmanager

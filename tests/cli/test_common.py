@@ -132,14 +132,14 @@ def test_every_error_ends_with_its_code(capsys, tmp_path):
 def test_wrong_arguments_are_an_error_like_others(words, facts, capsys):
     assert export.main(words) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.endswith("--help explains the arguments [usage]\n")
+    assert error.startswith("error: ") and error.endswith("--help explains the arguments [command-usage]\n")
     assert error.count("\n") == 1 and all(fact in error for fact in facts), error
 
 
 def test_a_value_of_a_wrong_type_names_its_option(capsys):
     parser = common.ArgumentParser("About.\n\nExamples:\n  gdrd x 1\n", prog="gdrd x")
     parser.add_argument("--far", type=float)
-    with raises("usage", "--far", "'y'", "gdrd x --help"):
+    with raises("command-usage", "--far", "'y'", "gdrd x --help"):
         parser.parse_args(["--far", "y"])
     assert parser.format_help().startswith("usage: gdrd x") and "\nAbout.\n" in parser.format_help()
     assert parser.format_help().endswith("examples:\n  gdrd x 1\n")

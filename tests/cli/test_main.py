@@ -65,7 +65,9 @@ def test_wrong_arguments_of_every_command_are_an_error_with_a_code(command, monk
     monkeypatch.setattr(sys, "argv", ["gdrd"])
     assert gdrd.main([command, "--nonsense"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.endswith(f"gdrd {command} --help explains the arguments [usage]\n")
+    assert error.startswith("error: ") and error.endswith(
+        f"gdrd {command} --help explains the arguments [command-usage]\n"
+    )
 
 
 def test_a_config_is_found_by_its_name(tmp_path):

@@ -67,7 +67,7 @@ def test_another_teacher_is_refused(faces, teacher, tmp_path, capsys, dim):
         (["--minutes", 0], "flag-value", "--minutes 0"),
         (["--minutes", "nan"], "flag-value", "--minutes nan"),
         (["--recognizer", "none.onnx"], "file-missing", "--recognizer: there is no file 'none.onnx'"),
-        (["--precision", "float16"], "usage", "--precision"),
+        (["--precision", "float16"], "command-usage", "--precision"),
     ],
 )
 def test_wrong_flags_are_refused_before_any_work(teacher, tmp_path, capsys, words, code, fact):

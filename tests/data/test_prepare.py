@@ -14,7 +14,6 @@ from gdrd_jax.data.faces import packaged
 from gdrd_jax.data.prepare import checked, prepare
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.pipeline.inputs import locate
-from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import locked
 from gdrd_jax.utils.signals import Interrupted
 

@@ -87,15 +87,15 @@ def test_the_runs_of_a_grid_share_the_output_of_steps():
 @pytest.mark.parametrize(
     ("words", "code", "facts"),
     [
-        (["--seeds", "7", "7"], "seed-twice", ["two seeds", "7"]),
-        (["--", "--config.generative.path={runs/small/teacher,runs/big/teacher}"], "combination-twice", ["'teacher'"]),
+        (["--seeds", "7", "7"], "run-twice", ["two seeds", "7"]),
+        (["--", "--config.generative.path={runs/small/teacher,runs/big/teacher}"], "run-twice", ["'teacher'"]),
         (["--against=sr"], "flag-value", ["--against=sr"]),
         (
             ["--seeds", "7", "--", "--config.data.path=faces"], "dev-missing",
             ["--config.dev.path=LFW", "--config.dev.pairs"],
         ),
         ([], "dev-missing", ["--config.dev.path=LFW", "--config.dev.pairs"]),
-        (["--seeds", "x"], "usage", ["--seeds", "'x'"]),
+        (["--seeds", "x"], "command-usage", ["--seeds", "'x'"]),
     ],
 )  # fmt: skip
 def test_a_grid_that_cannot_be_compared_or_would_share_a_workdir_is_refused(tmp_path, words, code, facts):

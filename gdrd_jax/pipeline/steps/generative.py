@@ -35,7 +35,7 @@ def check(config: ConfigDict) -> None:
         if not re.fullmatch(r"block\d+|middle", tap):
             raise GdrdError(
                 f"config.generative.tap is {tap!r}; of the kind 'pgdiff' it is block0, block1, ... or middle",
-                "tap-unknown",
+                "teacher-tap",
             )
     elif config.generative.path:
         check_folder(path, tap)
