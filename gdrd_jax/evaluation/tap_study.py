@@ -20,7 +20,7 @@ from gdrd_jax.utils.tables import markdown_table
 
 BATCH = 32
 SIDE = 4  # of the student's own features, to which all are averaged
-COMPONENTS, SHRINKAGE = 512, 0.1  # chosen on raw pixels: docs/teachers.md
+COMPONENTS, SHRINKAGE = 512, 0.1  # chosen on raw pixels: docs/studies/taps.md
 TESTED = 0.25  # of each person's images, whose identity the probe has to tell
 RIDGE = 1e-2  # of the mean variance of a pixel
 

@@ -14,7 +14,7 @@ ATTENTION_ORDERS = ("legacy", "new")
 class TapDefaults(NamedTuple):
     """What a kind of generative teacher is asked for where nothing else is said; see `load_generative`.
 
-    Measured in docs/teachers.md. An input size of 0 and a timestep of -1 are the network's own.
+    Measured in docs/studies/taps.md. An input size of 0 and a timestep of -1 are the network's own.
     """
 
     tap: str

@@ -31,7 +31,7 @@ CHUNK = 20
 MAX_ROWS_IN_ERROR = 16
 OPTIONS = {
     # By default jaxlib 0.10 gives convolutions and products to YNNPACK on the CPU; Eigen does those of the weights'
-    # gradients twice as fast (docs/training.md).
+    # gradients twice as fast (docs/performance.md).
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
     # Only algorithms that give the same bits each time. Which of these is fastest is measured while compiling and kept
     # by the cache of what is compiled, see `distributed.sharding.start`.
