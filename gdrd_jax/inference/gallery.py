@@ -137,7 +137,7 @@ class Gallery:
         known = {value.lower(): value for value in self._faces.values(column)}
         near = [repr(known[value]) for value in difflib.get_close_matches(name.lower(), known, n=3)]
         what, lists = {"person": ("person", "gdrd gallery"), "path": ("face of", "gdrd search --json")}[column]
-        hint = f"the nearest are {', '.join(near)}" if near else f"{lists} lists those that are"
+        hint = f"the nearest: {', '.join(near)}" if near else f"{lists} lists those that are"
         return GdrdError(f"there is no {what} {name!r} in the gallery; {hint}", f"gallery-{column}-unknown")
 
     def _refuse_old_files(self) -> None:
