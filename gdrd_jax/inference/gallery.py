@@ -137,7 +137,7 @@ class Gallery:
         known = {value.lower(): value for value in self._faces.values(column)}
         near = [repr(known[value]) for value in difflib.get_close_matches(name.lower(), known, n=3)]
         lists = {"person": "gdrd gallery", "path": "gdrd search --json"}[column]
-        hint = f"the nearest are {', '.join(near)}" if near else f"{lists} lists those that are"
+        hint = f"the nearest: {', '.join(near)}" if near else f"{lists} lists those that are"
         if column == "person":
             return GdrdError(f"there is no person {name!r} in the gallery; {hint}", "gallery-person-unknown")
         return GdrdError(f"there is no face of {name!r} in the gallery; {hint}", "gallery-path-unknown")

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -736,6 +737,29 @@ def test_an_index_is_not_used_for_faces_that_another_program_changed(tmp_path, c
     for gallery in (opened, Gallery.load(tmp_path)):
         check_exact(gallery, values, 3, values[:9], gone=range(1990, 2000))
     assert len(opened) == 1990
+
+
+def test_an_index_that_is_built_during_a_removal_does_not_stay(tmp_path, coded, monkeypatch):
+    """The removal begins while another process reads the faces for an index, and waits for it."""
+    values, file = embeddings(600), tmp_path / "gallery.faiss"
+    numbered(values).save(tmp_path)
+    searcher, remover = Gallery.load(tmp_path), Gallery.load(tmp_path)
+    build, building = gallery_index.build, threading.Event()
+
+    def slow(*arguments):
+        index = build(*arguments)
+        building.set()
+        time.sleep(0.5)  # without the transaction the removal would be over by then
+        return index
+
+    monkeypatch.setattr(gallery_index, "build", slow)
+    with ThreadPoolExecutor(2) as pool:
+        search = pool.submit(searcher.search, values[:1], 1)
+        assert building.wait(60)
+        remover.remove("p0")
+        assert search.result()[0][0].id == "p0" and not file.exists()
+    check_exact(searcher, values, 3, values[:9], gone=(0, 1, 2))
+    assert file.exists()
 
 
 def test_a_gallery_whose_index_cannot_be_written_is_searched(tmp_path, coded, monkeypatch):
