@@ -38,6 +38,7 @@ from flax import nnx
 
 from gdrd_jax.benchmarks import train as benchmark_train
 from gdrd_jax.benchmarks.train import Training, peak, table, timed
+from gdrd_jax.cli.common import ArgumentParser
 from gdrd_jax.config import of_workdir
 from gdrd_jax.distributed import sharding
 from gdrd_jax.export import networks
@@ -295,7 +296,7 @@ def _to_train(text: str) -> tuple[str, int]:
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--minutes", type=float, default=9.0, help="for everything, default 9")
     add("--out", type=user_path, required=True)

@@ -12,6 +12,7 @@ drawing degradations, copies between layouts; real rates are lower, and the shar
 import argparse
 import dataclasses
 
+from gdrd_jax.cli.common import ArgumentParser
 from gdrd_jax.models.student import FEATURE_SIZE, STAGE_CHANNELS, STRIDES
 
 # FLOP/s and bytes/s by NVIDIA's data sheets: H100 and H200 SXM, and GeForce RTX 3090 (71 with float32 sums).
@@ -74,7 +75,7 @@ def layers(resolution: int, width: float) -> list[Layer]:
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--resolution", type=int, choices=sorted(STRIDES), default=16)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--batch", type=int, nargs="+", default=[96, 1024, 4096])

@@ -23,6 +23,7 @@ from flax import nnx
 
 from gdrd_jax import config as settings
 from gdrd_jax import losses
+from gdrd_jax.cli.common import ArgumentParser
 from gdrd_jax.data.loader import batch_rows
 from gdrd_jax.distributed import class_parallel, sharding
 from gdrd_jax.models.student import Student
@@ -317,7 +318,7 @@ def _cell(value) -> str:
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--stage", nargs="+", choices=("gen", "dis"), default=("gen", "dis"))
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--batch", type=int, nargs="+", default=(96,), help="faces a step, of all devices together")

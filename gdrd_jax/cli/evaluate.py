@@ -1,7 +1,4 @@
-"""Evaluates recognizers under a protocol and writes metrics.json, roc.csv, roc.png, scores.npz, report.html.
-
-  gdrd evaluate --protocol lfw --data LFW --pairs pairs.txt --model ARCFACE.onnx --model runs/mine \\
-      --resolution native 32 16 8 --out results/lfw
+"""Evaluate recognizers under a protocol, and write metrics.json, roc.csv, roc.png, scores.npz and report.html.
 
 LFW is a folder, a .tar or a store of gdrd prepare with aligned 112x112 faces. A model is a
 pretrained student's name, a workdir of gdrd train, an exported student, an ONNX recognizer or an iresnet's weights
@@ -21,6 +18,10 @@ whatever it is given to its own size. --resolution 16:native compares probes at 
 which the model itself embeds, or for a student its teacher: give that as another --model. Two or more --resolution
 also draw sweep.png; tinyface draws cmc.png, uccs tsne.png, ar groups.png.
 It can be stopped at any time; the same command continues.
+
+Examples:
+  gdrd evaluate --protocol lfw --data LFW --pairs pairs.txt --model ARCFACE.onnx --model runs/mine \\
+      --resolution native 32 16 8 --out results/lfw
 """
 
 import argparse

@@ -1,12 +1,4 @@
-"""Recognizes faces with a trained student.
-
-  gdrd verify A.jpg B.jpg
-  gdrd enroll PEOPLE --gallery known
-  gdrd search CROPS --gallery known
-  gdrd gallery known
-  gdrd remove PERSON --gallery known
-  gdrd embed CROPS --out embeddings.npz --model exported
-  gdrd enroll PEOPLE --gallery good --with w600k_mbf.onnx  # for probes of few pixels
+"""Recognize faces with a trained student.
 
 PEOPLE is a folder PEOPLE/PERSON/IMAGE or PEOPLE/PERSON.jpg, CROPS a picture or a folder of them, at any depth. Pictures
 are aligned faces, square, of any size; with --align photographs of one person each. --model is the name of a
@@ -15,6 +7,15 @@ verify. With --with the student's teacher embeds the gallery's faces, at 112x112
 search compares crops with such a gallery, too. enroll --add adds faces to a gallery, enroll --update replaces the faces
 of people who are in it already, and remove deletes people from all files of a gallery. Pictures that cannot be used are
 listed at the end with the reason, the others are done, and the exit status is 1. --json prints for programs.
+
+Examples:
+  gdrd verify A.jpg B.jpg
+  gdrd enroll PEOPLE --gallery known
+  gdrd search CROPS --gallery known
+  gdrd gallery known
+  gdrd remove PERSON --gallery known
+  gdrd embed CROPS --out embeddings.npz --model exported
+  gdrd enroll PEOPLE --gallery good --with w600k_mbf.onnx  # for probes of few pixels
 """
 
 import argparse

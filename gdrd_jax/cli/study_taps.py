@@ -1,13 +1,14 @@
-"""What each tap of a generative teacher is worth for recognition: a table and a picture, to choose a tap from.
-
-  gdrd study-taps --train TRAIN.rec --data LFW --pairs pairs.txt --teacher sr64=diffusers:runs/sr64 \\
-      --teacher untrained=diffusers:runs/untrained --timestep 0 500 999 --recognizer ARCFACE.onnx --out results/taps
+"""Compare the taps of generative teachers for recognition, in a table and a picture to choose a tap from.
 
 For every teacher (KIND is diffusers or pgdiff; gdrd train-sr-teacher --steps 0 makes an untrained one), tap and
 timestep: how well a linear probe, fitted on the people of --train, names other images of theirs and verifies the pairs
 of --data (people it has not seen), and how much of the features a linear map of the low-resolution pixels predicts.
 Rows of the raw pixels, and of the recognizer on enlarged faces, stand beside them. Writes taps.json, taps.md and
 taps.png. It can be stopped at any time; the same command continues.
+
+Examples:
+  gdrd study-taps --train TRAIN.rec --data LFW --pairs pairs.txt --teacher sr64=diffusers:runs/sr64 \\
+      --teacher untrained=diffusers:runs/untrained --timestep 0 500 999 --recognizer ARCFACE.onnx --out results/taps
 """
 
 import argparse

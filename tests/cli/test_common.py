@@ -67,7 +67,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         file.write(b"new")
     assert (tmp_path / "x").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
     (tmp_path / "folder").mkdir()
-    with pytest.raises(GdrdError, match="could not be written: Is a directory"):
+    with raises("not-written", tmp_path / "folder", "Is a directory"):
         with files.replacing_file(tmp_path / "folder") as file:
             file.write(b"new")
 

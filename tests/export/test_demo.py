@@ -185,7 +185,7 @@ def test_what_cannot_start_is_told_in_a_sentence(workdir, people, tmp_path, caps
     cases = [
         (["--model", str(tmp_path / "none")], "[student-unknown]", str(tmp_path / "none")),
         ([*model, "--model", str(other)], "[resolution-twice]", f"--model {other}", "16 pixels"),
-        ([*model, "--teacher", "x.onnx"], "--teacher x.onnx: there is no file"),
+        ([*model, "--teacher", "x.onnx"], "[model-missing]", "--teacher x.onnx"),
         ([*model, "--teacher", str(other)], "[teacher-is-student]", f"--teacher {other}", "--model"),
         ([*model, "--gallery", str(tmp_path / "known")], str(tmp_path / "known"), "is of another recognizer"),
         ([*model, "--gallery", str(tmp_path / "none")], "[path-missing]", str(tmp_path / "none")),

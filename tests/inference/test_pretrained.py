@@ -23,7 +23,6 @@ from gdrd_jax.inference.embedders import open_model  # noqa: E402
 from gdrd_jax.inference.gallery import Gallery  # noqa: E402
 from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.models import weights
-from gdrd_jax.utils.errors import GdrdError  # noqa: E402
 
 DIM = 48  # of the teacher
 
@@ -73,7 +72,7 @@ def test_a_name_that_does_not_exist_is_told_with_the_nearest(named, text):
     with raises("student-unknown", f"'{text}'", "did you mean 'gdrd-16'?") as error:
         Recognizer.load(text)
     assert str(error.value).count("gdrd-16") == 2  # also in the list of all
-    with pytest.raises(GdrdError, match=f"no file or workdir '{text}'; pretrained students are gdrd-16"):
+    with raises("model-missing", f"'{text}'", "gdrd-16"):
         open_model(text)
 
 

@@ -134,9 +134,9 @@ def test_mistakes_are_told_before_the_work(workdir, faces, tmp_path, capsys):
         ((workdir / "dis" / "student", "--calibration", faces), "[output-not-ours]", str(workdir / "dis" / "student")),
         ((out,), "[calibration-missing]", "kept 0 calibration people", "--calibration"),
         ((out, "--format", "onxx"), "[flag-value]", "--format onxx", "safetensors, onnx"),
-        ((out, "--calibration", faces, "--baseline", "none.onnx"), "--baseline none.onnx"),
+        ((out, "--calibration", faces, "--baseline", "none.onnx"), "[model-missing]", "--baseline none.onnx"),
         ((out, "--best", "--calibration", faces), "[weights-missing]", str(workdir / "dis" / "best")),
-        ((out, "--calibration", tmp_path / "none"), str(tmp_path / "none")),
+        ((out, "--calibration", tmp_path / "none"), "[path-missing]", str(tmp_path / "none")),
         ((out, "--calibration", faces, "--lfw", faces), "pairs"),
         ((out, "--calibration", faces, "--pairs", faces), "[flag-missing]", "--pairs", "--lfw"),
     ]
@@ -218,7 +218,7 @@ def test_only_an_exported_student_is_replaced(exported, workdir, faces, tmp_path
         (copy / "in", "..", " [output-in-use]\n"),
         (copy, ".", " [output-in-use]\n"),
         (tmp_path, "/proc", " [output-in-use]\n"),
-        (tmp_path, "copy/README.md/out", "copy/README.md cannot be written"),
+        (tmp_path, "copy/README.md/out", " [not-writable]\n"),
     ):
         monkeypatch.chdir(here)
         assert export.main([str(workdir), folder, *calibration]) == 2

@@ -106,7 +106,7 @@ def test_a_second_run_in_the_same_workdir_is_refused(many_faces, tmp_path):
         time.sleep(0.05)
     second = start(many_faces, tmp_path / "w", "--teacher=discriminative")
     text = second.communicate(timeout=300)[0]
-    assert second.returncode == 2 and "another run is working in" in text
+    assert second.returncode == 2 and "[folder-in-use]" in text and str(tmp_path / "w") in text
     finish(first)
     assert not (tmp_path / "w" / "generative").exists()
 

@@ -1,35 +1,28 @@
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import raises
 
+from gdrd_jax.benchmarks import gallery as benchmarks_gallery
 from gdrd_jax.inference import gallery_index
 from gdrd_jax.inference.gallery import Gallery
-
-TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture
 def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import benchmark_gallery
-
     monkeypatch.setattr(gallery_index, "EXACT", 500)
-    monkeypatch.setattr(benchmark_gallery, "BLOCK", 150)
-    return benchmark_gallery
+    monkeypatch.setattr(benchmarks_gallery, "BLOCK", 150)
+    return benchmarks_gallery
 
 
-def run(tool, monkeypatch, *flags):
-    monkeypatch.setattr(sys, "argv", ["benchmark_gallery.py", "--dim", "64", *flags])
-    tool.main()
+def run(tool, *flags):
+    tool.work(tool.arguments(["--dim", "64", *flags]))
 
 
 def test_a_coded_gallery_is_measured(tool, monkeypatch, tmp_path, capsys):
     flags = ["--faces", "2000", "--probes", "20", "--folder", str(tmp_path / "g"), "--out", str(tmp_path / "o.json")]
-    run(tool, monkeypatch, *flags)
+    run(tool, *flags)
     found = json.loads((tmp_path / "o.json").read_text())
     assert found["recall_at_1"] == 1
     assert 0 < found["search_ms_5"] <= found["search_ms"] <= found["search_ms_95"]
@@ -43,7 +36,7 @@ def test_a_coded_gallery_is_measured(tool, monkeypatch, tmp_path, capsys):
 def test_a_lost_best_match_is_counted(tool, monkeypatch, tmp_path):
     best = tool.exact_best
     monkeypatch.setattr(tool, "exact_best", lambda *a: best(*a) + np.float32([1, 0, 0, 0]))
-    run(tool, monkeypatch, "--faces", "600", "--probes", "4", "--out", str(tmp_path / "o.json"))
+    run(tool, "--faces", "600", "--probes", "4", "--out", str(tmp_path / "o.json"))
     assert json.loads((tmp_path / "o.json").read_text())["recall_at_1"] == 0.75
 
 
@@ -66,7 +59,7 @@ def test_faces_are_spread_as_said(tool):
 
 def test_nothing_to_measure_is_refused(tool, monkeypatch):
     with raises("benchmark-numbers", "--faces"):
-        run(tool, monkeypatch, "--faces", "0")
+        run(tool, "--faces", "0")
 
 
 def test_a_gallery_of_real_faces_is_not_replaced(tool, monkeypatch, tmp_path):
@@ -74,5 +67,5 @@ def test_a_gallery_of_real_faces_is_not_replaced(tool, monkeypatch, tmp_path):
     real.add(np.eye(4, dtype=np.float32), list("abcd"))
     real.save(tmp_path / "g")
     with raises("gallery-space", tmp_path / "g", "f" * 12):
-        run(tool, monkeypatch, "--faces", "600", "--folder", str(tmp_path / "g"))
+        run(tool, "--faces", "600", "--folder", str(tmp_path / "g"))
     assert Gallery.load(tmp_path / "g").people() == list("abcd")
