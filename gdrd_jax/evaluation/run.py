@@ -212,7 +212,7 @@ def _gallery_model(model: Embedder, models: list[Embedder]) -> Embedder:
         return model
     found = next((other for other in models if not other.is_student and other.fingerprint == model.space), None)
     if found is None:
-        teacher = model.teacher
+        teacher = model.settings["teacher"]
         name = f", {teacher['name']} ({teacher['fingerprint'][:12]})," if teacher else ""
         raise GdrdError(
             f"{model.name} is a student, whose probes are compared with a gallery that its teacher{name} embeds; "

@@ -38,7 +38,8 @@ class Embedder:
         its embeddings itself; those of any other network pass through `add_flips`.
       kernel: reduces larger faces to its input, see `data.degradation.resize`; smaller ones are enlarged.
       fingerprint: of the network and its preprocessing; "" where no embeddings are stored.
-      teacher: `name` and `fingerprint` of the recognizer whose space a student's embeddings lie in, if that is known.
+      space: fingerprint of the recognizer whose galleries its probes can be compared with: a student's teacher, or
+        itself; "" where it is not known.
       is_student: trained by this program.
       settings: where it came from, its fingerprint, its preprocessing, and "warnings" on it if there are any.
     """
@@ -48,7 +49,7 @@ class Embedder:
     forward: Callable[[np.ndarray], np.ndarray]
     kernel: str = "area"
     fingerprint: str = ""
-    teacher: dict | None = None
+    space: str = ""
     is_student: bool = False
     settings: dict = dataclasses.field(default_factory=dict)
 
@@ -66,24 +67,13 @@ class Embedder:
         degraded = degradation.of_named(faces[row], faces.names[row], seed)
         return resize(degraded, self.input_size, degradation.kernel)
 
-    @property
-    def space(self) -> str:
-        """Fingerprint of the recognizer whose galleries its probes can be compared with; "" if it is not known."""
-        if self.is_student:
-            return self.teacher["fingerprint"] if self.teacher else ""
-        return self.fingerprint
-
 
 def student_embedder(name: str, recognizer, *, path: str = "") -> Embedder:
     """A student, loaded as an `inference.recognizer.Recognizer`."""
-    settings = {
-        "path": path, "fingerprint": recognizer.fingerprint(), "trained_with": recognizer.kernel,
-        "teacher": recognizer.teacher,
-    }  # fmt: skip
-    return Embedder(
-        name, recognizer.resolution, recognizer.embed, recognizer.kernel, settings["fingerprint"], recognizer.teacher,
-        True, settings,
-    )  # fmt: skip
+    fingerprint, kernel, teacher = recognizer.fingerprint(), recognizer.kernel, recognizer.teacher
+    settings = {"path": path, "fingerprint": fingerprint, "trained_with": kernel, "teacher": teacher}
+    space = teacher["fingerprint"] if teacher else ""
+    return Embedder(name, recognizer.resolution, recognizer.embed, kernel, fingerprint, space, True, settings)
 
 
 def network_embedder(name: str, network, *, path: str = "", output: str = "") -> Embedder:
@@ -93,7 +83,8 @@ def network_embedder(name: str, network, *, path: str = "", output: str = "") ->
         "enlarged_by": "bicubic", **({"output": output} if output else {}),
         **({"warnings": list(network.warnings)} if network.warnings else {}),
     }  # fmt: skip
-    return Embedder(name, FACE_SIZE, with_flips(network.embed), "area", network.fingerprint, settings=settings)
+    fingerprint = network.fingerprint
+    return Embedder(name, FACE_SIZE, with_flips(network.embed), "area", fingerprint, fingerprint, settings=settings)
 
 
 def pixel_embedder(name: str, size: int) -> Embedder:

@@ -137,7 +137,7 @@ def test_probes_are_compared_with_a_gallery_of_the_teacher(named, teacher, tmp_p
     found, how = open_pairs(folder, tmp_path / "pairs.txt"), Degradation(16, "area", blur=2.0)
     for pair in (0, pairs - 1):  # each face as the probe, degraded, and the other as it is
         for order, (probe, other) in enumerate([(found.first, found.second), (found.second, found.first)]):
-            seen = student.see(found.faces, probe[pair], how, 0)
+            seen = student.input_of(found.faces, probe[pair], how, 0)
             expected = student.embed(seen[None])[0] @ network.embed(found.faces[other[pair]][None])[0]
             assert cross[order * pairs + pair] == pytest.approx(expected, abs=1e-5)
 
