@@ -102,7 +102,7 @@ def _current(name: str, value: object) -> dict[str, object]:
                 ),
                 "setting-gone",
             )  # fmt: skip
-        today = BACKBONES[value]
+        today: dict[str, object] = {**BACKBONES[value]}
         LOG.warning(
             "the setting 'backbone' is now called 'init' and 'freeze', here %s; the earlier name will be refused "
             "from 0.6 on",

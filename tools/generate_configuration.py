@@ -1,7 +1,7 @@
 """Writes the settings' tables of docs/configuration.md from gdrd_jax/config.py.
 
   python tools/generate_configuration.py           # rewrites the page
-  python tools/generate_configuration.py --check   # exits with 1 if the page is stale
+  python tools/generate_configuration.py --check   # fails if the page is stale
 
 Names, types, defaults and allowed values come from `config.default()` and its checks, descriptions from the comments
 above and beside each setting in the source of `default()`.
@@ -17,6 +17,8 @@ import tokenize
 from pathlib import Path
 
 from gdrd_jax import config as settings
+from gdrd_jax.cli.common import guarded
+from gdrd_jax.utils.errors import GdrdError
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 BEGIN, END = "<!-- settings: begin (tools/generate_configuration.py) -->", "<!-- settings: end -->"
@@ -129,17 +131,19 @@ def page(now: str) -> str:
 
 def main() -> int:
     """Runs the tool; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is stale")
-    given = parser.parse_args()
-    now = PAGE.read_text(encoding="utf-8")
-    new = page(now)
-    if given.check and new != now:
-        print(f"{PAGE} is stale; run: python tools/generate_configuration.py", file=sys.stderr)
-        return 1
-    if not given.check:
-        PAGE.write_text(new, encoding="utf-8")
-    return 0
+
+    def work() -> None:
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
+        given = parser.parse_args()
+        now = PAGE.read_text(encoding="utf-8")
+        new = page(now)
+        if not given.check:
+            PAGE.write_text(new, encoding="utf-8")
+        elif new != now:
+            raise GdrdError(f"{PAGE} is stale; run: python tools/generate_configuration.py", "configuration-stale")
+
+    return guarded(work, resumes=False)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ formats: `student.onnx`, `student.int8.onnx`, `student.stablehlo`.
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from gdrd_jax.data.degradation import KERNELS
 from gdrd_jax.inference.thresholds import Thresholds
@@ -87,9 +88,10 @@ def thresholds(manifest: dict, which: str = "thresholds") -> Thresholds | None:
     found = manifest.get(which)
     if found is None:
         return None
-    kept = Thresholds(
-        **{name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in dict(found).items()}
-    )
+    fields: dict[str, Any] = {
+        name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in dict(found).items()
+    }
+    kept = Thresholds(**fields)
     if not 0 < len(kept.fars) == len(kept.values) == len(kept.tars):
         raise ValueError("thresholds")
     return kept

@@ -117,7 +117,7 @@ def _pixels(image: Image) -> np.ndarray:
     return image
 
 
-def seen(images: Sequence[Image], one: Callable[[Image], np.ndarray]) -> Iterator[np.ndarray | GdrdError]:
+def seen(images: Sequence[Image] | np.ndarray, one: Callable[[Image], np.ndarray]) -> Iterator[np.ndarray | GdrdError]:
     """Results of `one` for all images, in order, computed by several threads; a `GdrdError` in place of a result."""
 
     def tried(number: int) -> np.ndarray | GdrdError:

@@ -118,7 +118,7 @@ class Recognizer:
         return recognizer
 
     @staticmethod
-    def save(student: Student, settings: dict, kernel: str, directory: Path, **remarks) -> None:
+    def save(student: Student, settings: dict, kernel: str, directory: Path, **remarks: object) -> None:
         """Writes student.safetensors and manifest.json, which `load` reads; completely or not at all.
 
         Args:
@@ -189,17 +189,18 @@ class Recognizer:
             self.require_aligner()
         if isinstance(faces, (str, os.PathLike, PIL.Image.Image)) or (isinstance(faces, np.ndarray) and faces.ndim < 4):
             faces = [faces]
-        ready = isinstance(faces, np.ndarray) and not align and faces.shape[1:3] == (self.resolution, self.resolution)
-        if not ready:
+        if isinstance(faces, np.ndarray) and not align and faces.shape[1:3] == (self.resolution, self.resolution):
+            ready = faces
+        else:
             found = list(preprocess.seen(faces, functools.partial(self.see, align=align)))
             for number, (given, one) in enumerate(zip(faces, found)):
                 if isinstance(one, GdrdError):
                     numbered = not isinstance(given, str | os.PathLike) and len(found) > 1
                     raise GdrdError(f"face {number}: {one}" if numbered else str(one), one.code)
-            faces = np.array(found, np.uint8).reshape(-1, self.resolution, self.resolution, 3)
-        if faces.dtype != np.uint8 or faces.shape[3:] != (3,):
-            raise GdrdError(f"faces are {faces.dtype} {list(faces.shape)}; give uint8 RGB [N, H, W, 3]", "array-shape")
-        batches = (self._embed_batch(faces[i : i + BATCH]) for i in range(0, len(faces), BATCH))
+            ready = np.array(found, np.uint8).reshape(-1, self.resolution, self.resolution, 3)
+        if ready.dtype != np.uint8 or ready.shape[3:] != (3,):
+            raise GdrdError(f"faces are {ready.dtype} {list(ready.shape)}; give uint8 RGB [N, H, W, 3]", "array-shape")
+        batches = (self._embed_batch(ready[i : i + BATCH]) for i in range(0, len(ready), BATCH))
         return np.concatenate([np.zeros((0, self.dim), np.float32), *batches])
 
     def similarity(self, first: Image, second: Image, *, align: bool = False) -> float:

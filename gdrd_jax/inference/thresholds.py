@@ -76,8 +76,8 @@ class Thresholds:
         # Just above the first impostor pair that would exceed the rate.
         values = np.nextafter(impostors[np.floor(fars * len(impostors) * (1 + 1e-9)).astype(int)], np.float32(2))
         tars = 1 - np.searchsorted(genuine, values) / len(genuine)
-        kept = (tuple(map(float, x)) for x in (fars, values, tars))
-        return cls(*kept, people, len(labels), between, len(genuine), name)
+        kept: list[tuple[float, ...]] = [tuple(map(float, x)) for x in (fars, values, tars)]
+        return cls(kept[0], kept[1], kept[2], people, len(labels), between, len(genuine), name)
 
     def at(self, far: float) -> float:
         """The threshold for a false accept rate.

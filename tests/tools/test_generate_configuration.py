@@ -60,6 +60,21 @@ def test_a_changed_default_or_choice_makes_the_page_stale(monkeypatch):
     assert "`export`" in generate_configuration.page(now) and "`export`" not in now
 
 
+def test_a_stale_page_is_refused_and_written_anew(monkeypatch, tmp_path, capsys):
+    page = tmp_path / "configuration.md"
+    page.write_text(f"# Before\n{generate_configuration.BEGIN}\noutdated\n{generate_configuration.END}\nafter\n")
+    monkeypatch.setattr(generate_configuration, "PAGE", page)
+    monkeypatch.setattr(sys, "argv", ["generate_configuration.py", "--check"])
+    assert generate_configuration.main() == 2
+    assert "[configuration-stale]" in capsys.readouterr().err and "outdated" in page.read_text()
+    monkeypatch.setattr(sys, "argv", ["generate_configuration.py"])
+    assert generate_configuration.main() == 0
+    text = page.read_text()
+    assert text.startswith("# Before\n") and text.endswith("after\n") and "outdated" not in text and "`dis.tau`" in text
+    monkeypatch.setattr(sys, "argv", ["generate_configuration.py", "--check"])
+    assert generate_configuration.main() == 0
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [
