@@ -116,7 +116,8 @@ def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
     for step in STEPS:
         if step.name in needed:
             step.check(config)
-    storable(workdir, ORBAX_FORBIDDEN)
+    for place in (workdir, outputs(config, workdir)):
+        storable(place, ORBAX_FORBIDDEN)
     shared = Path(config.outputs)
     if config.outputs and shared.exists() and not (shared.is_dir() and all(map(is_step_output, shared.iterdir()))):
         raise GdrdError(
@@ -197,7 +198,7 @@ def _with_ancestors(wanted: tuple[str, ...], config: ConfigDict) -> set[str]:
 def _adopt(step: Step, config: ConfigDict, workdir: Path) -> None:
     """Moves what version 0.4 wrote to `WORKDIR/STEP` to where this version looks for it."""
     before = workdir / step.name
-    if before.is_symlink() and before.resolve().parent == outputs(config, workdir).resolve():
+    if before.is_symlink() and not before.readlink().is_absolute():  # this version's, see `_link`
         return
     record = records.read(before)
     if not record:
@@ -207,9 +208,12 @@ def _adopt(step: Step, config: ConfigDict, workdir: Path) -> None:
         if before.is_symlink():
             before.unlink()
         return
-    for name in step.publishes:
-        if (workdir / name).exists() and not before.is_symlink():
-            shutil.copyfile(workdir / name, before / name)
+    if step.publishes and not before.is_symlink():
+        for name in step.publishes:
+            if (workdir / name).exists():
+                shutil.copyfile(workdir / name, before / name)
+        record["outputs"] = [*records.output_names(step.name, record), *step.publishes]  # also those that are missing
+        write_json(before / records.NAME, record)
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.rename(before, folder)
     _link(step.name, folder, workdir)
@@ -217,7 +221,9 @@ def _adopt(step: Step, config: ConfigDict, workdir: Path) -> None:
 
 def _link(name: str, folder: Path, workdir: Path) -> None:
     """Makes `WORKDIR/STEP` a link to the folder; results in the workdir that may be of other output are taken back."""
-    link, target = workdir / name, Path(os.path.relpath(folder.absolute(), workdir.absolute()))
+    # A relative link is read from where its folder really is, which matters where `workdir` leads through a link.
+    real = os.path.realpath(folder.parent), os.path.realpath(workdir)
+    link, target = workdir / name, Path(os.path.relpath(*real)) / folder.name
     if link.is_symlink() and link.readlink() == target:
         return
     if link.is_symlink():
@@ -257,6 +263,7 @@ def _run_step(step: Step, origin: dict, current: Run) -> str:
     """Runs or skips a step; returns the fingerprint of its output."""
     folder, workdir = current.folder(step.name), current.workdir
     if not records.is_done(folder, step.name, origin):
+        _drop_foreign_link(folder, origin)
         reason = _reason(step, origin, workdir)
         if step.batched and current.process.world_size == 1:  # the devices of several processes are not known yet
             trainer = importlib.import_module("gdrd_jax.training.trainer")
@@ -270,6 +277,12 @@ def _run_step(step: Step, origin: dict, current: Run) -> str:
     if "version" in record["origin"] and step.name in READ_OTHERWISE:
         LOG.info("  by version %s, which %s", record["origin"]["version"], READ_OTHERWISE[step.name])
     return record["fingerprint"]
+
+
+def _drop_foreign_link(folder: Path, origin: dict) -> None:
+    """Removes a link of version 0.4 to another workdir's output that is gone by now, or of another origin."""
+    if folder.is_symlink() and not ((record := records.read(folder)) and records.recorded_origin(record) == origin):
+        folder.unlink()
 
 
 def _do(step: Step, origin: dict, current: Run, reason: str) -> str:
@@ -315,11 +328,18 @@ def _set_aside(folder: Path) -> None:
 @contextlib.contextmanager
 def _sole_user(folder: Path) -> Iterator[None]:
     """Waits for other runs that make the same output, which can be where `config.outputs` is shared."""
-    if is_locked(folder):
-        LOG.info("waiting for another run, which is working in %s", folder)
-    while is_locked(folder):
-        time.sleep(POLL_SECONDS)
-    with locked(folder):
+    with contextlib.ExitStack() as stack:
+        while True:
+            if is_locked(folder):
+                LOG.info("waiting for another run, which is working in %s", folder)
+            while is_locked(folder):
+                time.sleep(POLL_SECONDS)
+            try:
+                stack.enter_context(locked(folder))
+                break
+            except GdrdError as error:
+                if error.code != "folder-in-use":  # otherwise a third run, which waited too, was faster
+                    raise
         yield
 
 
