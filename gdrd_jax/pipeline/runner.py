@@ -207,7 +207,10 @@ def _adopt(step: Step, config: ConfigDict, workdir: Path) -> None:
     if folder.exists():
         if before.is_symlink():
             before.unlink()
-        return
+            return
+        if not folder.samefile(before):
+            return
+        folder.unlink()  # another workdir's link to this output, made before this workdir was used again
     if step.publishes and not before.is_symlink():
         for name in step.publishes:
             if (workdir / name).exists():

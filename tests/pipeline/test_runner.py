@@ -269,6 +269,23 @@ def test_a_folder_of_outputs_in_which_weights_could_not_be_stored_is_refused(fac
         runner.run(config, tmp_path / "run")
 
 
+def test_workdirs_of_an_earlier_version_that_share_a_folder_of_outputs_are_used_in_any_order(
+    finished, faces_folder, tmp_path, caplog
+):
+    first = shutil.copytree(finished, tmp_path / "first", symlinks=True)
+    from_version(first, "0.4.0")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "faces").symlink_to(first / "faces")
+    shutil.copy(first / "config.json", tmp_path / "second")
+    config = tiny_config(faces_folder)
+    config.outputs = str(tmp_path / "steps")
+    caplog.set_level(logging.INFO, "gdrd_jax")
+    for workdir in (tmp_path / "second", first, tmp_path / "second"):
+        runner.run(config, workdir, ("faces",))
+        assert (workdir / "faces" / "train.json").exists() and "faces: done in" not in caplog.text
+    assert not list((tmp_path / "steps").glob("faces-*"))[0].is_symlink() and (first / "faces").is_symlink()
+
+
 def test_a_helping_process_accepts_what_an_earlier_version_did(copy, faces_folder):
     from_version(copy, "0.4.0")
     runner.run(tiny_config(faces_folder), copy, process=ProcessInfo(1, 2))
