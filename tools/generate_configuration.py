@@ -7,7 +7,6 @@ Names, types, defaults and allowed values come from `config.default()` and its c
 above and beside each setting in the source of `default()`.
 """
 
-import argparse
 import ast
 import inspect
 import io
@@ -17,6 +16,7 @@ import tokenize
 from pathlib import Path
 
 from gdrd_jax import config as settings
+from gdrd_jax.cli.common import ArgumentParser, guarded
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 BEGIN, END = "<!-- settings: begin (tools/generate_configuration.py) -->", "<!-- settings: end -->"
@@ -129,17 +129,22 @@ def page(now: str) -> str:
 
 def main() -> int:
     """Runs the tool; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is stale")
-    given = parser.parse_args()
-    now = PAGE.read_text(encoding="utf-8")
-    new = page(now)
-    if given.check and new != now:
-        print(f"{PAGE} is stale; run: python tools/generate_configuration.py", file=sys.stderr)
-        return 1
-    if not given.check:
-        PAGE.write_text(new, encoding="utf-8")
-    return 0
+    stale = False
+
+    def work() -> None:
+        nonlocal stale
+        parser = ArgumentParser(__doc__)
+        parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is stale")
+        given = parser.parse_args()
+        now = PAGE.read_text(encoding="utf-8")
+        new = page(now)
+        if not given.check:
+            PAGE.write_text(new, encoding="utf-8")
+        elif new != now:
+            stale = True
+            print(f"{PAGE} is stale; run: python tools/generate_configuration.py", file=sys.stderr)
+
+    return guarded(work, resumes=False) or int(stale)
 
 
 if __name__ == "__main__":
