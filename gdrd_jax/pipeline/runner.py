@@ -309,7 +309,7 @@ def _do(step: Step, origin: dict, current: Run, reason: str) -> str:
         record |= {"fingerprint": fingerprint or digest(origin), "complete": True}
     finally:
         record["seconds"] = round(record["seconds"] + time.monotonic() - start, 1)
-        # A full disk, of which the step's own error speaks, must not be hidden by another error here.
+        # The step's own error, such as a full disk, must not be hidden by another one here.
         with contextlib.nullcontext() if record["complete"] else contextlib.suppress(OSError):
             write_json(folder / records.NAME, record)
     LOG.info("%s: done in %.1f s", step.name, record["seconds"])
@@ -351,19 +351,19 @@ def _follow_first_process(step: Step, origin: dict, current: Run) -> str:
     folder, workdir, rank = current.folder(step.name), current.workdir, current.process.rank
 
     def wait(what: str, enough: Callable[[dict], bool]) -> dict:
-        since, told = time.monotonic(), False
+        since, logged = time.monotonic(), False
         while not enough(record := records.read(_existing(step, origin, current.config, workdir))):
             time.sleep(POLL_SECONDS)
             alone = time.monotonic() - since
             if alone < SECONDS_BEFORE_MESSAGE:
                 continue
-            if not told:
+            if not logged:
                 differing = _reason(step, origin, workdir)
                 LOG.info(
                     "rank %d waits for rank 0 to %s the step %s in %s%s", rank, what, step.name, folder,
                     f"; {differing}" if differing else "",
                 )  # fmt: skip
-                told = True
+                logged = True
             if is_locked(workdir):
                 since = time.monotonic() - SECONDS_BEFORE_MESSAGE
             elif alone > SECONDS_BEFORE_FAILURE:
