@@ -19,7 +19,7 @@
 The head is one linear layer, behind a frozen backbone two, which need a lower rate. The paper's modes, down to
 end_to_end, learn in stage dis from labeled faces alone, as the paper did; ours also from unlabeled faces and mixup
 images. Everything else is the same.
-gdrd grid runs all of them with several seeds and makes one table; docs/results.md has ours.
+gdrd grid runs all of them with several seeds and makes one table; docs/studies/ablation.md has ours.
 """
 
 from gdrd_jax.config import PAPER_TERMS, TERMS, default

@@ -101,6 +101,8 @@ def parse_flags(argv: list[str]) -> ConfigDict:
                 raise GdrdError(message, "config-unknown") from error
         last = str(error).splitlines()[-1].strip()
         raise GdrdError(f"the config could not be loaded: {last}", "config-unreadable") from error
+    except GdrdError:  # of a setting that is gone
+        raise
     except Exception as error:  # a user's config file may raise anything
         unknown = [name for name in given if name not in settings.keys(known)]
         if unknown:

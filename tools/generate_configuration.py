@@ -7,7 +7,6 @@ Names, types, defaults and allowed values come from `config.default()` and its c
 above and beside each setting in the source of `default()`.
 """
 
-import argparse
 import ast
 import inspect
 import io
@@ -17,7 +16,7 @@ import tokenize
 from pathlib import Path
 
 from gdrd_jax import config as settings
-from gdrd_jax.cli.common import guarded
+from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.utils.errors import GdrdError
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -133,7 +132,7 @@ def main() -> int:
     """Runs the tool; returns the exit status."""
 
     def work() -> None:
-        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = ArgumentParser(__doc__)
         parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
         given = parser.parse_args()
         now = PAGE.read_text(encoding="utf-8")

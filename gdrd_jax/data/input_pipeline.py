@@ -107,7 +107,7 @@ class Dataset:
 
 
 def choose_residency(dataset: Dataset, residency: str, mesh: Mesh, name: str) -> str:
-    """ "device" or "host": what was asked for, or "device" if everything fits; tells which and why.
+    """ "device" or "host": the requested one, or for "auto" "device" if everything fits; logs which and why.
 
     Raises:
       GdrdError: "device" was asked for and it does not fit.

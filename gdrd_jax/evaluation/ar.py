@@ -113,8 +113,7 @@ class Groups:
                 [None] * len(shown), [GREEN if labels[best[i]] == labels[probes[i]] else RED for i in shown],
             ]  # fmt: skip
         caption = (
-            "Probes of every group, as the model is fed with them, over the gallery face that is nearest: green "
-            "if right."
+            "Probes of every group, as the model receives them, over the gallery face that is nearest: green if right."
         )
         return grid(lines, frames), caption
 

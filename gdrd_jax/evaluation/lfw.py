@@ -102,7 +102,7 @@ class PairList:
         return {name: self._pairs(result.arrays["scores"]) for name, result in results.items()}
 
     def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
-        """The hardest pairs of a row; `see` gives a face as its model is fed with it."""
+        """The hardest pairs of a row; `see` gives a face as the model receives it."""
         scores, lines, frames = result.arrays["scores"].reshape(-1, len(self.same)).mean(axis=0), [], []
         for same, order, color in ((False, -scores, RED), (True, scores, GREEN)):
             rows = np.flatnonzero(self.same == same)
@@ -112,7 +112,7 @@ class PairList:
             frames += [[color] * len(both), [None] * len(both)]
         caption = (
             "Hardest pairs, two faces each. Red: the impostors with the highest scores (false accepts); green: the "
-            "genuine pairs with the lowest (false rejects). Under each face what the model is fed with."
+            "genuine pairs with the lowest (false rejects). Under each face is the model's input."
         )
         return grid(lines, frames), caption
 

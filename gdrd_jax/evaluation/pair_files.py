@@ -93,9 +93,9 @@ def _read(path: Path) -> list[Pair]:
     if len(rows[0]) <= 2 and all(map(_is_count, rows[0])):
         return _lfw(path, rows)
     if len(rows[0]) == 2:
-        return _paths(path, _two_lines_each(path, rows))
+        return _paths(_two_lines_each(path, rows))
     header = bool(LABEL_COLUMNS & {field.lower() for field in rows[0]})
-    return _paths(path, [_one_line(path, n, fields) for n, fields in enumerate(rows, 1) if not header or n > 1])
+    return _paths([_one_line(path, n, fields) for n, fields in enumerate(rows, 1) if not header or n > 1])
 
 
 def _fields(path: Path, number: int, line: str) -> list[str]:
@@ -180,7 +180,7 @@ def _one_line(path: Path, number: int, fields: list[str]) -> tuple[str, str, boo
     )
 
 
-def _paths(path: Path, listed: Sequence[tuple[str, str, bool]]) -> list[Pair]:
+def _paths(listed: Sequence[tuple[str, str, bool]]) -> list[Pair]:
     """Pairs of image paths, whose people are taken from LFW's names, NAME_NUMBER, where all labels agree with them."""
     images = [tuple(map(_without_suffix, (first, second))) for first, second, _ in listed]
     people = [tuple(map(_person, pair)) for pair in images]

@@ -105,7 +105,7 @@ class Retrieval:
             [None, GREEN, *(GREEN if self.ids[g] == self.ids[line[0]] else RED for g in line[1:])] for line in rows
         ]
         caption = (
-            "The probes whose mate comes last, as the model is fed with them: the probe, a mate of it, and the gallery "
+            "The probes whose mate comes last, as the model receives them: the probe, a mate of it, and the gallery "
             "faces that are most similar, green for its own."
         )
         return grid(lines, frames), caption

@@ -119,7 +119,7 @@ class ClosedSet:
         ]
         frames = [[None] * len(tests), [GREEN] * len(tests), [RED] * len(tests)]
         return grid(lines, frames), (
-            "Test faces that were given a wrong name, as the model is fed with them; below, a training face of the "
+            "Test faces that were given a wrong name, as the model receives them; below, a training face of the "
             "right person (green) and of the one it was taken for (red)."
         )
 

@@ -280,7 +280,7 @@ class Gallery:
           GdrdError: it is empty, "gallery-exists", or the folder cannot be written.
         """
         folder = user_path(folder).resolve()
-        if folder == self._faces.folder and not new:
+        if folder == self._faces.folder and (folder / DATABASE).exists() and not new:
             return
         if not len(self):
             raise GdrdError(f"the gallery is empty; add faces before saving it in {folder}", "gallery-empty")

@@ -23,6 +23,8 @@ BLOCK = 16_384  # faces read at once
 
 def files(folder: Path) -> list[Path]:
     """The files and folders of a gallery of version 0.4 in `folder`; empty if there are none."""
+    if not folder.is_dir():
+        return []
     found = sorted(entry for entry in folder.iterdir() if VERSION.fullmatch(entry.name) and entry.is_dir())
     return [folder / MANIFEST, *found] if (folder / MANIFEST).exists() else found
 

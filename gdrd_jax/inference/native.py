@@ -57,7 +57,7 @@ class NativeRecognizer:
         return self.model.fingerprint
 
     def see(self, image: Image, *, align: bool = False) -> np.ndarray:
-        """What the network is fed with of a picture: uint8 RGB `[112, 112, 3]`; see `inference.preprocess.see`."""
+        """The network's input for a picture: uint8 RGB `[112, 112, 3]`; see `inference.preprocess.see`."""
         return preprocess.see(image, FACE_SIZE, self.model.kernel, self.require_aligner() if align else None)
 
     def embed(self, faces: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What a run takes from outside: faces and teachers, found, checked and fingerprinted.
 
-Nothing heavy is imported here, so that mistakes are told, and finished steps skipped, at once.
+Nothing heavy is imported here, so that mistakes are reported and finished steps are skipped at once.
 """
 
 import dataclasses
@@ -92,8 +92,8 @@ def _check_people(config: ConfigDict, needed: set[str]) -> None:
     held_out = config.data.test_people + config.data.calibration_people
     if len(names) - held_out < 2:
         raise GdrdError(
-            f"config.data.path has {len(names)} people, of whom config.data.test_people and "
-            f"config.data.calibration_people keep {held_out} for testing; at least 2 must remain to train on",
+            f"config.data.path has {len(names)} people, and config.data.test_people and "
+            f"config.data.calibration_people keep {held_out} of them for testing; at least 2 must remain to train on",
             "people-too-few",
         )
     tested = range(len(names) - config.data.test_people, len(names))
@@ -106,8 +106,8 @@ def _check_people(config: ConfigDict, needed: set[str]) -> None:
     calibrating = range(len(names) - held_out, tested.start)
     if calibrating and max(images[i] for i in calibrating) < 2:
         raise GdrdError(
-            f"each of the {len(calibrating)} people whom config.data.calibration_people keeps has one image; somebody "
-            "needs 2, to compare",
+            f"each of the {len(calibrating)} people whom config.data.calibration_people keeps has one image; at "
+            "least one of them needs 2, to compare",
             "calibration-one-image",
         )
 
@@ -136,7 +136,7 @@ def opened(config: ConfigDict) -> Faces:
 
 
 def unlabeled(config: ConfigDict) -> Faces | None:
-    """More faces, whose folders mean nothing."""
+    """More faces, without identities."""
     sets = listed_paths(config.data.unlabeled)
     return joined([open_faces(path) for path in sets]) if sets else None
 
@@ -214,7 +214,7 @@ def sr_settings(config: ConfigDict) -> SrSettings:
 def generative_settings(config: ConfigDict) -> dict:
     """What `teachers.load_generative` takes, the kind's own tap, input size and timestep filled in.
 
-    The attention is in it where something is said of it: what is assumed must not change a run's fingerprint.
+    The attention settings are included only if they are set: an assumed value must not change a run's fingerprint.
     """
     given, own = config.generative, GENERATIVE[config.generative.kind]
     attention = {name: given[name] for name in ATTENTION if given[name]}

@@ -97,12 +97,12 @@ def is_done(folder: Path, step: str, origin: dict) -> bool:
     record = read(folder)
     if not record or not record["complete"] or recorded_origin(record) != origin:
         return False
-    return all((folder / output).exists() for output in _outputs(step, record))
+    return all((folder / output).exists() for output in output_names(step, record))
 
 
-def _outputs(step: str, record: dict) -> list[str]:
-    """Names of outputs in the step's folder; versions up to 0.4.0 named outputs from the workdir on."""
-    of_workdir = "version" in record["origin"] or any(name.startswith(f"{step}/") for name in record["outputs"])
+def output_names(step: str, record: dict) -> list[str]:
+    """Names of outputs in the step's folder; versions up to 0.4.0 recorded paths that begin at the workdir."""
+    of_workdir = any(name.startswith(f"{step}/") for name in record["outputs"])
     return [name.removeprefix(f"{step}/") for name in record["outputs"] if not of_workdir or "/" in name]
 
 

@@ -116,7 +116,8 @@ def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
     for step in STEPS:
         if step.name in needed:
             step.check(config)
-    storable(workdir, ORBAX_FORBIDDEN)
+    for place in (workdir, outputs(config, workdir)):
+        storable(place, ORBAX_FORBIDDEN)
     shared = Path(config.outputs)
     if config.outputs and shared.exists() and not (shared.is_dir() and all(map(is_step_output, shared.iterdir()))):
         raise GdrdError(
@@ -197,7 +198,7 @@ def _with_ancestors(wanted: tuple[str, ...], config: ConfigDict) -> set[str]:
 def _adopt(step: Step, config: ConfigDict, workdir: Path) -> None:
     """Moves what version 0.4 wrote to `WORKDIR/STEP` to where this version looks for it."""
     before = workdir / step.name
-    if before.is_symlink() and before.resolve().parent == outputs(config, workdir).resolve():
+    if before.is_symlink() and not before.readlink().is_absolute():  # this version's, see `_link`
         return
     record = records.read(before)
     if not record:
@@ -206,10 +207,16 @@ def _adopt(step: Step, config: ConfigDict, workdir: Path) -> None:
     if folder.exists():
         if before.is_symlink():
             before.unlink()
-        return
-    for name in step.publishes:
-        if (workdir / name).exists() and not before.is_symlink():
-            shutil.copyfile(workdir / name, before / name)
+            return
+        if not folder.samefile(before):
+            return
+        folder.unlink()  # another workdir's link to this output, made before this workdir was used again
+    if step.publishes and not before.is_symlink():
+        for name in step.publishes:
+            if (workdir / name).exists():
+                shutil.copyfile(workdir / name, before / name)
+        record["outputs"] = [*records.output_names(step.name, record), *step.publishes]  # also those that are missing
+        write_json(before / records.NAME, record)
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.rename(before, folder)
     _link(step.name, folder, workdir)
@@ -217,7 +224,9 @@ def _adopt(step: Step, config: ConfigDict, workdir: Path) -> None:
 
 def _link(name: str, folder: Path, workdir: Path) -> None:
     """Makes `WORKDIR/STEP` a link to the folder; results in the workdir that may be of other output are taken back."""
-    link, target = workdir / name, Path(os.path.relpath(folder.absolute(), workdir.absolute()))
+    # A relative link is read from where its folder really is, which matters where `workdir` leads through a link.
+    real = os.path.realpath(folder.parent), os.path.realpath(workdir)
+    link, target = workdir / name, Path(os.path.relpath(*real)) / folder.name
     if link.is_symlink() and link.readlink() == target:
         return
     if link.is_symlink():
@@ -257,6 +266,7 @@ def _run_step(step: Step, origin: dict, current: Run) -> str:
     """Runs or skips a step; returns the fingerprint of its output."""
     folder, workdir = current.folder(step.name), current.workdir
     if not records.is_done(folder, step.name, origin):
+        _drop_foreign_link(folder, origin)
         reason = _reason(step, origin, workdir)
         if step.batched and current.process.world_size == 1:  # the devices of several processes are not known yet
             trainer = importlib.import_module("gdrd_jax.training.trainer")
@@ -270,6 +280,12 @@ def _run_step(step: Step, origin: dict, current: Run) -> str:
     if "version" in record["origin"] and step.name in READ_OTHERWISE:
         LOG.info("  by version %s, which %s", record["origin"]["version"], READ_OTHERWISE[step.name])
     return record["fingerprint"]
+
+
+def _drop_foreign_link(folder: Path, origin: dict) -> None:
+    """Removes a link of version 0.4 to another workdir's output that is gone by now, or of another origin."""
+    if folder.is_symlink() and not ((record := records.read(folder)) and records.recorded_origin(record) == origin):
+        folder.unlink()
 
 
 def _do(step: Step, origin: dict, current: Run, reason: str) -> str:
@@ -293,7 +309,7 @@ def _do(step: Step, origin: dict, current: Run, reason: str) -> str:
         record |= {"fingerprint": fingerprint or digest(origin), "complete": True}
     finally:
         record["seconds"] = round(record["seconds"] + time.monotonic() - start, 1)
-        # A full disk, of which the step's own error speaks, must not be hidden by another error here.
+        # The step's own error, such as a full disk, must not be hidden by another one here.
         with contextlib.nullcontext() if record["complete"] else contextlib.suppress(OSError):
             write_json(folder / records.NAME, record)
     LOG.info("%s: done in %.1f s", step.name, record["seconds"])
@@ -315,11 +331,18 @@ def _set_aside(folder: Path) -> None:
 @contextlib.contextmanager
 def _sole_user(folder: Path) -> Iterator[None]:
     """Waits for other runs that make the same output, which can be where `config.outputs` is shared."""
-    if is_locked(folder):
-        LOG.info("waiting for another run, which is working in %s", folder)
-    while is_locked(folder):
-        time.sleep(POLL_SECONDS)
-    with locked(folder):
+    with contextlib.ExitStack() as stack:
+        while True:
+            if is_locked(folder):
+                LOG.info("waiting for another run, which is working in %s", folder)
+            while is_locked(folder):
+                time.sleep(POLL_SECONDS)
+            try:
+                stack.enter_context(locked(folder))
+                break
+            except GdrdError as error:
+                if error.code != "folder-in-use":  # otherwise a third run, which waited too, was faster
+                    raise
         yield
 
 
@@ -328,19 +351,19 @@ def _follow_first_process(step: Step, origin: dict, current: Run) -> str:
     folder, workdir, rank = current.folder(step.name), current.workdir, current.process.rank
 
     def wait(what: str, enough: Callable[[dict], bool]) -> dict:
-        since, told = time.monotonic(), False
+        since, logged = time.monotonic(), False
         while not enough(record := records.read(_existing(step, origin, current.config, workdir))):
             time.sleep(POLL_SECONDS)
             alone = time.monotonic() - since
             if alone < SECONDS_BEFORE_MESSAGE:
                 continue
-            if not told:
+            if not logged:
                 differing = _reason(step, origin, workdir)
                 LOG.info(
                     "rank %d waits for rank 0 to %s the step %s in %s%s", rank, what, step.name, folder,
                     f"; {differing}" if differing else "",
                 )  # fmt: skip
-                told = True
+                logged = True
             if is_locked(workdir):
                 since = time.monotonic() - SECONDS_BEFORE_MESSAGE
             elif alone > SECONDS_BEFORE_FAILURE:

@@ -74,7 +74,7 @@ class Trace:
         self._directory, self._seen, self._running = directory, 0, False
 
     def dispatched(self, result: Any) -> None:
-        """To be told of each dispatch with what it gives."""
+        """Counts a dispatch, whose result is given, and starts or ends the trace."""
         if self._directory is None:
             return
         self._seen += 1
@@ -87,7 +87,7 @@ class Trace:
             self.stop()
 
     def stop(self) -> None:
-        """Ends the trace, if it runs, and tells what it shows."""
+        """Ends the trace if it is running, and logs what it shows."""
         if self._running and self._directory:
             jax.profiler.stop_trace()
             self._running = False

@@ -265,7 +265,7 @@ def fit(
         stack.callback(trace.stop)
 
         def flush_metrics(steps: range, rows: np.ndarray, metrics: dict[str, jax.Array]) -> dict[str, float]:
-            """Waits for some steps and tells what they were like."""
+            """Waits for some steps, and records and returns their metrics."""
             metrics = {key: np.asarray(value) for key, value in metrics.items()}
             _require_finite(metrics["loss"], steps, rows, name)
             if log:

@@ -375,6 +375,18 @@ def test_copies_go_separate_ways(saved, tmp_path, coded):
         check_exact(gallery, values, 3, values[590:650:9])
 
 
+def test_a_gallery_whose_folder_was_deleted_says_so_and_is_saved_again(saved):
+    gallery = Gallery.load(saved)
+    shutil.rmtree(saved)
+    with raises("gallery-not-written", saved):
+        gallery.add(embeddings(1), ["new"])
+    with raises("gallery-not-written", saved):
+        gallery.remove("p0")
+    gallery.save(saved)
+    gallery.add(embeddings(1), ["new"])
+    assert len(Gallery.load(saved)) == FACES + 1
+
+
 def test_other_files_in_its_folder_are_left_alone(saved):
     mine = [saved / "notes.txt", saved / "gallery.photos" / "me.jpg", saved / "gallery.backup1" / "x"]
     for file in mine:

@@ -206,6 +206,86 @@ def test_a_link_of_an_earlier_version_to_another_workdir_still_leads_there(finis
     )
 
 
+def test_a_link_of_an_earlier_version_is_not_written_through_where_it_leads_to_other_output_now(
+    faces_folder, tmp_path, caplog
+):
+    config, other, workdir = tiny_config(faces_folder), tmp_path / "other", tmp_path / "mine"
+    runner.run(config, other, ("faces", "views"))
+    runner.run(config, workdir, ("faces",))
+    mine = (other / "views").resolve()
+    (workdir / "steps" / mine.name).symlink_to(other / "views")  # as adopted from version 0.4
+    config.views.shift = 1.0
+    runner.run(config, other, ("views",))  # `other/views` leads to this output now
+    before = contents(other / "steps")
+    config = tiny_config(faces_folder)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "gdrd_jax"):
+        runner.run(config, workdir, ("views",))
+    assert contents(other / "steps") == before and "views: done in" in caplog.text
+    assert (workdir / "views").resolve() == workdir / "steps" / mine.name
+    shutil.rmtree(workdir / "steps" / mine.name)
+    (workdir / "steps" / mine.name).symlink_to(tmp_path / "gone")
+    runner.run(config, workdir, ("views",))
+    assert (workdir / "views" / "step.json").exists() and not (tmp_path / "gone").exists()
+
+
+def test_a_result_that_an_earlier_version_wrote_and_that_was_lost_is_made_again(copy, faces_folder, caplog):
+    from_version(copy, "0.4.0")
+    (copy / "roc.png").unlink()
+    assert steps_run(tiny_config(faces_folder), copy, caplog) == ["report"]
+    assert (copy / "roc.png").stat().st_size > 1000
+
+
+def test_output_is_looked_for_in_the_folder_that_the_config_names_now(faces_folder, tmp_path, caplog):
+    config = tiny_config(faces_folder)
+    runner.run(config, tmp_path / "run", ("faces",))
+    before = contents(tmp_path / "run" / "steps")
+    config.outputs = str(tmp_path / "shared")
+    for _ in range(2):
+        runner.run(config, tmp_path / "run", ("faces",))
+        assert (tmp_path / "run" / "faces").resolve().parent == tmp_path / "shared"
+    assert contents(tmp_path / "run" / "steps") == before
+    config.outputs = ""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "gdrd_jax"):
+        runner.run(config, tmp_path / "run", ("faces",))
+    assert "faces: done before" in caplog.text
+    assert (tmp_path / "run" / "faces").resolve().parent == tmp_path / "run" / "steps"
+
+
+def test_links_lead_to_the_output_where_the_workdir_is_behind_a_link(faces_folder, tmp_path):
+    (tmp_path / "disk" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "disk" / "a" / "b")
+    config = tiny_config(faces_folder)
+    config.outputs = str(tmp_path / "shared")
+    runner.run(config, tmp_path / "runs" / "x", ("faces",))
+    assert len(Run.open(tmp_path / "runs" / "x").faces("train")) > 0
+
+
+def test_a_folder_of_outputs_in_which_weights_could_not_be_stored_is_refused(faces_folder, tmp_path):
+    config = tiny_config(faces_folder)
+    config.outputs = str(tmp_path / "a[b")
+    with raises("path-character", tmp_path / "a[b", "'['"):
+        runner.run(config, tmp_path / "run")
+
+
+def test_workdirs_of_an_earlier_version_that_share_a_folder_of_outputs_are_used_in_any_order(
+    finished, faces_folder, tmp_path, caplog
+):
+    first = shutil.copytree(finished, tmp_path / "first", symlinks=True)
+    from_version(first, "0.4.0")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "faces").symlink_to(first / "faces")
+    shutil.copy(first / "config.json", tmp_path / "second")
+    config = tiny_config(faces_folder)
+    config.outputs = str(tmp_path / "steps")
+    caplog.set_level(logging.INFO, "gdrd_jax")
+    for workdir in (tmp_path / "second", first, tmp_path / "second"):
+        runner.run(config, workdir, ("faces",))
+        assert (workdir / "faces" / "train.json").exists() and "faces: done in" not in caplog.text
+    assert not list((tmp_path / "steps").glob("faces-*"))[0].is_symlink() and (first / "faces").is_symlink()
+
+
 def test_a_helping_process_accepts_what_an_earlier_version_did(copy, faces_folder):
     from_version(copy, "0.4.0")
     runner.run(tiny_config(faces_folder), copy, process=ProcessInfo(1, 2))
@@ -428,6 +508,22 @@ def test_runs_that_need_the_same_output_wait_for_each_other(copy, faces_folder, 
         assert steps_run(config, tmp_path / "two", caplog) == []
     assert f"waiting for another run, which is working in {folder}" in caplog.text
     assert (tmp_path / "two" / "dis").resolve() == folder
+
+
+def test_a_run_that_waited_waits_again_where_another_one_was_faster(tmp_path, monkeypatch):
+    (tmp_path / "views").mkdir()
+    tries = []
+
+    @contextlib.contextmanager
+    def taken_once(folder):
+        tries.append(folder)
+        if len(tries) == 1:
+            raise GdrdError(f"another run is working in {folder}", "folder-in-use")
+        yield
+
+    monkeypatch.setattr(runner, "locked", taken_once)
+    with runner._sole_user(tmp_path / "views"):
+        assert tries == [tmp_path / "views"] * 2
 
 
 def test_a_folder_of_outputs_that_holds_other_things_is_refused(faces_folder, tmp_path):
@@ -823,6 +919,12 @@ def test_ctrl_c_in_any_step_and_the_same_command_gives_the_same_result(faces_fol
         (["--config.gen.steps=many"], "gen.steps"),
         (["--config=configs/ablation.py:all"], "raises ValueError: there is no mode 'all'; it can"),
         (["--wrokdir=x"], "wrokdir"),
+        (
+            ["--config.dis.backbone=teacher"],
+            "config.dis.backbone=teacher is gone; set config.student.name=teacher_features",
+        ),
+        (["--config.dis.backbone=thawed"], "[setting-gone]"),
+        (["--config.base=runs/a"], "--config.outputs=DIR [setting-unknown]"),
         (["extra"], "'extra' is not a flag"),
         (["--config.data.path=nowhere"], "there are no faces at 'nowhere'"),
         (["--coordinator=localhost", "--processes=2", "--process=0"], "--coordinator=HOST:PORT"),
