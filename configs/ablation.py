@@ -22,23 +22,23 @@ images. Everything else is the same.
 gdrd grid runs all of them with several seeds and makes one table; docs/studies/ablation.md has ours.
 """
 
-from gdrd_jax.config import PAPER_TERMS, TERMS, default
+from gdrd_jax.config import OUR_LOSSES, PAPER_LOSSES, default
 
-OURS = {term: default().dis[term] for term in TERMS}
-# Backbone, and the weights of the terms of the loss; those not named are 0.
+IDENTITIES = {"cls": {"weight": 1.0}}
+# Backbone and losses.
 SCRATCH = {"init": "random", "freeze": ()}
 FROZEN = {"init": "gen", "freeze": ("backbone",)}
 TUNED = {"init": "gen", "freeze": ()}
 MODES = {
-    "none": (SCRATCH, {"cls": 1.0}),
-    "sr": (SCRATCH, {"cls": 1.0}),
-    "gen": (FROZEN, {"cls": 1.0}),
-    "dis": (SCRATCH, PAPER_TERMS),
-    "gen_dis": (FROZEN, PAPER_TERMS),
-    "end_to_end": (TUNED, PAPER_TERMS),
-    "plain": (SCRATCH, OURS),
-    "frozen": (FROZEN, OURS),
-    "ours": (TUNED, OURS),
+    "none": (SCRATCH, IDENTITIES),
+    "sr": (SCRATCH, IDENTITIES),
+    "gen": (FROZEN, IDENTITIES),
+    "dis": (SCRATCH, PAPER_LOSSES),
+    "gen_dis": (FROZEN, PAPER_LOSSES),
+    "end_to_end": (TUNED, PAPER_LOSSES),
+    "plain": (SCRATCH, OUR_LOSSES),
+    "frozen": (FROZEN, OUR_LOSSES),
+    "ours": (TUNED, OUR_LOSSES),
 }
 
 
@@ -53,11 +53,12 @@ def get_config(mode: str = "ours"):
     config.student.width = 0.25
     for stage in (config.gen, config.dis):
         stage.learning_rate = 0.008  # narrower layers take longer steps
-    backbone, weights = MODES[mode]
+    backbone, losses = MODES[mode]
     if mode == "sr":
         config.student.name = "teacher_features"
     if mode == "sr" or backbone["freeze"]:
         config.student.hidden = (512,)  # or nothing that is trained could do more than a linear map
         config.dis.learning_rate = 0.002  # at 0.008 its units die
-    config.dis.update({**dict.fromkeys(TERMS, 0.0), **weights}, **backbone, use_unlabeled=weights == OURS)
+    config.dis.losses = losses
+    config.dis.update(**backbone, use_unlabeled=losses is OUR_LOSSES)
     return config

@@ -14,8 +14,25 @@ from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
 
 LOG = logging.getLogger(__name__)
-PAPER_TERMS = {"cls": 1.0, "kd": 0.25, "rcd": 4.0, "embedding_cosine": 0.0, "similarity_preserving": 0.0, "nce": 0.0}
-TERMS = tuple(PAPER_TERMS)  # of the loss of stage dis
+# The default settings of the losses of version 0.4; other settings of a loss are recorded where they are given.
+LOSS_DEFAULTS = {
+    "cls": {}, "kd": {"temperature": 4.0, "teacher_scale": 32.0},
+    "rcd": {"tau": 0.4, "positive": "pair", "pairs": "gathered"}, "embedding_cosine": {}, "similarity_preserving": {},
+    "nce": {"scale": 16.0},
+}  # fmt: skip
+# Losses of stage dis: the paper's (Eq. 3), and what worked best here.
+PAPER_LOSSES = {
+    name: {"weight": weight, **LOSS_DEFAULTS[name]} for name, weight in (("cls", 1.0), ("kd", 0.25), ("rcd", 4.0))
+}
+OUR_LOSSES = {"embedding_cosine": {"weight": 1.0}, "similarity_preserving": {"weight": 1.0}}
+# Settings of stage dis of versions up to 0.4, and the loss and setting that each is today.
+FLAT_LOSSES = {
+    "cls": ("cls", "weight"), "kd": ("kd", "weight"), "temperature": ("kd", "temperature"),
+    "teacher_scale": ("kd", "teacher_scale"), "rcd": ("rcd", "weight"), "tau": ("rcd", "tau"),
+    "positive": ("rcd", "positive"), "pairs": ("rcd", "pairs"), "embedding_cosine": ("embedding_cosine", "weight"),
+    "similarity_preserving": ("similarity_preserving", "weight"), "nce": ("nce", "weight"),
+    "nce_scale": ("nce", "scale"),
+}  # fmt: skip
 # Names of versions up to 0.4, in configs, flags and workdirs, and the names of today; accepted until 0.6.
 RENAMED = {
     "unlabelled": "unlabeled", "blends": "mixup_per_face", "optimiser": "optimizer", "nameless": "use_unlabeled",
@@ -35,8 +52,6 @@ CHOICES = {
     "student.head_stages": (0, 1, 2),
     "student.dtype": ("float32", "bfloat16"),
     "data.residency": RESIDENCIES,
-    "dis.positive": ("pair", "identity"),
-    "dis.pairs": ("gathered", "local"),
     "dis.init": ("gen", "random"),
     "dis.freeze": ((), ("backbone",)),
     **dict.fromkeys(("gen.decay", "dis.decay"), ("steps", "cosine")),
@@ -49,7 +64,6 @@ CHOICES = {
 AT_LEAST = {
     **dict.fromkeys(("seed", "views.seed", "data.mixup_per_face", "data.test_people", "data.calibration_people"), 0),
     **{"generative.timestep": -1, "generative.input_size": 0, "generative.head_channels": 0, "generative.heads": 0},
-    **dict.fromkeys((f"dis.{term}" for term in TERMS), 0),
     **dict.fromkeys(("gen.weight_decay", "dis.weight_decay", "gen.ema", "dis.ema"), 0),
     **dict.fromkeys(("gen.shift", "gen.evaluate_every", "dis.shift", "dis.evaluate_every"), 0),
     **dict.fromkeys(("gen.steps", "gen.batch", "dis.steps", "dis.batch"), 1),
@@ -64,7 +78,7 @@ PATHS = (
 )  # fmt: skip
 ABOVE_ZERO = (
     "student.width", "sr.learning_rate", "gen.learning_rate", "gen.clip_norm",
-    "dis.learning_rate", "dis.clip_norm", "dis.tau", "dis.temperature", "dis.nce_scale",
+    "dis.learning_rate", "dis.clip_norm",
 )  # fmt: skip
 
 
@@ -72,22 +86,40 @@ class Config(ConfigDict):
     """A `ConfigDict` that takes the names of earlier versions, too, with a warning."""
 
     def __getitem__(self, key: str) -> Any:
+        if self._is_flat_loss(key):
+            loss, setting = FLAT_LOSSES[RENAMED.get(key, key)]
+            return super().__getitem__("losses").get(loss, {}).get(setting, 0.0 if setting == "weight" else None)
         if key == "backbone":
             return next(before for before, today in BACKBONES.items() if today["freeze"] == self["freeze"])
         return super().__getitem__(RENAMED.get(key, key))
 
     def __setitem__(self, key: str, value: Any) -> None:
+        if self._is_flat_loss(key):
+            loss, setting = FLAT_LOSSES[RENAMED.get(key, key)]
+            LOG.warning(
+                "the setting %r is now called 'losses.%s.%s'; the earlier name will be refused from 0.6 on",
+                key, loss, setting,
+            )  # fmt: skip
+            set_loss(self, loss, setting, value)
+            return
         for name, each in _current(key, value).items():
             super().__setitem__(name, each)
 
+    def _is_flat_loss(self, key: str) -> bool:
+        return RENAMED.get(key, key) in FLAT_LOSSES and super().__contains__("losses")
+
     def __contains__(self, key: str) -> bool:
-        return super().__contains__("freeze" if key == "backbone" else RENAMED.get(key, key))
+        return self._is_flat_loss(key) or super().__contains__("freeze" if key == "backbone" else RENAMED.get(key, key))
 
     def get_type(self, key: str) -> type:
+        if self._is_flat_loss(key):
+            return str if FLAT_LOSSES[RENAMED.get(key, key)][1] in ("positive", "pairs") else float
         return str if key == "backbone" else super().get_type(RENAMED.get(key, key))
 
     def update(self, *other: Any, **more: Any) -> None:
         given = dict(*other, **more)
+        for key in [key for key in given if self._is_flat_loss(key)]:
+            self[key] = given.pop(key)
         super().update({name: each for key, value in given.items() for name, each in _current(key, value).items()})
 
 
@@ -116,12 +148,46 @@ def _current(name: str, value: object) -> dict[str, object]:
     return {RENAMED.get(name, name): value}
 
 
+def set_loss(stage: ConfigDict, loss: str, setting: str, value: object) -> None:
+    """Changes a setting of a loss in a stage's section of the config; the loss is added if it is not there yet."""
+    losses = stage["losses"].to_dict()
+    losses[loss] = {"weight": 1.0, **losses.get(loss, {}), setting: value}
+    with stage.unlocked():
+        stage["losses"] = losses
+
+
+def used_losses(losses: ConfigDict | dict) -> dict[str, dict]:
+    """The losses of a stage with a weight, each with its weight and the settings that are not the default of 0.4.
+
+    The order of a config's keys does not matter: the losses of 0.4 come first, in its order, then others by name.
+    """
+    order, found = list(LOSS_DEFAULTS), {}
+    for name in sorted(losses, key=lambda name: (order.index(name) if name in order else len(order), name)):
+        settings = losses[name]
+        if settings.get("weight", 1.0):
+            default = LOSS_DEFAULTS.get(name, {})
+            changed = {key: value for key, value in settings.items() if key not in default or default[key] != value}
+            found[name] = {**changed, "weight": settings.get("weight", 1.0)}
+    return found
+
+
+def _losses_of_0_4(dis: dict) -> dict[str, dict]:
+    """Takes the flat settings of the losses out of a section of version 0.4; returns them as `losses`."""
+    losses: dict[str, dict] = {}
+    for flat, (loss, setting) in FLAT_LOSSES.items():
+        if flat in dis:
+            losses.setdefault(loss, {})[setting] = dis.pop(flat)
+    return used_losses({name: {"weight": 0.0, **settings} for name, settings in losses.items()})
+
+
 def with_current_names(settings: dict) -> dict:
     """Settings that an earlier version wrote, nested, under the names of today."""
     found = {
         RENAMED.get(key, key): with_current_names(value) if isinstance(value, dict) else value
         for key, value in settings.items()
     }
+    if "cls" in found.get("dis", {}):
+        found["dis"]["losses"] = _losses_of_0_4(found["dis"])
     if "backbone" in found.get("dis", {}):
         backbone = found["dis"].pop("backbone")
         # JSON has lists for tuples.
@@ -161,6 +227,8 @@ def default() -> ConfigDict:
     config.until = "report"
     # False refuses a workdir that was used before, instead of continuing in it.
     config.resume = True
+    # Modules to import first, which register losses of their own, see docs/extending.md.
+    config.plugins = ()
     # Folder for the output of all steps; runs with the same folder share what is the same. "" is WORKDIR/steps.
     config.outputs = ""
     # Trace some steps of both stages into gen/profile and dis/profile.
@@ -317,26 +385,9 @@ def default() -> ConfigDict:
     config.dis = Config(
         {
             **schedule,
-            "cls": 0.0,  # Weight of the paper's classification loss.
-            "kd": 0.0,  # Weight of the paper's logit distillation.
-            "rcd": 0.0,  # Weight of the paper's relational contrastive distillation, Eq. 2.
-            "tau": 0.4,  # Temperature of Eq. 2.
-            "temperature": 4.0,  # Temperature of the logits that are distilled.
-            # Factor on the teacher's logits, which are cosines with the mean embedding of each identity.
-            "teacher_scale": 32.0,
-            # What b = 1 means in Eq. 2: the same "pair" of faces, or another face of the same "identity".
-            "positive": "pair",
-            # Faces to which a face is related in Eq. 2: all of the batch ("gathered"), or those on the same device
-            # ("local").
-            "pairs": "gathered",
-            # Weight of 1 - cosine of the embedding with the teacher's; not in the paper.
-            "embedding_cosine": 1.0,
-            # Weight of the squared difference of all cosines between two faces, the student's and the teacher's
-            # (arXiv 1907.09682); not in the paper.
-            "similarity_preserving": 1.0,
-            # Weight of InfoNCE: finding a face's own teacher embedding among those of the batch; not in the paper.
-            "nce": 0.0,
-            "nce_scale": 16.0,  # Inverse temperature of `nce`.
+            # Losses by name, with their weights and settings; weight 0 leaves a loss out. `gdrd list losses` has all of
+            # them. The paper's (cls, kd, rcd: Eq. 2-3) gained nothing beside these two.
+            "losses": OUR_LOSSES,
             # Share of the faces that are mixed with another face inside the training step; with mixup targets (gdrd
             # pack-mixup), share of the faces that a mixup image replaces. Needs `degradation.random`.
             "mixup": 0.0,
@@ -366,7 +417,8 @@ def paper() -> ConfigDict:
     for stage in (config.gen, config.dis):
         stage.update(optimizer="sgd", learning_rate=0.05, weight_decay=5e-4, clip_norm=1.0)
         stage.update(warmup=0.01, decay="steps", ema=0.0)
-    config.dis.update(PAPER_TERMS, freeze=("backbone",), use_unlabeled=False)
+    config.dis.losses = PAPER_LOSSES
+    config.dis.update(freeze=("backbone",), use_unlabeled=False)
     return config
 
 
@@ -392,7 +444,8 @@ def robust(name: str, students: dict[str, tuple[int, float, float]]) -> ConfigDi
         random=True, clean=0.25, shift=2.5, rotate=5.0, scale=0.05, jitter=0.15, light=0.12, low_light=0.4,
         side_light=0.6,
     )  # fmt: skip
-    config.dis.update(init="random", nce=0.1)
+    config.dis.losses = {**OUR_LOSSES, "nce": {"weight": 0.1, **LOSS_DEFAULTS["nce"]}}
+    config.dis.init = "random"
     return config
 
 
@@ -400,7 +453,8 @@ def keys(config: ConfigDict, prefix: str = "") -> list[str]:
     """Dotted names of all settings."""
     found: list[str] = []
     for key, value in config.items():
-        found += keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
+        section = isinstance(value, ConfigDict) and key != "losses"  # whose names are not fixed
+        found += keys(value, f"{prefix}{key}.") if section else [prefix + key]
     return found
 
 
@@ -458,8 +512,12 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     for key in ABOVE_ZERO:
         if not values[key] > 0:
             raise GdrdError(f"config.{key} is {values[key]}; it must be above 0", "config-range")
-    if not sum(config.dis[name] for name in TERMS):
-        raise GdrdError(f"config.dis.{', '.join(TERMS)} are all 0; stage dis needs at least one term", "loss-empty")
+    for name, settings in config.dis.losses.items():
+        weight = settings.get("weight", 1.0)
+        if not isinstance(weight, int | float) or not weight >= 0:
+            raise GdrdError(f"config.dis.losses.{name}.weight is {weight!r}; it must be at least 0", "config-range")
+    if not used_losses(config.dis.losses):
+        raise GdrdError("config.dis.losses has no loss with a weight above 0; stage dis needs one", "loss-empty")
     features = config.student.name == "teacher_features"
     if config.degradation.random and (features or config.dis.shift):
         raise GdrdError(

@@ -18,6 +18,7 @@ Examples:
       --config.discriminative.path=ARCFACE.onnx
 """
 
+import ast
 import contextlib
 import os
 import re
@@ -40,6 +41,8 @@ from gdrd_jax.utils.files import user_path  # noqa: E402
 from gdrd_jax.utils.launch import ProcessInfo, from_environment  # noqa: E402
 
 PACKAGED = Path(__file__).parent / "configs"
+# ml_collections takes only settings that a config has already, and losses may be added.
+OF_LOSS = re.compile(r"--config\.dis\.losses\.(?P<loss>\w+)\.(?P<setting>\w+)=(?P<value>.*)")
 CONFIGS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[1] / "configs"  # installed, or in a clone
 _CONFIG = config_flags.DEFINE_config_file("config", None, "packaged config, or a config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written (default: runs/NAME)")
@@ -47,6 +50,14 @@ flags.DEFINE_boolean("dry-run", False, "print which steps would run, and why, an
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, if several processes train")
 _PROCESSES = flags.DEFINE_integer("processes", 1, "number of processes", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "number of this process, from 0", lower_bound=0)
+
+
+def _literal(text: str) -> object:
+    """A number, boolean or tuple, or else the text itself."""
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _config_file(text: str) -> str:
@@ -70,6 +81,8 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     Raises:
       GdrdError: the flags, or the config file, are wrong.
     """
+    of_losses = [match for match in map(OF_LOSS.fullmatch, argv) if match]
+    argv = [a for a in argv if not OF_LOSS.fullmatch(a)]
     given = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
     known = settings.default()
     argv = [f"--config={_config_file(a.removeprefix('--config='))}" if a.startswith("--config=") else a for a in argv]
@@ -118,6 +131,8 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         raise GdrdError("--config is missing; give --config=quickstart, another name, or a file", "config-missing")
     if len(rest) > 1:
         raise GdrdError(f"{rest[1]!r} is not a flag; give settings as --config.NAME=VALUE", "argument-unexpected")
+    for match in of_losses:
+        settings.set_loss(config.dis, match["loss"], match["setting"], _literal(match["value"]))
     settings.expand_paths(config)
     return config
 

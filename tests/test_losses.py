@@ -213,11 +213,6 @@ def test_every_partner_is_drawn_equally_often():
     assert all(70 < counts[k] < 130 for k in (0, 2, 3))
 
 
-def test_discriminative_loss_is_the_weighted_sum_of_eq_3():
-    terms = {"cls": jnp.float32(2.0), "kd": jnp.float32(3.0), "rcd": jnp.float32(5.0)}
-    assert losses.discriminative_loss(terms, {"cls": 1.0, "kd": 0.25, "rcd": 4.0}) == pytest.approx(22.75)
-
-
 @pytest.mark.parametrize("positive", ["pair", "identity"])
 def test_anchors_of_a_part_of_the_batch_get_what_they_get_in_the_whole(positive):
     rng, labels = np.random.default_rng(3), np.array([0, 1, 0, 2, 1, 2])

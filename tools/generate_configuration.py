@@ -8,6 +8,7 @@ above and beside each setting in the source of `default()`.
 """
 
 import ast
+import dataclasses
 import inspect
 import io
 import sys
@@ -15,8 +16,11 @@ import textwrap
 import tokenize
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from gdrd_jax import config as settings
 from gdrd_jax.cli.common import ArgumentParser, guarded
+from gdrd_jax.registry import losses
 from gdrd_jax.utils.errors import GdrdError
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -105,13 +109,23 @@ def tables() -> str:
         for name, text in texts.items():
             if name.rpartition(".")[0] == section:
                 value = settings.value_of(config, name)
-                cells = f"`{name}`", type(value).__name__, f"`{_shown(value)}`", allowed(name), _escaped(text)
+                kind = "dict" if isinstance(value, ConfigDict) else type(value).__name__
+                cells = f"`{name}`", kind, f"`{_shown(value)}`", allowed(name), _escaped(text)
                 lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
-    return "\n".join(lines)
+    lines += ["### Losses of stage dis: `dis.losses`", ""]
+    lines += ["| loss | reads | settings beside `weight` | meaning |", "|---|---|---|---|"]
+    for name in losses.names():
+        loss = losses[name]
+        given = ", ".join(f"`{field.name}={_shown(field.default)}`" for field in dataclasses.fields(loss.Config))
+        about = (inspect.getdoc(loss) or "").partition("\n\n")[0].replace("\n", " ")
+        lines.append(f"| `{name}` | {', '.join(sorted(loss.needs))} | {given} | {_escaped(about)} |")
+    return "\n".join([*lines, ""])
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
     return '""' if value == "" else str(value).lower() if isinstance(value, bool) else str(value)
 
 

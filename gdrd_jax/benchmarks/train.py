@@ -22,13 +22,13 @@ import numpy as np
 from flax import nnx
 
 from gdrd_jax import config as settings
-from gdrd_jax import losses
 from gdrd_jax.cli.common import ArgumentParser
 from gdrd_jax.data.loader import batch_rows
 from gdrd_jax.distributed import class_parallel, sharding
+from gdrd_jax.losses import DataInfo, relational
 from gdrd_jax.models.student import Student
 from gdrd_jax.training import trainer
-from gdrd_jax.training.stages import Dis, Gen
+from gdrd_jax.training.stages import Stage
 from gdrd_jax.utils import outputs
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import user_path, write_text
@@ -60,15 +60,14 @@ def make_stage(stage: str, width: float, precision: str):
     if stage == "gen":
         channels = max(8, round(512 * width))
         mean, std = np.zeros((channels, 1, 1), np.float32), np.ones(channels, np.float32)
-        return Gen(student.backbone, (4, 4, channels), (channels, 4, 4), mean, std, rngs=nnx.Rngs(1))
-    dis = settings.paper().dis
+        info = DataInfo(
+            feature_shape=(4, 4, channels), target_shape=(channels, 4, 4), target_statistics=lambda: (mean, std)
+        )
+        return Stage(student, {"feature_regression": {}}, info, rngs=nnx.Rngs(1))
     centers = np.random.default_rng(1).normal(size=(IDENTITIES, DIM)).astype(np.float32)
     centers /= np.linalg.norm(centers, axis=1, keepdims=True)
-    return Dis(
-        student, centers, weights={"cls": dis.cls, "kd": dis.kd, "rcd": dis.rcd}, temperature=dis.temperature,
-        teacher_scale=dis.teacher_scale, tau=dis.tau, positive="pair", pairs="gathered", end_to_end=False,
-        rngs=nnx.Rngs(1),
-    )  # fmt: skip
+    info = DataInfo(IDENTITIES, IDENTITIES, DIM, centers)
+    return Stage(student, settings.PAPER_LOSSES, info, frozen=("backbone",), rngs=nnx.Rngs(1))
 
 
 def schedule(stage: str) -> trainer.Schedule:
@@ -160,10 +159,12 @@ class Theirs:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         ours = make_stage(stage, args.width, args.precision)
         if stage == "gen":
-            module = torch_student.Gen(args.width, RESOLUTION, np.array(ours.mean[...]), np.array(ours.std[...]))
+            module = torch_student.Gen(
+                args.width, RESOLUTION, *map(np.array, ours.criteria["feature_regression"].statistics())
+            )
         else:
-            centers = np.array(ours.centers[...])
-            module = torch_student.Dis(args.width, RESOLUTION, centers, settings.paper().dis)
+            centers = np.array(ours.criteria["kd"].centers[...])
+            module = torch_student.Dis(args.width, RESOLUTION, centers, settings.PAPER_LOSSES)
         torch_student.load(module, ours)
         module.to(self.device, memory_format=torch.channels_last)
         self.plan = schedule(stage)
@@ -222,7 +223,7 @@ def check_same(stage: str, data: dict, args, batch: int) -> float:
     args = argparse.Namespace(**{**vars(args), "precision": "float32"})
     allowed = ~np.eye(batch, dtype=bool)
     keys = [jax.random.fold_in(jax.random.key(SEED), step) for step in range(CHECKED)]
-    picks = [np.array(losses._pick(key, allowed, 0, batch)) for key in keys]
+    picks = [np.array(relational.pick(key, allowed, 0, batch)) for key in keys]
     mine = ours(stage, data, args, batch, together=1)(CHECKED)
     other = Theirs(stage, data, args, batch, compiled=False)(CHECKED, picks)
     difference = float(np.max(np.abs(mine / np.array(other) - 1)))

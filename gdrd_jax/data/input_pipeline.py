@@ -77,7 +77,7 @@ class Dataset:
     def reader(self) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
         """A function `(rows, views)`, int of any shape, that reads `label` and one view of each, `[*shape, ...]`.
 
-        `view` is among what it gives, too.
+        `view` and `index`, the rows themselves, are among what it gives, too.
         """
         memory = SHARE * _free_memory() / len(self.labels)
         caches = {
@@ -90,7 +90,7 @@ class Dataset:
 
         def read(rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
             of_part = np.searchsorted(self._first, rows, "right") - 1
-            found = {"label": self.labels[rows], "view": views}
+            found = {"label": self.labels[rows], "view": views, "index": rows}
             for name, at_random in caches.items():
                 manifest = self.parts[0].caches[name].manifest
                 found[name] = np.empty((*rows.shape, *manifest["shape"]), manifest["dtype"])

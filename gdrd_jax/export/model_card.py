@@ -1,6 +1,6 @@
 """The model card that goes with an exported student."""
 
-from gdrd_jax.config import TERMS, with_current_names
+from gdrd_jax.config import used_losses, with_current_names
 from gdrd_jax.export import verify
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.thresholds import Thresholds
@@ -56,7 +56,7 @@ def _training(manifest: dict) -> str:
         return "Not known: it was exported from weights without the run's config."
     best = "" if step is None else f", taken at step {step:,}, where it was best on the dev set"
     data, dis = config["data"], config["dis"]
-    loss = ", ".join(f"{name} {dis[name]:g}" for name in TERMS if dis[name])
+    loss = ", ".join(f"{name} {settings['weight']:g}" for name, settings in used_losses(dis["losses"]).items())
     more = f", without names `{data['unlabeled']}`" if data["unlabeled"] else ""
     own = "an SR diffusion network trained on the faces"
     generative = f"`{config['generative']['path']}`" if config["generative"]["path"] else own

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from gdrd_jax.config import LOSS_DEFAULTS, used_losses
 from gdrd_jax.data import packed_mixup
 from gdrd_jax.data.align import YUNET
 from gdrd_jax.data.degradation import STRENGTHS, Degradation, Views
@@ -19,6 +20,7 @@ from gdrd_jax.data.readers import open_faces
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.pretrained import describe_student, find_student
 from gdrd_jax.pipeline.run import REAL
+from gdrd_jax.registry import losses
 from gdrd_jax.teachers import GENERATIVE
 from gdrd_jax.teachers.sr_training import SrSettings
 from gdrd_jax.utils.errors import GdrdError, missing
@@ -170,6 +172,19 @@ def views(config: ConfigDict) -> Views:
 def is_teacher_features(config: ConfigDict) -> bool:
     """Whether the student is a head on T_g's features, the "SR" of the paper's ablation."""
     return config.student.name == TEACHER_FEATURES
+
+
+def losses_need(config: ConfigDict, what: str) -> bool:
+    """Whether a loss of stage dis reads `what`, see `losses.interface.Loss.needs`."""
+    names = used_losses(config.dis.losses)
+    if set(names) <= set(LOSS_DEFAULTS):  # the losses themselves import JAX, which takes seconds
+        return what == "discriminative"
+    return any(what in losses[name].needs for name in names)
+
+
+def trains_backbone(config: ConfigDict) -> bool:
+    """Whether stage dis trains the backbone, too."""
+    return "backbone" not in config.dis.freeze and not is_teacher_features(config)
 
 
 def target_views(config: ConfigDict) -> int:

@@ -24,6 +24,7 @@ from gdrd_jax.pipeline import inputs, records
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
 from gdrd_jax.pipeline.steps import STEPS
+from gdrd_jax.registry import load_plugins
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import LOCK, ORBAX_FORBIDDEN, digest, is_locked, locked, storable, write_json
 from gdrd_jax.utils.launch import SINGLE_PROCESS, ProcessInfo
@@ -110,6 +111,7 @@ def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
     Raises:
       GdrdError: the first mistake.
     """
+    load_plugins(config.plugins)
     needed = _with_ancestors(wanted or (config.until,), config)
     check(config, needed)
     inputs.check(config, needed)

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from gdrd_jax.config import TERMS
+from gdrd_jax.config import used_losses
 from gdrd_jax.data import packed, packed_mixup
 from gdrd_jax.data.feature_store import FeatureStore, feature_statistics
 from gdrd_jax.data.input_pipeline import Dataset, Part
@@ -19,6 +19,7 @@ from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.dev import DevSet
 from gdrd_jax.inference.pretrained import describe_student
 from gdrd_jax.inference.recognizer import BATCH, Recognizer
+from gdrd_jax.losses import DataInfo, TeacherFeatures
 from gdrd_jax.models.student import Head, Student
 from gdrd_jax.pipeline import inputs
 from gdrd_jax.pipeline.run import Run
@@ -26,7 +27,7 @@ from gdrd_jax.pipeline.steps import generative
 from gdrd_jax.pipeline.targets import teacher_of
 from gdrd_jax.training import trainer
 from gdrd_jax.training.checkpoints import load_weights, save_weights
-from gdrd_jax.training.stages import Dis, Gen, TeacherFeatures, class_centers
+from gdrd_jax.training.stages import Stage, class_centers
 from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.errors import GdrdError, first_line
 from gdrd_jax.utils.files import listed_paths, write_json
@@ -39,9 +40,8 @@ def gen(run: Run) -> None:
     sharding.start(run.process)
     config, folder = run.config, run.folder("gen")
     student = _student(config, embedding_dim=1)
-    targets = run.store("generative", "train")
-    shape = tuple(targets.manifest["shape"])
-    stage = Gen(student.backbone, feature_shape(student), shape, *_statistics(targets), rngs=nnx.Rngs(config.seed + 1))
+    info = DataInfo(feature_shape=feature_shape(student), **_of_generative(run))
+    stage = Stage(student, {"feature_regression": {}}, info, rngs=nnx.Rngs(config.seed + 1))
     held_out = _held_out_r2(run) if config.data.test_people else lambda stage, step: {}
     labels = run.faces("train").labels
     dataset = _dataset(run, labels, ["unlabeled"], lr="views", generative="generative")
@@ -49,6 +49,11 @@ def gen(run: Run) -> None:
     if run.process.rank == 0:
         save_weights(student.backbone, folder / "backbone", {"student": _student_settings(config, 1)})
         write_json(folder / "metrics.json", metrics)
+
+
+def _of_generative(run: Run) -> dict:
+    targets = run.store("generative", "train")
+    return {"target_shape": tuple(targets.manifest["shape"]), "target_statistics": lambda: _statistics(targets)}
 
 
 def _dataset(run: Run, labels: np.ndarray, more: Sequence[str], **steps: str) -> Dataset:
@@ -86,7 +91,8 @@ def dis(run: Run) -> None:
     found = _packed_set(config) if config.data.packed else _training_set(run)
     dataset, centers = found.dataset, found.centers
     student = _student_of(run, embedding_dim=centers.shape[1])
-    stage = make_dis(config, student, centers)
+    of_generative = _of_generative(run) if inputs.losses_need(config, "generative") else {}
+    stage = make_dis(config, student, centers, len(dataset.labels), **of_generative)
 
     def save(name: str, **more) -> None:
         description = _student_settings(config, centers.shape[1])
@@ -96,7 +102,7 @@ def dis(run: Run) -> None:
     judged = _dev_set(run) if run.process.rank == 0 else None
     embedded = _embedder(run, student, judged.faces) if judged else None
 
-    def evaluate(stage: Dis, step: int) -> dict[str, float]:
+    def evaluate(stage: Stage, step: int) -> dict[str, float]:
         if judged is None:
             return {}
         stage.eval()
@@ -115,20 +121,23 @@ def dis(run: Run) -> None:
         write_json(folder / "metrics.json", metrics)
 
 
-def make_dis(config: ConfigDict, student: Student, centers: np.ndarray) -> Dis:
-    """Stage dis as the config has it; other arguments as of `Dis`."""
-    settings = config.dis
-    return Dis(
-        student, centers, weights={name: settings[name] for name in TERMS},
-        temperature=settings.temperature, teacher_scale=settings.teacher_scale, tau=settings.tau,
-        positive=settings.positive, pairs=settings.pairs, end_to_end=_trains_backbone(config),
-        rngs=nnx.Rngs(config.seed + 2), degradation=inputs.degradation(config),
-        nce_scale=settings.nce_scale, mixup=settings.mixup,
+def make_dis(config: ConfigDict, student: Student, centers: np.ndarray, images: int, **of_generative) -> Stage:
+    """Stage dis as the config has it.
+
+    Args:
+      config: see `gdrd_jax.config`.
+      student: the student to train.
+      centers: see `DataInfo`.
+      images: number of training images.
+      **of_generative: `target_shape` and `target_statistics` of `DataInfo`, where a loss needs T_g's features.
+    """
+    identities, dim = centers.shape
+    info = DataInfo(identities, images, dim, centers, feature_shape=feature_shape(student), **of_generative)
+    frozen = () if inputs.trains_backbone(config) else ("backbone",)
+    return Stage(
+        student, used_losses(config.dis.losses), info, frozen=frozen, rngs=nnx.Rngs(config.seed + 2),
+        degradation=inputs.degradation(config), mixup=config.dis.mixup,
     )  # fmt: skip
-
-
-def _trains_backbone(config: ConfigDict) -> bool:
-    return "backbone" not in config.dis.freeze and not inputs.is_teacher_features(config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +160,8 @@ def _training_set(run: Run) -> _TrainingSet:
         seen = {"small": "small_faces"}
     else:
         seen = {"lr": "generative" if inputs.is_teacher_features(config) else "views"}
+    if inputs.losses_need(config, "generative"):
+        seen["generative"] = "generative"
     dataset = _dataset(run, labels, _unlabeled_splits(config), **seen, discriminative="discriminative")
     return _TrainingSet(dataset, centers, teacher_of(config, targets))
 
@@ -169,10 +180,8 @@ def _packed_set(config: ConfigDict) -> _TrainingSet:
 
 def _unlabeled_splits(config: ConfigDict) -> list[str]:
     """The splits of label -1 that stage dis learns from."""
-    if not config.dis.use_unlabeled or not any(
-        config.dis[name] for name in TERMS if name != "cls"
-    ):  # nothing for L_cls
-        return []
+    if not config.dis.use_unlabeled or set(used_losses(config.dis.losses)) == {"cls"}:
+        return []  # cross-entropy learns nothing from unlabeled faces
     # There are no features of T_g of mixup images.
     mixup = config.data.mixup_per_face and not inputs.is_teacher_features(config)
     return ["unlabeled", "mixup"] if mixup else ["unlabeled"]
@@ -232,14 +241,16 @@ def feature_shape(student: Student) -> tuple[int, int, int]:
     return nnx.eval_shape(lambda backbone: backbone(face), student.backbone).shape[1:]
 
 
-def _held_out_r2(run: Run) -> Callable[[Gen, int], dict[str, float]]:
+def _held_out_r2(run: Run) -> Callable[[Stage, int], dict[str, float]]:
     """Share of what differs between faces in T_g's features, on the test people, that the backbone explains."""
     lr, target = (run.store(step, "test").read(0) for step in ("views", "generative"))
 
-    def judge(stage: Gen, _step: int) -> dict[str, float]:
+    def judge(stage: Stage, _step: int) -> dict[str, float]:
         stage.eval()
-        wanted = np.asarray(stage.standardize(target))
-        found = [np.asarray(stage.predict(lr[i : i + BATCH])) for i in range(0, len(lr), BATCH)]
+        regression = stage.criteria["feature_regression"]
+        wanted = np.asarray(regression.standardize(target))
+        rows = range(0, len(lr), BATCH)
+        found = [np.asarray(regression.predict(stage.backbone(lr[i : i + BATCH]))) for i in rows]
         residual = ((wanted - np.concatenate(found)) ** 2).mean()
         return {"held_out_r2": float(1 - residual / (wanted**2).mean())}
 

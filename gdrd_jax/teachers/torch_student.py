@@ -70,9 +70,9 @@ class Relation(nn.Module):
 
 
 class Dis(nn.Module):
-    """Eq. 3 on a frozen backbone, with the weights of `settings`."""
+    """Eq. 3 on a frozen backbone; `losses` as `config.PAPER_LOSSES`."""
 
-    def __init__(self, width, resolution, centers, settings):
+    def __init__(self, width, resolution, centers, losses):
         super().__init__()
         dim = centers.shape[1]
         self.backbone = Backbone(width, resolution).requires_grad_(False)
@@ -83,10 +83,11 @@ class Dis(nn.Module):
         self.teacher_relation, self.cross_relation = Relation(dim), Relation(dim)
         self.h1, self.h2 = nn.Linear(128, 128), nn.Linear(128, 128)
         self.register_buffer("centers", torch.tensor(centers))
-        self.settings = settings
+        self.losses = losses
 
     def forward(self, lr, target, label, picks):
-        s = self.settings
+        cls, kd_of, rcd_of = (self.losses[name] for name in ("cls", "kd", "rcd"))
+        temperature, tau = kd_of["temperature"], rcd_of["tau"]
         self.backbone.eval()
         with torch.no_grad():
             features = self.backbone(lr)
@@ -94,30 +95,31 @@ class Dis(nn.Module):
         embedding = self.layers[1](F.relu(self.layers[0](x))).float()
         with torch.autocast(lr.device.type, enabled=False):
             logits, teacher = self.classifier(embedding), F.normalize(target.float(), dim=-1)
-            wanted = (s.teacher_scale * teacher @ self.centers.T / s.temperature).log_softmax(-1)
-            got = (logits / s.temperature).log_softmax(-1)
-            kd = s.temperature**2 * (wanted.exp() * (wanted - got)).sum(-1).mean()
+            wanted = (kd_of["teacher_scale"] * teacher @ self.centers.T / temperature).log_softmax(-1)
+            got = (logits / temperature).log_softmax(-1)
+            kd = temperature**2 * (wanted.exp() * (wanted - got)).sum(-1).mean()
             v_t = F.normalize(self.h1(self.teacher_relation(teacher, teacher)), dim=-1)
             v_ts = F.normalize(self.h2(self.cross_relation(teacher, F.normalize(embedding, dim=-1))), dim=-1)
             anchor = torch.arange(len(label), device=lr.device)[:, None]
-            positive, negative = (v_t * v_ts).sum(-1) / s.tau, (v_t * v_ts[anchor, picks]).sum(-1) / s.tau
+            positive, negative = (v_t * v_ts).sum(-1) / tau, (v_t * v_ts[anchor, picks]).sum(-1) / tau
             terms = F.softplus(np.log(0.5) - positive) + F.softplus(negative - np.log(0.5))
             count = len(label) * (len(label) - 1)
             rcd = (terms.sum() - terms.diagonal().sum()) / count
-            return s.cls * F.cross_entropy(logits, label) + s.kd * kd + s.rcd * rcd
+            return cls["weight"] * F.cross_entropy(logits, label) + kd_of["weight"] * kd + rcd_of["weight"] * rcd
 
 
 def load(module: nn.Module, stage) -> None:
     """Copies the weights of our stage."""
     _load(module.backbone, stage.backbone)
     if isinstance(module, Dis):
+        critic = stage.criteria["rcd"].critic
         _norm(stage.head.norm, module.norm)
         for ours, theirs in (
             *zip(stage.head.layers, module.layers), (stage.classifier, module.classifier),
             *((getattr(r, f), getattr(getattr(module, n), f)) for n, r in (
-                ("teacher_relation", stage.critic.teacher_relation), ("cross_relation", stage.critic.cross_relation),
+                ("teacher_relation", critic.teacher_relation), ("cross_relation", critic.cross_relation),
             ) for f in ("first", "second")),
-            (stage.critic.h1, module.h1), (stage.critic.h2, module.h2),
+            (critic.h1, module.h1), (critic.h2, module.h2),
         ):  # fmt: skip
             _copy(theirs.weight, np.asarray(ours.kernel[...]).T)
             _copy(theirs.bias, ours.bias[...])

@@ -195,7 +195,7 @@ def _contents(resident: feeding.Chosen, chosen: feeding.Chosen) -> feeding.Chose
     contents = {name: a[rows] if name == "label" else a[rows, views % a.shape[1]] for name, a in resident.items()}
     if "mixup_partner" in contents:
         contents["mixup_small"] = resident["small"][contents["mixup_partner"], 0]
-    return contents | {"view": views}
+    return contents | {"view": views, "index": rows}
 
 
 def _randomly_shifted(images: jax.Array, key: jax.Array, most: int) -> jax.Array:

@@ -101,9 +101,8 @@ def test_a_student_learns_from_a_packed_set_alone(parts, tmp_path, residency):
     config.data.residency, config.until = residency, "dis"
     config.degradation.random = True
     config.student.update(hidden=(), head_stages=0)
-    config.dis.update(
-        init="random", freeze=(), embedding_cosine=1.0, cls=0.0, kd=0.0, rcd=0.0, steps=3, batch=4, evaluate_every=0
-    )
+    config.dis.update(init="random", freeze=(), steps=3, batch=4, evaluate_every=0)
+    config.dis.losses = {"embedding_cosine": {"weight": 1.0}}
     runner.run(config, tmp_path / residency)
     about = json.loads((tmp_path / residency / "dis" / "student" / "manifest.json").read_text())
     assert about["teacher"] == TEACHER and about["student"]["embedding_dim"] == DIM

@@ -89,15 +89,12 @@ def test_a_student_learns_from_mixup_targets(tmp_path, monkeypatch, residency):
     config.dis.update(
         init="random",
         freeze=(),
-        embedding_cosine=1.0,
-        cls=0.0,
-        kd=0.0,
-        rcd=0.0,
         mixup=0.5,
         steps=2,
         batch=4,
         evaluate_every=0,
     )
+    config.dis.losses = {"embedding_cosine": {"weight": 1.0}}
     runner.run(config, tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "dis" / "metrics.json").read_text())
     assert np.isfinite(metrics["loss"])

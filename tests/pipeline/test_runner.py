@@ -20,7 +20,7 @@ import torch
 from conftest import guided_diffusion, make_faces, make_lfw, raises, save_student, tiny_config
 from flax import nnx
 
-from gdrd_jax.config import RENAMED, TERMS, default, value_of
+from gdrd_jax.config import FLAT_LOSSES, LOSS_DEFAULTS, RENAMED, default, set_loss, value_of, with_current_names
 from gdrd_jax.data import object_store
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.feature_store import FeatureStore
@@ -91,7 +91,7 @@ def test_a_second_run_does_nothing(finished, faces_folder, caplog, monkeypatch):
     ("change", "redone"),
     [
         ({"evaluation.images_per_person": 2}, ["report"]),
-        ({"dis.tau": 0.5}, ["dis", "report"]),
+        ({"dis.losses.rcd.tau": 0.5}, ["dis", "report"]),
         ({"student.hidden": ()}, ["dis", "report"]),
         ({"gen.learning_rate": 0.01}, ["gen", "dis", "report"]),
         ({"discriminative.preprocessing": "0/2"}, ["discriminative", "dis", "report"]),
@@ -136,6 +136,12 @@ def from_version(workdir, version):
             settings = record["origin"]["settings"]["dis"]
             assert (settings.pop("init"), settings.pop("freeze")) == ("gen", ["backbone"])
             settings["backbone"] = "frozen"
+            losses = settings.pop("losses")
+            assert losses.keys() == {"cls", "kd", "rcd"}
+            for flat, (loss, setting) in FLAT_LOSSES.items():
+                default_value = {"weight": 0.0, **LOSS_DEFAULTS[loss]}[setting]
+                settings[flat] = losses.get(loss, {}).get(setting, default_value)
+            del settings["nce"], settings["nce_scale"]  # which 0.4 did not have
         text = json.dumps(record)
         for before, today in RENAMED.items():
             text = text.replace(f'"{today}":', f'"{before}":')
@@ -150,8 +156,7 @@ def from_version(workdir, version):
     [
         ("data.unlabelled", "data.unlabeled", "more"), ("data.blends", "data.mixup_per_face", 0.5),
         ("dis.optimiser", "dis.optimizer", "sgd"), ("gen.optimiser", "gen.optimizer", "sgd"),
-        ("dis.nameless", "dis.use_unlabeled", False), ("dis.cos", "dis.embedding_cosine", 2.0),
-        ("dis.sim", "dis.similarity_preserving", 3.0),
+        ("dis.nameless", "dis.use_unlabeled", False),
     ],
 )  # fmt: skip
 def test_names_of_settings_of_earlier_versions_are_taken_with_a_warning(before, today, value, tmp_path, caplog):
@@ -175,6 +180,41 @@ def test_names_of_settings_of_earlier_versions_are_taken_with_a_warning(before, 
     assert f"the setting {key!r} is now called" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("before", "value", "loss", "setting"),
+    [("cos", 2.0, "embedding_cosine", "weight"), ("rcd", 3.0, "rcd", "weight"), ("nce_scale", 8.0, "nce", "scale")],
+)
+def test_settings_of_losses_of_earlier_versions_are_taken_with_a_warning(
+    before, value, loss, setting, tmp_path, caplog
+):
+    program = (
+        "import sys; from gdrd_jax import main\n"
+        f"print(repr(main.parse_flags(sys.argv).dis.losses[{loss!r}][{setting!r}]))"
+    )
+    for flag in (f"dis.{before}", f"dis.losses.{loss}.{setting}"):
+        line = [sys.executable, "-c", program, "--config=configs/stage_dis.py", f"--config.{flag}={value}"]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout.strip() == repr(value), done.stderr
+        assert (f"is now called 'losses.{loss}.{setting}'" in done.stderr) == (flag == f"dis.{before}")
+    config = default()
+    config.dis.update({before: value})
+    assert config.dis.losses[loss][setting] == value == config.dis[before] and f'"{before}":' not in config.to_json()
+    assert "losses" in caplog.text
+
+
+def test_flat_losses_of_earlier_workdirs_are_the_losses_of_today():
+    flat = {
+        "cls": 1.0, "kd": 0.25, "rcd": 4.0, "tau": 0.5, "temperature": 4.0, "teacher_scale": 32.0, "positive": "pair",
+        "pairs": "gathered", "cos": 0.0, "sim": 0.0, "steps": 3, "backbone": "tuned",
+    }  # fmt: skip
+    assert with_current_names({"dis": flat}) == {
+        "dis": {
+            "steps": 3, "init": "gen", "freeze": [],
+            "losses": {"cls": {"weight": 1.0}, "kd": {"weight": 0.25}, "rcd": {"weight": 4.0, "tau": 0.5}},
+        }
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("version", ["0.3.9", "0.4.0", "7.0"])
 def test_another_version_of_the_program_redoes_nothing(copy, faces_folder, caplog, tmp_path, version, monkeypatch):
     results = metrics(copy)
@@ -186,7 +226,7 @@ def test_another_version_of_the_program_redoes_nothing(copy, faces_folder, caplo
     assert steps_run(config, copy, caplog) == []
     assert {step: contents(copy / step) for step in before} == before and metrics(copy) == results
     assert all((copy / step).is_symlink() for step in STEPS) and runner.finished(config, copy)
-    config.outputs, config.dis.tau = str(copy / "steps"), 0.5  # also from another workdir
+    config.outputs, config.dis.losses.rcd.tau = str(copy / "steps"), 0.5  # also from another workdir
     config.until = "dis"
     assert steps_run(config, tmp_path / "other", caplog) == ["dis"]
 
@@ -334,7 +374,7 @@ def test_settings_can_be_changed_back_and_forth_and_nothing_is_lost(copy, faces_
         ({}, {}),
         ({"sr.learning_rate": 1e-3}, dict.fromkeys(("teacher", "generative", "gen", "dis", "report"), "run")),
         ({"discriminative.preprocessing": "0/2"}, dict.fromkeys(("discriminative", "dis", "report"), "run")),
-        ({"dis.tau": 0.5}, {"dis": "run", "report": "run"}),
+        ({"dis.losses.rcd.tau": 0.5}, {"dis": "run", "report": "run"}),
         ({"evaluation.images_per_person": 2}, {"report": "run"}),
     ],
 )
@@ -385,7 +425,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(finished, faces_folder, tm
 
 def test_a_training_that_was_interrupted_is_continued_after_other_settings(copy, faces_folder, monkeypatch, caplog):
     config = tiny_config(faces_folder)
-    config.dis.tau, config.until = 0.5, "dis"
+    config.dis.losses.rcd.tau, config.until = 0.5, "dis"
     with monkeypatch.context() as patched:
         patched.setattr(train_stages, "write_json", lambda *_: (_ for _ in ()).throw(Interrupted("now", signal.SIGINT)))
         with pytest.raises(Interrupted):
@@ -442,7 +482,7 @@ def test_lost_output_is_made_again(copy, faces_folder, caplog, lost):
 
 def test_results_do_not_outlive_what_they_were_made_from(copy, faces_folder):
     config = tiny_config(faces_folder)
-    config.dis.tau = 0.5
+    config.dis.losses.rcd.tau = 0.5
     config.until = "dis"
     runner.run(config, copy)
     assert not (copy / "metrics.json").exists() and not (copy / "report.html").exists()
@@ -478,7 +518,7 @@ def test_stage_gen_needs_no_recognizer_and_stage_dis_goes_on_from_it(faces_folde
 def test_workdirs_share_one_folder_of_outputs(copy, faces_folder, tmp_path, caplog):
     before = contents(copy / "steps")
     config = tiny_config(faces_folder)
-    config.outputs, config.dis.tau = str(copy / "steps"), 0.5
+    config.outputs, config.dis.losses.rcd.tau = str(copy / "steps"), 0.5
     assert steps_run(config, tmp_path / "run", caplog) == ["dis", "report"]
     assert (tmp_path / "run" / "gen").resolve() == (copy / "gen").resolve()
     assert not (tmp_path / "run" / "steps").exists()
@@ -492,7 +532,7 @@ def test_workdirs_share_one_folder_of_outputs(copy, faces_folder, tmp_path, capl
 
 def test_runs_that_need_the_same_output_wait_for_each_other(copy, faces_folder, tmp_path, caplog, monkeypatch):
     config = tiny_config(faces_folder)
-    config.outputs, config.dis.tau, config.until = str(copy / "steps"), 0.5, "dis"
+    config.outputs, config.dis.losses.rcd.tau, config.until = str(copy / "steps"), 0.5, "dis"
     runner.run(config, tmp_path / "one")
     folder, record = (
         (tmp_path / "one" / "dis").resolve(),
@@ -539,7 +579,7 @@ def test_a_folder_of_outputs_that_holds_other_things_is_refused(faces_folder, tm
 def test_whether_everything_is_done(copy, faces_folder):
     config = tiny_config(faces_folder)
     assert runner.finished(config, copy)
-    config.dis.tau = 0.5
+    config.dis.losses.rcd.tau = 0.5
     assert not runner.finished(config, copy)
     config.until = "gen"
     assert runner.finished(config, copy)
@@ -578,7 +618,8 @@ def test_seeds_share_the_targets_of_a_teacher_of_the_users(finished, faces_folde
 def test_what_stage_dis_begins_with(copy, faces_folder, caplog, change, redone):
     config = tiny_config(faces_folder)
     config.update_from_flattened_dict(change)
-    config.dis.update(embedding_cosine=1.0, similarity_preserving=1.0)
+    for name in ("embedding_cosine", "similarity_preserving"):
+        set_loss(config.dis, name, "weight", 1.0)
     config.until = redone[-1]
     assert steps_run(config, copy, caplog) == redone
     found = json.loads((copy / "dis" / "metrics.json").read_text())
@@ -630,7 +671,7 @@ def test_mixup_images_are_learned_from_in_stage_dis_without_those_who_choose_thr
     people = len(Run.open(tmp_path / "run").faces("train").identities)
     assert len(mixed.sources[0].identities) == people - config.data.calibration_people
     assert len(FeatureStore.open(tmp_path / "run" / "discriminative" / "mixup").read(0)) == 4
-    config.dis.update({term: 0.0 for term in TERMS if term != "cls"})
+    config.dis.losses = {"cls": {"weight": 1.0}}
     runner.run(config, tmp_path / "run")
     assert (seen["stage dis"] >= 0).all()  # the others would teach nothing
     assert not (tmp_path / "run" / "generative" / "mixup").exists()
@@ -657,7 +698,7 @@ def test_no_calibration_or_test_person_is_trained_on(copy, faces_folder, monkeyp
 
     monkeypatch.setattr("gdrd_jax.training.trainer.fit", fit)
     config = tiny_config(faces_folder)
-    config.dis.tau = 0.5
+    config.dis.losses.rcd.tau = 0.5
     with raises("enough-seen"):
         runner.run(config, copy)
     assert seen["classes"] == 7 - 2 - 2
@@ -818,7 +859,13 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"views.resolution": 20}, "config-choice", ["config.views.resolution", 20, "8, 16, 32"]),
         ({"views.count": 1}, "views-count", ["config.views.count", 2]),
         ({"gen.steps": 0}, "config-range", ["config.gen.steps"]),
-        ({"dis.positive": "both"}, "config-choice", ["config.dis.positive", "pair, identity"]),
+        ({"dis.losses.rcd.positive": "both"}, "loss-setting", ["'rcd'", "'both'", "pair, identity"]),
+        ({"dis.losses": {"rdc": {"weight": 1.0}}}, "loss-unknown", ["'rdc'", "'rcd'"]),
+        ({"dis.losses": {"rcd": {"tua": 1.0}}}, "loss-setting", ["'rcd'", "'tua'", "'tau'"]),
+        ({"dis.losses": {"rcd": {"tau": "hot"}}}, "loss-setting", ["'tau'", "'hot'", "float"]),
+        ({"dis.losses": {"rcd": {"weight": -1.0}}}, "config-range", ["config.dis.losses.rcd.weight", -1.0]),
+        ({"dis.losses": {"feature_regression": {}}, "data.mixup_per_face": 1.0}, "loss-needs", ["mixup_per_face"]),
+        ({"plugins": ("no_such_module",)}, "plugin-import", ["'no_such_module'"]),
         ({"dis.freeze": ("head",)}, "config-choice", ["config.dis.freeze", "backbone"]),
         ({"dis.init": "random"}, "freeze-untrained", ["config.dis.init", "config.dis.freeze"]),
         ({"student.name": "resnet"}, "config-choice", ["config.student.name", "gdrd, teacher_features"]),
@@ -841,8 +888,8 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"sr.channels": ()}, "sr-settings", ["channels"]),
         ({"discriminative.preprocessing": "0/0"}, "preprocessing-unknown", ["MEAN/STD"]),
         ({"views.jpeg": 101}, "degradation-strength", ["jpeg", 101]),
-        ({"dis.tau": 0.0}, "config-range", ["config.dis.tau"]),
-        ({"dis.cls": 0.0, "dis.kd": 0.0, "dis.rcd": 0.0}, "loss-empty", ["config.dis"]),
+        ({"dis.losses.rcd.tau": 0.0}, "loss-setting", ["'rcd'", "tau", 0.0]),
+        ({"dis.losses": {"cls": {"weight": 0.0}}}, "loss-empty", ["config.dis.losses"]),
         ({"seed": -1}, "config-range", ["config.seed"]),
         ({"evaluation.images_per_person": 1}, "config-range", ["config.evaluation.images_per_person"]),
         ({"discriminative.path": ""}, "discriminative-unset", ["config.discriminative.path"]),
@@ -1025,8 +1072,8 @@ def test_the_ablation_differs_in_what_it_compares():
         assert (config.student.name == "teacher_features") == (name == "sr")
         assert config.dis.use_unlabeled == (name in ("plain", "frozen", "ours"))
     for one, other, keys in (
-        ("none", "dis", {"kd", "rcd"}),
-        ("gen", "gen_dis", {"kd", "rcd"}),
+        ("none", "dis", {"losses"}),
+        ("gen", "gen_dis", {"losses"}),
         ("dis", "end_to_end", {"init"}),
         ("plain", "ours", {"init"}),
     ):
@@ -1054,17 +1101,17 @@ def test_the_papers_hyper_parameters():
     config = paper()
     assert (config.seed, config.views.resolution, config.student.width) == (7, 16, 1.0)
     assert (config.gen.batch, config.gen.learning_rate) == (96, 0.05)
-    assert (config.dis.batch, config.dis.learning_rate, config.dis.tau) == (96, 0.05, 0.4)
-    assert [config.dis[term] for term in TERMS] == [1.0, 0.25, 4.0, 0.0, 0.0, 0.0]
+    assert (config.dis.batch, config.dis.learning_rate, config.dis.losses.rcd.tau) == (96, 0.05, 0.4)
+    weights = {name: settings["weight"] for name, settings in config.dis.losses.items()}
+    assert weights == {"cls": 1.0, "kd": 0.25, "rcd": 4.0}
     assert (config.dis.init, config.dis.freeze, config.dis.decay) == ("gen", ("backbone",), "steps")
     assert config.data.mixup_per_face == 0
 
 
 def random_config(path):
     config = tiny_config(path)
-    config.dis.update(
-        init="random", freeze=(), embedding_cosine=1.0, cls=0.0, kd=0.0, rcd=0.0, steps=6, batch=4, evaluate_every=0
-    )
+    config.dis.update(init="random", freeze=(), steps=6, batch=4, evaluate_every=0)
+    config.dis.losses = {"embedding_cosine": {"weight": 1.0}}
     config.degradation.random = True
     return config
 
@@ -1097,7 +1144,7 @@ def test_a_random_degradation_that_cannot_be_is_refused_first(faces_folder, tmp_
 def test_one_target_a_face_serves_a_degraded_student(faces_folder, tmp_path, caplog):
     config = random_config(faces_folder)
     config.views.count, config.until = 1, "dis"
-    config.dis.nce = 0.5
+    set_loss(config.dis, "nce", "weight", 0.5)
     config.dev.update(path=str(make_lfw(tmp_path)), pairs=str(tmp_path / "pairs.txt"), blur=2.0)
     runner.run(config, tmp_path / "w")
     assert Run.open(tmp_path / "w").store("discriminative", "train").manifest["views"] == 1
@@ -1178,10 +1225,12 @@ def test_a_student_of_another_teacher_gets_a_new_last_layer(faces_folder, tmp_pa
 
 def test_settings_that_came_later_leave_older_workdirs_valid(copy, faces_folder, caplog):
     record = json.loads((copy / "dis" / "step.json").read_text())
-    assert not {"nce", "nce_scale"} & record["origin"]["settings"]["dis"].keys()
+    assert record["origin"]["settings"]["dis"]["losses"] == {
+        "cls": {"weight": 1.0}, "kd": {"weight": 0.25}, "rcd": {"weight": 4.0}
+    }  # fmt: skip
     assert "init" not in record["origin"]["settings"]["student"]
     config = tiny_config(faces_folder)
-    config.dis.nce = 0.1
+    set_loss(config.dis, "nce", "weight", 0.1)
     assert steps_run(config, copy, caplog) == ["dis", "report"]
 
 

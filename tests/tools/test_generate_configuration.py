@@ -79,7 +79,8 @@ def test_a_stale_page_is_refused_and_written_anew(monkeypatch, tmp_path, capsys)
     ("name", "values"),
     [
         ("views.kernel", "`area`, `bicubic`"), ("gen.warmup", "at least 0, below 1"), ("dis.mixup", "0 to 1"),
-        ("sr.steps", "at least 1"), ("dis.tau", "above 0"), ("data.glob", ""), ("generative.timestep", "-1 to 999"),
+        ("sr.steps", "at least 1"), ("dis.clip_norm", "above 0"), ("data.glob", ""),
+        ("generative.timestep", "-1 to 999"),
     ],
 )  # fmt: skip
 def test_allowed_values_are_those_of_the_checks(name, values):

@@ -8,9 +8,9 @@ import pytest
 from conftest import raises
 from flax import nnx
 
-from gdrd_jax.config import TERMS
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.random_degradation import RandomDegradation
+from gdrd_jax.losses import DataInfo, TeacherFeatures, feature_regression
 from gdrd_jax.models.student import Student
 from gdrd_jax.training import stages, trainer
 
@@ -40,25 +40,22 @@ def statistics(target_shape=(12, 4, 4)):
 
 def gen(target_shape=(12, 4, 4)):
     mean, std = statistics(target_shape)
-    return stages.Gen(student().backbone, (4, 4, 32), target_shape, mean, std, rngs=nnx.Rngs(1))
+    info = DataInfo(feature_shape=(4, 4, 32), target_shape=target_shape, target_statistics=lambda: (mean, std))
+    return stages.Stage(student(), {"feature_regression": {}}, info, rngs=nnx.Rngs(1))
+
+
+def predict(stage):
+    return stage.criteria["feature_regression"].predict(stage.backbone(BATCH["lr"]))
 
 
 PAPER = {"cls": 1.0, "kd": 0.25, "rcd": 4.0}
 
 
-def dis(weights=PAPER, **changes):
+def dis(weights=PAPER, *, frozen=("backbone",), **changes):
     centers = stages.class_centers(BATCH["discriminative"], BATCH["label"], PEOPLE)
-    settings = {
-        "temperature": 4.0,
-        "teacher_scale": 32.0,
-        "tau": 0.4,
-        "positive": "pair",
-        "pairs": "gathered",
-        "end_to_end": False,
-        **changes,
-    }
-    weights = {**dict.fromkeys(TERMS, 0.0), **weights}
-    return stages.Dis(student(), centers, weights=weights, **settings, rngs=nnx.Rngs(1))
+    losses = {name: {"weight": weight} for name, weight in weights.items()}
+    info = DataInfo(PEOPLE, FACES, DIM, centers, feature_shape=(4, 4, 32))
+    return stages.Stage(student(), losses, info, frozen=frozen, rngs=nnx.Rngs(1), **changes)
 
 
 def gradients(stage, batch):
@@ -111,8 +108,8 @@ def test_stage_dis_overfits_a_tiny_set():
 
 
 def test_without_identities_and_relations_neither_classifier_nor_critic_is_made():
-    stage = dis({"embedding_cosine": 1.0, "similarity_preserving": 1.0}, end_to_end=True)
-    assert stage.classifier is None and stage.critic is None
+    stage = dis({"embedding_cosine": 1.0, "similarity_preserving": 1.0}, frozen=())
+    assert stage.classifier is None and set(nnx.state(stage, nnx.Param)) == {"backbone", "head"}
     metrics = overfit(stage, 200, 3e-3, {**BATCH, "label": np.full(FACES, -1)})
     assert (
         metrics.keys() == {"embedding_cosine", "similarity_preserving"}
@@ -124,15 +121,16 @@ def test_without_identities_and_relations_neither_classifier_nor_critic_is_made(
 def test_stage_gen_gives_the_teacher_no_gradient():
     of_params, of_batch = gradients(gen(), {"generative": BATCH["generative"]})
     assert is_zero(of_batch)
-    assert not is_zero(of_params["backbone"]) and not is_zero(of_params["regressor"])
+    assert not is_zero(of_params["backbone"])
+    assert not is_zero(of_params["criteria"]["feature_regression"]["regressor"])
 
 
 def test_stage_dis_gives_teacher_and_frozen_backbone_no_gradient():
     of_params, of_batch = gradients(dis(), {"discriminative": BATCH["discriminative"]})
     assert is_zero(of_batch)
     assert is_zero(of_params["backbone"])
-    for trained in ("head", "classifier", "critic"):
-        assert not is_zero(of_params[trained])
+    for trained in (of_params["head"], of_params["classifier"], of_params["criteria"]["rcd"]["critic"]):
+        assert not is_zero(trained)
 
 
 def test_training_the_head_changes_nothing_in_the_backbone_not_even_statistics():
@@ -143,11 +141,17 @@ def test_training_the_head_changes_nothing_in_the_backbone_not_even_statistics()
 
 
 def test_end_to_end_trains_the_backbone():
-    of_params, _ = gradients(dis(end_to_end=True), {})
+    of_params, _ = gradients(dis(frozen=()), {})
     assert not is_zero(of_params["backbone"])
 
 
-def test_a_term_of_weight_zero_is_left_out():
+def test_the_loss_is_the_weighted_sum_of_eq_3():
+    loss, metrics = dis({"cls": 1.0, "kd": 0.25, "rcd": 4.0}).loss(BATCH, KEY)
+    expected = metrics["cls"] + 0.25 * metrics["kd"] + 4.0 * metrics["rcd"]
+    assert loss == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_loss_that_is_not_named_is_left_out():
     stage = dis({"cls": 1.0})
     loss, metrics = stage.loss(BATCH, KEY)
     assert "kd" not in metrics and "rcd" not in metrics
@@ -156,22 +160,23 @@ def test_a_term_of_weight_zero_is_left_out():
 
 @pytest.mark.parametrize("shape", [(12, 4, 4), (12, 2, 2), (12, 1, 1), (12, 8, 8), (12, 3, 3)])
 def test_the_regressor_meets_targets_of_any_size(shape):
-    assert gen(shape).predict(BATCH["lr"]).shape == (FACES, *shape[1:], shape[0])
+    stage = gen(shape)
+    assert predict(stage).shape == (FACES, *shape[1:], shape[0])
 
 
 def test_finer_targets_are_met_patch_by_patch():
     x = jnp.arange(2 * 3 * 6, dtype=jnp.float32).reshape(1, 2, 3, 6)
-    spread = stages._spread(x, (2, 3))
+    spread = feature_regression._spread(x, (2, 3))
     assert spread.shape == (1, 4, 9, 1)
     for i, j in np.ndindex(2, 3):
         np.testing.assert_array_equal(spread[0, 2 * i : 2 * i + 2, 3 * j : 3 * j + 3, 0].ravel(), x[0, i, j])
-    np.testing.assert_array_equal(stages._pooled(spread, (2, 3)), x.mean(axis=3, keepdims=True))
+    np.testing.assert_array_equal(feature_regression._pooled(spread, (2, 3)), x.mean(axis=3, keepdims=True))
 
 
 def test_the_regressor_is_the_identity_where_shapes_agree():
     stage = gen((32, 4, 4))
     stage.eval()
-    np.testing.assert_array_equal(stage.predict(BATCH["lr"]), stage.backbone(BATCH["lr"]))
+    np.testing.assert_array_equal(predict(stage), stage.backbone(BATCH["lr"]))
 
 
 def test_loss_of_stage_gen_is_the_unexplained_variance_of_standardized_targets():
@@ -179,12 +184,12 @@ def test_loss_of_stage_gen_is_the_unexplained_variance_of_standardized_targets()
     stage.eval()
     mean, std = statistics()
     target = (np.float64(BATCH["generative"]) - mean) / std[:, None, None]
-    prediction = np.float64(stage.predict(BATCH["lr"])).transpose(0, 3, 1, 2)
+    prediction = np.float64(predict(stage)).transpose(0, 3, 1, 2)
     expected = np.mean((prediction - target) ** 2)
     loss, metrics = stage.loss(BATCH, KEY)
     assert loss == pytest.approx(expected, rel=1e-4)
     assert metrics["r2"] == pytest.approx(1 - expected / np.mean(target**2), rel=1e-4)
-    features = stages.TeacherFeatures(mean, std)(BATCH["generative"])
+    features = TeacherFeatures(mean, std)(BATCH["generative"])
     np.testing.assert_allclose(features, target.transpose(0, 2, 3, 1), rtol=1e-3, atol=1e-3)
 
 
@@ -198,8 +203,7 @@ def test_class_centers_are_normalized_means_of_normalized_embeddings():
 
 def test_degraded_faces_are_mirrored_at_random():
     degradation = RandomDegradation(16, clean=1.0, kernels=(1.0, 0.0, 0.0, 0.0))
-    weights = dict.fromkeys(("cls", "kd", "rcd", "similarity_preserving"), 0.0) | {"embedding_cosine": 1.0}
-    stage = dis(weights=weights, degradation=degradation)
+    stage = dis({"embedding_cosine": 1.0}, degradation=degradation)
     small = np.random.default_rng(0).integers(256, size=(64, 48, 48, 3), dtype=np.uint8)
     found = np.asarray(stage._input({"small": small}, jax.random.key(0))).astype(int)
     plain = np.stack([resize(face, 16, "area") for face in small]).astype(int)

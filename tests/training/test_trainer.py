@@ -19,9 +19,10 @@ from gdrd_jax.data import input_pipeline as feeding
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.input_pipeline import Dataset, Part
 from gdrd_jax.distributed import class_parallel, sharding  # noqa: F401  some in scripts
+from gdrd_jax.losses import DataInfo
 from gdrd_jax.models.student import Student
 from gdrd_jax.training import checkpoints, metric_writer, trainer  # noqa: F401  some in scripts
-from gdrd_jax.training.stages import Dis, Gen
+from gdrd_jax.training.stages import Stage
 from gdrd_jax.utils.launch import ProcessInfo  # noqa: F401
 from gdrd_jax.utils.signals import Interrupted, Signals
 
@@ -57,24 +58,21 @@ def schedule(**changes):
 
 def stage():
     student = Student(resolution=16, width=0.0625, hidden=(8,), embedding_dim=4, rngs=nnx.Rngs(0))
-    return Gen(
-        student.backbone,
-        (4, 4, 32),
-        (8, 4, 4),
-        np.zeros((8, 4, 4), np.float32),
-        np.ones(8, np.float32),
-        rngs=nnx.Rngs(1),
-    )
+    info = DataInfo(
+        feature_shape=(4, 4, 32), target_shape=(8, 4, 4),
+        target_statistics=lambda: (np.zeros((8, 4, 4), np.float32), np.ones(8, np.float32)),
+    )  # fmt: skip
+    return Stage(student, {"feature_regression": {}}, info, rngs=nnx.Rngs(1))
 
 
 def dis_stage(classes=4):
     student = Student(resolution=16, width=0.0625, hidden=(8,), embedding_dim=16, head_stages=1, rngs=nnx.Rngs(0))
-    return Dis(
-        student, np.eye(classes, 16, dtype=np.float32),
-        weights={"cls": 1.0, "kd": 0.25, "rcd": 4.0, "embedding_cosine": 1.0, "similarity_preserving": 1.0},
-        temperature=4.0, teacher_scale=8.0, tau=0.4, positive="pair", pairs="gathered", end_to_end=True,
-        rngs=nnx.Rngs(1),
-    )  # fmt: skip
+    losses = {
+        "cls": {"weight": 1.0}, "kd": {"weight": 0.25, "teacher_scale": 8.0}, "rcd": {"weight": 4.0},
+        "embedding_cosine": {}, "similarity_preserving": {},
+    }  # fmt: skip
+    info = DataInfo(classes, 10, 16, np.eye(classes, 16, dtype=np.float32))
+    return Stage(student, losses, info, rngs=nnx.Rngs(1))
 
 
 def five_classes():

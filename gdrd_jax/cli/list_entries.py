@@ -1,0 +1,36 @@
+"""Lists what configs can choose by name, with one line and the settings of each.
+
+gdrd list losses
+"""
+
+import argparse
+import dataclasses
+import inspect
+
+from gdrd_jax import registry
+from gdrd_jax.cli.common import guarded
+
+KINDS = {"losses": registry.losses}
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--plugin", nargs="+", default=[], metavar="MODULE", help="modules that register more")
+
+    def work() -> None:
+        given = parser.parse_args(argv)
+        registry.load_plugins(given.plugin)
+        for name in KINDS[given.kind].names():
+            print(described(KINDS[given.kind], name))
+
+    return guarded(work, resumes=False)
+
+
+def described(entries: registry.Registry, name: str) -> str:
+    """Name, first line of the docstring, and settings with their default values."""
+    entry = entries[name]
+    settings = ", ".join(f"{field.name}={field.default!r}" for field in dataclasses.fields(entry.Config))
+    about = (inspect.getdoc(entry) or "").partition("\n\n")[0].replace("\n", " ")
+    return f"{name}: {about}" + (f" Settings: {settings}." if settings else "")

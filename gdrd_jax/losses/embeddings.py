@@ -1,0 +1,95 @@
+"""Losses between the student's embeddings and T_d's; none is in the paper."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gdrd_jax.distributed import sharding
+from gdrd_jax.losses.interface import Batch, Loss, Metrics, Outputs
+from gdrd_jax.models.relation import normalize
+from gdrd_jax.registry import losses
+
+NEEDS = frozenset({"embedding", "discriminative"})
+
+
+def embedding_cosine(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
+    """`1 - cos(S(lr_i), T_d(x_i))`, mean over the batch.
+
+    Args:
+      embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
+    """
+    cosine = jnp.sum(normalize(embedding) * jax.lax.stop_gradient(teacher), axis=-1)
+    return sharding.mean(jnp.mean(1 - cosine))
+
+
+def similarity_preserving(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Squared difference of all cosines between two faces of the batch, the student's and the teacher's; mean over
+    pairs of different faces (similarity preservation, Tung and Mori, arXiv 1907.09682, of cosines).
+
+    Args:
+      embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
+    """
+    embedding, teacher = normalize(embedding), jax.lax.stop_gradient(teacher)
+    ours, theirs = (own @ sharding.gathered(own).T for own in (embedding, teacher))
+    # On the diagonal, a face with itself, both are 1.
+    return sharding.total(jnp.sum((ours - theirs) ** 2)) / (ours.shape[1] * (ours.shape[1] - 1))
+
+
+def contrastive_loss(embedding: jax.Array, teacher: jax.Array, scale: float) -> jax.Array:
+    """Cross-entropy of finding a face's own teacher embedding among those of the whole batch (InfoNCE, van den Oord et
+    al., arXiv 1807.03748, between student and teacher); mean over the batch.
+
+    Args:
+      embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
+      scale: of the cosines, the inverse of the temperature.
+    """
+    everyone = sharding.gathered(jax.lax.stop_gradient(teacher))
+    own = sharding.device_index() * len(embedding) + jnp.arange(len(embedding))
+    logits = scale * normalize(embedding) @ everyone.T
+    return sharding.mean(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, own)))
+
+
+@losses.register("embedding_cosine")
+class EmbeddingCosine(Loss):
+    """One minus the cosine between the student's embedding and T_d's."""
+
+    needs = NEEDS
+
+    def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        return embedding_cosine(outputs.embedding, outputs.teacher), {}
+
+
+@losses.register("similarity_preserving")
+class SimilarityPreserving(Loss):
+    """Squared difference of the cosines between all faces of a batch, the student's and T_d's (arXiv 1907.09682)."""
+
+    needs = NEEDS
+
+    def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        return similarity_preserving(outputs.embedding, outputs.teacher), {}
+
+
+@losses.register("nce")
+class InfoNCE(Loss):
+    """Cross-entropy of finding a face's own T_d embedding among those of the batch (InfoNCE, arXiv 1807.03748)."""
+
+    needs = NEEDS
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings.
+
+        Attributes:
+          scale: factor on the cosines, the inverse of the temperature, above 0.
+        """
+
+        scale: float = 16.0
+
+        def __post_init__(self):
+            if not self.scale > 0:
+                raise ValueError("scale must be above 0")
+
+    def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        return contrastive_loss(outputs.embedding, outputs.teacher, self.config.scale), {}

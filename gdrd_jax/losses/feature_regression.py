@@ -1,0 +1,114 @@
+"""Eq. 1 of GDRD (arXiv 2409.06371): the backbone's features are regressed onto T_g's."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gdrd_jax.distributed import sharding
+from gdrd_jax.losses.interface import Batch, DataInfo, Fixed, Loss, Metrics, Outputs
+from gdrd_jax.registry import losses
+
+
+def generative_loss(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """Eq. 1: `mean_i ||R(S_b(lr_i)) - T_g(lr_i)||^2`, per feature element.
+
+    The paper's sum over the elements of a feature map is a mean here, which changes
+    nothing but the learning rate that fits; with standardized targets the loss is
+    then the unexplained share of the variance, 1 - R^2.
+
+    Args:
+      prediction: `R(S_b(lr))`, float `[B, ...]`.
+      target: `T_g(lr)`, same shape; receives no gradient.
+    """
+    difference = prediction.astype(jnp.float32) - jax.lax.stop_gradient(target)
+    return sharding.mean(jnp.mean(difference**2))
+
+
+@losses.register("feature_regression")
+class FeatureRegression(Loss):
+    """Mean squared error between `R(S_b(lr))` and T_g's features, standardized (Eq. 1).
+
+    The mean over faces is subtracted at each position: for aligned faces it is half of the variance, and it says
+    nothing about identity.
+
+    `R` is the identity where shapes agree, else a 1x1 convolution: after average pooling where the targets are
+    coarser, and where they are n times finer to n x n outputs a position (the sub-pixel convolution of Shi et al.,
+    arXiv 1609.05158), because interpolated features could not follow them.
+    """
+
+    needs = frozenset({"generative"})
+
+    def __init__(self, config: Loss.Config, info: DataInfo, *, rngs: nnx.Rngs):
+        self.config = config
+        channels, *size = info.target_shape
+        self.target_size = tuple(size)
+        same = (self.target_size, channels) == (info.feature_shape[:2], info.feature_shape[2])
+        self.finer = _times(self.target_size, info.feature_shape[:2])
+        outputs = channels * self.finer[0] * self.finer[1]
+        self.regressor = None if same else nnx.Conv(info.feature_shape[2], outputs, (1, 1), rngs=rngs)
+        mean, std = info.target_statistics()
+        self.mean, self.std = Fixed(jnp.asarray(mean)), Fixed(jnp.asarray(std))
+
+    def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        target = self.standardize(batch["generative"])
+        loss = generative_loss(self.predict(outputs.features), target)
+        return loss, {"r2": 1 - loss / sharding.mean(jnp.mean(target**2))}
+
+    def predict(self, features: jax.Array) -> jax.Array:
+        """`R` of the backbone's features `[B,h,w,C]`, in standardized units."""
+        features = _pooled(features, self.target_size)
+        if self.regressor is not None:
+            features = _spread(self.regressor(features), self.finer)
+        if features.shape[1:3] != self.target_size:  # no whole number of times larger or smaller
+            features = jax.image.resize(features, (*features.shape[:1], *self.target_size, features.shape[3]), "linear")
+        return features
+
+    def statistics(self) -> tuple[jax.Array, jax.Array]:
+        """Mean `[C,h,w]` and standard deviation `[C]` of T_g's features."""
+        return self.mean[...], self.std[...]
+
+    def standardize(self, target: jax.Array) -> jax.Array:
+        """Teacher features `[B,C,h,w]` -> `[B,h,w,C]`, zero mean at each position and unit variance per channel."""
+        return standardized(target, *self.statistics())
+
+
+class TeacherFeatures(nnx.Module):
+    """Takes the backbone's place: T_g's own features, standardized; the paper's "SR".
+
+    Args:
+      mean, std: of the features, float `[C,h,w]` and `[C]`.
+    """
+
+    def __init__(self, mean: np.ndarray, std: np.ndarray):
+        self.mean, self.std = Fixed(jnp.asarray(mean)), Fixed(jnp.asarray(std))
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """`[B,C,h,w]` -> float32 `[B,h,w,C]`."""
+        return standardized(features, self.mean[...], self.std[...])
+
+
+def standardized(features: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """`[B,C,h,w]`, mean `[C,h,w]`, standard deviation `[C]` -> float32 `[B,h,w,C]`."""
+    return (features.astype(jnp.float32) - mean).transpose(0, 2, 3, 1) / std
+
+
+def _times(size: Sequence[int], of: Sequence[int]) -> tuple[int, int]:
+    """How many times larger, along both axes, where it is a whole number; else 1."""
+    return (size[0] // of[0], size[1] // of[1]) if size[0] % of[0] == size[1] % of[1] == 0 else (1, 1)
+
+
+def _pooled(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Means of blocks, `[B,h,w,C]` -> `[B,*size,C]` where that is a whole number of times smaller."""
+    down, across = _times(x.shape[1:3], size)
+    blocks = x.reshape(len(x), x.shape[1] // down, down, x.shape[2] // across, across, x.shape[3])
+    return blocks.mean(axis=(2, 4))
+
+
+def _spread(x: jax.Array, times: tuple[int, int]) -> jax.Array:
+    """Depth to space: `[B,h,w,m*n*C]` -> `[B,h*m,w*n,C]`."""
+    (batch, height, width, _), (down, across) = x.shape, times
+    blocks = x.reshape(batch, height, width, down, across, -1).transpose(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(batch, height * down, width * across, -1)

@@ -1,0 +1,104 @@
+"""What a loss is, and what it gets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import flax.struct
+import jax
+import numpy as np
+from flax import nnx
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class Fixed(nnx.Variable):
+    """A constant of a loss or stage, such as target statistics: saved and moved, never trained."""
+
+
+class State(nnx.Variable):
+    """State that a loss updates itself, such as a memory bank or a moving average; saved with checkpoints.
+
+    It must stay the same on all devices: compute updates from the gathered batch (`distributed.sharding.gathered`).
+    """
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a loss may know of the training set before the first step.
+
+    Attributes:
+      identities: number of identities, K.
+      images: number of images, N; `index` of a batch is in `range(N)`.
+      embedding_dim: dimension of T_d's embedding and of the student's, D.
+      centers: the normalized mean T_d embedding of each identity, float32 `[K, D]`; None without T_d.
+      feature_shape: `(h, w, C)` of the backbone's features.
+      target_shape: `(C, h, w)` of T_g's features; None without T_g.
+      target_statistics: function without arguments that gives mean `[C, h, w]` and standard deviation `[C]` of T_g's
+        features over the training set, float32; None without T_g.
+    """
+
+    identities: int = 0
+    images: int = 0
+    embedding_dim: int = 0
+    centers: np.ndarray | None = None
+    feature_shape: tuple[int, int, int] = (0, 0, 0)
+    target_shape: tuple[int, int, int] | None = None
+    target_statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+
+
+@flax.struct.dataclass
+class Outputs:
+    """What the student gives for the part of a batch on this device, of b images.
+
+    Attributes:
+      features: of the backbone, float `[b, h, w, C]`.
+      embedding: of the head, float `[b, D]`, not normalized; None where no loss needs it.
+      logits: of the stage's linear classifier on the embeddings of the whole batch, float `[B, K]` (of the classes of
+        this device, see `distributed.class_parallel`); None where no loss needs them.
+      teacher: T_d's embeddings, float32 `[b, D]`, of unit length; None where no loss needs them.
+    """
+
+    features: jax.Array
+    embedding: jax.Array | None = None
+    logits: jax.Array | None = None
+    teacher: jax.Array | None = None
+
+
+class Loss(nnx.Module):
+    """A term of a stage's loss: a float32 scalar of the whole batch, the same on all devices.
+
+    A loss may own parameters (`nnx.Param`: classifiers, critics, projections), constants (`Fixed`) and state (`State`).
+    All of it is in the checkpoints, and none of it in the trained student.
+
+    Attributes:
+      Config: frozen dataclass of the loss's settings; its docstring documents them, its `__post_init__` raises
+        `ValueError` for values out of range.
+      needs: what the loss reads: "embedding", "logits" (a linear classifier over identities), "label",
+        "discriminative" (T_d's embeddings), "generative" (T_g's features), "index" (row of the training set).
+
+    Args:
+      config: a `Config`.
+      info: see `DataInfo`.
+      rngs: of the initial parameters.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """No settings."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, config: "Loss.Config", info: DataInfo, *, rngs: nnx.Rngs):
+        self.config = config
+
+    def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        """The value, which has to be the same on all devices, and figures to log, whose mean over devices is logged.
+
+        Args:
+          outputs: see `Outputs`.
+          batch: see `training.stages.Stage.loss`.
+          key: of this step, the same on all devices.
+        """
+        raise NotImplementedError

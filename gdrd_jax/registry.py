@@ -1,0 +1,133 @@
+"""Registries: named entries of one kind, each with documented settings, that configs choose by name."""
+
+import dataclasses
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Generic, TypeVar
+
+from gdrd_jax.utils.errors import GdrdError, first_line
+
+T = TypeVar("T")
+ENTRY_POINTS = "gdrd_jax.plugins"  # group of entry points by which an installed package adds entries
+
+
+class Registry(Generic[T]):
+    """Entries of one kind by name.
+
+    An entry may have a frozen dataclass `Config`, whose fields are its settings.
+
+    Args:
+      kind: what an entry is, in the singular, for error messages.
+      builtin: module that registers this package's own entries; imported at the first use.
+    """
+
+    def __init__(self, kind: str, builtin: str):
+        self.kind = kind
+        self._builtin = builtin
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A decorator that adds a class or function under a name.
+
+        Raises:
+          ValueError: the name is taken by another entry.
+        """
+
+        def add(entry: T) -> T:
+            taken = self._entries.setdefault(name, entry)
+            if (taken.__module__, taken.__qualname__) != (entry.__module__, entry.__qualname__):
+                raise ValueError(f"the {self.kind} {name!r} of {taken.__module__} is registered already")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted."""
+        self._load()
+        return tuple(sorted(self._entries))
+
+    def __getitem__(self, name: str) -> T:
+        """The entry of a name.
+
+        Raises:
+          GdrdError: there is none.
+        """
+        self._load()
+        if name not in self._entries:
+            raise GdrdError(
+                f"there is no {self.kind} {name!r}; {nearest(name, self._entries)}the known ones are "
+                f"{', '.join(self.names())}",
+                f"{self.kind.replace(' ', '-')}-unknown",
+            )
+        return self._entries[name]
+
+    def settings(self, name: str, given: Mapping[str, object]) -> object:
+        """The `Config` of an entry with some settings changed.
+
+        Raises:
+          GdrdError: there is no such entry or setting, or a value has the wrong type or range.
+        """
+        config = self[name].Config
+        fields = {field.name: field for field in dataclasses.fields(config)}
+        code = f"{self.kind.replace(' ', '-')}-setting"
+        for key, value in given.items():
+            if key not in fields:
+                raise GdrdError(
+                    f"the {self.kind} {name!r} has no setting {key!r}; {nearest(key, fields)}it has "
+                    f"{', '.join(fields) or 'none'}",
+                    code,
+                )
+            default = fields[key].default
+            if type(value) is not type(default) and not (type(default) is float and type(value) is int):
+                raise GdrdError(
+                    f"the setting {key!r} of the {self.kind} {name!r} is {value!r}; it must be a "
+                    f"{type(default).__name__}, such as {default!r}",
+                    code,
+                )
+        try:
+            return config(**given)
+        except ValueError as error:
+            raise GdrdError(f"the {self.kind} {name!r}: {error}", code) from error
+
+    def _load(self) -> None:
+        importlib.import_module(self._builtin)
+        _load_entry_points()
+
+
+def nearest(name: str, known) -> str:
+    """`did you mean 'X'? `, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def load_plugins(modules: Sequence[str]) -> None:
+    """Imports modules that register entries.
+
+    Args:
+      modules: names of importable modules, see `config.plugins`.
+
+    Raises:
+      GdrdError: one cannot be imported.
+    """
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a user's module raises
+            raise GdrdError(
+                f"config.plugins: the module {name!r} cannot be imported: {type(error).__name__}: {first_line(error)}; "
+                "install it, or put its folder into PYTHONPATH",
+                "plugin-import",
+            ) from error
+
+
+def _load_entry_points() -> None:
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        if point.module not in sys.modules:
+            load_plugins([point.module])
+
+
+losses: Registry = Registry("loss", "gdrd_jax.losses")

@@ -1,0 +1,77 @@
+"""The example of docs/extending.md: a loss outside the package trains a student, which is evaluated and exported."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import raises, tiny_config
+from flax import nnx
+
+from gdrd_jax import registry
+from gdrd_jax.cli import list_entries
+from gdrd_jax.losses import DataInfo, Outputs
+from gdrd_jax.pipeline import runner
+
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    code = re.search(r"```python\n(\"\"\"my_losses.py.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "my_losses.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "plugins")
+    yield "my_losses"
+    registry.losses._entries.pop("my_arcface", None)
+    sys.modules.pop("my_losses", None)
+
+
+def test_a_loss_of_another_module_trains_a_student(plugin, faces_folder, tmp_path):
+    config = tiny_config(faces_folder)
+    config.plugins = (plugin,)
+    config.dis.losses = {"my_arcface": {"weight": 1.0, "margin": 0.3}, "embedding_cosine": {"weight": 0.5}}
+    config.dis.steps = 20
+    runner.run(config, tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "dis" / "metrics.json").read_text(encoding="utf-8"))
+    assert {"my_arcface", "own_cosine", "embedding_cosine", "dev_accuracy"} <= metrics.keys()
+    assert metrics["loss"] == pytest.approx(metrics["my_arcface"] + 0.5 * metrics["embedding_cosine"], rel=1e-5)
+    origin = json.loads((tmp_path / "run" / "dis" / "step.json").read_text(encoding="utf-8"))["origin"]
+    assert origin["settings"]["dis"]["losses"]["my_arcface"] == {"margin": 0.3, "weight": 1.0}
+    assert not list((tmp_path / "run" / "dis" / "student").rglob("*classes*"))  # thrown away
+    assert "student" in json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["results"]
+    config.dis.losses.my_arcface.margin = 2.0
+    with raises("loss-setting", "'my_arcface'", "margin is 2.0"):
+        runner.validate(config, tmp_path / "run")
+
+
+def test_it_is_arcface(plugin):
+    registry.load_plugins((plugin,))
+    rng = np.random.default_rng(0)
+    embedding, label = rng.normal(size=(6, 8)).astype(np.float32), np.array([0, 1, 2, -1, 1, 0])
+    info = DataInfo(identities=3, embedding_dim=8)
+    settings = registry.losses.settings("my_arcface", {"scale": 16.0, "margin": 0.4})
+    loss = registry.losses["my_arcface"](settings, info, rngs=nnx.Rngs(0))
+    found, _ = loss(Outputs(features=embedding, embedding=embedding), {"label": label}, jax.random.key(0))
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    cosine = unit(np.float64(embedding)) @ unit(np.float64(loss.classes[...]).T).T
+    expected = []
+    for row, own in enumerate(label):
+        if own >= 0:
+            logits = 16.0 * cosine[row]
+            logits[own] = 16.0 * np.cos(np.arccos(cosine[row, own]) + 0.4)
+            expected.append(np.log(np.exp(logits).sum()) - logits[own])
+    assert found == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_the_list_shows_losses_and_those_of_plugins(plugin, capsys):
+    assert list_entries.main(["losses", "--plugin", plugin]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == sorted(registry.losses.names())
+    assert "my_arcface: Cross-entropy of scaled cosines" in "\n".join(lines) and "margin=0.5" in "\n".join(lines)
+    assert any(line.startswith("rcd: ") and "tau=0.4" in line for line in lines)
+    assert list_entries.main(["losses", "--plugin", "not_there"]) == 2
+    assert "[plugin-import]" in capsys.readouterr().err
