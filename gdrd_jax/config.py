@@ -15,7 +15,7 @@ from gdrd_jax.utils.files import user_path
 
 LOG = logging.getLogger(__name__)
 # The default settings of the losses of version 0.4; other settings of a loss are recorded where they are given.
-LOSS_DEFAULTS = {
+LOSS_DEFAULTS: dict[str, dict[str, Any]] = {
     "cls": {}, "kd": {"temperature": 4.0, "teacher_scale": 32.0},
     "rcd": {"tau": 0.4, "positive": "pair", "pairs": "gathered"}, "embedding_cosine": {}, "similarity_preserving": {},
     "nce": {"scale": 16.0},

@@ -4,17 +4,16 @@ import dataclasses
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
-from typing import Generic, TypeVar
+from typing import Any
 
 from gdrd_jax.utils.errors import GdrdError, first_line
 
-T = TypeVar("T")
 ENTRY_POINTS = "gdrd_jax.plugins"  # group of entry points by which an installed package adds entries
 
 
-class Registry(Generic[T]):
+class Registry:
     """Entries of one kind by name.
 
     An entry may have a frozen dataclass `Config`, whose fields are its settings.
@@ -27,16 +26,16 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, builtin: str):
         self.kind = kind
         self._builtin = builtin
-        self._entries: dict[str, T] = {}
+        self._entries: dict[str, Any] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[Any], Any]:
         """A decorator that adds a class or function under a name.
 
         Raises:
           ValueError: the name is taken by another entry.
         """
 
-        def add(entry: T) -> T:
+        def add(entry: Any) -> Any:
             taken = self._entries.setdefault(name, entry)
             if (taken.__module__, taken.__qualname__) != (entry.__module__, entry.__qualname__):
                 raise ValueError(f"the {self.kind} {name!r} of {taken.__module__} is registered already")
@@ -50,7 +49,7 @@ class Registry(Generic[T]):
         self._load()
         return tuple(sorted(self._entries))
 
-    def __getitem__(self, name: str) -> T:
+    def __getitem__(self, name: str) -> Any:
         """The entry of a name.
 
         Raises:
@@ -65,7 +64,7 @@ class Registry(Generic[T]):
             )
         return self._entries[name]
 
-    def settings(self, name: str, given: Mapping[str, object]) -> object:
+    def settings(self, name: str, given: Mapping[str, object]) -> Any:
         """The `Config` of an entry with some settings changed.
 
         Raises:
@@ -98,7 +97,7 @@ class Registry(Generic[T]):
         _load_entry_points()
 
 
-def nearest(name: str, known) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean 'X'? `, or nothing where no name is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}? " if near else ""
@@ -130,4 +129,4 @@ def _load_entry_points() -> None:
             load_plugins([point.module])
 
 
-losses: Registry = Registry("loss", "gdrd_jax.losses")
+losses = Registry("loss", "gdrd_jax.losses")

@@ -87,7 +87,7 @@ class InfoNCE(Loss):
 
         scale: float = 16.0
 
-        def __post_init__(self):
+        def __post_init__(self) -> None:
             if not self.scale > 0:
                 raise ValueError("scale must be above 0")
 

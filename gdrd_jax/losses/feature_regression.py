@@ -1,6 +1,7 @@
 """Eq. 1 of GDRD (arXiv 2409.06371): the backbone's features are regressed onto T_g's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,10 +42,11 @@ class FeatureRegression(Loss):
 
     needs = frozenset({"generative"})
 
-    def __init__(self, config: Loss.Config, info: DataInfo, *, rngs: nnx.Rngs):
+    def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        channels, *size = info.target_shape
-        self.target_size = tuple(size)
+        assert info.target_shape is not None and info.target_statistics is not None  # `needs` has T_g's features
+        channels, height, width = info.target_shape
+        self.target_size = (height, width)
         same = (self.target_size, channels) == (info.feature_shape[:2], info.feature_shape[2])
         self.finer = _times(self.target_size, info.feature_shape[:2])
         outputs = channels * self.finer[0] * self.finer[1]

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import flax.struct
 import jax
 import numpy as np
 from flax import nnx
@@ -48,7 +47,7 @@ class DataInfo:
     target_statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
 
 
-@flax.struct.dataclass
+@dataclass(frozen=True)
 class Outputs:
     """What the student gives for the part of a batch on this device, of b images.
 
@@ -90,7 +89,7 @@ class Loss(nnx.Module):
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, config: "Loss.Config", info: DataInfo, *, rngs: nnx.Rngs):
+    def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         self.config = config
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:

@@ -1,6 +1,7 @@
 """The terms of Eq. 3 on logits: cross-entropy with identities, and logit distillation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,11 +89,11 @@ class LogitDistillation(Loss):
         temperature: float = 4.0
         teacher_scale: float = 32.0
 
-        def __post_init__(self):
+        def __post_init__(self) -> None:
             if not (self.temperature > 0 and self.teacher_scale > 0):
                 raise ValueError("temperature and teacher_scale must be above 0")
 
-    def __init__(self, config: Config, info: DataInfo, *, rngs: nnx.Rngs):
+    def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         self.config, self.identities = config, info.identities
         self.centers = Fixed(jnp.asarray(info.centers))
         class_parallel.divide(self.centers, axis=0)

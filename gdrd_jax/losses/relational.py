@@ -1,6 +1,7 @@
 """Eq. 2 of GDRD (arXiv 2409.06371): cross-resolution relational contrastive distillation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,7 @@ class RelationalContrast(Loss):
         positive: str = "pair"
         pairs: str = "gathered"
 
-        def __post_init__(self):
+        def __post_init__(self) -> None:
             if not self.tau > 0:
                 raise ValueError(f"tau is {self.tau}; it must be above 0")
             if self.positive not in ("pair", "identity"):
@@ -107,12 +108,13 @@ class RelationalContrast(Loss):
             if self.pairs not in ("gathered", "local"):
                 raise ValueError(f"pairs is {self.pairs!r}; it can be gathered, local")
 
-    def __init__(self, config: Config, info: DataInfo, *, rngs: nnx.Rngs):
+    def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.critic = RelationCritic(info.embedding_dim, rngs=rngs)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         teacher, embedding, label = outputs.teacher, outputs.embedding, batch["label"]
+        assert teacher is not None and embedding is not None  # `needs` has both
         anchors, first = teacher, 0
         if self.config.pairs == "gathered":
             first = sharding.device_index() * len(teacher)

@@ -81,16 +81,14 @@ class Stage(nnx.Module):
         features = self.backbone(self._input(batch, key))
         if "backbone" in self.frozen:
             features = jax.lax.stop_gradient(features)
-        outputs, metrics = Outputs(features=features), {}
-        if self.head:
-            outputs = outputs.replace(embedding=self.head(features))
-        if self.has_teacher:
-            outputs = outputs.replace(teacher=normalize(batch["discriminative"].astype(jnp.float32)))
+        metrics: Metrics = {}
+        embedding = self.head(features) if self.head else None
+        teacher = normalize(batch["discriminative"].astype(jnp.float32)) if self.has_teacher else None
+        logits = None
         if self.classifier:
-            logits = self.classifier(sharding.gathered(outputs.embedding))
-            outputs = outputs.replace(logits=class_parallel.own_logits(logits, self.identities))
-            metrics["train_accuracy"] = accuracy(outputs.logits, sharding.gathered(batch["label"]))
-        terms = {}
+            logits = class_parallel.own_logits(self.classifier(sharding.gathered(embedding)), self.identities)
+            metrics["train_accuracy"] = accuracy(logits, sharding.gathered(batch["label"]))
+        outputs, terms = Outputs(features, embedding, logits, teacher), {}
         for name in self.weights:  # in the given order, which `nnx.Dict` does not keep
             terms[name], more = self.criteria[name](outputs, batch, key)
             metrics |= {key: sharding.mean(value) for key, value in more.items()}
