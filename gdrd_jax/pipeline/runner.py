@@ -121,6 +121,8 @@ def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
     for place in (workdir, outputs(config, workdir)):
         storable(place, ORBAX_FORBIDDEN)
     shared = Path(config.outputs)
+    if config.outputs and shared.resolve() == workdir.resolve():
+        raise GdrdError(f"config.outputs is the workdir {workdir} itself; choose another folder", "outputs-is-workdir")
     if config.outputs and shared.exists() and not (shared.is_dir() and all(map(is_step_output, shared.iterdir()))):
         raise GdrdError(
             f"config.outputs: {shared} holds other things than the output of steps; choose a new folder, or "

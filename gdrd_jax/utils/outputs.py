@@ -57,7 +57,7 @@ def _is_evaluation(folder: Path) -> bool:
 
 def _is_grid(folder: Path) -> bool:
     def may_be_run(entry: Path) -> bool:  # an empty one was interrupted
-        return is_run(entry) or _is_outputs(entry) or (entry.is_dir() and not _entries(entry))
+        return entry.is_dir() and (is_run(entry) or _is_outputs(entry) or not _entries(entry))
 
     entries = [folder / name for name in _entries(folder)]
     return (folder / "table.json").exists() or (any(map(is_run, entries)) and all(map(may_be_run, entries)))

@@ -573,6 +573,9 @@ def test_a_folder_of_outputs_that_holds_other_things_is_refused(faces_folder, tm
     config.outputs = str(tmp_path / "mine")
     with raises("outputs-other", tmp_path / "mine", "config.outputs"):
         runner.run(config, tmp_path / "run")
+    config.outputs = str(tmp_path / "run")
+    with raises("outputs-is-workdir", tmp_path / "run", "config.outputs"):
+        runner.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
