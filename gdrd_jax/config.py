@@ -201,11 +201,19 @@ def of_workdir(workdir: Path) -> dict:
     """The config that a workdir was last used with, nested; empty where it is not known.
 
     Settings that are newer than the workdir have their default values.
+
+    Raises:
+      GdrdError: `config.json` is damaged.
     """
     path = workdir / "config.json"
     if not path.exists():
         return {}
-    recorded = with_current_names(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        recorded = with_current_names(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError) as error:
+        raise GdrdError(
+            f"{path} is damaged; move it elsewhere and run gdrd train with the same settings again", "record-damaged"
+        ) from error
     found = default().to_dict()
     for key, value in recorded.items():
         found[key] = {**found.get(key, {}), **value} if isinstance(value, dict) else value

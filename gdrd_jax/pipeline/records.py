@@ -73,7 +73,11 @@ def read(folder: Path) -> dict:
       GdrdError: the record is damaged.
     """
     record = read_json(folder / NAME)
-    return record if "origin" in record else {}
+    if "origin" not in record:
+        return {}
+    if not {"settings", "files", "after"} <= record["origin"].keys() or "complete" not in record:
+        raise _damaged(folder / NAME)
+    return record
 
 
 def read_json(path: Path) -> dict:
@@ -83,13 +87,20 @@ def read_json(path: Path) -> dict:
       GdrdError: the file is damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
-        raise GdrdError(
-            f"{path} is damaged; move {path.parent} elsewhere and run the same command again", "record-damaged"
-        ) from error
+        raise _damaged(path) from error
+    if not isinstance(content, dict):
+        raise _damaged(path)
+    return content
+
+
+def _damaged(path: Path) -> GdrdError:
+    return GdrdError(
+        f"{path} is damaged; move {path.parent} elsewhere and run the same command again", "record-damaged"
+    )
 
 
 def is_done(folder: Path, step: str, origin: dict) -> bool:

@@ -8,6 +8,7 @@ continued. The results of the last step are copied into WORKDIR.
 """
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -91,10 +92,16 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process
         for step in STEPS:
             if step.name in needed:
                 origin = records.origin_of(step, config, fingerprints)
-                current.folders[step.name] = outputs(config, workdir) / records.address(step.name, origin)
+                current.folders[step.name] = _place(step, origin, config, workdir)
                 fingerprints[step.name] = take_part(step, origin, current)
         if process.rank == 0:
             _publish(needed, current)
+
+
+def _place(step: Step, origin: dict, config: ConfigDict, workdir: Path) -> Path:
+    """The folder of a step's output. Results name the run, so they are not shared with others."""
+    folder = workdir / "steps" if step.publishes else outputs(config, workdir)
+    return folder / records.address(step.name, origin)
 
 
 def outputs(config: ConfigDict, workdir: Path) -> Path:
@@ -135,6 +142,7 @@ def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
 def plan(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> list[Plan]:
     """What `run` would do, without doing or writing anything; arguments and errors as of `run`."""
     needed, fingerprints, found, uncertain = validate(config, workdir, wanted), {}, [], set()
+    _check_workdir(workdir, config)
     for step in STEPS:
         if step.name not in needed:
             continue
@@ -174,7 +182,7 @@ def finished(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
 
 def _existing(step: Step, origin: dict, config: ConfigDict, workdir: Path) -> Path:
     """The folder of a step's output; `WORKDIR/STEP` where an earlier version wrote it there."""
-    folder, before = outputs(config, workdir) / records.address(step.name, origin), workdir / step.name
+    folder, before = _place(step, origin, config, workdir), workdir / step.name
     record = {} if folder.exists() else records.read(before)
     return before if record and records.recorded_origin(record) == origin else folder
 
@@ -207,7 +215,7 @@ def _adopt(step: Step, config: ConfigDict, workdir: Path) -> None:
     record = records.read(before)
     if not record:
         return
-    folder = outputs(config, workdir) / records.address(step.name, records.recorded_origin(record))
+    folder = _place(step, records.recorded_origin(record), config, workdir)
     if folder.exists():
         if before.is_symlink():
             before.unlink()
@@ -222,7 +230,16 @@ def _adopt(step: Step, config: ConfigDict, workdir: Path) -> None:
         record["outputs"] = [*records.output_names(step.name, record), *step.publishes]  # also those that are missing
         write_json(before / records.NAME, record)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(before, folder)
+    try:
+        os.rename(before, folder)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        raise GdrdError(
+            f"{before}, which version 0.4 wrote, cannot be moved to {folder.parent} on another file system; run the same "
+            "command without config.outputs once",
+            "outputs-other-device",
+        ) from error
     _link(step.name, folder, workdir)
 
 
@@ -275,7 +292,7 @@ def _run_step(step: Step, origin: dict, current: Run) -> str:
         if step.batched and current.process.world_size == 1:  # the devices of several processes are not known yet
             trainer = importlib.import_module("gdrd_jax.training.trainer")
             trainer.check_batch(current.config[step.name].batch, f"stage {step.name}")
-        with _sole_user(folder):
+        with _sole_user(folder, wait=current.process.world_size == 1):
             if not records.is_done(folder, step.name, origin):  # another run may have done it meanwhile
                 return _do(step, origin, current, reason)
     _link(step.name, folder, workdir)
@@ -333,21 +350,28 @@ def _set_aside(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _sole_user(folder: Path) -> Iterator[None]:
-    """Waits for other runs that make the same output, which can be where `config.outputs` is shared."""
+def _sole_user(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Waits for other runs that make the same output, which can be where `config.outputs` is shared.
+
+    Without `wait` another run is an error: processes that help would begin before this one.
+    """
     with contextlib.ExitStack() as stack:
         while True:
             if is_locked(folder):
                 LOG.info("waiting for another run, which is working in %s", folder)
-            while is_locked(folder):
+            while wait and is_locked(folder):
                 time.sleep(POLL_SECONDS)
             try:
                 stack.enter_context(locked(folder))
                 break
             except GdrdError as error:
-                if error.code != "folder-in-use":  # otherwise a third run, which waited too, was faster
+                if error.code != "folder-in-use" or not wait:  # otherwise a third run, which waited too, was faster
                     raise
         yield
+
+
+def _is_done(step: Step, origin: dict, current: Run) -> bool:
+    return records.is_done(_existing(step, origin, current.config, current.workdir), step.name, origin)
 
 
 def _follow_first_process(step: Step, origin: dict, current: Run) -> str:
@@ -378,9 +402,10 @@ def _follow_first_process(step: Step, origin: dict, current: Run) -> str:
         return record
 
     record = wait("begin", bool)
-    if step.shared and not record["complete"]:
+    # Not by `complete`, because a lost part of the output is made again.
+    if step.shared and not _is_done(step, origin, current):
         step.run(current)
-    return wait("finish", lambda record: record.get("complete", False))["fingerprint"]
+    return wait("finish", lambda record: _is_done(step, origin, current))["fingerprint"]
 
 
 @contextlib.contextmanager
@@ -390,6 +415,14 @@ def lock_workdir(workdir: Path, config: ConfigDict) -> Iterator[None]:
     Raises:
       GdrdError: it belongs to another config, holds other things, or is in use.
     """
+    _check_workdir(workdir, config)
+    with locked(workdir):
+        _check_workdir(workdir, config)  # again, because another process may have been faster
+        write_json(workdir / "config.json", records.plain(config))
+        yield
+
+
+def _check_workdir(workdir: Path, config: ConfigDict) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise GdrdError(f"the workdir {workdir} is a file; choose a folder with --workdir=DIR", "workdir-file")
     path, ours = workdir / "config.json", (LOCK, "config.json.")
@@ -397,18 +430,15 @@ def lock_workdir(workdir: Path, config: ConfigDict) -> Iterator[None]:
         found = kind_of(workdir)
         what = f"is {found}" if found else "holds files that are not this program's"
         raise GdrdError(f"the workdir {workdir} {what}; choose another with --workdir=DIR", "workdir-other")
-    with locked(workdir):
-        if path.exists() and not config.resume:
-            raise GdrdError(
-                f"the workdir {workdir} was used before, and config.resume is false; choose another with --workdir=DIR",
-                "workdir-used",
-            )
-        owner = (records.read_json(path)).get("name", config.name)
-        if owner != config.name:
-            raise GdrdError(
-                f"the workdir {workdir} was made by the config {owner!r}, this one is {config.name!r}; "
-                "choose another with --workdir=DIR",
-                "workdir-owner",
-            )
-        write_json(path, records.plain(config))
-        yield
+    if path.exists() and not config.resume:
+        raise GdrdError(
+            f"the workdir {workdir} was used before, and config.resume is false; choose another with --workdir=DIR",
+            "workdir-used",
+        )
+    owner = records.read_json(path).get("name", config.name)
+    if owner != config.name:
+        raise GdrdError(
+            f"the workdir {workdir} was made by the config {owner!r}, this one is {config.name!r}; "
+            "choose another with --workdir=DIR",
+            "workdir-owner",
+        )

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -445,10 +446,61 @@ def test_a_step_that_is_only_made_again_costs_no_later_training(copy, faces_fold
 
 
 def test_a_damaged_record_is_one_sentence(copy, faces_folder):
-    (copy / "dis" / "step.json").write_text("{")
-    with raises("record-damaged", "step.json", (copy / "dis").resolve().name):
-        runner.run(tiny_config(faces_folder), copy)
+    record = (copy / "dis" / "step.json").read_text()
+    for text in ("{", "[1]", '{"origin": {"settings": {}}}', record.replace('"complete"', '"whole"')):
+        (copy / "dis" / "step.json").write_text(text)
+        with raises("record-damaged", "step.json", (copy / "dis").resolve().name):
+            runner.run(tiny_config(faces_folder), copy)
     assert (copy / "dis" / "student").exists()
+    for text in ("{", "[1]"):
+        (copy / "config.json").write_text(text)
+        with raises("record-damaged", copy / "config.json"):
+            Run.open(copy)
+
+
+def test_the_plan_refuses_what_the_run_refuses(finished, faces_folder, tmp_path):
+    config = tiny_config(faces_folder)
+    config.name = "other"
+    with raises("workdir-owner", finished, "'tiny'", "'other'"):
+        runner.plan(config, finished)
+    (tmp_path / "thesis.tex").touch()
+    with raises("workdir-other", tmp_path):
+        runner.plan(config, tmp_path)
+
+
+def test_output_of_an_earlier_version_on_another_file_system_has_a_remedy(copy, faces_folder, tmp_path, monkeypatch):
+    from_version(copy, "0.4.0")
+    config = tiny_config(faces_folder)
+    config.outputs = str(tmp_path / "outputs")
+
+    def rename(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(runner.os, "rename", rename)
+    with raises("outputs-other-device", "config.outputs", copy / "faces"):
+        runner.run(config, copy)
+
+
+def test_a_helping_process_makes_lost_output_again(copy, faces_folder, monkeypatch):
+    shutil.rmtree(copy / "views" / "train")
+    ran = []
+    step = runner.STEPS[[step.name for step in runner.STEPS].index("views")]
+    helping = Run(tiny_config(faces_folder), copy, ProcessInfo(1, 2))
+    origin = records.recorded_origin(records.read(copy / "views"))
+    helping.folders["views"] = (copy / "views").resolve()
+
+    def views(run):
+        ran.append("views")
+        step.run(run)
+
+    runner._follow_first_process(dataclasses.replace(step, run=views), origin, helping)
+    assert ran == ["views"] and records.is_done(copy / "views", "views", origin)
+
+
+def test_a_run_of_several_processes_does_not_wait_for_another_run(tmp_path):
+    folder = tmp_path / "steps" / "dis-0123456789ab"
+    with locked(folder), raises("folder-in-use", folder), runner._sole_user(folder, wait=False):
+        pass
 
 
 def test_weights_are_not_saved_over_other_things(finished, tmp_path):
@@ -521,7 +573,7 @@ def test_workdirs_share_one_folder_of_outputs(copy, faces_folder, tmp_path, capl
     config.outputs, config.dis.losses.rcd.tau = str(copy / "steps"), 0.5
     assert steps_run(config, tmp_path / "run", caplog) == ["dis", "report"]
     assert (tmp_path / "run" / "gen").resolve() == (copy / "gen").resolve()
-    assert not (tmp_path / "run" / "steps").exists()
+    assert [path.name.split("-")[0] for path in (tmp_path / "run" / "steps").iterdir()] == ["report"]  # names the run
     assert steps_run(config, tmp_path / "run", caplog) == []
     config.gen.learning_rate = 0.01
     assert steps_run(config, tmp_path / "run", caplog) == ["gen", "dis", "report"]

@@ -70,7 +70,9 @@ def test_a_stale_page_is_refused_and_written_anew(monkeypatch, tmp_path, capsys)
     monkeypatch.setattr(sys, "argv", ["generate_configuration.py"])
     assert generate_configuration.main() == 0
     text = page.read_text()
-    assert text.startswith("# Before\n") and text.endswith("after\n") and "outdated" not in text and "`dis.tau`" in text
+    assert (
+        text.startswith("# Before\n") and text.endswith("after\n") and "outdated" not in text and "`dis.steps`" in text
+    )
     monkeypatch.setattr(sys, "argv", ["generate_configuration.py", "--check"])
     assert generate_configuration.main() == 0
 

@@ -54,6 +54,8 @@ def _adjust(config: ConfigDict, settings: dict) -> None:
     del settings["student"]["init"]  # a file, identified by its contents
     if not config.degradation.random:
         del settings["degradation"]
+    if inputs.is_teacher_features(config):
+        settings["dis"] |= {"init": "random", "freeze": []}  # there is no backbone of our own
 
 
 STEP = Step(
