@@ -236,8 +236,8 @@ def _adopt(step: Step, config: ConfigDict, workdir: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         raise GdrdError(
-            f"{before}, which version 0.4 wrote, cannot be moved to {folder.parent} on another file system; run the same "
-            "command without config.outputs once",
+            f"{before}, which version 0.4 wrote, cannot be moved to {folder.parent} on another file system; run the "
+            "same command without config.outputs once",
             "outputs-other-device",
         ) from error
     _link(step.name, folder, workdir)
@@ -401,7 +401,7 @@ def _follow_first_process(step: Step, origin: dict, current: Run) -> str:
                 )
         return record
 
-    record = wait("begin", bool)
+    wait("begin", bool)
     # Not by `complete`, because a lost part of the output is made again.
     if step.shared and not _is_done(step, origin, current):
         step.run(current)
