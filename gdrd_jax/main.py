@@ -83,6 +83,7 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     """
     of_losses = [match for match in map(OF_LOSS.fullmatch, argv) if match]
     argv = [a for a in argv if not OF_LOSS.fullmatch(a)]
+    sys.argv[:] = [a for a in sys.argv if not OF_LOSS.fullmatch(a)]  # where ml_collections looks for overrides
     given = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
     known = settings.default()
     argv = [f"--config={_config_file(a.removeprefix('--config='))}" if a.startswith("--config=") else a for a in argv]

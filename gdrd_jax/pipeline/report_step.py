@@ -77,9 +77,11 @@ def report(run: Run) -> None:
 
 def _native_embeddings(run: Run, rows: dict[str, np.ndarray]) -> np.ndarray:
     """The teacher's stored embeddings of the faces at full size, which are not computed again: `[N, D]`."""
-    stored = [run.store("discriminative", split).read_all()[chosen, :2] for split, chosen in rows.items()]
-    face, mirrored = np.concatenate(stored).astype(np.float32).swapaxes(0, 1)
-    return add_flips(face, mirrored)
+    embeddings = []
+    for split, chosen in rows.items():
+        stored = run.store("discriminative", split).read_all()[chosen, :2].astype(np.float32)
+        embeddings.append(add_flips(stored[:, 0], stored[:, -1]))  # one view of a training face may be all there is
+    return np.concatenate(embeddings)
 
 
 def _inputs_picture(run: Run, faces: Faces, lr: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, str]:

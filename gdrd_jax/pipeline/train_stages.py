@@ -132,7 +132,8 @@ def make_dis(config: ConfigDict, student: Student, centers: np.ndarray, images: 
       **of_generative: `target_shape` and `target_statistics` of `DataInfo`, where a loss needs T_g's features.
     """
     identities, dim = centers.shape
-    info = DataInfo(identities, images, dim, centers, feature_shape=feature_shape(student), **of_generative)
+    shape = {} if inputs.is_teacher_features(config) else {"feature_shape": feature_shape(student)}
+    info = DataInfo(identities, images, dim, centers, **shape, **of_generative)
     frozen = () if inputs.trains_backbone(config) else ("backbone",)
     return Stage(
         student, used_losses(config.dis.losses), info, frozen=frozen, rngs=nnx.Rngs(config.seed + 2),

@@ -199,7 +199,7 @@ def test_settings_of_losses_of_earlier_versions_are_taken_with_a_warning(
         assert (f"is now called 'losses.{loss}.{setting}'" in done.stderr) == (flag == f"dis.{before}")
     config = default()
     config.dis.update({before: value})
-    assert config.dis.losses[loss][setting] == value == config.dis[before] and f'"{before}":' not in config.to_json()
+    assert config.dis.losses[loss][setting] == value == config.dis[before] and before not in list(config.dis.keys())
     assert "losses" in caplog.text
 
 
