@@ -60,7 +60,7 @@ class Registry:
             raise GdrdError(
                 f"there is no {self.kind} {name!r}; {nearest(name, self._entries)}the known ones are "
                 f"{', '.join(self.names())}",
-                f"{self.kind.replace(' ', '-')}-unknown",
+                "entry-unknown",
             )
         return self._entries[name]
 
@@ -72,25 +72,24 @@ class Registry:
         """
         config = self[name].Config
         fields = {field.name: field for field in dataclasses.fields(config)}
-        code = f"{self.kind.replace(' ', '-')}-setting"
         for key, value in given.items():
             if key not in fields:
                 raise GdrdError(
                     f"the {self.kind} {name!r} has no setting {key!r}; {nearest(key, fields)}it has "
                     f"{', '.join(fields) or 'none'}",
-                    code,
+                    "entry-setting",
                 )
             default = fields[key].default
             if type(value) is not type(default) and not (type(default) is float and type(value) is int):
                 raise GdrdError(
                     f"the setting {key!r} of the {self.kind} {name!r} is {value!r}; it must be a "
                     f"{type(default).__name__}, such as {default!r}",
-                    code,
+                    "entry-setting",
                 )
         try:
             return config(**given)
         except ValueError as error:
-            raise GdrdError(f"the {self.kind} {name!r}: {error}", code) from error
+            raise GdrdError(f"the {self.kind} {name!r}: {error}", "entry-setting") from error
 
     def _load(self) -> None:
         importlib.import_module(self._builtin)

@@ -44,7 +44,7 @@ def test_a_loss_of_another_module_trains_a_student(plugin, faces_folder, tmp_pat
     assert not list((tmp_path / "run" / "dis" / "student").rglob("*classes*"))  # thrown away
     assert "student" in json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["results"]
     config.dis.losses.my_arcface.margin = 2.0
-    with raises("loss-setting", "'my_arcface'", "margin is 2.0"):
+    with raises("entry-setting", "'my_arcface'", "margin is 2.0"):
         runner.validate(config, tmp_path / "run")
 
 

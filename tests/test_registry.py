@@ -34,15 +34,15 @@ def test_an_entry_has_its_settings(animals):
 
 
 def test_unknown_names_and_wrong_settings_are_refused(animals):
-    with raises("animal-unknown", "'loin'", "'lion'"):
+    with raises("entry-unknown", "'loin'", "'lion'"):
         animals["loin"]
-    with raises("animal-setting", "'lion'", "'agee'", "'age'"):
+    with raises("entry-setting", "'lion'", "'agee'", "'age'"):
         animals.settings("lion", {"agee": 1.0})
-    with raises("animal-setting", "'name'", 3, "str"):
+    with raises("entry-setting", "'name'", 3, "str"):
         animals.settings("lion", {"name": 3})
-    with raises("animal-setting", "'age'", "float"):
+    with raises("entry-setting", "'age'", "float"):
         animals.settings("lion", {"age": True})
-    with raises("animal-setting", "'lion'", "age is -1"):
+    with raises("entry-setting", "'lion'", "age is -1"):
         animals.settings("lion", {"age": -1.0})
 
 
