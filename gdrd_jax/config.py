@@ -130,15 +130,16 @@ def _current(name: str, value: object) -> dict[str, object]:
             raise GdrdError(
                 f"config.dis.backbone={value} is gone; " + (
                     "set config.student.name=teacher_features" if value == "teacher"
-                    else "set config.dis.init and config.dis.freeze"
+                    else "set config.dis.init (gen or random) and config.dis.freeze"
                 ),
                 "setting-gone",
             )  # fmt: skip
         today: dict[str, object] = {**BACKBONES[value]}
         LOG.warning(
-            "the setting 'backbone' is now called 'init' and 'freeze', here %s; the earlier name will be refused "
-            "from 0.6 on",
-            today,
+            'the setting dis.backbone is now two, here --config.dis.init=%s --config.dis.freeze="%s"; the earlier name '
+            "will be refused from 0.6 on",
+            today["init"],
+            today["freeze"],
         )
         return today
     if name in RENAMED:
@@ -149,9 +150,9 @@ def _current(name: str, value: object) -> dict[str, object]:
 
 
 def set_loss(stage: ConfigDict, loss: str, setting: str, value: object) -> None:
-    """Changes a setting of a loss in a stage's section of the config; the loss is added if it is not there yet."""
+    """Changes a setting of a loss in a stage's section of the config; a loss is added with weight 0."""
     losses = stage["losses"].to_dict()
-    losses[loss] = {"weight": 1.0, **losses.get(loss, {}), setting: value}
+    losses[loss] = {**losses.get(loss, {"weight": 0.0}), setting: value}
     with stage.unlocked():
         stage["losses"] = losses
 
@@ -214,9 +215,13 @@ def of_workdir(workdir: Path) -> dict:
         raise GdrdError(
             f"{path} is damaged; move it elsewhere and run gdrd train with the same settings again", "record-damaged"
         ) from error
-    found = default().to_dict()
-    for key, value in recorded.items():
-        found[key] = {**found.get(key, {}), **value} if isinstance(value, dict) else value
+    found = dict(recorded)
+    for key, value in default().to_dict().items():
+        if isinstance(value, dict):
+            section = recorded.get(key, {})
+            found[key] = {**section, **{name: value[name] for name in value if name not in section}}
+        else:
+            found.setdefault(key, value)
     return found
 
 

@@ -52,6 +52,10 @@ _PROCESSES = flags.DEFINE_integer("processes", 1, "number of processes", lower_b
 _PROCESS = flags.DEFINE_integer("process", None, "number of this process, from 0", lower_bound=0)
 
 
+def _shown(value: object) -> str:
+    return repr(value.to_dict() if isinstance(value, ConfigDict) else value)
+
+
 def _literal(text: str) -> object:
     """A number, boolean or tuple, or else the text itself."""
     try:
@@ -82,6 +86,7 @@ def parse_flags(argv: list[str]) -> ConfigDict:
       GdrdError: the flags, or the config file, are wrong.
     """
     of_losses = [match for match in map(OF_LOSS.fullmatch, argv) if match]
+    weighted = {a.split("=")[0] for a in argv}
     argv = [a for a in argv if not OF_LOSS.fullmatch(a)]
     sys.argv[:] = [a for a in sys.argv if not OF_LOSS.fullmatch(a)]  # where ml_collections looks for overrides
     given = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
@@ -134,6 +139,13 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         raise GdrdError(f"{rest[1]!r} is not a flag; give settings as --config.NAME=VALUE", "argument-unexpected")
     for match in of_losses:
         settings.set_loss(config.dis, match["loss"], match["setting"], _literal(match["value"]))
+    for loss in {match["loss"]: None for match in of_losses if match["setting"] != "weight"}:
+        if not config.dis.losses[loss].get("weight", 1.0) and f"--config.dis.losses.{loss}.weight" not in weighted:
+            raise GdrdError(
+                f"a setting of the loss {loss!r} is given, but the loss has no weight; add "
+                f"--config.dis.losses.{loss}.weight=1.0",
+                "loss-without-weight",
+            )
     settings.expand_paths(config)
     return config
 
@@ -178,7 +190,7 @@ def cli(
     def parse_and_work() -> None:
         if {"-h", "--help"} & set(argv):
             known = settings.default()
-            lines = [f"  --config.{key}={settings.value_of(known, key)!r}" for key in settings.keys(known)]
+            lines = [f"  --config.{key}={_shown(settings.value_of(known, key))}" for key in settings.keys(known)]
             above, _, examples = about.partition(EXAMPLES)
             usage = f"usage: {argv[0]} --config=NAME [--workdir=DIR] [--config.SECTION.KEY=VALUE ...]\n"
             intro = "settings and their defaults, which a config may change; docs/configuration.md explains them:"

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
@@ -111,6 +112,8 @@ def load_plugins(modules: Sequence[str]) -> None:
     Raises:
       GdrdError: one cannot be imported.
     """
+    if modules and os.getcwd() not in sys.path:  # as `python -m` has it, and an installed command does not
+        sys.path.append(os.getcwd())
     for name in modules:
         try:
             importlib.import_module(name)

@@ -1,25 +1,26 @@
-"""Lists what configs can choose by name, with one line and the settings of each.
+"""List what configs can choose by name, with one line and the settings of each.
 
-gdrd list losses
+Examples:
+  gdrd list losses
+  gdrd list losses --plugin my_losses
 """
 
-import argparse
 import dataclasses
 import inspect
 
 from gdrd_jax import registry
-from gdrd_jax.cli.common import guarded
+from gdrd_jax.cli.common import ArgumentParser, guarded
 
 KINDS = {"losses": registry.losses}
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--plugin", nargs="+", default=[], metavar="MODULE", help="modules that register more")
 
     def work() -> None:
+        parser = ArgumentParser(__doc__)
+        parser.add_argument("kind", choices=KINDS, help=", ".join(KINDS))
+        parser.add_argument("--plugin", nargs="+", default=[], metavar="MODULE", help="modules that register more")
         given = parser.parse_args(argv)
         registry.load_plugins(given.plugin)
         for name in KINDS[given.kind].names():

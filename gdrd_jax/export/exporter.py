@@ -300,7 +300,8 @@ def without_folders(config: dict) -> dict:
     kept.pop("outputs", None)
     kept.pop("base", None)  # of version 0.4
     for section, key in (name.split(".") for name in PATHS if "." in name):
-        if given := kept.get(section, {}).get(key):
+        given = kept.get(section, {}).get(key)
+        if given and os.sep in given:  # not what an earlier export has without folders already
             kept[section][key] = ", ".join(path.name.strip() for path in listed_paths(given))
     if "data" in kept:
         kept["data"].pop("cache", None)

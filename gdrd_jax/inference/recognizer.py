@@ -74,6 +74,9 @@ class Recognizer:
     teacher: dict | None = None
     native_thresholds: Thresholds | None = None
 
+    def __repr__(self) -> str:
+        return f"Recognizer({self.resolution} pixels, {self.dim} dimensions, fingerprint {self.fingerprint()[:12]})"
+
     @classmethod
     def load(cls, path: str | os.PathLike, which: str = "student", *, detector: Path | None = None) -> "Recognizer":
         """Loads a student.

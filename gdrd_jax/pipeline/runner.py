@@ -160,7 +160,7 @@ def plan(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> lis
         elif record:
             action, reason = "continue", f"not finished, in {folder}"
         else:
-            action, reason = "run", _reason(step, origin, workdir) or "nothing of this origin is there yet"
+            action, reason = "run", _reason(step, origin, workdir) or "no output of these settings yet"
         if action != "skip" and step.name == "faces" or waits:
             uncertain.add(step.name)
         found.append(Plan(step.name, action, reason))

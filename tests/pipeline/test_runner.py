@@ -21,7 +21,16 @@ import torch
 from conftest import guided_diffusion, make_faces, make_lfw, raises, save_student, tiny_config
 from flax import nnx
 
-from gdrd_jax.config import FLAT_LOSSES, LOSS_DEFAULTS, RENAMED, default, set_loss, value_of, with_current_names
+from gdrd_jax.config import (
+    FLAT_LOSSES,
+    LOSS_DEFAULTS,
+    RENAMED,
+    default,
+    set_loss,
+    used_losses,
+    value_of,
+    with_current_names,
+)
 from gdrd_jax.data import object_store
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.feature_store import FeatureStore
@@ -201,6 +210,18 @@ def test_settings_of_losses_of_earlier_versions_are_taken_with_a_warning(
     config.dis.update({before: value})
     assert config.dis.losses[loss][setting] == value == config.dis[before] and before not in list(config.dis.keys())
     assert "losses" in caplog.text
+
+
+def test_a_setting_of_a_loss_that_is_not_used_changes_nothing_or_is_refused():
+    config = default()
+    config.dis.tau = 0.5
+    assert used_losses(config.dis.losses).keys() == {"embedding_cosine", "similarity_preserving"}
+    program = "import sys; from gdrd_jax import main; print(sorted(main.parse_flags(sys.argv).dis.losses.nce.items()))"
+    line = [sys.executable, "-c", program, "--config=configs/stage_dis.py", "--config.dis.losses.nce.scale=8.0"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert "loss-without-weight" in done.stderr and "--config.dis.losses.nce.weight=1.0" in done.stderr
+    done = subprocess.run([*line, "--config.dis.losses.nce.weight=0.1"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[('scale', 8.0), ('weight', 0.1)]", done.stderr
 
 
 def test_flat_losses_of_earlier_workdirs_are_the_losses_of_today():
@@ -418,7 +439,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(finished, faces_folder, tm
     found = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
     names = [row.split(": ")[0] for row in found.stdout.splitlines()]
     assert names == STEPS
-    assert "run, nothing of this origin is there yet" in found.stdout or "run, changed: " in found.stdout
+    assert "run, no output of these settings yet" in found.stdout or "run, changed: " in found.stdout
     line = command(tmp_path / "new", *overrides(faces_folder), "--dry-run")
     subprocess.run(line, cwd=ROOT, check=True)
     assert not (tmp_path / "new").exists()

@@ -121,7 +121,7 @@ def test_taps_of_all_teachers_are_checked_before_one_is_measured(here, capsys, n
 
         def __init__(self, *_, timestep, input_size):
             if timestep > 999:
-                raise GdrdError(f"timestep {timestep}")
+                raise GdrdError(f"timestep {timestep}", "teacher-timestep")
 
     monkeypatch.setattr(study_taps, "_parse", lambda text: (text, Network))
     no_work((lfw, "open_lfw"))

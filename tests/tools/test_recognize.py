@@ -90,7 +90,7 @@ def test_more_people_can_be_added(call, faces, tmp_path):
     status, _, err = call("enroll", more, "--gallery", tmp_path / "known")
     assert status == 2 and "[gallery-exists]" in err and "--add" in err and "--update" in err
     status, _, err = call("enroll", more, "--gallery", more / "zoe.png" / "known")
-    assert status == 2 and "zoe.png is no folder of yours" in err
+    assert status == 2 and "[not-writable]" in err and "zoe.png" in err
     status, out, _ = call("enroll", more, "--gallery", tmp_path / "known", "--add", "--json")
     assert status == 0
     assert json.loads(out) == {"gallery": str(tmp_path / "known"), "faces": 12, "people": 5, "new": 1}
@@ -115,8 +115,8 @@ def test_faces_are_updated(call, faces, tmp_path):
     matches = {match["id"]: match for match in json.loads(out)["probes"][0]["matches"]}
     assert matches.keys() == {"p0", "p3"} and matches["p0"]["path"] == str(more / "p0" / "new.png")
     assert matches["p0"]["similarity"] == pytest.approx(1, abs=1e-5)
-    with pytest.raises(SystemExit):
-        call("enroll", more, "--gallery", known, "--update", "--add")
+    status, _, err = call("enroll", more, "--gallery", known, "--update", "--add")
+    assert status == 2 and "[command-usage]" in err and "--add" in err
 
 
 def run(capsys, *words):
