@@ -203,6 +203,8 @@ def test_settings_of_losses_of_earlier_versions_are_taken_with_a_warning(
     )
     for flag in (f"dis.{before}", f"dis.losses.{loss}.{setting}"):
         line = [sys.executable, "-c", program, "--config=configs/stage_dis.py", f"--config.{flag}={value}"]
+        if setting != "weight" and flag != f"dis.{before}":
+            line.append(f"--config.dis.losses.{loss}.weight=0.5")
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.strip() == repr(value), done.stderr
         assert (f"is now called 'losses.{loss}.{setting}'" in done.stderr) == (flag == f"dis.{before}")
@@ -219,7 +221,7 @@ def test_a_setting_of_a_loss_that_is_not_used_changes_nothing_or_is_refused():
     program = "import sys; from gdrd_jax import main; print(sorted(main.parse_flags(sys.argv).dis.losses.nce.items()))"
     line = [sys.executable, "-c", program, "--config=configs/stage_dis.py", "--config.dis.losses.nce.scale=8.0"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert "loss-without-weight" in done.stderr and "--config.dis.losses.nce.weight=1.0" in done.stderr
+    assert "'nce'" in done.stderr and "--config.dis.losses.nce.weight=1.0" in done.stderr
     done = subprocess.run([*line, "--config.dis.losses.nce.weight=0.1"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[('scale', 8.0), ('weight', 0.1)]", done.stderr
 
