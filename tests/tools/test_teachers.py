@@ -55,6 +55,7 @@ def test_mistakes_end_in_one_sentence(teacher, faces_folder, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_taps_are_compared(teacher, faces_folder, tmp_path):
     folder, _ = teacher
     run("train_sr_teacher.py", faces_folder, tmp_path / "untrained", *SMALL, "--steps", 0)

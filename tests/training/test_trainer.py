@@ -402,7 +402,8 @@ def test_a_checkpoint_goes_on_on_any_number_of_devices(tmp_path, uninterrupted):
         assert ours["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("stop", [None, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [None, 8])
 def test_two_processes_follow_the_curve_of_one(tmp_path, stop):
     """Where one is stopped on the way, which stops both, together they go on, with data read from disk."""
     where = free_address()
