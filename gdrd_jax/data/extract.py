@@ -67,7 +67,7 @@ def extract(job: Extraction, process: ProcessInfo = SINGLE_PROCESS) -> None:
             progress.update(len(rows))
     seconds = time.monotonic() - start
     if done:
-        share = f"; {100 * spent / seconds:.1f} % of the time in the teacher" if job.compute else ""
+        share = f"; {100 * spent / seconds:.1f} % of the time in the network" if job.compute else ""
         LOG.info("%s: %d faces in %.1f s, %.0f a second%s", what, done, seconds, done / seconds, share)
 
 

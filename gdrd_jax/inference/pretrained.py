@@ -57,6 +57,12 @@ def find_student(text: str | os.PathLike, which: str = "student") -> Path:
             f"folder{known}",
             "student-unknown",
         )
+    if path.is_file():
+        raise GdrdError(
+            f"{path} is a file, and a student is a folder; give a workdir, an exported folder or the name of a "
+            "pretrained student",
+            "student-is-file",
+        )
     is_workdir = not (path / bundle.MANIFEST).exists() and not (path / DESCRIPTION).exists()
     return path / "dis" / which if is_workdir else path
 

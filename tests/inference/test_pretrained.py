@@ -227,3 +227,9 @@ def test_what_the_package_carries_is_whole(name):
     assert {path.name for path in (pretrained.WEIGHTS / name).iterdir()} == {
         "README.md", "manifest.json", "student.safetensors"
     }  # fmt: skip
+
+
+def test_a_file_is_no_student(tmp_path):
+    (tmp_path / "face.onnx").touch()
+    with raises("student-is-file", tmp_path / "face.onnx"):
+        Recognizer.load(tmp_path / "face.onnx")
