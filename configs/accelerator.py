@@ -11,7 +11,7 @@
 As configs/pretrained.py, in batches of 1,024 and bfloat16; `gdrd-16-wide` and `gdrd-8-wide` have the paper's width.
 On one H200, 2026-11-27: 266,000 images a second (gdrd-16), 136,000 (gdrd-16-wide), 454,000 (gdrd-8), after about a
 minute of compiling: 10,000 steps are 38, 75 and 23 seconds. With mixup targets 20,000 steps give gdrd-16 93.5 % on
-LFW's dev pairs reduced to 16x16, 86.7 % degraded; without, 93.0 and 86.2. See docs/training.md.
+LFW's dev pairs reduced to 16x16, 86.7 % degraded; without, 93.0 and 86.2. See docs/performance.md.
 """
 
 from gdrd_jax.config import robust
