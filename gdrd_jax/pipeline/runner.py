@@ -357,7 +357,7 @@ def _sole_user(folder: Path, *, wait: bool) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         while True:
-            if is_locked(folder):
+            if wait and is_locked(folder):
                 LOG.info("waiting for another run, which is working in %s", folder)
             while wait and is_locked(folder):
                 time.sleep(POLL_SECONDS)

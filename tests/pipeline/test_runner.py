@@ -637,7 +637,7 @@ def test_a_run_that_waited_waits_again_where_another_one_was_faster(tmp_path, mo
         yield
 
     monkeypatch.setattr(runner, "locked", taken_once)
-    with runner._sole_user(tmp_path / "views"):
+    with runner._sole_user(tmp_path / "views", wait=True):
         assert tries == [tmp_path / "views"] * 2
 
 
