@@ -86,16 +86,16 @@ class Config(ConfigDict):
     """A `ConfigDict` that takes the names of earlier versions, too, with a warning."""
 
     def __getitem__(self, key: str) -> Any:
-        if self._is_flat_loss(key):
-            loss, setting = FLAT_LOSSES[RENAMED.get(key, key)]
+        if flat := self._flat_loss(key):
+            loss, setting = flat
             return super().__getitem__("losses").get(loss, {}).get(setting, 0.0 if setting == "weight" else None)
         if key == "backbone":
             return next(before for before, today in BACKBONES.items() if today["freeze"] == self["freeze"])
         return super().__getitem__(RENAMED.get(key, key))
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if self._is_flat_loss(key):
-            loss, setting = FLAT_LOSSES[RENAMED.get(key, key)]
+        if flat := self._flat_loss(key):
+            loss, setting = flat
             LOG.warning(
                 "the setting %r is now called 'losses.%s.%s'; the earlier name will be refused from 0.6 on",
                 key, loss, setting,
@@ -105,20 +105,22 @@ class Config(ConfigDict):
         for name, each in _current(key, value).items():
             super().__setitem__(name, each)
 
-    def _is_flat_loss(self, key: str) -> bool:
-        return RENAMED.get(key, key) in FLAT_LOSSES and super().__contains__("losses")
+    def _flat_loss(self, key: str) -> tuple[str, str] | None:
+        """The loss and setting that a setting of stage dis of version 0.4 is today."""
+        return FLAT_LOSSES.get(RENAMED.get(key, key)) if super().__contains__("losses") else None
 
     def __contains__(self, key: str) -> bool:
-        return self._is_flat_loss(key) or super().__contains__("freeze" if key == "backbone" else RENAMED.get(key, key))
+        today = "freeze" if key == "backbone" else RENAMED.get(key, key)
+        return self._flat_loss(key) is not None or super().__contains__(today)
 
     def get_type(self, key: str) -> type:
-        if self._is_flat_loss(key):
-            return str if FLAT_LOSSES[RENAMED.get(key, key)][1] in ("positive", "pairs") else float
+        if flat := self._flat_loss(key):
+            return str if flat[1] in ("positive", "pairs") else float
         return str if key == "backbone" else super().get_type(RENAMED.get(key, key))
 
     def update(self, *other: Any, **more: Any) -> None:
         given = dict(*other, **more)
-        for key in [key for key in given if self._is_flat_loss(key)]:
+        for key in [key for key in given if self._flat_loss(key)]:
             self[key] = given.pop(key)
         super().update({name: each for key, value in given.items() for name, each in _current(key, value).items()})
 

@@ -86,7 +86,6 @@ def parse_flags(argv: list[str]) -> ConfigDict:
       GdrdError: the flags, or the config file, are wrong.
     """
     of_losses = [match for match in map(OF_LOSS.fullmatch, argv) if match]
-    weighted = {a.split("=")[0] for a in argv}
     argv = [a for a in argv if not OF_LOSS.fullmatch(a)]
     sys.argv[:] = [a for a in sys.argv if not OF_LOSS.fullmatch(a)]  # where ml_collections looks for overrides
     given = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
@@ -139,8 +138,9 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         raise GdrdError(f"{rest[1]!r} is not a flag; give settings as --config.NAME=VALUE", "argument-unexpected")
     for match in of_losses:
         settings.set_loss(config.dis, match["loss"], match["setting"], _literal(match["value"]))
-    for loss in {match["loss"]: None for match in of_losses if match["setting"] != "weight"}:
-        if not config.dis.losses[loss].get("weight", 1.0) and f"--config.dis.losses.{loss}.weight" not in weighted:
+    weighted = {match["loss"] for match in of_losses if match["setting"] == "weight"}
+    for loss in (match["loss"] for match in of_losses):
+        if not config.dis.losses[loss].get("weight", 1.0) and loss not in weighted:
             raise GdrdError(
                 f"a setting of the loss {loss!r} is given, but the loss has no weight; add "
                 f"--config.dis.losses.{loss}.weight=1.0",

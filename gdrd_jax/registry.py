@@ -1,15 +1,15 @@
 """Registries: named entries of one kind, each with documented settings, that configs choose by name."""
 
 import dataclasses
-import difflib
+import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from gdrd_jax.utils.errors import GdrdError, first_line
+from gdrd_jax.utils.errors import GdrdError, did_you_mean, first_line
 
 ENTRY_POINTS = "gdrd_jax.plugins"  # group of entry points by which an installed package adds entries
 
@@ -59,7 +59,7 @@ class Registry:
         self._load()
         if name not in self._entries:
             raise GdrdError(
-                f"there is no {self.kind} {name!r}; {nearest(name, self._entries)}the known ones are "
+                f"there is no {self.kind} {name!r}; {did_you_mean(name, self._entries)}the known ones are "
                 f"{', '.join(self.names())}",
                 "entry-unknown",
             )
@@ -76,7 +76,7 @@ class Registry:
         for key, value in given.items():
             if key not in fields:
                 raise GdrdError(
-                    f"the {self.kind} {name!r} has no setting {key!r}; {nearest(key, fields)}it has "
+                    f"the {self.kind} {name!r} has no setting {key!r}; {did_you_mean(key, fields)}it has "
                     f"{', '.join(fields) or 'none'}",
                     "entry-setting",
                 )
@@ -94,13 +94,8 @@ class Registry:
 
     def _load(self) -> None:
         importlib.import_module(self._builtin)
-        _load_entry_points()
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'X'? `, or nothing where no name is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}? " if near else ""
+        for name in _entry_points(tuple(sys.path)):
+            _import(name, f"an entry point of the group {ENTRY_POINTS}")
 
 
 def load_plugins(modules: Sequence[str]) -> None:
@@ -115,20 +110,24 @@ def load_plugins(modules: Sequence[str]) -> None:
     if modules and os.getcwd() not in sys.path:  # as `python -m` has it, and an installed command does not
         sys.path.append(os.getcwd())
     for name in modules:
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # whatever a user's module raises
-            raise GdrdError(
-                f"config.plugins: the module {name!r} cannot be imported: {type(error).__name__}: {first_line(error)}; "
-                "install it, or put its folder into PYTHONPATH",
-                "plugin-import",
-            ) from error
+        _import(name, "config.plugins")
 
 
-def _load_entry_points() -> None:
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        if point.module not in sys.modules:
-            load_plugins([point.module])
+def _import(name: str, wanted_by: str) -> None:
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # whatever a user's module raises
+        raise GdrdError(
+            f"{wanted_by}: the module {name!r} cannot be imported: {type(error).__name__}: {first_line(error)}; "
+            "install it, or put its folder into PYTHONPATH",
+            "plugin-import",
+        ) from error
+
+
+@functools.cache
+def _entry_points(_path: tuple[str, ...]) -> tuple[str, ...]:
+    """Modules of installed packages that register entries; all packages are searched, so once for a `sys.path`."""
+    return tuple(point.module for point in metadata.entry_points(group=ENTRY_POINTS))
 
 
 losses = Registry("loss", "gdrd_jax.losses")

@@ -1,12 +1,15 @@
 """Eq. 1-3 against plain NumPy evaluations of the paper's formulas in float64."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from gdrd_jax import losses
+from gdrd_jax import losses, registry
+from gdrd_jax.config import LOSS_DEFAULTS
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -223,3 +226,8 @@ def test_anchors_of_a_part_of_the_batch_get_what_they_get_in_the_whole(positive)
         part = losses.relation_scores(h1[rows], h2[rows], labels, KEY, first, tau=0.4, positive=positive)
         for ours, theirs in zip(part, whole):
             np.testing.assert_array_equal(ours, theirs[rows])
+
+
+def test_the_defaults_that_records_leave_out_are_those_of_the_losses():
+    for name, defaults in LOSS_DEFAULTS.items():
+        assert dataclasses.asdict(registry.losses[name].Config()) == defaults, name

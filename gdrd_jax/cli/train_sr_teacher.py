@@ -84,8 +84,8 @@ def work(given: argparse.Namespace) -> None:
     if not 0 < given.test_people < len(faces.identities):
         people = len(faces.identities)
         raise GdrdError(
-            f"--test-people {given.test_people}: {given.faces} has {people} people, of whom at least one must be held "
-            "out, and one be left to train on",
+            f"--test-people {given.test_people}: {given.faces} has {people} people; at least one must be held "
+            "out, and one left to train on",
             "flag-value",
         )
     ours, others = faces.split(given.test_people)

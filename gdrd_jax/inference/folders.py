@@ -108,8 +108,7 @@ def add_people(
     """Adds the people of a folder, FOLDER/PERSON/IMAGE or FOLDER/PERSON.jpg, with metadata `path` and `align`.
 
     Args:
-      update: replace the faces of people who are in the gallery already; those of whom no picture can be used keep
-        theirs.
+      update: replace the faces of people who are in the gallery already; those without a usable picture keep theirs.
 
     Raises:
       GdrdError: no usable picture, or faiss is not installed.

@@ -18,8 +18,8 @@ BLOCK = 16_384  # faces read at once
 UNIT = 0.01  # how far from 1 the length of an embedding may be: float16 is
 TIMEOUT = 60.0  # seconds to wait for another process's transaction
 APPLICATION, FORMAT = 0x67647264, 1  # "gdrd", and the version of the schema, in the header of the database
-# The triggers keep the count right, and an index from being used for other faces, whoever changes the database. Where
-# `purged` is 0, the file may still contain bytes of deleted faces.
+# The triggers keep the count right, and an index from being used for other faces, also if another program changes the
+# database. Where `purged` is 0, the file may still contain bytes of deleted faces.
 SCHEMA = f"""
 PRAGMA page_size = 16384;
 PRAGMA application_id = {APPLICATION};

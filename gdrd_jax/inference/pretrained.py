@@ -1,12 +1,11 @@
 """Students by name: the pretrained ones that the package carries, exported ones, and those of training runs."""
 
-import difflib
 import json
 import os
 from pathlib import Path
 
 from gdrd_jax.inference import bundle
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, did_you_mean
 from gdrd_jax.utils.files import user_path
 
 WEIGHTS = Path(__file__).parents[1] / "weights"  # a folder of gdrd export for each name
@@ -49,8 +48,7 @@ def find_student(text: str | os.PathLike, which: str = "student") -> Path:
         return WEIGHTS / str(text)
     if not path.exists():
         names = list_pretrained()
-        near = difflib.get_close_matches(str(text).lower(), names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(str(text).lower(), names)
         known = f"; the pretrained ones are {', '.join(names)}" if names else ""
         raise GdrdError(
             f"there is no student {str(text)!r}, neither a path nor a name: {hint}give a workdir or an exported "

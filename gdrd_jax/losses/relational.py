@@ -81,7 +81,7 @@ def relation_loss(
 
 @losses.register("rcd")
 class RelationalContrast(Loss):
-    """`L_rcd`, Eq. 2: relations between faces in T_d's space and across the spaces are told apart by a critic."""
+    """`L_rcd`, Eq. 2: a critic distinguishes relations between faces in T_d's space and across the spaces."""
 
     needs = frozenset({"embedding", "label", "discriminative"})
 

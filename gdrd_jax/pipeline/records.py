@@ -66,6 +66,11 @@ def recorded_origin(record: dict) -> dict:
     return {**origin, "settings": with_current_names(origin["settings"]), "files": files}
 
 
+def is_of(record: dict, origin: dict) -> bool:
+    """Whether a record, which may be empty, is of output with this origin."""
+    return bool(record) and recorded_origin(record) == origin
+
+
 def read(folder: Path) -> dict:
     """The record in a step's folder; empty if there is none.
 
@@ -106,7 +111,7 @@ def _damaged(path: Path) -> GdrdError:
 def is_done(folder: Path, step: str, origin: dict) -> bool:
     """Whether a folder holds the complete output of a step with this origin, with no part of it lost."""
     record = read(folder)
-    if not record or not record["complete"] or recorded_origin(record) != origin:
+    if not is_of(record, origin) or not record["complete"]:
         return False
     return all((folder / output).exists() for output in output_names(step, record))
 

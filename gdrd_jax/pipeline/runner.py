@@ -183,8 +183,7 @@ def finished(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
 def _existing(step: Step, origin: dict, config: ConfigDict, workdir: Path) -> Path:
     """The folder of a step's output; `WORKDIR/STEP` where an earlier version wrote it there."""
     folder, before = _place(step, origin, config, workdir), workdir / step.name
-    record = {} if folder.exists() else records.read(before)
-    return before if record and records.recorded_origin(record) == origin else folder
+    return before if not folder.exists() and records.is_of(records.read(before), origin) else folder
 
 
 def _check_later_steps(config: ConfigDict, workdir: Path, needed: set[str], process: ProcessInfo) -> None:
@@ -305,7 +304,7 @@ def _run_step(step: Step, origin: dict, current: Run) -> str:
 
 def _drop_foreign_link(folder: Path, origin: dict) -> None:
     """Removes a link of version 0.4 to another workdir's output that is gone by now, or of another origin."""
-    if folder.is_symlink() and not ((record := records.read(folder)) and records.recorded_origin(record) == origin):
+    if folder.is_symlink() and not records.is_of(records.read(folder), origin):
         folder.unlink()
 
 

@@ -39,7 +39,7 @@ class Stage(nnx.Module):
         (`data.packed_mixup`), share of the faces that are replaced by one of their mixup images.
 
     Raises:
-      GdrdError: an unknown loss or setting, or a loss needs what the data do not have.
+      GdrdError: an unknown loss or setting.
     """
 
     def __init__(

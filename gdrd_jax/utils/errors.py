@@ -1,7 +1,9 @@
 """User-facing errors, reported without a traceback."""
 
+import difflib
 import importlib
 import sys
+from collections.abc import Iterable
 from importlib import util
 
 from gdrd_jax.utils.signals import deferred
@@ -45,6 +47,12 @@ class GdrdError(Exception):
 def first_line(error: Exception) -> str:
     """What a library's exception says, as part of a sentence."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'X'? `, as part of a sentence; empty where no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def missing(package: str, extra: str | None) -> GdrdError:

@@ -75,8 +75,8 @@ def test_bad_pictures_are_counted_and_named_and_the_others_done(call, faces, tmp
     assert status == 2 and "x.npz cannot be written" in err
     out_file = tmp_path / "embeddings.npz"
     status, out, _ = call("embed", faces, "--out", out_file, "--json")
-    told, stored = json.loads(out), np.load(out_file)
-    assert status == 1 and told["faces"] == 12 and len(told["left_out"]) == 3
+    printed, stored = json.loads(out), np.load(out_file)
+    assert status == 1 and printed["faces"] == 12 and len(printed["left_out"]) == 3
     assert stored["embeddings"].shape == (12, 24) and stored["paths"][0].endswith("p0/0.png")
     np.testing.assert_allclose(np.linalg.norm(stored["embeddings"], axis=1), 1, atol=1e-5)
 
