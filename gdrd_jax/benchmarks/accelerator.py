@@ -39,6 +39,7 @@ from flax import nnx
 from gdrd_jax.benchmarks import train as benchmark_train
 from gdrd_jax.benchmarks.train import Training, peak, table, timed
 from gdrd_jax.cli.common import ArgumentParser
+from gdrd_jax.cli.train import CONFIGS
 from gdrd_jax.config import of_workdir
 from gdrd_jax.distributed import sharding
 from gdrd_jax.export import networks
@@ -46,7 +47,6 @@ from gdrd_jax.export.exporter import without_folders
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.pretrained import describe_student, find_student
 from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.main import CONFIGS
 from gdrd_jax.models import weights
 from gdrd_jax.models.student import Student, embed
 from gdrd_jax.pipeline import runner

@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from gdrd_jax.main import cli, run_steps
+from gdrd_jax.cli.train import cli, run_steps
 from gdrd_jax.utils.launch import ProcessInfo
 
 TEACHERS = ("discriminative", "generative")

@@ -47,9 +47,9 @@ LOG = logging.getLogger("gdrd_jax.run_grid")
 SECONDS_BETWEEN_LOOKS = 0.2
 OUTPUTS = "--config.outputs="
 CHECK = """import sys
-from gdrd_jax import main
+from gdrd_jax.cli import train
 from gdrd_jax.pipeline import runner
-sys.exit(main.cli(sys.argv, lambda config, workdir, rank: runner.validate(config, workdir)))"""
+sys.exit(train.cli(sys.argv, lambda config, workdir, rank: runner.validate(config, workdir)))"""
 DEV = "--config.dev.path="
 BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 # LFW at 16x16, trained on 494,414 WebFace faces: figure 3 of arXiv 2409.06371.
@@ -72,7 +72,7 @@ def _short(value: str) -> str:
 
 
 def arguments(words: list[str], seed: int, workdir: Path) -> list[str]:
-    """Arguments of `gdrd_jax.main` for one run, which shares the output of steps with the others of the grid."""
+    """Arguments of `gdrd train` for one run, which shares the output of steps with the others of the grid."""
     shared = [] if any(word.startswith(OUTPUTS) for word in words) else [f"{OUTPUTS}{workdir.parent / 'steps'}"]
     return [*words, f"--config.seed={seed}", f"--workdir={workdir}", *shared]
 
@@ -95,7 +95,7 @@ def train(given: list[str], workdir: Path) -> None:
       GdrdError: it failed.
       Interrupted: a signal arrived, here or there.
     """
-    command = [sys.executable, "-m", "gdrd_jax.main", *given]
+    command = [sys.executable, "-m", "gdrd_jax.cli", "train", *given]
     LOG.info("%s", shlex.join(command))
     with Signals() as signals:
         # In a session of its own, the run gets signals only from here, once.
@@ -223,8 +223,8 @@ def _require_folds(folds: np.ndarray) -> None:
 
 def compared(found: dict[str, list[Verified]], against: str | None) -> list[dict]:
     """One row for each combination, from the results of its seeds."""
-    everyone = [one for several in found.values() for one in several]
-    check_same_pairs(everyone[0].faces, everyone[0].pairs.same, everyone)
+    results = [one for several in found.values() for one in several]
+    check_same_pairs(results[0].faces, results[0].pairs.same, results)
     people = next(one.people for several in found.values() for one in several if one.people is not None)
     decided = {name: np.array([one.right for one in several], float) for name, several in found.items()}  # [S, P]
     rows = []

@@ -1,4 +1,4 @@
-"""Runs what is fixed once over every face and view, into caches (`gdrd_jax.data.feature_store`)."""
+"""Runs what is fixed once over every face and view, into stores (`gdrd_jax.data.feature_store`)."""
 
 import dataclasses
 import functools
@@ -21,35 +21,35 @@ from gdrd_jax.utils.launch import SINGLE_PROCESS, ProcessInfo
 
 LOG = logging.getLogger(__name__)
 VERIFIED = 64  # rows of each view
-FURTHEST = 0.02  # of a row computed again from the cached one, relative
+FURTHEST = 0.02  # of a row computed again from the stored one, relative
 
 
 @dataclasses.dataclass(frozen=True)
 class Extraction:
-    """How a cache is filled.
+    """How a store is filled.
 
     Attributes:
-      cache: to be filled.
+      store: to be filled.
       load: `(view, rows)` -> what `compute` takes, read by a thread while it computes.
       compute: -> values `[len(rows), ...]`; None where `load` gives them.
       what: shown beside the progress bar.
     """
 
-    cache: FeatureStore
+    store: FeatureStore
     load: Callable[[int, np.ndarray | range], np.ndarray]
     compute: Callable[[np.ndarray], np.ndarray] | None
     what: str
 
 
 def extract(job: Extraction, process: ProcessInfo = SINGLE_PROCESS) -> None:
-    """Computes the pieces of the cache that are not there yet.
+    """Computes the pieces of the store that are not there yet.
 
     Of several processes each takes its share, and then whatever the others have not done: one that comes late, is
     slower or dies costs time, but nothing is missing in the end.
     """
-    cache, start, spent = job.cache, time.monotonic(), 0.0
-    missing = cache.missing()
-    total = cache.manifest["rows"] * cache.manifest["views"]
+    store, start, spent = job.store, time.monotonic(), 0.0
+    missing = store.missing()
+    total = store.manifest["rows"] * store.manifest["views"]
     if not missing:
         return
     there = total - sum(len(rows) for _, rows in missing)
@@ -57,12 +57,12 @@ def extract(job: Extraction, process: ProcessInfo = SINGLE_PROCESS) -> None:
     done = 0
     with tqdm(total=total, initial=there, desc=what, unit="face") as progress, ThreadPoolExecutor(1) as ahead:
         for view, rows, inputs in _loaded_ahead(job, set(missing), process, ahead):
-            if process.world_size > 1 and cache.has(view, rows):
+            if process.world_size > 1 and store.has(view, rows):
                 continue
             before = time.monotonic()
             values = job.compute(inputs) if job.compute else inputs
             spent += time.monotonic() - before
-            cache.write(view, rows, values)
+            store.write(view, rows, values)
             done += len(rows)
             progress.update(len(rows))
     seconds = time.monotonic() - start
@@ -76,14 +76,14 @@ def _loaded_ahead(
 ) -> Iterator[tuple[int, range, np.ndarray]]:
     """The missing pieces that this process has to compute, each loaded while the one before is computed."""
     # All views of the same rows for one process, which then decodes a face once.
-    blocks = [list(views) for _, views in itertools.groupby(job.cache.chunks(), key=lambda chunk: chunk[1])]
+    blocks = [list(views) for _, views in itertools.groupby(job.store.chunks(), key=lambda chunk: chunk[1])]
     others = [
         chunk for number, block in enumerate(blocks) if number % process.world_size != process.rank for chunk in block
     ]
     # In an order of one's own, so that those who help do not all help with the same piece.
     random = np.random.default_rng(process.rank).permutation(len(others))
     mine = [*itertools.chain(*blocks[process.rank :: process.world_size]), *(others[i] for i in random)]
-    order = (chunk for chunk in mine if chunk in missing and (process.world_size == 1 or not job.cache.has(*chunk)))
+    order = (chunk for chunk in mine if chunk in missing and (process.world_size == 1 or not job.store.has(*chunk)))
     waiting = None
     for view, rows in order:
         coming = (view, rows, thread.submit(job.load, view, rows))
@@ -95,32 +95,32 @@ def _loaded_ahead(
 
 
 def verify(job: Extraction) -> None:
-    """Reads a whole cache, which checks its checksums, and computes some of its rows again.
+    """Reads a whole store, which checks its checksums, and computes some of its rows again.
 
     Raises:
-      GdrdError: a checksum is wrong, or a row is further from the cached one than other hardware, batches and
+      GdrdError: a checksum is wrong, or a row is further from the stored one than other hardware, batches and
         float16 explain.
     """
-    cache, furthest = job.cache, 0.0
-    for view in tqdm(range(cache.manifest["views"]), desc=f"{job.what}, verified", unit="view"):
-        for start in range(0, cache.manifest["rows"], CHUNK_ROWS):
-            cache.read(view, slice(start, start + CHUNK_ROWS))
+    store, furthest = job.store, 0.0
+    for view in tqdm(range(store.manifest["views"]), desc=f"{job.what}, verified", unit="view"):
+        for start in range(0, store.manifest["rows"], CHUNK_ROWS):
+            store.read(view, slice(start, start + CHUNK_ROWS))
         rng = np.random.default_rng(view)
-        rows = np.sort(rng.permutation(cache.manifest["rows"])[:VERIFIED])
-        cached = cache.read(view, rows).reshape(len(rows), -1).astype(np.float64)
+        rows = np.sort(rng.permutation(store.manifest["rows"])[:VERIFIED])
+        stored = store.read(view, rows).reshape(len(rows), -1).astype(np.float64)
         again = job.compute(job.load(view, rows)).reshape(len(rows), -1)
-        difference = np.linalg.norm(cached - again, axis=1) / np.maximum(np.linalg.norm(again, axis=1), 1e-12)
+        difference = np.linalg.norm(stored - again, axis=1) / np.maximum(np.linalg.norm(again, axis=1), 1e-12)
         worst = int(difference.argmax())
         if not difference[worst] <= FURTHEST:
             raise GdrdError(
-                f"{cache.path}: view {view} of face {rows[worst]} has a relative error of {difference[worst]:.2g} "
+                f"{store.path}: view {view} of face {rows[worst]} has a relative error of {difference[worst]:.2g} "
                 "against the same target computed again; remove this folder and run again",
                 "targets-not-reproduced",
             )
         furthest = max(furthest, float(difference[worst]))
     LOG.info(
         "%s: every checksum is right; %d rows of each of %d views computed again differ by at most %.1e, relative",
-        job.what, len(rows), cache.manifest["views"], furthest,
+        job.what, len(rows), store.manifest["views"], furthest,
     )  # fmt: skip
 
 

@@ -1,10 +1,10 @@
-"""The cache: what is computed once from each (face, view) and read many times.
+"""Feature stores: what is computed once from each (face, view) and read many times.
 
-A cache is a folder with one zarr3 array a view (rows in data set order, crc32c checksums) and `manifest.json`:
-what made it and its shape. An array is written a chunk of rows at a time, each a file that appears under its name
+A store is a folder with one zarr3 array a view (rows in data set order, crc32c checksums) and `manifest.json`:
+its provenance and its shape. An array is written a chunk of rows at a time, each a file that appears under its name
 only when it is whole: what is there is done. So a killed writer loses at most the chunk it was at, and any number of
-writers, on any number of machines, can fill one cache without knowing of each other. The arrays may be in an object
-store instead of the folder (`manifest["arrays"]`), where every cache made from the same things shares them.
+writers, on any number of machines, can fill one store without knowing of each other. The arrays may be in an object
+store instead of the folder (`manifest["arrays"]`), where all stores of the same provenance share them.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from gdrd_jax.utils.files import digest, storable, write_json, writing
 
 FORMAT = 2  # of the folder
 CHUNK_ROWS = 256
+PROVENANCE_BEFORE = "made_from"  # in the manifests of versions up to 0.4
 CHECKSUM = 4  # bytes that crc32c adds to a chunk
 
 
@@ -52,10 +53,10 @@ class FeatureStore:
     """One teacher's targets (or the low-resolution faces themselves) for every face and view.
 
     Attributes:
-      path: folder of the cache.
-      manifest: `views`, `rows`, `shape` (of one row), `dtype`; `made_from`, by which a cache is known
-        (`faces` is the data set's fingerprint), `about`, whatever else the writer tells of its origin, and `arrays`,
-        the URL of an object store's folder that has them, or "".
+      path: folder of the store.
+      manifest: `views`, `rows`, `shape` (of one row), `dtype`; `provenance`, what the values were computed from, which
+        identifies a store (`faces` is the data set's fingerprint); `about`, other facts about its making; and `arrays`,
+        the URL of an object store's folder that has the arrays, or "".
       row_bytes: size of one view of one row.
     """
 
@@ -64,35 +65,35 @@ class FeatureStore:
 
     @classmethod
     def create(
-        cls, path: Path, *, rows: int, views: int, shape: tuple[int, ...], dtype: str, made_from: dict,
+        cls, path: Path, *, rows: int, views: int, shape: tuple[int, ...], dtype: str, provenance: dict,
         about: dict | None = None, arrays: str = "",
     ) -> "FeatureStore":  # fmt: skip
-        """Opens the cache at `path` to go on writing, or starts one, with its arrays at the URL `arrays` if given.
+        """Opens the store at `path` to go on writing, or starts one, with its arrays at the URL `arrays` if given.
 
         Raises:
-          GdrdError: the folder holds a cache of something else, or TensorStore cannot read its path.
+          GdrdError: the folder holds a store of another provenance, or TensorStore cannot read its path.
         """
         wanted = {
             "format": FORMAT, "rows": rows, "views": views, "shape": list(shape), "dtype": dtype,
-            "made_from": made_from,
+            "provenance": provenance,
         }  # fmt: skip
         path = storable(path)
         if not (path / "manifest.json").exists():
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / "manifest.json", {**wanted, "about": about or {}, "arrays": arrays})
-        cache = cls._read(path)
-        odd = [key for key, value in wanted.items() if cache.manifest.get(key) != value]
+        store = cls._read(path)
+        odd = [key for key, value in wanted.items() if store.manifest.get(key) != value]
         if odd:
             raise GdrdError(
                 f"{path} holds targets that were made from something else ({', '.join(odd)} differ); remove it or "
                 "choose another workdir",
                 "targets-other-source",
             )
-        return cache
+        return store
 
     @classmethod
     def open(cls, path: Path, *, faces: str = "") -> "FeatureStore":
-        """Opens a finished cache.
+        """Opens a finished store.
 
         Args:
           path: its folder.
@@ -101,38 +102,44 @@ class FeatureStore:
         Raises:
           GdrdError: it is missing, unfinished, or of another data set.
         """
-        cache = cls._read(storable(path))
-        if faces and cache.manifest["made_from"].get("faces") != faces:
+        store = cls._read(storable(path))
+        if faces and store.manifest["provenance"].get("faces") != faces:
             raise GdrdError(f"{path} holds targets of another data set; remove it and run again", "targets-other-faces")
-        missing = cache.missing()
+        missing = store.missing()
         if missing:
-            (view, rows), pieces = missing[0], len(list(cache.chunks()))
+            (view, rows), pieces = missing[0], len(list(store.chunks()))
             raise GdrdError(
                 f"{path} is not finished: {len(missing)} of {pieces} pieces are missing or cut short, first rows "
                 f"{rows.start}-{rows.stop - 1} of view {view}; run the command that made it again, and if that reports "
                 f"the step as done, remove {path.parent} first",
                 "targets-unfinished",
             )
-        return cache
+        return store
 
     @classmethod
     def _read(cls, path: Path) -> "FeatureStore":
         try:
-            cache = cls(path, json.loads((path / "manifest.json").read_text(encoding="utf-8")))
-            if cache.manifest["format"] != FORMAT:
-                raise ValueError(f"format {cache.manifest['format']}")
-            for key in ("rows", "views", "made_from"):
-                cache.manifest[key]
-            name = digest({key: cache.manifest[key] for key in ("rows", "shape", "dtype", "made_from")})
-            cache._folders = f"view{{}}.{name[:8]}"
-            cache.row_bytes = math.prod(cache.manifest["shape"]) * np.dtype(cache.manifest["dtype"]).itemsize
-            cache._piece_bytes = CHUNK_ROWS * cache.row_bytes + CHECKSUM
+            store = cls(path, json.loads((path / "manifest.json").read_text(encoding="utf-8")))
+            if store.manifest["format"] != FORMAT:
+                raise ValueError(f"format {store.manifest['format']}")
+            provenance = store.manifest.pop(PROVENANCE_BEFORE, None)  # of a store that an earlier version began
+            store.manifest.setdefault("provenance", provenance)
+            if not isinstance(store.manifest["provenance"], dict):
+                raise ValueError("no provenance")
+            # The names of the arrays stay those of earlier versions, with which an object store may be shared.
+            name = digest(
+                {key: store.manifest[key] for key in ("rows", "shape", "dtype")}
+                | {PROVENANCE_BEFORE: store.manifest["provenance"]}
+            )
+            store._folders = f"view{{}}.{name[:8]}"
+            store.row_bytes = math.prod(store.manifest["shape"]) * np.dtype(store.manifest["dtype"]).itemsize
+            store._piece_bytes = CHUNK_ROWS * store.row_bytes + CHECKSUM
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise GdrdError(
-                f"{path} has no manifest.json of a target cache that this version reads; remove it and run again",
+                f"{path} has no manifest.json of a feature store that this version reads; remove it and run again",
                 "targets-manifest",
             ) from error
-        return cache
+        return store
 
     def chunks(self) -> Iterator[tuple[int, range]]:
         """View and rows of every piece, in order: all views of the first rows, then of the next."""
@@ -168,10 +175,10 @@ class FeatureStore:
         # Named by what it is made from: a process that was left behind by an older run must not write into it.
         return f"{self._url or self.path}/{self._folders.format(view)}"
 
-    def _array(self, view: int, **how):
+    def _array(self, view: int, **mode):
         shape, place = (self.manifest["rows"], *self.manifest["shape"]), self._place(view)
         kvstore = object_store.kvstore(place) if self._url else {"driver": "file", "path": place}
-        return ts.open(_spec(kvstore, shape, self.manifest["dtype"]), **how).result()
+        return ts.open(_spec(kvstore, shape, self.manifest["dtype"]), **mode).result()
 
     def write(self, view: int, rows: range, values: np.ndarray) -> None:
         """Writes one of `chunks`, `[len(rows), *shape]`.
@@ -203,11 +210,11 @@ class FeatureStore:
             rows = slice(*rows.indices(self.manifest["rows"]))
         return self._read_from(self._array(view, open=True, read=True), view, rows)
 
-    def at_random(self, memory: int) -> Callable[[int, np.ndarray], np.ndarray]:
+    def reader(self, memory: int) -> Callable[[int, np.ndarray], np.ndarray]:
         """A `read` for any rows in any order, many times: it keeps up to `memory` bytes of what it has read."""
         context = ts.Context({"cache_pool": {"total_bytes_limit": memory}})
-        how = {"open": True, "read": True, "context": context, "recheck_cached_data": "open"}
-        arrays = [self._array(view, **how) for view in range(self.manifest["views"])]
+        mode = {"open": True, "read": True, "context": context, "recheck_cached_data": "open"}
+        arrays = [self._array(view, **mode) for view in range(self.manifest["views"])]
         return lambda view, rows: self._read_from(arrays[view], view, rows)
 
     def _read_from(self, array: ts.TensorStore, view: int, rows: slice | np.ndarray) -> np.ndarray:
@@ -234,7 +241,7 @@ class FeatureStore:
         return out
 
 
-def feature_statistics(cache: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
+def feature_statistics(store: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
     """What of features `[C, h, w]` is the same for all faces, and how much the rest varies.
 
     Returns:
@@ -242,9 +249,9 @@ def feature_statistics(cache: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
       views and positions, `[C]`.
     """
     count, total, squares = 0, 0.0, 0.0
-    for view in range(cache.manifest["views"]):
-        for start in range(0, cache.manifest["rows"], CHUNK_ROWS):
-            chunk = cache.read(view, slice(start, start + CHUNK_ROWS)).astype(np.float64)
+    for view in range(store.manifest["views"]):
+        for start in range(0, store.manifest["rows"], CHUNK_ROWS):
+            chunk = store.read(view, slice(start, start + CHUNK_ROWS)).astype(np.float64)
             count += len(chunk)
             total = total + chunk.sum(axis=0)
             squares = squares + (chunk**2).sum(axis=0)

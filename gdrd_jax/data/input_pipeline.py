@@ -20,58 +20,58 @@ from gdrd_jax.utils.errors import GdrdError
 
 LOG = logging.getLogger(__name__)
 # Training needs room too: activations on a GPU; on a CPU everything else.
-SHARE = 0.6
+MEMORY_SHARE = 0.6
 READ_AHEAD, READERS = 2, 4  # dispatches that wait to be taken, and threads that read them
-Chosen = dict[str, jax.Array]
+Arrays = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """Some faces with all their views.
+class Subset:
+    """Some rows of feature stores, with their labels.
 
     Attributes:
       labels: int32 `[N]`; -1 for an unlabeled face.
-      caches: by name, `lr` or `small`, and targets, with the same views or with one; also `data.packed.Stored`.
-      rows: of the caches, int `[N]`, that belong to the labels.
+      stores: by name, `lr` or `small`, and targets, with the same views or with one; also `data.packed.Stored`.
+      rows: of the stores, int `[N]`, one for each label.
     """
 
     labels: np.ndarray
-    caches: Mapping[str, FeatureStore]
+    stores: Mapping[str, FeatureStore]
     rows: np.ndarray
 
     @property
     def row_bytes(self) -> int:
         """Size of one view of one face."""
-        return sum(cache.row_bytes for cache in self.caches.values())
+        return sum(store.row_bytes for store in self.stores.values())
 
 
 class Dataset:
-    """The faces of one or several parts, one after the other, whose caches have the same names, views and shapes."""
+    """The faces of one or several subsets, one after the other, whose stores have the same names, views and shapes."""
 
-    def __init__(self, *parts: Part):
-        self.parts = parts
-        self.labels = np.concatenate([part.labels for part in parts])
-        self._first = np.cumsum([0, *(len(part.rows) for part in parts)])
+    def __init__(self, *subsets: Subset):
+        self.subsets = subsets
+        self.labels = np.concatenate([subset.labels for subset in subsets])
+        self._starts = np.cumsum([0, *(len(subset.rows) for subset in subsets)])
 
     @property
     def views(self) -> int:
-        """How many views every face has; a cache of one view serves all of them."""
-        return max(cache.manifest["views"] for cache in self.parts[0].caches.values())
+        """How many views every face has; a store of one view serves all of them."""
+        return max(store.manifest["views"] for store in self.subsets[0].stores.values())
 
     @property
     def nbytes(self) -> int:
         """Size of everything."""
-        views = sum(cache.row_bytes * cache.manifest["views"] for cache in self.parts[0].caches.values())
+        views = sum(store.row_bytes * store.manifest["views"] for store in self.subsets[0].stores.values())
         return self.labels.nbytes + views * len(self.labels)
 
     def load_all(self) -> dict[str, np.ndarray]:
-        """`label` `[N]` and for each cache `[N, V, ...]`."""
+        """`label` `[N]` and for each store `[N, V, ...]`."""
         found = {"label": self.labels}
-        for name, cache in self.parts[0].caches.items():
-            manifest = cache.manifest
+        for name, store in self.subsets[0].stores.items():
+            manifest = store.manifest
             found[name] = np.empty((len(self.labels), manifest["views"], *manifest["shape"]), manifest["dtype"])
-            for part, start in zip(self.parts, self._first):
-                part.caches[name].read_all(part.rows, out=found[name][start : start + len(part.rows)])
+            for subset, start in zip(self.subsets, self._starts):
+                subset.stores[name].read_all(subset.rows, out=found[name][start : start + len(subset.rows)])
         return found
 
     def reader(self) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
@@ -79,28 +79,29 @@ class Dataset:
 
         `view` and `index`, the rows themselves, are among what it gives, too.
         """
-        memory = SHARE * _free_memory() / len(self.labels)
-        caches = {
+        memory = MEMORY_SHARE * _free_memory() / len(self.labels)
+        stores = {
             name: [
-                part.caches[name].at_random(int(memory * len(part.rows) * cache.row_bytes / part.row_bytes))
-                for part in self.parts
+                subset.stores[name].reader(int(memory * len(subset.rows) * store.row_bytes / subset.row_bytes))
+                for subset in self.subsets
             ]
-            for name, cache in self.parts[0].caches.items()
+            for name, store in self.subsets[0].stores.items()
         }
 
         def read(rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
-            of_part = np.searchsorted(self._first, rows, "right") - 1
+            subset_of = np.searchsorted(self._starts, rows, "right") - 1
             found = {"label": self.labels[rows], "view": views, "index": rows}
-            for name, at_random in caches.items():
-                manifest = self.parts[0].caches[name].manifest
+            for name, read_rows in stores.items():
+                manifest = self.subsets[0].stores[name].manifest
                 found[name] = np.empty((*rows.shape, *manifest["shape"]), manifest["dtype"])
-                for number, part in enumerate(self.parts):
+                for number, subset in enumerate(self.subsets):
                     for view in range(manifest["views"]):
-                        at = (of_part == number) & (views % manifest["views"] == view)
-                        if at.any():
-                            found[name][at] = at_random[number](view, part.rows[rows[at] - self._first[number]])
+                        here = (subset_of == number) & (views % manifest["views"] == view)
+                        if here.any():
+                            numbers = rows[here] - self._starts[number]
+                            found[name][here] = read_rows[number](view, subset.rows[numbers])
             if "mixup_partner" in found:
-                found["mixup_small"] = caches["small"][0](0, found["mixup_partner"])
+                found["mixup_small"] = stores["small"][0](0, found["mixup_partner"])
             return found
 
         return read
@@ -115,7 +116,7 @@ def choose_residency(dataset: Dataset, residency: str, mesh: Mesh, name: str) ->
     # On a CPU the devices share the memory with what is read from disk before it is given to them.
     copies = 1 + len(mesh.local_devices) if jax.default_backend() == "cpu" else 1
     need, free = dataset.nbytes * copies, _free_bytes(mesh.local_devices[0])
-    fits = need <= SHARE * free and dataset.nbytes <= SHARE * _free_memory()
+    fits = need <= MEMORY_SHARE * free and dataset.nbytes <= MEMORY_SHARE * _free_memory()
     where = "memory" if jax.default_backend() == "cpu" else "each device"
     size = f"{_size(need)} of data, {_size(free)} free in {where}"
     if residency == "device" and not fits:
@@ -130,7 +131,7 @@ def choose_residency(dataset: Dataset, residency: str, mesh: Mesh, name: str) ->
     return chosen
 
 
-def load_on_device(dataset: Dataset, mesh: Mesh) -> Chosen:
+def load_on_device(dataset: Dataset, mesh: Mesh) -> Arrays:
     """Everything, on every device."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     # Unlike `device_put`, which would compare what the processes have by sending it around.
@@ -139,7 +140,7 @@ def load_on_device(dataset: Dataset, mesh: Mesh) -> Chosen:
 
 def batches(
     dataset: Dataset, dispatches: list[range], mesh: Mesh, *, on_device: bool, seed: int, batch: int
-) -> Iterator[tuple[range, np.ndarray, Chosen]]:
+) -> Iterator[tuple[range, np.ndarray, Arrays]]:
     """What the steps of each dispatch need.
 
     Args:
@@ -151,17 +152,17 @@ def batches(
 
     Yields:
       The steps; the rows of their faces, int `[K, B]`; and `rows` and `views`, int `[K, B]`, or `label` and `view`
-      `[K, B]` and `[K, B, ...]` of every cache.
+      `[K, B]` and `[K, B, ...]` of every store.
     """
     by_face = NamedSharding(mesh, PartitionSpec(None, sharding.AXIS))
     share = batch // jax.process_count()
     own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-    contents = None if on_device else dataset.reader()
+    read_contents = None if on_device else dataset.reader()
 
     def read(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         rows, views = batch_rows(seed, dispatches[number], batch, len(dataset.labels), dataset.views)
         mine = rows[:, own], views[:, own]
-        return rows, contents(*mine) if contents else dict(zip(("rows", "views"), mine))
+        return rows, read_contents(*mine) if read_contents else dict(zip(("rows", "views"), mine))
 
     numbers = range(len(dispatches))
     for steps, (rows, mine) in zip(dispatches, map(read, numbers) if on_device else _ahead(read, numbers)):

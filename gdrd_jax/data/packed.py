@@ -68,8 +68,8 @@ class Stored:
         out[:] = self.values[rows]
         return out
 
-    def at_random(self, memory: int):
-        """A function `(view, rows)`, as `FeatureStore.at_random`; it needs no further memory."""
+    def reader(self, memory: int):
+        """A function `(view, rows)`, as `FeatureStore.reader`; it needs no further memory."""
         return self.read
 
 
@@ -97,7 +97,7 @@ def pack(
     """Writes a training set, spread evenly over several files.
 
     Args:
-      parts: faces, rows of them and of the cache, labels of these rows (-1 for none), and the cache of T_d's
+      parts: faces, rows of them and of the store, labels of these rows (-1 for none), and the store of T_d's
         embeddings, whose first view is taken.
       paths: of the files; each has every so-manieth face.
       teacher: `name` and `fingerprint` of T_d.
@@ -112,11 +112,11 @@ def pack(
     count = len(paths)
     images, targets, labels = [], [], []
     with tqdm(total=sum(len(rows) for _, rows, _, _ in parts), desc="packing", unit="face") as progress:
-        for source, rows, known, cache in parts:
+        for source, rows, known, store in parts:
             for start in range(0, len(rows), BLOCK):
                 block = rows[start : start + BLOCK]
                 images += in_parallel(lambda row, source=source: _encoded(source[row], size, quality), block.tolist())
-                targets.append(quantized(cache.read(0, block), step))
+                targets.append(quantized(store.read(0, block), step))
                 progress.update(len(block))
             labels.append(known)
     codes, labels = np.concatenate(targets), np.concatenate(labels).astype(np.int32)

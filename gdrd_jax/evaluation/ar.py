@@ -99,7 +99,7 @@ class Groups:
         }
         return [("groups.png", draw_bars(bars, list(GROUPS), y="rank-1, %"), "Rank-1 by group, with 95 % intervals.")]
 
-    def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+    def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """Some probes of every group over the gallery face that they were taken for."""
         probes, best, labels = self._probes(), result.arrays["nearest"], self.faces.labels
         lines, frames = [], []
@@ -108,7 +108,7 @@ class Groups:
             if not len(of_group):
                 continue
             shown = of_group[np.linspace(0, len(of_group) - 1, min(SHOWN, len(of_group))).astype(int)]
-            lines += [[see(probes[i]) for i in shown], [self.faces[best[i]] for i in shown]]
+            lines += [[render(probes[i]) for i in shown], [self.faces[best[i]] for i in shown]]
             frames += [
                 [None] * len(shown), [GREEN if labels[best[i]] == labels[probes[i]] else RED for i in shown],
             ]  # fmt: skip

@@ -63,8 +63,8 @@ class ReportedProtocol(EvaluationProtocol, Protocol):
         """File name, PNG and caption of figures of all rows."""
         ...
 
-    def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
-        """Examples of a row, and their caption; `see` gives a face as the row's network gets it."""
+    def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+        """Examples of a row, and their caption; `render` gives a face as the row's network gets it."""
         ...
 
 

@@ -101,14 +101,14 @@ class PairList:
         """ROC of every row."""
         return {name: self._pairs(result.arrays["scores"]) for name, result in results.items()}
 
-    def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
-        """The hardest pairs of a row; `see` gives a face as the model receives it."""
+    def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+        """The hardest pairs of a row; `render` gives a face as the model receives it."""
         scores, lines, frames = result.arrays["scores"].reshape(-1, len(self.same)).mean(axis=0), [], []
         for same, order, color in ((False, -scores, RED), (True, scores, GREEN)):
             rows = np.flatnonzero(self.same == same)
             worst = rows[np.argsort(order[rows], kind="stable")[:SHOWN]]
             both = [row for pair in worst for row in (self.first[pair], self.second[pair])]
-            lines += [[self.faces[row] for row in both], [see(row) for row in both]]
+            lines += [[self.faces[row] for row in both], [render(row) for row in both]]
             frames += [[color] * len(both), [None] * len(both)]
         caption = (
             "Hardest pairs, two faces each. Red: the impostors with the highest scores (false accepts); green: the "

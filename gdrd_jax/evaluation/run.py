@@ -182,8 +182,8 @@ def _report(
                 LOG.warning(warnings[-1])
         if figure is not None and row.gallery is None:
             lines.setdefault(model.name, {})[resolution] = (figure, result.intervals[protocol.main])
-        see = functools.partial(_input_of, row, protocol, settings.seed)
-        image, caption = protocol.picture(result, see)
+        render = functools.partial(_input_of, row, protocol, settings.seed)
+        image, caption = protocol.picture(result, render)
         examples.append((pictures.png(image), f"{row.name}. {caption}"))
     _write(settings, out, protocol, models, results, lines, examples, warnings)
 

@@ -96,11 +96,11 @@ class Retrieval:
         png = draw_lines(lines, x="rank", y="probes with a mate by that rank, %")
         return [("cmc.png", png, "Cumulative match characteristic.")]
 
-    def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+    def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """The worst probes of a row beside what was taken for their mates."""
         rows = result.arrays["nearest"]
         mate = [next(g for g in self.gallery if self.ids[g] == self.ids[line[0]]) for line in rows]
-        lines = [[see(row) for row in (line[0], m, *line[1:])] for line, m in zip(rows, mate)]
+        lines = [[render(row) for row in (line[0], m, *line[1:])] for line, m in zip(rows, mate)]
         frames = [
             [None, GREEN, *(GREEN if self.ids[g] == self.ids[line[0]] else RED for g in line[1:])] for line in rows
         ]

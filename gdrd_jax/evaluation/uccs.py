@@ -100,20 +100,22 @@ class ClosedSet:
         caption = f"t-SNE of the embeddings of the {len(people)} people with most faces ({len(rows)} faces)."
         return [("tsne.png", draw_points(panels, names), caption)]
 
-    def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+    def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """Test faces given a wrong name, over a training face of the right and of the wrong person."""
         labels, predicted = self.faces.labels, result.arrays["predicted"]
         wrong = np.flatnonzero(predicted != labels[self.test])
         wrong = wrong[np.linspace(0, len(wrong) - 1, min(SHOWN, len(wrong))).astype(int)] if len(wrong) else wrong
         if not len(wrong):
-            return grid([[see(row) for row in self.test[:SHOWN]]]), "No test face was given a wrong name; some of them."
+            return grid(
+                [[render(row) for row in self.test[:SHOWN]]]
+            ), "No test face was given a wrong name; some of them."
         tests = self.test[wrong]
 
         def example(label: int) -> int:
             return next(row for row in self.train if labels[row] == label)
 
         lines = [
-            [see(row) for row in tests],
+            [render(row) for row in tests],
             [self.faces[example(labels[row])] for row in tests],
             [self.faces[example(label)] for label in predicted[wrong]],
         ]

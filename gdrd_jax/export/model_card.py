@@ -62,12 +62,12 @@ def _training(manifest: dict) -> str:
     generative = f"`{config['generative']['path']}`" if config["generative"]["path"] else own
     teacher = config["discriminative"]["path"] or (manifest["teacher"] or {}).get("name", "not known")
     lines = [f"Faces: `{data['path'] or data.get('packed', '')}`{more}", f"Discriminative teacher: `{teacher}`"]
-    begun = f"the weights of `{config['student']['init']}`" if config["student"].get("init") else "random weights"
+    initial = f"the weights of `{config['student']['init']}`" if config["student"].get("init") else "random weights"
     if dis["init"] == "random":
-        lines.append(f"No generative teacher: backbone and head were trained together, from {begun}")
+        lines.append(f"No generative teacher: backbone and head were trained together, from {initial}")
     else:
         gen = f"stage gen {config['gen']['steps']:,} steps; backbone {'frozen' if dis['freeze'] else 'trained further'}"
-        lines.append(f"Generative teacher: {generative}; {gen}; begun with {begun}")
+        lines.append(f"Generative teacher: {generative}; {gen}; started from {initial}")
     lines.append(
         f"Stage dis: {dis['steps']:,} steps of {dis['batch']} faces{best}; loss: {loss}; {config['student']['dtype']}; "
         f"seed {config['seed']}"

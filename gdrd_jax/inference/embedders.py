@@ -201,15 +201,15 @@ def embed_faces(
         return np.concatenate([embedder.forward(load(0, part)) for part in shown])
     if not embedder.fingerprint:
         raise ValueError(f"embeddings of {embedder.name} cannot be stored: it has no fingerprint")
-    made_from = {
+    provenance = {
         "faces": faces.fingerprint, "model": embedder.fingerprint, "kernel": embedder.kernel, "seed": seed,
         "names": hashlib.sha256(os.fsencode("\0".join(faces.names))).hexdigest(),  # noise is drawn by name
         "how": None if degradation is None else dataclasses.asdict(degradation), "format": FORMAT,
     }  # fmt: skip
-    key = hashlib.sha256(repr(sorted(made_from.items())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr(sorted(provenance.items())).encode()).hexdigest()[:16]
     dim = embedder.forward(np.zeros((1, embedder.input_size, embedder.input_size, 3), np.uint8)).shape[1]
     targets = FeatureStore.create(
-        cache / key, rows=len(faces), views=1, shape=(dim,), dtype="float32", made_from=made_from
+        cache / key, rows=len(faces), views=1, shape=(dim,), dtype="float32", provenance=provenance
     )
     size = "native size" if degradation is None else f"{degradation.resolution} pixels"
     extract(Extraction(targets, load, embedder.forward, f"{embedder.name} at {size}"))

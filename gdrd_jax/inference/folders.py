@@ -46,11 +46,11 @@ def _embed(recognizer: Recognizer | NativeRecognizer, found: list[Path], *, alig
     used, bad, embeddings = [], [], []
     if align:
         recognizer.require_aligner()
-    one = lambda file: recognizer.see(file, align=align)  # noqa: E731
+    one = lambda file: recognizer.preprocess(file, align=align)  # noqa: E731
     with tqdm(total=len(found), desc="embedding", unit="face", disable=len(found) == 1) as progress:
         for start in range(0, len(found), BATCH):
             files = found[start : start + BATCH]
-            faces = list(preprocess.seen(files, one))
+            faces = list(preprocess.map_images(one, files))
             bad += [(file, face) for file, face in zip(files, faces) if isinstance(face, GdrdError)]
             good = [(file, face) for file, face in zip(files, faces) if not isinstance(face, GdrdError)]
             used += [file for file, _ in good]
@@ -138,7 +138,7 @@ def picture(recognizer: Recognizer, probes: list[Path], matches: list[list[Match
     for probe, found in zip(probes[:SHOWN], matches):
         known = [enrolled(recognizer, match) for match in found]
         gone = np.full((8, 8, 3), 255, np.uint8)
-        faces = [recognizer.see(probe, align=align), recognizer.face(probe, align=align)]
+        faces = [recognizer.preprocess(probe, align=align), recognizer.face(probe, align=align)]
         lines.append([*faces, *(gone if face is None else face for face in known)])
     return grid(lines)
 

@@ -56,9 +56,9 @@ class NativeRecognizer:
         """Of the network and its preprocessing."""
         return self.model.fingerprint
 
-    def see(self, image: Image, *, align: bool = False) -> np.ndarray:
-        """The network's input for a picture: uint8 RGB `[112, 112, 3]`; see `inference.preprocess.see`."""
-        return preprocess.see(image, FACE_SIZE, self.model.kernel, self.require_aligner() if align else None)
+    def preprocess(self, image: Image, *, align: bool = False) -> np.ndarray:
+        """The network's input for a picture: uint8 RGB `[112, 112, 3]`; see `inference.preprocess.model_input`."""
+        return preprocess.model_input(image, FACE_SIZE, self.model.kernel, self.require_aligner() if align else None)
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, unit length, summed over mirror images."""

@@ -25,7 +25,7 @@ PIL_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # of 8 bits a
 LEAST = 0.5  # smallest accepted face, as a share of the student's resolution
 
 
-def see(image: Image, resolution: int, kernel: str, aligner: Aligner | None = None) -> np.ndarray:
+def model_input(image: Image, resolution: int, kernel: str, aligner: Aligner | None = None) -> np.ndarray:
     """The student's input for one picture.
 
     Args:
@@ -117,12 +117,14 @@ def _pixels(image: Image) -> np.ndarray:
     return image
 
 
-def seen(images: Sequence[Image] | np.ndarray, one: Callable[[Image], np.ndarray]) -> Iterator[np.ndarray | GdrdError]:
-    """Results of `one` for all images, in order, computed by several threads; a `GdrdError` in place of a result."""
+def map_images(
+    function: Callable[[Image], np.ndarray], images: Sequence[Image] | np.ndarray
+) -> Iterator[np.ndarray | GdrdError]:
+    """Results of a function for all images, in order, computed by several threads; or its `GdrdError`."""
 
     def tried(number: int) -> np.ndarray | GdrdError:
         try:
-            return one(images[number])
+            return function(images[number])
         except GdrdError as error:
             return error
 

@@ -170,9 +170,9 @@ class Recognizer:
         """The face of a picture before it is reduced: uint8 RGB `[S, S, 3]`; see `inference.preprocess.face`."""
         return preprocess.face(image, self._aligner if align else None)
 
-    def see(self, image: Image, *, align: bool = False) -> np.ndarray:
-        """The student's input for a picture: uint8 RGB `[R, R, 3]`; see `inference.preprocess.see`."""
-        return preprocess.see(image, self.resolution, self.kernel, self._aligner if align else None)
+    def preprocess(self, image: Image, *, align: bool = False) -> np.ndarray:
+        """The student's input for a picture: uint8 RGB `[R, R, 3]`; see `inference.preprocess.model_input`."""
+        return preprocess.model_input(image, self.resolution, self.kernel, self._aligner if align else None)
 
     def embed(self, faces: np.ndarray | Image | Sequence[Image], *, align: bool = False) -> np.ndarray:
         """Embeddings, summed over each face and its mirror image.
@@ -195,7 +195,7 @@ class Recognizer:
         if isinstance(faces, np.ndarray) and not align and faces.shape[1:3] == (self.resolution, self.resolution):
             ready = faces
         else:
-            found = list(preprocess.seen(faces, functools.partial(self.see, align=align)))
+            found = list(preprocess.map_images(functools.partial(self.preprocess, align=align), faces))
             for number, (given, one) in enumerate(zip(faces, found)):
                 if isinstance(one, GdrdError):
                     numbered = not isinstance(given, str | os.PathLike) and len(found) > 1

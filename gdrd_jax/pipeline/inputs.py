@@ -202,9 +202,9 @@ def splits(config: ConfigDict) -> tuple[str, ...]:
     return (*REAL, "mixup") if config.data.mixup_per_face else REAL
 
 
-def array_url(config: ConfigDict, step: str, split: str, how: Views) -> str:
+def array_url(config: ConfigDict, step: str, split: str, views: Views) -> str:
     """URL of a split's arrays in `data.cache`; workdirs share it, so its name encodes everything it depends on."""
-    base, settings = config.data.cache.rstrip("/"), dataclasses.asdict(how)
+    base, settings = config.data.cache.rstrip("/"), dataclasses.asdict(views)
     del settings["count"]  # each view has an array of its own
     if step == "discriminative":  # T_d sees faces before they are reduced
         settings = {name: settings[name] for name in ("seed", "shift", "rotate", "scale", "light")}
@@ -294,8 +294,8 @@ def dev_files(config: ConfigDict) -> dict[str, str]:
         return {}
     path = Path(config.dev.path)
     files = {"dev.path": sha256(path) if path.suffix == ".bin" else open_faces(path).contents()}
-    how = dev_degradation(config)
-    files |= {"dev.degradation": str(how)} if how.degraded else {}
+    degraded = dev_degradation(config)
+    files |= {"dev.degradation": str(degraded)} if degraded.degraded else {}
     return files | ({"dev.pairs": sha256(Path(config.dev.pairs))} if config.dev.pairs else {})
 
 

@@ -59,10 +59,10 @@ class Run:
         path = self.path("faces", split, ".json")
         if split != "mixup":
             return Faces.load(path)
-        how = json.loads(path.read_text(encoding="utf-8"))
-        known, _ = self.faces("train").split(how["without_last"])
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        known, _ = self.faces("train").split(settings["without_last"])
         real = known, self.faces("unlabeled")
-        return MixupFaces(real, round(how["each"] * sum(map(len, real))), how["seed"])
+        return MixupFaces(real, round(settings["each"] * sum(map(len, real))), settings["seed"])
 
     def store(self, step: str, split: str) -> FeatureStore:
         """The finished feature store that a step made of a split.

@@ -31,17 +31,17 @@ def target_extraction(run: Run, step: str, split: str, shape: tuple[int, ...], n
       load: see `Extraction`.
       compute: see `Extraction`.
     """
-    config, faces, how = run.config, run.faces(split), inputs.views(run.config)
-    views = inputs.target_views(config) if step == "discriminative" else config.views.count
-    made_by = {"gdrd_jax": __version__} | {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}
+    config, faces, views = run.config, run.faces(split), inputs.views(run.config)
+    count = inputs.target_views(config) if step == "discriminative" else config.views.count
+    versions = {"gdrd_jax": __version__} | {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}
     store = FeatureStore.create(
-        run.path(step, split), rows=len(faces), views=inputs.view_count(split, views), shape=shape, dtype="float16",
-        made_from={"faces": faces.fingerprint, "teacher": network.fingerprint},
+        run.path(step, split), rows=len(faces), views=inputs.view_count(split, count), shape=shape, dtype="float16",
+        provenance={"faces": faces.fingerprint, "teacher": network.fingerprint},
         about={
-            "teacher": network.settings, "views": dataclasses.asdict(how), "versions": made_by,
+            "teacher": network.settings, "views": dataclasses.asdict(views), "versions": versions,
             "data": config.data.path, "machine": platform.platform(),
         },
-        arrays=inputs.array_url(config, step, split, how),
+        arrays=inputs.array_url(config, step, split, views),
     )  # fmt: skip
     return Extraction(store, load, compute, f"{step} targets, {split}")
 
@@ -71,4 +71,4 @@ def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndar
 
 def teacher_of(config: ConfigDict, targets: FeatureStore) -> dict[str, str]:
     """`name` and `fingerprint` of the T_d that made these targets."""
-    return {"name": inputs.recognizer_name(config), "fingerprint": targets.manifest["made_from"]["teacher"]}
+    return {"name": inputs.recognizer_name(config), "fingerprint": targets.manifest["provenance"]["teacher"]}

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from gdrd_jax.config import used_losses
 from gdrd_jax.data import packed, packed_mixup
 from gdrd_jax.data.feature_store import FeatureStore, feature_statistics
-from gdrd_jax.data.input_pipeline import Dataset, Part
+from gdrd_jax.data.input_pipeline import Dataset, Subset
 from gdrd_jax.distributed import sharding
 from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.dev import DevSet
@@ -40,7 +40,7 @@ def gen(run: Run) -> None:
     sharding.start(run.process)
     config, folder = run.config, run.folder("gen")
     student = _student(config, embedding_dim=1)
-    info = DataInfo(feature_shape=feature_shape(student), **_of_generative(run))
+    info = DataInfo(feature_shape=feature_shape(student), **_generative_info(run))
     stage = Stage(student, {"feature_regression": {}}, info, rngs=nnx.Rngs(config.seed + 1))
     held_out = _held_out_r2(run) if config.data.test_people else lambda stage, step: {}
     labels = run.faces("train").labels
@@ -51,21 +51,21 @@ def gen(run: Run) -> None:
         write_json(folder / "metrics.json", metrics)
 
 
-def _of_generative(run: Run) -> dict:
+def _generative_info(run: Run) -> dict:
     targets = run.store("generative", "train")
     return {"target_shape": tuple(targets.manifest["shape"]), "target_statistics": lambda: _statistics(targets)}
 
 
-def _dataset(run: Run, labels: np.ndarray, more: Sequence[str], **steps: str) -> Dataset:
-    """The training people but those of label -1, then the splits `more`, with the caches of these steps."""
-    rows = {"train": np.flatnonzero(labels >= 0), **{s: np.arange(len(run.faces(s))) for s in more}}
-    parts = []
+def _dataset(run: Run, labels: np.ndarray, extra_splits: Sequence[str], **steps: str) -> Dataset:
+    """The training people but those of label -1, then the extra splits, with the stores of these steps."""
+    rows = {"train": np.flatnonzero(labels >= 0), **{s: np.arange(len(run.faces(s))) for s in extra_splits}}
+    subsets = []
     for split, chosen in rows.items():
         if len(chosen):
-            caches = {name: run.store(step, split) for name, step in steps.items()}
+            stores = {name: run.store(step, split) for name, step in steps.items()}
             known = labels[chosen] if split == "train" else np.full(len(chosen), -1, np.int32)
-            parts.append(Part(known, caches, chosen))
-    return Dataset(*parts)
+            subsets.append(Subset(known, stores, chosen))
+    return Dataset(*subsets)
 
 
 def _fit(config, stage, dataset, section, folder, name, evaluate) -> dict[str, float]:
@@ -88,40 +88,40 @@ def dis(run: Run) -> None:
     """Stage dis: the student learns from T_d, and from labels if it is to (Eq. 2, 3)."""
     sharding.start(run.process)
     config, folder = run.config, run.folder("dis")
-    found = _packed_set(config) if config.data.packed else _training_set(run)
-    dataset, centers = found.dataset, found.centers
-    student = _student_of(run, embedding_dim=centers.shape[1])
-    of_generative = _of_generative(run) if inputs.losses_need(config, "generative") else {}
-    stage = make_dis(config, student, centers, len(dataset.labels), **of_generative)
+    training_set = _packed_set(config) if config.data.packed else _training_set(run)
+    dataset, centers = training_set.dataset, training_set.centers
+    student = _initial_student(run, embedding_dim=centers.shape[1])
+    generative_info = _generative_info(run) if inputs.losses_need(config, "generative") else {}
+    stage = make_dis(config, student, centers, len(dataset.labels), **generative_info)
 
-    def save(name: str, **more) -> None:
-        description = _student_settings(config, centers.shape[1])
-        Recognizer.save(student, description, config.views.kernel, folder / name, teacher=found.teacher, **more)
+    def save(name: str, **metadata) -> None:
+        description, teacher = _student_settings(config, centers.shape[1]), training_set.teacher
+        Recognizer.save(student, description, config.views.kernel, folder / name, teacher=teacher, **metadata)
 
-    best, usable = folder / "best", not inputs.is_teacher_features(config)
-    judged = _dev_set(run) if run.process.rank == 0 else None
-    embedded = _embedder(run, student, judged.faces) if judged else None
+    best, exportable = folder / "best", not inputs.is_teacher_features(config)
+    dev_set = _dev_set(run) if run.process.rank == 0 else None
+    embedded = _embedder(run, student, dev_set.faces) if dev_set else None
 
     def evaluate(stage: Stage, step: int) -> dict[str, float]:
-        if judged is None:
+        if dev_set is None:
             return {}
         stage.eval()
-        pairs = judged.score(embedded())
-        metrics = judged.judge(pairs)
-        of = {name: getattr(judged, name) for name in ("same", "folds", "first", "second", "people")}
-        np.savez(folder / "dev.npz", scores=pairs.scores, **of)
-        if usable and (not best.exists() or metrics["dev_accuracy"] > describe_student(best)["dev_accuracy"]):
+        pairs = dev_set.score(embedded())
+        metrics = dev_set.judge(pairs)
+        about_pairs = {name: getattr(dev_set, name) for name in ("same", "folds", "first", "second", "people")}
+        np.savez(folder / "dev.npz", scores=pairs.scores, **about_pairs)
+        if exportable and (not best.exists() or metrics["dev_accuracy"] > describe_student(best)["dev_accuracy"]):
             save("best", step=step, **metrics)
         return metrics
 
     metrics = _fit(config, stage, dataset, config.dis, folder, "stage dis", evaluate)
     if run.process.rank == 0:
-        if usable:
+        if exportable:
             save("student")
         write_json(folder / "metrics.json", metrics)
 
 
-def make_dis(config: ConfigDict, student: Student, centers: np.ndarray, images: int, **of_generative) -> Stage:
+def make_dis(config: ConfigDict, student: Student, centers: np.ndarray, images: int, **generative_info) -> Stage:
     """Stage dis as the config has it.
 
     Args:
@@ -129,11 +129,11 @@ def make_dis(config: ConfigDict, student: Student, centers: np.ndarray, images: 
       student: the student to train.
       centers: see `DataInfo`.
       images: number of training images.
-      **of_generative: `target_shape` and `target_statistics` of `DataInfo`, where a loss needs T_g's features.
+      **generative_info: `target_shape` and `target_statistics` of `DataInfo`, where a loss needs T_g's features.
     """
     identities, dim = centers.shape
     shape = {} if inputs.is_teacher_features(config) else {"feature_shape": feature_shape(student)}
-    info = DataInfo(identities, images, dim, centers, **shape, **of_generative)
+    info = DataInfo(identities, images, dim, centers, **shape, **generative_info)
     frozen = () if inputs.trains_backbone(config) else ("backbone",)
     return Stage(
         student, used_losses(config.dis.losses), info, frozen=frozen, rngs=nnx.Rngs(config.seed + 2),
@@ -151,19 +151,19 @@ class _TrainingSet:
 
 
 def _training_set(run: Run) -> _TrainingSet:
-    config, everyone = run.config, run.faces("train")
-    identities = len(everyone.identities) - config.data.calibration_people
-    labels = np.where(everyone.labels < identities, everyone.labels, -1)
+    config, faces = run.config, run.faces("train")
+    identities = len(faces.identities) - config.data.calibration_people
+    labels = np.where(faces.labels < identities, faces.labels, -1)
     targets = run.store("discriminative", "train")
     rows = np.flatnonzero(labels >= 0)
     centers = class_centers(targets.read(0, rows), labels[rows], identities)
     if config.degradation.random:
-        seen = {"small": "small_faces"}
+        student_stores = {"small": "small_faces"}
     else:
-        seen = {"lr": "generative" if inputs.is_teacher_features(config) else "views"}
+        student_stores = {"lr": "generative" if inputs.is_teacher_features(config) else "views"}
     if inputs.losses_need(config, "generative"):
-        seen["generative"] = "generative"
-    dataset = _dataset(run, labels, _unlabeled_splits(config), **seen, discriminative="discriminative")
+        student_stores["generative"] = "generative"
+    dataset = _dataset(run, labels, _unlabeled_splits(config), **student_stores, discriminative="discriminative")
     return _TrainingSet(dataset, centers, teacher_of(config, targets))
 
 
@@ -172,10 +172,10 @@ def _packed_set(config: ConfigDict) -> _TrainingSet:
     found = packed.load(faces)
     known = np.flatnonzero(found.labels >= 0)
     centers = class_centers(found.targets.read(0, known), found.labels[known], int(found.labels.max()) + 1)
-    caches = {"small": found.small, "discriminative": found.targets}
+    stores = {"small": found.small, "discriminative": found.targets}
     for path in mixup:
-        caches |= packed_mixup.load(path, found)
-    dataset = Dataset(Part(found.labels, caches, np.arange(len(found.labels))))
+        stores |= packed_mixup.load(path, found)
+    dataset = Dataset(Subset(found.labels, stores, np.arange(len(found.labels))))
     return _TrainingSet(dataset, centers, {name: found.about[name] for name in ("name", "fingerprint")})
 
 
@@ -188,8 +188,8 @@ def _unlabeled_splits(config: ConfigDict) -> list[str]:
     return ["unlabeled", "mixup"] if mixup else ["unlabeled"]
 
 
-def _student_of(run: Run, embedding_dim: int) -> Student:
-    """The student that stage dis begins with."""
+def _initial_student(run: Run, embedding_dim: int) -> Student:
+    """The student at the start of stage dis."""
     config, student = run.config, _student(run.config, embedding_dim)
     if "gen" in run.folders:
         load_weights(student.backbone, run.folder("gen") / "backbone")
@@ -263,8 +263,8 @@ def _student_settings(config: ConfigDict, embedding_dim: int) -> dict:
     init = settings.pop("init")
     del settings["name"]
     if init:
-        begun = inputs.initial_student(config)
-        settings |= {name: begun[name] for name in ("width", "hidden", "head_stages")}
+        initial = inputs.initial_student(config)
+        settings |= {name: initial[name] for name in ("width", "hidden", "head_stages")}
     return {**settings, "resolution": config.views.resolution, "embedding_dim": embedding_dim}
 
 
@@ -272,8 +272,8 @@ def _student(config: ConfigDict, embedding_dim: int) -> Student:
     """A new student, or that of `config.student.init`; its last layer is new where the embedding has another size."""
     student = Student(**_student_settings(config, embedding_dim), rngs=nnx.Rngs(config.seed))
     if config.student.init:
-        begun = Recognizer.load(config.student.init).student
-        if begun.head.layers[-1].out_features != embedding_dim:
-            begun.head.layers[-1] = student.head.layers[-1]
-        nnx.update(student, nnx.state(begun))
+        initial = Recognizer.load(config.student.init).student
+        if initial.head.layers[-1].out_features != embedding_dim:
+            initial.head.layers[-1] = student.head.layers[-1]
+        nnx.update(student, nnx.state(initial))
     return student

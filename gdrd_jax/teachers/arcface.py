@@ -24,8 +24,9 @@ PREPROCESSING = {
     "unit": "0/255",
     "arcface": "127.5/127.5",
     "imagenet": "123.675,116.28,103.53/58.395,57.12,57.375",
-    "inside": "0/1",  # the graph begins with it
+    "in_graph": "0/1",  # the graph normalizes
 }
+IN_GRAPH_BEFORE = "inside"  # versions up to 0.4; accepted until 0.6
 CHOICES = f"{', '.join(PREPROCESSING)}, or MEAN/STD"
 
 
@@ -33,15 +34,17 @@ def parse_preprocessing(text: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Mean and standard deviation, float32 `[1]` or `[3]`; None for "auto".
 
     Args:
-      text: "auto", a name in `PREPROCESSING`, or "MEAN/STD", each one number or three, R,G,B.
+      text: "auto", a name in `PREPROCESSING`, or "MEAN/STD", each one number or three, R,G,B. "inside", the earlier
+        name of "in_graph", is accepted, too.
 
     Raises:
       GdrdError: none of these.
     """
     if text == "auto":
         return None
+    name = "in_graph" if text == IN_GRAPH_BEFORE else text
     try:
-        mean, std = (np.array(part.split(","), np.float32) for part in PREPROCESSING.get(text, text).split("/"))
+        mean, std = (np.array(part.split(","), np.float32) for part in PREPROCESSING.get(name, name).split("/"))
         if mean.size in (1, 3) and std.size in (1, 3) and np.isfinite(mean).all() and (std > 0).all():
             return mean, std
     except ValueError:
@@ -61,6 +64,14 @@ def check_file(path: str | os.PathLike) -> None:
             "iresnet, or 'sface' for the recognizer in the extra 'quickstart'",
             "file-missing",
         )
+
+
+def current_preprocessing(text: str) -> str:
+    """The name of today for a preprocessing; logs a warning for an earlier one."""
+    if text != IN_GRAPH_BEFORE:
+        return text
+    LOG.warning("the preprocessing 'inside' is now called 'in_graph'; the earlier name will be refused from 0.6 on")
+    return "in_graph"
 
 
 class ArcFace:
@@ -103,13 +114,14 @@ class ArcFace:
         check_file(path)
         self._path, self._precision, self._batch, self._lock = path, precision, BATCH, threading.RLock()
         model = self._open(output)
-        self.preprocessing, self.warnings = self._fed_with(model, preprocessing)
+        self.preprocessing, self.warnings = self._fed_with(model, current_preprocessing(preprocessing))
         for warning in self.warnings:
             LOG.warning(warning)
         self._mean, self._std = parse_preprocessing(self.preprocessing)
         if np.issubdtype(self._input.dtype, np.integer) and (self._mean.any() or (self._std != 1).any()):
             raise GdrdError(
-                f"{path} takes integer pixels in 0..255; set its preprocessing to 'inside'", "preprocessing-of-integers"
+                f"{path} takes integer pixels in 0..255; set its preprocessing to 'in_graph'",
+                "preprocessing-of-integers",
             )
         self.dim = self._try_out()
         self._converted = None

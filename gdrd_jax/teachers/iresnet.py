@@ -7,7 +7,7 @@ import numpy as np
 
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.teachers import torch_network
-from gdrd_jax.teachers.arcface import BATCH, parse_preprocessing
+from gdrd_jax.teachers.arcface import BATCH, current_preprocessing, parse_preprocessing
 from gdrd_jax.teachers.checkpoint import SHOWN, load, read_state_dict
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import digest, sha256
@@ -42,7 +42,7 @@ class IResNet:
 
     def __init__(self, path: str | os.PathLike, *, preprocessing: str = "auto", precision: str = "float32"):
         path = Path(path)
-        self.preprocessing = "arcface" if preprocessing == "auto" else preprocessing
+        self.preprocessing = "arcface" if preprocessing == "auto" else current_preprocessing(preprocessing)
         self._mean, self._std = parse_preprocessing(self.preprocessing)
         self._torch = require("torch", "teachers")
         self._device, self._precision = torch_network.device(), precision

@@ -26,7 +26,7 @@ LAYERS = {
 }  # fmt: skip
 # Name in `arcface.PREPROCESSING` -> [minimum, maximum] of red, green and blue after preprocessing pixels in 0..255.
 RANGES = {
-    "inside": [[0, 255]] * 3, "unit": [[0, 1]] * 3, "arcface": [[-1, 1]] * 3,
+    "in_graph": [[0, 255]] * 3, "unit": [[0, 1]] * 3, "arcface": [[-1, 1]] * 3,
     "imagenet": [[-2.118, 2.249], [-2.036, 2.429], [-1.804, 2.640]],
 }  # fmt: skip
 # Minimum and maximum width of the range of normalized, mean-centered 8-bit, and unit-variance pixels.
@@ -70,7 +70,7 @@ def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
       GdrdError: the constants fit no range of pixels, or several.
     """
     if np.issubdtype(dtype, np.integer):
-        return Front("inside", proven=True)
+        return Front("in_graph", proven=True)
     nodes, ends, followers, statistics = _front(model)
     # Behind a mean of pixels an operation that is not known is most likely the network's.
     unknown = [] if any(node.op_type == "AveragePool" for node in nodes) else sorted(followers - LAYERS)
@@ -228,7 +228,7 @@ def _unchanged(found: dict[str, tuple]) -> bool:
 
 def _is_bgr(found: dict[str, tuple]) -> bool:
     """Whether black becomes ImageNet's mean with blue first: at both layouts the channels appear in their order."""
-    black, _ = found.get("inside", found.get("unit", (np.zeros(0), None)))
+    black, _ = found.get("in_graph", found.get("unit", (np.zeros(0), None)))
     _, first = np.unique(np.round(black, 4), return_index=True)
     channels = black[np.sort(first)]
     if len(channels) != 3 or not channels.all():

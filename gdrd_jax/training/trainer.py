@@ -130,12 +130,12 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
     """
     optimizer, shift = schedule.update(), schedule.shift
 
-    def loss_of(params: nnx.State, rest: nnx.State, batch: feeding.Chosen, key: jax.Array) -> tuple:
+    def loss_of(params: nnx.State, rest: nnx.State, batch: feeding.Arrays, key: jax.Array) -> tuple:
         stage = nnx.merge(graphdef, params, rest, copy=True)
         loss, metrics = stage.loss(batch, key)
         return loss, (metrics, split(stage)[2])
 
-    def step(resident: feeding.Chosen, state: State, which: tuple) -> tuple[State, Metrics]:
+    def step(resident: feeding.Arrays, state: State, which: tuple) -> tuple[State, Metrics]:
         params, rest, opt_state, averaged = state
         chosen, number = which
         batch = _contents(resident, chosen) if resident else chosen
@@ -151,7 +151,7 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
             averaged = jax.tree.map(partial(_towards, share), averaged, (params, rest))
         return (params, rest, opt_state, averaged), {"loss": loss, **metrics}
 
-    def run(state: State, resident: feeding.Chosen, chosen: feeding.Chosen, steps: jax.Array) -> tuple[State, Metrics]:
+    def run(state: State, resident: feeding.Arrays, chosen: feeding.Arrays, steps: jax.Array) -> tuple[State, Metrics]:
         if loop:
             return jax.lax.scan(partial(step, resident), state, (chosen, steps))
         several = []  # not `unroll`: a scan of one step is a loop for XLA all the same
@@ -161,7 +161,7 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
         return state, jax.tree.map(lambda *values: jnp.stack(values), *several)
 
     def on_all_devices(
-        state: State, resident: feeding.Chosen, chosen: feeding.Chosen, steps: jax.Array
+        state: State, resident: feeding.Arrays, chosen: feeding.Arrays, steps: jax.Array
     ) -> tuple[State, Metrics]:
         everywhere, shared = PartitionSpec(), PartitionSpec(None, sharding.AXIS)
         specs = class_parallel.partition_specs(state)
@@ -190,7 +190,7 @@ def averaged_or_raw(state: State) -> tuple:
     return state[3] or state[:2]
 
 
-def _contents(resident: feeding.Chosen, chosen: feeding.Chosen) -> feeding.Chosen:
+def _contents(resident: feeding.Arrays, chosen: feeding.Arrays) -> feeding.Arrays:
     rows, views = chosen["rows"], chosen["views"]
     contents = {name: a[rows] if name == "label" else a[rows, views % a.shape[1]] for name, a in resident.items()}
     if "mixup_partner" in contents:

@@ -12,7 +12,7 @@ import pytest
 
 from gdrd_jax import __version__
 from gdrd_jax.cli import __main__ as gdrd
-from gdrd_jax.main import CONFIGS, config_names
+from gdrd_jax.cli.train import CONFIGS, config_names
 
 ROOT = Path(__file__).parents[2]
 

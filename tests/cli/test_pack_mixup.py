@@ -27,7 +27,7 @@ def faces(tmp_path_factory):
 def pack(faces, targets, folder):
     shape = targets.shape[1:]
     cache = FeatureStore.create(
-        folder / "cache", rows=len(faces), views=1, shape=shape, dtype="float16", made_from={"faces": "x"}
+        folder / "cache", rows=len(faces), views=1, shape=shape, dtype="float16", provenance={"faces": "x"}
     )
     cache.write(0, range(len(faces)), targets)
     rows, about = np.arange(len(faces)), {"name": "the-teacher", "fingerprint": "f" * 64}

@@ -1,4 +1,4 @@
-"""One cache, filled by one process or several, interrupted or not."""
+"""One store, filled by one process or several, interrupted or not."""
 
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ class Killed(Exception):
 
 def job(path, *, seconds=0.0, killed_at=None, views=2, wrong=()):
     """Row r of view v is [100 v + r, v]; `calls` are the pieces it computed."""
-    cache = FeatureStore.create(path, rows=ROWS, views=views, shape=(2,), dtype="float32", made_from={})
+    store = FeatureStore.create(path, rows=ROWS, views=views, shape=(2,), dtype="float32", provenance={})
     calls = []
 
     def load(view, rows):
@@ -39,7 +39,7 @@ def job(path, *, seconds=0.0, killed_at=None, views=2, wrong=()):
         time.sleep(seconds)
         return values + np.isin(values[:, :1], wrong)
 
-    made = Extraction(cache, load, compute, "test")
+    made = Extraction(store, load, compute, "test")
     return made, calls
 
 
@@ -122,19 +122,19 @@ def test_all_views_of_a_face_are_made_from_one_read(tmp_path, monkeypatch, low):
     views, reads, read = dataclasses.replace(Views.plain(16, "area"), count=3, shift=4.0), [], Faces.read
     monkeypatch.setattr(Faces, "read", lambda faces, row: reads.append(row) or read(faces, row))
     shape = (size, size, 3)
-    cache = FeatureStore.create(
-        tmp_path / "c", rows=count, views=3, shape=shape, dtype="uint8", made_from={"faces": ""}
+    store = FeatureStore.create(
+        tmp_path / "c", rows=count, views=3, shape=shape, dtype="uint8", provenance={"faces": ""}
     )
-    extract(Extraction(cache, view_loader(faces, views, low=low), None, "views"))
+    extract(Extraction(store, view_loader(faces, views, low=low), None, "views"))
     assert sorted(reads) == list(range(count))
     high = views.augment(faces[300], 300, 2)
-    np.testing.assert_array_equal(cache.read(2)[300], views.degrade(high, 300, 2) if low else high)
+    np.testing.assert_array_equal(store.read(2)[300], views.degrade(high, 300, 2) if low else high)
 
 
 def test_a_process_takes_all_views_of_the_same_rows(tmp_path):
     made, _ = job(tmp_path / "c", views=3)
     with ThreadPoolExecutor(1) as ahead:
-        order = itertools.islice(_loaded_ahead(made, set(made.cache.missing()), ProcessInfo(1, 2), ahead), 9)
+        order = itertools.islice(_loaded_ahead(made, set(made.store.missing()), ProcessInfo(1, 2), ahead), 9)
         assert [(view, rows.start // CHUNK_ROWS) for view, rows, _ in order] == [
             (view, block) for block in (1, 3, 5) for view in range(3)
         ]

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import resource
 import shutil
@@ -13,27 +14,34 @@ VALUES = np.float16(np.random.default_rng(0).normal(size=(2, ROWS, 3, 4)))
 
 
 def create(path, **changes):
-    settings = {"rows": ROWS, "views": 2, "shape": (3, 4), "dtype": "float16", "made_from": {"teacher": "a"}, **changes}
+    settings = {
+        "rows": ROWS,
+        "views": 2,
+        "shape": (3, 4),
+        "dtype": "float16",
+        "provenance": {"teacher": "a"},
+        **changes,
+    }
     return FeatureStore.create(path, **settings)
 
 
-def write(cache, chunks):
+def write(store, chunks):
     for view, rows in chunks:
-        cache.write(view, rows, VALUES[view, rows.start : rows.stop])
+        store.write(view, rows, VALUES[view, rows.start : rows.stop])
 
 
 @pytest.fixture
 def finished(tmp_path):
-    cache = create(tmp_path / "c")
-    write(cache, cache.chunks())
+    store = create(tmp_path / "c")
+    write(store, store.chunks())
     return tmp_path / "c"
 
 
 def test_reads_back_what_was_written(finished):
-    cache = FeatureStore.open(finished)
-    np.testing.assert_array_equal(cache.read(1), VALUES[1])
-    np.testing.assert_array_equal(cache.read(0, np.array([500, 3])), VALUES[0, [500, 3]])
-    np.testing.assert_array_equal(cache.read_all(), VALUES.transpose(1, 0, 2, 3))
+    store = FeatureStore.open(finished)
+    np.testing.assert_array_equal(store.read(1), VALUES[1])
+    np.testing.assert_array_equal(store.read(0, np.array([500, 3])), VALUES[0, [500, 3]])
+    np.testing.assert_array_equal(store.read_all(), VALUES.transpose(1, 0, 2, 3))
 
 
 def test_goes_on_where_it_was_killed(tmp_path):
@@ -56,16 +64,34 @@ def test_pieces_come_in_any_order_from_several_writers(tmp_path):
 
 
 def test_is_opened_for_its_own_data_set_only(tmp_path):
-    cache = create(tmp_path / "c", made_from={"faces": "a", "teacher": "b"})
-    write(cache, cache.chunks())
+    store = create(tmp_path / "c", provenance={"faces": "a", "teacher": "b"})
+    write(store, store.chunks())
     FeatureStore.open(tmp_path / "c", faces="a")
     with raises("targets-other-faces", tmp_path / "c"):
         FeatureStore.open(tmp_path / "c", faces="b")
 
 
-def test_refuses_a_cache_of_something_else(finished):
-    with raises("targets-other-source", "(made_from differ)"):
-        create(finished, made_from={"teacher": "b"})
+def test_a_store_of_an_earlier_version_is_read_and_continued(tmp_path):
+    store = create(tmp_path / "c")
+    write(store, list(store.chunks())[:2])
+    path = tmp_path / "c" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["made_from"] = manifest.pop("provenance")
+    path.write_text(json.dumps(manifest))
+    again = create(tmp_path / "c")
+    assert again.missing() == list(again.chunks())[2:]
+    write(again, again.missing())
+    np.testing.assert_array_equal(FeatureStore.open(tmp_path / "c").read(1), VALUES[1])
+    # As version 0.4 named the arrays: an object store may have them.
+    names = sorted(path.name for path in (tmp_path / "c").iterdir())
+    assert names == ["manifest.json", "view0.7ccc4c46", "view1.7ccc4c46"]
+    with raises("targets-other-source", "(provenance differ)"):
+        create(tmp_path / "c", provenance={"teacher": "b"})
+
+
+def test_refuses_a_store_of_something_else(finished):
+    with raises("targets-other-source", "(provenance differ)"):
+        create(finished, provenance={"teacher": "b"})
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e6])  # a million is infinite in float16
@@ -76,8 +102,8 @@ def test_refuses_values_that_are_not_finite(tmp_path, value):
         create(tmp_path / "n", rows=5).write(0, range(5), values)
 
 
-def test_refuses_a_folder_that_is_no_cache(tmp_path):
-    for text in (None, "", "{}", '{"format": 1, "rows": 1, "views": 1, "shape": [], "dtype": "f4", "made_from": {}}'):
+def test_refuses_a_folder_that_is_no_store(tmp_path):
+    for text in (None, "", "{}", '{"format": 1, "rows": 1, "views": 1, "shape": [], "dtype": "f4", "provenance": {}}'):
         if text is not None:
             (tmp_path / "manifest.json").write_text(text)
         with raises("targets-manifest", tmp_path, "manifest.json"):
@@ -107,13 +133,13 @@ def test_any_number_of_processes_may_begin_it_at_once(tmp_path):
 
 
 def test_what_an_older_run_left_behind_goes_on_writing_is_not_taken(tmp_path):
-    """Rank 0 was killed and the cache begun anew with another teacher, while another rank still works."""
-    orphan = create(tmp_path / "c", made_from={"teacher": "old"})
+    """Rank 0 was killed and the store begun anew with another teacher, while another rank still works."""
+    orphan = create(tmp_path / "c", provenance={"teacher": "old"})
     shutil.rmtree(tmp_path / "c")
-    cache = create(tmp_path / "c", made_from={"teacher": "new"})
+    store = create(tmp_path / "c", provenance={"teacher": "new"})
     orphan.write(0, range(CHUNK_ROWS), -VALUES[0, :CHUNK_ROWS])
-    assert len(cache.missing()) == 6
-    write(cache, cache.missing())
+    assert len(store.missing()) == 6
+    write(store, store.missing())
     np.testing.assert_array_equal(FeatureStore.open(tmp_path / "c").read(0), VALUES[0])
 
 
@@ -134,49 +160,49 @@ def test_a_missing_or_shortened_chunk_is_noticed_and_written_again(finished):
         spoil(first_chunk(finished))
         with raises("targets-unfinished", "1 of 6 pieces", "0-255 of view 0"):
             FeatureStore.open(finished)
-        cache = create(finished)
-        write(cache, cache.missing())
+        store = create(finished)
+        write(store, store.missing())
         np.testing.assert_array_equal(FeatureStore.open(finished).read(0), VALUES[0])
 
 
 def test_a_chunk_that_goes_while_it_is_read_is_no_zeros(finished):
-    cache = FeatureStore.open(finished)
+    store = FeatureStore.open(finished)
     first_chunk(finished).unlink()
     with raises("targets-damaged", "view 0"):
-        cache.read(0)
+        store.read(0)
 
 
 def test_a_chunk_of_zeros_is_stored(tmp_path):
-    cache = create(tmp_path / "z", rows=5, views=1)
-    cache.write(0, range(5), np.zeros((5, 3, 4)))
+    store = create(tmp_path / "z", rows=5, views=1)
+    store.write(0, range(5), np.zeros((5, 3, 4)))
     assert not FeatureStore.open(tmp_path / "z").read(0).any()
 
 
 def test_a_disk_without_room_is_told_and_what_is_there_stays(tmp_path):
     """A limit on the size of files stands for a full disk."""
-    cache = create(tmp_path / "c", shape=(3, 400))
-    write_zeros = lambda cache, rows: cache.write(0, rows, np.zeros((len(rows), 3, 400)))  # noqa: E731
-    write_zeros(cache, range(CHUNK_ROWS))
+    store = create(tmp_path / "c", shape=(3, 400))
+    write_zeros = lambda store, rows: store.write(0, rows, np.zeros((len(rows), 3, 400)))  # noqa: E731
+    write_zeros(store, range(CHUNK_ROWS))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with raises("not-written", tmp_path / "c", "File too large", "ulimit -f"):
-            write_zeros(cache, range(CHUNK_ROWS, 2 * CHUNK_ROWS))
+            write_zeros(store, range(CHUNK_ROWS, 2 * CHUNK_ROWS))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert cache.has(0, range(CHUNK_ROWS)) and not cache.has(0, range(CHUNK_ROWS, 2 * CHUNK_ROWS))
-    write_zeros(cache, range(CHUNK_ROWS, 2 * CHUNK_ROWS))
-    assert not cache.read(0, slice(0, 2 * CHUNK_ROWS)).any()
+    assert store.has(0, range(CHUNK_ROWS)) and not store.has(0, range(CHUNK_ROWS, 2 * CHUNK_ROWS))
+    write_zeros(store, range(CHUNK_ROWS, 2 * CHUNK_ROWS))
+    assert not store.read(0, slice(0, 2 * CHUNK_ROWS)).any()
 
 
 def test_statistics_of_features_are_those_of_the_whole_array(tmp_path):
-    cache = create(tmp_path / "s", shape=(3, 2, 2))
+    store = create(tmp_path / "s", shape=(3, 2, 2))
     random = np.random.default_rng(1)
     values = random.normal(3, [[[1]], [[2]], [[0]]], size=(2, ROWS, 3, 2, 2)) + random.normal(size=(3, 2, 2))
     values = np.float16(values)
-    for view, rows in cache.chunks():
-        cache.write(view, rows, values[view, rows.start : rows.stop])
-    mean, std = feature_statistics(cache)
+    for view, rows in store.chunks():
+        store.write(view, rows, values[view, rows.start : rows.stop])
+    mean, std = feature_statistics(store)
     rest = np.float64(values) - np.float64(values).mean(axis=(0, 1))
     np.testing.assert_allclose(mean, np.float64(values).mean(axis=(0, 1)), rtol=1e-5)
     np.testing.assert_allclose(std, np.sqrt((rest**2).mean(axis=(0, 1, 3, 4))), rtol=1e-4, atol=1e-6)

@@ -15,45 +15,45 @@ VALUES = np.float16(np.random.default_rng(0).normal(size=(2, ROWS, 3)))
 
 
 def create(path, url, **changes):
-    settings = {"rows": ROWS, "views": 2, "shape": (3,), "dtype": "float16", "made_from": {"teacher": "a"}, **changes}
+    settings = {"rows": ROWS, "views": 2, "shape": (3,), "dtype": "float16", "provenance": {"teacher": "a"}, **changes}
     return FeatureStore.create(path, arrays=f"{url}/discriminative/train", **settings)
 
 
-def write(cache, chunks):
+def write(store, chunks):
     for view, rows in chunks:
-        cache.write(view, rows, VALUES[view, rows.start : rows.stop])
+        store.write(view, rows, VALUES[view, rows.start : rows.stop])
 
 
 def test_arrays_are_written_to_a_bucket_and_read_again(bucket, tmp_path):
-    cache = create(tmp_path / "c", bucket)
-    pieces = list(cache.chunks())
-    write(cache, pieces[:1])
-    assert cache.has(*pieces[0]) and not cache.has(*pieces[1])
+    store = create(tmp_path / "c", bucket)
+    pieces = list(store.chunks())
+    write(store, pieces[:1])
+    assert store.has(*pieces[0]) and not store.has(*pieces[1])
     assert create(tmp_path / "c", bucket).missing() == pieces[1:]
     with raises("targets-unfinished", "3 of 4 pieces"):
         FeatureStore.open(tmp_path / "c")
-    write(cache, pieces[1:])
+    write(store, pieces[1:])
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["manifest.json"]
     again = FeatureStore.open(tmp_path / "c")
     np.testing.assert_array_equal(again.read_all(), VALUES.transpose(1, 0, 2))
-    np.testing.assert_array_equal(again.at_random(10_000)(1, np.array([260, 3])), VALUES[1, [260, 3]])
+    np.testing.assert_array_equal(again.reader(10_000)(1, np.array([260, 3])), VALUES[1, [260, 3]])
 
 
 def test_caches_of_the_same_things_share_their_arrays(bucket, tmp_path):
     write(first := create(tmp_path / "a", bucket), first.chunks())
     assert create(tmp_path / "b", bucket).missing() == []
-    assert len(create(tmp_path / "c", bucket, made_from={"teacher": "b"}).missing()) == 4
+    assert len(create(tmp_path / "c", bucket, provenance={"teacher": "b"}).missing()) == 4
 
 
 def test_a_damaged_object_is_noticed(bucket, tmp_path):
-    write(cache := create(tmp_path / "c", bucket), FeatureStore.chunks(cache))
-    folder = ts.KvStore.open(object_store.kvstore(cache._place(1))).result()
+    write(store := create(tmp_path / "c", bucket), FeatureStore.chunks(store))
+    folder = ts.KvStore.open(object_store.kvstore(store._place(1))).result()
     damaged = bytearray(folder.read("0.0").result().value)
     damaged[5] ^= 1
     folder.write("0.0", bytes(damaged)).result()
     with raises("targets-unreadable", "view1", "igest"):
-        cache.read(1)
-    np.testing.assert_array_equal(cache.read(0), VALUES[0])
+        store.read(1)
+    np.testing.assert_array_equal(store.read(0), VALUES[0])
 
 
 def test_a_bucket_that_is_not_there_is_named_first(bucket):
@@ -99,7 +99,7 @@ def test_arrays_are_written_to_a_server_of_s3(tmp_path, monkeypatch):
         host, port = s3.get_host_and_port()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/faces", method="PUT")).close()
-        write(cache := create(tmp_path / "c", "s3://faces"), cache.chunks())
+        write(store := create(tmp_path / "c", "s3://faces"), store.chunks())
         np.testing.assert_array_equal(FeatureStore.open(tmp_path / "c").read(1), VALUES[1])
         assert json.loads((tmp_path / "c" / "manifest.json").read_text())["arrays"] == "s3://faces/discriminative/train"
     finally:

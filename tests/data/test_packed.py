@@ -26,7 +26,7 @@ def parts(tmp_path_factory):
     for name, people, images, rows in (("known", 7, 1, range(6)), ("others", 2, 2, range(4))):
         faces = checked(open_faces(make_faces(root / name, people, images)))
         cache = FeatureStore.create(
-            root / f"{name}.cache", rows=len(faces), views=1, shape=(DIM,), dtype="float16", made_from={"faces": name}
+            root / f"{name}.cache", rows=len(faces), views=1, shape=(DIM,), dtype="float16", provenance={"faces": name}
         )
         cache.write(0, range(len(faces)), 7 * random.normal(size=(len(faces), DIM)))
         rows = np.array(rows)

@@ -85,7 +85,7 @@ def lfw_results(lfw_folder, network, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "lfw"
     command = [
         sys.executable, "tools/evaluate.py", "--protocol", "lfw", "--data", lfw_folder, "--pairs",
-        lfw_folder / "pairs.txt", "--model", network, "--model", f"other={network}:inside", "--resolution", "native",
+        lfw_folder / "pairs.txt", "--model", network, "--model", f"other={network}:in_graph", "--resolution", "native",
         "16", "8", "--kernel", "bicubic", "--out", out,
     ]  # fmt: skip
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
@@ -108,7 +108,7 @@ def test_lfw_writes_every_file_and_says_what_made_the_numbers(lfw_results, lfw_f
         if key in row:
             assert low - 5 <= row[key] <= high + 5, key
     assert metrics["settings"]["kernel"] == "bicubic" and len(metrics["settings"]["faces"]["fingerprint"]) == 64
-    assert metrics["settings"]["models"]["other"]["preprocessing"] == "inside"
+    assert metrics["settings"]["models"]["other"]["preprocessing"] == "in_graph"
     for name in ("roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png"):
         assert (out / name).stat().st_size > 0
     assert "colors_native" in done.stderr and metrics["stand_in"] is None
@@ -583,7 +583,7 @@ def test_an_existing_path_wins_over_every_other_reading(network, tmp_path, monke
         "C:odd/net.onnx": ("net", "C:odd/net.onnx", "auto"),
         "y=C:odd/net.onnx:127.5/128": ("y", "C:odd/net.onnx", "127.5/128"),
         "x=C:odd/net.onnx": ("net", "x=C:odd/net.onnx", "auto"),  # all of it is there
-        "plain/b=c:d.onnx:inside": ("b_c_d", "plain/b=c:d.onnx", "inside"),
+        "plain/b=c:d.onnx:in_graph": ("b_c_d", "plain/b=c:d.onnx", "in_graph"),
         "n=plain/b=c:d.onnx": ("n", "plain/b=c:d.onnx", "auto"),
         "e.onnx:arcface": ("e", "e.onnx", "arcface"),
         "runs/lr=0.1": ("lr_0", "runs/lr=0.1", "auto"),

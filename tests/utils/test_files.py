@@ -33,7 +33,7 @@ def here(tmp_path, monkeypatch):
 
 
 def write(path):
-    cache = FeatureStore.create(path, rows=3, views=1, shape=(2,), dtype="float32", made_from={"faces": "x"})
+    cache = FeatureStore.create(path, rows=3, views=1, shape=(2,), dtype="float32", provenance={"faces": "x"})
     cache.write(0, range(3), np.ones((3, 2), np.float32))
 
 

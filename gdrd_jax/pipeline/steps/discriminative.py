@@ -10,7 +10,7 @@ from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
 from gdrd_jax.pipeline.targets import target_extraction
 from gdrd_jax.teachers import load_discriminative
-from gdrd_jax.teachers.arcface import check_file, parse_preprocessing
+from gdrd_jax.teachers.arcface import IN_GRAPH_BEFORE, check_file, parse_preprocessing
 from gdrd_jax.teachers.checkpoint import check_weights
 from gdrd_jax.teachers.file_kind import ONNX, file_kind
 from gdrd_jax.teachers.onnx_files import onnx_sha256
@@ -52,11 +52,11 @@ def run(run: Run) -> None:
 
 def extractions(run: Run) -> Iterator[Extraction]:
     """How the targets of each split are computed."""
-    network, how = load(run.config), inputs.views(run.config)
+    network, views = load(run.config), inputs.views(run.config)
     for split in inputs.splits(run.config):
         faces = run.faces(split)
         if len(faces):
-            loader = view_loader(faces, how, low=False)
+            loader = view_loader(faces, views, low=False)
             yield target_extraction(run, "discriminative", split, (network.dim,), network, loader, network.embed)
 
 
@@ -71,6 +71,8 @@ def load(config: ConfigDict):
 
 def _adjust(config: ConfigDict, settings: dict) -> None:
     settings["views.count"] = inputs.target_views(config)
+    if settings["discriminative.preprocessing"] == "in_graph":
+        settings["discriminative.preprocessing"] = IN_GRAPH_BEFORE  # as the output of earlier versions recorded it
 
 
 STEP = Step(

@@ -27,14 +27,14 @@ def files(config: ConfigDict) -> dict[str, str]:
     """Fingerprints of the face lists, and of the detector where faces are aligned."""
     faces = inputs.opened(config)
     found = {"data.path": faces.signature()}
-    if more := inputs.unlabeled(config):
-        found["data.unlabeled"] = more.signature()
+    if unlabeled := inputs.unlabeled(config):
+        found["data.unlabeled"] = unlabeled.signature()
     if config.data.mixup_per_face:
         found["data.mixup_per_face"] = (
             f"{config.data.mixup_per_face:g} of all but {config.data.calibration_people}, {config.views.seed}"
         )
     if not config.data.align:  # the faces stay where they are
-        folders = [*(faces.roots or [faces.root]), *((more.roots or [more.root]) if more else [])]
+        folders = [*(faces.roots or [faces.root]), *((unlabeled.roots or [unlabeled.root]) if unlabeled else [])]
         found["folder"] = " ".join(map(str, folders))
     else:
         found["data.detector"] = aligner_fingerprint(inputs.detector(config))
@@ -54,23 +54,23 @@ def run(run: Run) -> str:
             return checked(faces)
         return prepare(faces, folder / name, aligner=Aligner(inputs.detector(config)))
 
-    everyone, more = read(inputs.opened(config), "aligned"), inputs.unlabeled(config)
-    more = read(more, "aligned_unlabeled") if more else everyone.take([])
-    more = dataclasses.replace(more, labels=np.full(len(more), -1, np.int32), identities=())
-    for split, part in zip(REAL, (*everyone.split(config.data.test_people), more)):
-        part.save(folder / f"{split}.json")
-    log_skipped(everyone, folder / "train.json")
-    log_skipped(more, folder / "unlabeled.json")
-    fingerprint = f"{everyone.fingerprint}:{config.data.test_people}:{more.fingerprint}"
+    labeled, unlabeled = read(inputs.opened(config), "aligned"), inputs.unlabeled(config)
+    unlabeled = read(unlabeled, "aligned_unlabeled") if unlabeled else labeled.take([])
+    unlabeled = dataclasses.replace(unlabeled, labels=np.full(len(unlabeled), -1, np.int32), identities=())
+    for split, faces in zip(REAL, (*labeled.split(config.data.test_people), unlabeled)):
+        faces.save(folder / f"{split}.json")
+    log_skipped(labeled, folder / "train.json")
+    log_skipped(unlabeled, folder / "unlabeled.json")
+    fingerprint = f"{labeled.fingerprint}:{config.data.test_people}:{unlabeled.fingerprint}"
     if not config.data.mixup_per_face:
         return fingerprint
-    how = {
+    settings = {
         "each": config.data.mixup_per_face,
         "seed": config.views.seed,
         # The people who choose thresholds must be strangers to the student.
         "without_last": config.data.calibration_people,
     }
-    write_json(folder / "mixup.json", how)
+    write_json(folder / "mixup.json", settings)
     return f"{fingerprint}:{run.faces('mixup').fingerprint}"
 
 

@@ -1,4 +1,7 @@
-"""Steps `views` and `small_faces`: the low-resolution images that the student sees."""
+"""Steps `views` and `small_faces`: the low-resolution images that the student sees.
+
+A view is a face augmented in a fixed way: as it is, mirrored, or moved a little; see `data.degradation.Views`.
+"""
 
 import dataclasses
 
@@ -20,21 +23,21 @@ def run(run: Run) -> None:
 
 
 def run_small(run: Run) -> None:
-    """Reduces the faces that are degraded inside the training step to a few times the low resolution."""
-    how = Views.plain(SMALL * run.config.views.resolution, "area")
+    """Reduces the faces that are degraded in the training step to a few times the low resolution."""
+    views = Views.plain(SMALL * run.config.views.resolution, "area")
     for split in ("train", "unlabeled"):
-        _store(run, "small_faces", split, how, 1, "small faces")
+        _store(run, "small_faces", split, views, 1, "small faces")
 
 
-def _store(run: Run, step: str, split: str, how: Views, count: int, what: str) -> None:
+def _store(run: Run, step: str, split: str, views: Views, count: int, what: str) -> None:
     """Stores the first `count` reduced views of every face of a split; `what` names them beside the progress bar."""
     source = run.faces(split)
     store = FeatureStore.create(
-        run.path(step, split), rows=len(source), views=count, shape=(how.resolution, how.resolution, 3),
-        dtype="uint8", made_from={"faces": source.fingerprint}, about=dataclasses.asdict(how),
-        arrays=inputs.array_url(run.config, step, split, how),
+        run.path(step, split), rows=len(source), views=count, shape=(views.resolution, views.resolution, 3),
+        dtype="uint8", provenance={"faces": source.fingerprint}, about=dataclasses.asdict(views),
+        arrays=inputs.array_url(run.config, step, split, views),
     )  # fmt: skip
-    extract(Extraction(store, view_loader(source, how, low=True), None, f"{what}, {split}"), run.process)
+    extract(Extraction(store, view_loader(source, views, low=True), None, f"{what}, {split}"), run.process)
 
 
 VIEWS = Step("views", run, ("views",), after=lambda config: ("faces",), shared=True)
