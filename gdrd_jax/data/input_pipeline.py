@@ -1,12 +1,13 @@
 """What a stage learns from, fed in batches: from the devices' memory where it fits, else from disk by Grain.
 
-Both ways give the same batches for the same seed: which rows make up which step is `loader.batch_rows`.
+Both ways give the same batches for the same seed: a sampler (`data.samplers`) says which rows make up which step.
 """
 
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gdrd_jax.data.feature_store import FeatureStore
-from gdrd_jax.data.loader import batch_rows
+from gdrd_jax.data.samplers import Rows, Sampler
 from gdrd_jax.distributed import sharding
 from gdrd_jax.utils.errors import GdrdError
 
@@ -139,7 +140,7 @@ def load_on_device(dataset: Dataset, mesh: Mesh) -> Arrays:
 
 
 def batches(
-    dataset: Dataset, dispatches: list[range], mesh: Mesh, *, on_device: bool, seed: int, batch: int
+    dataset: Dataset, dispatches: list[range], mesh: Mesh, sampler: Sampler, *, on_device: bool, seed: int, batch: int
 ) -> Iterator[tuple[range, np.ndarray, Arrays]]:
     """What the steps of each dispatch need.
 
@@ -147,26 +148,46 @@ def batches(
       dataset: see `Dataset`.
       dispatches: ranges of steps.
       mesh: the second axis of everything is shared among its devices.
+      sampler: of the rows of `dataset`.
       on_device: give numbers, of what `load_on_device` put on the devices; the contents otherwise.
-      seed, batch: see `batch_rows`.
+      seed, batch: see `Sampler`.
 
     Yields:
-      The steps; the rows of their faces, int `[K, B]`; and `rows` and `views`, int `[K, B]`, or `label` and `view`
-      `[K, B]` and `[K, B, ...]` of every store.
+      The steps; the rows of their faces, int `[K, B]`; and what the sampler gives, `[K, B]`, or instead of its rows and
+      views what `contents` makes of them.
     """
     by_face = NamedSharding(mesh, PartitionSpec(None, sharding.AXIS))
     share = batch // jax.process_count()
     own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-    read_contents = None if on_device else dataset.reader()
+    read_rows = None if on_device else dataset.reader()
 
-    def read(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        rows, views = batch_rows(seed, dispatches[number], batch, len(dataset.labels), dataset.views)
-        mine = rows[:, own], views[:, own]
-        return rows, read_contents(*mine) if read_contents else dict(zip(("rows", "views"), mine))
+    def read(number: int) -> tuple[np.ndarray, Rows]:
+        sampled = sampler(seed, dispatches[number], batch)
+        mine = {name: values[:, own] for name, values in sampled.items()}
+        return sampled["rows"], contents(mine, read_rows) if read_rows else mine
 
     numbers = range(len(dispatches))
     for steps, (rows, mine) in zip(dispatches, map(read, numbers) if on_device else _ahead(read, numbers)):
         yield steps, rows, {name: jax.make_array_from_process_local_data(by_face, a) for name, a in mine.items()}
+
+
+def contents(sampled: Mapping[str, Any], read: Callable[[Any, Any], dict]) -> dict:
+    """The contents of the rows and views that a sampler gives, in their place.
+
+    Args:
+      sampled: see `Sampler.__call__`.
+      read: `(rows, views) -> name to values`.
+
+    Returns:
+      What `read` gives for `rows` and `views`; the same of `second_rows` and `second_views`, if there are any, under
+      names that begin with `second_`; and whatever else is in `sampled`.
+    """
+    found = {name: values for name, values in sampled.items() if not name.endswith(("rows", "views"))}
+    found |= read(sampled["rows"], sampled["views"])
+    if "second_rows" in sampled:
+        second = read(sampled["second_rows"], sampled["second_views"])
+        found |= {f"second_{name}": values for name, values in second.items()}
+    return found
 
 
 def _ahead(function: Callable[[int], object], numbers: range) -> Iterator:

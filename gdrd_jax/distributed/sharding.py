@@ -109,6 +109,17 @@ def gathered(x: jax.Array) -> jax.Array:
     return jax.lax.all_gather(x, AXIS, tiled=True) if _mapped() else x
 
 
+def replicated(x: jax.Array) -> jax.Array:
+    """As `gathered`, for updates of a loss's `State`: JAX itself knows that the result is the same on all devices.
+
+    The gradient of `gathered` needs the opposite.
+    """
+    if not _mapped():
+        return x
+    whole = jnp.zeros((len(x) * device_count(), *x.shape[1:]), x.dtype)
+    return total(jax.lax.dynamic_update_slice_in_dim(whole, x, device_index() * len(x), axis=0))
+
+
 def device_index():
     """Which device this is: int, 0 outside `shard_map`."""
     return jax.lax.axis_index(AXIS) if _mapped() else 0

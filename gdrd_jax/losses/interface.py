@@ -19,7 +19,8 @@ class Fixed(nnx.Variable):
 class State(nnx.Variable):
     """State that a loss updates itself, such as a memory bank or a moving average; saved with checkpoints.
 
-    It must stay the same on all devices: compute updates from the gathered batch (`distributed.sharding.gathered`).
+    It must stay the same on all devices: compute updates from the whole batch, by `distributed.sharding.replicated`. A
+    row that occurs twice in a batch must not be set twice, for the order is undefined: take the mean.
     """
 
 
@@ -57,12 +58,15 @@ class Outputs:
       logits: of the stage's linear classifier on the embeddings of the whole batch, float `[B, K]` (of the classes of
         this device, see `distributed.class_parallel`); None where no loss needs them.
       teacher: T_d's embeddings, float32 `[b, D]`, of unit length; None where no loss needs them.
+      second: the same of the second image of each row (see `data.samplers`), without logits; None where no loss needs
+        it.
     """
 
     features: jax.Array
     embedding: jax.Array | None = None
     logits: jax.Array | None = None
     teacher: jax.Array | None = None
+    second: "Outputs | None" = None
 
 
 class Loss(nnx.Module):
@@ -75,7 +79,9 @@ class Loss(nnx.Module):
       Config: frozen dataclass of the loss's settings; its docstring documents them, its `__post_init__` raises
         `ValueError` for values out of range.
       needs: what the loss reads: "embedding", "logits" (a linear classifier over identities), "label",
-        "discriminative" (T_d's embeddings), "generative" (T_g's features), "index" (row of the training set).
+        "discriminative" (T_d's embeddings), "generative" (T_g's features), "index" (row of the training set), "second"
+        (`Outputs.second`, and `has_second` of a batch, bool `[b]`), "balanced" (bool `[b]`, rows that were sampled by
+        identity); the last two come from a sampler.
 
     Args:
       config: a `Config`.

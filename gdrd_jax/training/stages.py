@@ -19,7 +19,7 @@ from gdrd_jax.models.student import Student
 from gdrd_jax.registry import losses as registry
 from gdrd_jax.utils.errors import GdrdError
 
-DEGRADATION_KEY, MIXUP_KEY = 2, 3  # folded into a step's key
+DEGRADATION_KEY, MIXUP_KEY, SECOND_KEY = 2, 3, 5  # folded into a step's key; `trainer.SHIFT_KEYS` has 1 and 4
 OF_HEAD = {"embedding", "logits"}  # needs that take the student's head
 
 
@@ -55,7 +55,7 @@ class Stage(nnx.Module):
         if self.classifier:
             class_parallel.divide(self.classifier.kernel, axis=1)
             class_parallel.divide(self.classifier.bias, axis=0)
-        self.has_teacher = "discriminative" in needs
+        self.has_teacher, self.has_second = "discriminative" in needs, "second" in needs
         self.weights, terms = {}, {}
         for name, given in losses.items():
             settings = dict(given)
@@ -71,34 +71,50 @@ class Stage(nnx.Module):
         Args:
           batch: `lr` uint8 `[B,R,R,3]`, or with `degradation` `small` uint8 `[B,S,S,3]`; `label` int `[B]`, -1 without
             identity; `index` int `[B]`, row of the training set; what the losses need: `discriminative` `[B,D]`,
-            `generative` `[B,C,h,w]`; with mixup targets also `mixup_targets` `[B,D]`, `mixup_share` and
+            `generative` `[B,C,h,w]`; with a second image of each row `has_second` bool `[B]` and all of the above under
+            names that begin with `second_`; with mixup targets also `mixup_targets` `[B,D]`, `mixup_share` and
             `mixup_mirrored` `[B]`, and `mixup_small`, the faces they are mixed with, as `small`.
           key: of this step, the same on all devices.
         """
         if self.mixup:
             mix = _mixup_images if "mixup_targets" in batch else _mixed
             batch = mix(batch, jax.random.fold_in(key, MIXUP_KEY), self.mixup)
-        features = self.backbone(self._input(batch, key))
+        images = self._input(batch, "", jax.random.fold_in(key, DEGRADATION_KEY))
+        if self.has_second:  # one pass, so that batch normalization sees both as one batch
+            second = self._input(batch, "second_", jax.random.fold_in(key, SECOND_KEY))
+            images = jnp.concatenate([images, second])
+        features = self.backbone(images)
         if "backbone" in self.frozen:
             features = jax.lax.stop_gradient(features)
         metrics: Metrics = {}
         embedding = self.head(features) if self.head else None
-        teacher = normalize(batch["discriminative"].astype(jnp.float32)) if self.has_teacher else None
-        logits = None
+        of_second = None
+        if self.has_second:
+            (features, second_features), (embedding, second_embedding) = _halves(features), _halves(embedding)
+            of_second = Outputs(second_features, second_embedding, teacher=self._teacher(batch, "second_"))
+        teacher, logits = self._teacher(batch, ""), None
         if self.classifier:
             logits = class_parallel.own_logits(self.classifier(sharding.gathered(embedding)), self.identities)
             metrics["train_accuracy"] = accuracy(logits, sharding.gathered(batch["label"]))
-        outputs, terms = Outputs(features, embedding, logits, teacher), {}
+        outputs, terms = Outputs(features, embedding, logits, teacher, of_second), {}
         for name in self.weights:  # in the given order, which `nnx.Dict` does not keep
             terms[name], more = self.criteria[name](outputs, batch, key)
             metrics |= {key: sharding.mean(value) for key, value in more.items()}
         return sum(self.weights[name] * terms[name] for name in terms), {**terms, **metrics}
 
-    def _input(self, batch: Batch, key: jax.Array) -> jax.Array:
+    def _input(self, batch: Batch, prefix: str, key: jax.Array) -> jax.Array:
+        """What the student sees of the first images (`prefix` ""), or of the second ones."""
         if self.degradation is None:
-            return batch["lr"]
-        first = sharding.device_index() * len(batch["small"])
-        return self.degradation(batch["small"], None, jax.random.fold_in(key, DEGRADATION_KEY), first)
+            return batch[f"{prefix}lr"]
+        small = batch[f"{prefix}small"]
+        return self.degradation(small, None, key, sharding.device_index() * len(small))
+
+    def _teacher(self, batch: Batch, prefix: str) -> jax.Array | None:
+        return normalize(batch[f"{prefix}discriminative"].astype(jnp.float32)) if self.has_teacher else None
+
+
+def _halves(both: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+    return (None, None) if both is None else (both[: len(both) // 2], both[len(both) // 2 :])
 
 
 def needs_of(losses: Mapping[str, Mapping[str, object]]) -> set[str]:

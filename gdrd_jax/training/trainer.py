@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gdrd_jax.data import input_pipeline as feeding
 from gdrd_jax.data.input_pipeline import Dataset
+from gdrd_jax.data.samplers import Sampler, Uniform
 from gdrd_jax.distributed import class_parallel, sharding
 from gdrd_jax.training.checkpoints import Checkpoints
 from gdrd_jax.training.metric_writer import Logbook
@@ -29,6 +30,7 @@ from gdrd_jax.utils.signals import Interrupted, Signals
 # long there, and its dispatch does not.
 CHUNK = 20
 MAX_ROWS_IN_ERROR = 16
+SHIFT_KEYS = {"lr": 1, "second_lr": 4}  # folded into a step's key; `training.stages` has 2, 3 and 5
 OPTIONS = {
     # By default jaxlib 0.10 gives convolutions and products to YNNPACK on the CPU; Eigen does those of the weights'
     # gradients twice as fast (docs/performance.md).
@@ -138,10 +140,11 @@ def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: in
     def step(resident: feeding.Arrays, state: State, which: tuple) -> tuple[State, Metrics]:
         params, rest, opt_state, averaged = state
         chosen, number = which
-        batch = _contents(resident, chosen) if resident else chosen
+        batch = feeding.contents(chosen, partial(_gather, resident)) if resident else chosen
         key = jax.random.fold_in(jax.random.key(seed), number)
-        if shift:
-            batch = {**batch, "lr": _randomly_shifted(batch["lr"], jax.random.fold_in(key, 1), shift)}
+        for name, fold in SHIFT_KEYS.items() if shift else ():
+            if name in batch:
+                batch = {**batch, name: _randomly_shifted(batch[name], jax.random.fold_in(key, fold), shift)}
         # The parameters are the same on all devices, so JAX itself adds up their gradients over the devices.
         (loss, (metrics, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, rest, batch, key)
         update, opt_state = optimizer.update(gradient, opt_state, params)
@@ -190,8 +193,7 @@ def averaged_or_raw(state: State) -> tuple:
     return state[3] or state[:2]
 
 
-def _contents(resident: feeding.Arrays, chosen: feeding.Arrays) -> feeding.Arrays:
-    rows, views = chosen["rows"], chosen["views"]
+def _gather(resident: feeding.Arrays, rows: jax.Array, views: jax.Array) -> feeding.Arrays:
     contents = {name: a[rows] if name == "label" else a[rows, views % a.shape[1]] for name, a in resident.items()}
     if "mixup_partner" in contents:
         contents["mixup_small"] = resident["small"][contents["mixup_partner"], 0]
@@ -208,7 +210,7 @@ def _randomly_shifted(images: jax.Array, key: jax.Array, most: int) -> jax.Array
 
 def fit(
     stage: nnx.Module, dataset: Dataset, schedule: Schedule, directory: Path, *, seed: int, name: str,
-    residency: str = "auto", profile: bool = False,
+    sampler: Sampler | None = None, residency: str = "auto", profile: bool = False,
     evaluate: Callable[[nnx.Module, int], dict[str, float]] | None = None, evaluate_every: int = 0,
 ) -> dict[str, float]:  # fmt: skip
     """Trains `stage` in place, going on from the last checkpoint in `directory` if there is one.
@@ -222,6 +224,7 @@ def fit(
       directory: for `checkpoints/`, `metrics.jsonl`, `tensorboard/` and `profile/`.
       seed: of batches and loss.
       name: shown before the progress.
+      sampler: of the rows of `dataset`; None is uniform.
       residency: where the data are kept, see `data.input_pipeline.choose_residency`.
       profile: trace some steps.
       evaluate: gives metrics of the stage, in evaluation mode, after so many steps and at the end.
@@ -273,7 +276,8 @@ def fit(
             return {key: float(value[-1]) for key, value in metrics.items()}
 
         dispatches = _dispatches(done, schedule.steps)
-        fed = feeding.batches(dataset, dispatches, mesh, on_device=on_device, seed=seed, batch=schedule.batch)
+        sampler = sampler or Uniform(Uniform.Config(), dataset.labels, dataset.views)
+        fed = feeding.batches(dataset, dispatches, mesh, sampler, on_device=on_device, seed=seed, batch=schedule.batch)
         before, stop, agreed, asked = None, 0, sharding.DelayedMax(), False
         for steps, rows, chosen in fed:
             state, metrics = run(state, resident, chosen, np.arange(steps.start, steps.stop))

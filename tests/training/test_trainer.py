@@ -16,8 +16,10 @@ from conftest import finished, free_address, raises, run_script
 from flax import nnx
 
 from gdrd_jax.data import input_pipeline as feeding
+from gdrd_jax.data import samplers
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.input_pipeline import Dataset, Subset
+from gdrd_jax.data.loader import batch_rows
 from gdrd_jax.distributed import class_parallel, sharding  # noqa: F401  some in scripts
 from gdrd_jax.losses import DataInfo
 from gdrd_jax.models.student import Student
@@ -107,14 +109,14 @@ def test_the_loss_falls(uninterrupted):
 
 def stopping_at(monkeypatch, step, number=signal.SIGINT):
     """A signal arrives while the batch of this step is made."""
-    original = feeding.batch_rows
+    original = samplers.batch_rows
 
     def interrupting(seed, steps, *sizes):
         if step in steps:
             os.kill(os.getpid(), number)
         return original(seed, steps, *sizes)
 
-    monkeypatch.setattr(feeding, "batch_rows", interrupting)
+    monkeypatch.setattr(samplers, "batch_rows", interrupting)
 
 
 @pytest.mark.parametrize("step", [33, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 19, 20, STEPS - 1))])
@@ -130,7 +132,7 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_curve(tmp_path, monkeypat
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch, uninterrupted):
     fit(tmp_path)
-    monkeypatch.setattr(feeding, "batch_rows", None)
+    monkeypatch.setattr(samplers, "batch_rows", None)
     weights, metrics = fit(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, weights, uninterrupted[0])
     assert metrics == uninterrupted[1]
@@ -173,7 +175,7 @@ def some_steps(count, together, stage=stage, devices=1, batch=32, loop=False, ra
     run = trainer.make_run(graphdef, how, mesh, seed=7, loop=loop)
     state, losses = class_parallel.to_devices(trainer.begin(params, rest, how), mesh), []
     for start in range(0, count, together):
-        rows, views = feeding.batch_rows(7, range(start, start + together), batch, len(MANY["label"]), 2)
+        rows, views = batch_rows(7, range(start, start + together), batch, len(MANY["label"]), 2)
         state, metrics = run(state, MANY, {"rows": rows, "views": views}, np.arange(start, start + together))
         losses.extend(np.asarray(metrics["loss"]))
     return class_parallel.to_host(state[0]), np.array(losses)
