@@ -41,7 +41,7 @@ class Agreement(Loss):
 
 
 class MemoryBank(Loss):
-    """Pulls an embedding to what the bank remembers of its image; rows that are twice in a batch count by their mean."""
+    """Pulls an embedding to what the bank remembers of its image; a row that is twice in a batch counts by its mean."""
 
     needs = frozenset({"embedding"})
 
