@@ -43,6 +43,9 @@ RANDOM = {"init": "random", "freeze": ()}
 BACKBONES = {
     "frozen": {"init": "gen", "freeze": ("backbone",)}, "tuned": {"init": "gen", "freeze": ()}, "scratch": RANDOM,
 }  # fmt: skip
+# Sections whose names are not fixed: those of losses, or settings of an entry that is chosen by name.
+OPEN = ("losses", "sampler", "selection", "settings")
+STAGE_INPUTS = ("lr", "hr_small")
 RESIDENCIES = ("auto", "device", "host")
 CHOICES = {
     "until": ("gen", "dis", "report"),
@@ -52,7 +55,6 @@ CHOICES = {
     "student.head_stages": (0, 1, 2),
     "student.dtype": ("float32", "bfloat16"),
     "data.residency": RESIDENCIES,
-    "dis.init": ("gen", "random"),
     "dis.freeze": ((), ("backbone",)),
     **dict.fromkeys(("gen.decay", "dis.decay"), ("steps", "cosine")),
     **dict.fromkeys(("gen.optimizer", "dis.optimizer"), ("sgd", "adamw")),
@@ -157,6 +159,27 @@ def set_loss(stage: ConfigDict, loss: str, setting: str, value: object) -> None:
     losses[loss] = {**losses.get(loss, {"weight": 0.0}), setting: value}
     with stage.unlocked():
         stage["losses"] = losses
+
+
+def set_open(config: ConfigDict, name: str, value: object) -> None:
+    """Changes a setting in a section whose names are not fixed, such as "dis.losses.kd.weight", in place.
+
+    Raises:
+      GdrdError: there is no such section.
+    """
+    section, _, setting = name.rpartition(".")
+    try:
+        if section.split(".")[-2:-1] == ["losses"]:
+            stage, _, loss = section.rpartition(".losses.")
+            set_loss(value_of(config, stage), loss, setting, value)
+            return
+        parent, _, key = section.rpartition(".")
+        within = value_of(config, parent) if parent else config
+        settings = {**within[key].to_dict(), setting: value}
+    except KeyError as error:
+        raise GdrdError(unknown_key(name, config), "setting-unknown") from error
+    with within.unlocked():
+        within[key] = settings
 
 
 def used_losses(losses: ConfigDict | dict) -> dict[str, dict]:
@@ -409,18 +432,43 @@ def default() -> ConfigDict:
             # Learn from unlabeled faces and mixup images, too, with all terms except `cls`; false learns from labeled
             # faces alone, as in the paper.
             "use_unlabeled": True,
-            # Initial weights of the backbone: "gen", those of stage gen, or "random", without stage gen.
+            # Initial weights: "gen", the backbone of stage gen; a stage of `stages`, its student; or "random".
             "init": "gen",
             # Parts of the student that are not trained: ("backbone",), as in the paper, or none.
             "freeze": (),
+            # Which images make up a batch: `name`, and settings of that sampler; see gdrd list samplers.
+            "sampler": {"name": "uniform"},
+            # A stage of `stages` whose embeddings take the place of T_d's; "" is T_d.
+            "teacher": "",
+            # A stage of `stages` whose embeddings are given to the losses that need an assistant.
+            "assistant": "",
+            # How much each image is worth to the losses that need a selection: `name`, and settings of that selection;
+            # see gdrd list selections.
+            "selection": {},
         }
     )
+    # Stages before stage dis, by name: `{"assistant": stage(steps=30_000)}`. Each has the settings of `dis`, and
+    # `student`, changes to the section `student`, and `input`: "lr", the input of stage dis, or "hr_small", faces of
+    # twice the resolution.
+    config.stages = Config({})
     config.evaluation = Config(
         {
             "images_per_person": 10,  # Most images of each test and calibration person in the report.
         }
     )
     return config.lock()
+
+
+def stage(**changes: Any) -> ConfigDict:
+    """A stage of `config.stages`: the settings of stage dis, `student` and `input`, with some changed.
+
+    Raises:
+      KeyError: there is no such setting.
+    """
+    found = Config({**default().dis.copy_and_resolve_references(), "student": {}, "input": "lr"}).lock()
+    for name, value in changes.items():
+        found[name] = value
+    return found
 
 
 def paper() -> ConfigDict:
@@ -468,7 +516,8 @@ def keys(config: ConfigDict, prefix: str = "") -> list[str]:
     """Dotted names of all settings."""
     found: list[str] = []
     for key, value in config.items():
-        section = isinstance(value, ConfigDict) and key != "losses"  # whose names are not fixed
+        of_stage = key == "student" and prefix  # changes to the section of that name
+        section = isinstance(value, ConfigDict) and key not in OPEN and not of_stage
         found += keys(value, f"{prefix}{key}.") if section else [prefix + key]
     return found
 
@@ -507,52 +556,47 @@ def check(config: ConfigDict, needed: set[str]) -> None:
       GdrdError: naming the setting and what it can be.
     """
     values = {key: value_of(config, key) for key in keys(config)}
-    for key, allowed in CHOICES.items():
+    stages = {"dis": config.dis, **{f"stages.{name}": config.stages[name] for name in config.stages}}
+
+    def each(rules: dict[str, Any]) -> list[tuple[str, Any]]:
+        """The rules, those of stage dis for all stages."""
+        of_dis = [(key.removeprefix("dis."), rule) for key, rule in rules.items() if key.startswith("dis.")]
+        return [*rules.items(), *((f"{s}.{key}", rule) for s in stages if s != "dis" for key, rule in of_dis)]
+
+    for key, allowed in each(CHOICES):
         if values[key] not in allowed:
             choices = ", ".join("''" if choice == "" else str(choice) for choice in allowed)
             raise GdrdError(f"config.{key} is {values[key]!r}; it can be {choices}", "config-choice")
-    for key, least in AT_LEAST.items():
+    for key, least in each(AT_LEAST):
         if not values[key] >= least:
             raise GdrdError(f"config.{key} is {values[key]}; it must be at least {least}", "config-range")
-    for key, most in AT_MOST.items():
+    for key, most in each(AT_MOST):
         if not values[key] <= most:
             raise GdrdError(f"config.{key} is {values[key]}; it must be at most {most}", "config-range")
-    for key in BELOW_ONE:
+    for key, _ in each(dict.fromkeys(BELOW_ONE)):
         shares = values[key] if isinstance(values[key], tuple) else (values[key],)
         if not all(0 <= share < 1 for share in shares) or list(shares) != sorted(shares):
             raise GdrdError(
                 f"config.{key} is {values[key]}; it must be at least 0 and below 1, several in rising order",
                 "config-range",
             )
-    for key in ABOVE_ZERO:
+    for key, _ in each(dict.fromkeys(ABOVE_ZERO)):
         if not values[key] > 0:
             raise GdrdError(f"config.{key} is {values[key]}; it must be above 0", "config-range")
-    for name, settings in config.dis.losses.items():
-        weight = settings.get("weight", 1.0)
-        if not isinstance(weight, int | float) or not weight >= 0:
-            raise GdrdError(f"config.dis.losses.{name}.weight is {weight!r}; it must be at least 0", "config-range")
-    if not used_losses(config.dis.losses):
-        raise GdrdError("config.dis.losses has no loss with a weight above 0; stage dis needs one", "loss-empty")
+    for name, section in stages.items():
+        _check_stage(config, name, section)
     features = config.student.name == "teacher_features"
     if config.degradation.random and (features or config.dis.shift):
         raise GdrdError(
             "config.degradation.random needs config.dis.shift=0 and config.student.name=gdrd", "degradation-settings"
         )
-    if config.dis.freeze and config.dis.init == "random":
-        raise GdrdError(
-            "config.dis.freeze keeps the backbone as it is, and config.dis.init=random leaves it untrained; set "
-            "config.dis.init=gen or config.dis.freeze='()'",
-            "freeze-untrained",
-        )
-    if config.dis.mixup and not config.degradation.random:
-        raise GdrdError("config.dis.mixup needs config.degradation.random=true", "mixup-settings")
     if config.degradation.random and config.data.mixup_per_face:
         raise GdrdError(
             "config.degradation.random needs config.data.mixup_per_face=0; config.dis.mixup mixes in the step",
             "mixup-settings",
         )
     if config.data.packed and not (
-        config.degradation.random and config.dis.init == "random" and needed <= {"dis"}
+        config.degradation.random and config.dis.init == "random" and not config.stages and needed <= {"dis"}
     ):  # fmt: skip
         raise GdrdError(
             "config.data.packed is for stage dis alone: set config.until=dis, config.degradation.random=true and "
@@ -577,3 +621,28 @@ def check(config: ConfigDict, needed: set[str]) -> None:
                 "trained on (or stop earlier with --config.until=dis)",
                 "report-people",
             )
+
+
+def _check_stage(config: ConfigDict, name: str, section: ConfigDict) -> None:
+    """Refuses values that a stage could not work with, "dis" or "stages.NAME"."""
+    for loss, settings in section.losses.items():
+        weight = settings.get("weight", 1.0)
+        if not isinstance(weight, int | float) or not weight >= 0:
+            raise GdrdError(f"config.{name}.losses.{loss}.weight is {weight!r}; it must be at least 0", "config-range")
+    if not used_losses(section.losses):
+        raise GdrdError(f"config.{name}.losses has no loss with a weight above 0; a stage needs one", "loss-empty")
+    for key in ("sampler", "selection"):
+        if section[key] and not isinstance(section[key].get("name"), str):
+            raise GdrdError(f"config.{name}.{key} has no name; set config.{name}.{key}.name", "entry-name")
+    if section.freeze and section.init == "random":
+        raise GdrdError(
+            f"config.{name}.freeze keeps the backbone as it is, and config.{name}.init=random leaves it untrained; set "
+            f"config.{name}.init=gen or config.{name}.freeze='()'",
+            "freeze-untrained",
+        )
+    if section.mixup and not config.degradation.random:
+        raise GdrdError(f"config.{name}.mixup needs config.degradation.random=true", "mixup-settings")
+    if name != "dis" and section.input not in STAGE_INPUTS:
+        raise GdrdError(
+            f"config.{name}.input is {section.input!r}; it can be {', '.join(STAGE_INPUTS)}", "config-choice"
+        )

@@ -132,3 +132,4 @@ def _entry_points(_path: tuple[str, ...]) -> tuple[str, ...]:
 
 losses = Registry("loss", "gdrd_jax.losses")
 samplers = Registry("sampler", "gdrd_jax.data.samplers")
+selections = Registry("selection", "gdrd_jax.data.selections")

@@ -41,8 +41,10 @@ from gdrd_jax.utils.files import user_path  # noqa: E402
 from gdrd_jax.utils.launch import ProcessInfo, from_environment  # noqa: E402
 
 PACKAGED = Path(__file__).parents[1] / "configs"
-# ml_collections takes only settings that a config has already, and losses may be added.
-OF_LOSS = re.compile(r"--config\.dis\.losses\.(?P<loss>\w+)\.(?P<setting>\w+)=(?P<value>.*)")
+# ml_collections takes only settings that a config has already. Losses, and settings of what is chosen by name, may be
+# added.
+OPEN_SECTION = r"(\w+\.)*(losses\.\w+|sampler|selection|settings)|stages\.\w+\.student"
+OPEN = re.compile(rf"--config\.(?P<name>({OPEN_SECTION})\.\w+)=(?P<value>.*)")
 CONFIGS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "configs"  # installed, or in a clone
 _CONFIG = config_flags.DEFINE_config_file("config", None, "packaged config, or a config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written (default: runs/NAME)")
@@ -85,9 +87,9 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     Raises:
       GdrdError: the flags, or the config file, are wrong.
     """
-    of_losses = [match for match in map(OF_LOSS.fullmatch, argv) if match]
-    argv = [a for a in argv if not OF_LOSS.fullmatch(a)]
-    sys.argv[:] = [a for a in sys.argv if not OF_LOSS.fullmatch(a)]  # where ml_collections looks for overrides
+    added = {match["name"]: match["value"] for match in map(OPEN.fullmatch, argv) if match}
+    argv = [a for a in argv if not OPEN.fullmatch(a)]
+    sys.argv[:] = [a for a in sys.argv if not OPEN.fullmatch(a)]  # where ml_collections looks for overrides
     given = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
     known = settings.default()
     argv = [f"--config={_config_file(a.removeprefix('--config='))}" if a.startswith("--config=") else a for a in argv]
@@ -136,14 +138,18 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         raise GdrdError("--config is missing; give --config=quickstart, another name, or a file", "config-missing")
     if len(rest) > 1:
         raise GdrdError(f"{rest[1]!r} is not a flag; give settings as --config.NAME=VALUE", "argument-unexpected")
-    for match in of_losses:
-        settings.set_loss(config.dis, match["loss"], match["setting"], _literal(match["value"]))
-    weighted = {match["loss"] for match in of_losses if match["setting"] == "weight"}
-    for loss in (match["loss"] for match in of_losses):
-        if not config.dis.losses[loss].get("weight", 1.0) and loss not in weighted:
+    for name, value in added.items():
+        settings.set_open(config, name, _literal(value))
+    for name in added:
+        loss = name.rpartition(".")[0]
+        if (
+            ".losses." in name
+            and not settings.value_of(config, loss).get("weight", 1.0)
+            and f"{loss}.weight" not in added
+        ):
             raise GdrdError(
-                f"a setting of the loss {loss!r} is given, but the loss has no weight; add "
-                f"--config.dis.losses.{loss}.weight=1.0",
+                f"a setting of the loss {loss.rpartition('.')[2]!r} is given, but the loss has no weight; add "
+                f"--config.{loss}.weight=1.0",
                 "loss-without-weight",
             )
     settings.expand_paths(config)

@@ -20,7 +20,7 @@ from gdrd_jax.data.readers import open_faces
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.pretrained import describe_student, find_student
 from gdrd_jax.pipeline.run import REAL
-from gdrd_jax.registry import losses
+from gdrd_jax.registry import losses, samplers
 from gdrd_jax.teachers import GENERATIVE
 from gdrd_jax.teachers.sr_training import SrSettings
 from gdrd_jax.utils.errors import GdrdError, missing
@@ -28,6 +28,10 @@ from gdrd_jax.utils.files import digest, listed_paths, sha256
 
 SFACE = "models/face_recognition_sface_2021dec_int8bq.onnx"
 TEACHER_FEATURES = "teacher_features"  # the student that is a head on T_g's features
+# How the views are made before they are reduced. T_d sees these, so that students of other resolutions share its
+# targets.
+MOVED = tuple(f"views.{name}" for name in ("count", "seed", "shift", "rotate", "scale", "light"))
+HR_TIMES = 2  # resolution of `hr_small`, in low resolutions
 ATTENTION = ("head_channels", "heads", "attention_order")
 
 
@@ -98,6 +102,11 @@ def _check_people(config: ConfigDict, needed: set[str]) -> None:
             f"config.data.calibration_people keep {held_out} of them for testing; at least 2 must remain to train on",
             "people-too-few",
         )
+    for section in (config.dis, *(config.stages[name] for name in config.stages)):
+        sampler, settings = entry(section.sampler)
+        samplers[sampler].check(
+            samplers.settings(sampler, settings), section.batch, images[: len(names) - held_out]
+        )  # fmt: skip
     tested = range(len(names) - config.data.test_people, len(names))
     lonely = [names[i] for i in tested if images[i] < 2]
     if lonely:
@@ -187,9 +196,26 @@ def trains_backbone(config: ConfigDict) -> bool:
     return "backbone" not in config.dis.freeze and not is_teacher_features(config)
 
 
+def entry(section: ConfigDict) -> tuple[str, dict]:
+    """Name and settings of an entry of a registry, such as `dis.sampler`."""
+    given = section.to_dict()
+    return given.pop("name"), given
+
+
 def target_views(config: ConfigDict) -> int:
     """Number of views with T_d's embeddings: 1, the face itself, where stage dis degrades it at random."""
     return 1 if config.degradation.random else config.views.count
+
+
+def hr_views(config: ConfigDict) -> Views:
+    """How `hr_small` is made: as the views, at twice the resolution and without their degradation.
+
+    It has as many views as T_d's embeddings.
+    """
+    clean = {"blur": 0.0, "motion": 0.0, "noise": 0.0, "jpeg": 0}
+    return Views(
+        **{**config.views, **clean, "resolution": HR_TIMES * config.views.resolution, "count": target_views(config)}
+    )
 
 
 def view_count(split: str, views: int) -> int:

@@ -37,7 +37,7 @@ def _settings(step: Step, config: ConfigDict) -> dict:
     settings = {name: plain(value_of(config, name)) for name in step.settings}
     step.adjust(config, settings)
     for name, neutral in step.neutral.items():
-        if value_of(config, name) == neutral:
+        if plain(value_of(config, name)) == plain(neutral):
             section, _, key = name.rpartition(".")
             settings.pop(name, None)
             settings.get(section, {}).pop(key, None)

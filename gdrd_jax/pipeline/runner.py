@@ -21,10 +21,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from gdrd_jax.config import check
-from gdrd_jax.pipeline import inputs, records
+from gdrd_jax.pipeline import inputs, records, stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
-from gdrd_jax.pipeline.steps import STEPS
+from gdrd_jax.pipeline.steps import report, steps
 from gdrd_jax.registry import load_plugins
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import LOCK, ORBAX_FORBIDDEN, digest, is_locked, locked, storable, write_json
@@ -35,8 +35,7 @@ from gdrd_jax.utils.signals import deferred
 
 LOG = logging.getLogger(__name__)
 POLL_SECONDS, SECONDS_BEFORE_MESSAGE, SECONDS_BEFORE_FAILURE = 0.2, 5.0, 120.0
-RESULTS = STEPS[-1].publishes
-USES_JAX = {"gen", "dis", "report"}
+RESULTS = report.STEP.publishes
 # Rare cases in which versions up to 0.4.0, whose output is used all the same, did otherwise.
 READ_OTHERWISE = {
     "views": "ignored EXIF behind other segments and the range of 16-bit images: use a new workdir for such faces",
@@ -86,10 +85,10 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process
             stack.enter_context(lock_workdir(workdir, config))
             if process.world_size > 1:  # under the lock, which shows the others that this process works
                 _check_later_steps(config, workdir, needed, process)
-            for step in STEPS:
+            for step in steps(config):
                 _adopt(step, config, workdir)
         take_part = _run_step if process.rank == 0 else _follow_first_process
-        for step in STEPS:
+        for step in steps(config):
             if step.name in needed:
                 origin = records.origin_of(step, config, fingerprints)
                 current.folders[step.name] = _place(step, origin, config, workdir)
@@ -122,7 +121,7 @@ def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
     needed = _with_ancestors(wanted or (config.until,), config)
     check(config, needed)
     inputs.check(config, needed)
-    for step in STEPS:
+    for step in steps(config):
         if step.name in needed:
             step.check(config)
     for place in (workdir, outputs(config, workdir)):
@@ -143,7 +142,7 @@ def plan(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> lis
     """What `run` would do, without doing or writing anything; arguments and errors as of `run`."""
     needed, fingerprints, found, uncertain = validate(config, workdir, wanted), {}, [], set()
     _check_workdir(workdir, config)
-    for step in STEPS:
+    for step in steps(config):
         if step.name not in needed:
             continue
         origin = records.origin_of(step, config, fingerprints)
@@ -170,7 +169,7 @@ def plan(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> lis
 def finished(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> bool:
     """Whether everything the config asks for is done in `workdir`, and nothing has changed since."""
     needed, fingerprints = _with_ancestors(wanted or (config.until,), config), {}
-    for step in STEPS:
+    for step in steps(config):
         if step.name in needed:
             origin = records.origin_of(step, config, fingerprints)
             folder = _existing(step, origin, config, workdir)
@@ -189,7 +188,8 @@ def _existing(step: Step, origin: dict, config: ConfigDict, workdir: Path) -> Pa
 def _check_later_steps(config: ConfigDict, workdir: Path, needed: set[str], process: ProcessInfo) -> None:
     """Checks early, in seconds, what later steps need, unless all is done."""
     # With several processes JAX has to join them before it looks for devices.
-    if os.environ.get("JAX_PLATFORMS") and needed & USES_JAX and process.world_size == 1:
+    trains = any(step.trains and step.name in needed for step in steps(config))
+    if os.environ.get("JAX_PLATFORMS") and trains and process.world_size == 1:
         if not finished(config, workdir, tuple(needed)):
             check_platform()
     if config.dev.path and "dis" in needed and not finished(config, workdir, ("dis",)):
@@ -200,7 +200,7 @@ def _check_later_steps(config: ConfigDict, workdir: Path, needed: set[str], proc
 
 def _with_ancestors(wanted: tuple[str, ...], config: ConfigDict) -> set[str]:
     needed = set(wanted)
-    for step in reversed(STEPS):
+    for step in reversed(steps(config)):
         if step.name in needed:
             needed.update(step.after(config))
     return needed
@@ -263,7 +263,7 @@ def _link(name: str, folder: Path, workdir: Path) -> None:
 
 def _publish(needed: set[str], current: Run) -> None:
     """Copies the results of the last step into the workdir."""
-    for step in STEPS:
+    for step in steps(current.config):
         for name in step.publishes if step.name in needed else ():
             there, here = current.folder(step.name) / name, current.workdir / name
             if not here.exists() or here.read_bytes() != there.read_bytes():
@@ -290,7 +290,7 @@ def _run_step(step: Step, origin: dict, current: Run) -> str:
         reason = _reason(step, origin, workdir)
         if step.batched and current.process.world_size == 1:  # the devices of several processes are not known yet
             trainer = importlib.import_module("gdrd_jax.training.trainer")
-            trainer.check_batch(current.config[step.name].batch, f"stage {step.name}")
+            trainer.check_batch(stages.section(current.config, step.name).batch, f"stage {step.name}")
         with _sole_user(folder, wait=current.process.world_size == 1):
             if not records.is_done(folder, step.name, origin):  # another run may have done it meanwhile
                 return _do(step, origin, current, reason)

@@ -33,7 +33,7 @@ class Step:
       publishes: names of files that are copied from the step's folder into the workdir.
       shared: several processes can do the step together.
       trains: the output is a trained network.
-      batched: the config's section of the step's name has a batch size, and the batch is divided among JAX's devices.
+      batched: it is a stage with a batch size, and the batch is divided among JAX's devices.
       format_version: version of the output's format. Raise it when a new version of this program cannot use, or would
         not write, the same output from the same origin; the program's own version does not count.
     """

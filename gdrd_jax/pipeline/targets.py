@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from gdrd_jax.data.extract import Extraction
+from gdrd_jax.data.extract import Extraction, extract
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import FeatureStore
-from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline import inputs, stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.version import __version__
@@ -46,6 +46,25 @@ def target_extraction(run: Run, step: str, split: str, shape: tuple[int, ...], n
     return Extraction(store, load, compute, f"{step} targets, {split}")
 
 
+def embed_stage(run: Run, name: str) -> None:
+    """Stores the embeddings of a stage's student, as they are compared: the sum over image and mirror image."""
+    from gdrd_jax.inference.recognizer import Recognizer  # which imports JAX
+
+    config, step = stages.stage_config(run.config, name), stages.embeddings_step(name)
+    recognizer = Recognizer.load(run.folder(name) / "student")
+    for split in inputs.splits(run.config):
+        if split == "test" or not len(run.faces(split)):
+            continue
+        images, faces = run.store(stages.images_step(config), split), run.faces(split)
+        store = FeatureStore.create(
+            run.path(step, split), rows=len(faces), views=inputs.target_views(run.config), shape=(recognizer.dim,),
+            dtype="float16", provenance={"faces": faces.fingerprint, "teacher": recognizer.fingerprint()},
+            about={"student": name, "images": images.manifest["provenance"] | images.manifest["about"]},
+        )  # fmt: skip
+        read = lambda view, rows, images=images: images.read(view, np.asarray(rows))  # noqa: E731
+        extract(Extraction(store, read, recognizer.embed, f"{step}, {split}"), run.process)
+
+
 def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndarray, FeatureStore]], dict, str]:
     """What stage dis learns from in a workdir, whatever its inputs.
 
@@ -70,5 +89,8 @@ def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndar
 
 
 def teacher_of(config: ConfigDict, targets: FeatureStore) -> dict[str, str]:
-    """`name` and `fingerprint` of the T_d that made these targets."""
-    return {"name": inputs.recognizer_name(config), "fingerprint": targets.manifest["provenance"]["teacher"]}
+    """`name` and `fingerprint` of the T_d, or assistant, that made these targets of stage dis."""
+    return {
+        "name": config.dis.teacher or inputs.recognizer_name(config),
+        "fingerprint": targets.manifest["provenance"]["teacher"],
+    }

@@ -1,7 +1,8 @@
-"""Stage gen and stage dis: functions of a `Run`."""
+"""Stage gen, stage dis and the stages before it: functions of a `Run`."""
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from gdrd_jax.inference.pretrained import describe_student
 from gdrd_jax.inference.recognizer import BATCH, Recognizer
 from gdrd_jax.losses import DataInfo, TeacherFeatures
 from gdrd_jax.models.student import Head, Student
-from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline import inputs, stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import generative
 from gdrd_jax.pipeline.targets import teacher_of
+from gdrd_jax.registry import samplers, selections
 from gdrd_jax.training import trainer
 from gdrd_jax.training.checkpoints import load_weights, save_weights
 from gdrd_jax.training.stages import Stage, class_centers
@@ -32,6 +34,7 @@ from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.errors import GdrdError, first_line
 from gdrd_jax.utils.files import listed_paths, write_json
 
+LOG = logging.getLogger(__name__)
 DEV_IMAGES = 10  # of a calibration person, at most
 
 
@@ -68,10 +71,10 @@ def _dataset(run: Run, labels: np.ndarray, extra_splits: Sequence[str], **steps:
     return Dataset(*subsets)
 
 
-def _fit(config, stage, dataset, section, folder, name, evaluate) -> dict[str, float]:
+def _fit(config, stage, dataset, section, folder, name, evaluate, sampler=None) -> dict[str, float]:
     try:
         return trainer.fit(
-            stage, dataset, trainer.Schedule.of(section), folder, seed=config.seed, name=name,
+            stage, dataset, trainer.Schedule.of(section), folder, seed=config.seed, name=name, sampler=sampler,
             residency=config.data.residency, profile=config.profile, evaluate=evaluate,
             evaluate_every=section.evaluate_every,
         )  # fmt: skip
@@ -84,13 +87,13 @@ def _fit(config, stage, dataset, section, folder, name, evaluate) -> dict[str, f
         ) from error
 
 
-def dis(run: Run) -> None:
-    """Stage dis: the student learns from T_d, and from labels if it is to (Eq. 2, 3)."""
+def train(run: Run, name: str) -> None:
+    """Stage dis (Eq. 2, 3), or a stage before it: a student learns from T_d, and from labels if it is to."""
     sharding.start(run.process)
-    config, folder = run.config, run.folder("dis")
-    training_set = _packed_set(config) if config.data.packed else _training_set(run)
+    config, folder = stages.stage_config(run.config, name), run.folder(name)
+    training_set = _packed_set(config) if config.data.packed else _training_set(run, config, name)
     dataset, centers = training_set.dataset, training_set.centers
-    student = _initial_student(run, embedding_dim=centers.shape[1])
+    student = _initial_student(run, config, embedding_dim=centers.shape[1])
     generative_info = _generative_info(run) if inputs.losses_need(config, "generative") else {}
     stage = make_dis(config, student, centers, len(dataset.labels), **generative_info)
 
@@ -99,8 +102,8 @@ def dis(run: Run) -> None:
         Recognizer.save(student, description, config.views.kernel, folder / name, teacher=teacher, **metadata)
 
     best, exportable = folder / "best", not inputs.is_teacher_features(config)
-    dev_set = _dev_set(run) if run.process.rank == 0 else None
-    embedded = _embedder(run, student, dev_set.faces) if dev_set else None
+    dev_set = _dev_set(run, config) if run.process.rank == 0 else None
+    embedded = _embedder(run, config, student, dev_set.faces) if dev_set else None
 
     def evaluate(stage: Stage, step: int) -> dict[str, float]:
         if dev_set is None:
@@ -114,7 +117,9 @@ def dis(run: Run) -> None:
             save("best", step=step, **metrics)
         return metrics
 
-    metrics = _fit(config, stage, dataset, config.dis, folder, "stage dis", evaluate)
+    sampler, settings = inputs.entry(config.dis.sampler)
+    sampled = samplers[sampler](samplers.settings(sampler, settings), dataset.labels, dataset.views)
+    metrics = _fit(config, stage, dataset, config.dis, folder, f"stage {name}", evaluate, sampled)
     if run.process.rank == 0:
         if exportable:
             save("student")
@@ -150,21 +155,47 @@ class _TrainingSet:
     teacher: dict
 
 
-def _training_set(run: Run) -> _TrainingSet:
-    config, faces = run.config, run.faces("train")
-    identities = len(faces.identities) - config.data.calibration_people
-    labels = np.where(faces.labels < identities, faces.labels, -1)
-    targets = run.store("discriminative", "train")
+def _training_set(run: Run, config: ConfigDict, name: str) -> _TrainingSet:
+    labels, identities = _labels(run)
+    steps = stages.stores(config)
+    targets = run.store(steps["discriminative"], "train")
     rows = np.flatnonzero(labels >= 0)
     centers = class_centers(targets.read(0, rows), labels[rows], identities)
-    if config.degradation.random:
-        student_stores = {"small": "small_faces"}
-    else:
-        student_stores = {"lr": "generative" if inputs.is_teacher_features(config) else "views"}
-    if inputs.losses_need(config, "generative"):
-        student_stores["generative"] = "generative"
-    dataset = _dataset(run, labels, _unlabeled_splits(config), **student_stores, discriminative="discriminative")
+    dataset = _dataset(run, labels, _unlabeled_splits(config), **steps)
+    if config.dis.selection:
+        for subset, split in zip(dataset.subsets, _splits(dataset, config)):
+            selected = np.load(run.folder(stages.selection_step(name)) / f"{split}.npy", allow_pickle=False)
+            subset.stores["selected"] = packed.Stored(selected[:, None])
     return _TrainingSet(dataset, centers, teacher_of(config, targets))
+
+
+def _labels(run: Run) -> tuple[np.ndarray, int]:
+    """Labels of the training people's faces, -1 for those who choose thresholds; and the number of identities left."""
+    faces = run.faces("train")
+    identities = len(faces.identities) - run.config.data.calibration_people
+    return np.where(faces.labels < identities, faces.labels, -1), identities
+
+
+def _splits(dataset: Dataset, config: ConfigDict) -> list[str]:
+    """The splits of a dataset's subsets."""
+    return ["train", *_unlabeled_splits(config)][: len(dataset.subsets)]
+
+
+def select(run: Run, name: str) -> None:
+    """Makes the selection of a stage: `SPLIT.npy`, a weight for each face of a split, 0 for those not trained on."""
+    config, folder = stages.stage_config(run.config, name), run.folder(stages.selection_step(name))
+    labels, _ = _labels(run)
+    dataset = _dataset(run, labels, _unlabeled_splits(config), targets=stages.stores(config)["discriminative"])
+    embeddings = np.concatenate([s.stores["targets"].read(0, s.rows).astype(np.float32) for s in dataset.subsets])
+    selection, settings = inputs.entry(config.dis.selection)
+    make = selections[selection](selections.settings(selection, settings))
+    weights = np.float32(make(unit(embeddings), dataset.labels))
+    LOG.info("%s: %d of %d faces have a weight", selection, np.count_nonzero(weights), len(weights))
+    starts = np.cumsum([0, *(len(subset.rows) for subset in dataset.subsets)])
+    for subset, split, start in zip(dataset.subsets, _splits(dataset, config), starts):
+        everyone = np.zeros(len(run.faces(split)), np.float32)
+        everyone[subset.rows] = weights[start : start + len(subset.rows)]
+        np.save(folder / f"{split}.npy", everyone)
 
 
 def _packed_set(config: ConfigDict) -> _TrainingSet:
@@ -188,11 +219,13 @@ def _unlabeled_splits(config: ConfigDict) -> list[str]:
     return ["unlabeled", "mixup"] if mixup else ["unlabeled"]
 
 
-def _initial_student(run: Run, embedding_dim: int) -> Student:
-    """The student at the start of stage dis."""
-    config, student = run.config, _student(run.config, embedding_dim)
-    if "gen" in run.folders:
+def _initial_student(run: Run, config: ConfigDict, embedding_dim: int) -> Student:
+    """The student at the start of a stage."""
+    init, student = config.dis.init, _student(config, embedding_dim)
+    if init == "gen" and not inputs.is_teacher_features(config):
         load_weights(student.backbone, run.folder("gen") / "backbone")
+    elif init != "random" and not inputs.is_teacher_features(config):
+        _take_weights(student, run.folder(init) / "student")
     if inputs.is_teacher_features(config):
         targets = run.store("generative", "train")
         channels, size, _ = targets.manifest["shape"]
@@ -204,11 +237,11 @@ def _initial_student(run: Run, embedding_dim: int) -> Student:
     return student
 
 
-def _embedder(run: Run, student: Student, faces: np.ndarray) -> Callable[[], np.ndarray]:
+def _embedder(run: Run, config: ConfigDict, student: Student, faces: np.ndarray) -> Callable[[], np.ndarray]:
     """A function that embeds these low-resolution faces with the student as it then is: float32 `[N, D]`."""
-    if not inputs.is_teacher_features(run.config):
+    if not inputs.is_teacher_features(config):
         # A new one each time, for it keeps the weights that it first embedded with.
-        return lambda: Recognizer(student, run.config.views.kernel).embed(faces)
+        return lambda: Recognizer(student, config.views.kernel).embed(faces)
     network = generative.load(run)
     both = [network.features(views) for views in (faces, np.ascontiguousarray(faces[:, :, ::-1]))]
     starts = range(0, len(faces), BATCH)
@@ -222,9 +255,8 @@ def _statistics(targets: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.maximum(std, 1e-4)
 
 
-def _dev_set(run: Run) -> DevSet | None:
-    """What the config names, or the calibration people, whose identities stage dis does not learn; None if neither."""
-    config = run.config
+def _dev_set(run: Run, config: ConfigDict) -> DevSet | None:
+    """What the config names, or the calibration people, whose identities are not trained on; None if neither."""
     if config.dev.path:
         pairs = Path(config.dev.pairs) if config.dev.pairs else None
         return dev.of_pairs(Path(config.dev.path), pairs, inputs.dev_degradation(config))
@@ -232,7 +264,8 @@ def _dev_set(run: Run) -> DevSet | None:
         return None
     faces = run.faces("train")
     rows = faces.rows_of_last_identities(config.data.calibration_people, DEV_IMAGES)
-    return dev.of_people(run.store("views", "train").read(0, rows), faces.labels[rows])
+    lr = run.store(stages.images_step(config), "train")
+    return dev.of_people(lr.read(0, rows), faces.labels[rows])
 
 
 def feature_shape(student: Student) -> tuple[int, int, int]:
@@ -272,8 +305,13 @@ def _student(config: ConfigDict, embedding_dim: int) -> Student:
     """A new student, or that of `config.student.init`; its last layer is new where the embedding has another size."""
     student = Student(**_student_settings(config, embedding_dim), rngs=nnx.Rngs(config.seed))
     if config.student.init:
-        initial = Recognizer.load(config.student.init).student
-        if initial.head.layers[-1].out_features != embedding_dim:
-            initial.head.layers[-1] = student.head.layers[-1]
-        nnx.update(student, nnx.state(initial))
+        _take_weights(student, config.student.init)
     return student
+
+
+def _take_weights(student: Student, source: str | Path) -> None:
+    """Puts a trained student's weights into a new one; its last layer stays new where the embedding's size differs."""
+    initial = Recognizer.load(source).student
+    if initial.head.layers[-1].out_features != student.head.layers[-1].out_features:
+        initial.head.layers[-1] = student.head.layers[-1]
+    nnx.update(student, nnx.state(initial))

@@ -79,9 +79,9 @@ class Stage(nnx.Module):
         if self.mixup:
             mix = _mixup_images if "mixup_targets" in batch else _mixed
             batch = mix(batch, jax.random.fold_in(key, MIXUP_KEY), self.mixup)
-        images = self._input(batch, "", jax.random.fold_in(key, DEGRADATION_KEY))
+        images = self._input(batch, jax.random.fold_in(key, DEGRADATION_KEY))
         if self.has_second:  # one pass, so that batch normalization sees both as one batch
-            second = self._input(batch, "second_", jax.random.fold_in(key, SECOND_KEY))
+            second = self._input(batch, jax.random.fold_in(key, SECOND_KEY), "second_")
             images = jnp.concatenate([images, second])
         features = self.backbone(images)
         if "backbone" in self.frozen:
@@ -102,7 +102,7 @@ class Stage(nnx.Module):
             metrics |= {key: sharding.mean(value) for key, value in more.items()}
         return sum(self.weights[name] * terms[name] for name in terms), {**terms, **metrics}
 
-    def _input(self, batch: Batch, prefix: str, key: jax.Array) -> jax.Array:
+    def _input(self, batch: Batch, key: jax.Array, prefix: str = "") -> jax.Array:
         """What the student sees of the first images (`prefix` ""), or of the second ones."""
         if self.degradation is None:
             return batch[f"{prefix}lr"]

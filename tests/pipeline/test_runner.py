@@ -369,8 +369,8 @@ def test_a_helping_process_accepts_what_an_earlier_version_did(copy, faces_folde
 
 def test_a_new_format_of_one_step_redoes_that_step(copy, faces_folder, monkeypatch):
     config = tiny_config(faces_folder)
-    steps = [dataclasses.replace(s, format_version=2) if s.name == "dis" else s for s in runner.STEPS]
-    monkeypatch.setattr(runner, "STEPS", tuple(steps))
+    steps = [dataclasses.replace(s, format_version=2) if s.name == "dis" else s for s in runner.steps(config)]
+    monkeypatch.setattr(runner, "steps", lambda config: tuple(steps))
     assert not runner.finished(config, copy)
     config.until = "gen"
     assert runner.finished(config, copy)
@@ -519,8 +519,8 @@ def test_output_of_an_earlier_version_on_another_file_system_has_a_remedy(copy, 
 def test_a_helping_process_makes_lost_output_again(copy, faces_folder, monkeypatch):
     shutil.rmtree(copy / "views" / "train")
     ran = []
-    step = runner.STEPS[[step.name for step in runner.STEPS].index("views")]
     helping = Run(tiny_config(faces_folder), copy, ProcessInfo(1, 2))
+    step = next(step for step in runner.steps(helping.config) if step.name == "views")
     origin = records.recorded_origin(records.read(copy / "views"))
     helping.folders["views"] = (copy / "views").resolve()
 

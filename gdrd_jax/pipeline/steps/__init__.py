@@ -1,8 +1,33 @@
-"""The steps in order: faces -> views -> targets of both teachers -> stage gen -> stage dis -> report."""
+"""The steps in order: faces -> views -> targets of both teachers -> stage gen -> other stages -> stage dis -> report."""
 
-from gdrd_jax.pipeline.steps import dis, discriminative, faces, gen, generative, report, sr_teacher, views
+import re
 
-STEPS = (
-    faces.STEP, views.VIEWS, views.SMALL_FACES, discriminative.STEP, sr_teacher.STEP, generative.STEP, gen.STEP,
-    dis.STEP, report.STEP,
+from ml_collections import ConfigDict
+
+from gdrd_jax.pipeline import stages
+from gdrd_jax.pipeline.step import Step
+from gdrd_jax.pipeline.steps import discriminative, faces, gen, generative, report, sr_teacher, stage, views
+from gdrd_jax.utils.errors import GdrdError
+
+FIRST = (
+    faces.STEP, views.VIEWS, views.SMALL_FACES, views.HR_SMALL, discriminative.STEP, sr_teacher.STEP, generative.STEP,
+    gen.STEP,
 )  # fmt: skip
+LAST = (*stage.stage_steps(stages.LAST), report.STEP)
+
+
+def steps(config: ConfigDict) -> tuple[Step, ...]:
+    """All steps that a config can have, in an order in which each comes after those that it reads.
+
+    Raises:
+      GdrdError: the stages of the config refer to others that do not exist, or have the name of a step.
+    """
+    taken = {step.name for step in (*FIRST, *LAST)}
+    for name in config.stages:
+        if name in taken or name == "random" or not re.fullmatch("[a-z][a-z0-9_]*", name):
+            raise GdrdError(
+                f"config.stages has a stage {name!r}; choose another name, of lowercase letters, digits and "
+                f"underscores, which is not {', '.join(sorted(taken))} or random",
+                "stage-name",
+            )
+    return (*FIRST, *(step for name in stages.names(config) for step in stage.stage_steps(name)), *LAST)

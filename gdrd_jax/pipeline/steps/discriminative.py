@@ -17,9 +17,6 @@ from gdrd_jax.teachers.onnx_files import onnx_sha256
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import sha256
 
-# T_d sees views before they are reduced, so that students of other resolutions share the targets.
-MOVED = tuple(f"views.{name}" for name in ("count", "seed", "shift", "rotate", "scale", "light"))
-
 
 def check(config: ConfigDict) -> None:
     """Refuses a T_d that cannot be read, or whose packages are not installed."""
@@ -76,7 +73,7 @@ def _adjust(config: ConfigDict, settings: dict) -> None:
 
 
 STEP = Step(
-    "discriminative", run, ("discriminative.preprocessing", "discriminative.precision", *MOVED),
+    "discriminative", run, ("discriminative.preprocessing", "discriminative.precision", *inputs.MOVED),
     after=lambda config: ("faces",), files=files, check=check, adjust=_adjust,
     shared=True,
 )  # fmt: skip

@@ -1,9 +1,11 @@
-"""Steps `views` and `small_faces`: the low-resolution images that the student sees.
+"""Steps `views`, `small_faces` and `hr_small`: the small images that students see.
 
 A view is a face augmented in a fixed way: as it is, mirrored, or moved a little; see `data.degradation.Views`.
 """
 
 import dataclasses
+
+from ml_collections import ConfigDict
 
 from gdrd_jax.data.degradation import Views
 from gdrd_jax.data.extract import Extraction, extract, view_loader
@@ -29,6 +31,18 @@ def run_small(run: Run) -> None:
         _store(run, "small_faces", split, views, 1, "small faces")
 
 
+def run_hr(run: Run) -> None:
+    """Reduces every view of every face, not degraded, to twice the low resolution."""
+    views = inputs.hr_views(run.config)
+    for split in inputs.splits(run.config):
+        if split != "test":
+            _store(run, "hr_small", split, views, views.count, "faces at twice the resolution")
+
+
+def _adjust_hr(config: ConfigDict, settings: dict) -> None:
+    settings["views.count"] = inputs.target_views(config)
+
+
 def _store(run: Run, step: str, split: str, views: Views, count: int, what: str) -> None:
     """Stores the first `count` reduced views of every face of a split; `what` names them beside the progress bar."""
     source = run.faces(split)
@@ -42,3 +56,7 @@ def _store(run: Run, step: str, split: str, views: Views, count: int, what: str)
 
 VIEWS = Step("views", run, ("views",), after=lambda config: ("faces",), shared=True)
 SMALL_FACES = Step("small_faces", run_small, ("views.resolution",), after=lambda config: ("faces",), shared=True)
+HR_SMALL = Step(
+    "hr_small", run_hr, ("views.resolution", "views.kernel", *inputs.MOVED), after=lambda config: ("faces",),
+    adjust=_adjust_hr, shared=True,
+)  # fmt: skip

@@ -1,0 +1,182 @@
+"""The stages of a config that train a student: `config.stages`, then stage dis; and what each of them reads.
+
+Stages refer to each other by name: `init` is the stage whose student a stage begins with, `teacher` the one whose
+embeddings take the place of T_d's, `assistant` the one whose embeddings are given to losses beside T_d's. These
+references are the order of the stages.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from gdrd_jax.config import LOSS_DEFAULTS, Config, used_losses
+from gdrd_jax.pipeline import inputs
+from gdrd_jax.registry import losses, samplers, selections
+from gdrd_jax.utils.errors import GdrdError, did_you_mean
+
+LAST = "dis"
+REFERENCES = ("init", "teacher", "assistant")
+# Needs of losses that a feature store meets, and the step that makes the store.
+STORES = {"generative": "generative", "hr_small": "hr_small"}
+
+
+def section(config: ConfigDict, name: str) -> ConfigDict:
+    """The settings of a stage: "gen", "dis", or one of `config.stages`."""
+    return config[name] if name in ("gen", LAST) else config.stages[name]
+
+
+def names(config: ConfigDict) -> tuple[str, ...]:
+    """The stages of `config.stages` in the order in which they are trained.
+
+    Raises:
+      GdrdError: a stage refers to one that does not exist, or to itself over others; or no stage refers to it.
+    """
+    order: list[str] = []
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        for key in REFERENCES:
+            wanted = section(config, name)[key]
+            if wanted in ("", "gen", "random"):
+                continue
+            place = f"config.{'' if name == LAST else 'stages.'}{name}.{key}"
+            if wanted not in config.stages:
+                known = [*config.stages, *(("gen", "random") if key == "init" else ())]
+                raise GdrdError(
+                    f"{place} is {wanted!r}, which is no stage; {did_you_mean(wanted, known)}it can be "
+                    f"{', '.join(known) or 'a stage of config.stages, and there is none'}",
+                    "stage-unknown",
+                )
+            if wanted in (*path, name):
+                raise GdrdError(f"{place} is {wanted!r}, which itself is trained after {name!r}", "stage-circle")
+            if wanted not in order:
+                visit(wanted, (*path, name))
+                order.append(wanted)
+
+    visit(LAST, ())
+    if unused := sorted(set(config.stages) - set(order)):
+        raise GdrdError(
+            f"config.stages has {unused[0]!r}, which no other stage uses as {', '.join(REFERENCES[:-1])} or "
+            f"{REFERENCES[-1]}; set config.dis.teacher={unused[0]}, for example, or leave it out",
+            "stage-unused",
+        )
+    return tuple(order)
+
+
+def stage_config(config: ConfigDict, name: str) -> ConfigDict:
+    """The config of a stage: its own settings are in the section `dis`, and `student` and `views` are those it has."""
+    if name == LAST:
+        return config
+    own, found = config.stages[name], Config(config.copy_and_resolve_references())
+    if unknown := sorted(set(own.student) - set(config.student)):
+        raise GdrdError(
+            f"config.stages.{name}.student has {unknown[0]!r}, which is no setting of config.student; "
+            f"{did_you_mean(unknown[0], config.student)}it has {', '.join(config.student)}",
+            "stage-student",
+        )
+    with found.unlocked():
+        found.dis = own
+        found.student.update(own.student.to_dict())
+        if own.input == "hr_small":
+            found.views.update(dataclasses.asdict(inputs.hr_views(config)))
+            found.degradation.random = False
+    return found
+
+
+def stores(config: ConfigDict) -> dict[str, str]:
+    """What a batch of a stage has, and the step that stores it.
+
+    Args:
+      config: of the stage, see `stage_config`.
+    """
+    dis = config.dis
+    if config.degradation.random:
+        found = {"small": "small_faces"}
+    elif inputs.is_teacher_features(config):
+        found = {"lr": "generative"}
+    else:
+        found = {"lr": images_step(config)}
+    found["discriminative"] = embeddings_step(dis.teacher) if dis.teacher else "discriminative"
+    found |= {need: step for need, step in STORES.items() if inputs.losses_need(config, need)}
+    if inputs.losses_need(config, "assistant"):
+        found["assistant"] = embeddings_step(dis.assistant)
+    return found
+
+
+def images_step(config: ConfigDict) -> str:
+    """The step that stores the images that the student of a stage is evaluated on; `config` as of `stores`."""
+    return "hr_small" if config.dis.get("input") == "hr_small" else "views"
+
+
+def embeddings_step(stage: str) -> str:
+    """Name of the step that stores the embeddings of a stage's student."""
+    return f"{stage}_embeddings"
+
+
+def selection_step(stage: str) -> str:
+    """Name of the step that selects images for a stage."""
+    return f"{stage}_selection"
+
+
+def check(config: ConfigDict, name: str) -> None:
+    """Refuses settings of a stage that do not fit together.
+
+    Args:
+      config: of the stage, see `stage_config`.
+      name: of the stage.
+    """
+    dis, place = config.dis, f"config.{'' if name == LAST else 'stages.'}{name}"
+    for loss, settings in used_losses(dis.losses).items():
+        given = {key: value for key, value in settings.items() if key != "weight"}
+        if loss not in LOSS_DEFAULTS or given:  # the losses themselves import JAX, which takes seconds
+            losses.settings(loss, given)
+    sampler, given = inputs.entry(dis.sampler)
+    samplers.settings(sampler, given)
+    gives = samplers[sampler].gives
+    for need in ("second", "balanced"):
+        if inputs.losses_need(config, need) and need not in gives:
+            able = ", ".join(other for other in samplers.names() if need in samplers[other].gives)
+            raise GdrdError(
+                f"a loss of {place}.losses needs {NEEDED[need]}, which the sampler {sampler!r} does not give; set "
+                f"{place}.sampler.name to {able}",
+                "loss-needs",
+            )
+    for need in ("assistant", "selection"):
+        if inputs.losses_need(config, NEED_OF[need]) and not dis[need]:
+            raise GdrdError(
+                f"a loss of {place}.losses needs {NEEDED[need]}, and {place}.{need} is not set", "loss-needs"
+            )
+        if dis[need] and not inputs.losses_need(config, NEED_OF[need]):
+            raise GdrdError(f"{place}.{need} is set, but no loss of {place}.losses reads it", "loss-needs")
+    if dis.selection:
+        selections.settings(*inputs.entry(dis.selection))
+    if dis.mixup and "second" in gives:
+        raise GdrdError(f"{place}.mixup needs a sampler without a second image", "mixup-settings")
+    stored = [need for need in (*STORES, "assistant", "selected") if inputs.losses_need(config, need)]
+    if stored and (config.data.packed or dis.mixup):
+        raise GdrdError(
+            f"a loss of {place}.losses needs {NEEDED[stored[0]]}, which packed faces and mixup images do not have; set "
+            f"config.data.packed='' and {place}.mixup=0",
+            "loss-needs",
+        )
+    if inputs.losses_need(config, "generative") and config.data.mixup_per_face:
+        raise GdrdError(
+            f"a loss of {place}.losses needs {NEEDED['generative']}, which mixup images do not have; set "
+            "config.data.mixup_per_face=0",
+            "loss-needs",
+        )
+    if name == LAST:
+        return
+    if dis.init == "gen" and (dis.student or dis.input != "lr"):
+        raise GdrdError(
+            f"{place}.init is 'gen', the backbone that config.student describes, and the stage has another student or "
+            f"input; set {place}.init=random",
+            "stage-init",
+        )
+
+
+NEED_OF = {"assistant": "assistant", "selection": "selected"}
+NEEDED = {
+    "second": "a second image of each row", "balanced": "batches with several images of an identity",
+    "assistant": "the embeddings of an assistant", "selection": "a selection of images",
+    "selected": "a selection of images", "generative": "T_g's features", "hr_small": "faces at a higher resolution",
+}  # fmt: skip

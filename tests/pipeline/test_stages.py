@@ -1,0 +1,193 @@
+"""Any number of stages: an assistant at twice the resolution, a stage that begins with another's student, a selection."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import raises, tiny_config
+
+from gdrd_jax import registry
+from gdrd_jax.config import Config, stage
+from gdrd_jax.distributed import sharding
+from gdrd_jax.inference.recognizer import Recognizer
+from gdrd_jax.losses import Loss
+from gdrd_jax.models.relation import normalize
+from gdrd_jax.pipeline import runner, stages
+from gdrd_jax.pipeline.run import Run
+
+COSINE = {"embedding_cosine": {"weight": 1.0}}
+
+
+class Needy(Loss):
+    """Reads everything that a batch can have beside the usual."""
+
+    needs = frozenset({"embedding", "discriminative", "assistant", "selected", "hr_small", "balanced"})
+
+    def __call__(self, outputs, batch, key):
+        assert batch["hr_small"].shape[1:] == (32, 32, 3) and batch["balanced"].dtype == bool
+        cosine = jnp.sum(normalize(outputs.embedding) * normalize(batch["assistant"].astype(jnp.float32)), axis=-1)
+        loss = sharding.mean(jnp.mean(batch["selected"] * (1 - cosine)))
+        return loss, {
+            "selected": jnp.mean(batch["selected"]),
+            "hr_mean": jnp.mean(batch["hr_small"].astype(jnp.float32)),
+        }
+
+
+@pytest.fixture(autouse=True)
+def needy(monkeypatch):
+    monkeypatch.setitem(registry.losses._entries, "test_needy", Needy)
+
+
+def small(folder, **dis):
+    """A config without stage gen."""
+    config = tiny_config(folder)
+    config.until = "dis"
+    config.dis.update(init="random", freeze=(), steps=4, evaluate_every=0)
+    config.dis.losses = COSINE
+    config.dis.update(**dis)
+    config.student.update(head_stages=0, hidden=())
+    return config
+
+
+def short(**changes):
+    return stage(**{"steps": 4, "batch": 8, "init": "random", "losses": COSINE, "evaluate_every": 0, **changes})
+
+
+@pytest.fixture(scope="module")
+def chain(faces_folder, tmp_path_factory):
+    """An assistant at 32 pixels, a first stage, and stage dis that reads all of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.losses._entries, "test_needy", Needy)
+        config = chain_config(faces_folder)
+        workdir = tmp_path_factory.mktemp("chain") / "run"
+        runner.run(config, workdir)
+    return workdir
+
+
+def chain_config(folder):
+    config = small(folder)
+    config.stages = {
+        "first": short(losses={"cls": {"weight": 1.0}}, sampler={"name": "balanced", "images": 4}),
+        "assistant": short(input="hr_small", student={"width": 0.125}),
+    }
+    config.dis.losses = {"test_needy": {"weight": 1.0}, **COSINE}
+    config.dis.init, config.dis.assistant = "first", "assistant"
+    config.dis.sampler = {"name": "half_balanced", "images": 2}
+    config.dis.selection = {"name": "sparse_graph", "keep": 0.5}
+    return config
+
+
+def test_a_chain_of_stages_is_trained_in_the_order_of_its_references(chain, faces_folder):
+    config = chain_config(faces_folder)
+    plan = {step.name: step for step in runner.plan(config, chain)}
+    assert all(step.action == "skip" for step in plan.values())
+    assert list(plan) == [
+        "faces", "views", "hr_small", "discriminative", "first", "assistant", "assistant_embeddings", "dis_selection",
+        "dis",
+    ]  # fmt: skip
+    metrics = json.loads((chain / "dis" / "metrics.json").read_text(encoding="utf-8"))
+    assert {"test_needy", "embedding_cosine", "selected", "hr_mean"} <= metrics.keys()
+
+
+def test_the_assistant_sees_twice_the_resolution_and_its_embeddings_are_stored(chain, faces_folder):
+    run = Run.open(chain)
+    assistant = Recognizer.load(chain / "assistant" / "student")
+    assert assistant.resolution == 32 and Recognizer.load(chain / "dis" / "student").resolution == 16
+    images = run.store("hr_small", "train")
+    assert images.manifest["shape"] == [32, 32, 3] and images.manifest["views"] == 2
+    stored = run.store("assistant_embeddings", "train")
+    for view in range(2):
+        np.testing.assert_allclose(
+            stored.read(view), assistant.embed(images.read(view)), atol=2e-3
+        )  # fmt: skip
+    assert stored.manifest["provenance"]["teacher"] == assistant.fingerprint()
+
+
+def test_a_stage_begins_with_the_student_of_another(chain, faces_folder):
+    """At a rate of nearly 0 it stays what it is."""
+    config = chain_config(faces_folder)
+    config.dis.update(learning_rate=1e-9, weight_decay=0.0)
+    runner.run(config, chain)
+    first, last = (Recognizer.load(chain / name / "student").student for name in ("first", "dis"))
+    np.testing.assert_allclose(last.head.layers[0].kernel[...], first.head.layers[0].kernel[...], atol=1e-6)
+    np.testing.assert_allclose(last.backbone.stem.kernel[...], first.backbone.stem.kernel[...], atol=1e-6)
+
+
+def test_the_selection_weighs_trained_faces_alone(chain, faces_folder):
+    weights = np.load(chain / "dis_selection" / "train.npy")
+    run = Run.open(chain)
+    faces = run.faces("train")
+    trained = faces.labels < len(faces.identities) - run.config.data.calibration_people
+    assert len(weights) == len(faces) and not weights[~trained].any()
+    assert weights[trained].mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_change_of_one_stage_redoes_what_depends_on_it(chain, faces_folder):
+    config = chain_config(faces_folder)
+    config.stages.assistant.steps = 5
+    actions = {step.name: step.action for step in runner.plan(config, chain)}
+    redone = {name for name, action in actions.items() if action != "skip"}
+    assert redone == {"assistant", "assistant_embeddings", "dis"}
+
+
+def test_a_student_learns_from_an_assistant_in_the_place_of_the_teacher(faces_folder, tmp_path):
+    config = small(faces_folder, teacher="assistant")
+    config.stages = {"assistant": short()}
+    runner.run(config, tmp_path / "run")
+    assistant, student = (Recognizer.load(tmp_path / "run" / name / "student") for name in ("assistant", "dis"))
+    assert student.teacher == {"name": "assistant", "fingerprint": assistant.fingerprint()}
+    assert assistant.teacher["name"] == "sface"
+
+
+def change(config, **changes):
+    for name, value in changes.items():
+        section, _, key = name.replace("__", ".").rpartition(".")
+        target = config
+        for part in section.split("."):
+            target = target[part] if part else target
+        target[key] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    "changes, code, facts",
+    [
+        ({"dis__init": "frist"}, "stage-unknown", ("config.dis.init", "'frist'", "'first'")),
+        ({"dis__teacher": "none"}, "stage-unknown", ("config.dis.teacher", "'none'")),
+        ({"dis__assistant": "", "dis__losses": COSINE}, "stage-unused", ("'assistant'",)),
+        ({"stages__first__init": "first"}, "stage-circle", ("config.stages.first.init", "'first'")),
+        ({"stages__first__teacher": "assistant", "stages__assistant__teacher": "first"}, "stage-circle", ("'first'",)),
+        ({"stages__first__init": "gen", "stages__first__student": {"width": 0.5}}, "stage-init", ("stages.first",)),
+        ({"stages__first__student": {"widht": 0.5}}, "stage-student", ("'widht'", "'width'")),
+        ({"stages__first__input": "hr"}, "config-choice", ("config.stages.first.input", "hr_small")),
+        ({"stages__first__steps": 0}, "config-range", ("config.stages.first.steps",)),
+        ({"stages__first__losses": {"cls": {"weight": -1.0}}}, "config-range", ("stages.first.losses.cls",)),
+        ({"stages__first__losses": {"clss": {"weight": 1.0}}}, "entry-unknown", ("'clss'", "'cls'")),
+        ({"stages__first__sampler": {"name": "balanced", "images": 3}}, "sampler-batch", ("multiple of 3",)),
+        ({"stages__first__sampler": {"name": "balance"}}, "entry-unknown", ("'balance'", "'balanced'")),
+        ({"stages__first__sampler": {"images": 3}}, "entry-name", ("config.stages.first.sampler.name",)),
+        ({"dis__sampler": {"name": "uniform"}}, "loss-needs", ("config.dis.sampler.name", "balanced, half_balanced")),
+        ({"dis__selection": {}}, "loss-needs", ("config.dis.selection",)),
+        ({"dis__selection": {"name": "sparse"}}, "entry-unknown", ("'sparse'", "'sparse_graph'")),
+        ({"dis__selection": {"name": "sparse_graph", "keep": 2.0}}, "entry-setting", ("keep",)),
+        ({"dis__losses": {**COSINE, "test_needy": {"weight": 0.0}}}, "loss-needs", ("config.dis.assistant",)),
+        ({"stages": {"views": short()}}, "stage-name", ("'views'",)),
+        ({"stages": {"First": short()}}, "stage-name", ("'First'",)),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused_before_any_work(changes, code, facts, faces_folder, tmp_path):
+    config = change(chain_config(faces_folder), **changes)
+    with raises(code, *facts):
+        runner.validate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_config_of_a_stage_is_that_of_stage_dis(faces_folder):
+    config = chain_config(faces_folder)
+    found = stages.stage_config(config, "assistant")
+    assert found.views.resolution == 32 and found.student.width == 0.125 and found.dis.input == "hr_small"
+    assert config.views.resolution == 16 and isinstance(found, Config)
+    assert stages.stage_config(config, "dis") is config
+    with pytest.raises((KeyError, AttributeError)):
+        stage(step=4)
