@@ -142,11 +142,8 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         settings.set_open(config, name, _literal(value))
     for name in added:
         loss = name.rpartition(".")[0]
-        if (
-            ".losses." in name
-            and not settings.value_of(config, loss).get("weight", 1.0)
-            and f"{loss}.weight" not in added
-        ):
+        weighted = f"{loss}.weight" in added or settings.value_of(config, loss).get("weight", 1.0)
+        if ".losses." in name and not weighted:
             raise GdrdError(
                 f"a setting of the loss {loss.rpartition('.')[2]!r} is given, but the loss has no weight; add "
                 f"--config.{loss}.weight=1.0",

@@ -1,4 +1,4 @@
-"""Any number of stages: an assistant at twice the resolution, a stage that begins with another's student, a selection."""
+"""Any number of stages: an assistant at twice the resolution, a stage that begins with another's student, ..."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The steps in order: faces -> views -> targets of both teachers -> stage gen -> other stages -> stage dis -> report."""
+"""The steps in order: faces -> views -> targets of both teachers -> stage gen, others, stage dis -> report."""
 
 import re
 

@@ -52,8 +52,9 @@ def stage_steps(name: str) -> tuple[Step, ...]:
         embed_stage(run, name)
 
     selection = Step(
-        stages.selection_step(name), select, (f"{place}.selection", f"{place}.use_unlabeled", "data.calibration_people"),
-        after=lambda config: _targets(config_of(config)),
+        stages.selection_step(name), select,
+        (f"{place}.selection", f"{place}.use_unlabeled", "data.calibration_people"),
+        after=lambda config: (stages.stores(config_of(config))["discriminative"],),
     )  # fmt: skip
     training = Step(
         name, train, (*SETTINGS, place), after=lambda config: _after(config_of(config), name),
@@ -75,10 +76,6 @@ def files(config: ConfigDict) -> dict[str, str]:
     packed = [sha256(path) for path in listed_paths(config.data.packed)]
     found = {"data.packed": digest(sorted(packed))} if packed else {}
     return inputs.dev_files(config) | found | inputs.init_files(config)
-
-
-def _targets(config: ConfigDict) -> tuple[str, ...]:
-    return (stages.stores(config)["discriminative"],)
 
 
 def _after(config: ConfigDict, name: str) -> tuple[str, ...]:
