@@ -47,7 +47,7 @@ from gdrd_jax.utils.launch import ProcessInfo
 from gdrd_jax.utils.signals import Interrupted
 
 ROOT = Path(__file__).parents[2]
-STEPS = [step.name for step in runner.STEPS if step.name != "small_faces"]  # of `tiny_config`
+STEPS = ["faces", "views", "discriminative", "teacher", "generative", "gen", "dis", "report"]  # of `tiny_config`
 PRETRAINED = [name for name in list_pretrained() if describe_student(find_student(name))["student"]["resolution"] == 16]
 ROWS = ["student", *PRETRAINED, "sface_native", "sface_16", "pixels_16"]
 
