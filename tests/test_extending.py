@@ -21,13 +21,43 @@ PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    code = re.search(r"```python\n(\"\"\"my_losses.py.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
+    code = code_of(PAGE, "my_losses.py")
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "my_losses.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path / "plugins")
     yield "my_losses"
     registry.losses._entries.pop("my_arcface", None)
     sys.modules.pop("my_losses", None)
+
+
+def code_of(page, first_line):
+    """The Python block of a page that begins with this docstring."""
+    return re.search(rf"```python\n(\"\"\"{first_line}.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1]
+
+
+def test_a_sampler_of_another_module_is_a_pure_function_of_seed_and_step():
+    names = {}
+    try:
+        exec(code_of(PAGE, "my_samplers.py"), names)
+        labels = np.repeat([0, 1, -1], [30, 3, 10]).astype(np.int32)
+        sampler = registry.samplers["my_identities"](registry.samplers.settings("my_identities", {}), labels, 2)
+        rows = sampler(0, range(50), 40)
+        np.testing.assert_array_equal(sampler(0, range(20, 22), 40)["rows"], rows["rows"][20:22])
+        shares = np.bincount(labels[rows["rows"]].ravel(), minlength=2) / 2000
+        np.testing.assert_allclose(shares, [0.5, 0.5], atol=0.05)
+    finally:
+        registry.samplers._entries.pop("my_identities", None)
+
+
+def test_the_assistant_of_the_page_on_training_is_planned_before_the_student(faces_folder, tmp_path):
+    names = {}
+    exec(code_of(PAGE.with_name("training.md"), "assistant.py"), names)
+    config = names["get_config"]()
+    config.data.update(path=str(faces_folder), test_people=2, calibration_people=2, mixup_per_face=0.0)
+    config.discriminative.path = "sface"
+    steps = [step.name for step in runner.plan(config, tmp_path / "run")]
+    order = [steps.index(name) for name in ("hr_small", "assistant", "assistant_embeddings", "dis", "report")]
+    assert order == sorted(order) and "gen" not in steps
 
 
 def test_a_loss_of_another_module_trains_a_student(plugin, faces_folder, tmp_path):

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from gdrd_jax import config as settings
 from gdrd_jax.cli.common import ArgumentParser, guarded
-from gdrd_jax.registry import losses
+from gdrd_jax.registry import Registry, losses, samplers, selections
 from gdrd_jax.utils.errors import GdrdError
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -80,7 +80,10 @@ def descriptions(source: str) -> dict[str, str]:
         if isinstance(target, ast.Name) and isinstance(value, ast.Dict):
             shared[target.id] = of_section(value)
         elif isinstance(target, ast.Attribute) and isinstance(value, ast.Call):
-            found |= {f"{target.attr}.{key}": text for key, text in of_section(value.args[0]).items()}
+            inner = of_section(value.args[0])
+            found |= {f"{target.attr}.{key}": text for key, text in inner.items()}
+            if not inner:
+                found[target.attr] = described(statement.lineno)
         elif isinstance(target, ast.Attribute):
             found[target.attr] = described(statement.lineno)
     return found
@@ -116,11 +119,23 @@ def tables() -> str:
     lines += ["### Losses of stage dis: `dis.losses`", ""]
     lines += ["| loss | reads | settings beside `weight` | meaning |", "|---|---|---|---|"]
     for name in losses.names():
-        loss = losses[name]
-        given = ", ".join(f"`{field.name}={_shown(field.default)}`" for field in dataclasses.fields(loss.Config))
-        about = (inspect.getdoc(loss) or "").partition("\n\n")[0].replace("\n", " ")
-        lines.append(f"| `{name}` | {', '.join(sorted(loss.needs))} | {given} | {_escaped(about)} |")
+        needs = ", ".join(sorted(losses[name].needs))
+        lines.append(f"| `{name}` | {needs} | {_fields(losses, name)} | {_about(losses, name)} |")
+    for title, entries in {"Samplers: `dis.sampler`": samplers, "Selections: `dis.selection`": selections}.items():
+        lines += ["", f"### {title}", "", "| name | settings | meaning |", "|---|---|---|"]
+        lines += [f"| `{n}` | {_fields(entries, n)} | {_about(entries, n)} |" for n in entries.names()]
     return "\n".join([*lines, ""])
+
+
+def _fields(entries: Registry, name: str) -> str:
+    """The settings of an entry and their defaults, as a cell of a table."""
+    found = dataclasses.fields(entries[name].Config)
+    return ", ".join(f"`{field.name}={_shown(field.default)}`" for field in found)
+
+
+def _about(entries: Registry, name: str) -> str:
+    """The first paragraph of an entry's docstring, as a cell of a table."""
+    return _escaped((inspect.getdoc(entries[name]) or "").partition("\n\n")[0].replace("\n", " "))
 
 
 def _shown(value: object) -> str:

@@ -11,7 +11,7 @@ import inspect
 from gdrd_jax import registry
 from gdrd_jax.cli.common import ArgumentParser, guarded
 
-KINDS = {"losses": registry.losses}
+KINDS = {"losses": registry.losses, "samplers": registry.samplers, "selections": registry.selections}
 
 
 def main(argv: list[str]) -> int:
