@@ -63,6 +63,19 @@ def test_embedding_cosine_and_similarity_preserving_losses():
         assert loss(3 * arguments[1], arguments[1]) == pytest.approx(0, abs=1e-6)
 
 
+def test_selected_distance_is_of_unit_vectors_and_weighted():
+    ours, teacher = RNG.normal(size=(2, 6, 8)).astype(np.float32)
+    teacher /= np.linalg.norm(teacher, axis=1, keepdims=True)
+    weights = np.float32([1, 0, 2, 0, 0.5, 1])
+    unit = ours / np.linalg.norm(ours, axis=1, keepdims=True)
+    loss = registry.losses["selected_distance"](None, losses.DataInfo(), rngs=None)
+    value = lambda x: loss(losses.Outputs(x, x, None, teacher), {"selected": weights}, KEY)[0]  # noqa: E731
+    expected = np.mean(weights * np.sum((unit - teacher) ** 2, axis=1))
+    assert value(ours) == pytest.approx(expected, rel=1e-5)
+    gradient = jax.grad(value)(ours)
+    assert not np.any(gradient[weights == 0]) and np.all(np.any(gradient[weights > 0], axis=1))
+
+
 def test_contrastive_loss_is_the_cross_entropy_of_ones_own_teacher_embedding():
     ours, teacher = RNG.normal(size=(2, 6, 5))
     teacher /= np.linalg.norm(teacher, axis=1, keepdims=True)

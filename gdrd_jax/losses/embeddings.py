@@ -71,6 +71,18 @@ class SimilarityPreserving(Loss):
         return similarity_preserving(outputs.embedding, outputs.teacher), {}
 
 
+@losses.register("selected_distance")
+class SelectedDistance(Loss):
+    """Squared distance between the student's and T_d's unit-length embeddings, weighted by the stage's selection
+    (selective knowledge distillation, arXiv 1811.09998; our reading)."""
+
+    needs = NEEDS | {"selected"}
+
+    def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        distance = jnp.sum((normalize(outputs.embedding) - jax.lax.stop_gradient(outputs.teacher)) ** 2, axis=-1)
+        return sharding.mean(jnp.mean(batch["selected"] * distance)), {"selected": jnp.mean(batch["selected"])}
+
+
 @losses.register("nce")
 class InfoNCE(Loss):
     """Cross-entropy of finding a face's own T_d embedding among those of the batch (InfoNCE, arXiv 1807.03748)."""

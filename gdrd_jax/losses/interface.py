@@ -81,7 +81,9 @@ class Loss(nnx.Module):
       needs: what the loss reads: "embedding", "logits" (a linear classifier over identities), "label",
         "discriminative" (T_d's embeddings), "generative" (T_g's features), "index" (row of the training set), "second"
         (`Outputs.second`, and `has_second` of a batch, bool `[b]`), "balanced" (bool `[b]`, rows that were sampled by
-        identity); the last two come from a sampler.
+        identity), both from a sampler, "selected" (weights of a stage's selection, float32 `[b]`), "assistant"
+        (embeddings of an earlier stage's student, float16 `[b, D]`, of unit length), "hr_small" (the images at twice
+        the resolution, uint8 `[b, 2R, 2R, 3]`).
 
     Args:
       config: a `Config`.
