@@ -846,7 +846,7 @@ def test_the_student_that_was_best_on_the_dev_set_is_kept(copy, faces_folder):
     assert describe_student(copy / "dis" / "best")["dev_accuracy"] == max(judged)
     last, best = (Recognizer.load(copy, which).fingerprint() for which in ("student", "best"))
     assert (last == best) == (judged.index(max(judged)) == 4)
-    pairs = _dev_set(Run(config, copy))  # judged with the weights as they were in the end
+    pairs = _dev_set(Run(config, copy), config)  # judged with the weights as they were in the end
     expected = pairs.score(Recognizer.load(copy, "student").embed(pairs.faces)).scores
     np.testing.assert_allclose(np.load(copy / "dis" / "dev.npz")["scores"], expected, atol=1e-4)
 
