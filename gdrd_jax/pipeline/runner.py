@@ -23,7 +23,7 @@ from gdrd_jax.pipeline.planning import StepState, Walk, validate, with_ancestors
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
 from gdrd_jax.pipeline.steps import steps
-from gdrd_jax.pipeline.workdir import link, lock_workdir, publish
+from gdrd_jax.pipeline.workdir import link, lock_workdir, publish, read_users, register_user
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import LOCK, digest, is_locked, locked, write_json
 from gdrd_jax.utils.launch import SINGLE_PROCESS, ProcessInfo
@@ -57,6 +57,7 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process
             stack.enter_context(lock_workdir(workdir, config))
             if process.world_size > 1:  # under the lock, which shows the others that this process works
                 _check_later_steps(walk, process)
+            _register(config, workdir)
             for step in steps(config):
                 workdir_v04.adopt(step, config, workdir)
         walk.restart()
@@ -67,6 +68,15 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process
             walk.fingerprints |= take_part(states, current)
         if process.rank == 0:
             publish(current.folders, workdir)
+
+
+def _register(config: ConfigDict, workdir: Path) -> None:
+    shared = Path(config.outputs)
+    if not config.outputs or shared.resolve() == (workdir / "steps").resolve():
+        return
+    if workdir.resolve() not in read_users(shared):
+        with _sole_user(shared, wait=True):
+            register_user(shared, workdir)
 
 
 def _next_steps(walk: Walk) -> list[Step]:

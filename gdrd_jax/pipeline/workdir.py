@@ -15,6 +15,7 @@ from gdrd_jax.utils.files import LOCK, locked, write_json
 from gdrd_jax.utils.outputs import is_run, kind_of
 
 RESULTS = report.STEP.publishes
+USERS = ".workdirs"  # file in a folder of outputs with the workdirs that share it, one a line
 
 
 @contextlib.contextmanager
@@ -52,6 +53,29 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
             "choose another with --workdir=DIR",
             "workdir-owner",
         )
+
+
+def register_user(outputs: Path, workdir: Path) -> None:
+    """Enters a workdir into the list of those that share a folder of outputs, for `gdrd clean`.
+
+    The folder's lock has to be held.
+    """
+    user = str(workdir.resolve())
+    if os.fsencode(user) not in _lines(outputs):
+        with (outputs / USERS).open("ab") as file:
+            file.write(os.fsencode(user) + b"\n")
+
+
+def read_users(outputs: Path) -> list[Path]:
+    """The workdirs that have shared a folder of outputs, but not the one that the folder belongs to."""
+    return [Path(os.fsdecode(line)) for line in _lines(outputs)]
+
+
+def _lines(outputs: Path) -> list[bytes]:
+    try:
+        return [line for line in (outputs / USERS).read_bytes().split(b"\n") if line]
+    except FileNotFoundError:
+        return []
 
 
 def link(name: str, folder: Path, workdir: Path) -> None:
