@@ -9,7 +9,7 @@ from gdrd_jax.config import check
 from gdrd_jax.pipeline import inputs, records
 from gdrd_jax.pipeline.step import Step
 from gdrd_jax.pipeline.steps import steps
-from gdrd_jax.pipeline.workdir import RESULTS, check_workdir
+from gdrd_jax.pipeline.workdir import RESULTS, check_workdir, is_link
 from gdrd_jax.registry import load_plugins
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import ORBAX_FORBIDDEN, digest, storable
@@ -50,7 +50,9 @@ class StepState:
     def existing_folder(self) -> Path:
         """`folder`, or `WORKDIR/STEP` where version 0.4 wrote the output there."""
         before = self.workdir / self.step.name
-        return before if not self.folder.exists() and records.is_of(records.read(before), self.origin) else self.folder
+        if self.folder.exists() or is_link(before) or not records.is_of(records.read(before), self.origin):
+            return self.folder
+        return before
 
     def record(self) -> dict:
         """The record of the output; empty where there is none."""

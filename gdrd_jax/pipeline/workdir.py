@@ -78,6 +78,11 @@ def _lines(outputs: Path) -> list[bytes]:
         return []
 
 
+def is_link(path: Path) -> bool:
+    """Whether `link` made the path. Version 0.4 wrote folders, and links with absolute targets."""
+    return path.is_symlink() and not path.readlink().is_absolute()
+
+
 def link(name: str, folder: Path, workdir: Path) -> None:
     """Makes `WORKDIR/STEP` a link to the folder; results in the workdir that may be of other output are taken back."""
     # A relative link is read from where its folder really is, which matters where `workdir` leads through a link.

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from gdrd_jax.pipeline import records
 from gdrd_jax.pipeline.planning import StepState, place
 from gdrd_jax.pipeline.step import Step
-from gdrd_jax.pipeline.workdir import link
+from gdrd_jax.pipeline.workdir import is_link, link
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import write_json
 
@@ -27,7 +27,7 @@ READ_OTHERWISE = {
 def adopt(step: Step, config: ConfigDict, workdir: Path) -> None:
     """Moves what version 0.4 wrote to `WORKDIR/STEP` to where this version looks for it."""
     before = workdir / step.name
-    if before.is_symlink() and not before.readlink().is_absolute():  # this version's, see `workdir.link`
+    if is_link(before):
         return
     record = records.read(before)
     if not record:

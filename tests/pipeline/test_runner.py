@@ -383,7 +383,8 @@ def test_output_is_looked_for_in_the_folder_that_the_config_names_now(faces_fold
     runner.run(config, tmp_path / "run", ("faces",))
     before = contents(tmp_path / "run" / "steps")
     config.outputs = str(tmp_path / "shared")
-    for _ in range(2):
+    for action in ("run", "skip"):
+        assert [step.action for step in planning.plan(config, tmp_path / "run", ("faces",))] == [action]
         runner.run(config, tmp_path / "run", ("faces",))
         assert (tmp_path / "run" / "faces").resolve().parent == tmp_path / "shared"
     assert contents(tmp_path / "run" / "steps") == before
