@@ -1,10 +1,10 @@
 """The command `gdrd`, also `python -m gdrd_jax.cli`."""
 
-import difflib
 import importlib
 import sys
 
 from gdrd_jax.cli.common import print_error
+from gdrd_jax.utils.errors import did_you_mean
 from gdrd_jax.version import __version__
 
 # For each group of `gdrd --help` its commands: name, module of `gdrd_jax.cli`, and one line.
@@ -67,9 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"gdrd_jax {__version__}")
         return 0
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "gdrd --help lists all commands"
-        return print_error(f"there is no command {command!r}; {hint}", "command-unknown")
+        hint = did_you_mean(command, COMMANDS)
+        return print_error(f"there is no command {command!r}; {hint}gdrd --help lists all commands", "command-unknown")
     name = COMMANDS[command][0]
     sys.argv[0] = "gdrd" if name == RECOGNIZE else f"gdrd {command}"  # argparse shows it in its usage line
     module = importlib.import_module(f"gdrd_jax.cli.{name}")

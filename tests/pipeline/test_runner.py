@@ -304,6 +304,21 @@ def test_a_setting_of_a_loss_that_is_not_used_changes_nothing_or_is_refused():
     assert done.stdout.strip() == "[('scale', 8.0), ('weight', 0.1)]", done.stderr
 
 
+def test_a_loss_is_added_as_a_whole_and_not_by_one_setting():
+    config = default()
+    with raises("loss-not-in-config", "embedding_cosine, similarity_preserving", 'losses.nce = {"weight": 1.0}'):
+        config.dis.losses.nce.weight = 0.1
+    assert not hasattr(config.dis.losses, "nce")
+    for _ in range(2):
+        config.dis.losses.nce = {"weight": 0.1}
+        config.dis.losses.nce.scale = 8.0
+        assert used_losses(config.dis.losses)["nce"] == {"weight": 0.1, "scale": 8.0}
+        config.dis.losses = {"kd": {"weight": 1.0}}
+        with raises("loss-not-in-config", "are kd;"):
+            config.dis.losses.cls.weight = 0.1
+        config = config.copy_and_resolve_references()
+
+
 def test_flat_losses_of_earlier_workdirs_are_the_losses_of_today():
     flat = {
         "cls": 1.0, "kd": 0.25, "rcd": 4.0, "tau": 0.5, "temperature": 4.0, "teacher_scale": 32.0, "positive": "pair",
@@ -1171,6 +1186,7 @@ def test_a_config_file_with_a_colon_in_its_path_is_named_with_its_remedy(tmp_pat
     [
         ("config.gen.stpes = 3", 'Did you mean "steps" instead of "stpes"?'),
         ("config.gen.steps = 'x'", "TypeError"),
+        ("config.dis.losses.nce.weight = 0.1", "[loss-not-in-config]"),
         ("nonsense(", "SyntaxError"),
     ],
 )
