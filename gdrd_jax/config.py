@@ -84,6 +84,29 @@ ABOVE_ZERO = (
 )  # fmt: skip
 
 
+class MissingLoss(GdrdError, AttributeError):
+    """A loss was accessed that the config does not have."""
+
+
+class Losses(ConfigDict):
+    """The losses of a stage by name, to which others can be added."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):  # Python's own look-ups, such as for copying
+                raise
+            raise MissingLoss(
+                f'the losses of the config are {", ".join(self)}; add another one by losses.{name} = {{"weight": 1.0}}',
+                "loss-not-in-config",
+            ) from None
+
+    def lock(self) -> "Losses":
+        """Does nothing: which names and settings exist is known to the losses themselves."""
+        return self
+
+
 class Config(ConfigDict):
     """A `ConfigDict` that takes the names of earlier versions, too, with a warning."""
 
@@ -105,7 +128,7 @@ class Config(ConfigDict):
             set_loss(self, loss, setting, value)
             return
         for name, each in _current(key, value).items():
-            super().__setitem__(name, each)
+            super().__setitem__(name, _as_losses(name, each))
 
     def _flat_loss(self, key: str) -> tuple[str, str] | None:
         """The loss and setting that a setting of stage dis of version 0.4 is today."""
@@ -125,6 +148,12 @@ class Config(ConfigDict):
         for key in [key for key in given if self._flat_loss(key)]:
             self[key] = given.pop(key)
         super().update({name: each for key, value in given.items() for name, each in _current(key, value).items()})
+
+
+def _as_losses(name: str, value: Any) -> Any:
+    if name != "losses" or isinstance(value, Losses):
+        return value
+    return Losses(value.to_dict() if isinstance(value, ConfigDict) else value)
 
 
 def _current(name: str, value: object) -> dict[str, object]:

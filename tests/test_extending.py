@@ -14,7 +14,7 @@ from flax import nnx
 from gdrd_jax import registry
 from gdrd_jax.cli import list_entries
 from gdrd_jax.losses import DataInfo, Outputs
-from gdrd_jax.pipeline import runner
+from gdrd_jax.pipeline import planning, runner
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
@@ -55,7 +55,7 @@ def test_the_assistant_of_the_page_on_training_is_planned_before_the_student(fac
     config = names["get_config"]()
     config.data.update(path=str(faces_folder), test_people=2, calibration_people=2, mixup_per_face=0.0)
     config.discriminative.path = "sface"
-    steps = [step.name for step in runner.plan(config, tmp_path / "run")]
+    steps = [step.name for step in planning.plan(config, tmp_path / "run")]
     order = [steps.index(name) for name in ("hr_small", "assistant", "assistant_embeddings", "dis", "report")]
     assert order == sorted(order) and "gen" not in steps
 
@@ -75,7 +75,7 @@ def test_a_loss_of_another_module_trains_a_student(plugin, faces_folder, tmp_pat
     assert "student" in json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["results"]
     config.dis.losses.my_arcface.margin = 2.0
     with raises("entry-setting", "'my_arcface'", "margin is 2.0"):
-        runner.validate(config, tmp_path / "run")
+        planning.validate(config, tmp_path / "run")
 
 
 def test_it_is_arcface(plugin):

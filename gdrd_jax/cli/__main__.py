@@ -1,10 +1,10 @@
 """The command `gdrd`, also `python -m gdrd_jax.cli`."""
 
-import difflib
 import importlib
 import sys
 
 from gdrd_jax.cli.common import print_error
+from gdrd_jax.utils.errors import did_you_mean
 from gdrd_jax.version import __version__
 
 # For each group of `gdrd --help` its commands: name, module of `gdrd_jax.cli`, and one line.
@@ -13,6 +13,7 @@ GROUPS = {
         "prepare": ("prepare_faces", "check, align and store faces"),
         "train": ("train", "train a student as a config describes; an interrupted run continues"),
         "precompute": ("precompute_teacher", "run the teachers of a training ahead of it, on any number of machines"),
+        "clean": ("clean", "list and remove output that a workdir no longer uses"),
         "grid": ("run_grid", "train combinations of settings with several seeds and compare them"),
     },
     "Evaluate": {
@@ -66,9 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"gdrd_jax {__version__}")
         return 0
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "gdrd --help lists all commands"
-        return print_error(f"there is no command {command!r}; {hint}", "command-unknown")
+        hint = did_you_mean(command, COMMANDS)
+        return print_error(f"there is no command {command!r}; {hint}gdrd --help lists all commands", "command-unknown")
     name = COMMANDS[command][0]
     sys.argv[0] = "gdrd" if name == RECOGNIZE else f"gdrd {command}"  # argparse shows it in its usage line
     module = importlib.import_module(f"gdrd_jax.cli.{name}")

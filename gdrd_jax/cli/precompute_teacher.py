@@ -39,7 +39,7 @@ def work(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
 
         steps = {"discriminative": discriminative, "generative": generative}
         for name in wanted:
-            for job in steps[name].extractions(Run(config, workdir)):
+            for job in steps[name].extractions(Run(config, workdir)).values():
                 verify(job)
 
 

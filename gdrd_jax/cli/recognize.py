@@ -144,11 +144,12 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     gallery, found = folders.enroll(
         recognizer, given.path, given.gallery, align=given.align, add=given.add, update=given.update
     )
-    people = len(gallery.people())
+    people, replaced = len(gallery.people()), {"people": found.replaced_people, "faces": found.replaced_faces}
     if not given.json:
-        print(f"{given.gallery}: {len(gallery)} faces of {people} people, {len(found.paths)} of them new")
+        text = f"{given.gallery}: {len(gallery)} faces of {people} people, {len(found.paths)} of them new"
+        print(text + (", replacing {faces} faces of {people} people".format(**replaced) if given.update else ""))
     summary = {"gallery": str(given.gallery), "faces": len(gallery), "people": people, "new": len(found.paths)}
-    return summary, found.bad
+    return summary | ({"replaced": replaced} if given.update else {}), found.bad
 
 
 def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:

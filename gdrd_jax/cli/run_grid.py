@@ -36,7 +36,7 @@ from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.config import Config, of_workdir
 from gdrd_jax.evaluation import bootstrap, dev, report, verification
 from gdrd_jax.evaluation.verification import Pairs
-from gdrd_jax.pipeline import runner
+from gdrd_jax.pipeline import planning
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path, write_json, write_text
 from gdrd_jax.utils.outputs import claim_folder
@@ -48,8 +48,8 @@ SECONDS_BETWEEN_LOOKS = 0.2
 OUTPUTS = "--config.outputs="
 CHECK = """import sys
 from gdrd_jax.cli import train
-from gdrd_jax.pipeline import runner
-sys.exit(train.cli(sys.argv, lambda config, workdir, rank: runner.validate(config, workdir)))"""
+from gdrd_jax.pipeline import planning
+sys.exit(train.cli(sys.argv, lambda config, workdir, rank: planning.validate(config, workdir)))"""
 DEV = "--config.dev.path="
 BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 # LFW at 16x16, trained on 494,414 WebFace faces: figure 3 of arXiv 2409.06371.
@@ -112,7 +112,7 @@ def train(given: list[str], workdir: Path) -> None:
             f"the run in {workdir} ended with status {process.returncode}, see above; the same command continues",
             "run-failed",
         )
-    if not runner.finished(_config(workdir), workdir):  # after a SIGTERM from elsewhere a run saves and ends with 0
+    if not planning.finished(_config(workdir), workdir):  # after a SIGTERM from elsewhere a run saves and ends with 0
         raise Interrupted(f"{workdir.name} was stopped", signal.SIGTERM)
 
 

@@ -29,19 +29,28 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("--train", required=True, type=user_path, help="aligned faces of people")
-    add("--data", required=True, type=user_path, help="LFW, see gdrd evaluate")
-    add("--pairs", required=True, type=user_path, help="LFW's pairs.txt")
-    add("--teacher", required=True, action="append", metavar="NAME=KIND:PATH", help="repeat for several")
-    add("--tap", nargs="+", help="only these; all otherwise")
-    add("--timestep", nargs="+", type=int, default=[0], help="default 0")
-    add("--input-size", type=int, default=0, help="pixels to which faces are enlarged; 0 is the network's own")
-    add("--recognizer", metavar="PATH[:PREPROCESSING]", help="a discriminative teacher, for comparison")
-    add("--resolution", type=int, default=16, choices=(8, 16, 32), help="default 16")
-    add("--kernel", default="area", choices=KERNELS, help="default area")
-    add("--images", type=int, default=20, help="at most so many of each training person (20)")
-    add("--seed", type=int, default=0, help="(0)")
-    add("--out", required=True, type=user_path)
+    add("--train", required=True, type=user_path, metavar="FACES", help="aligned faces of people, for the probe")
+    add("--data", required=True, type=user_path, metavar="LFW", help="aligned faces of LFW, see gdrd evaluate")
+    add("--pairs", required=True, type=user_path, metavar="FILE", help="pairs.txt of LFW")
+    add(
+        "--teacher", required=True, action="append", metavar="NAME=KIND:PATH",
+        help="a generative teacher; repeat for several",
+    )  # fmt: skip
+    add("--tap", nargs="+", metavar="T", help="taps to compare (default: all)")
+    add("--timestep", nargs="+", type=int, default=[0], metavar="T", help="timesteps of the diffusion (default: 0)")
+    add(
+        "--input-size",
+        type=int,
+        default=0,
+        metavar="S",
+        help="pixels of the enlarged faces (default: the network's own)",
+    )
+    add("--recognizer", metavar="PATH[:PREPROCESSING]", help="discriminative teacher for comparison")
+    add("--resolution", type=int, default=16, choices=(8, 16, 32), help="pixels of the faces (default: 16)")
+    add("--kernel", default="area", choices=KERNELS, help="downsampling: area (OpenCV, default) or bicubic (Pillow)")
+    add("--images", type=int, default=20, help="maximum images of a training person (default: 20)")
+    add("--seed", type=int, default=0, help="of the choice of held-out images, and of the bootstrap (default: 0)")
+    add("--out", required=True, type=user_path, help="folder to write")
     return parser.parse_args(argv)
 
 

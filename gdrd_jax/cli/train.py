@@ -36,7 +36,7 @@ from ml_collections import ConfigDict, config_flags  # noqa: E402
 
 from gdrd_jax import config as settings  # noqa: E402
 from gdrd_jax.cli.common import EXAMPLES, guarded  # noqa: E402
-from gdrd_jax.pipeline import runner  # noqa: E402
+from gdrd_jax.pipeline import planning, runner  # noqa: E402
 from gdrd_jax.utils.files import user_path  # noqa: E402
 from gdrd_jax.utils.launch import ProcessInfo, from_environment  # noqa: E402
 
@@ -170,7 +170,7 @@ def this_process() -> ProcessInfo:
 def run_steps(config: ConfigDict, workdir: Path, process: ProcessInfo, wanted: tuple[str, ...] = ()) -> None:
     """Runs steps, see `runner.run`; with `--dry-run` prints what would be done with each."""
     if flags.FLAGS["dry-run"].value:
-        for step in runner.plan(config, workdir, wanted):
+        for step in planning.plan(config, workdir, wanted):
             print(f"{step.name}: {step.action}, {step.reason}")
     else:
         runner.run(config, workdir, wanted, process)

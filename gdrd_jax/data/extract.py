@@ -1,7 +1,7 @@
 """Runs what is fixed once over every face and view, into stores (`gdrd_jax.data.feature_store`)."""
 
+import collections
 import dataclasses
-import functools
 import itertools
 import logging
 import time
@@ -41,57 +41,72 @@ class Extraction:
     what: str
 
 
-def extract(job: Extraction, process: ProcessInfo = SINGLE_PROCESS) -> None:
-    """Computes the pieces of the store that are not there yet.
+def extract(*jobs: Extraction, process: ProcessInfo = SINGLE_PROCESS) -> None:
+    """Computes the pieces of the stores that are not there yet.
+
+    Several jobs are of the same faces: they are done side by side, so that what they load can be read once.
 
     Of several processes each takes its share, and then whatever the others have not done: one that comes late, is
     slower or dies costs time, but nothing is missing in the end.
     """
-    store, start, spent = job.store, time.monotonic(), 0.0
-    missing = store.missing()
-    total = store.manifest["rows"] * store.manifest["views"]
-    if not missing:
+    start, spent, done = time.monotonic(), [0.0] * len(jobs), [0] * len(jobs)
+    missing = [set(job.store.missing()) for job in jobs]
+    if not any(missing):
         return
-    there = total - sum(len(rows) for _, rows in missing)
-    what = job.what if process.world_size == 1 else f"{job.what}, rank {process.rank} of {process.world_size}"
-    done = 0
-    with tqdm(total=total, initial=there, desc=what, unit="face") as progress, ThreadPoolExecutor(1) as ahead:
-        for view, rows, inputs in _loaded_ahead(job, set(missing), process, ahead):
-            if process.world_size > 1 and store.has(view, rows):
+    total = sum(job.store.manifest["rows"] * job.store.manifest["views"] for job in jobs)
+    there = total - sum(len(rows) for pieces in missing for _, rows in pieces)
+    rank = "" if process.world_size == 1 else f", rank {process.rank} of {process.world_size}"
+    shown = " + ".join(job.what for job, pieces in zip(jobs, missing) if pieces) + rank
+    with tqdm(total=total, initial=there, desc=shown, unit="face") as progress, ThreadPoolExecutor(1) as ahead:
+        for number, view, rows, loaded in _loaded_ahead(jobs, missing, process, ahead):
+            job = jobs[number]
+            if process.world_size > 1 and job.store.has(view, rows):
                 continue
             before = time.monotonic()
-            values = job.compute(inputs) if job.compute else inputs
-            spent += time.monotonic() - before
-            store.write(view, rows, values)
-            done += len(rows)
+            values = job.compute(loaded) if job.compute else loaded
+            spent[number] += time.monotonic() - before
+            job.store.write(view, rows, values)
+            done[number] += len(rows)
             progress.update(len(rows))
     seconds = time.monotonic() - start
-    if done:
-        share = f"; {100 * spent / seconds:.1f} % of the time in the network" if job.compute else ""
-        LOG.info("%s: %d faces in %.1f s, %.0f a second%s", what, done, seconds, done / seconds, share)
+    for job, count, busy in zip(jobs, done, spent):
+        if count:
+            share = f"; {100 * busy / seconds:.1f} % of the time in the network" if job.compute else ""
+            rate = count / seconds
+            LOG.info("%s: %d faces in %.1f s, %.0f a second%s", job.what + rank, count, seconds, rate, share)
 
 
 def _loaded_ahead(
-    job: Extraction, missing: set[tuple[int, range]], process: ProcessInfo, thread: ThreadPoolExecutor
-) -> Iterator[tuple[int, range, np.ndarray]]:
-    """The missing pieces that this process has to compute, each loaded while the one before is computed."""
-    # All views of the same rows for one process, which then decodes a face once.
-    blocks = [list(views) for _, views in itertools.groupby(job.store.chunks(), key=lambda chunk: chunk[1])]
+    jobs: Sequence[Extraction], missing: Sequence[set], process: ProcessInfo, thread: ThreadPoolExecutor
+) -> Iterator[tuple[int, int, range, np.ndarray]]:
+    """The missing pieces that this process has to compute, loaded while those before are computed.
+
+    Yields:
+      The number of the job, view and rows of the piece, and what was loaded.
+    """
+    pieces = sorted(
+        ((view, rows, number) for number, job in enumerate(jobs) for view, rows in job.store.chunks()),
+        key=lambda piece: (piece[1].start, piece[0], piece[2]),
+    )
+    # All jobs and views of the same rows for one process, which then reads a face once.
+    blocks = [list(block) for _, block in itertools.groupby(pieces, key=lambda piece: piece[1].start)]
     others = [
-        chunk for number, block in enumerate(blocks) if number % process.world_size != process.rank for chunk in block
+        piece for number, block in enumerate(blocks) if number % process.world_size != process.rank for piece in block
     ]
     # In an order of one's own, so that those who help do not all help with the same piece.
     random = np.random.default_rng(process.rank).permutation(len(others))
     mine = [*itertools.chain(*blocks[process.rank :: process.world_size]), *(others[i] for i in random)]
-    order = (chunk for chunk in mine if chunk in missing and (process.world_size == 1 or not job.store.has(*chunk)))
-    waiting = None
-    for view, rows in order:
-        coming = (view, rows, thread.submit(job.load, view, rows))
-        if waiting:
-            yield *waiting[:2], waiting[2].result()
-        waiting = coming
-    if waiting:
-        yield *waiting[:2], waiting[2].result()
+    waiting: collections.deque = collections.deque()
+    for view, rows, number in mine:
+        job = jobs[number]
+        if (view, rows) in missing[number] and (process.world_size == 1 or not job.store.has(view, rows)):
+            waiting.append((number, view, rows, thread.submit(job.load, view, rows)))
+            # One piece of each job waits: beside pieces that need no computing one alone would come too late.
+            if len(waiting) > len(jobs):
+                *piece, coming = waiting.popleft()
+                yield *piece, coming.result()
+    for *piece, coming in waiting:
+        yield *piece, coming.result()
 
 
 def verify(job: Extraction) -> None:
@@ -124,33 +139,46 @@ def verify(job: Extraction) -> None:
     )  # fmt: skip
 
 
-def view_loader(faces: Faces | MixupFaces, views: Views, *, low: bool) -> Callable[[int, Sequence[int]], np.ndarray]:
+class BlockReader:
+    """Reads blocks of faces, and keeps the last block for other loaders that need the same faces.
+
+    Attributes:
+      faces: aligned faces, or mixup images.
+    """
+
+    def __init__(self, faces: Faces | MixupFaces):
+        self.faces = faces
+        self._key: tuple | None = None
+        self._block: list[np.ndarray] = []
+
+    def read(self, view: int, rows: tuple[int, ...]) -> list[np.ndarray]:
+        """Faces, uint8 RGB `[112, 112, 3]` each; of mixup images those of a view, which differ from view to view."""
+        mixed = isinstance(self.faces, MixupFaces)
+        key = (view if mixed else 0, rows)
+        if key != self._key:
+            faces = self.faces.of_view(view) if mixed else self.faces
+            self._block, self._key = list(in_parallel(faces.__getitem__, rows)), key
+        return self._block
+
+
+def view_loader(reader: BlockReader, views: Views, *, low: bool) -> Callable[[int, Sequence[int]], np.ndarray]:
     """What `Extraction.load` reads views of faces with.
 
     Args:
-      faces: aligned faces.
+      reader: reads the faces; may be shared with other loaders.
       views: how a view is made.
       low: reduce the views to the low resolution.
 
     Returns:
-      A function `(view, rows) -> uint8 [n, 112, 112, 3]`, or `[n, R, R, 3]` if `low`. It decodes a face once for
-      calls with the same rows that follow each other, the order of `FeatureStore.chunks`.
+      A function `(view, rows) -> uint8 [n, 112, 112, 3]`, or `[n, R, R, 3]` if `low`.
     """
-
-    @functools.lru_cache(maxsize=1)
-    def decoded(rows: tuple[int, ...]) -> list[np.ndarray]:
-        return list(in_parallel(faces.__getitem__, rows))
 
     def load(view: int, rows: Sequence[int]) -> np.ndarray:
         rows = tuple(map(int, rows))
-        if isinstance(faces, MixupFaces):
-            mixed = faces.of_view(view)  # each view mixes other faces
-            face = lambda position: mixed[rows[position]]  # noqa: E731
-        else:
-            face = decoded(rows).__getitem__
+        faces = reader.read(view, rows)
 
         def one(position: int) -> np.ndarray:
-            high = views.augment(face(position), rows[position], view)
+            high = views.augment(faces[position], rows[position], view)
             return views.degrade(high, rows[position], view) if low else high
 
         return np.stack(list(in_parallel(one, range(len(rows)))))

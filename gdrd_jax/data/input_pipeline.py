@@ -18,6 +18,7 @@ from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.samplers import Rows, Sampler
 from gdrd_jax.distributed import sharding
 from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.tables import size_text
 
 LOG = logging.getLogger(__name__)
 # Training needs room too: activations on a GPU; on a CPU everything else.
@@ -119,7 +120,7 @@ def choose_residency(dataset: Dataset, residency: str, mesh: Mesh, name: str) ->
     need, free = dataset.nbytes * copies, _free_bytes(mesh.local_devices[0])
     fits = need <= MEMORY_SHARE * free and dataset.nbytes <= MEMORY_SHARE * _free_memory()
     where = "memory" if jax.default_backend() == "cpu" else "each device"
-    size = f"{_size(need)} of data, {_size(free)} free in {where}"
+    size = f"{size_text(need)} of data, {size_text(free)} free in {where}"
     if residency == "device" and not fits:
         raise GdrdError(
             f"{name}: {size}, so not all of it fits; set --config.data.residency=host, or auto", "data-residency"
@@ -236,7 +237,3 @@ def memory_limits(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/pro
             )
             left.append(int(most) - used)
     return left
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

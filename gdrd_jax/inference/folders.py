@@ -26,11 +26,14 @@ class Embedded:
       paths: the N usable pictures.
       embeddings: float32 `[N, D]`, unit length.
       bad: `(path, reason)` of the others.
+      replaced_people, replaced_faces: numbers of people, and of their earlier faces, that these replaced in a gallery.
     """
 
     paths: list[Path]
     embeddings: np.ndarray
     bad: list[tuple[Path, str]]
+    replaced_people: int = 0
+    replaced_faces: int = 0
 
 
 def embed(recognizer: Recognizer, path: Path, *, align: bool) -> Embedded:
@@ -118,8 +121,12 @@ def add_people(
     found = _embed(recognizer, files, align=align)
     people = [preprocess.person(file, root) for file in found.paths]
     metadata = [{"path": str(file.resolve()), "align": align} for file in found.paths]
-    (gallery.update if update else gallery.add)(found.embeddings, people, metadata)
-    return found
+    if not update:
+        gallery.add(found.embeddings, people, metadata)
+        return found
+    replaced = set(gallery.people()) & set(people)
+    faces = gallery.update(found.embeddings, people, metadata)
+    return dataclasses.replace(found, replaced_people=len(replaced), replaced_faces=faces)
 
 
 def save(found: Embedded, path: Path) -> None:

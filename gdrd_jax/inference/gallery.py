@@ -9,9 +9,9 @@ On disk a gallery is a folder with
 Every change is one SQLite transaction. The index proposes faces; matches and similarities come from the database.
 """
 
-import difflib
 import logging
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ import numpy as np
 
 from gdrd_jax.inference import gallery_index, gallery_v04
 from gdrd_jax.inference.gallery_database import DATABASE, INDEX, UNIT, FaceDatabase, row
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, did_you_mean
 from gdrd_jax.utils.files import locked, user_path, writing
 
 LOG = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Gallery:
         self._use(FaceDatabase.create(dim, fingerprint))
 
     def _use(self, faces: FaceDatabase) -> None:
-        self._faces, self._index = faces, None
+        self._faces, self._index, self._building = faces, None, threading.Lock()
         self.dim, self.fingerprint = faces.dim, faces.fingerprint
 
     def __len__(self) -> int:
@@ -116,7 +116,7 @@ class Gallery:
           How many faces were removed.
 
         Raises:
-          GdrdError: "gallery-person-unknown" or "gallery-path-unknown", with the nearest names;
+          GdrdError: "gallery-person-unknown" or "gallery-path-unknown", with the nearest name;
             "gallery-old-files": the folder still contains the gallery of version 0.4 that this one was made from;
             "gallery-not-purged": the faces are removed but their bytes may still be on disk.
         """
@@ -134,10 +134,8 @@ class Gallery:
         return removed
 
     def _unknown(self, column: str, name: str) -> GdrdError:
-        known = {value.lower(): value for value in self._faces.values(column)}
-        near = [repr(known[value]) for value in difflib.get_close_matches(name.lower(), known, n=3)]
         lists = {"person": "gdrd gallery", "path": "gdrd search --json"}[column]
-        hint = f"the nearest: {', '.join(near)}" if near else f"{lists} lists those that are"
+        hint = f"{did_you_mean(name, self._faces.values(column))}{lists} lists those that are"
         if column == "person":
             return GdrdError(f"there is no person {name!r} in the gallery; {hint}", "gallery-person-unknown")
         return GdrdError(f"there is no face of {name!r} in the gallery; {hint}", "gallery-path-unknown")
@@ -211,6 +209,7 @@ class Gallery:
         if k < 1:
             raise GdrdError(f"k is {k}; ask for at least 1 match", "gallery-k")
         matches = []
+        self._build_ahead()
         with self._faces.reading():
             index = self._prepared()
             for start in range(0, len(probes), PROBES):
@@ -223,18 +222,41 @@ class Gallery:
         generation, faces = self._faces.state()
         if not faces:
             raise GdrdError("the gallery is empty; add faces before searching", "gallery-empty")
+        if not self._has_index():
+            self._keep(gallery_index.build(generation, self.dim, faces, self.blocks))
         index = self._index
-        if index is None or not index.serves(generation, faces):
-            file = self._faces.folder and self._faces.folder / INDEX
-            index = file and gallery_index.read(file)
-            if not index or not index.serves(generation, faces):
-                index = gallery_index.build(generation, self.dim, faces, self.blocks)
-                if file:  # while the database cannot change, so that no removal is overtaken by an outdated file
-                    gallery_index.write(index, file)
-            self._index = index
         for ids, block in self.blocks(after=index.last):
             index.extend(ids, block)
         return index
+
+    def _build_ahead(self) -> None:
+        """Builds a missing index of a large gallery, which may take minutes, without a transaction that lasts as long.
+
+        Other processes would have to wait with their changes, and fail in the end. Faces that they add meanwhile are
+        added to the index; if they remove faces, it is not used.
+        """
+        with self._building:
+            with self._faces.reading():
+                generation, faces = self._faces.state()
+                if faces <= gallery_index.EXACT or self._has_index():
+                    return
+            index = gallery_index.build(generation, self.dim, faces, self.blocks)
+            with self._faces.reading():
+                if index.serves(*self._faces.state()):
+                    self._keep(index)
+
+    def _has_index(self) -> bool:
+        """Whether the index in memory, or else the one in the file, serves the faces that the database holds now."""
+        generation, faces = self._faces.state()
+        if self._index is None or not self._index.serves(generation, faces):
+            self._index = gallery_index.read(self._faces.folder / INDEX) if self._faces.folder else None
+        return self._index is not None and self._index.serves(generation, faces)
+
+    def _keep(self, index: gallery_index.GalleryIndex) -> None:
+        """Uses an index from now on; called while the database cannot change: no removal may precede its file."""
+        self._index = index
+        if self._faces.folder:
+            gallery_index.write(index, self._faces.folder / INDEX)
 
     def _matches(self, probe: np.ndarray, candidates: np.ndarray, k: int) -> list[Match]:
         ids, embeddings = self._faces.embeddings(candidates.tolist())

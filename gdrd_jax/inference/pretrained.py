@@ -48,7 +48,7 @@ def find_student(text: str | os.PathLike, which: str = "student") -> Path:
         return WEIGHTS / str(text)
     if not path.exists():
         names = list_pretrained()
-        hint = did_you_mean(str(text).lower(), names)
+        hint = did_you_mean(str(text), names)
         known = f"; the pretrained ones are {', '.join(names)}" if names else ""
         raise GdrdError(
             f"there is no student {str(text)!r}, neither a path nor a name: {hint}give a workdir or an exported "

@@ -14,12 +14,13 @@ from gdrd_jax.utils.files import digest
 NAME = "step.json"
 
 
-def origin_of(step: Step, config: ConfigDict, fingerprints: dict[str, str]) -> dict:
+def origin_of(step: Step, config: ConfigDict, files: dict[str, str], fingerprints: dict[str, str]) -> dict:
     """What the output of a step is made from.
 
     Args:
       step: the step.
       config: see `gdrd_jax.config`.
+      files: what `step.files` returned.
       fingerprints: step name to the fingerprint of its output, of all steps that `step` reads.
 
     Returns:
@@ -28,7 +29,7 @@ def origin_of(step: Step, config: ConfigDict, fingerprints: dict[str, str]) -> d
     return {
         "format_version": step.format_version,
         "settings": _settings(step, config),
-        "files": step.files(config),
+        "files": files,
         "after": {name: fingerprints[name] for name in step.after(config)},
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from gdrd_jax.config import Config, of_workdir
+from gdrd_jax.data.extract import BlockReader
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.mixup import MixupFaces
@@ -63,6 +64,10 @@ class Run:
         known, _ = self.faces("train").split(settings["without_last"])
         real = known, self.faces("unlabeled")
         return MixupFaces(real, round(settings["each"] * sum(map(len, real))), settings["seed"])
+
+    def reader(self, split: str) -> BlockReader:
+        """Reads the faces of a split block by block; all that is computed in one pass shares it."""
+        return self._once(("reader", split), lambda: BlockReader(self.faces(split)))
 
     def store(self, step: str, split: str) -> FeatureStore:
         """The finished feature store that a step made of a split.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 if TYPE_CHECKING:
+    from gdrd_jax.data.extract import Extraction
     from gdrd_jax.pipeline.run import Run
 
 
@@ -21,7 +22,7 @@ class Step:
     Attributes:
       name: the step's name, which begins the name of the folder of its output.
       run: function of a `Run` that writes the output into `run.folder(name)`. It may return a fingerprint of the
-        output; otherwise the fingerprint of the step's origin identifies it.
+        output; otherwise the fingerprint of the step's origin identifies it. None for a step with `extractions`.
       settings: dotted names of the settings that the output depends on; a section stands for all settings in it.
       after: function of the config, the names of the steps whose output this one reads.
       files: function of the config, name to fingerprint of the files from outside that the step reads.
@@ -30,6 +31,8 @@ class Step:
         have another value, so that earlier output stays valid.
       adjust: function of the config and the recorded settings (nested under the names in `settings`) that corrects
         these in place: drops what has no effect, or replaces a value by the one that counts.
+      extractions: function of a `Run`, split name to the `Extraction` that fills the split's store. Steps that do not
+        need each other's output are done in one pass, which reads each face once.
       publishes: names of files that are copied from the step's folder into the workdir.
       shared: several processes can do the step together.
       trains: the output is a trained network.
@@ -39,13 +42,14 @@ class Step:
     """
 
     name: str
-    run: Callable[["Run"], str | None]
+    run: Callable[["Run"], str | None] | None
     settings: tuple[str, ...]
     after: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
     files: Callable[[ConfigDict], dict[str, str]] = lambda config: {}
     check: Callable[[ConfigDict], None] = _nothing
     neutral: dict[str, object] = field(default_factory=dict)
     adjust: Callable[[ConfigDict, dict], None] = lambda config, settings: None
+    extractions: Callable[["Run"], dict[str, "Extraction"]] | None = None
     publishes: tuple[str, ...] = ()
     shared: bool = False
     trains: bool = False

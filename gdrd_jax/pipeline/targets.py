@@ -62,7 +62,7 @@ def embed_stage(run: Run, name: str) -> None:
             about={"student": name, "images": images.manifest["provenance"] | images.manifest["about"]},
         )  # fmt: skip
         read = lambda view, rows, images=images: images.read(view, np.asarray(rows))  # noqa: E731
-        extract(Extraction(store, read, recognizer.embed, f"{step}, {split}"), run.process)
+        extract(Extraction(store, read, recognizer.embed, f"{step}, {split}"), process=run.process)
 
 
 def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndarray, FeatureStore]], dict, str]:

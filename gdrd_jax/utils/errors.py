@@ -50,9 +50,10 @@ def first_line(error: Exception) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'X'? `, as part of a sentence; empty where no known name is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
+    """`did you mean 'X'? `, as part of a sentence; empty where no known name is near, whatever the case of letters."""
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), list(by_lower), n=1)
+    return f"did you mean {by_lower[near[0]]!r}? " if near else ""
 
 
 def missing(package: str, extra: str | None) -> GdrdError:

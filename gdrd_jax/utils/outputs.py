@@ -18,7 +18,7 @@ PROTOCOLS = ("lfw", "bin", "uccs", "tinyface", "ar")  # of gdrd evaluate; a trai
 PICTURE_MARK = b"tEXtSoftware\0gdrd_jax"  # a chunk of a PNG file, see `marked`
 PNG_HEAD = 33  # bytes before the second chunk
 CACHE = re.compile("[0-9a-f]{16}")  # of embeddings
-STEP_OUTPUT = re.compile(r"[a-z0-9_]+-[0-9a-f]{12}(\.unknown\d+)?|\.lock")
+STEP_OUTPUT = re.compile(r"[a-z0-9_]+-[0-9a-f]{12}(\.unknown\d+)?|\.lock|\.workdirs")
 
 
 def _json(path: Path) -> dict:

@@ -37,3 +37,8 @@ def html_table(lines: Lines, notes: Mapping[tuple[int, int], str]) -> str:
         ]
         rows.append(f"<tr{kind}>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>")
     return '<div class="wide"><table>' + "\n".join(rows) + "</table></div>"
+
+
+def size_text(count: int) -> str:
+    """A number of bytes as text, in MiB or GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

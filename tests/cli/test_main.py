@@ -37,7 +37,7 @@ def test_help_lists_every_command_and_version_is_the_packages(capsys):
 def test_an_unknown_command_is_answered_with_the_nearest(capsys):
     assert gdrd.main(["evalute"]) == 2
     error = capsys.readouterr().err
-    assert "'evalute'" in error and "'evaluate'" in error and error.endswith(" [command-unknown]\n")
+    assert "'evalute'" in error and "did you mean 'evaluate'?" in error and error.endswith(" [command-unknown]\n")
     assert gdrd.main(["xyz"]) == 2
     error = capsys.readouterr().err
     assert "'xyz'" in error and "gdrd --help" in error and error.endswith(" [command-unknown]\n")

@@ -6,7 +6,7 @@ import numpy as np
 from conftest import make_faces
 
 from gdrd_jax.data.degradation import Views
-from gdrd_jax.data.extract import view_loader
+from gdrd_jax.data.extract import BlockReader, view_loader
 from gdrd_jax.data.mixup import MixupFaces
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import open_faces
@@ -46,5 +46,5 @@ def test_each_view_has_mixup_images_of_its_own(tmp_path):
     more = MixupFaces((faces,), 10, seed=1)
     np.testing.assert_array_equal(mixed.of_view(0)[3], mixed[3])
     views = Views.plain(16, "area")
-    seen = view_loader(mixed, views, low=False)(1, [2, 4])
+    seen = view_loader(BlockReader(mixed), views, low=False)(1, [2, 4])
     np.testing.assert_array_equal(seen, np.stack([more[7], more[9]])[:, :, ::-1])

@@ -12,7 +12,7 @@ from gdrd_jax.data import packed
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import open_faces
-from gdrd_jax.pipeline import runner
+from gdrd_jax.pipeline import planning, runner
 from gdrd_jax.utils.errors import GdrdError
 
 TEACHER = {"name": "t", "fingerprint": "f" * 64}
@@ -108,10 +108,10 @@ def test_a_student_learns_from_a_packed_set_alone(parts, tmp_path, residency):
     assert about["teacher"] == TEACHER and about["student"]["embedding_dim"] == DIM
     assert sorted(path.name for path in (tmp_path / residency).iterdir() if path.is_dir()) == ["dis", "steps"]
     assert [path.name.split("-")[0] for path in (tmp_path / residency / "steps").iterdir()] == ["dis"]
-    assert runner.finished(config, tmp_path / residency)
+    assert planning.finished(config, tmp_path / residency)
     config.until = "report"
     with pytest.raises(GdrdError, match="config.data.packed is for stage dis alone"):
-        runner.validate(config, tmp_path / residency)
+        planning.validate(config, tmp_path / residency)
     config.until, config.data.packed = "dis", str(tmp_path / "none")
     with pytest.raises(GdrdError, match="config.data.packed: there is no file"):
-        runner.validate(config, tmp_path / residency)
+        planning.validate(config, tmp_path / residency)

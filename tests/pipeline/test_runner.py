@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -33,11 +34,12 @@ from gdrd_jax.config import (
 )
 from gdrd_jax.data import object_store
 from gdrd_jax.data.degradation import resize
+from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.inference.pretrained import describe_student, find_student, list_pretrained
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.models.student import FEATURE_SIZE
-from gdrd_jax.pipeline import records, runner, train_stages
+from gdrd_jax.pipeline import planning, records, runner, train_stages, workdir_v04
 from gdrd_jax.pipeline.inputs import dev_files, locate
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import discriminative
@@ -93,7 +95,7 @@ def test_a_second_run_does_nothing(finished, faces_folder, caplog, monkeypatch):
         return {path: path.stat().st_mtime_ns for path in files}
 
     before = written()
-    monkeypatch.setattr(runner, "_do", lambda step, *_: pytest.fail(f"{step.name} ran"))
+    monkeypatch.setattr(runner, "_do", lambda states, *_: pytest.fail(f"{states[0].step.name} ran"))
     assert steps_run(tiny_config(faces_folder), finished, caplog) == []
     assert written() == before
 
@@ -114,14 +116,78 @@ def test_a_second_run_does_nothing(finished, faces_folder, caplog, monkeypatch):
 def test_what_depends_on_a_changed_setting_is_redone_and_nothing_else(finished, faces_folder, change, redone):
     config = tiny_config(faces_folder)
     config.update_from_flattened_dict(change)
-    assert [step.name for step in runner.plan(config, finished) if step.action == "run"] == redone
+    assert [step.name for step in planning.plan(config, finished) if step.action == "run"] == redone
+
+
+def count_reads(monkeypatch):
+    reads, read = [], Faces.read
+    monkeypatch.setattr(Faces, "read", lambda faces, row: reads.append(faces.names[row]) or read(faces, row))
+    return reads
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_one_pass_over_the_faces_serves_all_steps_that_read_them(faces_folder, tmp_path, monkeypatch, caplog, random):
+    config = random_config(faces_folder) if random else tiny_config(faces_folder)
+    config.views.count = 3
+    reads = count_reads(monkeypatch)
+    with caplog.at_level(logging.INFO, "gdrd_jax"):
+        runner.run(config, tmp_path / "run", ("views", *(["small_faces"] if random else []), "discriminative"))
+    assert Counter(Counter(reads).values()) == {2: 21}  # once to check them, and once for the pass
+    assert len({(tmp_path / "run" / step).resolve() for step in ("views", "discriminative")}) == 2
+    assert "views: done in" in caplog.text and "discriminative: done in" in caplog.text
+    # The same as in passes of their own.
+    for step in ("views", "discriminative"):
+        runner.run(config, tmp_path / "other", (step,))
+        for split in ("train", "test"):
+            stores = [Run(config, tmp_path / workdir).store(step, split).read_all() for workdir in ("run", "other")]
+            np.testing.assert_array_equal(*stores)
+
+
+def test_a_pass_continues_where_it_was_interrupted_and_skips_what_is_done(faces_folder, tmp_path, monkeypatch, caplog):
+    config, write = tiny_config(faces_folder), FeatureStore.write
+    config.views.count = 2
+    written = []
+
+    def stopped_at_the_third(store, view, rows, values):
+        if len(written) == 3:
+            raise Interrupted("now", signal.SIGINT)
+        written.append((store.path.parent.name.split("-")[0], store.path.name, view))
+        write(store, view, rows, values)
+
+    steps = ("views", "discriminative")
+    with monkeypatch.context() as patched:
+        patched.setattr(FeatureStore, "write", stopped_at_the_third)
+        with pytest.raises(Interrupted):
+            runner.run(config, tmp_path / "run", steps)
+    assert written == [("views", "train", 0), ("discriminative", "train", 0), ("views", "train", 1)]
+    assert [step.action for step in planning.plan(config, tmp_path / "run", steps)] == ["skip", "continue", "continue"]
+    written.clear()
+    monkeypatch.setattr(FeatureStore, "write", lambda store, *piece: written.append(piece) or write(store, *piece))
+    runner.run(config, tmp_path / "run", steps)
+    assert len(written) == 2 * 2 * 2 - 3 and planning.finished(config, tmp_path / "run", steps)
+    # A step alone is redone alone.
+    config.discriminative.preprocessing = "0/2"
+    written.clear()
+    assert [step.action for step in planning.plan(config, tmp_path / "run", steps)] == ["skip", "skip", "run"]
+    runner.run(config, tmp_path / "run", steps)
+    assert len(written) == 4
+
+
+def test_files_are_fingerprinted_once_a_command(faces_folder, tmp_path, monkeypatch):
+    hashed, onnx_sha256 = [], discriminative.onnx_sha256
+    monkeypatch.setattr(discriminative, "onnx_sha256", lambda path: hashed.append(path) or onnx_sha256(path))
+    config = tiny_config(faces_folder)
+    walk = planning.Walk(config, tmp_path / "run", planning.with_ancestors(("dis",), config))
+    before = [state.origin for state in walk.look_ahead()]
+    walk.restart()
+    assert [state.origin for state in walk.look_ahead()] == before and len(hashed) == 1
 
 
 def test_an_earlier_name_of_a_preprocessing_redoes_nothing(faces_folder):
     config, recorded = tiny_config(faces_folder), []
     for name in ("inside", "in_graph", "unit"):
         config.discriminative.preprocessing = name
-        origin = records.origin_of(discriminative.STEP, config, {"faces": "x"})
+        origin = records.origin_of(discriminative.STEP, config, {}, {"faces": "x"})
         recorded.append(origin["settings"]["discriminative.preprocessing"])
     assert recorded == ["inside", "inside", "unit"]
 
@@ -147,7 +213,7 @@ def from_version(workdir, version):
         record = json.loads((workdir / step / "step.json").read_text())
         del record["origin"]["format_version"]
         record["origin"] = {"version": version, **record["origin"]}
-        published = runner.RESULTS if step == "report" else ()
+        published = planning.RESULTS if step == "report" else ()
         for name in published:
             (workdir / step / name).unlink()
         outputs = [output.replace("unlabeled", "unlabelled") for output in record["outputs"]]
@@ -238,6 +304,21 @@ def test_a_setting_of_a_loss_that_is_not_used_changes_nothing_or_is_refused():
     assert done.stdout.strip() == "[('scale', 8.0), ('weight', 0.1)]", done.stderr
 
 
+def test_a_loss_is_added_as_a_whole_and_not_by_one_setting():
+    config = default()
+    with raises("loss-not-in-config", "embedding_cosine, similarity_preserving", 'losses.nce = {"weight": 1.0}'):
+        config.dis.losses.nce.weight = 0.1
+    assert not hasattr(config.dis.losses, "nce")
+    for _ in range(2):
+        config.dis.losses.nce = {"weight": 0.1}
+        config.dis.losses.nce.scale = 8.0
+        assert used_losses(config.dis.losses)["nce"] == {"weight": 0.1, "scale": 8.0}
+        config.dis.losses = {"kd": {"weight": 1.0}}
+        with raises("loss-not-in-config", "are kd;"):
+            config.dis.losses.cls.weight = 0.1
+        config = config.copy_and_resolve_references()
+
+
 def test_flat_losses_of_earlier_workdirs_are_the_losses_of_today():
     flat = {
         "cls": 1.0, "kd": 0.25, "rcd": 4.0, "tau": 0.5, "temperature": 4.0, "teacher_scale": 32.0, "positive": "pair",
@@ -257,11 +338,11 @@ def test_another_version_of_the_program_redoes_nothing(copy, faces_folder, caplo
     from_version(copy, version)
     monkeypatch.setattr("gdrd_jax.__version__", "99.0")
     config = tiny_config(faces_folder)
-    assert runner.finished(config, copy) and {step.action for step in runner.plan(config, copy)} == {"skip"}
+    assert planning.finished(config, copy) and {step.action for step in planning.plan(config, copy)} == {"skip"}
     before = {step: contents(copy / step) for step in STEPS if step != "report"}
     assert steps_run(config, copy, caplog) == []
     assert {step: contents(copy / step) for step in before} == before and metrics(copy) == results
-    assert all((copy / step).is_symlink() for step in STEPS) and runner.finished(config, copy)
+    assert all((copy / step).is_symlink() for step in STEPS) and planning.finished(config, copy)
     config.outputs, config.dis.losses.rcd.tau = str(copy / "steps"), 0.5  # also from another workdir
     config.until = "dis"
     assert steps_run(config, tmp_path / "other", caplog) == ["dis"]
@@ -277,7 +358,7 @@ def test_a_link_of_an_earlier_version_to_another_workdir_still_leads_there(finis
     assert steps_run(tiny_config(faces_folder), workdir, caplog) == []
     assert (workdir / "views").resolve() == other / "views"
     assert steps_run(tiny_config(faces_folder), other, caplog) == []  # moves its own
-    assert steps_run(tiny_config(faces_folder), workdir, caplog) == [] and runner.finished(
+    assert steps_run(tiny_config(faces_folder), workdir, caplog) == [] and planning.finished(
         tiny_config(faces_folder), workdir
     )
 
@@ -317,7 +398,8 @@ def test_output_is_looked_for_in_the_folder_that_the_config_names_now(faces_fold
     runner.run(config, tmp_path / "run", ("faces",))
     before = contents(tmp_path / "run" / "steps")
     config.outputs = str(tmp_path / "shared")
-    for _ in range(2):
+    for action in ("run", "skip"):
+        assert [step.action for step in planning.plan(config, tmp_path / "run", ("faces",))] == [action]
         runner.run(config, tmp_path / "run", ("faces",))
         assert (tmp_path / "run" / "faces").resolve().parent == tmp_path / "shared"
     assert contents(tmp_path / "run" / "steps") == before
@@ -370,10 +452,10 @@ def test_a_helping_process_accepts_what_an_earlier_version_did(copy, faces_folde
 def test_a_new_format_of_one_step_redoes_that_step(copy, faces_folder, monkeypatch):
     config = tiny_config(faces_folder)
     steps = [dataclasses.replace(s, format_version=2) if s.name == "dis" else s for s in runner.steps(config)]
-    monkeypatch.setattr(runner, "steps", lambda config: tuple(steps))
-    assert not runner.finished(config, copy)
+    monkeypatch.setattr(planning, "steps", lambda config: tuple(steps))
+    assert not planning.finished(config, copy)
     config.until = "gen"
-    assert runner.finished(config, copy)
+    assert planning.finished(config, copy)
 
 
 def contents(folder):
@@ -384,7 +466,7 @@ def contents(folder):
 def test_settings_can_be_changed_back_and_forth_and_nothing_is_lost(copy, faces_folder, caplog):
     config = tiny_config(faces_folder)
     before, student = contents(copy / "steps"), Recognizer.load(copy).fingerprint()
-    results = {name: (copy / name).read_bytes() for name in runner.RESULTS}
+    results = {name: (copy / name).read_bytes() for name in planning.RESULTS}
     config.gen.learning_rate, config.until = 0.01, "gen"
     assert steps_run(config, copy, caplog) == ["gen"]
     assert "gen: changed: settings.gen.learning_rate (0.05 -> 0.01)" in caplog.text
@@ -418,7 +500,7 @@ def test_the_plan_says_what_would_run_and_why_and_writes_nothing(finished, faces
     config = tiny_config(faces_folder)
     config.update_from_flattened_dict(change)
     before = contents(finished)
-    plan = {step.name: step for step in runner.plan(config, finished)}
+    plan = {step.name: step for step in planning.plan(config, finished)}
     assert {name: step.action for name, step in plan.items()} == {**dict.fromkeys(STEPS, "skip"), **actions}
     for key, value in change.items():
         name = next(iter(actions))
@@ -428,7 +510,7 @@ def test_the_plan_says_what_would_run_and_why_and_writes_nothing(finished, faces
 
 def test_the_plan_of_a_new_workdir_and_of_a_stopped_one(faces_folder, tmp_path, monkeypatch):
     config = tiny_config(faces_folder)
-    assert [step.action for step in runner.plan(config, tmp_path / "new")] == ["run"] * 8  # no small faces
+    assert [step.action for step in planning.plan(config, tmp_path / "new")] == ["run"] * 8  # no small faces
     assert not (tmp_path / "new").exists()
 
     def stopped(*_):
@@ -437,13 +519,13 @@ def test_the_plan_of_a_new_workdir_and_of_a_stopped_one(faces_folder, tmp_path, 
     monkeypatch.setattr("gdrd_jax.data.extract.FeatureStore.write", stopped)
     with pytest.raises(Interrupted):
         runner.run(config, tmp_path / "new")
-    plan = {step.name: step.action for step in runner.plan(config, tmp_path / "new")}
+    plan = {step.name: step.action for step in planning.plan(config, tmp_path / "new")}
     assert plan["faces"] == "skip" and plan["views"] == "continue" and plan["gen"] == "run"
 
 
 def test_faces_that_change_make_later_steps_uncertain_in_the_plan(finished, faces_folder, tmp_path):
     moved = shutil.copytree(faces_folder, tmp_path / "elsewhere", copy_function=shutil.copyfile)
-    plan = {step.name: step for step in runner.plan(tiny_config(moved), finished)}
+    plan = {step.name: step for step in planning.plan(tiny_config(moved), finished)}
     assert plan["faces"].action == "run" and plan["views"].action == "skip"
     assert plan["views"].reason.endswith("if faces gives the same output")
 
@@ -497,10 +579,10 @@ def test_the_plan_refuses_what_the_run_refuses(finished, faces_folder, tmp_path)
     config = tiny_config(faces_folder)
     config.name = "other"
     with raises("workdir-owner", finished, "'tiny'", "'other'"):
-        runner.plan(config, finished)
+        planning.plan(config, finished)
     (tmp_path / "thesis.tex").touch()
     with raises("workdir-other", tmp_path):
-        runner.plan(config, tmp_path)
+        planning.plan(config, tmp_path)
 
 
 def test_output_of_an_earlier_version_on_another_file_system_has_a_remedy(copy, faces_folder, tmp_path, monkeypatch):
@@ -511,7 +593,7 @@ def test_output_of_an_earlier_version_on_another_file_system_has_a_remedy(copy, 
     def rename(*_):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr(runner.os, "rename", rename)
+    monkeypatch.setattr(workdir_v04.os, "rename", rename)
     with raises("outputs-other-device", "config.outputs", copy / "faces"):
         runner.run(config, copy)
 
@@ -522,13 +604,15 @@ def test_a_helping_process_makes_lost_output_again(copy, faces_folder, monkeypat
     helping = Run(tiny_config(faces_folder), copy, ProcessInfo(1, 2))
     step = next(step for step in runner.steps(helping.config) if step.name == "views")
     origin = records.recorded_origin(records.read(copy / "views"))
-    helping.folders["views"] = (copy / "views").resolve()
+    helping.folders["views"] = folder = (copy / "views").resolve()
 
     def views(run):
         ran.append("views")
-        step.run(run)
+        return step.extractions(run)
 
-    runner._follow_first_process(dataclasses.replace(step, run=views), origin, helping)
+    state = planning.StepState(dataclasses.replace(step, extractions=views), origin, folder, copy)
+    found = runner._follow_first_process([state], helping)
+    assert found == {"views": records.read(copy / "views")["fingerprint"]}
     assert ran == ["views"] and records.is_done(copy / "views", "views", origin)
 
 
@@ -573,7 +657,7 @@ def test_results_do_not_outlive_what_they_were_made_from(copy, faces_folder):
     config.until = "dis"
     runner.run(config, copy)
     assert not (copy / "metrics.json").exists() and not (copy / "report.html").exists()
-    assert all((copy / "report" / name).exists() for name in runner.RESULTS)
+    assert all((copy / "report" / name).exists() for name in planning.RESULTS)
 
 
 def test_faces_that_were_only_touched_or_moved_redo_nothing_else(finished, faces_folder, tmp_path, caplog):
@@ -614,7 +698,7 @@ def test_workdirs_share_one_folder_of_outputs(copy, faces_folder, tmp_path, capl
     assert steps_run(config, tmp_path / "run", caplog) == ["gen", "dis", "report"]
     after = contents(copy / "steps")
     assert {name: after[name] for name in before} == before
-    assert runner.finished(tiny_config(faces_folder), copy) and metrics(copy) != metrics(tmp_path / "run")
+    assert planning.finished(tiny_config(faces_folder), copy) and metrics(copy) != metrics(tmp_path / "run")
 
 
 def test_runs_that_need_the_same_output_wait_for_each_other(copy, faces_folder, tmp_path, caplog, monkeypatch):
@@ -668,13 +752,13 @@ def test_a_folder_of_outputs_that_holds_other_things_is_refused(faces_folder, tm
 
 def test_whether_everything_is_done(copy, faces_folder):
     config = tiny_config(faces_folder)
-    assert runner.finished(config, copy)
+    assert planning.finished(config, copy)
     config.dis.losses.rcd.tau = 0.5
-    assert not runner.finished(config, copy)
+    assert not planning.finished(config, copy)
     config.until = "gen"
-    assert runner.finished(config, copy)
+    assert planning.finished(config, copy)
     (copy / "gen" / "metrics.json").unlink()
-    assert not runner.finished(config, copy)
+    assert not planning.finished(config, copy)
 
 
 def test_students_of_other_resolutions_share_the_targets_of_the_discriminative_teacher(
@@ -721,7 +805,7 @@ def test_features_of_any_size_stand_in_the_backbones_place(copy, faces_folder, c
     config = tiny_config(faces_folder)
     config.student.name, config.generative.tap, config.until = "teacher_features", "down0", "dis"
     assert steps_run(config, copy, caplog) == ["generative", "dis"]
-    assert runner.finished(config, copy)
+    assert planning.finished(config, copy)
     assert Run.open(copy).store("generative", "train").manifest["shape"][1:] != [FEATURE_SIZE, FEATURE_SIZE]
 
 
@@ -817,8 +901,11 @@ def test_a_dev_set_is_opened_before_the_first_step_unless_all_is_done(faces_fold
     with raises("pairs-count", tmp_path / "pairs.txt", 10, 300):
         runner.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(runner, "finished", lambda *_: True)
-    runner._check_later_steps(config, tmp_path / "run", {"dis"}, ProcessInfo())
+    walk = planning.Walk(config, tmp_path / "run", planning.with_ancestors(("dis",), config))
+    with raises("pairs-count", 10, 300):
+        runner._check_later_steps(walk, ProcessInfo())
+    monkeypatch.setattr(planning.StepState, "is_done", lambda _: True)
+    runner._check_later_steps(walk, ProcessInfo())
 
 
 def test_a_used_workdir_is_refused_where_resuming_is_not_wanted(finished, faces_folder, tmp_path):
@@ -1099,6 +1186,7 @@ def test_a_config_file_with_a_colon_in_its_path_is_named_with_its_remedy(tmp_pat
     [
         ("config.gen.stpes = 3", 'Did you mean "steps" instead of "stpes"?'),
         ("config.gen.steps = 'x'", "TypeError"),
+        ("config.dis.losses.nce.weight = 0.1", "[loss-not-in-config]"),
         ("nonsense(", "SyntaxError"),
     ],
 )
@@ -1334,9 +1422,9 @@ def test_people_who_calibrate_need_one_pair(faces_folder, tmp_path):
     config.until = "dis"
     config.data.update(test_people=0, calibration_people=4)
     with raises("calibration-one-image", "config.data.calibration_people", 4):
-        runner.validate(config, tmp_path / "w")
+        planning.validate(config, tmp_path / "w")
     config.data.calibration_people = 5
-    runner.validate(config, tmp_path / "w")
+    planning.validate(config, tmp_path / "w")
     config.data.update(test_people=1, calibration_people=4)
     with raises("person-one-image", "'p6'"):
-        runner.validate(config, tmp_path / "w")
+        planning.validate(config, tmp_path / "w")

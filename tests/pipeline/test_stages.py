@@ -13,7 +13,7 @@ from gdrd_jax.distributed import sharding
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.losses import Loss
 from gdrd_jax.models.relation import normalize
-from gdrd_jax.pipeline import runner, stages
+from gdrd_jax.pipeline import planning, runner, stages
 from gdrd_jax.pipeline.run import Run
 
 COSINE = {"embedding_cosine": {"weight": 1.0}}
@@ -80,7 +80,7 @@ def chain_config(folder):
 
 def test_a_chain_of_stages_is_trained_in_the_order_of_its_references(chain, faces_folder):
     config = chain_config(faces_folder)
-    plan = {step.name: step for step in runner.plan(config, chain)}
+    plan = {step.name: step for step in planning.plan(config, chain)}
     assert all(step.action == "skip" for step in plan.values())
     assert list(plan) == [
         "faces", "views", "hr_small", "discriminative", "first", "assistant", "assistant_embeddings", "dis_selection",
@@ -126,7 +126,7 @@ def test_the_selection_weighs_trained_faces_alone(chain, faces_folder):
 def test_a_change_of_one_stage_redoes_what_depends_on_it(chain, faces_folder):
     config = chain_config(faces_folder)
     config.stages.assistant.steps = 5
-    actions = {step.name: step.action for step in runner.plan(config, chain)}
+    actions = {step.name: step.action for step in planning.plan(config, chain)}
     redone = {name for name, action in actions.items() if action != "skip"}
     assert redone == {"assistant", "assistant_embeddings", "dis"}
 
@@ -179,7 +179,7 @@ def change(config, **changes):
 def test_stages_that_do_not_fit_are_refused_before_any_work(changes, code, facts, faces_folder, tmp_path):
     config = change(chain_config(faces_folder), **changes)
     with raises(code, *facts):
-        runner.validate(config, tmp_path / "run")
+        planning.validate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -110,7 +110,10 @@ def test_faces_are_updated(call, faces, tmp_path):
     status, out, _ = call("enroll", more, "--gallery", known, "--update", "--json")
     about = json.loads(out)
     assert status == 1 and (about["faces"], about["people"], about["new"], len(about["left_out"])) == (11, 5, 2, 1)
+    assert about["replaced"] == {"people": 1, "faces": 3}
     assert Gallery.load(known).counts() == {"p1": 3, "p2": 3, "p3": 3, "p0": 1, "zoe": 1}
+    status, out, _ = call("enroll", more, "--gallery", known, "--update")
+    assert "11 faces of 5 people, 2 of them new, replacing 2 faces of 2 people" in out
     status, out, _ = call("search", more / "p0", "--gallery", known, "--json", "-k", 2)
     matches = {match["id"]: match for match in json.loads(out)["probes"][0]["matches"]}
     assert matches.keys() == {"p0", "p3"} and matches["p0"]["path"] == str(more / "p0" / "new.png")

@@ -1,10 +1,8 @@
 """Step `discriminative`: T_d's embedding of every view at full size."""
 
-from collections.abc import Iterator
-
 from ml_collections import ConfigDict
 
-from gdrd_jax.data.extract import Extraction, extract, view_loader
+from gdrd_jax.data.extract import Extraction, view_loader
 from gdrd_jax.pipeline import inputs
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
@@ -41,20 +39,16 @@ def files(config: ConfigDict) -> dict[str, str]:
     return {"discriminative.path": fingerprint} | ({"discriminative.output": output} if output else {})
 
 
-def run(run: Run) -> None:
-    """Runs T_d on every view at full size."""
-    for job in extractions(run):
-        extract(job, run.process)
-
-
-def extractions(run: Run) -> Iterator[Extraction]:
-    """How the targets of each split are computed."""
+def extractions(run: Run) -> dict[str, Extraction]:
+    """T_d's embeddings of every view at full size."""
     network, views = load(run.config), inputs.views(run.config)
-    for split in inputs.splits(run.config):
-        faces = run.faces(split)
-        if len(faces):
-            loader = view_loader(faces, views, low=False)
-            yield target_extraction(run, "discriminative", split, (network.dim,), network, loader, network.embed)
+    return {
+        split: target_extraction(
+            run, "discriminative", split, (network.dim,), network, view_loader(run.reader(split), views, low=False),
+            network.embed,
+        )
+        for split in inputs.splits(run.config) if len(run.faces(split))
+    }  # fmt: skip
 
 
 def load(config: ConfigDict):
@@ -73,7 +67,7 @@ def _adjust(config: ConfigDict, settings: dict) -> None:
 
 
 STEP = Step(
-    "discriminative", run, ("discriminative.preprocessing", "discriminative.precision", *inputs.MOVED),
+    "discriminative", None, ("discriminative.preprocessing", "discriminative.precision", *inputs.MOVED),
     after=lambda config: ("faces",), files=files, check=check, adjust=_adjust,
-    shared=True,
+    extractions=extractions, shared=True,
 )  # fmt: skip

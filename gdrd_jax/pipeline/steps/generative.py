@@ -1,13 +1,12 @@
 """Step `generative`: T_g's features of every low-resolution view."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from gdrd_jax.data.extract import Extraction, extract
+from gdrd_jax.data.extract import Extraction
 from gdrd_jax.pipeline import inputs
 from gdrd_jax.pipeline.run import REAL, Run
 from gdrd_jax.pipeline.step import Step
@@ -53,23 +52,18 @@ def files(config: ConfigDict) -> dict[str, str]:
     return {**settings, **{f.name: sha256(f) for f in found}}
 
 
-def run(run: Run) -> None:
-    """Runs T_g on every low-resolution view."""
-    for job in extractions(run):
-        extract(job, run.process)
-
-
-def extractions(run: Run) -> Iterator[Extraction]:
-    """How the features of each split are computed; of mixup images, of which there may be very many, there are none."""
-    network = load(run)
+def extractions(run: Run) -> dict[str, Extraction]:
+    """T_g's features of every low-resolution view; of mixup images, of which there may be very many, there are none."""
+    network, found = load(run), {}
     for split in REAL:
         lr = run.store("views", split)
         if lr.manifest["rows"]:
             shape = network.features(lr.read(0, slice(0, 1))).shape[1:]
-            yield target_extraction(
-                run, "generative", split, shape, network, lambda view, rows: lr.read(view, np.asarray(rows)),
+            found[split] = target_extraction(
+                run, "generative", split, shape, network, lambda view, rows, lr=lr: lr.read(view, np.asarray(rows)),
                 network.features,
             )  # fmt: skip
+    return found
 
 
 def load(run: Run):
@@ -86,5 +80,6 @@ def _after(config: ConfigDict) -> tuple[str, ...]:
 
 
 STEP = Step(
-    "generative", run, ("generative.kind", "generative.precision"), after=_after, files=files, check=check, shared=True
-)
+    "generative", None, ("generative.kind", "generative.precision"), after=_after, files=files, check=check,
+    extractions=extractions, shared=True,
+)  # fmt: skip
