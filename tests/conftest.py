@@ -27,10 +27,12 @@ from gdrd_jax.utils.errors import GdrdError
 # What takes long to import, or needs more than the core dependencies, is imported where it is used.
 
 TESTS = Path(__file__).parent
-# Folders and files whose tests need torch, ONNX or other extras, start processes, or train; all others are `unit`.
+# Folders and files whose tests need torch, ONNX or other extras, or run whole commands; all others are `unit`.
 INTEGRATION = (
     "benchmarks", "cli", "distributed", "export", "pipeline", "teachers", "tools", "test_extending.py", "test_real.py",
-    "test_tutorial.py", "data/test_packed.py", "data/test_packed_mixup.py",
+    "test_tutorial.py", "data/test_packed.py", "data/test_packed_mixup.py", "evaluation/test_fed_wrongly.py",
+    "evaluation/test_protocols.py", "evaluation/test_tap_study.py", "inference/test_embedders.py",
+    "inference/test_pretrained.py", "utils/test_outputs.py",
 )  # fmt: skip
 
 
