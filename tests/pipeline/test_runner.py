@@ -584,20 +584,23 @@ def test_faces_that_were_only_touched_or_moved_redo_nothing_else(finished, faces
 
 
 def test_a_changed_face_redoes_everything(finished, faces_folder, tmp_path, caplog):
-    faces, workdir = tmp_path / "faces", tmp_path / "run"
+    faces, workdir = tmp_path / "faces", shutil.copytree(finished, tmp_path / "run", symlinks=True)
     shutil.copytree(faces_folder, faces)
     config = tiny_config(faces)
     config.until = "gen"
-    runner.run(config, workdir)
+    assert steps_run(config, workdir, caplog) == ["faces"]
     cv2.imwrite(str(faces / "p0" / "0.png"), np.zeros((112, 112, 3), np.uint8))
     assert steps_run(config, workdir, caplog) == ["faces", "views", "teacher", "generative", "gen"]
 
 
-def test_stage_gen_needs_no_recognizer_and_stage_dis_goes_on_from_it(faces_folder, tmp_path, caplog):
+def test_stage_gen_needs_no_recognizer_and_stage_dis_goes_on_from_it(copy, faces_folder, tmp_path, caplog):
     config = tiny_config(faces_folder)
-    config.update_from_flattened_dict({"until": "gen", "discriminative.path": ""})
-    stage_gen = ["faces", "views", "teacher", "generative", "gen"]
-    assert steps_run(config, tmp_path / "run", caplog) == stage_gen
+    config.update_from_flattened_dict({"until": "gen", "discriminative.path": "", "gen.learning_rate": 0.01})
+    plan = runner.plan(config, tmp_path / "run")
+    assert [step.name for step in plan] == ["faces", "views", "teacher", "generative", "gen"]
+    shutil.rmtree((copy / "discriminative").resolve())
+    config.outputs = str(copy / "steps")
+    assert steps_run(config, tmp_path / "run", caplog) == ["gen"]
     config.update_from_flattened_dict({"until": "report", "discriminative.path": "sface"})
     assert steps_run(config, tmp_path / "run", caplog) == ["discriminative", "dis", "report"]
 
@@ -689,12 +692,12 @@ def test_students_of_other_resolutions_share_the_targets_of_the_discriminative_t
     assert steps_run(config, tmp_path / "small", caplog) == ["views", "discriminative", "dis"]
 
 
-def test_seeds_share_the_targets_of_a_teacher_of_the_users(finished, faces_folder, tmp_path, caplog):
+def test_seeds_share_the_targets_of_a_teacher_of_the_users(finished, copy, faces_folder, tmp_path, caplog):
     config = tiny_config(faces_folder)
-    config.generative.path = str(finished / "teacher")
+    config.generative.path, config.until, config.outputs = str(finished / "teacher"), "dis", str(copy / "steps")
     assert "teacher" not in steps_run(config, tmp_path / "one", caplog)
-    config.seed, config.outputs = config.seed + 1, str(tmp_path / "one" / "steps")
-    assert steps_run(config, tmp_path / "two", caplog) == ["gen", "dis", "report"]
+    config.seed += 1
+    assert steps_run(config, tmp_path / "two", caplog) == ["gen", "dis"]
 
 
 @pytest.mark.parametrize(
@@ -737,11 +740,12 @@ def labels_seen(monkeypatch):
     return seen
 
 
-def test_unlabeled_faces_are_learned_from_without_identities(faces_folder, tmp_path, caplog, monkeypatch):
+def test_unlabeled_faces_are_learned_from_without_identities(finished, faces_folder, tmp_path, caplog, monkeypatch):
     seen = labels_seen(monkeypatch)
     more = make_faces(tmp_path / "more", 3, 2)
     config = tiny_config(faces_folder)
-    config.data.unlabeled, config.dis.use_unlabeled = str(more), True
+    config.data.unlabeled, config.dis.use_unlabeled, config.until = str(more), True, "dis"
+    config.generative.path = str(finished / "teacher")
     runner.run(config, tmp_path / "run")
     assert seen.keys() == {"stage gen", "stage dis"}
     for labels in seen.values():
@@ -750,11 +754,12 @@ def test_unlabeled_faces_are_learned_from_without_identities(faces_folder, tmp_p
 
 
 def test_mixup_images_are_learned_from_in_stage_dis_without_those_who_choose_thresholds(
-    faces_folder, tmp_path, monkeypatch
+    finished, faces_folder, tmp_path, monkeypatch
 ):
     seen = labels_seen(monkeypatch)
     config = tiny_config(faces_folder)
-    config.data.mixup_per_face, config.dis.use_unlabeled = 0.5, True
+    config.data.mixup_per_face, config.dis.use_unlabeled, config.until = 0.5, True, "dis"
+    config.generative.path = str(finished / "teacher")
     runner.run(config, tmp_path / "run")
     assert [(labels == -1).sum() for labels in seen.values()] == [0, 4]
     mixed = Run.open(tmp_path / "run").faces("mixup")
@@ -828,9 +833,7 @@ def test_a_used_workdir_is_refused_where_resuming_is_not_wanted(finished, faces_
     with raises("workdir-used", finished, "config.resume", "--workdir"):
         runner.run(config, finished)
     assert (finished / "metrics.json").read_bytes() == before
-    config.until = "gen"
-    config.discriminative.path = ""
-    runner.run(config, tmp_path / "new")
+    runner.run(config, tmp_path / "new", ("faces",))
 
 
 def test_the_student_that_was_best_on_the_dev_set_is_kept(copy, faces_folder):
@@ -912,10 +915,11 @@ def test_weights_by_any_name_are_checked_before_any_work(faces_folder, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_pgdiff_teaches_a_student(faces_folder, tmp_path):
+def test_pgdiff_teaches_a_student(copy, faces_folder, tmp_path):
     torch.save({"state_dict": {f"module.{k}": v for k, v in guided_diffusion().items()}}, tmp_path / "ddpm.pth")
     config = tiny_config(faces_folder)
     config.generative.update(kind="pgdiff", path=str(tmp_path / "ddpm.pth"), tap="block3", input_size=32)
+    config.outputs = str(copy / "steps")
     runner.run(config, tmp_path / "run")
     targets = FeatureStore.open(tmp_path / "run" / "generative" / "train")
     assert targets.manifest["shape"] == [64, 16, 16] and targets.manifest["about"]["teacher"]["kind"] == "pgdiff"
