@@ -13,24 +13,67 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 # Many tests, and the processes that they start, compile the same; before JAX is imported.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
-import onnx
 import pytest
 import simplejpeg
-import torch
-from flax import nnx
-from onnx import TensorProto, helper, numpy_helper
 
 from gdrd_jax.config import paper
 from gdrd_jax.data import recordio
-from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.models.student import abstract_student
-from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.utils.errors import GdrdError
+
+# What takes long to import, or needs more than the core dependencies, is imported where it is used.
+
+TESTS = Path(__file__).parent
+# Folders and files whose tests need torch, ONNX or other extras, or run whole commands; all others are `unit`.
+INTEGRATION = (
+    "benchmarks", "cli", "distributed", "export", "pipeline", "teachers", "tools", "test_extending.py", "test_real.py",
+    "test_tutorial.py", "data/test_packed.py", "data/test_packed_mixup.py", "evaluation/test_fed_wrongly.py",
+    "evaluation/test_protocols.py", "evaluation/test_tap_study.py", "inference/test_embedders.py",
+    "inference/test_pretrained.py", "utils/test_outputs.py",
+)  # fmt: skip
+
+
+def pytest_configure(config):
+    if config.option.markexpr == "not slow":  # where compiling takes most of the time, not what is compiled
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One process for a single file; otherwise one for each core, as far as memory is likely to suffice."""
+    files = {argument.partition("::")[0] for argument in config.args}
+    return 0 if all(file.endswith(".py") for file in files) and len(files) == 1 else min(os.cpu_count() or 1, 4)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        path = item.path.relative_to(TESTS)
+        integration = any(path.is_relative_to(place) for place in INTEGRATION) or "shared" in item.fixturenames
+        item.add_marker("integration" if integration or item.get_closest_marker("integration") else "unit")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once():
+    """Trainings of equal networks and settings share one compiled function, whose tracing takes longer than they do."""
+    trainer = sys.modules.get("gdrd_jax.training.trainer")
+    if not trainer:
+        yield
+        return
+    make_run, made = trainer.make_run, {}
+
+    def shared(graphdef, schedule, mesh, *, seed, loop):
+        known = made.setdefault((schedule, mesh, seed, loop), [])  # a graphdef has no hash
+        for other, run in known:
+            if other == graphdef:
+                return run
+        known.append((graphdef, make_run(graphdef, schedule, mesh, seed=seed, loop=loop)))
+        return known[-1][1]
+
+    trainer.make_run = shared
+    yield
+    trainer.make_run = make_run
 
 
 @contextlib.contextmanager
@@ -109,6 +152,9 @@ def tiny_config(path):
 
 def save_recognizer(path, cells=4):
     """An ONNX recognizer without weights: the colors of `cells` x `cells` parts of the face, their mean taken off."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
     value = helper.make_tensor_value_info
     side = 112 // cells
     nodes = [
@@ -128,13 +174,20 @@ def save_recognizer(path, cells=4):
 
 def save_student(workdir, resolution=16, seed=0, dim=24, teacher=None):
     """What a run leaves of its student, here with random weights; `teacher` is an ONNX file."""
+    import jax
+    from flax import nnx
+
+    from gdrd_jax.inference.recognizer import Recognizer
+    from gdrd_jax.models.student import abstract_student
+    from gdrd_jax.teachers import load_discriminative
+
     settings = {"resolution": resolution, "width": 0.0625, "hidden": [], "head_stages": 0, "embedding_dim": dim}
     student, rng = abstract_student(settings), np.random.default_rng(seed)
 
     def drawn(leaf):
         if leaf.ndim < 2:
-            return jnp.float32(rng.uniform(0.5, 1.5, leaf.shape))
-        return jnp.float32(rng.normal(scale=np.prod(leaf.shape[:-1]) ** -0.5, size=leaf.shape))
+            return np.float32(rng.uniform(0.5, 1.5, leaf.shape))
+        return np.float32(rng.normal(scale=np.prod(leaf.shape[:-1]) ** -0.5, size=leaf.shape))
 
     nnx.update(student, jax.tree.map(drawn, nnx.state(student)))
     (workdir / "dis").mkdir(parents=True, exist_ok=True)
@@ -158,6 +211,8 @@ def guided_diffusion(
       updown: guided-diffusion's `resblock_updown`.
       scale_shift: guided-diffusion's `use_scale_shift_norm`.
     """
+    import torch
+
     random, weights = torch.Generator().manual_seed(seed), {}
 
     def layer(name, *shape):

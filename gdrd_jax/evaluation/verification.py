@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from gdrd_jax.evaluation.result import percent
 
@@ -78,6 +77,8 @@ def main_accuracy(metrics: dict) -> str:
 
 def roc(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`(FAR, TAR, threshold)` of every operating point; a pair is accepted at `score >= threshold`."""
+    from sklearn.metrics import roc_curve  # imported late: it takes more than a second
+
     return roc_curve(pairs.same, pairs.scores, drop_intermediate=False)
 
 
@@ -102,6 +103,8 @@ def balanced_accuracy(pairs: Pairs, threshold: float) -> float:
 
 def auc(pairs: Pairs) -> float:
     """Area under the ROC curve, in [0, 1]."""
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(pairs.same, pairs.scores))
 
 

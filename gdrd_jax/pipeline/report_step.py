@@ -12,7 +12,7 @@ from gdrd_jax.evaluation.held_out import HeldOutPeople
 from gdrd_jax.evaluation.identification import first_of_each, nearest
 from gdrd_jax.evaluation.report import GREEN, RED
 from gdrd_jax.inference.embedders import add_flips, network_embedder, pixel_embedder, student_embedder
-from gdrd_jax.inference.pretrained import list_pretrained
+from gdrd_jax.inference.pretrained import describe_student, find_student, list_pretrained
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.pipeline.inputs import recognizer_name
 from gdrd_jax.pipeline.run import Run
@@ -38,8 +38,9 @@ def report(run: Run) -> None:
     )
     teacher_name, resolution = recognizer_name(config), config.views.resolution
     student = student_embedder("student", Recognizer.load(run.folder("dis") / "student"))
-    pretrained = [student_embedder(name, Recognizer.load(name)) for name in list_pretrained()]
-    students = [student, *(embedder for embedder in pretrained if embedder.input_size == resolution)]
+    sizes = {name: describe_student(find_student(name))["student"]["resolution"] for name in list_pretrained()}
+    names = [name for name in sizes if sizes[name] == resolution]
+    students = [student, *(student_embedder(name, Recognizer.load(name)) for name in names)]
     enlarged = network_embedder(f"{teacher_name}_{resolution}", network)
     baselines = [enlarged, pixel_embedder(f"pixels_{resolution}", resolution)]
     results = evaluate([Row(embedder.name, embedder) for embedder in students], protocol)

@@ -23,10 +23,13 @@ def run(monkeypatch, tmp_path):
     return run
 
 
-def test_both_compute_the_same_and_are_timed(run, capsys):
-    rows = run()
+@pytest.mark.parametrize(
+    ("flags", "stages"), [(("--stage", "gen"), ("gen",)), pytest.param((), ("gen", "dis"), marks=pytest.mark.slow)]
+)
+def test_both_compute_the_same_and_are_timed(run, capsys, flags, stages):
+    rows = run(*flags)
     assert [(row["stage"], row["contender"]) for row in rows] == [
-        (stage, contender) for stage in ("gen", "dis") for contender in ("gdrd_jax", "PyTorch eager")
+        (stage, contender) for stage in stages for contender in ("gdrd_jax", "PyTorch eager")
     ]
     for row in rows:
         assert row["loss_difference"] < 1e-4
@@ -44,6 +47,7 @@ def test_another_loss_is_refused(run, monkeypatch):
         run("--stage", "gen")
 
 
+@pytest.mark.slow  # compiles the full width
 def test_operations_are_those_of_the_convolutions_and_products():
     args = argparse.Namespace(width=1.0, precision="float32")
     data = train.synthetic("gen", 8, 1.0)
@@ -59,6 +63,7 @@ def test_operations_are_those_of_the_convolutions_and_products():
     assert train.ours("gen", data, args, 4).flops() == pytest.approx(2 * (3 * rest + 2 * stem), rel=0.04)
 
 
+@pytest.mark.slow
 def test_sizes_are_swept(run):
     rows = run("--sweep")
     assert [(row["faces"], row["devices"]) for row in rows] == [(64, 1), (200, 1)]

@@ -6,12 +6,13 @@ import pytest
 from flax import nnx
 
 from gdrd_jax.benchmarks import roofline
-from gdrd_jax.models.student import Student
+from gdrd_jax.models.student import abstract_student
 
 
 @pytest.mark.parametrize(("resolution", "width"), [(16, 0.25), (8, 0.5), (32, 0.125)])
 def test_layers_have_the_students_weights_and_operations(resolution, width):
-    student = Student(resolution=resolution, width=width, hidden=(), embedding_dim=roofline.DIM, rngs=nnx.Rngs(0))
+    settings = {"resolution": resolution, "width": width, "hidden": (), "embedding_dim": roofline.DIM}
+    student = abstract_student(settings)
     student.eval()
     found = roofline.layers(resolution, width)
     kernels = [leaf for leaf in jax.tree.leaves(nnx.state(student, nnx.Param)) if leaf.ndim > 1]

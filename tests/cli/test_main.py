@@ -8,6 +8,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import forked
 import pytest
 
 from gdrd_jax import __version__
@@ -21,6 +22,11 @@ def run(*arguments, **how):
     return subprocess.run(
         [sys.executable, "-m", "gdrd_jax.cli", *map(str, arguments)], capture_output=True, text=True, **how
     )
+
+
+def train(*arguments, cwd):
+    program = "import sys; from gdrd_jax.cli.__main__ import main; sys.exit(main(['train', *sys.argv[1:]]))"
+    return forked.call(*arguments, program=program, cwd=cwd)
 
 
 def test_help_lists_every_command_and_version_is_the_packages(capsys):
@@ -73,11 +79,13 @@ def test_wrong_arguments_of_every_command_are_an_error_with_a_code(command, monk
 def test_a_config_is_found_by_its_name(tmp_path):
     assert {"quickstart", "stage_gen", "stage_dis", "paper", "pretrained"} <= set(config_names())
     wrong = ["--config.gen.stpes=3"]
+    done = run("train", "--config=quickstart", *wrong, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.endswith(" [setting-unknown]\n")
     for config in ("quickstart", "pretrained:gdrd-8", CONFIGS / "quickstart.py"):
-        done = run("train", f"--config={config}", *wrong, cwd=tmp_path)
+        done = train(f"--config={config}", *wrong, cwd=tmp_path)
         assert done.returncode == 2 and "--config.gen.stpes" in done.stderr and "--config.gen.steps" in done.stderr
         assert done.stderr.endswith(" [setting-unknown]\n")
-    done = run("train", "--config=quickstrat", cwd=tmp_path)
+    done = train("--config=quickstrat", cwd=tmp_path)
     assert done.returncode == 2 and "'quickstrat'" in done.stderr and "quickstart" in done.stderr
     assert done.stderr.endswith(" [config-unknown]\n")
 
@@ -101,7 +109,7 @@ def test_a_mistake_in_the_flags_of_training_has_its_code(tmp_path, words, code, 
     (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
     (tmp_path / "syntax.py").write_text("def get_config(:\n")
     (tmp_path / "a:b.py").touch()
-    done = run("train", *words, cwd=tmp_path)
+    done = train(*words, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.endswith(f" [{code}]\n") and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: ") and all(fact in done.stderr for fact in facts), done.stderr
     assert not (tmp_path / "runs").exists()

@@ -93,7 +93,7 @@ def test_damage_is_told(parts, tmp_path):
     assert not packed.is_packed(path) and packed.is_packed(tmp_path / "b")
 
 
-@pytest.mark.parametrize("residency", ["device", "host"])
+@pytest.mark.parametrize("residency", ["device", pytest.param("host", marks=pytest.mark.slow)])
 def test_a_student_learns_from_a_packed_set_alone(parts, tmp_path, residency):
     config = tiny_config("")
     config.discriminative.path = ""

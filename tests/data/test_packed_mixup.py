@@ -76,7 +76,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
         packed_mixup.load(tmp_path / "m", own)
 
 
-@pytest.mark.parametrize("residency", ["device", "host"])
+@pytest.mark.parametrize("residency", ["host", pytest.param("device", marks=pytest.mark.slow)])
 def test_a_student_learns_from_mixup_targets(tmp_path, monkeypatch, residency):
     own = faces()
     packed_mixup.make(own, flattened, tmp_path / "m", views=2, seed=7)

@@ -1,6 +1,5 @@
 """What the end of a job needs is checked at its beginning, in every tool."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -161,13 +160,10 @@ def test_a_page_needs_gradio_and_its_port_first(missing, capsys):
     assert serving_demo and folders
 
 
-def grid(*words):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "run_grid.py"), "--out=out", *words], capture_output=True, text=True
-    )
+def test_a_grid_checks_all_combinations_before_the_first_is_trained(here, capfd):
+    def grid(*words):
+        return run_grid.main(["--out=out", *words]), capfd.readouterr().err
 
-
-def test_a_grid_checks_all_combinations_before_the_first_is_trained(here):
     lines = ["2\t1"] + [f"p{a}\t1\t2\np{a}\t1\tp{a + 1}\t2" for a in (0, 2)]
     Path("pairs.txt").write_text("\n".join(lines))
     make_faces(Path("lfw"), 4, 2)
@@ -179,17 +175,17 @@ def test_a_grid_checks_all_combinations_before_the_first_is_trained(here):
         "--config.data.test_people=1", "--config.data.calibration_people=0", "--config.until=dis",
         f"--config.discriminative.path={network}", "--config.dev.path=lfw",
     ]  # fmt: skip
-    found = grid(*words, "--config.dev.pairs=pairs.txt", "--config.student.width={0.0625,wide}")
-    assert found.returncode == 2 and found.stderr.endswith(" [combination-invalid]\n"), found.stderr
-    assert "combination wide " in found.stderr.splitlines()[-1] and "student.width" in found.stderr, found.stderr
-    assert "Traceback" not in found.stderr and not Path("out").exists()
+    status, error = grid(*words, "--config.dev.pairs=pairs.txt", "--config.student.width={0.0625,wide}")
+    assert status == 2 and error.endswith(" [combination-invalid]\n"), error
+    assert "combination wide " in error.splitlines()[-1] and "student.width" in error, error
+    assert "Traceback" not in error and not Path("out").exists()
     Path("other.txt").write_text("\n".join([lines[0], *lines[:0:-1]]))
     faces = {"first": np.array(list("abcd")), "second": np.array(list("bcda")), "fold": np.array([0, 0, 1, 1])}
     Path("beside").mkdir()
     np.savez("beside/scores.npz", **{"x/scores": np.ones(4)}, same=np.array([True, False] * 2), **faces)
-    found = grid("--baseline=beside", *words, "--config.dev.pairs=pairs.txt")
-    assert found.returncode == 2 and found.stderr.endswith(" [baseline-pairs]\n"), found.stderr
-    assert "--baseline" in found.stderr and "--config.dev.pairs" in found.stderr
+    status, error = grid("--baseline=beside", *words, "--config.dev.pairs=pairs.txt")
+    assert status == 2 and error.endswith(" [baseline-pairs]\n"), error
+    assert "--baseline" in error and "--config.dev.pairs" in error
     assert not Path("out").exists()
 
 

@@ -1,18 +1,39 @@
 """train_sr_teacher.py and study_taps.py as their users call them."""
 
+import io
 import json
+import logging
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import make_lfw, save_recognizer
 
+from gdrd_jax.cli import train_sr_teacher
 from gdrd_jax.teachers import load_generative
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--size", "16", "--channels", "8", "16", "--batch", "4", "--resolution", "8", "--test-people", "2")
+
+
+def called(capfd, main, *arguments, status=0):
+    """What a command prints to stderr that runs in this process, log included."""
+    capfd.readouterr()
+    log, level = logging.getLogger("gdrd_jax"), logging.getLogger("gdrd_jax").level
+    handler = logging.StreamHandler(io.StringIO())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        assert main([str(argument) for argument in arguments]) == status
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    error = capfd.readouterr().err
+    assert status == 0 or "Traceback" not in error
+    return error + handler.stream.getvalue()
 
 
 def run(tool, *arguments, status=0):
@@ -31,26 +52,27 @@ def teacher(faces_folder, tmp_path_factory):
     return folder / "sr", text
 
 
-def test_a_trained_teacher_loads_and_tells_how_good_it_is(teacher, faces_folder):
+def test_a_trained_teacher_loads_and_tells_how_good_it_is(teacher, faces_folder, capfd):
     folder, text = teacher
     assert re.search(r"step 3: sr PSNR .* dB, identity cosine .*; bicubic PSNR .* dB, identity cosine", text)
     assert load_generative("diffusers", folder).size == 16
     assert (folder / "samples" / "step_000003.png").exists()
     assert json.loads((folder / "samples" / "quality.json").read_text())["3"]["faces"] == 6
-    assert "done before" in run("train_sr_teacher.py", faces_folder, folder, *SMALL, "--steps", 3)
+    assert "done before" in called(capfd, train_sr_teacher.main, faces_folder, folder, *SMALL, "--steps", 3)
 
 
-def test_mistakes_end_in_one_sentence(teacher, faces_folder, tmp_path):
+def test_mistakes_end_in_one_sentence(teacher, faces_folder, tmp_path, capfd):
+    run = partial(called, capfd, train_sr_teacher.main)
     folder, _ = teacher
-    wrong = run("train_sr_teacher.py", faces_folder, folder, *SMALL, "--steps", 4, status=2)
+    wrong = run(faces_folder, folder, *SMALL, "--steps", 4, status=2)
     assert "made from other settings" in wrong and "[sr-other-training]" in wrong
-    people = run("train_sr_teacher.py", faces_folder, tmp_path / "a", *SMALL[:-1], "7", status=2)
+    people = run(faces_folder, tmp_path / "a", *SMALL[:-1], "7", status=2)
     assert "--test-people 7" in people and "7 people" in people
-    nothing = run("train_sr_teacher.py", tmp_path / "none", tmp_path / "a", *SMALL, status=2)
+    nothing = run(tmp_path / "none", tmp_path / "a", *SMALL, status=2)
     assert str(tmp_path / "none") in nothing and "[path-missing]" in nothing
-    odd = run("train_sr_teacher.py", faces_folder, tmp_path / "a", *SMALL, "--size", 17, status=2)
+    odd = run(faces_folder, tmp_path / "a", *SMALL, "--size", 17, status=2)
     assert "size 17 must be divisible by 2" in odd and "[sr-size]" in odd
-    recognizer = run("train_sr_teacher.py", faces_folder, tmp_path / "a", *SMALL, "--recognizer", "x.onnx", status=2)
+    recognizer = run(faces_folder, tmp_path / "a", *SMALL, "--recognizer", "x.onnx", status=2)
     assert "error: --recognizer x.onnx: there is no file" in recognizer
     assert not (tmp_path / "a").exists()
 
