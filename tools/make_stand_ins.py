@@ -22,7 +22,7 @@ import scipy.io
 from tqdm import tqdm
 
 from gdrd_jax.cli.common import guarded
-from gdrd_jax.data.align import FACE_SIZE, estimate_similarity
+from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.file_tree import is_image
@@ -145,7 +145,9 @@ def ar_pictures(path: Path) -> ArPictures:
 def ar(found: ArPictures, out: Path) -> None:
     """Writes them under AR's names (all "m": the files do not say who is a man)."""
     begin(out, f"AR stand-in: {found.about}.")
-    placed = estimate_similarity(found.points, TEMPLATE_POINTS)
+    # Not `data.align.estimate_similarity`, which shifts these faces by up to 3 pixels: the figures of the stand-ins in
+    # docs/evaluation.md and docs/results.md were measured on faces that were placed like this.
+    placed, _ = cv2.estimateAffinePartial2D(found.points, TEMPLATE_POINTS, method=cv2.LMEDS)
     for person in np.unique(found.people):
         for number, row in zip(found.numbers, np.flatnonzero(found.people == person)):
             face = cv2.warpAffine(

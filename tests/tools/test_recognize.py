@@ -155,8 +155,8 @@ def test_a_person_who_is_not_in_the_gallery_cannot_be_removed(call, capsys, face
     known = tmp_path / "known"
     assert call("enroll", faces, "--gallery", known)[0] == 0
     for words, code, fact in [
-        (["P1"], "gallery-person-unknown", "'p1'"),
-        (["--path", faces / "p1" / "7.png"], "gallery-path-unknown", faces / "p1" / "0.png"),
+        (["P1"], "gallery-person-unknown", "did you mean 'p1'?"),
+        (["--path", faces / "p1" / "7.png"], "gallery-path-unknown", f"did you mean '{faces / 'p1'}"),
         ([], "remove-nothing", "--path"),
     ]:
         status, _, err = run(capsys, "remove", "--gallery", known, *words)
