@@ -137,6 +137,18 @@ PAYLOADS = [jpeg(v) for v in (10, 60, 110, 160, 210)]
 LABELS = [0, 0, 0, 1, 7]
 
 
+PLUGINS = Path(__file__).parent / "plugins"  # modules for `config.plugins`; a process of its own needs PYTHONPATH
+sys.path.append(str(PLUGINS))
+
+
+def use_tiny_teachers(config):
+    """Makes both teachers those of plugins/tiny_teachers.py, which need no torch, no ONNX Runtime and no training."""
+    config.plugins = (*config.plugins, "tiny_teachers")
+    config.generative.kind = config.discriminative.kind = "tiny"
+    config.discriminative.path = ""
+    return config
+
+
 def tiny_config(path):
     """Every step, as small as it goes; SFace is the discriminative teacher."""
     config = paper()

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degradation import Degradation, resize, resize_all
 from gdrd_jax.data.extract import Extraction, extract
 from gdrd_jax.data.faces import Faces
@@ -18,7 +17,7 @@ from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.inference.pretrained import WEIGHTS, find_student, is_pretrained, list_pretrained
 from gdrd_jax.teachers import load_discriminative
-from gdrd_jax.teachers.arcface import parse_preprocessing
+from gdrd_jax.teachers.preprocessing import parse_preprocessing
 from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
@@ -77,14 +76,14 @@ def student_embedder(name: str, recognizer, *, path: str = "") -> Embedder:
 
 
 def network_embedder(name: str, network, *, path: str = "", output: str = "") -> Embedder:
-    """A recognizer of 112x112 faces, see `teachers.load_discriminative`; smaller faces are enlarged for it."""
+    """A recognizer of full-size faces, see `teachers.load_discriminative`; smaller faces are enlarged for it."""
     settings = {
         "path": path, "fingerprint": network.fingerprint, "preprocessing": network.preprocessing,
         "enlarged_by": "bicubic", **({"output": output} if output else {}),
         **({"warnings": list(network.warnings)} if network.warnings else {}),
     }  # fmt: skip
-    fingerprint = network.fingerprint
-    return Embedder(name, FACE_SIZE, with_flips(network.embed), "area", fingerprint, fingerprint, settings=settings)
+    forward, fingerprint = with_flips(network.embed), network.fingerprint
+    return Embedder(name, network.input_size, forward, "area", fingerprint, fingerprint, settings=settings)
 
 
 def pixel_embedder(name: str, size: int) -> Embedder:

@@ -19,7 +19,7 @@ FACES = np.random.default_rng(0).integers(256, size=(3, 112, 112, 3), dtype=np.u
 @pytest.fixture(scope="module")
 def weights():
     torch.manual_seed(0)
-    return _network((2, 2, 2, 2), 16).state_dict()
+    return _network((2, 2, 2, 2), 16, 7).state_dict()
 
 
 def test_insightfaces_own_network_is_reproduced(shared, tmp_path):
