@@ -78,8 +78,8 @@ def work(given: argparse.Namespace) -> None:
     views = dataclasses.replace(Views.plain(given.resolution, given.kernel), **degraded)
     recognizer = None
     if given.recognizer:
-        _, path, preprocessing = parse_model(given.recognizer, "--recognizer")
-        recognizer = load_discriminative(path, preprocessing=preprocessing)
+        _, path, preprocessing, size = parse_model(given.recognizer, "--recognizer")
+        recognizer = load_discriminative(path, preprocessing=preprocessing, input_size=size)
     faces = checked(open_faces(given.faces, skip_bad=given.skip_bad), skip_bad=given.skip_bad)
     if not 0 < given.test_people < len(faces.identities):
         people = len(faces.identities)
