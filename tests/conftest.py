@@ -162,13 +162,16 @@ def tiny_config(path):
     return config
 
 
-def save_recognizer(path, cells=4):
-    """An ONNX recognizer without weights: the colors of `cells` x `cells` parts of the face, their mean taken off."""
+def save_recognizer(path, cells=4, size=112, free=False):
+    """An ONNX recognizer without weights: the colors of `cells` x `cells` parts of the face, their mean taken off.
+
+    Its input is of `size` pixels; `free` leaves that open in the graph.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     value = helper.make_tensor_value_info
-    side = 112 // cells
+    side, sides = size // cells, ["H", "W"] if free else [size, size]
     nodes = [
         helper.make_node("AveragePool", ["x"], ["p"], kernel_shape=[side, side], strides=[side, side]),
         helper.make_node("Flatten", ["p"], ["f"]),
@@ -177,7 +180,7 @@ def save_recognizer(path, cells=4):
     ]
     graph = helper.make_graph(
         nodes, "g",
-        [value("x", TensorProto.FLOAT, ["N", 3, 112, 112])], [value("y", TensorProto.FLOAT, ["N", 3 * cells * cells])],
+        [value("x", TensorProto.FLOAT, ["N", 3, *sides])], [value("y", TensorProto.FLOAT, ["N", 3 * cells * cells])],
         [numpy_helper.from_array(np.array([1]), "axis")],
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)

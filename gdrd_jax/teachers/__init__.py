@@ -65,6 +65,7 @@ def load_generative(
     options = generative_options(
         kind, path, tap=tap, input_size=input_size, precision=precision, settings=settings
     )  # fmt: skip
+    generative_teachers[kind].check(options)
     return generative_teachers[kind].load(options)
 
 
@@ -104,4 +105,5 @@ def load_discriminative(path: str | os.PathLike | None = None, **options: Any) -
       GdrdError: there is no such kind, setting or file, or it is not such a network.
     """
     wanted = discriminative_options(path, **options)
+    discriminative_teachers[wanted.kind].check(wanted)
     return discriminative_teachers[wanted.kind].load(wanted)

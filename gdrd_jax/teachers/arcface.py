@@ -56,6 +56,7 @@ class ArcFace(DiscriminativeTeacher):
         changes its embeddings.
     """
 
+    takes = frozenset({"preprocessing", "output", "input_size", "precision"})
     packages = ("onnx", "onnxruntime")
 
     @classmethod

@@ -13,7 +13,8 @@ import numpy as np
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import digest, sha256
 
-PRECISIONS = ("float32", "bfloat16")
+EXACT = "float32"
+PRECISIONS = (EXACT, "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,17 @@ class DiscriminativeOptions:
     config: Any
 
 
+def _check_common(section: str, options: Any, takes: frozenset[str], given: dict[str, tuple[object, object]]) -> None:
+    """Refuses settings that a kind of teacher would ignore; `given` is name to value and default."""
+    for name, (value, default) in given.items():
+        if value != default and name not in takes:
+            raise GdrdError(
+                f"config.{section}.{name} is {value!r}, but teachers of the kind {options.kind!r} "
+                f"({options.path or 'without a file'}) do not have this setting; leave it at {default!r}",
+                "teacher-option",
+            )
+
+
 def require_file(path: Path | None) -> None:
     """Raises GdrdError unless T_d's file is there."""
     if path is None or not path.is_file():
@@ -79,9 +91,11 @@ class GenerativeTeacher:
       Config: frozen dataclass of the settings that this kind alone has, `generative.settings` in a config; its
         docstring documents them, its `__post_init__` raises `ValueError` for values out of range.
       default_tap, default_input_size: what "" and 0 in a config mean.
+      takes: those of the settings "input_size" and "precision" that it heeds; it refuses the others.
+      needs_path: it is read from a file or folder.
       packages: packages of the extra `teachers` that `load` imports.
       trained_without_path: the step `teacher` trains such a network where no path is given.
-      taps: names of all taps, in the order of the network.
+      taps: names of all taps, in the order of the network; of the class, where all networks of the kind have the same.
       settings: all that the features depend on, as JSON can hold it, "tap" and fingerprints of the files among it.
       fingerprint: of `settings`.
     """
@@ -92,6 +106,8 @@ class GenerativeTeacher:
 
     default_tap: ClassVar[str] = ""
     default_input_size: ClassVar[int] = 0
+    takes: ClassVar[frozenset[str]] = frozenset()
+    needs_path: ClassVar[bool] = True
     packages: ClassVar[tuple[str, ...]] = ()
     trained_without_path: ClassVar[bool] = False
     taps: tuple[str, ...]
@@ -103,16 +119,24 @@ class GenerativeTeacher:
 
     @classmethod
     def check(cls, options: GenerativeOptions) -> None:
-        """Finds mistakes before any work. As it is, it wants a file or folder.
+        """Finds mistakes before any work.
 
         Raises:
           GdrdError: there is no such file, the network has no such tap, ...
         """
-        if options.path is None or not options.path.exists():
+        given = {"input_size": (options.input_size, cls.default_input_size), "precision": (options.precision, EXACT)}
+        _check_common("generative", options, cls.takes, given)
+        if cls.needs_path and (options.path is None or not options.path.exists()):
             raise GdrdError(
                 f"config.generative.path: there is no {str(options.path or '')!r}; give the file or folder of the "
-                "generative teacher",
+                f"generative teacher of the kind {options.kind!r}",
                 "generative-none",
+            )
+        taps = getattr(cls, "taps", None)
+        if taps and options.tap not in taps:
+            raise GdrdError(
+                f"config.generative.tap is {options.tap!r}; the kind {options.kind!r} has {', '.join(taps)}",
+                "teacher-tap",
             )
 
     @classmethod
@@ -166,6 +190,9 @@ class DiscriminativeTeacher:
     Attributes:
       Config: frozen dataclass of the settings that this kind alone has, `discriminative.settings` in a config, as of
         `GenerativeTeacher`.
+      takes: those of the settings "preprocessing", "output", "input_size" and "precision" that it heeds; it refuses
+        the others.
+      needs_path: it is read from a file.
       packages: packages of the extra `teachers` that `load` imports.
       dim: dimension of the embedding, D.
       input_size: side S of the images that it takes, in pixels.
@@ -179,6 +206,8 @@ class DiscriminativeTeacher:
     class Config:
         """No settings."""
 
+    takes: ClassVar[frozenset[str]] = frozenset()
+    needs_path: ClassVar[bool] = True
     packages: ClassVar[tuple[str, ...]] = ()
     dim: int
     input_size: int
@@ -192,12 +221,18 @@ class DiscriminativeTeacher:
 
     @classmethod
     def check(cls, options: DiscriminativeOptions) -> None:
-        """Finds mistakes before any work. As it is, it wants a file.
+        """Finds mistakes before any work.
 
         Raises:
           GdrdError: there is no such file, it is of another format, ...
         """
-        require_file(options.path)
+        given = {
+            "preprocessing": (options.preprocessing, "auto"), "output": (options.output, ""),
+            "input_size": (options.input_size, 0), "precision": (options.precision, EXACT),
+        }  # fmt: skip
+        if cls.needs_path:
+            require_file(options.path)
+        _check_common("discriminative", options, cls.takes, given)
 
     @classmethod
     def fingerprint_of(cls, options: DiscriminativeOptions) -> str:

@@ -40,6 +40,7 @@ class IResNet(DiscriminativeTeacher):
         its embeddings.
     """
 
+    takes = frozenset({"preprocessing", "precision"})
     packages = ("torch",)
 
     @classmethod
@@ -47,19 +48,10 @@ class IResNet(DiscriminativeTeacher):
         super().check(options)
         parse_preprocessing(options.preprocessing)
         check_weights(options.path)
-        _check_options(options)
 
     @classmethod
     def load(cls, options: DiscriminativeOptions) -> "IResNet":
-        _check_options(options)
-        found = cls(options.path, preprocessing=options.preprocessing, precision=options.precision)
-        if options.input_size not in (0, found.input_size):
-            raise GdrdError(
-                f"{options.path} takes faces of {found.input_size}x{found.input_size} pixels, but its size is set to "
-                f"{options.input_size}; set config.discriminative.input_size to 0",
-                "iresnet-input-size",
-            )
-        return found
+        return cls(options.path, preprocessing=options.preprocessing, precision=options.precision)
 
     def __init__(self, path: str | os.PathLike, *, preprocessing: str = "auto", precision: str = "float32"):
         path = Path(path)
@@ -84,15 +76,6 @@ class IResNet(DiscriminativeTeacher):
         with torch_network.precision(precision, self._device):
             x = self._torch.from_numpy(np.ascontiguousarray(x)).to(self._device)
             return self._network(x).float().cpu().numpy()
-
-
-def _check_options(options: DiscriminativeOptions) -> None:
-    if options.output:
-        raise GdrdError(
-            f"config.discriminative.output is {options.output!r}, but config.discriminative.path, {options.path}, "
-            "holds weights, not an ONNX graph, so there is no output to choose; leave it out",
-            "teacher-output-of-weights",
-        )
 
 
 def build(weights: dict, where: str):

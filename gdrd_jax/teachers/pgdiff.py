@@ -71,14 +71,14 @@ class PGDiff(FeatureExtractor):
                 )
 
     default_tap, default_input_size = "block17", 128  # measured in docs/studies/taps.md
+    takes = frozenset({"input_size", "precision"})
     packages = ("torch", "diffusers", "safetensors")
 
     @classmethod
     def check(cls, options: GenerativeOptions) -> None:
-        if options.path is None or not options.path.is_file():
+        if options.path is None:
             raise GdrdError(
-                f"config.generative.path: there is no file {str(options.path or '')!r}; give PGDiff's checkpoint, "
-                "iddpm_ffhq512_ema500000.pth",
+                "config.generative.path is not set; give PGDiff's checkpoint, iddpm_ffhq512_ema500000.pth",
                 "generative-none",
             )
         check_weights(options.path)

@@ -112,6 +112,7 @@ class DiffusionEncoder(FeatureExtractor):
                 )
 
     default_tap = "mid"  # measured in docs/studies/taps.md
+    takes = frozenset({"input_size", "precision"})
     packages = ("torch", "diffusers", "safetensors")
     trained_without_path = True
     own_timestep = 0  # what -1 means

@@ -139,6 +139,6 @@ def test_a_teacher_of_any_kind_is_studied(faces, tmp_path, caplog):
     assert (tmp_path / "out" / "taps.png").exists()
     with raises("entry-unknown", "'tinny'", "'tiny'"):
         study_taps._parse(f"t=tinny:{tmp_path}")
-    with raises("tap-unknown", "nose", "whole, parts"):
+    with raises("teacher-tap", "'nose'", "whole, parts"):
         study_taps.work(study_taps.arguments([*words, "--out", str(tmp_path / "new"), "--tap", "nose"]))
     assert not (tmp_path / "new").exists()

@@ -11,7 +11,6 @@ import numpy as np
 from gdrd_jax.data.degradation import resize_all
 from gdrd_jax.registry import discriminative_teachers, generative_teachers
 from gdrd_jax.teachers import DiscriminativeTeacher, GenerativeTeacher
-from gdrd_jax.utils.errors import GdrdError
 
 SIDES = {"whole": 4, "parts": 8}  # tap -> side of its features
 
@@ -37,12 +36,8 @@ class TinyFeatures(GenerativeTeacher):
                 raise ValueError(f"channels is {self.channels}; it must be at least 1")
 
     default_tap = "whole"
+    needs_path = False
     taps = tuple(SIDES)
-
-    @classmethod
-    def check(cls, options):
-        if options.tap not in SIDES:
-            raise GdrdError(f"config.generative.tap is {options.tap!r}; it can be {', '.join(SIDES)}", "teacher-tap")
 
     @classmethod
     def load(cls, options):
@@ -74,11 +69,8 @@ class TinyRecognizer(DiscriminativeTeacher):
 
         size: int = 112
 
+    needs_path = False
     dim = 48
-
-    @classmethod
-    def check(cls, options):
-        pass
 
     @classmethod
     def load(cls, options):

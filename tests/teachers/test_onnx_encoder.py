@@ -100,7 +100,7 @@ def test_mistakes_are_one_sentence(tmp_path):
     refused("teacher-tap", path, "code, z, mean", tap="")
     refused("teacher-tap-shape", "'y'", path, "2 dimensions", tap="y")
     refused("onnx-input-size", path, "32, 32", 64, "config.generative.input_size", input_size=64)
-    refused("teacher-precision", "'bfloat16'", precision="bfloat16")
+    refused("teacher-option", "'onnx'", "'bfloat16'", precision="bfloat16")
     refused("entry-setting", "'onnx'", "'timestep'", "preprocessing", timestep=0)
     refused("entry-setting", "'onnx'", "'unti'", preprocessing="unti")
     path = save(tmp_path, shape=("N", 3, "h", "w"))

@@ -8,6 +8,7 @@ import pytest
 from conftest import raises
 from onnx import TensorProto, helper, numpy_helper
 
+from gdrd_jax.data.degradation import resize_all
 from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.teachers.arcface import ArcFace
 from gdrd_jax.teachers.onnx_files import external_files, onnx_sha256
@@ -144,6 +145,23 @@ def test_inputs_of_other_types_orders_and_sizes(tmp_path, settings):
 def test_inputs_that_are_no_faces_are_named(tmp_path, settings, code, fact):
     with raises(code, fact, "[N, 3, 112, 112]" if code == "onnx-input-shape" else "float32"):
         load_discriminative(saved(tmp_path, graph(**settings)))
+
+
+@pytest.mark.parametrize("side", [64, 160, 224])
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_the_input_size_is_that_of_the_graph(tmp_path, side, backend):
+    faces = resize_all(FACES, side)
+    expected = (faces / 127.5 - 1).mean(axis=(1, 2)) @ WEIGHT
+    teacher = ArcFace(saved(tmp_path, graph(shape=("N", 3, side, side))), backend=backend)
+    assert teacher.input_size == side and "input_size" not in teacher.settings  # the file says it
+    np.testing.assert_allclose(teacher.embed(faces), expected, atol=1e-4)
+    assert load_discriminative(tmp_path / "m.onnx", input_size=side).fingerprint == teacher.fingerprint
+    with raises("onnx-input-size", tmp_path / "m.onnx", f"[N, 3, {side}, {side}]", 112):
+        load_discriminative(tmp_path / "m.onnx", input_size=112)
+    free = ArcFace(saved(tmp_path, graph(shape=("N", 3, "H", "W"))), backend=backend, input_size=side)
+    np.testing.assert_allclose(free.embed(faces), expected, atol=1e-4)
+    assert free.settings["input_size"] == side
+    assert "input_size" not in load_discriminative(tmp_path / "m.onnx", input_size=112).settings  # as up to 0.4
 
 
 def test_several_inputs_are_named(tmp_path):
