@@ -153,7 +153,7 @@ class Config(ConfigDict):
 
     def update(self, *other: Any, **more: Any) -> None:
         given = dict(*other, **more)
-        for key in [k for k in given if self._flat_loss(k) or self._of_teacher(k) or k in OPEN]:
+        for key in [k for k in given if self._flat_loss(k) or self._of_teacher(k) or k == "settings"]:
             self[key] = given.pop(key)
         super().update({name: each for key, value in given.items() for name, each in _current(key, value).items()})
 

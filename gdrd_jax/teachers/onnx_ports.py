@@ -45,10 +45,10 @@ def check_input(path: Path, size: int, setting: str = DISCRIMINATIVE) -> None:
       GdrdError: see `read_input`.
     """
     model = require("onnx", "teachers").load(path, load_external_data=False)
-    # Some files declare their weights as inputs, too, or what they compute from weights.
-    made = {tensor.name for tensor in model.graph.initializer}
-    made |= {name for node in model.graph.node for name in node.output}
-    inputs = [value for value in model.graph.input if value.name not in made]
+    # Some files declare their weights as inputs, too, or names that nothing reads.
+    weights = {tensor.name for tensor in model.graph.initializer}
+    read = {name for node in model.graph.node for name in node.input}
+    inputs = [value for value in model.graph.input if value.name in read - weights]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     read_input(model, path, size, setting)
