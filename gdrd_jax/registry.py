@@ -133,3 +133,5 @@ def _entry_points(_path: tuple[str, ...]) -> tuple[str, ...]:
 losses = Registry("loss", "gdrd_jax.losses")
 samplers = Registry("sampler", "gdrd_jax.data.samplers")
 selections = Registry("selection", "gdrd_jax.data.selections")
+generative_teachers = Registry("generative teacher", "gdrd_jax.teachers.builtin")
+discriminative_teachers = Registry("discriminative teacher", "gdrd_jax.teachers.builtin")

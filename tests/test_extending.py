@@ -1,4 +1,4 @@
-"""The example of docs/extending.md: a loss outside the package trains a student, which is evaluated and exported."""
+"""The examples of docs/extending.md: entries outside the package train a student, which is evaluated and exported."""
 
 import json
 import re
@@ -13,17 +13,23 @@ from flax import nnx
 
 from gdrd_jax import registry
 from gdrd_jax.cli import list_entries
+from gdrd_jax.data.degradation import resize_all
 from gdrd_jax.losses import DataInfo, Outputs
 from gdrd_jax.pipeline import planning, runner
+from gdrd_jax.pipeline.run import Run
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
+def save_example(name, folder):
+    """Writes the module NAME.py of the page into a folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.py").write_text(code_of(PAGE, f"{name}.py"), encoding="utf-8")
+
+
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    code = code_of(PAGE, "my_losses.py")
-    (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / "my_losses.py").write_text(code, encoding="utf-8")
+    save_example("my_losses", tmp_path / "plugins")
     monkeypatch.syspath_prepend(tmp_path / "plugins")
     yield "my_losses"
     registry.losses._entries.pop("my_arcface", None)
@@ -105,3 +111,82 @@ def test_the_list_shows_losses_and_those_of_plugins(plugin, capsys):
     assert any(line.startswith("rcd: ") and "tau=0.4" in line for line in lines)
     assert list_entries.main(["losses", "--plugin", "not_there"]) == 2
     assert "[plugin-import]" in capsys.readouterr().err
+
+
+@pytest.fixture
+def teachers(tmp_path, monkeypatch):
+    """Both teachers of the page, with files for them; in the order of the page."""
+    names, rng = ("my_filters", "my_eigenfaces"), np.random.default_rng(0)
+    for name in names:
+        save_example(name, tmp_path / "plugins")
+    monkeypatch.syspath_prepend(tmp_path / "plugins")
+    np.savez(tmp_path / "bank.npz", w=rng.normal(size=(8, 3, 4, 4)).astype(np.float32))
+    np.savez(tmp_path / "faces.npz", mean=np.full((64, 64), 127.5), components=rng.normal(size=(27, 64, 64)) / 64)
+    yield names
+    registry.generative_teachers._entries.pop("my_filters", None)
+    registry.discriminative_teachers._entries.pop("my_eigenfaces", None)
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_teachers_of_other_modules_train_a_student(teachers, faces_folder, tmp_path):
+    config = tiny_config(faces_folder)
+    config.plugins = teachers
+    config.generative.update(kind="my_filters", path=str(tmp_path / "bank.npz"), settings={"stride": 4})
+    config.discriminative.update(kind="my_eigenfaces", path=str(tmp_path / "faces.npz"))
+    config.gen.steps = config.dis.steps = 9
+    runner.run(config, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    low, features = (run.store(step, "test").read(0) for step in ("views", "generative"))
+    bank = np.load(tmp_path / "bank.npz")["w"]
+    pixels = resize_all(low, 32, "bicubic").astype(np.float32) / 127.5 - 1
+    expected = (pixels[:, 8:12, 20:24] * bank[5].transpose(1, 2, 0)).sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(features[:, 5, 2, 5], expected, rtol=1e-2, atol=1e-2)  # stored as float16
+    assert features.shape[1:] == (8, 8, 8)
+    face = resize_all(run.faces("test"), 64)[0]
+    component = np.load(tmp_path / "faces.npz")["components"][3]
+    embedding = run.store("discriminative", "test").read(0)[0]
+    assert len(embedding) == 24
+    assert embedding[0] == pytest.approx(((face.mean(axis=2) - 127.5) * component).sum(), rel=1e-2)
+    results = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["results"]
+    assert {"student", "faces_native", "faces_16"} <= results.keys()  # its teacher, of 64 pixels, stands beside it
+    for step, changed in (("generative", {"stride": 2}), ("discriminative", {"skip": 0})):
+        before = [each.action for each in runner.plan(config, tmp_path / "run") if each.name == step]
+        config[step].settings = changed
+        after = [each.action for each in runner.plan(config, tmp_path / "run") if each.name == step]
+        assert (before, after) == (["skip"], ["run"])
+
+
+def test_mistakes_with_teachers_of_other_modules_are_found_first(teachers, faces_folder, tmp_path):
+    config = tiny_config(faces_folder)
+    config.plugins = teachers
+    config.generative.update(kind="my_filters", path=str(tmp_path / "bank.npz"))
+    config.discriminative.update(kind="my_eigenfaces", path=str(tmp_path / "faces.npz"))
+    for change, code, facts in (
+        ({"generative.kind": "my_filter"}, "entry-unknown", ["'my_filter'", "'my_filters'"]),
+        ({"generative.settings": {"strides": 2}}, "entry-setting", ["'my_filters'", "'strides'", "'stride'"]),
+        ({"generative.settings": {"stride": 0}}, "entry-setting", ["stride is 0"]),
+        ({"generative.tap": "linaer"}, "teacher-tap", ["'linaer'", "linear, rectified"]),
+        ({"generative.path": "none.npz"}, "generative-none", ["'none.npz'", "'my_filters'"]),
+        ({"generative.precision": "bfloat16"}, "teacher-option", ["config.generative.precision", "'my_filters'"]),
+        ({"discriminative.kind": "eigenface"}, "entry-unknown", ["'eigenface'", "'my_eigenfaces'"]),
+        ({"discriminative.settings": {"skip": "3"}}, "entry-setting", ["'skip'", "'3'", "int"]),
+        ({"discriminative.input_size": 112}, "teacher-option", ["config.discriminative.input_size", 112]),
+        ({"discriminative.preprocessing": "unit"}, "teacher-option", ["config.discriminative.preprocessing", "'unit'"]),
+        ({"discriminative.path": "none.npz"}, "file-missing", ["'none.npz'"]),
+    ):
+        wrong = config.copy_and_resolve_references()
+        wrong.update_from_flattened_dict(change)
+        with raises(code, *facts):
+            runner.run(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_list_shows_teachers(teachers, capsys):
+    assert list_entries.main(["generative_teachers", "--plugin", *teachers]) == 0
+    shown = capsys.readouterr().out
+    assert "my_filters: Responses of the filters" in shown and "stride=2" in shown
+    assert "diffusers: " in shown and "timestep=-1" in shown and "onnx: " in shown and "heads=0" in shown
+    assert list_entries.main(["discriminative_teachers", "--plugin", *teachers]) == 0
+    shown = capsys.readouterr().out
+    assert "my_eigenfaces: Projections" in shown and "skip=3" in shown and "iresnet: " in shown

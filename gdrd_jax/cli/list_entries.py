@@ -11,7 +11,13 @@ import inspect
 from gdrd_jax import registry
 from gdrd_jax.cli.common import ArgumentParser, guarded
 
-KINDS = {"losses": registry.losses, "samplers": registry.samplers, "selections": registry.selections}
+KINDS = {
+    "losses": registry.losses,
+    "samplers": registry.samplers,
+    "selections": registry.selections,
+    "generative_teachers": registry.generative_teachers,
+    "discriminative_teachers": registry.discriminative_teachers,
+}
 
 
 def main(argv: list[str]) -> int:
