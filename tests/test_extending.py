@@ -1,4 +1,4 @@
-"""The example of docs/extending.md: a loss outside the package trains a student, which is evaluated and exported."""
+"""The examples of docs/extending.md: a loss and a student outside the package, trained, evaluated and exported."""
 
 import json
 import re
@@ -7,25 +7,33 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 from conftest import raises, tiny_config
 from flax import nnx
 
 from gdrd_jax import registry
-from gdrd_jax.cli import list_entries
+from gdrd_jax.cli import __main__ as commands
+from gdrd_jax.cli import export, list_entries
+from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.losses import DataInfo, Outputs
-from gdrd_jax.pipeline import planning, runner
+from gdrd_jax.pipeline import planning, runner, train_stages
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
+def example(module, tmp_path, monkeypatch):
+    """Writes a file of the page where Python finds it."""
+    code = code_of(PAGE, f"{module}.py")
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / f"{module}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "plugins")
+    return module
+
+
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    code = code_of(PAGE, "my_losses.py")
-    (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / "my_losses.py").write_text(code, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path / "plugins")
-    yield "my_losses"
+    yield example("my_losses", tmp_path, monkeypatch)
     registry.losses._entries.pop("my_arcface", None)
     sys.modules.pop("my_losses", None)
 
@@ -58,6 +66,13 @@ def test_the_assistant_of_the_page_on_training_is_planned_before_the_student(fac
     steps = [step.name for step in planning.plan(config, tmp_path / "run")]
     order = [steps.index(name) for name in ("hr_small", "assistant", "assistant_embeddings", "dis", "report")]
     assert order == sorted(order) and "gen" not in steps
+
+
+@pytest.fixture
+def student_plugin(tmp_path, monkeypatch):
+    yield example("my_students", tmp_path, monkeypatch)
+    registry.students._entries.pop("my_separable", None)
+    sys.modules.pop("my_students", None)
 
 
 def test_a_loss_of_another_module_trains_a_student(plugin, faces_folder, tmp_path):
@@ -104,4 +119,45 @@ def test_the_list_shows_losses_and_those_of_plugins(plugin, capsys):
     assert "my_arcface: Cross-entropy of scaled cosines" in "\n".join(lines) and "margin=0.5" in "\n".join(lines)
     assert any(line.startswith("rcd: ") and "tau=0.4" in line for line in lines)
     assert list_entries.main(["losses", "--plugin", "not_there"]) == 2
+    assert "[plugin-import]" in capsys.readouterr().err
+
+
+def test_a_student_of_another_module_is_trained_evaluated_exported_and_continued(
+    student_plugin, faces_folder, tmp_path
+):
+    config = tiny_config(faces_folder)
+    config.plugins = (student_plugin,)
+    config.student.update(name="my_separable", settings={"channels": 8}, width=1.0, hidden=(), head_stages=0)
+    config.dis.update(init="random", freeze=(), steps=5)
+    config.until = "dis"
+    runner.run(config, tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "dis" / "metrics.json").read_text(encoding="utf-8"))
+    assert 0 <= metrics["dev_accuracy"] <= 100
+    folder = tmp_path / "exported"
+    words = ["--format", "onnx", "stablehlo", "--calibration", faces_folder]
+    assert export.main([*map(str, (tmp_path / "run", folder, *words))]) == 0
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["student"] == {
+        "name": "my_separable", "module": "my_students", "settings": {"channels": 8}, "resolution": 16, "channels": 3,
+        "embedding_dim": 128,
+    }  # fmt: skip
+    assert "Network `my_separable`, channels 8." in (folder / "README.md").read_text(encoding="utf-8")
+    recognizer = Recognizer.load(folder)
+    faces = np.random.default_rng(0).integers(256, size=(3, 16, 16, 3), dtype=np.uint8)
+    wanted, session = recognizer.embed(faces), onnxruntime.InferenceSession(folder / "student.onnx")
+    for count in (1, 3):
+        found = session.run(None, {"faces": faces[:count]})[0]
+        np.testing.assert_allclose(found, wanted[:count], atol=1e-5)
+    config.student.init = str(folder)
+    begun = train_stages._student(config, 128)
+    np.testing.assert_array_equal(begun.backbone.stem.kernel[...], recognizer.student.backbone.stem.kernel[...])
+    config.views.resolution = 8
+    with raises("student-resolution", "'my_separable'", "16, 32"):
+        planning.validate(config, tmp_path / "run")
+
+
+def test_a_command_imports_a_plugin_first(student_plugin, capsys):
+    assert commands.main(["--plugin", student_plugin, "list", "students"]) == 0
+    assert "my_separable: Two blocks of depthwise separable convolutions" in capsys.readouterr().out
+    assert commands.main(["--plugin", "not_there", "list", "students"]) == 2
     assert "[plugin-import]" in capsys.readouterr().err

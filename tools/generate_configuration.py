@@ -14,13 +14,15 @@ import io
 import sys
 import textwrap
 import tokenize
+from collections.abc import Collection
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from gdrd_jax import config as settings
 from gdrd_jax.cli.common import ArgumentParser, guarded
-from gdrd_jax.registry import Registry, losses, samplers, selections
+from gdrd_jax.models.arguments import SHARED
+from gdrd_jax.registry import Registry, losses, samplers, selections, students
 from gdrd_jax.utils.errors import GdrdError
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -124,12 +126,20 @@ def tables() -> str:
     for title, entries in {"Samplers: `dis.sampler`": samplers, "Selections: `dis.selection`": selections}.items():
         lines += ["", f"### {title}", "", "| name | settings | meaning |", "|---|---|---|"]
         lines += [f"| `{n}` | {_fields(entries, n)} | {_about(entries, n)} |" for n in entries.names()]
+    lines += ["", "### Students: `student.name`", ""]
+    lines += ["| student | pixels | of the section `student` | `student.settings` | meaning |", "|---|---|---|---|---|"]
+    for name in students.names():
+        own = {field.name for field in dataclasses.fields(students[name].Config)}
+        shared = ", ".join(f"`{key}`" for key in SHARED if key in own)
+        pixels = ", ".join(map(str, students[name].resolutions))
+        given = _fields(students, name, set(SHARED))
+        lines.append(f"| `{name}` | {pixels} | {shared} | {given} | {_about(students, name)} |")
     return "\n".join([*lines, ""])
 
 
-def _fields(entries: Registry, name: str) -> str:
+def _fields(entries: Registry, name: str, but: Collection[str] = ()) -> str:
     """The settings of an entry and their defaults, as a cell of a table."""
-    found = dataclasses.fields(entries[name].Config)
+    found = (field for field in dataclasses.fields(entries[name].Config) if field.name not in but)
     return ", ".join(f"`{field.name}={_shown(field.default)}`" for field in found)
 
 

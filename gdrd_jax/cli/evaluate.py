@@ -45,7 +45,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         nargs="+",
         default=["16"],
         metavar="R",
-        help="native, 32, 16 (default), 8, or PROBE:GALLERY such as 16:native",
+        help="native, 112, 64, 48, 32, 24, 16 (default), 8, or PROBE:GALLERY such as 16:native",
     )
     add(
         "--kernel",

@@ -2,6 +2,7 @@
 
 Examples:
   gdrd list losses
+  gdrd list students
   gdrd list losses --plugin my_losses
 """
 
@@ -11,7 +12,10 @@ import inspect
 from gdrd_jax import registry
 from gdrd_jax.cli.common import ArgumentParser, guarded
 
-KINDS = {"losses": registry.losses, "samplers": registry.samplers, "selections": registry.selections}
+KINDS = {
+    "losses": registry.losses, "samplers": registry.samplers, "selections": registry.selections,
+    "students": registry.students,
+}  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

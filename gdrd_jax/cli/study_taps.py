@@ -19,6 +19,7 @@ from pathlib import Path
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.data.degradation import KERNELS
+from gdrd_jax.models.arguments import RESOLUTIONS
 from gdrd_jax.utils.files import user_path
 
 LOG = logging.getLogger("gdrd_jax.study_taps")
@@ -46,7 +47,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         help="pixels of the enlarged faces (default: the network's own)",
     )
     add("--recognizer", metavar="PATH[:PREPROCESSING]", help="discriminative teacher for comparison")
-    add("--resolution", type=int, default=16, choices=(8, 16, 32), help="pixels of the faces (default: 16)")
+    add("--resolution", type=int, default=16, choices=RESOLUTIONS, help="pixels of the faces (default: 16)")
     add("--kernel", default="area", choices=KERNELS, help="downsampling: area (OpenCV, default) or bicubic (Pillow)")
     add("--images", type=int, default=20, help="maximum images of a training person (default: 20)")
     add("--seed", type=int, default=0, help="of the choice of held-out images, and of the bootstrap (default: 0)")

@@ -15,6 +15,7 @@ from gdrd_jax.evaluation import ar, lfw, report, tinyface, uccs
 from gdrd_jax.evaluation.evaluate import ReportedProtocol, Row, evaluate
 from gdrd_jax.evaluation.result import Result
 from gdrd_jax.inference.embedders import Embedder, open_model, parse_model
+from gdrd_jax.models.arguments import RESOLUTIONS
 from gdrd_jax.utils import pictures
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import locked
@@ -29,7 +30,7 @@ FILES = (
 PAPER = {("lfw", "16"): 96.13}
 # Accuracy in percent on native LFW, which the weakest recognizers of 112x112 faces pass when they are fed rightly.
 LEAST_NATIVE = 90.0
-SIDES = ("native", "32", "16", "8")
+SIDES = ("native", *(str(side) for side in reversed(RESOLUTIONS)))
 PAPER_COLUMN = "paper's GDRD % (WebFace)"
 
 
@@ -42,7 +43,7 @@ class Settings:
       data: see the protocols' `open_*`.
       pairs: LFW's list of pairs, or None.
       models: see `inference.embedders.open_model`.
-      resolutions: of "native", "32", "16" and "8", or "PROBE:GALLERY", two of them. Probes are compared with a gallery
+      resolutions: of `SIDES`, or "PROBE:GALLERY", two of them. Probes are compared with a gallery
         of the same faces, embedded by the same model, or for a student by its teacher, one of `models`.
       kernel, blur, motion, noise, jpeg: see `data.degradation.Degradation`; "native" is degraded, not reduced. Those
         in a gallery of another resolution are reduced alone.

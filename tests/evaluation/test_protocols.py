@@ -537,7 +537,7 @@ def test_a_fold_that_leaves_one_kind_outside_is_refused(network, tmp_path):
 
 
 def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw_folder, network, tmp_path):
-    made = student.Student(resolution=16, width=0.0625, hidden=(16,), embedding_dim=8, rngs=nnx.Rngs(0))
+    made = student.make_student(resolution=16, width=0.0625, hidden=(16,), embedding_dim=8, rngs=nnx.Rngs(0))
     arguments = {"resolution": 16, "width": 0.0625, "hidden": [16], "embedding_dim": 8}
     Recognizer.save(made, arguments, "area", tmp_path / "run" / "dis" / "student")
     models = (str(network), f"student={tmp_path / 'run'}")
@@ -555,7 +555,7 @@ def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw
 
 
 def test_a_student_has_no_row_at_more_pixels_than_it_is_made_for(lfw_folder, network, tmp_path):
-    made = student.Student(resolution=8, width=0.0625, hidden=(16,), embedding_dim=8, rngs=nnx.Rngs(0))
+    made = student.make_student(resolution=8, width=0.0625, hidden=(16,), embedding_dim=8, rngs=nnx.Rngs(0))
     arguments = {"resolution": 8, "width": 0.0625, "hidden": [16], "embedding_dim": 8}
     Recognizer.save(made, arguments, "area", tmp_path / "run" / "dis" / "student")
     models = (f"student={tmp_path / 'run'}", str(network))
