@@ -3,7 +3,7 @@
   gdrd train --config=paper --workdir=runs/paper --config.data.path=FACES \
       --config.discriminative.path=ARCFACE.onnx --config.generative.kind=pgdiff \
       --config.generative.path=iddpm_ffhq512_ema500000.pth --config.generative.input_size=16 \
-      --config.generative.tap=middle --config.generative.timestep=0
+      --config.generative.tap=middle --config.generative.settings.timestep=0
 
 FACES are the paper's 494,414 of WebFace. What it leaves open is ours: strides, views, how long it trains, the
 teacher's logits. docs/results.md says why the other configs train otherwise.

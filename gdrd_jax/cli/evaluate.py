@@ -2,8 +2,9 @@
 
 LFW is a folder, a .tar or a store of gdrd prepare with aligned 112x112 faces. A model is the name of a pretrained
 student, a workdir of gdrd train, an exported student, an ONNX recognizer or an iresnet's weights (PyTorch or
-safetensors), as [NAME=]PATH[:PREPROCESSING]; PREPROCESSING is auto (the default), unit (x / 255), arcface
-((x - 127.5) / 127.5), imagenet, in_graph (the graph does it), or MEAN/STD. Colors are RGB. Layouts of --data:
+safetensors), as [NAME=]PATH[:PREPROCESSING[:SIZE]]; PREPROCESSING is auto (the default), unit (x / 255), arcface
+((x - 127.5) / 127.5), imagenet, in_graph (the graph does it), or MEAN/STD; SIZE is the side of its input in pixels,
+where the file leaves it free. Colors are RGB. Layouts of --data:
 
   lfw       NAME/NAME_0001.jpg at any depth, with --pairs (LFW's pairs.txt, any folds x pairs)
   bin       an InsightFace .bin (lfw, cfp_fp, agedb_30)

@@ -42,7 +42,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     evaluations = "output folders of gdrd evaluate, for the model card"
     add("--evaluation", nargs="+", default=[], type=user_path, metavar="E", help=evaluations)
     add("--license", default="", metavar="TEXT", help="terms of use, for the model card and the files")
-    baseline = "recognizer to compare with, FILE.onnx[:PREPROCESSING]; repeat for several"
+    baseline = "recognizer to compare with, FILE.onnx[:PREPROCESSING[:SIZE]]; repeat for several"
     add("--baseline", "--beside", action="append", default=[], metavar="M", help=baseline)
     return parser.parse_args(argv)
 

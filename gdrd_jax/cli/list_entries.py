@@ -14,7 +14,8 @@ from gdrd_jax.cli.common import ArgumentParser, guarded
 
 KINDS = {
     "losses": registry.losses, "samplers": registry.samplers, "selections": registry.selections,
-    "students": registry.students,
+    "students": registry.students, "generative_teachers": registry.generative_teachers,
+    "discriminative_teachers": registry.discriminative_teachers,
 }  # fmt: skip
 
 

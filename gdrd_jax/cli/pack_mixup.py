@@ -32,6 +32,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("faces", type=user_path, nargs="+", metavar="FACES.packed", help="output of gdrd pack")
     add("--recognizer", type=user_path, required=True, metavar="ONNX", help="T_d, which made the packed embeddings")
     add("--preprocessing", default="auto", help="of T_d, as config.discriminative.preprocessing (default: auto)")
+    add("--input-size", type=int, default=0, help="of T_d in pixels, where its graph leaves it open")
     add("--output", default="", metavar="NAME", help="ONNX output that is the embedding, if there are several")
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="of T_d on a GPU (default: float32)")
     add("--out", type=user_path, required=True, metavar="FILE", help="file of mixup targets to write")
@@ -60,7 +61,11 @@ def work(given: argparse.Namespace) -> None:
     claim_file(given.out, packed_mixup.is_mixup, "--out")
     faces = packed.load(given.faces)
     teacher = ArcFace(
-        given.recognizer, preprocessing=given.preprocessing, precision=given.precision, output=given.output
+        given.recognizer,
+        preprocessing=given.preprocessing,
+        precision=given.precision,
+        output=given.output,
+        input_size=given.input_size,
     )
     embed = functools.partial(embed_mixup, teacher)
     cosine = _cosine(embed, faces)

@@ -1,10 +1,10 @@
 """Compare the taps of generative teachers for recognition, in a table and a picture to choose a tap from.
 
-For every teacher (KIND is diffusers or pgdiff; gdrd train-sr-teacher --steps 0 makes an untrained one), tap and
-timestep: how well a linear probe, fitted on the people of --train, names other images of theirs and verifies the pairs
-of --data (people it has not seen), and how much of the features a linear map of the low-resolution pixels predicts.
-Rows of the raw pixels, and of the recognizer on enlarged faces, stand beside them. Writes taps.json, taps.md and
-taps.png. It can be stopped at any time; the same command continues.
+For every teacher (KIND is one of gdrd list generative_teachers; gdrd train-sr-teacher --steps 0 makes an untrained
+diffusion network), tap and, of diffusion networks, timestep: how well a linear probe, fitted on the people of --train,
+names other images of theirs and verifies the pairs of --data (people it has not seen), and how much of the features a
+linear map of the low-resolution pixels predicts. Rows of the raw pixels, and of the recognizer on enlarged faces, stand
+beside them. Writes taps.json, taps.md and taps.png. It can be stopped at any time; the same command continues.
 
 Examples:
   gdrd study-taps --train TRAIN.rec --data LFW --pairs pairs.txt --teacher sr64=diffusers:runs/sr64 \\
@@ -12,10 +12,11 @@ Examples:
 """
 
 import argparse
-import functools
+import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.data.degradation import KERNELS
@@ -38,7 +39,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         help="a generative teacher; repeat for several",
     )  # fmt: skip
     add("--tap", nargs="+", metavar="T", help="taps to compare (default: all)")
-    add("--timestep", nargs="+", type=int, default=[0], metavar="T", help="timesteps of the diffusion (default: 0)")
+    add("--timestep", nargs="+", type=int, default=[0], metavar="T", help="of diffusion networks (default: 0)")
     add(
         "--input-size",
         type=int,
@@ -46,7 +47,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         metavar="S",
         help="pixels of the enlarged faces (default: the network's own)",
     )
-    add("--recognizer", metavar="PATH[:PREPROCESSING]", help="discriminative teacher for comparison")
+    add("--plugin", nargs="+", default=[], metavar="MODULE", help="modules that register more kinds of teachers")
+    add("--recognizer", metavar="PATH[:PREPROCESSING[:SIZE]]", help="discriminative teacher for comparison")
     add("--resolution", type=int, default=16, choices=RESOLUTIONS, help="pixels of the faces (default: 16)")
     add("--kernel", default="area", choices=KERNELS, help="downsampling: area (OpenCV, default) or bicubic (Pillow)")
     add("--images", type=int, default=20, help="maximum images of a training person (default: 20)")
@@ -61,10 +63,12 @@ def work(given: argparse.Namespace) -> None:
     from gdrd_jax.data.readers import open_faces
     from gdrd_jax.evaluation import tap_study
     from gdrd_jax.evaluation.lfw import open_lfw
+    from gdrd_jax.registry import load_plugins
     from gdrd_jax.utils.errors import GdrdError
     from gdrd_jax.utils.files import digest, locked, write_json, write_text
     from gdrd_jax.utils.outputs import claim_folder
 
+    load_plugins(given.plugin)
     teachers = dict(_parse(text) for text in given.teacher)
     if len(teachers) < len(given.teacher):
         raise GdrdError("two --teacher have one name; the table needs a name for each", "teacher-twice")
@@ -73,7 +77,7 @@ def work(given: argparse.Namespace) -> None:
             f"--images {given.images}: the probe needs at least 2 of each person, one to learn from", "probe-images"
         )
     claim_folder(given.out, "a study of taps", "--out")
-    _check_teachers(teachers, given)
+    taps_of = _check_teachers(teachers, given)
     views = Views.plain(given.resolution, given.kernel)
     train = open_faces(given.train)
     pairs = open_lfw(given.data, given.pairs, stretch=False, skip_bad=False)
@@ -90,40 +94,74 @@ def work(given: argparse.Namespace) -> None:
         def missing(name: str, timestep: int | None, tap: str, source: str) -> bool:
             return rows.get(f"{name}/{timestep}/{tap}", {}).get("source") != source
 
-        def keep(name: str, timestep: int | None, source: str, found: dict) -> None:
+        def keep(name: str, timestep: int | None, source: str, found: dict, **about: str) -> None:
             for tap, figures in found.items():
-                row = {"name": name, "timestep": timestep, "tap": tap, "source": source, **figures}
+                row = {"name": name, "timestep": timestep, "tap": tap, "source": source, **about, **figures}
                 rows[f"{name}/{timestep}/{tap}"] = row
             write_json(path, {"settings": settings, "rows": rows})
 
         for name, tap, source, measure in _references(given, faces):
             if missing(name, None, tap, source):
                 keep(name, None, source, {tap: measure()})
-        for name, load in teachers.items():
-            for timestep in given.timestep:
-                network = load(timestep=timestep, input_size=given.input_size)
-                taps, source = given.tap or network.taps, network.fingerprint
-                taps = tuple(tap for tap in taps if missing(name, timestep, tap, source))
-                if taps:
-                    LOG.info("%s at timestep %d: %s", name, timestep, ", ".join(taps))
-                    keep(name, timestep, source, tap_study.study(network, taps, faces, seed=given.seed))
+        for (name, timestep), all_taps in taps_of.items():
+            # The last one: a teacher may leave out what comes after its tap.
+            network = teachers[name].load(timestep, all_taps[-1], given.input_size)
+            source = network.fingerprint
+            taps = tuple(tap for tap in given.tap or all_taps if missing(name, timestep, tap, source))
+            if taps:
+                LOG.info("%s%s: %s", name, "" if timestep is None else f" at timestep {timestep}", ", ".join(taps))
+                found = tap_study.study(network, taps, faces, seed=given.seed)
+                keep(name, timestep, source, found, kind=teachers[name].kind)
         write_text(given.out / "taps.md", tap_study.table(rows))
         (given.out / "taps.png").write_bytes(tap_study.picture(rows))
     LOG.info("%s\n%s", given.out / "taps.md", tap_study.table(rows))
 
 
-def _check_teachers(teachers: dict, given: argparse.Namespace) -> None:
-    """Loads every teacher once, so that a mistake in the last one is found before the first one is measured."""
+class Teacher(NamedTuple):
+    """A generative teacher of the command line.
+
+    Attributes:
+      kind: name in `registry.generative_teachers`.
+      path: of its file or folder.
+    """
+
+    kind: str
+    path: Path
+
+    def load(self, timestep: int | None, tap: str, input_size: int):
+        """See `teachers.load_generative`."""
+        from gdrd_jax.teachers import load_generative
+
+        settings = {} if timestep is None else {"timestep": timestep}
+        return load_generative(self.kind, self.path, tap=tap, input_size=input_size, **settings)
+
+    def timesteps(self, wanted: list[int]) -> list[int] | list[None]:
+        """The timesteps to study; None alone where this kind has no such setting."""
+        from gdrd_jax.registry import generative_teachers
+
+        names = [field.name for field in dataclasses.fields(generative_teachers[self.kind].Config)]
+        return wanted if "timestep" in names else [None]
+
+
+def _check_teachers(teachers: dict[str, Teacher], given: argparse.Namespace) -> dict:
+    """Loads every teacher once, so that a mistake in the last one is found before the first one is measured.
+
+    Returns:
+      Name and timestep to the network's taps.
+    """
     from gdrd_jax.inference.embedders import open_model
     from gdrd_jax.utils.errors import GdrdError
 
-    for name, load in teachers.items():
-        for timestep in given.timestep:
-            network = load(timestep=timestep, input_size=given.input_size)
+    found = {}
+    for name, teacher in teachers.items():
+        for timestep in teacher.timesteps(given.timestep):
+            network = teacher.load(timestep, given.tap[0] if given.tap else "", given.input_size)
             if unknown := [tap for tap in given.tap or () if tap not in network.taps]:
                 raise GdrdError(f"--tap {unknown[0]}: {name} has {', '.join(network.taps)}", "tap-unknown")
+            found[name, timestep] = network.taps
     if given.recognizer:
         open_model(given.recognizer, option="--recognizer")
+    return found
 
 
 def _rows_before(path: Path, settings: dict) -> dict:
@@ -143,9 +181,9 @@ def _rows_before(path: Path, settings: dict) -> dict:
     return before["rows"]
 
 
-def _parse(text: str):
-    """Name and loader of a `--teacher`."""
-    from gdrd_jax.teachers import load_generative
+def _parse(text: str) -> tuple[str, Teacher]:
+    """Name and teacher of a `--teacher`."""
+    from gdrd_jax.registry import generative_teachers
     from gdrd_jax.utils.errors import GdrdError
 
     name, _, rest = text.partition("=")
@@ -156,15 +194,14 @@ def _parse(text: str):
             f"--teacher {text}: there is no {path!r}; it is NAME=KIND:PATH, such as sr64=diffusers:runs/sr64",
             "teacher-missing",
         )
-    last = {"tap": "middle"} if kind == "pgdiff" else {}  # whatever comes after its tap is not loaded
-    return name, functools.partial(load_generative, kind, Path(path), **last)
+    generative_teachers[kind]  # which names what there is
+    return name, Teacher(kind, Path(path))
 
 
 def _references(given: argparse.Namespace, faces):
     """Name, what is taken, and measurement of what needs no generative teacher."""
     import numpy as np
 
-    from gdrd_jax.data.align import FACE_SIZE
     from gdrd_jax.data.degradation import resize_all
     from gdrd_jax.evaluation import tap_study
     from gdrd_jax.inference.embedders import parse_model
@@ -178,17 +215,18 @@ def _references(given: argparse.Namespace, faces):
     yield PIXELS, "as they are", "", lambda: of_pixels(given.resolution)
     yield PIXELS, f"enlarged to {ENLARGED}", "", lambda: of_pixels(ENLARGED)
     if given.recognizer:
-        name, path, preprocessing = parse_model(given.recognizer, "--recognizer")
+        name, path, preprocessing, size = parse_model(given.recognizer, "--recognizer")
 
         def of_recognizer():
-            network = load_discriminative(path, preprocessing=preprocessing)
+            network = load_discriminative(path, preprocessing=preprocessing, input_size=size)
+            side = network.input_size
             both = [
-                np.concatenate([network.embed(resize_all(x[i : i + 256], FACE_SIZE)) for i in range(0, len(x), 256)])
+                np.concatenate([network.embed(resize_all(x[i : i + 256], side)) for i in range(0, len(x), 256)])
                 for x in (faces.train, faces.test)
             ]
             return {"shape": [network.dim], **tap_study.worth(*both, faces, seed=given.seed)}
 
-        yield name, "embedding", sha256(path) + preprocessing, of_recognizer
+        yield name, "embedding", sha256(path) + preprocessing + (str(size) if size else ""), of_recognizer
 
 
 def main(argv: list[str]) -> int:

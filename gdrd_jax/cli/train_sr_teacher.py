@@ -50,7 +50,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--ema", type=float, default=sr.ema, help=f"decay of the averaged weights (default: {sr.ema})")
     add("--test-people", type=int, default=10, metavar="N", help="hold the last N people out (default: 10)")
     recognizer = "ONNX recognizer or iresnet weights, to measure kept identity"
-    add("--recognizer", "--recogniser", metavar="PATH[:PREPROCESSING]", help=recognizer)
+    add("--recognizer", "--recogniser", metavar="PATH[:PREPROCESSING[:SIZE]]", help=recognizer)
     add("--samples-every", type=int, default=1000, metavar="STEPS", help="steps between samples (default: 1000)")
     add("--skip-bad", action="store_true", help="leave damaged faces out")
     add("--seed", type=int, default=7, help="of weights, batches and samples (default: 7)")
@@ -79,8 +79,8 @@ def work(given: argparse.Namespace) -> None:
     views = dataclasses.replace(Views.plain(given.resolution, given.kernel), **degraded)
     recognizer = None
     if given.recognizer:
-        _, path, preprocessing = parse_model(given.recognizer, "--recognizer")
-        recognizer = load_discriminative(path, preprocessing=preprocessing)
+        _, path, preprocessing, size = parse_model(given.recognizer, "--recognizer")
+        recognizer = load_discriminative(path, preprocessing=preprocessing, input_size=size)
     faces = checked(open_faces(given.faces, skip_bad=given.skip_bad), skip_bad=given.skip_bad)
     if not 0 < given.test_people < len(faces.identities):
         people = len(faces.identities)

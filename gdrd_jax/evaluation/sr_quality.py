@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degradation import Views, resize_all
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.inference.embedders import Embedder
@@ -28,7 +27,7 @@ class SampleCallback:
       faces: aligned, of people it is not trained on; at most 96 of them, evenly chosen, are measured.
       views: makes the low-resolution face, degraded as views >= 2 are if `views` degrades at all.
       size: side of the super-resolved face.
-      recognizer: with `embed`, or None to measure no identity.
+      recognizer: T_d, or None to measure no identity.
       folder: for `step_N.png`, with a line each of low-resolution faces, bicubic ones, samples and
         originals, and `quality.json`, step -> figures.
       seed: of the samples.
@@ -44,7 +43,7 @@ class SampleCallback:
         self._folder, self._embedder, self._seed = folder, None, seed
         if recognizer is not None:
             forward = lambda faces: unit(recognizer.embed(faces))  # noqa: E731
-            self._embedder = Embedder("recognizer", FACE_SIZE, forward, kernel="bicubic")
+            self._embedder = Embedder("recognizer", recognizer.input_size, forward, kernel="bicubic")
             self._identity = self._embedder.embed(np.stack(high))
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -14,6 +14,7 @@ from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.evaluation.report import plt, saved
+from gdrd_jax.teachers import GenerativeTeacher
 from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.tables import markdown_table
@@ -58,7 +59,7 @@ def studied(train: Faces, pairs: PairList, views: Views, images: int) -> ProbeDa
     return ProbeData(low(train, rows), train.labels[rows], low(pairs.faces, np.arange(len(pairs.faces))), pairs)
 
 
-def study(network, taps: tuple[str, ...], faces: ProbeData, *, seed: int) -> dict[str, dict]:
+def study(network: GenerativeTeacher, taps: tuple[str, ...], faces: ProbeData, *, seed: int) -> dict[str, dict]:
     """`worth` of several taps of a generative teacher, and the shape of their features."""
     found = {"train": [], "test": []}
     shapes = {}
@@ -178,10 +179,11 @@ def picture(rows: dict[str, dict]) -> bytes:
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     lines: dict[str, list[dict]] = {}
     for row in rows.values():
-        lines.setdefault(f"{row['name']}, t = {row['timestep']}", []).append(row)
-    order = list(dict.fromkeys(row["tap"] for row in rows.values() if row["timestep"] is not None))
+        timestep = "" if row["timestep"] is None else f", t = {row['timestep']}"
+        lines.setdefault(f"{row['name']}{timestep}", []).append(row)
+    order = list(dict.fromkeys(row["tap"] for row in rows.values() if not _is_level(row)))
     for number, (label, points) in enumerate(lines.items()):
-        if points[0]["timestep"] is None:
+        if _is_level(points[0]):
             for style, point in zip(("--", ":", "-."), points):
                 label = f"{point['name']}, {point['tap']}"
                 axes.axhline(point["accuracy"], ls=style, lw=1.5, color=f"C{number}", label=label)
@@ -196,3 +198,8 @@ def picture(rows: dict[str, dict]) -> bytes:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return saved(figure)
+
+
+def _is_level(row: dict) -> bool:
+    """Whether this is no tap of a teacher. Versions up to 0.4 recorded no kind, and each teacher had a timestep."""
+    return row["timestep"] is None and "kind" not in row

@@ -94,7 +94,7 @@ class Demo:
 
         Args:
           models: arguments of `Recognizer.load`, at least one, of different resolutions.
-          teacher: `PATH[:PREPROCESSING]`, see `inference.embedders.open_model`.
+          teacher: `PATH[:PREPROCESSING[:SIZE]]`, see `inference.embedders.open_model`.
           gallery: a folder PERSON/IMAGE, which is enrolled in memory, or a saved gallery.
           align, far: see above.
 

@@ -13,7 +13,6 @@ import numpy as np
 from tqdm import tqdm
 
 from gdrd_jax.config import PATHS, of_workdir, with_current_names
-from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degradation import STRENGTHS, resize_all
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.prepare import checked
@@ -366,7 +365,7 @@ def _for_insightface(faces: np.ndarray) -> np.ndarray:
 def _baseline(text: str) -> Embedder:
     """Another recognizer, which gets enlarged faces."""
     model = open_model(text, option="--baseline")
-    name = f"{model.name}, faces enlarged to {FACE_SIZE}" if model.input_size == FACE_SIZE else model.name
+    name = model.name if model.is_student else f"{model.name}, faces enlarged to {model.input_size}"
     return dataclasses.replace(model, name=name)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degradation import Degradation, resize, resize_all
 from gdrd_jax.data.extract import Extraction, extract
 from gdrd_jax.data.faces import Faces
@@ -18,7 +17,7 @@ from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.inference.pretrained import WEIGHTS, find_student, is_pretrained, list_pretrained
 from gdrd_jax.teachers import load_discriminative
-from gdrd_jax.teachers.arcface import parse_preprocessing
+from gdrd_jax.teachers.preprocessing import parse_preprocessing
 from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
@@ -77,14 +76,14 @@ def student_embedder(name: str, recognizer, *, path: str = "") -> Embedder:
 
 
 def network_embedder(name: str, network, *, path: str = "", output: str = "") -> Embedder:
-    """A recognizer of 112x112 faces, see `teachers.load_discriminative`; smaller faces are enlarged for it."""
+    """A recognizer of full-size faces, see `teachers.load_discriminative`; smaller faces are enlarged for it."""
     settings = {
         "path": path, "fingerprint": network.fingerprint, "preprocessing": network.preprocessing,
         "enlarged_by": "bicubic", **({"output": output} if output else {}),
         **({"warnings": list(network.warnings)} if network.warnings else {}),
     }  # fmt: skip
-    fingerprint = network.fingerprint
-    return Embedder(name, FACE_SIZE, with_flips(network.embed), "area", fingerprint, fingerprint, settings=settings)
+    forward, fingerprint = with_flips(network.embed), network.fingerprint
+    return Embedder(name, network.input_size, forward, "area", fingerprint, fingerprint, settings=settings)
 
 
 def pixel_embedder(name: str, size: int) -> Embedder:
@@ -107,26 +106,27 @@ def open_model(text: str, output: str = "", *, option: str = "--model") -> Embed
     """Loads a recognizer.
 
     Args:
-      text: `[NAME=]PATH[:PREPROCESSING]`. PATH is the name of a pretrained student, a workdir of `gdrd train`, an
-        exported student, an ONNX file or weights of an iresnet; PREPROCESSING, for the latter two, as
-        `teachers.arcface.parse_preprocessing` reads it.
+      text: `[NAME=]PATH[:PREPROCESSING[:SIZE]]`. PATH is the name of a pretrained student, a workdir of `gdrd train`,
+        an exported student, an ONNX file or weights of an iresnet; for the latter two PREPROCESSING is as
+        `teachers.preprocessing.parse_preprocessing` reads it, and SIZE the side of its input in pixels, where the
+        ONNX file leaves it free.
       output: name of an ONNX file's output that is the embedding; "" is the only one that can be. A workdir has none.
       option: of the command line that the text was given with, for errors.
 
     Raises:
       GdrdError: there is no such recognizer, or it cannot be loaded.
     """
-    name, path, preprocessing = parse_model(text, option)
+    name, path, preprocessing, size = parse_model(text, option)
     if path.is_dir():
         from gdrd_jax.inference.recognizer import Recognizer  # JAX and Flax, which an ONNX file does not need
 
         return student_embedder(name, Recognizer.load(path), path=path.name if path.parent == WEIGHTS else str(path))
-    network = load_discriminative(path, preprocessing=preprocessing, output=output)
+    network = load_discriminative(path, preprocessing=preprocessing, output=output, input_size=size)
     return network_embedder(name, network, path=str(path), output=output)
 
 
-def parse_model(text: str, option: str = "--model") -> tuple[str, Path, str]:
-    """Name, path and preprocessing that `open_model`'s text means; loads nothing.
+def parse_model(text: str, option: str = "--model") -> tuple[str, Path, str, int]:
+    """Name, path, preprocessing and input size (0: the network's own) that `open_model`'s text means; loads nothing.
 
     A path may have "=" and ":" in it: of all ways to read the text, the one whose path exists counts, and of several
     the one that takes the most of the text for the path.
@@ -134,7 +134,8 @@ def parse_model(text: str, option: str = "--model") -> tuple[str, Path, str]:
     Raises:
       GdrdError: there is no such file or workdir, or no such preprocessing.
     """
-    name, path, preprocessing = next((r for r in _readings(text) if r[1] and _exists(r[1])), _as_described(text))
+    found = next((r for r in _readings(text) if r[1] and _exists(r[1])), _as_described(text))
+    name, path, preprocessing, size = found
     if not path or not _exists(path):
         names = list_pretrained()
         known = f"; pretrained students are {', '.join(names)}" if names else ""
@@ -142,32 +143,34 @@ def parse_model(text: str, option: str = "--model") -> tuple[str, Path, str]:
     parse_preprocessing(preprocessing)
     named = path if is_pretrained(path) else ""
     path = find_student(path) if named else user_path(path)
-    if path.is_dir() and preprocessing != "auto":
+    if path.is_dir() and (preprocessing != "auto" or size):
         raise GdrdError(
             f"{option} {text}: a student knows its preprocessing; give its workdir alone", "student-preprocessing"
         )
-    return name or named or re.sub(r"\W+", "_", path.stem), path, preprocessing
+    return name or named or re.sub(r"\W+", "_", path.stem), path, preprocessing, size
 
 
 def _exists(path: str) -> bool:
     return user_path(path).exists() or is_pretrained(path)
 
 
-def _readings(text: str) -> Iterator[tuple[str, str, str]]:
-    """Every `(name, path, preprocessing)` that a text can mean: without a name first, without a preprocessing first."""
+def _readings(text: str) -> Iterator[tuple[str, str, str, int]]:
+    """Every `(name, path, preprocessing, size)` that a text can mean: without a name first, the longest path first."""
     ends = [i for i, character in enumerate(text) if character == "="]
     for name, rest in [("", text), *((text[:i], text[i + 1 :]) for i in ends)]:
-        yield name, rest, "auto"
-        if ":" in rest:
-            path, _, preprocessing = rest.rpartition(":")
-            yield name, path, preprocessing
+        yield name, rest, "auto", 0
+        path, _, last = rest.rpartition(":")
+        yield name, path, last, 0
+        if last.isdecimal():
+            path, _, preprocessing = path.rpartition(":")
+            yield name, path, preprocessing, int(last)
 
 
-def _as_described(text: str) -> tuple[str, str, str]:
+def _as_described(text: str) -> tuple[str, str, str, int]:
     """What a text means whose path is missing, for the error."""
     name, _, rest = text.rpartition("=") if "=" in text else ("", "", text)
     path, _, preprocessing = rest.partition(":")
-    return name, path, preprocessing or "auto"
+    return name, path, preprocessing or "auto", 0
 
 
 def embed_faces(

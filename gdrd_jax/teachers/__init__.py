@@ -1,133 +1,109 @@
 """The frozen teachers; the only part of the project that imports torch, diffusers and ONNX Runtime."""
 
 import os
-from typing import NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from gdrd_jax.registry import discriminative_teachers, generative_teachers
 from gdrd_jax.teachers.file_kind import ONNX, file_kind
+from gdrd_jax.teachers.interface import (
+    PRECISIONS,
+    DiscriminativeOptions,
+    DiscriminativeTeacher,
+    GenerativeOptions,
+    GenerativeTeacher,
+    SuperResolver,
+)
 from gdrd_jax.utils.errors import GdrdError
 
-PRECISIONS = ("float32", "bfloat16")
-LAST_TIMESTEP = 999
-ATTENTION_ORDERS = ("legacy", "new")
+__all__ = [
+    "AUTO", "PRECISIONS", "DiscriminativeOptions", "DiscriminativeTeacher", "GenerativeOptions", "GenerativeTeacher",
+    "SuperResolver", "discriminative_options", "generative_options", "load_discriminative", "load_generative",
+]  # fmt: skip
+AUTO = "auto"  # the kind of a discriminative teacher, by the content of its file
 
 
-class TapDefaults(NamedTuple):
-    """What a kind of generative teacher is asked for where nothing else is said; see `load_generative`.
-
-    Measured in docs/studies/taps.md. An input size of 0 and a timestep of -1 are the network's own.
-    """
-
-    tap: str
-    input_size: int
-    timestep: int
-
-
-GENERATIVE = {"diffusers": TapDefaults("mid", 0, -1), "pgdiff": TapDefaults("block17", 128, 0)}
-
-
-def load_generative(
-    kind: str, path: str | os.PathLike, *, tap: str = "", input_size: int = 0, timestep: int = -1,
-    precision: str = "float32", head_channels: int = 0, heads: int = 0, attention_order: str = "",
-):  # fmt: skip
-    """T_g: the encoder of a face diffusion model.
+def generative_options(
+    kind: str, path: str | os.PathLike | None = None, *, tap: str = "", input_size: int = 0,
+    precision: str = "float32", settings: Mapping[str, object] | None = None,
+) -> GenerativeOptions:  # fmt: skip
+    """What a generative teacher is asked for.
 
     Args:
-      kind: "diffusers", a folder of a `UNet2DModel`, or "pgdiff", a guided-diffusion checkpoint.
-      path: of the folder or file.
-      tap: the block whose output is taken: "down0", ... or "mid" of a UNet2DModel, "block0", ... or
-        "middle" of PGDiff; "" is the kind's own.
-      input_size: side to which a low-resolution face is enlarged first; 0 is the kind's own.
-      timestep: of the diffusion, 0 (clean) to 999; -1 is the kind's own.
+      kind: name in `registry.generative_teachers`.
+      path: of the file or folder; None for none.
+      tap: "" is the kind's own.
+      input_size: 0 is the kind's own.
       precision: "float32", or "bfloat16", which is refused where it changes the features.
-      head_channels, heads: of PGDiff's attention, which its checkpoint does not say: so many channels a head
-        (`num_head_channels` of guided-diffusion), or so many heads at every level (`num_heads`), not both. 0 and 0
-        mean heads of 64 channels, as in the published network, and the log says so.
-      attention_order: of the rows of its queries, keys and values, which the checkpoint does not say either: "legacy"
-        (head by head), "new" (`use_new_attention_order`); "" is "legacy", and the log says so.
-
-    Returns:
-      An object with `features(uint8 RGB [N, H, W, 3]) -> float32 [N, C, h, w]`, `conditional` (it has
-      `super_resolve`), `settings` and `fingerprint`.
+      settings: the kind's own settings, see its `Config`.
 
     Raises:
-      GdrdError: no such kind, file or tap, or not such a network.
+      GdrdError: there is no such kind, or it has no such setting, or the size is negative.
     """
-    if kind not in GENERATIVE:
-        raise GdrdError(
-            f"unknown kind {kind!r} of generative teacher; choose {' or '.join(GENERATIVE)}", "teacher-kind"
-        )
-    own = GENERATIVE[kind]
-    if not -1 <= timestep <= LAST_TIMESTEP:
-        raise GdrdError(
-            f"timestep {timestep} is out of range; give 0 (no noise) to {LAST_TIMESTEP}, or -1 for the default of the "
-            "kind of teacher",
-            "teacher-timestep",
-        )
+    teacher = generative_teachers[kind]
     if input_size < 0:
         raise GdrdError(
             f"input size {input_size} is negative; give a side in pixels, or 0 for the default of the kind of teacher",
             "teacher-input-size",
         )
-    asked = {
-        "tap": tap or own.tap, "input_size": input_size or own.input_size,
-        "timestep": own.timestep if timestep < 0 else timestep, "precision": precision,
-    }  # fmt: skip
-    attention = {"head_channels": head_channels, "heads": heads, "attention_order": attention_order}
-    check_attention(kind, **attention)
-    if kind == "pgdiff":
-        from gdrd_jax.teachers.pgdiff import PGDiff
-
-        return PGDiff(path, **attention, **asked)
-    from gdrd_jax.teachers.sr_diffusion import SrDiffusion
-
-    return SrDiffusion(path, **asked)
+    return GenerativeOptions(
+        kind, Path(path) if path else None, tap or teacher.default_tap, input_size or teacher.default_input_size,
+        precision, generative_teachers.settings(kind, settings or {}),
+    )  # fmt: skip
 
 
-def check_attention(kind: str, head_channels: int, heads: int, attention_order: str) -> None:
-    """Raises GdrdError where `load_generative` is asked for an attention that cannot be."""
-    if kind != "pgdiff" and (head_channels or heads or attention_order):
-        raise GdrdError(
-            "generative.head_channels, heads and attention_order are settings of the kind 'pgdiff' only; leave them "
-            "out, since a diffusers folder contains its own",
-            "teacher-attention-kind",
-        )
-    if head_channels < 0 or heads < 0 or (head_channels and heads) or attention_order not in ("", *ATTENTION_ORDERS):
-        raise GdrdError(
-            f"generative.head_channels {head_channels}, heads {heads} and attention_order {attention_order!r}: give "
-            f"head_channels or heads, not both, and {' or '.join(ATTENTION_ORDERS)} as attention_order",
-            "teacher-attention",
-        )
-
-
-def load_discriminative(
-    path: str | os.PathLike, *, preprocessing: str = "auto", precision: str = "float32", output: str = ""
-):
-    """T_d: a face recognizer.
-
-    Args:
-      path: an ONNX file, or weights of InsightFace's iresnet in a PyTorch or safetensors file, alone or in a trainer's
-        checkpoint. The content counts, not the suffix.
-      preprocessing: see `teachers.arcface.parse_preprocessing`.
-      precision: "float32", or "bfloat16", which is refused where it changes the embeddings; ONNX Runtime, which
-        runs ONNX files where there is no GPU, takes no notice of it.
-      output: name of an ONNX file's output that is the embedding; "" is the only one that can be.
-
-    Returns:
-      An object with `embed(uint8 RGB [N, 112, 112, 3]) -> float32 [N, D]`, `dim` (D), `preprocessing` ("auto"
-      resolved), `warnings` (sentences on what may be wrong), `settings` and `fingerprint`.
+def load_generative(
+    kind: str, path: str | os.PathLike | None = None, *, tap: str = "", input_size: int = 0,
+    precision: str = "float32", **settings: object,
+) -> GenerativeTeacher:  # fmt: skip
+    """T_g; arguments as of `generative_options`.
 
     Raises:
-      GdrdError: no such file, or not such a network.
+      GdrdError: there is no such kind, setting, file or tap, or it is not such a network.
     """
-    if file_kind(path) == ONNX:
-        from gdrd_jax.teachers.arcface import ArcFace
+    options = generative_options(
+        kind, path, tap=tap, input_size=input_size, precision=precision, settings=settings
+    )  # fmt: skip
+    generative_teachers[kind].check(options)
+    return generative_teachers[kind].load(options)
 
-        return ArcFace(path, preprocessing=preprocessing, precision=precision, output=output)
-    if output:
-        raise GdrdError(
-            f"{path} holds weights, not an ONNX graph, so there is no output to choose; leave out {output!r}",
-            "teacher-output-of-weights",
-        )
-    from gdrd_jax.teachers.iresnet import IResNet
 
-    return IResNet(path, preprocessing=preprocessing, precision=precision)
+def discriminative_options(
+    path: str | os.PathLike | None = None, *, kind: str = AUTO, preprocessing: str = "auto", output: str = "",
+    input_size: int = 0, precision: str = "float32", settings: Mapping[str, object] | None = None,
+) -> DiscriminativeOptions:  # fmt: skip
+    """What a discriminative teacher is asked for.
+
+    Args:
+      path: of an ONNX file, or weights of InsightFace's iresnet in a PyTorch or safetensors file, alone or in a
+        trainer's checkpoint, or of what the kind reads; None for none.
+      kind: name in `registry.discriminative_teachers`, or "auto": "onnx" or "iresnet" by the content of the file, not
+        by its suffix.
+      preprocessing: see `teachers.preprocessing.parse_preprocessing`.
+      output: name of an ONNX file's output that is the embedding; "" is the only one that can be.
+      input_size: side in pixels of the images that the network takes; 0 is the network's own.
+      precision: "float32", or "bfloat16", which is refused where it changes the embeddings; ONNX Runtime, which
+        runs ONNX files where there is no GPU, takes no notice of it.
+      settings: the kind's own settings, see its `Config`.
+
+    Raises:
+      GdrdError: there is no such kind or setting, or the file is of another format.
+    """
+    if kind == AUTO:  # a missing file is named by the check of either
+        kind = "iresnet" if path and Path(path).exists() and file_kind(path) != ONNX else "onnx"
+    return DiscriminativeOptions(
+        kind, Path(path) if path else None, preprocessing, output, input_size, precision,
+        discriminative_teachers.settings(kind, settings or {}),
+    )  # fmt: skip
+
+
+def load_discriminative(path: str | os.PathLike | None = None, **options: Any) -> DiscriminativeTeacher:
+    """T_d, a recognizer; arguments as of `discriminative_options`.
+
+    Raises:
+      GdrdError: there is no such kind, setting or file, or it is not such a network.
+    """
+    wanted = discriminative_options(path, **options)
+    discriminative_teachers[wanted.kind].check(wanted)
+    return discriminative_teachers[wanted.kind].load(wanted)

@@ -214,7 +214,7 @@ def _attention(weights: dict, heads: Heads, where: str):
         raise GdrdError(
             f"{where} is not an attention with {said}: "
             + (f"{', '.join(odd)} is missing or of another shape" if odd else f"it has {channels} channels")
-            + "; set config.generative.head_channels or config.generative.heads",
+            + "; set head_channels or heads in config.generative.settings",
             "unet-attention",
         )
     count = heads.count or channels // heads.channels

@@ -1,44 +1,57 @@
 """The discriminative teacher T_d as weights of InsightFace's iresnet (arcface_torch's `backbone.pth` and kin)."""
 
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.data.align import FACE_SIZE
+from gdrd_jax.registry import discriminative_teachers
 from gdrd_jax.teachers import torch_network
-from gdrd_jax.teachers.arcface import BATCH, current_preprocessing, parse_preprocessing
-from gdrd_jax.teachers.checkpoint import SHOWN, load, read_state_dict
+from gdrd_jax.teachers.arcface import BATCH
+from gdrd_jax.teachers.checkpoint import SHOWN, check_weights, load, read_state_dict
+from gdrd_jax.teachers.interface import DiscriminativeOptions, DiscriminativeTeacher
+from gdrd_jax.teachers.preprocessing import current_preprocessing, parse_preprocessing
 from gdrd_jax.utils.errors import GdrdError, require
-from gdrd_jax.utils.files import digest, sha256
+from gdrd_jax.utils.files import sha256
 
 DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34, (3, 4, 14, 3): 50, (3, 13, 30, 3): 100, (6, 26, 60, 6): 200}
 WIDTHS = (64, 128, 256, 512)
 FIRST_BLOCK = "layer1.0."  # keys of every iresnet begin with it
-LAST = 7  # side of the last feature map of a 112x112 face
+REDUCTION = 16  # of a face's side, to the last feature map
 
 
-class IResNet:
-    """T_d, rebuilt from a state_dict alone and run by torch, on a GPU if there is one.
+@discriminative_teachers.register("iresnet")
+class IResNet(DiscriminativeTeacher):
+    """Weights of InsightFace's iresnet18 to 200, rebuilt from a state_dict alone and run by torch, on a GPU if any.
 
     Args:
-      path: the weights; depth and embedding dimension are read from them.
-      preprocessing: see `teachers.arcface.parse_preprocessing`; "auto" is "arcface".
+      path: the weights; depth, embedding dimension and input size are read from them.
+      preprocessing: see `teachers.preprocessing.parse_preprocessing`; "auto" is "arcface".
       precision: "float32" or "bfloat16".
 
     Attributes:
       dim: of the embedding.
       preprocessing: the one in use, "auto" resolved.
-      warnings: none.
       settings: the file's sha256, the preprocessing and the precision.
-      fingerprint: of these.
 
     Raises:
       GdrdError: no such file, another architecture, naming the first keys that do not fit, or bfloat16 changes
         its embeddings.
     """
 
-    warnings = ()
+    takes = frozenset({"preprocessing", "precision"})
+    packages = ("torch",)
+
+    @classmethod
+    def check(cls, options: DiscriminativeOptions) -> None:
+        super().check(options)
+        parse_preprocessing(options.preprocessing)
+        check_weights(options.path)
+
+    @classmethod
+    def load(cls, options: DiscriminativeOptions) -> "IResNet":
+        return cls(options.path, preprocessing=options.preprocessing, precision=options.precision)
 
     def __init__(self, path: str | os.PathLike, *, preprocessing: str = "auto", precision: str = "float32"):
         path = Path(path)
@@ -47,17 +60,15 @@ class IResNet:
         self._torch = require("torch", "teachers")
         self._device, self._precision = torch_network.device(), precision
         self._network = build(read_state_dict(path, FIRST_BLOCK), str(path)).to(self._device)
-        self.dim = self._network.fc.out_features
+        self.dim, self.input_size = self._network.fc.out_features, REDUCTION * self._network.last
         self.settings = {
             "mean": self._mean.tolist(), "std": self._std.tolist(), "precision": precision, "sha256": sha256(path)
         }  # fmt: skip
-        self.fingerprint = digest(self.settings)
         torch_network.check_precision(
-            precision, lambda kind: self._run(torch_network.trial(FACE_SIZE), kind), str(path)
+            precision, lambda kind: self._run(torch_network.trial(self.input_size), kind), str(path)
         )
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
-        """uint8 RGB `[N, 112, 112, 3]` -> float32 `[N, D]`, not normalized."""
         return torch_network.in_batches(lambda some: self._run(some, self._precision), faces, BATCH)
 
     def _run(self, faces: np.ndarray, precision: str) -> np.ndarray:
@@ -68,7 +79,7 @@ class IResNet:
 
 
 def build(weights: dict, where: str):
-    """The network of a state_dict, in evaluation mode: float `[N, 3, 112, 112]` -> `[N, D]`.
+    """The network of a state_dict, in evaluation mode: float `[N, 3, S, S]` -> `[N, D]`; S is 16 times its `last`.
 
     Args:
       weights: key to tensor.
@@ -93,10 +104,13 @@ def build(weights: dict, where: str):
     # Some files lack the number of batches that a BatchNorm has seen; it serves training only.
     counts = {key.replace("running_mean", "num_batches_tracked") for key in weights if key.endswith("running_mean")}
     weights = {**{key: torch.tensor(0) for key in counts}, **weights}
-    return load(_network(depths, len(weights["fc.weight"])), weights, where).eval()
+    dim, inputs = len(weights["fc.weight"]), weights["fc.weight"][0].numel()
+    last = math.isqrt(inputs // WIDTHS[-1])
+    last = last if inputs == WIDTHS[-1] * last**2 else 7  # that of 112x112 faces; `load` names what does not fit
+    return load(_network(depths, dim, last), weights, where).eval()
 
 
-def _network(depths: tuple[int, ...], dim: int):
+def _network(depths: tuple[int, ...], dim: int, last: int):
     nn = require("torch.nn", "teachers")
 
     class Block(nn.Module):
@@ -124,7 +138,8 @@ def _network(depths: tuple[int, ...], dim: int):
                 blocks = [Block(before, width, 2), *(Block(width, width, 1) for _ in range(depth - 1))]
                 self.add_module(f"layer{number}", nn.Sequential(*blocks))
                 before = width
-            self.bn2, self.fc = nn.BatchNorm2d(before), nn.Linear(before * LAST**2, dim)
+            self.last = last
+            self.bn2, self.fc = nn.BatchNorm2d(before), nn.Linear(before * last**2, dim)
             self.features = nn.BatchNorm1d(dim)
 
         def forward(self, x):

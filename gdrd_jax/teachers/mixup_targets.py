@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.arcface import ArcFace
 from gdrd_jax.utils.errors import require
@@ -30,5 +29,5 @@ def embed_mixup(
         other = torch.where(turned[:, None, None, None], other.flip(2), other)
         share = share[:, None, None, None]
         mixed = torch.round(share * own + (1 - share) * other).permute(0, 3, 1, 2)
-        large = torch.nn.functional.interpolate(mixed, size=(FACE_SIZE, FACE_SIZE), mode="bicubic").clamp(0, 255)
+        large = torch.nn.functional.interpolate(mixed, size=(teacher.input_size,) * 2, mode="bicubic").clamp(0, 255)
         return teacher.embed_tensor(large)

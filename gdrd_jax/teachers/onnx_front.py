@@ -24,7 +24,7 @@ LAYERS = {
     "AveragePool", "Conv", "ConvInteger", "DynamicQuantizeLinear", "FusedConv", "Gemm", "GlobalAveragePool",
     "InstanceNormalization", "LayerNormalization", "MatMul", "MaxPool", "QLinearConv",
 }  # fmt: skip
-# Name in `arcface.PREPROCESSING` -> [minimum, maximum] of red, green and blue after preprocessing pixels in 0..255.
+# Name in `PREPROCESSING` -> [minimum, maximum] of red, green and blue after preprocessing pixels in 0..255.
 RANGES = {
     "in_graph": [[0, 255]] * 3, "unit": [[0, 1]] * 3, "arcface": [[-1, 1]] * 3,
     "imagenet": [[-2.118, 2.249], [-2.036, 2.429], [-1.804, 2.640]],
@@ -45,7 +45,7 @@ class Front(NamedTuple):
     """Preprocessing inferred from the front of a graph.
 
     Attributes:
-      preprocessing: name in `arcface.PREPROCESSING` of the input that the graph expects.
+      preprocessing: name in `preprocessing.PREPROCESSING` of the input that the graph expects.
       proven: whether the graph's constants say so; if not, "arcface" is assumed.
       warning: one sentence where the assumption is a weak one, else "".
     """
@@ -63,7 +63,7 @@ def read_front(model, shape: tuple[int, ...], dtype: type) -> Front:
 
     Args:
       model: an ONNX `ModelProto` with one input.
-      shape: shape of one face, `(1, 3, 112, 112)` or `(1, 112, 112, 3)`.
+      shape: shape of one image, `(1, 3, S, S)` or `(1, S, S, 3)`.
       dtype: NumPy type of the input.
 
     Raises:

@@ -1,13 +1,13 @@
-"""Input and output of an ONNX recognizer: how it is to be fed with faces, and which output is the embedding."""
+"""Input and output of an ONNX network: how it is to be fed with images, and which output is the embedding."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from gdrd_jax.data.align import FACE_SIZE
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, require
 
+DISCRIMINATIVE = "config.discriminative.input_size, or SIZE in FILE:PREPROCESSING:SIZE,"
 TYPES = ("float32", "float16", "float64", "uint8", "int32", "int64")
 
 
@@ -18,31 +18,53 @@ class Input(NamedTuple):
       name: name of the graph's input.
       dtype: NumPy type of the pixels.
       last: whether the channels are the last axis, NHWC instead of NCHW.
+      side: of the images in pixels.
+      free: whether the graph takes other sides, too.
     """
 
     name: str
     dtype: type
     last: bool
+    side: int
+    free: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one face."""
-        return (1, FACE_SIZE, FACE_SIZE, 3) if self.last else (1, 3, FACE_SIZE, FACE_SIZE)
+        """Shape of one image."""
+        return (1, self.side, self.side, 3) if self.last else (1, 3, self.side, self.side)
 
     def prepared(self, x: np.ndarray) -> np.ndarray:
-        """Normalized faces `[N, 112, 112, 3]` in the graph's order and type."""
+        """Normalized images `[N, side, side, 3]` in the graph's order and type."""
         return np.ascontiguousarray(x if self.last else x.transpose(0, 3, 1, 2), self.dtype)
 
 
-def read_input(model, path: Path) -> list[Input]:
+def check_input(path: Path, size: int, setting: str = DISCRIMINATIVE) -> None:
+    """Refuses a graph that cannot be fed with images, as `read_input` does, without its weights.
+
+    Raises:
+      GdrdError: see `read_input`.
+    """
+    model = require("onnx", "teachers").load(path, load_external_data=False)
+    # Some files declare their weights as inputs, too, or names that nothing reads.
+    weights = {tensor.name for tensor in model.graph.initializer}
+    read = {name for node in model.graph.node for name in node.input}
+    inputs = [value for value in model.graph.input if value.name in read - weights]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    read_input(model, path, size, setting)
+
+
+def read_input(model, path: Path, size: int = 0, setting: str = DISCRIMINATIVE) -> list[Input]:
     """Possible formats of the graph's input, the most likely first; several if its shape is not declared.
 
     Args:
       model: an ONNX `ModelProto`, as `onnx_graph.make_batch_dynamic` returns it.
       path: of its file, for messages.
+      size: side of the images, where the graph leaves it free; 0 is the graph's own.
+      setting: that `size` comes from, for messages.
 
     Raises:
-      GdrdError: it is not one input of 112x112 RGB faces.
+      GdrdError: it is not one input of square RGB images, or is one of another size, or of any and none is given.
     """
     from onnx import helper
 
@@ -50,27 +72,38 @@ def read_input(model, path: Path) -> list[Input]:
     if len(inputs) != 1:
         named = ", ".join(f"{value.name} {_shown(value)}" for value in inputs) or "none"
         raise GdrdError(
-            f"{path} cannot be loaded as a face recognizer, which has one input; its inputs are {named}", "onnx-inputs"
+            f"{path} cannot be loaded as a network of images, which has one input; its inputs are {named}",
+            "onnx-inputs",
         )
     (value,) = inputs
     tensor = value.type.tensor_type
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else np.dtype("float32")
     if str(dtype) not in TYPES:
         raise GdrdError(
-            f"{path} takes pixels of the type {dtype}; a face recognizer takes {', '.join(TYPES)}", "onnx-input-type"
+            f"{path} takes pixels of the type {dtype}; a network of images takes {', '.join(TYPES)}", "onnx-input-type"
         )
     dims = [dim.dim_value for dim in tensor.shape.dim] if tensor.HasField("shape") else [0] * 4
     sizes = [max(dim, 0) for dim in dims[1:]]  # 0 is free, or, from MXNet, -1
-    found = []
-    for last, wanted in ((False, [3, FACE_SIZE, FACE_SIZE]), (True, [FACE_SIZE, FACE_SIZE, 3])):
-        if len(sizes) == 3 and all(size in (0, want) for size, want in zip(sizes, wanted)):
-            found.append(Input(value.name, dtype.type, last))
-    if not found:
+    layouts = ((False, sizes[:1], sizes[1:]), (True, sizes[2:], sizes[:2])) if len(sizes) == 3 else ()
+    fitting = [
+        (last, max(sides)) for last, channels, sides in layouts if channels[0] in (0, 3) and len({*sides} - {0}) < 2
+    ]
+    if not fitting:
         raise GdrdError(
-            f"{path} takes faces of {_shown(value)}; a face recognizer takes [N, 3, {FACE_SIZE}, {FACE_SIZE}] or "
-            f"[N, {FACE_SIZE}, {FACE_SIZE}, 3]",
+            f"{path} takes images of {_shown(value)}; it must take [N, 3, S, S] or [N, S, S, 3], such as "
+            "[N, 3, 112, 112]",
             "onnx-input-shape",
         )
+    found = [
+        Input(value.name, dtype.type, last, side or size, not side)
+        for last, side in fitting if not size or side in (0, size)
+    ]  # fmt: skip
+    if not found or not all(each.side for each in found):
+        shape = _shown(value) if tensor.HasField("shape") else "any shape"
+        wrong = f"but {setting} is {size}; set it to 0"
+        if not size:
+            wrong = f"which leaves their size open; set {setting} to the side in pixels that it was trained on"
+        raise GdrdError(f"{path} takes images of {shape}, {wrong}", "onnx-input-size")
     return found
 
 

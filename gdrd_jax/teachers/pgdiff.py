@@ -5,54 +5,101 @@ guided-diffusion family. Other networks of that family load, too; see `guided_di
 """
 
 import logging
-import os
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from gdrd_jax.registry import generative_teachers
 from gdrd_jax.teachers import torch_network
-from gdrd_jax.teachers.checkpoint import read_state_dict
+from gdrd_jax.teachers.checkpoint import check_weights, read_state_dict
 from gdrd_jax.teachers.guided_diffusion import HEAD_CHANNELS, Heads, encoder
-from gdrd_jax.teachers.sr_diffusion import enlarged
+from gdrd_jax.teachers.interface import GenerativeOptions
+from gdrd_jax.teachers.sr_diffusion import LAST_TIMESTEP, enlarged
 from gdrd_jax.teachers.torch_network import FeatureExtractor
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import sha256
 
 # Beside a network's keys: what is not fed with pixels.
 FOREIGN = {"first_stage_model.": "a latent diffusion network, which is not fed with pixels"}
+ATTENTION_ORDERS = ("legacy", "new")
 LOG = logging.getLogger(__name__)
 
 
+@generative_teachers.register("pgdiff")
 class PGDiff(FeatureExtractor):
-    """T_g from a guided-diffusion checkpoint, run by torch, on a GPU if there is one.
+    """The encoder of a guided-diffusion checkpoint such as PGDiff's `iddpm_ffhq512_ema500000.pth`.
 
-    Args:
-      path: a state_dict, alone or in a trainer's checkpoint, keys with or without "module." or the like.
-      tap: "block0", "block1", ... (the published network has 23 input blocks, to "block22") or "middle".
-      input_size: side in pixels to which a face is enlarged (Pillow's bicubic) before the encoder.
-      timestep: at which the encoder is asked, 0 (clean) to 999.
-      precision: "float32" or "bfloat16".
-      head_channels, heads, attention_order: of the attention, see `teachers.load_generative`.
-
-    Attributes:
-      taps: all there are, in order.
-      conditional: False; it cannot super-resolve.
-      settings: the file's sha256 and every setting above.
-      fingerprint: of these.
+    A state_dict, alone or in a trainer's checkpoint, keys with or without "module." or the like; run by torch, on a GPU
+    if there is one. Its taps are "block0", "block1", ... (the published network has 23 input blocks, to "block22") and
+    "middle"; those after the one that it is loaded with are left out.
 
     Raises:
       GdrdError: no such file, keys or shapes that do not fit (naming the first), an architecture that they do not
         prove, no such tap, or bfloat16 changes its features.
     """
 
-    conditional = False
+    @dataclass(frozen=True)
+    class Config:
+        """Settings.
 
-    def __init__(
-        self, path: str | os.PathLike, *, tap: str, input_size: int, timestep: int, precision: str = "float32",
-        head_channels: int = 0, heads: int = 0, attention_order: str = "",
-    ):  # fmt: skip
-        path, self._torch = Path(path), require("torch", "teachers")
-        chosen = _heads(head_channels, heads, attention_order, path)
+        Attributes:
+          timestep: of the diffusion, 0 (clean) to 999.
+          head_channels: channels of each attention head, `num_head_channels` of guided-diffusion, which no checkpoint
+            states; 0 is 64, as in the published network, and the log says so.
+          heads: number of attention heads at every level, `num_heads`, instead of `head_channels`.
+          attention_order: order of the rows of queries, keys and values, which no checkpoint states either: "legacy"
+            (head by head) or "new" (`use_new_attention_order`); "" is "legacy", and the log says so.
+        """
+
+        timestep: int = 0
+        head_channels: int = 0
+        heads: int = 0
+        attention_order: str = ""
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.timestep <= LAST_TIMESTEP:
+                raise ValueError(f"timestep is {self.timestep}; it can be 0 (no noise) to {LAST_TIMESTEP}")
+            split = self.head_channels >= 0 and self.heads >= 0 and not (self.head_channels and self.heads)
+            if not split or self.attention_order not in ("", *ATTENTION_ORDERS):
+                raise ValueError(
+                    f"head_channels {self.head_channels}, heads {self.heads} and attention_order "
+                    f"{self.attention_order!r}: give head_channels or heads, not both, and "
+                    f"{' or '.join(ATTENTION_ORDERS)} as attention_order"
+                )
+
+    default_tap, default_input_size = "block17", 128  # measured in docs/studies/taps.md
+    takes = frozenset({"input_size", "precision"})
+    packages = ("torch", "diffusers", "safetensors")
+
+    @classmethod
+    def check(cls, options: GenerativeOptions) -> None:
+        if options.path is None:
+            raise GdrdError(
+                "config.generative.path is not set; give PGDiff's checkpoint, iddpm_ffhq512_ema500000.pth",
+                "generative-none",
+            )
+        check_weights(options.path)
+        if not re.fullmatch(r"block\d+|middle", options.tap):
+            raise GdrdError(
+                f"config.generative.tap is {options.tap!r}; of the kind 'pgdiff' it is block0, block1, ... or middle",
+                "teacher-tap",
+            )
+
+    @classmethod
+    def recorded(cls, config: Any) -> dict[str, object]:
+        """An assumed value of the attention must not change a run's fingerprint."""
+        return {name: value for name, value in asdict(config).items() if value or name == "timestep"}
+
+    @classmethod
+    def load(cls, options: GenerativeOptions) -> "PGDiff":
+        return cls(options)
+
+    def __init__(self, options: GenerativeOptions):
+        path, tap, config, self._torch = options.path, options.tap, options.config, require("torch", "teachers")
+        chosen = _heads(config, path)
         weights = read_state_dict(path, "input_blocks.0.0.", FOREIGN)
         self._device = torch_network.device()
         time_embed, blocks = encoder(weights, chosen, path)
@@ -65,10 +112,11 @@ class PGDiff(FeatureExtractor):
         # What convolutions like best, on CPUs and GPUs alike.
         how = {"device": self._device, "memory_format": self._torch.channels_last}
         self._blocks = [[layer.to(**how).eval() for layer in block] for block in blocks[: self.taps.index(tap) + 1]]
-        self._size, self._timestep = input_size, timestep
+        self._size, self._timestep = options.input_size, config.timestep
         self.settings = {
-            "kind": "pgdiff", "tap": tap, "input_size": input_size, "timestep": timestep, "precision": precision,
-            **({"heads": heads} if heads else {"head_channels": chosen.channels}),
+            "kind": "pgdiff", "tap": tap, "input_size": self._size, "timestep": self._timestep,
+            "precision": options.precision,
+            **({"heads": config.heads} if config.heads else {"head_channels": chosen.channels}),
             **({"attention_order": "new"} if chosen.new_order else {}), "sha256": sha256(path),
         }  # fmt: skip
         self._ready(str(path))
@@ -92,17 +140,17 @@ class PGDiff(FeatureExtractor):
         return self._time_embed(waves)
 
 
-def _heads(channels: int, count: int, order: str, path: Path) -> Heads:
+def _heads(config: Any, path: Path) -> Heads:
     """What is asked for; the log says what is assumed."""
-    assumed = [] if channels or count else [f"heads of {HEAD_CHANNELS} channels"]
-    assumed += [] if order else ["the legacy order of queries, keys and values"]
+    assumed = [] if config.head_channels or config.heads else [f"heads of {HEAD_CHANNELS} channels"]
+    assumed += [] if config.attention_order else ["the legacy order of queries, keys and values"]
     if assumed:
         LOG.info(
             "%s: no key says how the attention is split; taken for granted: %s. If it was trained with another "
-            "num_head_channels, num_heads or use_new_attention_order, set generative.head_channels, heads or "
-            "attention_order", path, " and ".join(assumed),
+            "num_head_channels, num_heads or use_new_attention_order, set head_channels, heads or attention_order in "
+            "config.generative.settings", path, " and ".join(assumed),
         )  # fmt: skip
-    return Heads(channels or HEAD_CHANNELS, count, order == "new")
+    return Heads(config.head_channels or HEAD_CHANNELS, config.heads, config.attention_order == "new")
 
 
 def _run(block: list, x, time):

@@ -7,18 +7,22 @@ as SRDiff does (arXiv 2104.14951), which short training suits.
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from gdrd_jax.data.degradation import resize
-from gdrd_jax.teachers import LAST_TIMESTEP, torch_network
+from gdrd_jax.registry import generative_teachers
+from gdrd_jax.teachers import torch_network
+from gdrd_jax.teachers.interface import GenerativeOptions
 from gdrd_jax.teachers.torch_network import FeatureExtractor
 from gdrd_jax.utils.errors import GdrdError, first_line, require
 from gdrd_jax.utils.files import sha256
 
 # The residual has a standard deviation of about 0.1 in units of [-1, 1]; diffusion wants 1.
 RESIDUAL_SCALE = 8.0
+LAST_TIMESTEP = 999
 SAMPLING_STEPS = 25
 # What a UNet2DModel may have; the rest of diffusers' options change how its encoder is to be called.
 BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
@@ -28,8 +32,12 @@ PLAIN = {
 }  # fmt: skip
 
 
-def check_folder(path: str | os.PathLike, tap: str) -> None:
-    """Raises GdrdError unless a folder looks like a network that `SrDiffusion` can use; imports nothing heavy."""
+def check_folder(path: str | os.PathLike, tap: str) -> int:
+    """Number of input channels of the network in a folder; imports nothing heavy.
+
+    Raises:
+      GdrdError: `DiffusionEncoder` cannot use it, or it has no such tap.
+    """
     path = Path(path)
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -58,6 +66,7 @@ def check_folder(path: str | os.PathLike, tap: str) -> None:
         raise GdrdError(
             f"{path} has no scheduler_config.json; save the scheduler in the same folder", "diffusers-scheduler-missing"
         )
+    return inputs
 
 
 def check_tap(tap: str, levels: int) -> None:
@@ -70,34 +79,54 @@ def _taps(levels: int) -> tuple[str, ...]:
     return (*(f"down{i}" for i in range(levels)), "mid")
 
 
-class SrDiffusion(FeatureExtractor):
-    """T_g from a folder of `UNet2DModel.save_pretrained`, run by torch, on a GPU if there is one.
+@generative_teachers.register("diffusers")
+class DiffusionEncoder(FeatureExtractor):
+    """The encoder of a folder of diffusers' `UNet2DModel`, which the step `teacher` or `gdrd train-sr-teacher` makes.
 
-    Args:
-      path: the folder. 6 input channels mean a conditional network of
-        `gdrd_jax.teachers.sr_training`, 3 an unconditional one, fed with the enlarged face.
-      tap: "mid" or "down0", "down1", ...: the block whose output is taken.
-      input_size: side in pixels to which a face is enlarged before the encoder; 0 is the network's own.
-      timestep: at which the encoder is asked, 0 (clean) to 999; -1 is 999 of a conditional network, where all it
-        can know of the face is the condition, and 0 of another.
-      precision: "float32" or "bfloat16".
+    Run by torch, on a GPU if there is one. A network of 3 input channels is unconditional and is fed with the enlarged
+    face; one of 6 is conditional, see `SrDiffusion`. Its taps are "down0", "down1", ... and "mid".
 
     Attributes:
-      size: side of the faces it draws, in pixels.
-      taps: all there are, in order.
-      conditional: has 6 input channels, and so `super_resolve`.
-      settings: the files' sha256 and every setting above.
-      fingerprint: of these.
+      size: side of the faces it draws, in pixels; to it a face is enlarged if the input size is 0.
 
     Raises:
       GdrdError: the folder is not such a network, has no such tap, or bfloat16 changes its features.
     """
 
-    def __init__(
-        self, path: str | os.PathLike, *, tap: str, timestep: int, input_size: int = 0, precision: str = "float32"
-    ):
-        path = Path(path)
-        check_folder(path, tap)
+    @dataclass(frozen=True)
+    class Config:
+        """Settings.
+
+        Attributes:
+          timestep: of the diffusion, 0 (clean) to 999; -1 is 999 of a conditional network, where all it can know of the
+            face is the condition, and 0 of another.
+        """
+
+        timestep: int = -1
+
+        def __post_init__(self) -> None:
+            if not -1 <= self.timestep <= LAST_TIMESTEP:
+                raise ValueError(
+                    f"timestep is {self.timestep}; it can be 0 (no noise) to {LAST_TIMESTEP}, or -1 for the network's "
+                    "own"
+                )
+
+    default_tap = "mid"  # measured in docs/studies/taps.md
+    takes = frozenset({"input_size", "precision"})
+    packages = ("torch", "diffusers", "safetensors")
+    trained_without_path = True
+    own_timestep = 0  # what -1 means
+
+    @classmethod
+    def check(cls, options: GenerativeOptions) -> None:
+        check_folder(options.path, options.tap)
+
+    @classmethod
+    def load(cls, options: GenerativeOptions) -> "DiffusionEncoder":
+        return (SrDiffusion if check_folder(options.path, options.tap) == 6 else DiffusionEncoder)(options)
+
+    def __init__(self, options: GenerativeOptions):
+        path, tap = options.path, options.tap
         self._torch, diffusers = require("torch", "teachers"), require("diffusers", "teachers")
         self._device = torch_network.device()
         try:
@@ -111,24 +140,19 @@ class SrDiffusion(FeatureExtractor):
         self._path = path
         self.taps = _taps(len(self._unet.down_blocks))
         self.size = self._unet.config.sample_size
-        self.conditional = self._unet.config.in_channels == 6
-        if timestep < 0:
-            timestep = LAST_TIMESTEP if self.conditional else 0
-        self._timestep = timestep
-        self._input_size = input_size or self.size
+        timestep = options.config.timestep
+        self._timestep = self.own_timestep if timestep < 0 else timestep
+        self._input_size = options.input_size or self.size
         files = sorted(f for f in path.iterdir() if f.name.startswith(("config.", "diffusion_pytorch_model.")))
         self.settings = {
-            "kind": "diffusers", "tap": tap, "input_size": self._input_size, "timestep": timestep,
-            "precision": precision, "sha256": {file.name: sha256(file) for file in files},
+            "kind": "diffusers", "tap": tap, "input_size": self._input_size, "timestep": self._timestep,
+            "precision": options.precision, "sha256": {file.name: sha256(file) for file in files},
         }  # fmt: skip
         self._ready(str(path))
 
     def _encode(self, lr: np.ndarray, precision: str, taps: tuple[str, ...]) -> dict[str, np.ndarray]:
         with torch_network.precision(precision, self._device):
-            condition = enlarged(lr, self._input_size).to(self._device)
-            x = condition
-            if self.conditional:  # the noisy residual at its mean, zero: features without randomness
-                x = self._torch.cat([self._torch.zeros_like(condition), condition], dim=1)
+            x = self._input(enlarged(lr, self._input_size).to(self._device))
             time = self._torch.full((len(x),), self._timestep, device=self._device)
             embedded = self._unet.time_embedding(self._unet.time_proj(time).to(x.dtype))
             x, found = self._unet.conv_in(x), {}
@@ -140,6 +164,20 @@ class SrDiffusion(FeatureExtractor):
                 if len(found) == len(taps):
                     break
             return found
+
+    def _input(self, faces):
+        """What the network is fed with for enlarged faces, float `[N, 3, H, W]` -> `[N, channels, H, W]`."""
+        return faces
+
+
+class SrDiffusion(DiffusionEncoder):
+    """A conditional network of `gdrd_jax.teachers.sr_training`, which can super-resolve."""
+
+    own_timestep = LAST_TIMESTEP
+
+    def _input(self, faces):
+        # The noisy residual at its mean, zero: features without randomness.
+        return self._torch.cat([self._torch.zeros_like(faces), faces], dim=1)
 
     def super_resolve(self, lr: np.ndarray, seed: int) -> np.ndarray:
         """Draws a face for each low-resolution one by DDIM: uint8 `[N, h, w, 3]` -> `[N, size, size, 3]`."""

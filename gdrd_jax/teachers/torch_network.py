@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.teachers import PRECISIONS
+from gdrd_jax.teachers.interface import PRECISIONS, GenerativeTeacher
 from gdrd_jax.utils import launch
 from gdrd_jax.utils.errors import GdrdError, require
-from gdrd_jax.utils.files import digest
 
 LOG = logging.getLogger(__name__)
 BATCH = 32  # faces that a generative teacher takes at once
@@ -79,28 +78,26 @@ def check_precision(name: str, run: Callable[[str], np.ndarray], where: str) -> 
         )
 
 
-class FeatureExtractor:
-    """What both kinds of generative teacher share.
+class FeatureExtractor(GenerativeTeacher):
+    """A generative teacher that runs in torch; its `settings` have "tap" and "precision".
 
-    They have `taps`, `settings` (with `tap` and `precision`) and `_encode(lr, precision, taps)`, tap -> output.
+    It has `_encode(lr, precision, taps)`, tap -> output.
     """
 
     def _ready(self, where: str) -> None:
         """The last thing a network does at its start."""
-        self.fingerprint = digest(self.settings)
         self._tap, self._precision = self.settings["tap"], self.settings["precision"]
         check_precision(
             self._precision, lambda kind: self._encode(trial(16), kind, (self._tap,))[self._tap],
             f"{where} at tap {self._tap}",
         )  # fmt: skip
 
-    def features(self, lr: np.ndarray) -> np.ndarray:
-        """uint8 RGB `[N, h, w, 3]` -> float32 `[N, C, h', w']`, the tap's output."""
-        return in_batches(lambda some: self._encode(some, self._precision, (self._tap,))[self._tap], lr, BATCH)
+    def features(self, images: np.ndarray) -> np.ndarray:
+        return in_batches(lambda some: self._encode(some, self._precision, (self._tap,))[self._tap], images, BATCH)
 
-    def features_at(self, lr: np.ndarray, taps: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """As `features`, of several taps (of PGDiff none after `tap`), from one pass over at most some 32 faces."""
-        return self._encode(lr, self._precision, taps)
+    def features_at(self, images: np.ndarray, taps: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Of at most some 32 images."""
+        return self._encode(images, self._precision, taps)
 
 
 def trial(side: int, count: int = 4) -> np.ndarray:

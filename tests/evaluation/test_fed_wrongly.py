@@ -109,5 +109,5 @@ def test_what_is_said_of_the_attention_alone_is_in_a_runs_fingerprint():
     config.generative.kind = "pgdiff"
     before = generative.files(config)
     assert set(before) == {"tap", "input_size", "timestep"}
-    config.generative.heads = 4
+    config.generative.settings = {"heads": 4}
     assert generative.files(config) == {**before, "heads": "4"}

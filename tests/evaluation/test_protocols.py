@@ -586,6 +586,8 @@ def test_an_existing_path_wins_over_every_other_reading(network, tmp_path, monke
         "plain/b=c:d.onnx:in_graph": ("b_c_d", "plain/b=c:d.onnx", "in_graph"),
         "n=plain/b=c:d.onnx": ("n", "plain/b=c:d.onnx", "auto"),
         "e.onnx:arcface": ("e", "e.onnx", "arcface"),
+        "e.onnx:auto:160": ("e", "e.onnx", "auto", 160),
+        "n=e.onnx:127.5/128:224": ("n", "e.onnx", "127.5/128", 224),
         "runs/lr=0.1": ("lr_0", "runs/lr=0.1", "auto"),
         "mine=runs/lr=0.1": ("mine", "runs/lr=0.1", "auto"),
         "lr=0.2=runs/lr=0.1": ("lr=0.2", "runs/lr=0.1", "auto"),
@@ -593,14 +595,16 @@ def test_an_existing_path_wins_over_every_other_reading(network, tmp_path, monke
         "mine=runs/a=b:c=d": ("mine", "runs/a=b:c=d", "auto"),
         "~/net.onnx:arcface": ("net", str(tmp_path / "home/net.onnx"), "arcface"),
     }.items():
-        name, path, preprocessing = parse_model(text)
-        assert (name, str(path), preprocessing) == expected, text
-    with pytest.raises(GdrdError, match="MEAN/STD"):
-        parse_model("e.onnx:nonsense")
+        name, path, *how = parse_model(text)
+        assert (name, str(path), *how) == (expected if len(expected) == 4 else (*expected, 0)), text
+    for text in ("e.onnx:nonsense", "e.onnx:160", "e.onnx:auto:big"):
+        with raises("preprocessing-unknown", "MEAN/STD"):
+            parse_model(text)
     for text, code, fact in (
         ("nothing.onnx", "model-missing", "'nothing.onnx'"),
         ("x=nothing.onnx:imagenet", "model-missing", "'nothing.onnx'"),
         ("runs/lr=0.1:imagenet", "student-preprocessing", "runs/lr=0.1:imagenet"),
+        ("runs/lr=0.1:auto:112", "student-preprocessing", "runs/lr=0.1:auto:112"),
         ("foo=", "model-missing", "--model foo="),
         (":imagenet", "model-missing", "--model :imagenet"),
         ("", "model-missing", "--model"),

@@ -120,3 +120,25 @@ def test_a_study_goes_on_under_the_same_settings_only(tmp_path):
     path.write_text("{")
     with raises("study-damaged", path):
         study_taps._rows_before(path, settings)
+
+
+def test_a_teacher_of_any_kind_is_studied(faces, tmp_path, caplog):
+    root = faces.pairs.faces.root.parent
+    words = [
+        "--train", root / "train", "--data", root / "lfw", "--pairs", root / "pairs.txt", "--resolution", 8,
+        "--images", 6, "--teacher", f"t=tiny:{tmp_path}", "--plugin", "tiny_teachers", "--timestep", 0, 500,
+    ]  # fmt: skip
+    words = list(map(str, words))
+    assert study_taps.main([*words, "--out", str(tmp_path / "out"), "--tap", "parts"]) == 0
+    assert study_taps.main([*words, "--out", str(tmp_path / "out")]) == 0
+    rows = json.loads((tmp_path / "out" / "taps.json").read_text(encoding="utf-8"))["rows"]
+    assert [row for row in rows if row.startswith("t/")] == ["t/None/parts", "t/None/whole"]  # without a timestep
+    assert rows["t/None/whole"]["shape"] == [16, 4, 4] and rows["t/None/parts"]["shape"] == [16, 8, 8]
+    table = (tmp_path / "out" / "taps.md").read_text(encoding="utf-8")
+    assert "| t |  | whole | 16x4x4 |" in table and "| pixels |" in table
+    assert (tmp_path / "out" / "taps.png").exists()
+    with raises("entry-unknown", "'tinny'", "'tiny'"):
+        study_taps._parse(f"t=tinny:{tmp_path}")
+    with raises("teacher-tap", "'nose'", "whole, parts"):
+        study_taps.work(study_taps.arguments([*words, "--out", str(tmp_path / "new"), "--tap", "nose"]))
+    assert not (tmp_path / "new").exists()

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import save_recognizer, save_student
+from conftest import raises, save_recognizer, save_student
 
 from gdrd_jax.data.degradation import Degradation, resize, resize_all
 from gdrd_jax.data.faces import Faces
@@ -70,6 +70,25 @@ def test_a_student_is_what_the_recognizer_is(tmp_path):
     np.testing.assert_array_equal(native.embed(large), network.embed(large))
     unknown = dataclasses.replace(recognizer, teacher=None)
     assert student_embedder("s", unknown).space == ""
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_a_recognizer_of_any_input_size_is_a_baseline_and_a_gallery(tmp_path, free):
+    path = save_recognizer(tmp_path / "m.onnx", size=160, free=free)
+    text = f"{path}:auto:160" if free else str(path)
+    model, network = open_model(text), load_discriminative(path, input_size=160)
+    large = resize_all(FACES, 160)
+    np.testing.assert_array_equal(model.embed(FACES), add_flips(network.embed(large), network.embed(large[:, :, ::-1])))
+    assert model.input_size == 160 and model.fingerprint == network.fingerprint
+    teacher = {"name": "m", "fingerprint": network.fingerprint}
+    student = dataclasses.replace(Recognizer.load(save_student(tmp_path / "run", resolution=8)), teacher=teacher)
+    native = NativeRecognizer.load(text, student, option="--teacher")
+    face = native.preprocess(resize_all(FACES, 112)[0])
+    assert face.shape == (160, 160, 3) and native.dim == network.dim
+    np.testing.assert_allclose(native.embed(face[None]), model.embed(face[None]))
+    if free:
+        with raises("onnx-input-size", path, "FILE:PREPROCESSING:SIZE"):
+            open_model(str(path))
 
 
 @pytest.fixture

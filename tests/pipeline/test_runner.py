@@ -993,8 +993,9 @@ def test_weights_by_any_name_are_checked_before_any_work(faces_folder, tmp_path)
     config = tiny_config(faces_folder)
     config.discriminative.update(path=str(tmp_path / "model.ckpt"), output="embedding")
     torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "model.ckpt")
-    with raises("output-without-onnx", "config.discriminative.output", "config.discriminative.path"):
+    with raises("teacher-option", "config.discriminative.output", "'iresnet'"):
         runner.run(config, tmp_path / "run")
+    config.discriminative.output = ""
     (tmp_path / "model.ckpt").write_bytes((tmp_path / "model.ckpt").read_bytes()[:200])
     with raises("weights-unreadable", tmp_path / "model.ckpt"):
         runner.run(config, tmp_path / "run")
@@ -1054,17 +1055,20 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"sr.size": 30}, "sr-size", [30]),
         ({"generative.path": "nowhere"}, "diffusers-folder", ["config.generative.path", "'nowhere'"]),
         ({"generative.tap": "mid2"}, "teacher-tap", ["down0, down1, down2, mid"]),
-        ({"generative.kind": "ddpm"}, "config-choice", ["diffusers, pgdiff"]),
-        ({"generative.timestep": 1000}, "config-range", ["config.generative.timestep", 999]),
+        ({"generative.kind": "difusers"}, "entry-unknown", ["'difusers'", "'diffusers'"]),
+        ({"generative.timestep": 1000}, "entry-setting", ["'diffusers'", "timestep", 1000, 999]),
         ({"generative.kind": "pgdiff"}, "generative-none", ["config.generative.path"]),
         (
             {"generative.kind": "pgdiff", "generative.path": __file__, "generative.tap": "mid"}, "network-format",
             [__file__],
         ),
         ({"generative.precision": "float16"}, "config-choice", ["float32, bfloat16"]),
-        ({"generative.heads": -1}, "config-range", ["config.generative.heads"]),
-        ({"generative.heads": 4}, "teacher-attention-kind", ["'pgdiff'"]),
-        ({"generative.attention_order": "old"}, "config-choice", ["'old'", "'', legacy, new"]),
+        ({"generative.input_size": -1}, "config-range", ["config.generative.input_size"]),
+        ({"generative.heads": 4}, "entry-setting", ["'diffusers'", "'heads'", "timestep"]),
+        (
+            {"generative.kind": "pgdiff", "generative.settings": {"attention_order": "old"}}, "entry-setting",
+            ["'old'", "legacy or new"],
+        ),
         ({"discriminative.path": __file__}, "network-format", [__file__]),
         ({"sr.channels": ()}, "sr-settings", ["channels"]),
         ({"discriminative.preprocessing": "0/0"}, "preprocessing-unknown", ["MEAN/STD"]),

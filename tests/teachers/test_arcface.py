@@ -16,7 +16,8 @@ from gdrd_jax.data.readers import open_faces
 from gdrd_jax.evaluation import verification
 from gdrd_jax.inference.embedders import network_embedder, with_flips
 from gdrd_jax.pipeline.inputs import SFACE, locate
-from gdrd_jax.teachers.arcface import ArcFace, parse_preprocessing
+from gdrd_jax.teachers.arcface import ArcFace
+from gdrd_jax.teachers.preprocessing import parse_preprocessing
 
 RNG = np.random.default_rng(0)
 FACES = RNG.integers(256, size=(3, 112, 112, 3), dtype=np.uint8)
@@ -184,8 +185,8 @@ def test_bad_files_are_named(tmp_path):
             ArcFace(tmp_path / "bad.onnx", preprocessing="0/1")
     with raises("teacher-not-finite", "arcface"):
         ArcFace(save(small_network(np.full((3, 4), np.inf, np.float32)), tmp_path))
-    with raises("onnx-input-shape", "64, 64"):
-        ArcFace(save(small_network(np.ones((3, 4), np.float32), size=64), tmp_path), preprocessing="0/1")
+    with raises("onnx-input-size", "64, 64", 112):
+        ArcFace(save(small_network(np.ones((3, 4), np.float32), size=64), tmp_path), input_size=112)
 
 
 @pytest.mark.parametrize("text", ["nothing", "127.5", "1,2/3", "a/b", "0/0", "nan/1", "1/2/3"])

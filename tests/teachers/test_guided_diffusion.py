@@ -100,8 +100,8 @@ def test_an_architecture_that_the_keys_do_not_prove_is_refused(tmp_path):
         "weights-mismatch", ["input_blocks.0 ", "[32, 6, 3, 3] where [32, 3, 3, 3]"],
         {**good, "input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)},
     )  # fmt: skip
-    refused("teacher-attention", ["head_channels 32, heads 2"], good, heads=2, head_channels=32)
-    refused("teacher-attention", ["'old'", "legacy or new"], good, attention_order="old")
+    refused("entry-setting", ["head_channels 32, heads 2"], good, heads=2, head_channels=32)
+    refused("entry-setting", ["'old'", "legacy or new"], good, attention_order="old")
     refused("unet-attention", ["3 heads: it has 64 channels"], good, heads=3)
-    with raises("teacher-attention-kind", "'pgdiff'"):
+    with raises("entry-setting", "'diffusers'", "'heads'", "timestep"):
         load_generative("diffusers", tmp_path, heads=4)

@@ -10,6 +10,7 @@ import torch
 from conftest import raises
 from safetensors.torch import save_file
 
+from gdrd_jax.data.degradation import resize_all
 from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.teachers.iresnet import _network
 
@@ -19,7 +20,7 @@ FACES = np.random.default_rng(0).integers(256, size=(3, 112, 112, 3), dtype=np.u
 @pytest.fixture(scope="module")
 def weights():
     torch.manual_seed(0)
-    return _network((2, 2, 2, 2), 16).state_dict()
+    return _network((2, 2, 2, 2), 16, 7).state_dict()
 
 
 def test_insightfaces_own_network_is_reproduced(shared, tmp_path):
@@ -48,6 +49,19 @@ def test_every_layout_of_a_file_gives_the_same_embeddings(weights, tmp_path):
         np.testing.assert_array_equal(teacher.embed(FACES), first)
     other = load_discriminative(tmp_path / "a.pth", preprocessing="imagenet")
     assert other.fingerprint != teachers[0].fingerprint and not np.allclose(other.embed(FACES), first)
+
+
+def test_the_input_size_is_that_of_the_last_layer(tmp_path):
+    torch.manual_seed(0)
+    network = _network((2, 2, 2, 2), 16, 10).eval()
+    torch.save(network.state_dict(), tmp_path / "m.pth")
+    teacher, faces = load_discriminative(tmp_path / "m.pth"), resize_all(FACES, 160)
+    assert teacher.input_size == 160
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(faces).permute(0, 3, 1, 2) / 127.5 - 1)
+    np.testing.assert_allclose(teacher.embed(faces), expected, rtol=1e-3, atol=1e-4)
+    with raises("teacher-option", "input_size", "'iresnet'"):
+        load_discriminative(tmp_path / "m.pth", input_size=112)
 
 
 class Evil:
@@ -143,5 +157,5 @@ def test_another_network_is_named_by_its_keys(tmp_path):
         with raises(code, fact):
             load_discriminative(tmp_path / "m.pth")
     torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "m.pth")
-    with raises("teacher-output-of-weights", "m.pth", "'y'"):
+    with raises("teacher-option", "m.pth", "'iresnet'", "output", "'y'"):
         load_discriminative(tmp_path / "m.pth", output="y")

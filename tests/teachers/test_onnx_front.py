@@ -7,7 +7,7 @@ from conftest import raises
 from onnx import TensorProto, helper, numpy_helper
 
 from gdrd_jax.teachers import load_discriminative
-from gdrd_jax.teachers.arcface import parse_preprocessing
+from gdrd_jax.teachers.preprocessing import parse_preprocessing
 
 RNG = np.random.default_rng(0)
 FACES = RNG.integers(256, size=(3, 112, 112, 3), dtype=np.uint8)

@@ -8,6 +8,7 @@ import pytest
 from conftest import raises
 from onnx import TensorProto, helper, numpy_helper
 
+from gdrd_jax.data.degradation import resize_all
 from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.teachers.arcface import ArcFace
 from gdrd_jax.teachers.onnx_files import external_files, onnx_sha256
@@ -122,17 +123,21 @@ LAST = helper.make_node("Transpose", ["x"], ["z"], perm=[0, 3, 1, 2])
     ],
 )
 def test_inputs_of_other_types_orders_and_sizes(tmp_path, settings):
-    teacher = load_discriminative(saved(tmp_path, graph(**settings)))
-    assert teacher.preprocessing == "arcface"
+    path, free = saved(tmp_path, graph(**settings)), 112 not in (settings.get("shape", (112,)) or ())
+    if free:
+        with raises("onnx-input-size", path, "config.discriminative.input_size"):
+            load_discriminative(path)
+    teacher = load_discriminative(path, input_size=112 if free else 0)
+    assert teacher.preprocessing == "arcface" and teacher.input_size == 112
     np.testing.assert_allclose(teacher.embed(FACES), EXPECTED, atol=2e-3)
 
 
 @pytest.mark.parametrize(
     "settings, code, fact",
     [
-        ({"shape": ("N", 3, 160, 160)}, "onnx-input-shape", "faces of [N, 3, 160, 160]"),
-        ({"shape": ("N", 1, 112, 112)}, "onnx-input-shape", "faces of [N, 1, 112, 112]"),
-        ({"shape": ("N", 112)}, "onnx-input-shape", "faces of [N, 112]"),
+        ({"shape": ("N", 3, 112, 96)}, "onnx-input-shape", "images of [N, 3, 112, 96]"),
+        ({"shape": ("N", 1, 112, 112)}, "onnx-input-shape", "images of [N, 1, 112, 112]"),
+        ({"shape": ("N", 112)}, "onnx-input-shape", "images of [N, 112]"),
         ({"kind": TensorProto.BFLOAT16, "first": [to_float()]}, "onnx-input-type", "bfloat16"),
         ({"kind": TensorProto.STRING}, "onnx-input-type", "float32"),
     ],
@@ -140,6 +145,23 @@ def test_inputs_of_other_types_orders_and_sizes(tmp_path, settings):
 def test_inputs_that_are_no_faces_are_named(tmp_path, settings, code, fact):
     with raises(code, fact, "[N, 3, 112, 112]" if code == "onnx-input-shape" else "float32"):
         load_discriminative(saved(tmp_path, graph(**settings)))
+
+
+@pytest.mark.parametrize("side", [64, 160, 224])
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_the_input_size_is_that_of_the_graph(tmp_path, side, backend):
+    faces = resize_all(FACES, side)
+    expected = (faces / 127.5 - 1).mean(axis=(1, 2)) @ WEIGHT
+    teacher = ArcFace(saved(tmp_path, graph(shape=("N", 3, side, side))), backend=backend)
+    assert teacher.input_size == side and "input_size" not in teacher.settings  # the file says it
+    np.testing.assert_allclose(teacher.embed(faces), expected, atol=1e-4)
+    assert load_discriminative(tmp_path / "m.onnx", input_size=side).fingerprint == teacher.fingerprint
+    with raises("onnx-input-size", tmp_path / "m.onnx", f"[N, 3, {side}, {side}]", 112):
+        load_discriminative(tmp_path / "m.onnx", input_size=112)
+    free = ArcFace(saved(tmp_path, graph(shape=("N", 3, "H", "W"))), backend=backend, input_size=side)
+    np.testing.assert_allclose(free.embed(faces), expected, atol=1e-4)
+    assert free.settings["input_size"] == side
+    assert "input_size" not in load_discriminative(tmp_path / "m.onnx", input_size=112).settings  # as up to 0.4
 
 
 def test_several_inputs_are_named(tmp_path):
@@ -174,7 +196,8 @@ def test_slopes_as_mxnet_writes_them_are_of_channels(tmp_path, channels, sides):
         x = np.where(x < 0, slope * x, x)
     expected = x.mean(axis=(1, 2))
     expected = np.where(expected < 0, slopes[0] * expected, expected)
-    np.testing.assert_allclose(load_discriminative(path).embed(FACES[:2]), expected, atol=1e-4)
+    teacher = load_discriminative(path, input_size=0 if 112 in sides else 112)
+    np.testing.assert_allclose(teacher.embed(FACES[:2]), expected, atol=1e-4)
 
 
 BESIDE = {"save_as_external_data": True, "size_threshold": 0}

@@ -128,11 +128,11 @@ def test_what_does_not_fit_is_named(tmp_path):
     refused("unet-unknown", ["m.pth"], without("time_embed.0.weight"))
     refused("unet-shapes", ["m.pth"], {**good, "input_blocks.1.0.in_layers.2.weight": torch.zeros(3)})
     refused("unet-shapes", ["m.pth", "48"], guided_diffusion(channels=(48, 64)))
-    refused("teacher-timestep", ["timestep 1000", "999"], good, timestep=1000)
+    refused("entry-setting", ["timestep is 1000", "999"], good, timestep=1000)
     refused("teacher-input-size", ["input size -8"], good, input_size=-8)
     refused("unet-attention", ["heads of 64 channels", "it has 96"], guided_diffusion(channels=(32, 96)))
     refused("precision-unknown", ["'float16'", "float32 or bfloat16"], good, precision="float16")
-    with raises("teacher-kind", "'ddpm'", "diffusers or pgdiff"):
+    with raises("entry-unknown", "'ddpm'", "diffusers", "pgdiff"):
         load_generative("ddpm", tmp_path / "m.pth")
     data = (tmp_path / "m.pth").read_bytes()
     (tmp_path / "m.pth").write_bytes(data[: len(data) // 2])

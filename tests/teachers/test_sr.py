@@ -12,8 +12,8 @@ from conftest import raises, save_recognizer
 from gdrd_jax.data.degradation import Views, resize
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.evaluation.sr_quality import SampleCallback
-from gdrd_jax.teachers import load_discriminative, sr_training
-from gdrd_jax.teachers.sr_diffusion import SrDiffusion, to_tensor, to_uint8
+from gdrd_jax.teachers import SuperResolver, load_discriminative, load_generative, sr_training
+from gdrd_jax.teachers.sr_diffusion import to_tensor, to_uint8
 from gdrd_jax.teachers.sr_training import SrSettings
 from gdrd_jax.utils.signals import Interrupted
 
@@ -73,14 +73,16 @@ def test_degraded_inputs_differ_at_each_use_and_their_targets_are_clean(faces_fo
 
 @pytest.mark.parametrize(("tap", "shape"), [("down0", (8, 8, 8)), ("down1", (16, 8, 8)), ("mid", (16, 8, 8))])
 def test_features_of_every_tap(trained, tap, shape):
-    features = SrDiffusion(trained, tap=tap, timestep=0).features(LOW)
+    features = load_generative("diffusers", trained, tap=tap, timestep=0).features(LOW)
     assert features.shape == (3, *shape) and features.dtype == np.float32
-    np.testing.assert_allclose(SrDiffusion(trained, tap=tap, timestep=0).features(LOW[1:2]), features[1:2], atol=1e-5)
+    np.testing.assert_allclose(
+        load_generative("diffusers", trained, tap=tap, timestep=0).features(LOW[1:2]), features[1:2], atol=1e-5
+    )
     assert np.abs(features[0] - features[1]).max() > 1e-3
 
 
 def test_a_network_is_asked_where_it_must_look_at_its_condition(trained):
-    own, last, first = (SrDiffusion(trained, tap="mid", timestep=t) for t in (-1, 999, 0))
+    own, last, first = (load_generative("diffusers", trained, tap="mid", timestep=t) for t in (-1, 999, 0))
     np.testing.assert_array_equal(own.features(LOW), last.features(LOW))
     assert own.fingerprint == last.fingerprint != first.fingerprint
 
@@ -88,7 +90,7 @@ def test_a_network_is_asked_where_it_must_look_at_its_condition(trained):
 def test_the_middle_is_what_the_whole_network_computes_there(trained):
     import torch
 
-    teacher, seen = SrDiffusion(trained, tap="mid", timestep=3), []
+    teacher, seen = load_generative("diffusers", trained, tap="mid", timestep=3), []
     teacher._unet.mid_block.register_forward_hook(lambda module, inputs, output: seen.append(output))
     condition = to_tensor(np.stack([resize(face, 16, "bicubic") for face in LOW]))
     with torch.inference_mode():
@@ -97,7 +99,8 @@ def test_the_middle_is_what_the_whole_network_computes_there(trained):
 
 
 def test_super_resolution_is_seeded_and_keeps_what_it_was_given(trained):
-    teacher = SrDiffusion(trained, tap="mid", timestep=0)
+    teacher = load_generative("diffusers", trained, tap="mid", timestep=0)
+    assert isinstance(teacher, SuperResolver)
     faces = teacher.super_resolve(LOW, seed=1)
     assert faces.shape == (3, 16, 16, 3) and faces.dtype == np.uint8
     np.testing.assert_array_equal(faces, teacher.super_resolve(LOW, seed=1))
@@ -113,35 +116,36 @@ def test_any_unconditional_diffusers_network_serves(tmp_path):
         sample_size=16, in_channels=3, out_channels=6, block_out_channels=(8, 8), norm_num_groups=4,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     ).save_pretrained(tmp_path)  # fmt: skip
-    teacher = SrDiffusion(tmp_path, tap="down1", timestep=0)
-    assert not teacher.conditional
+    teacher = load_generative("diffusers", tmp_path, tap="down1", timestep=0)
+    assert not isinstance(teacher, SuperResolver)
     assert teacher.features(LOW).shape == (3, 8, 8, 8)
 
 
 def test_the_fingerprint_is_of_weights_tap_and_timestep(trained):
     fingerprints = {
-        SrDiffusion(trained, tap=t, timestep=n).fingerprint for t, n in (("mid", 0), ("down0", 0), ("mid", 1))
+        load_generative("diffusers", trained, tap=t, timestep=n).fingerprint
+        for t, n in (("mid", 0), ("down0", 0), ("mid", 1))
     }
     assert len(fingerprints) == 3
 
 
 def test_mistakes_are_named(trained, tmp_path):
     with raises("teacher-tap", "'up0'", "down0, down1, mid"):
-        SrDiffusion(trained, tap="up0", timestep=0)
+        load_generative("diffusers", trained, tap="up0", timestep=0)
     with raises("diffusers-folder", tmp_path):
-        SrDiffusion(tmp_path, tap="mid", timestep=0)
+        load_generative("diffusers", tmp_path, tap="mid", timestep=0)
     broken = shutil.copytree(trained, tmp_path / "broken")
     (broken / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
     with raises("diffusers-unloadable", broken):
-        SrDiffusion(broken, tap="mid", timestep=0)
+        load_generative("diffusers", broken, tap="mid", timestep=0)
     (broken / "scheduler_config.json").unlink()
     with raises("diffusers-scheduler-missing", broken, "scheduler_config.json"):
-        SrDiffusion(broken, tap="mid", timestep=0)
+        load_generative("diffusers", broken, tap="mid", timestep=0)
     (broken / "config.json").write_text(
         '{"_class_name": "VQModel", "down_block_types": [1], "sample_size": 8, "in_channels": 3}'
     )
     with raises("diffusers-kind", "VQModel"):
-        SrDiffusion(broken, tap="mid", timestep=0)
+        load_generative("diffusers", broken, tap="mid", timestep=0)
     with raises("sr-size", "18", "divisible by 4"):
         SrSettings(size=18, channels=(8, 8, 8), layers=1, steps=1, batch=1, learning_rate=1, ema=0)
 
@@ -193,4 +197,9 @@ def test_settings_that_cannot_be_are_refused(wrong):
 
 
 def test_a_network_is_fed_at_any_size(trained):
-    assert SrDiffusion(trained, tap="mid", timestep=0, input_size=32).features(LOW).shape == (3, 16, 16, 16)
+    assert load_generative("diffusers", trained, tap="mid", timestep=0, input_size=32).features(LOW).shape == (
+        3,
+        16,
+        16,
+        16,
+    )

@@ -115,14 +115,18 @@ def test_an_sr_teacher_needs_its_packages_before_the_faces_are_read(here, capsys
 def test_taps_of_all_teachers_are_checked_before_one_is_measured(here, capsys, no_work, monkeypatch):
     import gdrd_jax.evaluation.lfw as lfw
 
-    class Network:
+    class Teacher:
         taps = ("mid",)
 
-        def __init__(self, *_, timestep, input_size):
+        def timesteps(self, wanted):
+            return wanted
+
+        def load(self, timestep, tap, input_size):
             if timestep > 999:
                 raise GdrdError(f"timestep {timestep}", "teacher-timestep")
+            return self
 
-    monkeypatch.setattr(study_taps, "_parse", lambda text: (text, Network))
+    monkeypatch.setattr(study_taps, "_parse", lambda text: (text, Teacher()))
     no_work((lfw, "open_lfw"))
     words = ["--train", "faces", "--data", "faces", "--pairs", "x", "--teacher", "a", "--out", "out"]
     assert study_taps.main([*words, "--tap", "down9"]) == 2

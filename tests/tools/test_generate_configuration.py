@@ -82,8 +82,14 @@ def test_a_stale_page_is_refused_and_written_anew(monkeypatch, tmp_path, capsys)
     [
         ("views.kernel", "`area`, `bicubic`"), ("gen.warmup", "at least 0, below 1"), ("dis.mixup", "0 to 1"),
         ("sr.steps", "at least 1"), ("dis.clip_norm", "above 0"), ("data.glob", ""),
-        ("generative.timestep", "-1 to 999"),
+        ("generative.input_size", "at least 0"),
     ],
 )  # fmt: skip
 def test_allowed_values_are_those_of_the_checks(name, values):
     assert generate_configuration.allowed(name) == values
+
+
+def test_settings_of_teachers_are_on_the_page():
+    tables = generate_configuration.tables()
+    assert "| `pgdiff` | `heads` | `0` | number of attention heads" in tables
+    assert "| `onnx` | `preprocessing` | `auto` |" in tables and "| `iresnet` | | | Weights of" in tables

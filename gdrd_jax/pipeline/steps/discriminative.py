@@ -2,41 +2,39 @@
 
 from ml_collections import ConfigDict
 
+from gdrd_jax.data.align import FACE_SIZE
+from gdrd_jax.data.degradation import resize_all
 from gdrd_jax.data.extract import Extraction, view_loader
 from gdrd_jax.pipeline import inputs
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
 from gdrd_jax.pipeline.targets import target_extraction
-from gdrd_jax.teachers import load_discriminative
-from gdrd_jax.teachers.arcface import IN_GRAPH_BEFORE, check_file, parse_preprocessing
-from gdrd_jax.teachers.checkpoint import check_weights
-from gdrd_jax.teachers.file_kind import ONNX, file_kind
-from gdrd_jax.teachers.onnx_files import onnx_sha256
-from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.files import sha256
+from gdrd_jax.registry import discriminative_teachers
+from gdrd_jax.teachers import DiscriminativeTeacher
+from gdrd_jax.teachers.preprocessing import IN_GRAPH_BEFORE
+
+BY_CONTENT = ("onnx", "iresnet")  # kinds that the file shows
 
 
 def check(config: ConfigDict) -> None:
     """Refuses a T_d that cannot be read, or whose packages are not installed."""
-    path = inputs.recognizer(config)
-    check_file(path)
-    parse_preprocessing(config.discriminative.preprocessing)
-    if file_kind(path) == ONNX:
-        inputs.require_packages(("onnx", "onnxruntime"))
-        return
-    check_weights(path)
-    inputs.require_packages(("torch",))
-    if config.discriminative.output:
-        raise GdrdError(
-            "config.discriminative.output is set, but config.discriminative.path is no ONNX file", "output-without-onnx"
-        )
+    options = inputs.recognizer(config)
+    inputs.require_packages(discriminative_teachers[options.kind].packages)
+    discriminative_teachers[options.kind].check(options)
 
 
 def files(config: ConfigDict) -> dict[str, str]:
-    """Fingerprint of T_d's file."""
-    path, output = inputs.recognizer(config), config.discriminative.output
-    fingerprint = onnx_sha256(path) if file_kind(path) == ONNX else sha256(path)
-    return {"discriminative.path": fingerprint} | ({"discriminative.output": output} if output else {})
+    """Fingerprint of T_d's file, and settings that earlier versions did not have, where they change something."""
+    options = inputs.recognizer(config)
+    found = {"path": discriminative_teachers[options.kind].fingerprint_of(options)}
+    if options.output:
+        found["output"] = options.output
+    if options.input_size not in (0, FACE_SIZE):  # the only size up to version 0.4
+        found["input_size"] = str(options.input_size)
+    if options.kind not in BY_CONTENT:
+        own = discriminative_teachers[options.kind].recorded(options.config)
+        found |= {"kind": options.kind} | {f"settings.{name}": str(value) for name, value in own.items()}
+    return {f"discriminative.{name}": value for name, value in found.items()}
 
 
 def extractions(run: Run) -> dict[str, Extraction]:
@@ -45,19 +43,16 @@ def extractions(run: Run) -> dict[str, Extraction]:
     return {
         split: target_extraction(
             run, "discriminative", split, (network.dim,), network, view_loader(run.reader(split), views, low=False),
-            network.embed,
+            lambda images: network.embed(resize_all(images, network.input_size)),
         )
         for split in inputs.splits(run.config) if len(run.faces(split))
     }  # fmt: skip
 
 
-def load(config: ConfigDict):
+def load(config: ConfigDict) -> DiscriminativeTeacher:
     """T_d."""
-    settings = config.discriminative
-    return load_discriminative(
-        inputs.recognizer(config), preprocessing=settings.preprocessing, precision=settings.precision,
-        output=settings.output,
-    )  # fmt: skip
+    options = inputs.recognizer(config)
+    return discriminative_teachers[options.kind].load(options)
 
 
 def _adjust(config: ConfigDict, settings: dict) -> None:

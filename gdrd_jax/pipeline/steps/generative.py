@@ -1,7 +1,6 @@
 """Step `generative`: T_g's features of every low-resolution view."""
 
-import re
-from pathlib import Path
+import dataclasses
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,45 +10,26 @@ from gdrd_jax.pipeline import inputs
 from gdrd_jax.pipeline.run import REAL, Run
 from gdrd_jax.pipeline.step import Step
 from gdrd_jax.pipeline.targets import target_extraction
-from gdrd_jax.teachers import check_attention, load_generative
-from gdrd_jax.teachers.checkpoint import check_weights
-from gdrd_jax.teachers.sr_diffusion import check_folder
-from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.files import sha256
+from gdrd_jax.registry import generative_teachers
+from gdrd_jax.teachers import GenerativeTeacher
 
 
 def check(config: ConfigDict) -> None:
     """Refuses a T_g or a tap that does not exist, and missing packages."""
-    inputs.require_packages(("torch", "diffusers", "safetensors"))
-    path, tap = Path(config.generative.path), inputs.generative_settings(config)["tap"]
-    check_attention(config.generative.kind, **{name: config.generative[name] for name in inputs.ATTENTION})
-    if config.generative.kind == "pgdiff":
-        if not path.is_file():
-            raise GdrdError(
-                f"config.generative.path: there is no file {config.generative.path!r}; give PGDiff's checkpoint, "
-                "iddpm_ffhq512_ema500000.pth",
-                "generative-none",
-            )
-        check_weights(path)
-        if not re.fullmatch(r"block\d+|middle", tap):
-            raise GdrdError(
-                f"config.generative.tap is {tap!r}; of the kind 'pgdiff' it is block0, block1, ... or middle",
-                "teacher-tap",
-            )
-    elif config.generative.path:
-        check_folder(path, tap)
+    options = inputs.feature_teacher(config)
+    inputs.require_packages(generative_teachers[options.kind].packages)
+    if _is_trained(config):
+        inputs.sr_settings(config).check_tap(options.tap)
     else:
-        inputs.sr_settings(config).check_tap(tap)
+        generative_teachers[options.kind].check(options)
 
 
 def files(config: ConfigDict) -> dict[str, str]:
     """Settings of T_g, with the kind's own filled in, and fingerprints of its files if the user gave it."""
-    settings = {name: str(value) for name, value in inputs.generative_settings(config).items()}
-    if not config.generative.path:
-        return settings
-    path = Path(config.generative.path)
-    found = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
-    return {**settings, **{f.name: sha256(f) for f in found}}
+    options = inputs.feature_teacher(config)
+    teacher = generative_teachers[options.kind]
+    settings = {"tap": options.tap, "input_size": options.input_size, **teacher.recorded(options.config)}
+    return {name: str(value) for name, value in settings.items()} | teacher.files(options)
 
 
 def extractions(run: Run) -> dict[str, Extraction]:
@@ -66,17 +46,21 @@ def extractions(run: Run) -> dict[str, Extraction]:
     return found
 
 
-def load(run: Run):
+def load(run: Run) -> GenerativeTeacher:
     """T_g: the user's, or the one that the step `teacher` trained."""
-    settings = run.config.generative
-    return load_generative(
-        settings.kind, Path(settings.path) if settings.path else run.folder("teacher"),
-        precision=settings.precision, **inputs.generative_settings(run.config),
-    )  # fmt: skip
+    options = inputs.feature_teacher(run.config)
+    if _is_trained(run.config):
+        options = dataclasses.replace(options, path=run.folder("teacher"))
+    return generative_teachers[options.kind].load(options)
+
+
+def _is_trained(config: ConfigDict) -> bool:
+    """Whether the step `teacher` trains T_g."""
+    return not config.generative.path and generative_teachers[config.generative.kind].trained_without_path
 
 
 def _after(config: ConfigDict) -> tuple[str, ...]:
-    return ("views",) if config.generative.path else ("views", "teacher")
+    return ("views", "teacher") if _is_trained(config) else ("views",)
 
 
 STEP = Step(
