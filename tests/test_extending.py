@@ -98,10 +98,10 @@ def test_it_is_arcface(plugin):
 
 
 def test_the_list_shows_losses_and_those_of_plugins(plugin, capsys):
-    assert list_entries.main(["losses", "--plugin", plugin]) == 0
+    assert list_entries.main(["losses", "--plugins", plugin]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == sorted(registry.losses.names())
     assert "my_arcface: Cross-entropy of scaled cosines" in "\n".join(lines) and "margin=0.5" in "\n".join(lines)
     assert any(line.startswith("rcd: ") and "tau=0.4" in line for line in lines)
-    assert list_entries.main(["losses", "--plugin", "not_there"]) == 2
+    assert list_entries.main(["losses", "--plugins", "not_there"]) == 2
     assert "[plugin-import]" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import numpy as np
 from gdrd_jax.data.degradation import Degradation
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.evaluation import verification
-from gdrd_jax.evaluation.lfw import PairList, open_bin, open_lfw
+from gdrd_jax.evaluation.lfw import LFW, Bin, PairList
 from gdrd_jax.evaluation.verification import Pairs
 
 SEED = 0  # of noise, the default of gdrd evaluate
@@ -47,11 +47,10 @@ def of_pairs(data: Path, pairs: Path | None, degradation: Degradation) -> DevSet
     listed = open_pairs(data, pairs)
     faces = listed.faces
     low = in_parallel(lambda row: degradation.of_named(faces[row], faces.names[row], SEED), range(len(faces)))
-    fields = {field.name: getattr(listed, field.name) for field in dataclasses.fields(listed)}
+    fields = {field.name: getattr(listed, field.name) for field in dataclasses.fields(PairList)}
     return DevSet(**fields | {"faces": np.stack(list(low))})
 
 
 def open_pairs(data: Path, pairs: Path | None) -> PairList:
     """The pairs themselves; arguments and errors as of `of_pairs`."""
-    strict = {"stretch": False, "skip_bad": False}
-    return open_bin(data, **strict) if data.suffix == ".bin" else open_lfw(data, pairs, **strict)
+    return Bin.open(data) if data.suffix == ".bin" else LFW.open(data, LFW.Config("" if pairs is None else str(pairs)))

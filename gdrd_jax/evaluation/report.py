@@ -5,7 +5,6 @@ import csv
 import html
 import io
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -89,14 +88,6 @@ def write(
     write_text(folder / "report.html", page)
 
 
-def lookup(metrics: Mapping, key: str):
-    """The figure called `key`, "a.b" being b in a; None where there is none."""
-    if key in metrics:
-        return metrics[key]
-    first, _, rest = key.partition(".")
-    return lookup(metrics[first], rest) if rest and first in metrics else None
-
-
 def text_table(results: dict[str, Result], columns: dict[str, str]) -> str:
     """The table for a terminal."""
     return tables.text_table(_lines(results, columns))
@@ -118,7 +109,7 @@ def html_table(results: dict[str, Result], columns: dict[str, str]) -> str:
 def _lines(results: dict[str, Result], columns: dict[str, str]) -> list[list[str]]:
     lines = [["row", *columns.values()]]
     for name, result in results.items():
-        figures = (lookup(result.metrics, key) for key in columns)
+        figures = (result.figure(key) for key in columns)
         lines.append([name, *("-" if figure is None else f"{figure:.2f}" for figure in figures)])
     return lines
 
