@@ -18,10 +18,10 @@ from gdrd_jax.evaluation import bootstrap
 from gdrd_jax.evaluation.identification import nearest
 from gdrd_jax.evaluation.interface import Figure, ReportedProtocol
 from gdrd_jax.evaluation.report import GREEN, RED, draw_bars
-from gdrd_jax.evaluation.result import Result, percent, percents
+from gdrd_jax.evaluation.result import Metric, Result, percent, percents
 from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.pictures import grid
+from gdrd_jax.utils.pictures import Frame, grid
 
 LOG = logging.getLogger(__name__)
 NAME = re.compile(r"([mw]-\d{3})-(\d{1,2})", re.IGNORECASE)
@@ -109,7 +109,8 @@ class AR(ReportedProtocol):
         gallery, probes = self._gallery(), self._probes()
         best = gallery[nearest(embeddings[probes], enrolled[gallery])[:, 0]]
         right = self.faces.labels[best] == self.faces.labels[probes]
-        metrics, intervals = {}, {}
+        metrics: dict[str, Metric] = {}
+        intervals = {}
         of_group = {"rank_1": np.ones(len(probes), bool)}
         of_group |= {f"rank_1_{group}": np.isin(self.numbers[probes], numbers) for group, numbers in GROUPS.items()}
         for name, chosen in of_group.items():
@@ -135,8 +136,8 @@ class AR(ReportedProtocol):
         """Bars of the groups."""
         keys = [f"rank_1_{group}" for group in GROUPS]
         bars = {
-            name: [(r.metrics[key], r.intervals[key]) if key in r.intervals else None for key in keys]
-            for name, r in results.items()
+            name: [None if (figure := result.figure(key)) is None else (figure, result.intervals[key]) for key in keys]
+            for name, result in results.items()
         }
         return [
             Figure("groups.png", draw_bars(bars, list(GROUPS), y="rank-1, %"), "Rank-1 by group, with 95 % intervals.")
@@ -145,7 +146,8 @@ class AR(ReportedProtocol):
     def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """Some probes of every group over the gallery face that they were taken for."""
         probes, best, labels = self._probes(), result.arrays["nearest"], self.faces.labels
-        lines, frames = [], []
+        lines: list[list[np.ndarray]] = []
+        frames: list[list[Frame]] = []
         for numbers in GROUPS.values():
             of_group = np.flatnonzero(np.isin(self.numbers[probes], numbers))
             if not len(of_group):
@@ -162,5 +164,7 @@ class AR(ReportedProtocol):
 
 
 def _condition(name: str) -> tuple[str, int]:
-    person, number = NAME.fullmatch(PurePosixPath(name).stem).groups()
-    return person.lower(), int(number)
+    found = NAME.fullmatch(PurePosixPath(name).stem)
+    if found is None:
+        raise ValueError(f"{name} is none of AR's names")
+    return found[1].lower(), int(found[2])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,12 +17,12 @@ from gdrd_jax.evaluation import bootstrap, verification
 from gdrd_jax.evaluation.interface import NativeFloor, ReportedProtocol
 from gdrd_jax.evaluation.pair_files import find_images, read_pairs
 from gdrd_jax.evaluation.report import GREEN, RED
-from gdrd_jax.evaluation.result import Result, percents
-from gdrd_jax.evaluation.verification import FARS, Pairs
+from gdrd_jax.evaluation.result import Result
+from gdrd_jax.evaluation.verification import FARS, Pairs, cosines
 from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
-from gdrd_jax.utils.pictures import grid
+from gdrd_jax.utils.pictures import Frame, grid
 
 LOG = logging.getLogger(__name__)
 BIN_FOLDS = 10
@@ -64,6 +64,13 @@ class PairList(ReportedProtocol):
         "error rate. TAR at FAR: share of genuine pairs accepted where at most so many impostors are."
     )
 
+    @property
+    def named_faces(self) -> Faces:
+        """`faces`, where they have not been reduced to an array."""
+        if isinstance(self.faces, np.ndarray):
+            raise TypeError("an array of faces has no names")
+        return self.faces
+
     def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
         """Scores one model by the cosine of its embeddings.
 
@@ -76,19 +83,14 @@ class PairList(ReportedProtocol):
         pairs = self.score(embeddings, gallery)
         orders = len(pairs.scores) // len(self.same)
         folds, people = np.tile(self.folds, orders), np.tile(self.people, (orders, 1))
-        intervals = bootstrap.of_pairs(pairs, *people.T, folds, FARS, seed=seed)
+        found = bootstrap.of_pairs(pairs, people[:, 0], people[:, 1], folds, FARS, seed=seed)
         metrics = verification.pair_metrics(pairs, folds=folds)
-        unsupported = {f"tar_at_far_{far}" for far, value in metrics["tar_at_far"].items() if value is None}
-        intervals = {
-            name.replace("tar_at_far_", "tar_at_far."): percents(ends)
-            for name, ends in intervals.items() if name not in unsupported
-        }  # fmt: skip
-        return Result(metrics, intervals, {"scores": pairs.scores.astype(np.float32)})
+        return verification.result(pairs, metrics, found)
 
     def score(self, embeddings: np.ndarray, gallery: np.ndarray | None = None) -> Pairs:
         """The pairs with the cosine of their embeddings; arguments as of `evaluate`."""
         orders = [(embeddings, embeddings)] if gallery is None else [(embeddings, gallery), (gallery, embeddings)]
-        return self._pairs(np.concatenate([np.einsum("pd,pd->p", a[self.first], b[self.second]) for a, b in orders]))
+        return self._pairs(np.concatenate([cosines(a, b, self.first, self.second) for a, b in orders]))
 
     def _pairs(self, scores: np.ndarray) -> Pairs:
         """Scores of all pairs, or of all pairs in one order and then in the other."""
@@ -96,7 +98,7 @@ class PairList(ReportedProtocol):
 
     def shared_arrays(self) -> Mapping[str, np.ndarray]:
         """What the scores of a row belong to; rows of two resolutions have them twice, one order after the other."""
-        names = np.array(self.faces.names)
+        names = np.array(self.named_faces.names)
         return {"same": self.same, "fold": self.folds, "first": names[self.first], "second": names[self.second]}
 
     def curves(self, results: Mapping[str, Result]) -> Mapping[str, Pairs]:
@@ -105,7 +107,9 @@ class PairList(ReportedProtocol):
 
     def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """The hardest pairs of a row; `render` gives a face as the model receives it."""
-        scores, lines, frames = result.arrays["scores"].reshape(-1, len(self.same)).mean(axis=0), [], []
+        scores = result.arrays["scores"].reshape(-1, len(self.same)).mean(axis=0)
+        lines: list[list[np.ndarray]] = []
+        frames: list[list[Frame]] = []
         for same, order, color in ((False, -scores, RED), (True, scores, GREEN)):
             rows = np.flatnonzero(self.same == same)
             worst = rows[np.argsort(order[rows], kind="stable")[:SHOWN]]
@@ -119,7 +123,15 @@ class PairList(ReportedProtocol):
         return grid(lines, frames), caption
 
     @classmethod
-    def _checked(cls, faces: Faces, rows, same, folds, people, about: dict[str, Any]) -> Self:
+    def _checked(
+        cls,
+        faces: Faces,
+        rows: Sequence[Sequence[int]],
+        same: Sequence[bool] | np.ndarray,
+        folds: Sequence[int] | np.ndarray,
+        people: Sequence[Sequence[int]],
+        about: dict[str, Any],
+    ) -> Self:
         same, folds = np.asarray(same, bool), np.asarray(folds, int)
         if not same.any() or same.all():
             bad = about["skipped"]
@@ -179,7 +191,7 @@ class LFW(PairList):
             if (images := [row for row in rows if is_image(files, row)])
         }  # fmt: skip
         for name, rows in sorted(found.items()):
-            check_unique(files, rows, lambda _, name=name: name)
+            check_unique(files, rows, lambda _: name)
         absent = sorted(wanted - found.keys())
         if absent and not skip_bad:
             raise GdrdError(

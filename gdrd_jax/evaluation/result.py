@@ -24,13 +24,16 @@ class Result:
     arrays: Mapping[str, np.ndarray]
 
     def figure(self, name: str) -> float | None:
-        """A single figure, "a.b" for the figure b of the metric a; None where there is none."""
-        metric = self.metrics.get(name)
-        if name not in self.metrics:
-            first, _, rest = name.partition(".")
-            inside = self.metrics.get(first)
-            metric = inside.get(rest) if isinstance(inside, Mapping) else None
-        return metric if isinstance(metric, int | float) else None
+        """See `figure`."""
+        return figure(self.metrics, name)
+
+
+def figure(metrics: Mapping[str, Metric], name: str) -> float | None:
+    """A single figure of `Result.metrics`, "a.b" for the figure b of the metric a; None where there is none."""
+    first, _, rest = name.partition(".")
+    found = metrics.get(first)
+    found = metrics[name] if name in metrics else found.get(rest) if isinstance(found, Mapping) else None
+    return found if isinstance(found, int | float) else None
 
 
 @overload

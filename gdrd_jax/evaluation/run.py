@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -165,7 +166,8 @@ def _report(
     settings: Settings, out: Path, protocol: ReportedProtocol, models: list[Embedder], rows: list[tuple[Row, str]],
     results: dict[str, Result],
 ) -> None:  # fmt: skip
-    examples, lines = [], {}
+    examples = []
+    lines: dict[str, dict[str, tuple[float, tuple[float, float]]]] = {}
     warnings = [warning for model in models for warning in model.settings.get("warnings", ())]
     for row, resolution in rows:
         result, model = results[row.name], row.embedder
@@ -246,13 +248,20 @@ def _repeats(model: Embedder, resolution: str, settings: Settings) -> bool:
 
 
 def _write(
-    settings: Settings, out: Path, protocol, models: list[Embedder], results, lines, examples, warnings: list[str]
+    settings: Settings,
+    out: Path,
+    protocol: ReportedProtocol,
+    models: list[Embedder],
+    results: dict[str, Result],
+    lines: dict[str, dict[str, tuple[float, tuple[float, float]]]],
+    examples: list[tuple[bytes, str]],
+    warnings: list[str],
 ) -> None:
     stand_in = readers.stand_in(settings.data)
     described = dataclasses.asdict(settings) | {"data": str(settings.data)}
     own = dataclasses.asdict(protocols.settings(settings.protocol, described.pop("protocol_settings")))
     packages = ("numpy", "opencv-python-headless", "pillow", "onnxruntime", "jax", "scikit-learn")
-    document = {
+    document: dict[str, Any] = {
         "protocol": settings.protocol,
         "stand_in": stand_in,
         "units": "percent; intervals hold 95 %, from a bootstrap",
@@ -275,8 +284,9 @@ def _write(
         if figure.name not in (*FILES, *protocol.files):
             raise ValueError(f"the protocol {settings.protocol!r} has no {figure.name!r} among its `files`")
         (out / figure.name).write_bytes(figure.png)
-    arrays = {f"{row}/{key}": value for row, result in results.items() for key, value in result.arrays.items()}
-    np.savez_compressed(out / "scores.npz", **protocol.shared_arrays(), **arrays)
+    arrays: dict[str, Any] = dict(protocol.shared_arrays())
+    arrays |= {f"{row}/{key}": value for row, result in results.items() for key, value in result.arrays.items()}
+    np.savez_compressed(out / "scores.npz", **arrays)
     report.write(
         out, results, columns=columns, curves=protocol.curves(results), title=_title(settings, protocol, stand_in),
         summary=_summary(settings, protocol, models), legend=protocol.legend,

@@ -81,10 +81,11 @@ class TinyFace(ReportedProtocol):
                     f"{data} has no images in a folder {kind!r}; TinyFace's layout is Testing_Set/{kind}/",
                     "tinyface-folder",
                 )
-        identity, skipped = {}, []
+        identity: dict[int, int] = {}
+        skipped: list[tuple[str, str]] = []
         for kind, listing in LISTS.items():
-            ids, absent = _identities(files, rows[kind], *listing)
-            unlisted = [files.names[row] for row in rows[kind] if row not in ids]
+            listed, absent = _identities(files, rows[kind], *listing)
+            unlisted = [files.names[row] for row in rows[kind] if row not in listed]
             if absent and not skip_bad:
                 raise GdrdError(
                     f"{listing[0]} names {len(absent)} images that {kind} does not hold, first {absent[0]!r}",
@@ -95,8 +96,8 @@ class TinyFace(ReportedProtocol):
                     f"{listing[0]} does not name {len(unlisted)} images of {kind}, the first {unlisted[0]!r}",
                     "tinyface-unlisted",
                 )
-            rows[kind] = [row for row in rows[kind] if row in ids]
-            identity |= ids
+            rows[kind] = [row for row in rows[kind] if row in listed]
+            identity |= listed
             skipped += [(name, "it is missing") for name in absent]
             skipped += [(name, f"{listing[0]} does not name it") for name in unlisted]
         chosen = np.array([*rows[PROBE], *rows[MATCH], *rows[DISTRACTOR]])

@@ -22,7 +22,7 @@ from gdrd_jax.evaluation.report import GREEN, RED, draw_points
 from gdrd_jax.evaluation.result import Result, percent, percents
 from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.pictures import grid
+from gdrd_jax.utils.pictures import Frame, grid
 
 LOG = logging.getLogger(__name__)
 TRAIN, TEST = "train", "test"
@@ -164,7 +164,7 @@ class UCCS(ReportedProtocol):
             [self.faces[example(labels[row])] for row in tests],
             [self.faces[example(label)] for label in predicted[wrong]],
         ]
-        frames = [[None] * len(tests), [GREEN] * len(tests), [RED] * len(tests)]
+        frames: list[list[Frame]] = [[None] * len(tests), [GREEN] * len(tests), [RED] * len(tests)]
         return grid(lines, frames), (
             "Test faces that were given a wrong name, as the model receives them; below, a training face of the "
             "right person (green) and of the one it was taken for (red)."

@@ -58,7 +58,8 @@ class Gallery:
         self._use(FaceDatabase.create(dim, fingerprint))
 
     def _use(self, faces: FaceDatabase) -> None:
-        self._faces, self._index = faces, None
+        self._faces = faces
+        self._index: gallery_index.GalleryIndex | None = None
         self.dim, self.fingerprint = faces.dim, faces.fingerprint
 
     def __len__(self) -> int:
@@ -123,7 +124,7 @@ class Gallery:
         self._refuse_old_files()
         removed = 0
         with self._faces.writing():
-            for column, names in (("person", people), ("path", map(os.fspath, paths))):
+            for column, names in (("person", people), ("path", [os.fspath(path) for path in paths])):
                 for name in dict.fromkeys(names):
                     count = self._faces.delete(column, name)
                     if not count:
@@ -226,7 +227,7 @@ class Gallery:
         index = self._index
         if index is None or not index.serves(generation, faces):
             file = self._faces.folder and self._faces.folder / INDEX
-            index = file and gallery_index.read(file)
+            index = gallery_index.read(file) if file else None
             if not index or not index.serves(generation, faces):
                 index = gallery_index.build(generation, self.dim, faces, self.blocks)
                 if file:  # while the database cannot change, so that no removal is overtaken by an outdated file
