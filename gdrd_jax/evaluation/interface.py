@@ -137,14 +137,14 @@ class ReportedProtocol:
         """Figures of all rows together."""
         return []
 
-    def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+    def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """Examples of a row.
 
         Args:
           result: of the row.
-          see: gives a face, by its row in `faces`, as the row's network gets it: uint8 RGB `[R, R, 3]`.
+          render: gives a face, by its row in `faces`, as the row's network gets it: uint8 RGB `[R, R, 3]`.
 
         Returns:
           uint8 RGB `[H, W, 3]`, see `utils.pictures.grid`, and the caption.
         """
-        return grid([[see(row) for row in range(min(SHOWN, len(self.faces)))]]), "Faces as the model receives them."
+        return grid([[render(row) for row in range(min(SHOWN, len(self.faces)))]]), "Faces as the model receives them."

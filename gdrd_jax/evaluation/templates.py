@@ -211,7 +211,7 @@ class TemplatePairs(ReportedProtocol):
         same = self.same
         return {name: Pairs(result.arrays["scores"], same) for name, result in results.items()}
 
-    def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+    def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """A face of each template of the hardest pairs."""
         scores, same = result.arrays["scores"], self.same
         lines: list[list[np.ndarray]] = []
@@ -220,7 +220,7 @@ class TemplatePairs(ReportedProtocol):
             pairs = np.flatnonzero(same == kind)
             hardest = pairs[np.argsort(scores[pairs] if kind else -scores[pairs], kind="stable")[:SHOWN]]
             shown = [self.templates.example(row) for p in hardest for row in (self.first[p], self.second[p])]
-            lines += [[self.faces[row] for row in shown], [see(row) for row in shown]]
+            lines += [[self.faces[row] for row in shown], [render(row) for row in shown]]
             frames += [[color] * len(shown), [None] * len(shown)]
         caption = (
             "Hardest pairs of templates, the first face of either. Red: the impostors with the highest scores (false "

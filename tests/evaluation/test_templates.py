@@ -304,7 +304,7 @@ def measured(*sizes):
 
 
 def test_many_pairs_run_in_bounded_memory():
-    """131,572 pairs: embeddings of both sides would be 1 GiB, weights in 100 resamples 50 MB, and several times that."""
+    """Of 131,572 pairs the embeddings would be 1 GiB, and the weights in 100 resamples several times 50 MB."""
     _, _, memory = measured(200, 1000, 2000, 500, 131_072, 1024)
     assert memory < 0.6
 
