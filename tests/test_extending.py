@@ -1,5 +1,6 @@
-"""The example of docs/extending.md: a loss outside the package trains a student, which is evaluated and exported."""
+"""The examples of the pages: a loss outside the package trains a student, a protocol outside of it evaluates one."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -12,27 +13,32 @@ from conftest import raises, tiny_config
 from flax import nnx
 
 from gdrd_jax import registry
-from gdrd_jax.cli import list_entries
+from gdrd_jax.cli import evaluate, list_entries
+from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.losses import DataInfo, Outputs
 from gdrd_jax.pipeline import runner
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
-@pytest.fixture
-def plugin(tmp_path, monkeypatch):
-    code = code_of(PAGE, "my_losses.py")
-    (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / "my_losses.py").write_text(code, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path / "plugins")
-    yield "my_losses"
-    registry.losses._entries.pop("my_arcface", None)
-    sys.modules.pop("my_losses", None)
-
-
 def code_of(page, first_line):
     """The Python block of a page that begins with this docstring."""
     return re.search(rf"```python\n(\"\"\"{first_line}.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1]
+
+
+def example(module, folder, monkeypatch):
+    """Writes the example of a module into a folder, from which it can be imported."""
+    folder.mkdir()
+    (folder / f"{module}.py").write_text(code_of(PAGE, f"{module}.py"), encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    return module
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    yield example("my_losses", tmp_path / "plugins", monkeypatch)
+    registry.losses._entries.pop("my_arcface", None)
+    sys.modules.pop("my_losses", None)
 
 
 def test_a_sampler_of_another_module_is_a_pure_function_of_seed_and_step():
@@ -58,6 +64,13 @@ def test_the_assistant_of_the_page_on_training_is_planned_before_the_student(fac
     steps = [step.name for step in runner.plan(config, tmp_path / "run")]
     order = [steps.index(name) for name in ("hr_small", "assistant", "assistant_embeddings", "dis", "report")]
     assert order == sorted(order) and "gen" not in steps
+
+
+@pytest.fixture
+def protocol(tmp_path, monkeypatch):
+    yield example("my_protocols", tmp_path / "plugins", monkeypatch)
+    registry.protocols._entries.pop("neighbors", None)
+    sys.modules.pop("my_protocols", None)
 
 
 def test_a_loss_of_another_module_trains_a_student(plugin, faces_folder, tmp_path):
@@ -105,3 +118,67 @@ def test_the_list_shows_losses_and_those_of_plugins(plugin, capsys):
     assert any(line.startswith("rcd: ") and "tau=0.4" in line for line in lines)
     assert list_entries.main(["losses", "--plugins", "not_there"]) == 2
     assert "[plugin-import]" in capsys.readouterr().err
+
+
+def test_a_protocol_of_another_module_evaluates_a_student(protocol, faces_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--plugins", protocol, "--protocol", "neighbors", "--data", faces_folder, "--model", "gdrd-16-small"]
+
+    def run(*more):
+        return evaluate.main([*map(str, words), *more, "--out", str(out)])
+
+    assert run("--k", "2") == 0
+    document = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert document["protocol"] == "neighbors" and document["settings"]["protocol_settings"] == {"k": 2}
+    row = document["results"]["gdrd-16-small_16"]
+    paths = sorted(faces_folder.glob("*/*.png"))
+    people = np.array([path.parent.name for path in paths])
+    embeddings = Recognizer.load("gdrd-16-small").embed(paths)
+    right = 0
+    for face, embedding in enumerate(embeddings):
+        others = [other for other in np.argsort(-(embeddings @ embedding), kind="stable") if other != face]
+        first, second = people[others[:2]]
+        right += min(first, second) == people[face]  # of two with one vote each the first name counts
+    assert row["n_faces"] == 21 and row["accuracy"] == pytest.approx(100 * right / 21, abs=1e-4)
+    low, high = row["intervals"]["accuracy"]
+    assert low <= row["accuracy"] <= high
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Nearest neighbors: 16x16" in page and "Faces as the model receives them." in page
+    assert run() == 0  # the folder is known as an evaluation
+    assert json.loads((out / "metrics.json").read_text(encoding="utf-8"))["settings"]["protocol_settings"] == {"k": 1}
+    for more, code, facts in (
+        (["--k", "0"], "entry-setting", ["'neighbors'", "k is 0"]),
+        (["--k", "two"], "command-usage", ["--k", "two"]),
+        (["--pairs", "x"], "command-usage", ["--pairs"]),
+        (["--protocol", "neighbours"], "entry-unknown", ["'neighbours'", "'neighbors'"]),
+        (["--plugins", "not_there"], "plugin-import", ["'not_there'"]),
+    ):
+        capsys.readouterr()
+        assert run(*more) == 2
+        error = capsys.readouterr().err
+        assert error.endswith(f"[{code}]\n") and all(fact in error for fact in facts), error
+
+
+def test_help_and_list_show_a_protocol_and_its_settings(protocol, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["--plugins", protocol, "--protocol", "neighbors", "--help"])
+    text = capsys.readouterr().out
+    assert "PERSON/IMAGE; each face is a probe" in text and "number of neighbors that vote" in text
+    assert list_entries.main(["protocols", "--plugins", protocol]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == sorted(registry.protocols.names())
+    assert any(line.startswith("neighbors: PERSON/IMAGE;") and line.endswith("Settings: k=1.") for line in lines)
+
+
+def test_a_protocol_cannot_take_an_option_of_the_command(protocol, capsys):
+    registry.load_plugins((protocol,))
+
+    class Config:
+        """Settings."""
+
+    Config.__annotations__ = {"seed": int}
+    Config.seed = 3
+    registry.protocols["neighbors"].Config = dataclasses.dataclass(frozen=True)(Config)
+    assert evaluate.main(["--protocol", "neighbors", "--data", "x", "--out", "y"]) == 2
+    error = capsys.readouterr().err
+    assert "'neighbors'" in error and "'seed'" in error and error.endswith("[protocol-setting-name]\n")

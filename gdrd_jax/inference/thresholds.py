@@ -107,7 +107,7 @@ class Thresholds:
         if not isinstance(far, Real) or not 0 < far <= LARGEST_FAR:
             given = f"{far:g}" if isinstance(far, Real) else repr(far)
             raise GdrdError(
-                f"the false accept rate is {given}; it must be a number above 0 and at most {LARGEST_FAR:g}", "far-range"
+                f"the false accept rate is {given}; give a number above 0 and at most {LARGEST_FAR:g}", "far-range"
             )
         if not self.supports(far):
             raise GdrdError(

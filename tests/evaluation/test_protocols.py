@@ -18,6 +18,7 @@ from conftest import raises, save_recognizer
 from flax import nnx
 from sklearn.metrics import roc_auc_score
 
+from gdrd_jax.cli import evaluate as command
 from gdrd_jax.data.degradation import Degradation
 from gdrd_jax.data.readers import STAND_IN, stand_in
 from gdrd_jax.evaluation import ar, lfw, tinyface, uccs
@@ -402,14 +403,17 @@ def test_faces_that_are_not_aligned_are_refused_or_stretched(ar_folder, network,
         (["--protocol", "ar", "--data", "docs", "--model", "a=docs"], ["docs"]),
         (["--protocol", "ar", "--data", "docs", "--model", "{network}"], ["[model-twice]", "'colors'"]),
         (["--protocol", "ar", "--data", "docs", "--noise", "-1"], ["noise"]),
+        (["--protocol", "uccsx", "--data", "docs"], ["[entry-unknown]", "'uccsx'", "'uccs'"]),
+        (["--protocol", "ar", "--data", "docs", "--pairs", "pairs.txt"], ["[command-usage]", "--pairs"]),
     ],
 )
-def test_a_mistake_is_one_sentence(network, tmp_path, arguments, facts):
+def test_a_mistake_is_one_sentence(network, tmp_path, monkeypatch, capsys, arguments, facts):
+    monkeypatch.chdir(ROOT)
     arguments = [argument.format(network=network) for argument in arguments]
-    command = [sys.executable, "tools/evaluate.py", "--model", str(network), "--out", str(tmp_path), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and all(fact in done.stderr for fact in facts), done.stderr
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
+    assert command.main(["--model", str(network), "--out", str(tmp_path), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert all(fact in error for fact in facts), error
+    assert error.count("\n") == 1 and error.startswith("error: "), error
 
 
 def test_noise_belongs_to_a_face_whatever_others_there_are(ar_folder, network):
@@ -452,6 +456,20 @@ def test_another_runs_figures_do_not_stay(ar_folder, uccs_folder, network, tmp_p
     evaluate_and_report(settings("ar", ar_folder, network, resolutions=("16",)), tmp_path / "out")
     assert (tmp_path / "out" / "groups.png").exists()
     assert not (tmp_path / "out" / "tsne.png").exists() and not (tmp_path / "out" / "sweep.png").exists()
+
+
+def test_a_protocol_writes_the_figures_that_it_names(ar_folder, network, tmp_path, monkeypatch):
+    monkeypatch.setattr(ar.AR, "files", ())
+    with pytest.raises(ValueError, match="'ar' has no 'groups.png'"):
+        evaluate_and_report(settings("ar", ar_folder, network, resolutions=("16",)), tmp_path / "out")
+
+
+def test_settings_of_a_protocol_are_checked_before_the_models_are_loaded(ar_folder, tmp_path):
+    how = settings("ar", ar_folder, "none.onnx", protocol_settings={"pairs": "x"})
+    with raises("entry-setting", "'ar'", "'pairs'"):
+        evaluate_and_report(how, tmp_path / "out")
+    with raises("entry-setting", "'lfw'", "'pairs'", 3):
+        evaluate_and_report(settings("lfw", ar_folder, "none.onnx", protocol_settings={"pairs": 3}), tmp_path / "out")
 
 
 def test_a_stand_in_says_so_wherever_it_is_carried(ar_folder, tmp_path):
