@@ -22,6 +22,7 @@ from gdrd_jax.evaluation.result import Metric, Result, percent, percents
 from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.pictures import Frame, grid
+from gdrd_jax.utils.texts import counted
 
 LOG = logging.getLogger(__name__)
 NAME = re.compile(r"([mw]-\d{3})-(\d{1,2})", re.IGNORECASE)
@@ -91,7 +92,7 @@ class AR(ReportedProtocol):
                 )
             skipped += [(faces.names[row], "its person has no neutral image") for row in lonely]
         if skipped:
-            LOG.warning("%d faces are left out", len(skipped))
+            LOG.warning("left out: %s", counted(len(skipped), "face"))
         kept = np.setdiff1d(np.arange(len(faces)), lonely)
         if not np.isin(numbers[kept], GALLERY).any() or np.isin(numbers[kept], GALLERY).all():
             raise GdrdError(f"{data} needs neutral images (01, 14) and others to be recognized", "ar-one-kind")

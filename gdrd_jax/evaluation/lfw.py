@@ -23,6 +23,7 @@ from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
 from gdrd_jax.utils.pictures import Frame, grid
+from gdrd_jax.utils.texts import counted
 
 LOG = logging.getLogger(__name__)
 BIN_FOLDS = 10
@@ -135,7 +136,7 @@ class PairList(ReportedProtocol):
         same, folds = np.asarray(same, bool), np.asarray(folds, int)
         if not same.any() or same.all():
             bad = about["skipped"]
-            left_out = f"; {len(bad)} faces are left out, the first because {bad[0][1]}" if bad else ""
+            left_out = f"; {counted(len(bad), 'face')} left out, the first because {bad[0][1]}" if bad else ""
             raise GdrdError(
                 f"verification needs genuine and impostor pairs; there are {same.sum()} and {(~same).sum()}{left_out}",
                 "pairs-one-kind",
@@ -154,7 +155,11 @@ class PairList(ReportedProtocol):
             )
             LOG.warning(about["remark"])
         if about["n_skipped"]:
-            LOG.warning("%d pairs are left out because of %d bad faces", about["n_skipped"], len(about["skipped"]))
+            LOG.warning(
+                "left out: %s because of %s",
+                counted(about["n_skipped"], "pair"),
+                counted(len(about["skipped"]), "bad face"),
+            )
         first, second = np.array(rows, int).T
         return cls(faces, first, second, same, folds, np.array(people, int), about)
 
@@ -195,8 +200,8 @@ class LFW(PairList):
         absent = sorted(wanted - found.keys())
         if absent and not skip_bad:
             raise GdrdError(
-                f"{pairs} names {len(absent)} images that {data} does not hold, the first {absent[0]!r}; check --data, "
-                "or leave their pairs out with --skip-bad",
+                f"{pairs} names {counted(len(absent), 'image')} that {data} does not hold, the first {absent[0]!r}; "
+                "check --data, or leave their pairs out with --skip-bad",
                 "pair-image-missing",
             )
         if not found:

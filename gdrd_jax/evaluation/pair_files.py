@@ -73,7 +73,7 @@ def read_pairs(path: str | os.PathLike) -> list[Pair]:
     alone = sum(len(set(pair.images)) == 1 for pair in pairs)
     if alone or len(labels) < len(pairs):
         LOG.warning(
-            "%s: %d pairs are listed more than once, and %d compare an image with itself", path,
+            "%s: pairs that are listed more than once: %d; that compare an image with itself: %d", path,
             len(pairs) - len(labels), alone,
         )  # fmt: skip
     return pairs

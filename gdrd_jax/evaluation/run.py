@@ -23,6 +23,7 @@ from gdrd_jax.utils import pictures
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import locked
 from gdrd_jax.utils.outputs import claim_folder
+from gdrd_jax.utils.texts import counted
 from gdrd_jax.version import __version__
 
 LOG = logging.getLogger(__name__)
@@ -319,7 +320,7 @@ def _summary(settings: Settings, protocol: ReportedProtocol, models: list[Embedd
     degraded = ", ".join(f"{name} {value:g}" for name, value in settings.degraded.items())
     left_out = "; ".join(reason for _, reason in about["skipped"][:3])
     sentences = [
-        f"{len(protocol.faces)} faces"
+        counted(len(protocol.faces), "face")
         + (f", reduced by the {settings.kernel} kernel" if reduced else "")
         + (f", degraded by {degraded}" if degraded else ""),
         *map(_described, models),

@@ -34,6 +34,7 @@ from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
 from gdrd_jax.utils.pictures import Frame, grid
+from gdrd_jax.utils.texts import counted
 
 LOG = logging.getLogger(__name__)
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -104,7 +105,9 @@ class Templates:
         skipped += [(name, "no image of this template is left") for name in empty]
         if skipped:
             LOG.warning(
-                "left out: %d images, and %d templates without any other", len(skipped) - len(empty), len(empty)
+                "left out: %s, and %s without any other",
+                counted(len(skipped) - len(empty), "image"),
+                counted(len(empty), "template"),
             )
         _, subjects = np.unique(np.array(listed.subjects), return_inverse=True)
         return cls(

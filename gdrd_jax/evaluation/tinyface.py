@@ -21,6 +21,7 @@ from gdrd_jax.evaluation.result import Result, percent, percents
 from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.pictures import grid
+from gdrd_jax.utils.texts import counted
 
 LOG = logging.getLogger(__name__)
 RANKS = (1, 5, 10)
@@ -88,12 +89,14 @@ class TinyFace(ReportedProtocol):
             unlisted = [files.names[row] for row in rows[kind] if row not in listed]
             if absent and not skip_bad:
                 raise GdrdError(
-                    f"{listing[0]} names {len(absent)} images that {kind} does not hold, first {absent[0]!r}",
+                    f"{listing[0]} names {counted(len(absent), 'image')} that {kind} does not hold, the first "
+                    f"{absent[0]!r}",
                     "tinyface-missing",
                 )
             if unlisted and not skip_bad:
                 raise GdrdError(
-                    f"{listing[0]} does not name {len(unlisted)} images of {kind}, the first {unlisted[0]!r}",
+                    f"{listing[0]} does not name {counted(len(unlisted), 'image')} of {kind}, the first "
+                    f"{unlisted[0]!r}",
                     "tinyface-unlisted",
                 )
             rows[kind] = [row for row in rows[kind] if row in listed]
@@ -109,12 +112,12 @@ class TinyFace(ReportedProtocol):
         lonely = np.flatnonzero((kinds == PROBE) & ~mated)
         if len(lonely) and not skip_bad:
             raise GdrdError(
-                f"{len(lonely)} probes have no mate in {MATCH}, the first {usable.names[lonely[0]]!r}",
+                f"{counted(len(lonely), 'probe')} without a mate in {MATCH}, the first is {usable.names[lonely[0]]!r}",
                 "tinyface-no-mate",
             )
         skipped += [*usable.skipped, *((usable.names[row], "it has no mate in the gallery") for row in lonely)]
         if skipped:
-            LOG.warning("%d faces are left out", len(skipped))
+            LOG.warning("left out: %s", counted(len(skipped), "face"))
         probes, gallery = np.flatnonzero((kinds == PROBE) & mated), np.flatnonzero(kinds != PROBE)
         if not len(probes):
             raise GdrdError(f"no probe of {data} has a mate in the gallery", "tinyface-no-probes")

@@ -23,6 +23,7 @@ from gdrd_jax.evaluation.result import Result, percent, percents
 from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.pictures import Frame, grid
+from gdrd_jax.utils.texts import counted
 
 LOG = logging.getLogger(__name__)
 TRAIN, TEST = "train", "test"
@@ -85,18 +86,20 @@ class UCCS(ReportedProtocol):
             name = faces.names[strangers[0]]
             if not skip_bad:
                 raise GdrdError(
-                    f"{len(strangers)} test faces are of people without a training face, the first {name!r}",
+                    f"without a training face of the same person: {counted(len(strangers), 'test face')}, the first "
+                    f"{name!r}",
                     "uccs-strangers",
                 )
             skipped += [(faces.names[row], "its person has no training face") for row in strangers]
         if skipped:
-            LOG.warning("%d faces are left out", len(skipped))
+            LOG.warning("left out: %s", counted(len(skipped), "face"))
         faces = labeled(faces, (parts[-2] for parts in places))
         test = np.setdiff1d(np.flatnonzero(split == TEST), strangers)
         about = {"n_skipped": len(skipped), "skipped": skipped}
         if len(known) < 2 or not len(test):
             raise GdrdError(
-                f"{data} holds {len(known)} people to train on and {len(test)} test faces; at least 2 and 1",
+                f"{data} holds {counted(len(known), 'person', 'people')} to train on and "
+                f"{counted(len(test), 'test face')}; at least 2 and 1",
                 "uccs-too-few",
             )
         return cls(faces, np.flatnonzero(split == TRAIN), test, about)

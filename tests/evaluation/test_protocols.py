@@ -176,7 +176,7 @@ def test_pairs_naming_missing_images_are_told_or_counted(lfw_folder, network, tm
     shutil.copytree(lfw_folder, tmp_path / "lfw")
     (tmp_path / "lfw" / "lfw" / "P_3" / "P_3_0002.png").unlink()
     how = settings("lfw", tmp_path / "lfw", network, pairs=lfw_folder / "pairs.txt")
-    with raises("pair-image-missing", "1 images", "'P_3_0002'", "--skip-bad"):
+    with raises("pair-image-missing", "1 image ", "'P_3_0002'", "--skip-bad"):
         evaluate_and_report(how, tmp_path / "out")
     results = evaluate_and_report(settings(**{**vars(how), "network": network, "skip_bad": True}), tmp_path / "out")
     assert results["colors_16"].metrics["n_pairs"] == 34
@@ -298,7 +298,7 @@ def test_tinyface_lists_rule_over_names(tinyface_folder):
     protocol = tinyface.TinyFace.open(tinyface_folder, skip_bad=True)
     assert len(protocol.probes) == 1 and len(protocol.gallery) == 32 and protocol.about["n_skipped"] == 7 + 14
     write_lists(root, ["1_1.png", "77_1.png"], ["1_2.png"])
-    with raises("tinyface-missing", "1 images", "Probe", "'77_1.png'"):
+    with raises("tinyface-missing", "1 image ", "Probe", "'77_1.png'"):
         tinyface.TinyFace.open(tinyface_folder)
     assert ("77_1.png", "it is missing") in tinyface.TinyFace.open(tinyface_folder, skip_bad=True).about["skipped"]
     write_lists(root, ["1_1.png", "1_1.png"], ["1_2.png"])
@@ -545,7 +545,7 @@ def test_pairs_of_one_kind_cannot_be_verified(network, tmp_path):
     with raises("pairs-one-kind", "4 and 0"):
         evaluate_and_report(settings("bin", tmp_path / "b.bin", network), tmp_path / "out")
     (tmp_path / "b.bin").write_bytes(pickle.dumps(([b"no image", *images[1:]], [True, *[False] * 3]), protocol=4))
-    with raises("pairs-one-kind", "0 and 3", "1 faces", "pair 0 a"):
+    with raises("pairs-one-kind", "0 and 3", "1 face ", "pair 0 a"):
         evaluate_and_report(settings("bin", tmp_path / "b.bin", network, skip_bad=True), tmp_path / "out")
 
 
