@@ -49,10 +49,15 @@ def evaluate(
     for row in rows:
         if row.name in results:
             raise GdrdError(f"two rows have the name {row.name!r}; give each a name of its own", "row-twice")
-        probes = embed_faces(row.embedder, protocol.faces, row.degradation, seed=seed, cache=cache)
-        gallery = None
-        if row.gallery:
-            embedder, degradation = row.gallery
-            gallery = embed_faces(embedder, protocol.faces, degradation, seed=seed, cache=cache)
-        results[row.name] = protocol.evaluate(probes, gallery, seed=seed)
+        results[row.name] = _scored(row, protocol, seed, cache)
     return results
+
+
+def _scored(row: Row, protocol: EvaluationProtocol, seed: int, cache: Path | None) -> Result:
+    """The result of a row, whose embeddings are freed before those of the next one are made."""
+    probes = embed_faces(row.embedder, protocol.faces, row.degradation, seed=seed, cache=cache)
+    gallery = None
+    if row.gallery:
+        embedder, degradation = row.gallery
+        gallery = embed_faces(embedder, protocol.faces, degradation, seed=seed, cache=cache)
+    return protocol.evaluate(probes, gallery, seed=seed)

@@ -112,7 +112,7 @@ class TinyFace(ReportedProtocol):
         lonely = np.flatnonzero((kinds == PROBE) & ~mated)
         if len(lonely) and not skip_bad:
             raise GdrdError(
-                f"{counted(len(lonely), 'probe')} without a mate in {MATCH}, the first is {usable.names[lonely[0]]!r}",
+                f"{MATCH} has no mate for {counted(len(lonely), 'probe')}, the first {usable.names[lonely[0]]!r}",
                 "tinyface-no-mate",
             )
         skipped += [*usable.skipped, *((usable.names[row], "it has no mate in the gallery") for row in lonely)]

@@ -86,7 +86,7 @@ class UCCS(ReportedProtocol):
             name = faces.names[strangers[0]]
             if not skip_bad:
                 raise GdrdError(
-                    f"without a training face of the same person: {counted(len(strangers), 'test face')}, the first "
+                    f"there is no training face of the person of {counted(len(strangers), 'test face')}, the first "
                     f"{name!r}",
                     "uccs-strangers",
                 )
