@@ -1,5 +1,6 @@
 """Templates: their lists, their pooled embeddings, pairs (1:1) and search (1:N), by references written out in NumPy."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -223,6 +224,16 @@ def test_missing_images_are_refused_or_counted(folder, tmp_path):
     assert protocol.templates.names[protocol.first[-1]] == f"enrolled{PEOPLE - 1}"
     with raises("template-list-not-given", "--pairs"):
         ListedPairs.open(folder / "faces", config(folder, pairs=""))
+
+
+def test_a_template_without_an_image_is_refused_or_left_out(folder):
+    listed = read_templates(folder / "templates.csv")
+    more = dataclasses.replace(listed, names=(*listed.names, "empty"), subjects=(*listed.subjects, "Nobody"))
+    with raises("template-empty", "'empty'"):
+        Templates.open(folder / "faces", more)
+    found = Templates.open(folder / "faces", more, skip_bad=True)
+    assert found.names == listed.names and len(found.subjects) == len(listed.names)
+    assert found.numbered(np.array([len(listed.names), 1]), more.names).tolist() == [-1, 1]
 
 
 def test_both_kinds_of_pairs_and_a_mate_are_needed():
