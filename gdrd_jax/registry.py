@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import importlib
+import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -126,6 +128,13 @@ def load_plugins(modules: Sequence[str]) -> None:
         _import(name, "config.plugins")
 
 
+def explanations(config: type) -> dict[str, str]:
+    """What the docstring of a `Config` says of each setting under "Attributes:"."""
+    lines = (inspect.getdoc(config) or "").partition("Attributes:\n")[2]
+    parts = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", lines, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in parts}
+
+
 def _import(name: str, wanted_by: str) -> None:
     try:
         importlib.import_module(name)
@@ -149,3 +158,4 @@ selections = Registry("selection", "gdrd_jax.data.selections")
 students = Registry("student", "gdrd_jax.models.students")
 generative_teachers = Registry("generative teacher", "gdrd_jax.teachers.builtin")
 discriminative_teachers = Registry("discriminative teacher", "gdrd_jax.teachers.builtin")
+protocols = Registry("protocol", "gdrd_jax.evaluation.protocols")

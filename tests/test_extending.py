@@ -1,5 +1,6 @@
 """The examples of docs/extending.md: a loss and a student outside the package, trained, evaluated and exported."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -41,6 +42,21 @@ def plugin(tmp_path, monkeypatch):
 def code_of(page, first_line):
     """The Python block of a page that begins with this docstring."""
     return re.search(rf"```python\n(\"\"\"{first_line}.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1]
+
+
+def example(module, folder, monkeypatch):
+    """Writes the example of a module into a folder, from which it can be imported."""
+    folder.mkdir()
+    (folder / f"{module}.py").write_text(code_of(PAGE, f"{module}.py"), encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    return module
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    yield example("my_losses", tmp_path / "plugins", monkeypatch)
+    registry.losses._entries.pop("my_arcface", None)
+    sys.modules.pop("my_losses", None)
 
 
 def test_a_sampler_of_another_module_is_a_pure_function_of_seed_and_step():
@@ -113,12 +129,12 @@ def test_it_is_arcface(plugin):
 
 
 def test_the_list_shows_losses_and_those_of_plugins(plugin, capsys):
-    assert list_entries.main(["losses", "--plugin", plugin]) == 0
+    assert list_entries.main(["losses", "--plugins", plugin]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == sorted(registry.losses.names())
     assert "my_arcface: Cross-entropy of scaled cosines" in "\n".join(lines) and "margin=0.5" in "\n".join(lines)
     assert any(line.startswith("rcd: ") and "tau=0.4" in line for line in lines)
-    assert list_entries.main(["losses", "--plugin", "not_there"]) == 2
+    assert list_entries.main(["losses", "--plugins", "not_there"]) == 2
     assert "[plugin-import]" in capsys.readouterr().err
 
 

@@ -62,7 +62,7 @@ def work(given: argparse.Namespace) -> None:
     from gdrd_jax.data.degradation import Views
     from gdrd_jax.data.readers import open_faces
     from gdrd_jax.evaluation import tap_study
-    from gdrd_jax.evaluation.lfw import open_lfw
+    from gdrd_jax.evaluation.lfw import LFW
     from gdrd_jax.registry import load_plugins
     from gdrd_jax.utils.errors import GdrdError
     from gdrd_jax.utils.files import digest, locked, write_json, write_text
@@ -80,7 +80,7 @@ def work(given: argparse.Namespace) -> None:
     taps_of = _check_teachers(teachers, given)
     views = Views.plain(given.resolution, given.kernel)
     train = open_faces(given.train)
-    pairs = open_lfw(given.data, given.pairs, stretch=False, skip_bad=False)
+    pairs = LFW.open(given.data, LFW.Config(str(given.pairs)))
     faces = tap_study.studied(train, pairs, views, given.images)
     compared = digest({"": [x.tolist() for x in (pairs.first, pairs.second, pairs.same, pairs.folds)]})
     settings = {

@@ -276,7 +276,7 @@ def _evaluation(folder: Path, fingerprint: str) -> dict:
             "evaluation-other-student",
         )
     strengths = ", ".join(f"{name} {settings[name]:g}" for name in STRENGTHS if settings[name])
-    data = Path(settings["pairs"] or settings["data"]).name
+    data = Path(settings.get("protocol_settings", settings).get("pairs") or settings["data"]).name
     rows = [
         {"row": row, **{name: [found[name], *ends] for name, ends in found["intervals"].items() if name in found}}
         for row, found in results.items()
