@@ -52,9 +52,7 @@ STAGE_INPUTS = ("lr", "hr_small")
 RESIDENCIES = ("auto", "device", "host")
 CHOICES = {
     "until": ("gen", "dis", "report"),
-    "views.resolution": (8, 16, 32),
     "views.kernel": KERNELS,
-    "student.name": ("gdrd", "teacher_features"),
     "student.head_stages": (0, 1, 2),
     "student.dtype": ("float32", "bfloat16"),
     "data.residency": RESIDENCIES,
@@ -155,6 +153,8 @@ class Config(ConfigDict):
         given = dict(*other, **more)
         for key in [k for k in given if self._flat_loss(k) or self._of_teacher(k) or k == "settings"]:
             self[key] = given.pop(key)
+        if "settings" in given and "settings" in self:  # replaced as a whole, for their names differ between students
+            self["settings"] = given.pop("settings")
         super().update({name: each for key, value in given.items() for name, each in _current(key, value).items()})
 
 
@@ -314,7 +314,7 @@ def default() -> ConfigDict:
     config.until = "report"
     # False refuses a workdir that was used before, instead of continuing in it.
     config.resume = True
-    # Modules to import first, which register losses of their own, see docs/extending.md.
+    # Modules to import first, which register losses or students of their own, see docs/extending.md.
     config.plugins = ()
     # Folder for the output of all steps; runs with the same folder share what is the same. "" is WORKDIR/steps.
     config.outputs = ""
@@ -361,7 +361,9 @@ def default() -> ConfigDict:
     )
     config.views = Config(
         {
-            "resolution": 16,  # Side of the student's input in pixels.
+            # Side of the student's input in pixels, one that the student takes: 8, 16, 24, 32, 48, 64 or 112 for those
+            # of this package.
+            "resolution": 16,
             "kernel": "area",  # How faces are reduced: OpenCV's "area", or Pillow's antialiased "bicubic".
             # Number of stored views of each face: the face, its mirror image, then randomly moved and degraded ones.
             # With `degradation.random` only stage gen uses them; without stage gen 1 is enough.
@@ -444,15 +446,19 @@ def default() -> ConfigDict:
     )
     config.student = Config(
         {
-            # The network: "gdrd", the paper's, or "teacher_features", a head on T_g's features (the paper's "SR").
+            # The network, one of `gdrd list students` ("gdrd" is the paper's), or "teacher_features", a head on T_g's
+            # features (the paper's "SR").
             "name": "gdrd",
+            # Settings that this network has beside the next four: `gdrd list students` shows all of them. Of the next
+            # four, those that it lacks have to stay as they are.
+            "settings": {},
             "width": 1.0,  # Factor on the paper's numbers of channels.
             "hidden": (),  # Widths of the head's hidden layers.
             # Number of the three convolutional stages that belong to the head, not to the backbone.
             "head_stages": 0,
             "dtype": "float32",  # Precision of the computation.
             # A student to begin with: the name of a pretrained one, an exported folder or a workdir. It brings its own
-            # width, hidden and head_stages.
+            # settings, except dtype, and has to be of the same `name`.
             "init": "",
         }
     )
@@ -640,7 +646,8 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     features = config.student.name == "teacher_features"
     if config.degradation.random and (features or config.dis.shift):
         raise GdrdError(
-            "config.degradation.random needs config.dis.shift=0 and config.student.name=gdrd", "degradation-settings"
+            "config.degradation.random needs config.dis.shift=0 and a config.student.name other than teacher_features",
+            "degradation-settings",
         )
     if config.degradation.random and config.data.mixup_per_face:
         raise GdrdError(

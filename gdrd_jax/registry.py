@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import importlib
+import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -38,7 +40,7 @@ class Registry:
 
         def add(entry: Any) -> Any:
             taken = self._entries.setdefault(name, entry)
-            if (taken.__module__, taken.__qualname__) != (entry.__module__, entry.__qualname__):
+            if _place(taken) != _place(entry):
                 raise ValueError(f"the {self.kind} {name!r} of {taken.__module__} is registered already")
             self._entries[name] = entry
             return entry
@@ -65,6 +67,11 @@ class Registry:
             )
         return self._entries[name]
 
+    def name_of(self, entry: Any) -> str:
+        """The name under which an entry is registered."""
+        self._load()
+        return next(name for name, known in self._entries.items() if _place(known) == _place(entry))
+
     def settings(self, name: str, given: Mapping[str, object]) -> Any:
         """The `Config` of an entry with some settings changed.
 
@@ -73,6 +80,7 @@ class Registry:
         """
         config = self[name].Config
         fields = {field.name: field for field in dataclasses.fields(config)}
+        given = dict(given)
         for key, value in given.items():
             if key not in fields:
                 raise GdrdError(
@@ -81,6 +89,8 @@ class Registry:
                     "entry-setting",
                 )
             default = fields[key].default
+            if type(default) is tuple and type(value) is list:  # JSON has lists for tuples
+                given[key] = value = tuple(value)
             if type(value) is not type(default) and not (type(default) is float and type(value) is int):
                 raise GdrdError(
                     f"the setting {key!r} of the {self.kind} {name!r} is {value!r}; it must be a "
@@ -98,6 +108,11 @@ class Registry:
             _import(name, f"an entry point of the group {ENTRY_POINTS}")
 
 
+def _place(entry: Any) -> tuple[str, str]:
+    """What an entry keeps when its module is imported anew."""
+    return entry.__module__, entry.__qualname__
+
+
 def load_plugins(modules: Sequence[str]) -> None:
     """Imports modules that register entries.
 
@@ -111,6 +126,13 @@ def load_plugins(modules: Sequence[str]) -> None:
         sys.path.append(os.getcwd())
     for name in modules:
         _import(name, "config.plugins")
+
+
+def explanations(config: type) -> dict[str, str]:
+    """What the docstring of a `Config` says of each setting under "Attributes:"."""
+    lines = (inspect.getdoc(config) or "").partition("Attributes:\n")[2]
+    parts = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", lines, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in parts}
 
 
 def _import(name: str, wanted_by: str) -> None:
@@ -133,5 +155,7 @@ def _entry_points(_path: tuple[str, ...]) -> tuple[str, ...]:
 losses = Registry("loss", "gdrd_jax.losses")
 samplers = Registry("sampler", "gdrd_jax.data.samplers")
 selections = Registry("selection", "gdrd_jax.data.selections")
+students = Registry("student", "gdrd_jax.models.students")
 generative_teachers = Registry("generative teacher", "gdrd_jax.teachers.builtin")
 discriminative_teachers = Registry("discriminative teacher", "gdrd_jax.teachers.builtin")
+protocols = Registry("protocol", "gdrd_jax.evaluation.protocols")

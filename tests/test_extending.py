@@ -1,5 +1,6 @@
-"""The examples of docs/extending.md: entries outside the package train a student, which is evaluated and exported."""
+"""The examples of docs/extending.md: a loss and a student outside the package, trained, evaluated and exported."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -7,31 +8,33 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 from conftest import raises, tiny_config
 from flax import nnx
 
 from gdrd_jax import registry
-from gdrd_jax.cli import list_entries
-from gdrd_jax.data.degradation import resize_all
+from gdrd_jax.cli import __main__ as commands
+from gdrd_jax.cli import export, list_entries
+from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.losses import DataInfo, Outputs
-from gdrd_jax.pipeline import planning, runner
-from gdrd_jax.pipeline.run import Run
+from gdrd_jax.pipeline import planning, runner, train_stages
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
-def save_example(name, folder):
-    """Writes the module NAME.py of the page into a folder."""
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.py").write_text(code_of(PAGE, f"{name}.py"), encoding="utf-8")
+def example(module, tmp_path, monkeypatch):
+    """Writes a file of the page where Python finds it."""
+    code = code_of(PAGE, f"{module}.py")
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / f"{module}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "plugins")
+    return module
 
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    save_example("my_losses", tmp_path / "plugins")
-    monkeypatch.syspath_prepend(tmp_path / "plugins")
-    yield "my_losses"
+    yield example("my_losses", tmp_path, monkeypatch)
     registry.losses._entries.pop("my_arcface", None)
     sys.modules.pop("my_losses", None)
 
@@ -39,6 +42,21 @@ def plugin(tmp_path, monkeypatch):
 def code_of(page, first_line):
     """The Python block of a page that begins with this docstring."""
     return re.search(rf"```python\n(\"\"\"{first_line}.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1]
+
+
+def example(module, folder, monkeypatch):
+    """Writes the example of a module into a folder, from which it can be imported."""
+    folder.mkdir()
+    (folder / f"{module}.py").write_text(code_of(PAGE, f"{module}.py"), encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    return module
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    yield example("my_losses", tmp_path / "plugins", monkeypatch)
+    registry.losses._entries.pop("my_arcface", None)
+    sys.modules.pop("my_losses", None)
 
 
 def test_a_sampler_of_another_module_is_a_pure_function_of_seed_and_step():
@@ -64,6 +82,13 @@ def test_the_assistant_of_the_page_on_training_is_planned_before_the_student(fac
     steps = [step.name for step in planning.plan(config, tmp_path / "run")]
     order = [steps.index(name) for name in ("hr_small", "assistant", "assistant_embeddings", "dis", "report")]
     assert order == sorted(order) and "gen" not in steps
+
+
+@pytest.fixture
+def student_plugin(tmp_path, monkeypatch):
+    yield example("my_students", tmp_path, monkeypatch)
+    registry.students._entries.pop("my_separable", None)
+    sys.modules.pop("my_students", None)
 
 
 def test_a_loss_of_another_module_trains_a_student(plugin, faces_folder, tmp_path):
@@ -104,89 +129,51 @@ def test_it_is_arcface(plugin):
 
 
 def test_the_list_shows_losses_and_those_of_plugins(plugin, capsys):
-    assert list_entries.main(["losses", "--plugin", plugin]) == 0
+    assert list_entries.main(["losses", "--plugins", plugin]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == sorted(registry.losses.names())
     assert "my_arcface: Cross-entropy of scaled cosines" in "\n".join(lines) and "margin=0.5" in "\n".join(lines)
     assert any(line.startswith("rcd: ") and "tau=0.4" in line for line in lines)
-    assert list_entries.main(["losses", "--plugin", "not_there"]) == 2
+    assert list_entries.main(["losses", "--plugins", "not_there"]) == 2
     assert "[plugin-import]" in capsys.readouterr().err
 
 
-@pytest.fixture
-def teachers(tmp_path, monkeypatch):
-    """Both teachers of the page, with files for them; in the order of the page."""
-    names, rng = ("my_filters", "my_eigenfaces"), np.random.default_rng(0)
-    for name in names:
-        save_example(name, tmp_path / "plugins")
-    monkeypatch.syspath_prepend(tmp_path / "plugins")
-    np.savez(tmp_path / "bank.npz", w=rng.normal(size=(8, 3, 4, 4)).astype(np.float32))
-    np.savez(tmp_path / "faces.npz", mean=np.full((64, 64), 127.5), components=rng.normal(size=(27, 64, 64)) / 64)
-    yield names
-    registry.generative_teachers._entries.pop("my_filters", None)
-    registry.discriminative_teachers._entries.pop("my_eigenfaces", None)
-    for name in names:
-        sys.modules.pop(name, None)
-
-
-def test_teachers_of_other_modules_train_a_student(teachers, faces_folder, tmp_path):
+def test_a_student_of_another_module_is_trained_evaluated_exported_and_continued(
+    student_plugin, faces_folder, tmp_path
+):
     config = tiny_config(faces_folder)
-    config.plugins = teachers
-    config.generative.update(kind="my_filters", path=str(tmp_path / "bank.npz"), settings={"stride": 4})
-    config.discriminative.update(kind="my_eigenfaces", path=str(tmp_path / "faces.npz"))
-    config.gen.steps = config.dis.steps = 9
+    config.plugins = (student_plugin,)
+    config.student.update(name="my_separable", settings={"channels": 8}, width=1.0, hidden=(), head_stages=0)
+    config.dis.update(init="random", freeze=(), steps=5)
+    config.until = "dis"
     runner.run(config, tmp_path / "run")
-    run = Run.open(tmp_path / "run")
-    low, features = (run.store(step, "test").read(0) for step in ("views", "generative"))
-    bank = np.load(tmp_path / "bank.npz")["w"]
-    pixels = resize_all(low, 32, "bicubic").astype(np.float32) / 127.5 - 1
-    expected = (pixels[:, 8:12, 20:24] * bank[5].transpose(1, 2, 0)).sum(axis=(1, 2, 3))
-    np.testing.assert_allclose(features[:, 5, 2, 5], expected, rtol=1e-2, atol=1e-2)  # stored as float16
-    assert features.shape[1:] == (8, 8, 8)
-    face = resize_all(run.faces("test"), 64)[0]
-    component = np.load(tmp_path / "faces.npz")["components"][3]
-    embedding = run.store("discriminative", "test").read(0)[0]
-    assert len(embedding) == 24
-    assert embedding[0] == pytest.approx(((face.mean(axis=2) - 127.5) * component).sum(), rel=1e-2)
-    results = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["results"]
-    assert {"student", "faces_native", "faces_16"} <= results.keys()  # its teacher, of 64 pixels, stands beside it
-    for step, changed in (("generative", {"stride": 2}), ("discriminative", {"skip": 0})):
-        before = [each.action for each in runner.plan(config, tmp_path / "run") if each.name == step]
-        config[step].settings = changed
-        after = [each.action for each in runner.plan(config, tmp_path / "run") if each.name == step]
-        assert (before, after) == (["skip"], ["run"])
+    metrics = json.loads((tmp_path / "run" / "dis" / "metrics.json").read_text(encoding="utf-8"))
+    assert 0 <= metrics["dev_accuracy"] <= 100
+    folder = tmp_path / "exported"
+    words = ["--format", "onnx", "stablehlo", "--calibration", faces_folder]
+    assert export.main([*map(str, (tmp_path / "run", folder, *words))]) == 0
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["student"] == {
+        "name": "my_separable", "module": "my_students", "settings": {"channels": 8}, "resolution": 16, "channels": 3,
+        "embedding_dim": 128,
+    }  # fmt: skip
+    assert "Network `my_separable`, channels 8." in (folder / "README.md").read_text(encoding="utf-8")
+    recognizer = Recognizer.load(folder)
+    faces = np.random.default_rng(0).integers(256, size=(3, 16, 16, 3), dtype=np.uint8)
+    wanted, session = recognizer.embed(faces), onnxruntime.InferenceSession(folder / "student.onnx")
+    for count in (1, 3):
+        found = session.run(None, {"faces": faces[:count]})[0]
+        np.testing.assert_allclose(found, wanted[:count], atol=1e-5)
+    config.student.init = str(folder)
+    begun = train_stages._student(config, 128)
+    np.testing.assert_array_equal(begun.backbone.stem.kernel[...], recognizer.student.backbone.stem.kernel[...])
+    config.views.resolution = 8
+    with raises("student-resolution", "'my_separable'", "16, 32"):
+        planning.validate(config, tmp_path / "run")
 
 
-def test_mistakes_with_teachers_of_other_modules_are_found_first(teachers, faces_folder, tmp_path):
-    config = tiny_config(faces_folder)
-    config.plugins = teachers
-    config.generative.update(kind="my_filters", path=str(tmp_path / "bank.npz"))
-    config.discriminative.update(kind="my_eigenfaces", path=str(tmp_path / "faces.npz"))
-    for change, code, facts in (
-        ({"generative.kind": "my_filter"}, "entry-unknown", ["'my_filter'", "'my_filters'"]),
-        ({"generative.settings": {"strides": 2}}, "entry-setting", ["'my_filters'", "'strides'", "'stride'"]),
-        ({"generative.settings": {"stride": 0}}, "entry-setting", ["stride is 0"]),
-        ({"generative.tap": "linaer"}, "teacher-tap", ["'linaer'", "linear, rectified"]),
-        ({"generative.path": "none.npz"}, "generative-none", ["'none.npz'", "'my_filters'"]),
-        ({"generative.precision": "bfloat16"}, "teacher-option", ["config.generative.precision", "'my_filters'"]),
-        ({"discriminative.kind": "eigenface"}, "entry-unknown", ["'eigenface'", "'my_eigenfaces'"]),
-        ({"discriminative.settings": {"skip": "3"}}, "entry-setting", ["'skip'", "'3'", "int"]),
-        ({"discriminative.input_size": 112}, "teacher-option", ["config.discriminative.input_size", 112]),
-        ({"discriminative.preprocessing": "unit"}, "teacher-option", ["config.discriminative.preprocessing", "'unit'"]),
-        ({"discriminative.path": "none.npz"}, "file-missing", ["'none.npz'"]),
-    ):
-        wrong = config.copy_and_resolve_references()
-        wrong.update_from_flattened_dict(change)
-        with raises(code, *facts):
-            runner.run(wrong, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_list_shows_teachers(teachers, capsys):
-    assert list_entries.main(["generative_teachers", "--plugin", *teachers]) == 0
-    shown = capsys.readouterr().out
-    assert "my_filters: Responses of the filters" in shown and "stride=2" in shown
-    assert "diffusers: " in shown and "timestep=-1" in shown and "onnx: " in shown and "heads=0" in shown
-    assert list_entries.main(["discriminative_teachers", "--plugin", *teachers]) == 0
-    shown = capsys.readouterr().out
-    assert "my_eigenfaces: Projections" in shown and "skip=3" in shown and "iresnet: " in shown
+def test_a_command_imports_a_plugin_first(student_plugin, capsys):
+    assert commands.main(["--plugin", student_plugin, "list", "students"]) == 0
+    assert "my_separable: Two blocks of depthwise separable convolutions" in capsys.readouterr().out
+    assert commands.main(["--plugin", "not_there", "list", "students"]) == 2
+    assert "[plugin-import]" in capsys.readouterr().err

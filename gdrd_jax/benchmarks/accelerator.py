@@ -48,7 +48,7 @@ from gdrd_jax.inference import bundle
 from gdrd_jax.inference.pretrained import describe_student, find_student
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.models import weights
-from gdrd_jax.models.student import Student, embed
+from gdrd_jax.models.student import embed, make_student
 from gdrd_jax.pipeline import runner
 from gdrd_jax.pipeline.train_stages import make_dis
 from gdrd_jax.training import trainer
@@ -103,7 +103,7 @@ def robust_training(resolution: int, width: float, batch: int, precision: str, f
         "label": np.full(faces, -1, np.int32), "small": np.resize(few, (faces, *few.shape[1:])),
         "discriminative": np.float16(np.resize(rng.normal(size=(1024, 1, DIM)), (faces, 1, DIM))),
     }  # fmt: skip
-    student = Student(
+    student = make_student(
         resolution=resolution, width=width, hidden=(), embedding_dim=DIM, dtype=precision, rngs=nnx.Rngs(SEED)
     )
     stage = make_dis(config, student, np.zeros((1, DIM), np.float32), faces)
@@ -204,7 +204,7 @@ def inference(sizes: Sizes, finish: float):
     """Faces a second of the jitted student, and of ONNX Runtime."""
     runtime = util.find_spec("onnxruntime") and util.find_spec("onnx")
     for width in dict.fromkeys(width for width, _, _ in sizes.cases):
-        student = Student(resolution=16, width=width, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(SEED))
+        student = make_student(resolution=16, width=width, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(SEED))
         student.eval()
         graphdef, state = nnx.split(student)
         function = jax.jit(lambda state, faces, graphdef=graphdef: embed(nnx.merge(graphdef, state), faces))

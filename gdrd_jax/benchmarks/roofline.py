@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 
 from gdrd_jax.cli.common import ArgumentParser
-from gdrd_jax.models.student import FEATURE_SIZE, STAGE_CHANNELS, STRIDES
+from gdrd_jax.models.students.gdrd import CHANNELS, STRIDES
 
 # FLOP/s and bytes/s by NVIDIA's data sheets: H100 and H200 SXM, and GeForce RTX 3090 (71 with float32 sums).
 DEVICES = {"H100": (989e12, 3350e9), "H200": (989e12, 4800e9), "RTX 3090": (71e12, 936e9)}
@@ -52,7 +52,7 @@ class Layer:
 
 def layers(resolution: int, width: float) -> list[Layer]:
     """The student's, in order."""
-    channels = [max(8, round(c * width)) for c in STAGE_CHANNELS]
+    channels = [max(8, round(c * width)) for c in CHANNELS]
     stem, strides = STRIDES[resolution]
     side = resolution // stem
 
@@ -69,7 +69,7 @@ def layers(resolution: int, width: float) -> list[Layer]:
         side //= stride
         found += [convolution(f"stage {number}, conv {i}", outputs, outputs, side, 1) for i in (2, 3, 4)]
         inputs = outputs
-    features = inputs * FEATURE_SIZE**2
+    features = inputs * side**2
     return [*found, Layer("head", 2 * features * DIM, features, DIM, features * DIM, normalized=False)]
 
 

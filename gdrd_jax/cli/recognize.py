@@ -24,6 +24,7 @@ import json
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.inference.pretrained import DEFAULT
 from gdrd_jax.utils.files import user_path
+from gdrd_jax.utils.texts import counted
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -199,6 +200,10 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     return {"probes": probes}, found.bad
 
 
+def _size(faces: int, people: int) -> str:
+    return f"{counted(faces, 'face')} of {counted(people, 'person', 'people')}"
+
+
 def _gallery(given: argparse.Namespace) -> dict:
     from gdrd_jax.inference.gallery import Gallery
     from gdrd_jax.inference.pretrained import known_as
@@ -206,7 +211,7 @@ def _gallery(given: argparse.Namespace) -> dict:
     gallery = Gallery.load(given.gallery)
     counts, recognizer = gallery.counts(), known_as(gallery.fingerprint)
     if not given.json:
-        print(f"{given.gallery}: {len(gallery)} faces of {len(counts)} people, embedded by {recognizer}")
+        print(f"{given.gallery}: {_size(len(gallery), len(counts))}, embedded by {recognizer}")
         for person, faces in counts.items():
             print(f"  {faces:4}  {person}")
     return {"gallery": str(given.gallery), "recognizer": recognizer, "faces": len(gallery), "people": counts}
@@ -225,7 +230,7 @@ def _remove(given: argparse.Namespace) -> dict:
     removed = gallery.remove(*map(same_name, given.people), paths=[str(path.resolve()) for path in given.path])
     people = len(gallery.people())
     if not given.json:
-        print(f"{given.gallery}: {removed} faces removed, {len(gallery)} faces of {people} people left")
+        print(f"{given.gallery}: {counted(removed, 'face')} removed, {_size(len(gallery), people)} left")
     return {"gallery": str(given.gallery), "removed": removed, "faces": len(gallery), "people": people}
 
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.data.degradation import KERNELS
+from gdrd_jax.models.arguments import RESOLUTIONS
 from gdrd_jax.utils.files import user_path
 
 LOG = logging.getLogger("gdrd_jax.study_taps")
@@ -48,7 +49,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     )
     add("--plugin", nargs="+", default=[], metavar="MODULE", help="modules that register more kinds of teachers")
     add("--recognizer", metavar="PATH[:PREPROCESSING[:SIZE]]", help="discriminative teacher for comparison")
-    add("--resolution", type=int, default=16, choices=(8, 16, 32), help="pixels of the faces (default: 16)")
+    add("--resolution", type=int, default=16, choices=RESOLUTIONS, help="pixels of the faces (default: 16)")
     add("--kernel", default="area", choices=KERNELS, help="downsampling: area (OpenCV, default) or bicubic (Pillow)")
     add("--images", type=int, default=20, help="maximum images of a training person (default: 20)")
     add("--seed", type=int, default=0, help="of the choice of held-out images, and of the bootstrap (default: 0)")
@@ -61,7 +62,7 @@ def work(given: argparse.Namespace) -> None:
     from gdrd_jax.data.degradation import Views
     from gdrd_jax.data.readers import open_faces
     from gdrd_jax.evaluation import tap_study
-    from gdrd_jax.evaluation.lfw import open_lfw
+    from gdrd_jax.evaluation.lfw import LFW
     from gdrd_jax.registry import load_plugins
     from gdrd_jax.utils.errors import GdrdError
     from gdrd_jax.utils.files import digest, locked, write_json, write_text
@@ -79,7 +80,7 @@ def work(given: argparse.Namespace) -> None:
     taps_of = _check_teachers(teachers, given)
     views = Views.plain(given.resolution, given.kernel)
     train = open_faces(given.train)
-    pairs = open_lfw(given.data, given.pairs, stretch=False, skip_bad=False)
+    pairs = LFW.open(given.data, LFW.Config(str(given.pairs)))
     faces = tap_study.studied(train, pairs, views, given.images)
     compared = digest({"": [x.tolist() for x in (pairs.first, pairs.second, pairs.same, pairs.folds)]})
     settings = {

@@ -18,6 +18,7 @@ import logging
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.data.degradation import KERNELS
+from gdrd_jax.models.arguments import RESOLUTIONS
 from gdrd_jax.utils.files import user_path
 
 LOG = logging.getLogger("gdrd_jax.train_sr_teacher")
@@ -32,7 +33,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("faces", type=user_path, metavar="FACES", help="aligned faces")
     add("out", type=user_path, metavar="OUT", help="folder to write")
-    add("--resolution", type=int, default=16, choices=(8, 16, 32), help="pixels of the input (default: 16)")
+    add("--resolution", type=int, default=16, choices=RESOLUTIONS, help="pixels of the input (default: 16)")
     add("--kernel", default="area", choices=KERNELS, help="downsampling: area (OpenCV, default) or bicubic (Pillow)")
     add("--blur", type=float, default=0.0, help="maximum Gaussian blur of the input, in pixels of 112 (default: 0)")
     add("--motion", type=float, default=0.0, help="maximum motion blur, in pixels of 112 (default: 0)")

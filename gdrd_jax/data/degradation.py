@@ -178,7 +178,7 @@ def resize(face: np.ndarray, size: int, kernel: str) -> np.ndarray:
     return np.asarray(Image.fromarray(face).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def resize_all(faces: Sequence[np.ndarray], size: int, kernel: str = "area") -> np.ndarray:
+def resize_all(faces: Sequence[np.ndarray] | np.ndarray, size: int, kernel: str = "area") -> np.ndarray:
     """`resize` of many faces, such as an array `[N, H, W, 3]` or `data.faces.Faces`: uint8 `[N, size, size, 3]`."""
     if isinstance(faces, np.ndarray) and faces.shape[1:3] == (size, size):
         return faces

@@ -107,7 +107,7 @@ class Faces:
             weakref.finalize(self, os.close, self._descriptors[root])
         return self._descriptors[root]
 
-    def take(self, rows: np.ndarray) -> "Faces":
+    def take(self, rows: np.ndarray | Sequence[int]) -> "Faces":
         """Some of the faces, of the same identities; without a fingerprint."""
         rows = np.asarray(rows, int)
         parts, in_memory = (

@@ -3,10 +3,10 @@
 import dataclasses
 import hashlib
 import logging
-import os
 import re
-from collections.abc import Callable
-from pathlib import PurePosixPath
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 import numpy as np
 
@@ -16,10 +16,13 @@ from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import list_files
 from gdrd_jax.evaluation import bootstrap
 from gdrd_jax.evaluation.identification import nearest
+from gdrd_jax.evaluation.interface import Figure, ReportedProtocol
 from gdrd_jax.evaluation.report import GREEN, RED, draw_bars
-from gdrd_jax.evaluation.result import Result, percent, percents
+from gdrd_jax.evaluation.result import Metric, Result, percent, percents
+from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.pictures import grid
+from gdrd_jax.utils.pictures import Frame, grid
+from gdrd_jax.utils.texts import counted
 
 LOG = logging.getLogger(__name__)
 NAME = re.compile(r"([mw]-\d{3})-(\d{1,2})", re.IGNORECASE)
@@ -33,9 +36,12 @@ GROUPS = {
 SHOWN = 8
 
 
+@protocols.register("ar")
 @dataclasses.dataclass(frozen=True)
-class Groups:
-    """Neutral faces to be recognized by, and probes in groups.
+class AR(ReportedProtocol):
+    """m-001-01 ... w-050-26, any image format, at any depth.
+
+    The neutral images are the gallery; the probes are divided into groups.
 
     Attributes:
       faces: all, labeled.
@@ -45,8 +51,10 @@ class Groups:
 
     faces: Faces
     numbers: np.ndarray
-    about: dict
+    about: dict[str, Any]
 
+    title = "AR"
+    files = ("groups.png",)
     main = "rank_1"
     columns = {"rank_1": "rank-1 %", **{f"rank_1_{group}": f"{group} %" for group in GROUPS}}
     legend = (
@@ -54,6 +62,44 @@ class Groups:
         "14 (the paper does not give its split; this is ours). Groups: expression (2-4, 15-17), illumination (5-7, "
         "18-20), eyes behind sunglasses (8-10, 21-23), mouth behind a scarf (11-13, 24-26); rank-1 is over all of them."
     )
+
+    @classmethod
+    def open(cls, data: Path, config: object = None, *, stretch: bool = False, skip_bad: bool = False) -> Self:
+        """Reads AR's names; a person without a neutral image is an error, see `ReportedProtocol.open`."""
+        files = list_files(data)
+        chosen = [
+            row
+            for row, name in enumerate(files.names)
+            if NAME.fullmatch(PurePosixPath(name).stem) and is_image(files, row)
+        ]
+        if not chosen:
+            raise GdrdError(f"{data} holds no images with AR's names, such as m-001-01.bmp", "ar-no-images")
+        check_unique(files, chosen, _condition)
+        faces = checked(files.take(chosen), stretch=stretch, skip_bad=skip_bad)
+        numbers = np.array([_condition(name)[1] for name in faces.names])
+        faces = labeled(faces, (_condition(name)[0] for name in faces.names))
+        odd = np.flatnonzero((numbers < 1) | (numbers > 26))
+        if len(odd):
+            raise GdrdError(f"{faces.where(odd[0])}: AR's images are numbered 01 to 26", "ar-number")
+        enrolled = np.unique(faces.labels[np.isin(numbers, GALLERY)])
+        lonely = np.flatnonzero(~np.isin(faces.labels, enrolled))
+        skipped = list(faces.skipped)
+        if len(lonely):
+            if not skip_bad:
+                raise GdrdError(
+                    f"{faces.where(lonely[0])}: its person has no neutral image (01 or 14) to be recognized by",
+                    "ar-no-neutral",
+                )
+            skipped += [(faces.names[row], "its person has no neutral image") for row in lonely]
+        if skipped:
+            LOG.warning("left out: %s", counted(len(skipped), "face"))
+        kept = np.setdiff1d(np.arange(len(faces)), lonely)
+        if not np.isin(numbers[kept], GALLERY).any() or np.isin(numbers[kept], GALLERY).all():
+            raise GdrdError(f"{data} needs neutral images (01, 14) and others to be recognized", "ar-one-kind")
+        fingerprint = hashlib.sha256(f"{faces.fingerprint}{kept.tolist()}".encode()).hexdigest()
+        of_kept = labeled(faces.take(kept), (faces.identities[label] for label in faces.labels[kept]))
+        of_kept = dataclasses.replace(of_kept, fingerprint=fingerprint)
+        return cls(of_kept, numbers[kept], {"n_skipped": len(skipped), "skipped": skipped})
 
     def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
         """Scores one model by the cosine of its embeddings, float `[N, D]`, unit length.
@@ -64,7 +110,8 @@ class Groups:
         gallery, probes = self._gallery(), self._probes()
         best = gallery[nearest(embeddings[probes], enrolled[gallery])[:, 0]]
         right = self.faces.labels[best] == self.faces.labels[probes]
-        metrics, intervals = {}, {}
+        metrics: dict[str, Metric] = {}
+        intervals = {}
         of_group = {"rank_1": np.ones(len(probes), bool)}
         of_group |= {f"rank_1_{group}": np.isin(self.numbers[probes], numbers) for group, numbers in GROUPS.items()}
         for name, chosen in of_group.items():
@@ -82,27 +129,26 @@ class Groups:
     def _probes(self) -> np.ndarray:
         return np.flatnonzero(~np.isin(self.numbers, GALLERY))
 
-    def shared_arrays(self) -> dict[str, np.ndarray]:
+    def shared_arrays(self) -> Mapping[str, np.ndarray]:
         """What the arrays of every row belong to."""
         return {"names": np.array(self.faces.names), "probes": self._probes()}
 
-    def curves(self, results: dict[str, Result]) -> dict:
-        """None: there is no ROC."""
-        return {}
-
-    def figures(self, results: dict[str, Result]) -> list[tuple[str, bytes, str]]:
+    def figures(self, results: Mapping[str, Result]) -> list[Figure]:
         """Bars of the groups."""
         keys = [f"rank_1_{group}" for group in GROUPS]
         bars = {
-            name: [(r.metrics[key], r.intervals[key]) if key in r.intervals else None for key in keys]
-            for name, r in results.items()
+            name: [None if (figure := result.figure(key)) is None else (figure, result.intervals[key]) for key in keys]
+            for name, result in results.items()
         }
-        return [("groups.png", draw_bars(bars, list(GROUPS), y="rank-1, %"), "Rank-1 by group, with 95 % intervals.")]
+        return [
+            Figure("groups.png", draw_bars(bars, list(GROUPS), y="rank-1, %"), "Rank-1 by group, with 95 % intervals.")
+        ]
 
     def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """Some probes of every group over the gallery face that they were taken for."""
         probes, best, labels = self._probes(), result.arrays["nearest"], self.faces.labels
-        lines, frames = [], []
+        lines: list[list[np.ndarray]] = []
+        frames: list[list[Frame]] = []
         for numbers in GROUPS.values():
             of_group = np.flatnonzero(np.isin(self.numbers[probes], numbers))
             if not len(of_group):
@@ -118,46 +164,8 @@ class Groups:
         return grid(lines, frames), caption
 
 
-def open_ar(data: str | os.PathLike, *, stretch: bool, skip_bad: bool) -> Groups:
-    """AR's names, `m-001-01` to `w-050-26`, of images at any depth under a folder, in a tar or a store.
-
-    Raises:
-      GdrdError: no such images, a person without a neutral image, or a damaged face.
-    """
-    files = list_files(data)
-    chosen = [
-        row for row, name in enumerate(files.names) if NAME.fullmatch(PurePosixPath(name).stem) and is_image(files, row)
-    ]
-    if not chosen:
-        raise GdrdError(f"{data} holds no images with AR's names, such as m-001-01.bmp", "ar-no-images")
-    check_unique(files, chosen, _condition)
-    faces = checked(files.take(chosen), stretch=stretch, skip_bad=skip_bad)
-    numbers = np.array([_condition(name)[1] for name in faces.names])
-    faces = labeled(faces, (_condition(name)[0] for name in faces.names))
-    odd = np.flatnonzero((numbers < 1) | (numbers > 26))
-    if len(odd):
-        raise GdrdError(f"{faces.where(odd[0])}: AR's images are numbered 01 to 26", "ar-number")
-    enrolled = np.unique(faces.labels[np.isin(numbers, GALLERY)])
-    lonely = np.flatnonzero(~np.isin(faces.labels, enrolled))
-    skipped = list(faces.skipped)
-    if len(lonely):
-        if not skip_bad:
-            raise GdrdError(
-                f"{faces.where(lonely[0])}: its person has no neutral image (01 or 14) to be recognized by",
-                "ar-no-neutral",
-            )
-        skipped += [(faces.names[row], "its person has no neutral image") for row in lonely]
-    if skipped:
-        LOG.warning("%d faces are left out", len(skipped))
-    kept = np.setdiff1d(np.arange(len(faces)), lonely)
-    if not np.isin(numbers[kept], GALLERY).any() or np.isin(numbers[kept], GALLERY).all():
-        raise GdrdError(f"{data} needs neutral images (01, 14) and others to be recognized", "ar-one-kind")
-    fingerprint = hashlib.sha256(f"{faces.fingerprint}{kept.tolist()}".encode()).hexdigest()
-    of_kept = labeled(faces.take(kept), (faces.identities[label] for label in faces.labels[kept]))
-    of_kept = dataclasses.replace(of_kept, fingerprint=fingerprint)
-    return Groups(of_kept, numbers[kept], {"n_skipped": len(skipped), "skipped": skipped})
-
-
 def _condition(name: str) -> tuple[str, int]:
-    person, number = NAME.fullmatch(PurePosixPath(name).stem).groups()
-    return person.lower(), int(number)
+    found = NAME.fullmatch(PurePosixPath(name).stem)
+    if found is None:
+        raise ValueError(f"{name} is none of AR's names")
+    return found[1].lower(), int(found[2])

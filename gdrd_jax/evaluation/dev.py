@@ -8,7 +8,8 @@ import numpy as np
 from gdrd_jax.data.degradation import Degradation
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.evaluation import verification
-from gdrd_jax.evaluation.lfw import PairList, open_bin, open_lfw
+from gdrd_jax.evaluation.lfw import LFW, Bin, PairList
+from gdrd_jax.evaluation.result import figure
 from gdrd_jax.evaluation.verification import Pairs
 
 SEED = 0  # of noise, the default of gdrd evaluate
@@ -24,10 +25,11 @@ class DevSet(PairList):
 
     balanced: bool = False
 
-    def judge(self, pairs: Pairs) -> dict[str, float]:
+    def judge(self, pairs: Pairs) -> dict[str, float | None]:
         """`dev_accuracy` and `dev_auc`, in percent, of the pairs as `score` makes them."""
         metrics = verification.pair_metrics(pairs, folds=self.folds, balanced=self.balanced)
-        return {"dev_accuracy": metrics[verification.main_accuracy(metrics)], "dev_auc": metrics["auc"]}
+        accuracy = figure(metrics, verification.main_accuracy(metrics))
+        return {"dev_accuracy": accuracy, "dev_auc": figure(metrics, "auc")}
 
 
 def of_people(faces: np.ndarray, labels: np.ndarray) -> DevSet:
@@ -45,13 +47,12 @@ def of_pairs(data: Path, pairs: Path | None, degradation: Degradation) -> DevSet
       GdrdError: they are missing, damaged or do not belong together.
     """
     listed = open_pairs(data, pairs)
-    faces = listed.faces
+    faces = listed.named_faces
     low = in_parallel(lambda row: degradation.of_named(faces[row], faces.names[row], SEED), range(len(faces)))
-    fields = {field.name: getattr(listed, field.name) for field in dataclasses.fields(listed)}
+    fields = {field.name: getattr(listed, field.name) for field in dataclasses.fields(PairList)}
     return DevSet(**fields | {"faces": np.stack(list(low))})
 
 
 def open_pairs(data: Path, pairs: Path | None) -> PairList:
     """The pairs themselves; arguments and errors as of `of_pairs`."""
-    strict = {"stretch": False, "skip_bad": False}
-    return open_bin(data, **strict) if data.suffix == ".bin" else open_lfw(data, pairs, **strict)
+    return Bin.open(data) if data.suffix == ".bin" else LFW.open(data, LFW.Config("" if pairs is None else str(pairs)))

@@ -1,71 +1,14 @@
 """The one way from faces to figures: embeds the faces of a protocol and scores them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from gdrd_jax.data.degradation import Degradation
-from gdrd_jax.data.faces import Faces
+from gdrd_jax.evaluation.interface import EvaluationProtocol
 from gdrd_jax.evaluation.result import Result
-from gdrd_jax.evaluation.verification import Pairs
 from gdrd_jax.inference.embedders import Embedder, embed_faces
 from gdrd_jax.utils.errors import GdrdError
-
-
-class EvaluationProtocol(Protocol):
-    """Faces, and what is asked of their embeddings.
-
-    Attributes:
-      faces: all of them; as an array, uint8 RGB `[N, R, R, 3]`, where they have been reduced.
-    """
-
-    faces: Faces | np.ndarray
-
-    def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
-        """Scores one recognizer.
-
-        Args:
-          embeddings: of `faces`, float `[N, D]`, unit length.
-          gallery: of the same faces as they are in a gallery, `[N, D]`; None where they are the same.
-          seed: of the bootstrap.
-        """
-        ...
-
-
-class ReportedProtocol(EvaluationProtocol, Protocol):
-    """A protocol of `gdrd evaluate`, which writes a report.
-
-    Attributes:
-      about: counts and remarks: "n_skipped", "skipped" as `(name, reason)`, and where there are such "remark" and
-        "drawn", what the bootstrap draws.
-      main: the metric that rows are compared by.
-      columns: metric ("a.b" for b in a) to heading.
-      legend: explains them.
-    """
-
-    about: dict
-    main: str
-    columns: dict[str, str]
-    legend: str
-
-    def shared_arrays(self) -> dict[str, np.ndarray]:
-        """What the arrays of every row belong to."""
-        ...
-
-    def curves(self, results: dict[str, Result]) -> dict[str, Pairs]:
-        """Row to the pairs whose ROC is drawn; empty where the protocol has none."""
-        ...
-
-    def figures(self, results: dict[str, Result]) -> list[tuple[str, bytes, str]]:
-        """File name, PNG and caption of figures of all rows."""
-        ...
-
-    def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
-        """Examples of a row, and their caption; `render` gives a face as the row's network gets it."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +49,15 @@ def evaluate(
     for row in rows:
         if row.name in results:
             raise GdrdError(f"two rows have the name {row.name!r}; give each a name of its own", "row-twice")
-        probes = embed_faces(row.embedder, protocol.faces, row.degradation, seed=seed, cache=cache)
-        gallery = None
-        if row.gallery:
-            embedder, degradation = row.gallery
-            gallery = embed_faces(embedder, protocol.faces, degradation, seed=seed, cache=cache)
-        results[row.name] = protocol.evaluate(probes, gallery, seed=seed)
+        results[row.name] = _scored(row, protocol, seed, cache)
     return results
+
+
+def _scored(row: Row, protocol: EvaluationProtocol, seed: int, cache: Path | None) -> Result:
+    """The result of a row, whose embeddings are freed before those of the next one are made."""
+    probes = embed_faces(row.embedder, protocol.faces, row.degradation, seed=seed, cache=cache)
+    gallery = None
+    if row.gallery:
+        embedder, degradation = row.gallery
+        gallery = embed_faces(embedder, protocol.faces, degradation, seed=seed, cache=cache)
+    return protocol.evaluate(probes, gallery, seed=seed)

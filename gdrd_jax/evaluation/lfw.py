@@ -2,8 +2,9 @@
 
 import dataclasses
 import logging
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
@@ -13,20 +14,26 @@ from gdrd_jax.data.insightface_bin import read_bin
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import list_files
 from gdrd_jax.evaluation import bootstrap, verification
+from gdrd_jax.evaluation.interface import NativeFloor, ReportedProtocol
 from gdrd_jax.evaluation.pair_files import find_images, read_pairs
 from gdrd_jax.evaluation.report import GREEN, RED
-from gdrd_jax.evaluation.result import Result, percents
-from gdrd_jax.evaluation.verification import FARS, Pairs
+from gdrd_jax.evaluation.result import Result
+from gdrd_jax.evaluation.verification import FARS, Pairs, cosines
+from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.pictures import grid
+from gdrd_jax.utils.files import user_path
+from gdrd_jax.utils.pictures import Frame, grid
+from gdrd_jax.utils.texts import counted
 
 LOG = logging.getLogger(__name__)
 BIN_FOLDS = 10
 SHOWN = 6  # pairs a line of the picture
+# Accuracy that the weakest recognizers of 112x112 faces pass on LFW when they are fed rightly.
+FLOOR = NativeFloor(90.0, "recognizers have 95 % and more on LFW's own pairs (less on CALFW, CPLFW and XQLFW)")
 
 
 @dataclasses.dataclass(frozen=True)
-class PairList:
+class PairList(ReportedProtocol):
     """Pairs of faces in folds.
 
     Attributes:
@@ -44,7 +51,7 @@ class PairList:
     same: np.ndarray
     folds: np.ndarray
     people: np.ndarray
-    about: dict
+    about: dict[str, Any]
 
     main = "accuracy"
     columns = {
@@ -58,6 +65,13 @@ class PairList:
         "error rate. TAR at FAR: share of genuine pairs accepted where at most so many impostors are."
     )
 
+    @property
+    def named_faces(self) -> Faces:
+        """`faces`, where they have not been reduced to an array."""
+        if isinstance(self.faces, np.ndarray):
+            raise TypeError("an array of faces has no names")
+        return self.faces
+
     def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
         """Scores one model by the cosine of its embeddings.
 
@@ -70,40 +84,33 @@ class PairList:
         pairs = self.score(embeddings, gallery)
         orders = len(pairs.scores) // len(self.same)
         folds, people = np.tile(self.folds, orders), np.tile(self.people, (orders, 1))
-        intervals = bootstrap.of_pairs(pairs, *people.T, folds, FARS, seed=seed)
+        found = bootstrap.of_pairs(pairs, people[:, 0], people[:, 1], folds, FARS, seed=seed)
         metrics = verification.pair_metrics(pairs, folds=folds)
-        unsupported = {f"tar_at_far_{far}" for far, value in metrics["tar_at_far"].items() if value is None}
-        intervals = {
-            name.replace("tar_at_far_", "tar_at_far."): percents(ends)
-            for name, ends in intervals.items() if name not in unsupported
-        }  # fmt: skip
-        return Result(metrics, intervals, {"scores": pairs.scores.astype(np.float32)})
+        return verification.result(pairs, metrics, found)
 
     def score(self, embeddings: np.ndarray, gallery: np.ndarray | None = None) -> Pairs:
         """The pairs with the cosine of their embeddings; arguments as of `evaluate`."""
         orders = [(embeddings, embeddings)] if gallery is None else [(embeddings, gallery), (gallery, embeddings)]
-        return self._pairs(np.concatenate([np.einsum("pd,pd->p", a[self.first], b[self.second]) for a, b in orders]))
+        return self._pairs(np.concatenate([cosines(a, b, self.first, self.second) for a, b in orders]))
 
     def _pairs(self, scores: np.ndarray) -> Pairs:
         """Scores of all pairs, or of all pairs in one order and then in the other."""
         return Pairs(scores, np.tile(self.same, len(scores) // len(self.same)))
 
-    def shared_arrays(self) -> dict[str, np.ndarray]:
+    def shared_arrays(self) -> Mapping[str, np.ndarray]:
         """What the scores of a row belong to; rows of two resolutions have them twice, one order after the other."""
-        names = np.array(self.faces.names)
+        names = np.array(self.named_faces.names)
         return {"same": self.same, "fold": self.folds, "first": names[self.first], "second": names[self.second]}
 
-    def figures(self, results: dict[str, Result]) -> list[tuple[str, bytes, str]]:
-        """None beyond the ROC."""
-        return []
-
-    def curves(self, results: dict[str, Result]) -> dict[str, Pairs]:
+    def curves(self, results: Mapping[str, Result]) -> Mapping[str, Pairs]:
         """ROC of every row."""
         return {name: self._pairs(result.arrays["scores"]) for name, result in results.items()}
 
     def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """The hardest pairs of a row; `render` gives a face as the model receives it."""
-        scores, lines, frames = result.arrays["scores"].reshape(-1, len(self.same)).mean(axis=0), [], []
+        scores = result.arrays["scores"].reshape(-1, len(self.same)).mean(axis=0)
+        lines: list[list[np.ndarray]] = []
+        frames: list[list[Frame]] = []
         for same, order, color in ((False, -scores, RED), (True, scores, GREEN)):
             rows = np.flatnonzero(self.same == same)
             worst = rows[np.argsort(order[rows], kind="stable")[:SHOWN]]
@@ -116,97 +123,134 @@ class PairList:
         )
         return grid(lines, frames), caption
 
+    @classmethod
+    def _checked(
+        cls,
+        faces: Faces,
+        rows: Sequence[Sequence[int]],
+        same: Sequence[bool] | np.ndarray,
+        folds: Sequence[int] | np.ndarray,
+        people: Sequence[Sequence[int]],
+        about: dict[str, Any],
+    ) -> Self:
+        same, folds = np.asarray(same, bool), np.asarray(folds, int)
+        if not same.any() or same.all():
+            bad = about["skipped"]
+            left_out = f"; {counted(len(bad), 'face')} left out, the first because {bad[0][1]}" if bad else ""
+            raise GdrdError(
+                f"verification needs genuine and impostor pairs; there are {same.sum()} and {(~same).sum()}{left_out}",
+                "pairs-one-kind",
+            )
+        several = (
+            [(same[folds == fold], same[folds != fold]) for fold in np.unique(folds)] if len(set(folds)) > 1 else []
+        )
+        if any(not others.any() or others.all() for _, others in several):
+            raise GdrdError(
+                "outside of one fold all pairs are genuine, or all impostors: no threshold can be learned",
+                "pairs-fold-one-kind",
+            )
+        if any(not own.any() or own.all() for own, _ in several):
+            about["remark"] = (
+                "A fold has genuine or impostor pairs only: mix them, or look at the best threshold alone."
+            )
+            LOG.warning(about["remark"])
+        if about["n_skipped"]:
+            LOG.warning(
+                "left out: %s because of %s",
+                counted(about["n_skipped"], "pair"),
+                counted(len(about["skipped"]), "bad face"),
+            )
+        first, second = np.array(rows, int).T
+        return cls(faces, first, second, same, folds, np.array(people, int), about)
 
-def open_lfw(data: str | os.PathLike, pairs: str | os.PathLike | None, *, stretch: bool, skip_bad: bool) -> PairList:
-    """The images of LFW, or of another benchmark of pairs, anywhere under a folder, in a tar or a store.
 
-    Args:
-      data: of the images.
-      pairs: list of pairs, such as LFW's `pairs.txt`, see `evaluation.pair_files`.
-      stretch: take images that are not 112x112.
-      skip_bad: leave out pairs with missing or damaged images, counted and listed, instead of raising.
+@protocols.register("lfw")
+class LFW(PairList):
+    """NAME/NAME_0001.jpg at any depth, with --pairs: LFW's pairs.txt, or the list of another benchmark of pairs."""
 
-    Raises:
-      GdrdError: a missing or malformed file.
+    title = "LFW"
+    paper = {"16": 96.13}  # figure 3
+    native_floor = FLOOR
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        """Settings.
+
+        Attributes:
+          pairs: file with the list of pairs, see `evaluation.pair_files`.
+        """
+
+        pairs: str = ""
+
+    @classmethod
+    def open(cls, data: Path, config: Config, *, stretch: bool = False, skip_bad: bool = False) -> Self:
+        """Images anywhere under a folder, in a tar or a store; see `ReportedProtocol.open`."""
+        if not config.pairs:
+            raise GdrdError("the protocol lfw needs the list of pairs: --pairs pairs.txt", "pairs-not-given")
+        pairs = user_path(config.pairs)
+        listed = read_pairs(pairs)
+        files = list_files(data)
+        wanted = {name for pair in listed for name in pair.images}
+        found = {
+            name: images for name, rows in find_images(files.names, wanted).items()
+            if (images := [row for row in rows if is_image(files, row)])
+        }  # fmt: skip
+        for name, rows in sorted(found.items()):
+            check_unique(files, rows, lambda _: name)
+        absent = sorted(wanted - found.keys())
+        if absent and not skip_bad:
+            raise GdrdError(
+                f"{pairs} names {counted(len(absent), 'image')} that {data} does not hold, the first {absent[0]!r}; "
+                "check --data, or leave their pairs out with --skip-bad",
+                "pair-image-missing",
+            )
+        if not found:
+            raise GdrdError(f"{data} holds none of the images that {pairs} names", "pair-images-none")
+        chosen = sorted(found)
+        usable = checked(files.take([found[name][0] for name in chosen]), stretch=stretch, skip_bad=skip_bad)
+        name_of = {files.names[found[name][0]]: name for name in chosen}
+        row_of = {name_of[file]: row for row, file in enumerate(usable.names)}
+        kept = [pair for pair in listed if all(name in row_of for name in pair.images)]
+        skipped = [(name, "it is missing") for name in absent] + list(usable.skipped)
+        people = {person: i for i, person in enumerate(sorted({person for pair in kept for person in pair.people}))}
+        about = {"pairs": str(pairs), "n_skipped": len(listed) - len(kept), "skipped": skipped}
+        if all(a == b for a, b in (pair.people for pair in listed)):
+            about["drawn"] = "pairs (the list does not say who is in them)"
+        return cls._checked(
+            usable, [[row_of[name] for name in pair.images] for pair in kept], [pair.same for pair in kept],
+            [pair.fold for pair in kept], [[people[person] for person in pair.people] for pair in kept], about,
+        )  # fmt: skip
+
+
+@protocols.register("bin")
+@dataclasses.dataclass(frozen=True)
+class Bin(PairList):
+    """An InsightFace .bin (lfw, cfp_fp, agedb_30).
+
+    Attributes:
+      title: name of the file.
+      native_floor: LFW's, if the file is LFW.
     """
-    if pairs is None:
-        raise GdrdError("the protocol lfw needs the list of pairs: --pairs pairs.txt", "pairs-not-given")
-    listed = read_pairs(pairs)
-    files = list_files(data)
-    wanted = {name for pair in listed for name in pair.images}
-    found = {
-        name: images for name, rows in find_images(files.names, wanted).items()
-        if (images := [row for row in rows if is_image(files, row)])
-    }  # fmt: skip
-    for name, rows in sorted(found.items()):
-        check_unique(files, rows, lambda _, name=name: name)
-    absent = sorted(wanted - found.keys())
-    if absent and not skip_bad:
-        raise GdrdError(
-            f"{pairs} names {len(absent)} images that {data} does not hold, the first {absent[0]!r}; check --data, "
-            "or leave their pairs out with --skip-bad",
-            "pair-image-missing",
-        )
-    if not found:
-        raise GdrdError(f"{data} holds none of the images that {pairs} names", "pair-images-none")
-    chosen = sorted(found)
-    usable = checked(files.take([found[name][0] for name in chosen]), stretch=stretch, skip_bad=skip_bad)
-    name_of = {files.names[found[name][0]]: name for name in chosen}
-    row_of = {name_of[file]: row for row, file in enumerate(usable.names)}
-    kept = [pair for pair in listed if all(name in row_of for name in pair.images)]
-    skipped = [(name, "it is missing") for name in absent] + list(usable.skipped)
-    people = {person: i for i, person in enumerate(sorted({person for pair in kept for person in pair.people}))}
-    about = {"pairs": str(pairs), "n_skipped": len(listed) - len(kept), "skipped": skipped}
-    if all(a == b for a, b in (pair.people for pair in listed)):
-        about["drawn"] = "pairs (the list does not say who is in them)"
-    return _pair_list(
-        usable, [[row_of[name] for name in pair.images] for pair in kept], [pair.same for pair in kept],
-        [pair.fold for pair in kept], [[people[person] for person in pair.people] for pair in kept], about,
-    )  # fmt: skip
 
+    title: str = "bin"
+    native_floor: NativeFloor | None = None
 
-def open_bin(data: str | os.PathLike, *, stretch: bool, skip_bad: bool) -> PairList:
-    """An InsightFace `.bin`; its pairs are parted into ten folds in the order of the file, as InsightFace does.
-
-    Raises:
-      GdrdError: see `data.insightface_bin.read_bin`, or a damaged image.
-    """
-    faces, same = read_bin(data)
-    usable = checked(faces, stretch=stretch, skip_bad=skip_bad)
-    row_of = {name: row for row, name in enumerate(usable.names)}
-    folds = np.empty(len(same), int)
-    for fold, rows in enumerate(np.array_split(np.arange(len(same)), min(BIN_FOLDS, len(same)))):
-        folds[rows] = fold
-    kept = [i for i in range(len(same)) if all(faces.names[2 * i + side] in row_of for side in (0, 1))]
-    about = {
-        "n_skipped": len(same) - len(kept), "skipped": list(usable.skipped),
-        "drawn": "pairs (a .bin does not say who is in them)",
-    }  # fmt: skip
-    return _pair_list(
-        usable, [[row_of[faces.names[2 * i + side]] for side in (0, 1)] for i in kept], same[kept], folds[kept],
-        [[i, i] for i in kept], about,
-    )  # fmt: skip
-
-
-def _pair_list(faces: Faces, rows, same, folds, people, about: dict) -> PairList:
-    same, folds = np.asarray(same, bool), np.asarray(folds, int)
-    if not same.any() or same.all():
-        bad = about["skipped"]
-        left_out = f"; {len(bad)} faces are left out, the first because {bad[0][1]}" if bad else ""
-        raise GdrdError(
-            f"verification needs genuine and impostor pairs; there are {same.sum()} and {(~same).sum()}{left_out}",
-            "pairs-one-kind",
-        )
-    several = [(same[folds == fold], same[folds != fold]) for fold in np.unique(folds)] if len(set(folds)) > 1 else []
-    if any(not others.any() or others.all() for _, others in several):
-        raise GdrdError(
-            "outside of one fold all pairs are genuine, or all impostors: no threshold can be learned",
-            "pairs-fold-one-kind",
-        )
-    if any(not own.any() or own.all() for own, _ in several):
-        about["remark"] = "A fold has genuine or impostor pairs only: mix them, or look at the best threshold alone."
-        LOG.warning(about["remark"])
-    if about["n_skipped"]:
-        LOG.warning("%d pairs are left out because of %d bad faces", about["n_skipped"], len(about["skipped"]))
-    first, second = np.array(rows, int).T
-    return PairList(faces, first, second, same, folds, np.array(people, int), about)
+    @classmethod
+    def open(cls, data: Path, config: object = None, *, stretch: bool = False, skip_bad: bool = False) -> Self:
+        """Pairs are divided into ten folds in the order of the file, as InsightFace does; errors as of `read_bin`."""
+        faces, same = read_bin(data)
+        usable = checked(faces, stretch=stretch, skip_bad=skip_bad)
+        row_of = {name: row for row, name in enumerate(usable.names)}
+        folds = np.empty(len(same), int)
+        for fold, rows in enumerate(np.array_split(np.arange(len(same)), min(BIN_FOLDS, len(same)))):
+            folds[rows] = fold
+        kept = [i for i in range(len(same)) if all(faces.names[2 * i + side] in row_of for side in (0, 1))]
+        about = {
+            "n_skipped": len(same) - len(kept), "skipped": list(usable.skipped),
+            "drawn": "pairs (a .bin does not say who is in them)",
+        }  # fmt: skip
+        listed = cls._checked(
+            usable, [[row_of[faces.names[2 * i + side]] for side in (0, 1)] for i in kept], same[kept], folds[kept],
+            [[i, i] for i in kept], about,
+        )  # fmt: skip
+        return dataclasses.replace(listed, title=data.name, native_floor=FLOOR if data.stem == "lfw" else None)

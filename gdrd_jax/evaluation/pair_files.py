@@ -73,7 +73,7 @@ def read_pairs(path: str | os.PathLike) -> list[Pair]:
     alone = sum(len(set(pair.images)) == 1 for pair in pairs)
     if alone or len(labels) < len(pairs):
         LOG.warning(
-            "%s: %d pairs are listed more than once, and %d compare an image with itself", path,
+            "%s: pairs that are listed more than once: %d; that compare an image with itself: %d", path,
             len(pairs) - len(labels), alone,
         )  # fmt: skip
     return pairs
@@ -141,7 +141,7 @@ def _numbered(path: Path, line: int, fields: list[str], genuine: bool | None = N
     is_genuine = len(fields) == 3
     if not _is_numbered(fields) or genuine not in (None, is_genuine) or (not is_genuine and fields[0] == fields[2]):
         kinds = {True: "the genuine pair `NAME N1 N2`", False: "the impostor pair `NAME1 N1 NAME2 N2`"}
-        wanted = kinds.get(genuine, " or ".join(kinds.values()))
+        wanted = " or ".join(kinds.values()) if genuine is None else kinds[genuine]
         raise GdrdError(f"{path}, line {line}: {' '.join(fields)!r} is not {wanted} that should be here", "pairs-line")
     a, i, b, j = (fields[0], fields[1], fields[0], fields[2]) if is_genuine else fields
     a, b = same_name(a), same_name(b)
@@ -182,15 +182,17 @@ def _one_line(path: Path, number: int, fields: list[str]) -> tuple[str, str, boo
 
 def _paths(listed: Sequence[tuple[str, str, bool]]) -> list[Pair]:
     """Pairs of image paths, whose people are taken from LFW's names, NAME_NUMBER, where all labels agree with them."""
-    images = [tuple(map(_without_suffix, (first, second))) for first, second, _ in listed]
-    people = [tuple(map(_person, pair)) for pair in images]
-    known = all(None not in pair and (pair[0] == pair[1]) == same for pair, (_, _, same) in zip(people, listed))
-    if not known:
-        people = [(str(number),) * 2 for number in range(len(listed))]
+    images = [(image_name(first), image_name(second)) for first, second, _ in listed]
+    found = [(_person(first), _person(second)) for first, second in images]
+    people = [
+        (a, b) for (a, b), (_, _, same) in zip(found, listed) if a is not None and b is not None and (a == b) == same
+    ]
+    if len(people) < len(listed):
+        people = [(str(number), str(number)) for number in range(len(listed))]
     return _without_folds([Pair(i, p, same, 0) for i, p, (_, _, same) in zip(images, people, listed)])
 
 
-def _without_suffix(name: str) -> str:
+def image_name(name: str) -> str:
     """The path of an image in one form: "/" between folders, accents in one Unicode form, no suffix of an image."""
     path = PurePosixPath(same_name(name.replace("\\", "/")))
     return str(path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path)
@@ -230,7 +232,7 @@ def find_images(names: Sequence[str], wanted: set[str]) -> dict[str, list[int]]:
     Returns:
       Wanted name to rows, of those that are there; more than one row for a name that fits several files.
     """
-    forms = [PurePosixPath(_without_suffix(name)).parts for name in names]
+    forms = [PurePosixPath(image_name(name)).parts for name in names]
     split = {name: PurePosixPath(name).parts for name in wanted}
     for depth in range(max(map(len, split.values()), default=1), 0, -1):
         ends = {name: parts[-depth:] for name, parts in split.items()}

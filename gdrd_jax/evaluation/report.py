@@ -13,6 +13,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 from gdrd_jax.evaluation import verification  # noqa: E402
 from gdrd_jax.evaluation.result import Result  # noqa: E402
@@ -48,10 +49,10 @@ pre {{ background: #f5f5f5; padding: 1rem; overflow: auto; font-size: 13px }}
 
 def write(
     folder: Path,
-    results: dict[str, Result],
+    results: Mapping[str, Result],
     *,
-    columns: dict[str, str],
-    curves: dict[str, Pairs],
+    columns: Mapping[str, str],
+    curves: Mapping[str, Pairs],
     title: str,
     summary: str,
     legend: str,
@@ -89,20 +90,12 @@ def write(
     write_text(folder / "report.html", page)
 
 
-def lookup(metrics: Mapping, key: str):
-    """The figure called `key`, "a.b" being b in a; None where there is none."""
-    if key in metrics:
-        return metrics[key]
-    first, _, rest = key.partition(".")
-    return lookup(metrics[first], rest) if rest and first in metrics else None
-
-
-def text_table(results: dict[str, Result], columns: dict[str, str]) -> str:
+def text_table(results: Mapping[str, Result], columns: Mapping[str, str]) -> str:
     """The table for a terminal."""
     return tables.text_table(_lines(results, columns))
 
 
-def html_table(results: dict[str, Result], columns: dict[str, str]) -> str:
+def html_table(results: Mapping[str, Result], columns: Mapping[str, str]) -> str:
     """The table of the page, intervals below the figures."""
     intervals = {
         (line, column): f"{ends[0]:.1f} – {ends[1]:.1f}"
@@ -115,20 +108,20 @@ def html_table(results: dict[str, Result], columns: dict[str, str]) -> str:
     return tables.html_table([heading, *rows], intervals)
 
 
-def _lines(results: dict[str, Result], columns: dict[str, str]) -> list[list[str]]:
+def _lines(results: Mapping[str, Result], columns: Mapping[str, str]) -> list[list[str]]:
     lines = [["row", *columns.values()]]
     for name, result in results.items():
-        figures = (lookup(result.metrics, key) for key in columns)
+        figures = (result.figure(key) for key in columns)
         lines.append([name, *("-" if figure is None else f"{figure:.2f}" for figure in figures)])
     return lines
 
 
-def draw_roc(path: Path, curves: dict[str, Pairs], title: str) -> None:
+def draw_roc(path: Path, curves: Mapping[str, Pairs], title: str) -> None:
     """Draws the curves of all rows."""
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     floor = min(1 / (~pairs.same).sum() for pairs in curves.values())
     for number, (name, pairs) in enumerate(curves.items()):
-        far, tar, _ = verification.roc(pairs)
+        far, tar, _ = verification.thinned(*verification.roc(pairs))
         label = f"{name}  (AUC {100 * verification.auc(pairs):.1f} %)"
         axes.step(
             np.maximum(far, floor), tar, where="post", label=label, linewidth=1.5 if number else 3,
@@ -206,7 +199,7 @@ def draw_points(panels: dict[str, np.ndarray], names: list[str]) -> bytes:
     return saved(figure)
 
 
-def saved(figure) -> bytes:
+def saved(figure: Figure) -> bytes:
     """A matplotlib figure as PNG; closes it."""
     file = io.BytesIO()
     figure.savefig(file, dpi=130, format="png")
@@ -214,12 +207,13 @@ def saved(figure) -> bytes:
     return file.getvalue()
 
 
-def _write_roc_csv(path: Path, curves: dict[str, Pairs]) -> None:
+def _write_roc_csv(path: Path, curves: Mapping[str, Pairs]) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["row", "far", "tar", "threshold"])
         for name, pairs in curves.items():
-            writer.writerows([name, *map(float, point)] for point in zip(*verification.roc(pairs)))
+            points = verification.thinned(*verification.roc(pairs))
+            writer.writerows([name, *map(float, point)] for point in zip(*points))
 
 
 def _figure(picture: bytes, caption: str) -> str:

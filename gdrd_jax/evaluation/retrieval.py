@@ -57,7 +57,9 @@ def _padded(values: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)])
 
 
-def _strangers_before(probes, ids, gallery, gallery_ids, scores) -> np.ndarray:
+def _strangers_before(
+    probes: np.ndarray, ids: np.ndarray, gallery: np.ndarray, gallery_ids: np.ndarray, scores: np.ndarray
+) -> np.ndarray:
     counts = np.zeros(scores.shape, np.int64)
     for start in range(0, len(gallery), GALLERY):
         block, block_ids = gallery[start : start + GALLERY], gallery_ids[start : start + GALLERY]
@@ -73,7 +75,9 @@ def _strangers_before(probes, ids, gallery, gallery_ids, scores) -> np.ndarray:
 
 
 @jax.jit
-def _count(probes, ids, gallery, gallery_ids, valid, scores):
+def _count(
+    probes: jax.Array, ids: jax.Array, gallery: jax.Array, gallery_ids: jax.Array, valid: jax.Array, scores: jax.Array
+) -> jax.Array:
     similarity = jnp.matmul(probes, gallery.T, precision="highest")
     stranger = (ids[:, None] != gallery_ids[None, :]) & valid[None, :]
     similarity = jnp.where(stranger, similarity, -jnp.inf)

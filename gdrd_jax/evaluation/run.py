@@ -4,32 +4,32 @@ import dataclasses
 import functools
 import importlib.metadata
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gdrd_jax.data import readers
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degradation import STRENGTHS, Degradation
-from gdrd_jax.evaluation import ar, lfw, report, tinyface, uccs
-from gdrd_jax.evaluation.evaluate import ReportedProtocol, Row, evaluate
+from gdrd_jax.evaluation import report
+from gdrd_jax.evaluation.evaluate import Row, evaluate
+from gdrd_jax.evaluation.interface import Figure, NativeFloor, ReportedProtocol
 from gdrd_jax.evaluation.result import Result
 from gdrd_jax.inference.embedders import Embedder, open_model, parse_model
+from gdrd_jax.models.arguments import RESOLUTIONS
+from gdrd_jax.registry import protocols
 from gdrd_jax.utils import pictures
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import locked
 from gdrd_jax.utils.outputs import claim_folder
+from gdrd_jax.utils.texts import counted
 from gdrd_jax.version import __version__
 
 LOG = logging.getLogger(__name__)
-FILES = (
-    "metrics.json", "roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png", "cmc.png", "tsne.png", "groups.png",
-)  # fmt: skip
-# Of the GDRD student trained on the 494,414 faces of WebFace (arXiv 2409.06371, figure 3).
-PAPER = {("lfw", "16"): 96.13}
-# Accuracy in percent on native LFW, which the weakest recognizers of 112x112 faces pass when they are fed rightly.
-LEAST_NATIVE = 90.0
-SIDES = ("native", "32", "16", "8")
+FILES = ("metrics.json", "roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png")  # of any protocol
+SIDES = ("native", *(str(side) for side in reversed(RESOLUTIONS)))
 PAPER_COLUMN = "paper's GDRD % (WebFace)"
 
 
@@ -38,11 +38,10 @@ class Settings:
     """What makes the numbers.
 
     Attributes:
-      protocol: "lfw", "bin", "uccs", "tinyface" or "ar".
-      data: see the protocols' `open_*`.
-      pairs: LFW's list of pairs, or None.
+      protocol: a name in `registry.protocols`.
+      data: see the protocol.
       models: see `inference.embedders.open_model`.
-      resolutions: of "native", "32", "16" and "8", or "PROBE:GALLERY", two of them. Probes are compared with a gallery
+      resolutions: of `SIDES`, or "PROBE:GALLERY", two of them. Probes are compared with a gallery
         of the same faces, embedded by the same model, or for a student by its teacher, one of `models`.
       kernel, blur, motion, noise, jpeg: see `data.degradation.Degradation`; "native" is degraded, not reduced. Those
         in a gallery of another resolution are reduced alone.
@@ -50,11 +49,11 @@ class Settings:
       skip_bad: leave bad input out, counted and listed, instead of stopping.
       seed: of noise, directions and bootstrap.
       output: name of the ONNX models' output that is the embedding; "" is the only one that can be.
+      protocol_settings: the protocol's own, see its `Config`; others have their defaults.
     """
 
     protocol: str
     data: Path
-    pairs: Path | None
     models: tuple[str, ...]
     resolutions: tuple[str, ...]
     kernel: str = "area"
@@ -66,6 +65,7 @@ class Settings:
     skip_bad: bool = False
     seed: int = 0
     output: str = ""
+    protocol_settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def degradation(self, resolution: str) -> Degradation | None:
         """What a probe goes through at one of `resolutions`."""
@@ -88,13 +88,11 @@ class Settings:
 
 
 def open_protocol(settings: Settings) -> ReportedProtocol:
-    """Reads and checks the data; see the `open_*` of the protocols."""
-    if settings.protocol == "lfw":
-        return lfw.open_lfw(settings.data, settings.pairs, stretch=settings.stretch, skip_bad=settings.skip_bad)
-    if settings.protocol == "tinyface":
-        return tinyface.open_tinyface(settings.data, skip_bad=settings.skip_bad)
-    opener = {"bin": lfw.open_bin, "uccs": uccs.open_uccs, "ar": ar.open_ar}[settings.protocol]
-    return opener(settings.data, stretch=settings.stretch, skip_bad=settings.skip_bad)
+    """Reads and checks the data; see the protocol's `open`."""
+    config = protocols.settings(settings.protocol, settings.protocol_settings)
+    return protocols[settings.protocol].open(
+        settings.data, config, stretch=settings.stretch, skip_bad=settings.skip_bad
+    )
 
 
 def evaluate_and_report(settings: Settings, out: Path) -> dict[str, Result]:
@@ -114,6 +112,7 @@ def evaluate_and_report(settings: Settings, out: Path) -> dict[str, Result]:
         damaged faces are found before any is embedded.
     """
     claim_folder(out, "an evaluation", "--out")
+    protocols.settings(settings.protocol, settings.protocol_settings)
     for resolution in settings.resolutions:
         check_resolution(resolution)
         settings.degradation(resolution)
@@ -128,8 +127,8 @@ def evaluate_and_report(settings: Settings, out: Path) -> dict[str, Result]:
     protocol = open_protocol(settings)
     LOG.info("\n".join(remarks))
     with locked(out):
-        for name in FILES:  # of an earlier run with other settings
-            (out / name).unlink(missing_ok=True)
+        for name in (*FILES, *(name for known in protocols.names() for name in protocols[known].files)):
+            (out / name).unlink(missing_ok=True)  # of an earlier run with other settings
         results = evaluate([row for row, _ in rows], protocol, seed=settings.seed, cache=out / "embeddings")
         _report(settings, out, protocol, models, rows, results)
         return results
@@ -169,16 +168,18 @@ def _report(
     settings: Settings, out: Path, protocol: ReportedProtocol, models: list[Embedder], rows: list[tuple[Row, str]],
     results: dict[str, Result],
 ) -> None:  # fmt: skip
-    examples, lines = [], {}
+    examples = []
+    lines: dict[str, dict[str, tuple[float, tuple[float, float]]]] = {}
     warnings = [warning for model in models for warning in model.settings.get("warnings", ())]
     for row, resolution in rows:
         result, model = results[row.name], row.embedder
         comparable = model.is_student and not settings.degraded
-        result.metrics["paper"] = PAPER.get((settings.protocol, resolution)) if comparable else None
-        figure = result.metrics.get(protocol.main)
-        if row.degradation is None and not model.is_student and _of_lfw(settings) and figure is not None:
-            if figure < LEAST_NATIVE:
-                warnings.append(_too_low(model, figure))
+        paper = {"paper": protocol.paper.get(resolution) if comparable else None}
+        results[row.name] = dataclasses.replace(result, metrics={**result.metrics, **paper})
+        figure, floor = result.figure(protocol.main), protocol.native_floor
+        if row.degradation is None and not model.is_student and floor and figure is not None:
+            if figure < floor.percent:
+                warnings.append(_too_low(model, figure, floor))
                 LOG.warning(warnings[-1])
         if figure is not None and row.gallery is None:
             lines.setdefault(model.name, {})[resolution] = (figure, result.intervals[protocol.main])
@@ -228,14 +229,9 @@ def _described(model: Embedder) -> str:
     return f"{model.name} sees {model.input_size}x{model.input_size} pixels ({how})"
 
 
-def _of_lfw(settings: Settings) -> bool:
-    return settings.protocol == "lfw" or (settings.protocol == "bin" and settings.data.stem == "lfw")
-
-
-def _too_low(model: Embedder, figure: float) -> str:
+def _too_low(model: Embedder, figure: float, floor: NativeFloor) -> str:
     return (
-        f"{model.name} has {figure:.1f} % on these pairs at native size; recognizers have 95 % and more on LFW's own "
-        "pairs (less on CALFW, CPLFW and XQLFW). If these are LFW's, the network is most likely not fed as in its "
+        f"{model.name} has {figure:.1f} % at native size; {floor.why}. The network is most likely not fed as in its "
         f"training: look at its preprocessing ({model.settings['preprocessing']}), at the order of its colors (it is "
         "given RGB), and at how the faces are aligned"
     )
@@ -254,19 +250,25 @@ def _repeats(model: Embedder, resolution: str, settings: Settings) -> bool:
 
 
 def _write(
-    settings: Settings, out: Path, protocol, models: list[Embedder], results, lines, examples, warnings: list[str]
+    settings: Settings,
+    out: Path,
+    protocol: ReportedProtocol,
+    models: list[Embedder],
+    results: dict[str, Result],
+    lines: dict[str, dict[str, tuple[float, tuple[float, float]]]],
+    examples: list[tuple[bytes, str]],
+    warnings: list[str],
 ) -> None:
     stand_in = readers.stand_in(settings.data)
-    described = {
-        key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(settings).items()
-    }
+    described = dataclasses.asdict(settings) | {"data": str(settings.data)}
+    own = dataclasses.asdict(protocols.settings(settings.protocol, described.pop("protocol_settings")))
     packages = ("numpy", "opencv-python-headless", "pillow", "onnxruntime", "jax", "scikit-learn")
-    document = {
+    document: dict[str, Any] = {
         "protocol": settings.protocol,
         "stand_in": stand_in,
         "units": "percent; intervals hold 95 %, from a bootstrap",
         "settings": {
-            **described, "models": {model.name: model.settings for model in models},
+            **described, "protocol_settings": own, "models": {model.name: model.settings for model in models},
             "faces": {"count": len(protocol.faces), "fingerprint": protocol.faces.fingerprint},
             "versions": {"gdrd_jax": __version__, **{name: _version(name) for name in packages}},
         },
@@ -279,15 +281,18 @@ def _write(
     figures = protocol.figures(results)
     if any(len(line) > 1 for line in lines.values()):
         caption = "The same faces at falling resolution, with 95 % intervals."
-        figures.append(("sweep.png", report.draw_sweep(lines, y=protocol.columns[protocol.main]), caption))
-    for name, png, _ in figures:
-        (out / name).write_bytes(png)
-    arrays = {f"{row}/{key}": value for row, result in results.items() for key, value in result.arrays.items()}
-    np.savez_compressed(out / "scores.npz", **protocol.shared_arrays(), **arrays)
+        figures.append(Figure("sweep.png", report.draw_sweep(lines, y=protocol.columns[protocol.main]), caption))
+    for figure in figures:
+        if figure.name not in (*FILES, *protocol.files):
+            raise ValueError(f"the protocol {settings.protocol!r} has no {figure.name!r} among its `files`")
+        (out / figure.name).write_bytes(figure.png)
+    arrays: dict[str, Any] = dict(protocol.shared_arrays())
+    arrays |= {f"{row}/{key}": value for row, result in results.items() for key, value in result.arrays.items()}
+    np.savez_compressed(out / "scores.npz", **arrays)
     report.write(
-        out, results, columns=columns, curves=protocol.curves(results), title=_title(settings, stand_in),
+        out, results, columns=columns, curves=protocol.curves(results), title=_title(settings, protocol, stand_in),
         summary=_summary(settings, protocol, models), legend=protocol.legend,
-        figures=[(png, caption) for _, png, caption in figures] + examples, settings=document["settings"],
+        figures=[(figure.png, figure.caption) for figure in figures] + examples, settings=document["settings"],
         document=document, warning=". ".join(filter(None, [stand_in, *warnings])),
     )  # fmt: skip
     LOG.info("report: %s\n%s", out / "report.html", report.text_table(results, columns))
@@ -302,14 +307,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _title(settings: Settings, stand_in: str | None) -> str:
-    names = {"lfw": "LFW", "bin": settings.data.name, "uccs": "UCCS", "tinyface": "TinyFace", "ar": "AR"}
-    return (
-        names[settings.protocol]
-        + (" stand-in" if stand_in else "")
-        + ": "
-        + ", ".join(_written(r) for r in settings.resolutions)
-    )
+def _title(settings: Settings, protocol: ReportedProtocol, stand_in: str | None) -> str:
+    return f"{protocol.title}{' stand-in' if stand_in else ''}: {', '.join(map(_written, settings.resolutions))}"
 
 
 def _written(resolution: str) -> str:
@@ -317,12 +316,12 @@ def _written(resolution: str) -> str:
     return " against ".join(sides)
 
 
-def _summary(settings: Settings, protocol, models: list[Embedder]) -> str:
+def _summary(settings: Settings, protocol: ReportedProtocol, models: list[Embedder]) -> str:
     about, reduced = protocol.about, any(r != "native" for r in settings.resolutions)
     degraded = ", ".join(f"{name} {value:g}" for name, value in settings.degraded.items())
     left_out = "; ".join(reason for _, reason in about["skipped"][:3])
     sentences = [
-        f"{len(protocol.faces)} faces"
+        counted(len(protocol.faces), "face")
         + (f", reduced by the {settings.kernel} kernel" if reduced else "")
         + (f", degraded by {degraded}" if degraded else ""),
         *map(_described, models),

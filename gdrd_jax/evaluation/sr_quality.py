@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class SampleCallback:
       seed: of the samples.
     """
 
-    def __init__(self, faces: Faces, views: Views, size: int, recognizer, folder: str | os.PathLike, *, seed: int):
+    def __init__(self, faces: Faces, views: Views, size: int, recognizer: Any, folder: str | os.PathLike, *, seed: int):
         folder = Path(folder)
         rows = np.unique(np.linspace(0, len(faces) - 1, FACES).astype(int)).tolist()
         high = [faces[row] for row in rows]
@@ -50,14 +51,14 @@ class SampleCallback:
     def __call__(self, step: int, super_resolve: Callable[[np.ndarray, int], np.ndarray]) -> None:
         """Draws and measures; see `sr_training.Callback`."""
         drawn = super_resolve(self._low, self._seed)
-        figures = {"sr": self._figures(drawn), "bicubic": self._figures(self._bicubic), "faces": len(drawn)}
+        figures = {"sr": self._figures(drawn), "bicubic": self._figures(self._bicubic)}
         shown = np.unique(np.linspace(0, len(drawn) - 1, SHOWN).astype(int))
         more = [super_resolve(self._low[shown], self._seed + number) for number in range(1, SAMPLES)]
         lines = [self._low[shown], self._bicubic[shown], drawn[shown], *more, self._originals[shown]]
         (self._folder / f"step_{step:06d}.png").write_bytes(png(grid([list(line) for line in lines])))
         path = self._folder / "quality.json"
         steps = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        write_json(path, {**steps, str(step): figures})
+        write_json(path, {**steps, str(step): {**figures, "faces": len(drawn)}})
         LOG.info(
             "step %d: %s", step,
             "; ".join(f"{name} {_words(figures[name])}" for name in ("sr", "bicubic")),

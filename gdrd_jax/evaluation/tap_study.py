@@ -1,7 +1,7 @@
 """What a generative teacher's features are worth: a linear probe, and how far raw pixels predict them."""
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -56,13 +56,13 @@ def studied(train: Faces, pairs: PairList, views: Views, images: int) -> ProbeDa
         small = in_parallel(lambda i: views.degrade(faces[rows[i]], rows[i], 0), range(len(rows)))
         return np.stack(list(small))
 
-    return ProbeData(low(train, rows), train.labels[rows], low(pairs.faces, np.arange(len(pairs.faces))), pairs)
+    return ProbeData(low(train, rows), train.labels[rows], low(pairs.named_faces, np.arange(len(pairs.faces))), pairs)
 
 
 def study(network: GenerativeTeacher, taps: tuple[str, ...], faces: ProbeData, *, seed: int) -> dict[str, dict]:
     """`worth` of several taps of a generative teacher, and the shape of their features."""
-    found = {"train": [], "test": []}
-    shapes = {}
+    found: dict[str, list[dict[str, np.ndarray]]] = {"train": [], "test": []}
+    shapes: dict[str, list[int]] = {}
     for split, lr in (("train", faces.train), ("test", faces.test)):
         for start in tqdm(range(0, len(lr), BATCH), desc=f"features, {split}", unit="batch"):
             features = network.features_at(lr[start : start + BATCH], taps)
@@ -87,7 +87,7 @@ def pooled(features: np.ndarray) -> np.ndarray:
     return blocks.mean(axis=(3, 5)).reshape(n, -1)
 
 
-def worth(train: np.ndarray, test: np.ndarray, faces: ProbeData, *, seed: int) -> dict[str, float]:
+def worth(train: np.ndarray, test: np.ndarray, faces: ProbeData, *, seed: int) -> dict[str, float | None]:
     """Measures features that came from low-resolution faces alone.
 
     The probe is linear: standardization, PCA to 512 dimensions, discriminant analysis with shrinkage;
@@ -105,11 +105,11 @@ def worth(train: np.ndarray, test: np.ndarray, faces: ProbeData, *, seed: int) -
     """
     held_out = _some_of_each(faces.labels, TESTED, seed)
     probe = _fitted(train[~held_out], faces.labels[~held_out], seed)
-    verified = faces.pairs.evaluate(unit(probe.transform(test)), seed=seed).metrics
+    verified = faces.pairs.evaluate(unit(probe.transform(test)), seed=seed)
     return {
         "identity": 100 * float((probe.predict(train[held_out]) == faces.labels[held_out]).mean()),
-        "accuracy": verified["accuracy"],
-        "accuracy_std_error": verified["accuracy_std_error"],
+        "accuracy": verified.figure("accuracy"),
+        "accuracy_std_error": verified.figure("accuracy_std_error"),
         "r2": 100 * _linear_r2(faces.train, train, faces.test, test),
     }
 

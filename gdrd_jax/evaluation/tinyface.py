@@ -3,9 +3,9 @@
 import dataclasses
 import io
 import logging
-import os
-from collections.abc import Callable
-from pathlib import PurePosixPath
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 import numpy as np
 import scipy.io
@@ -15,10 +15,13 @@ from gdrd_jax.data.file_tree import check_unique, is_image
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import list_files
 from gdrd_jax.evaluation import bootstrap, retrieval
+from gdrd_jax.evaluation.interface import Figure, ReportedProtocol
 from gdrd_jax.evaluation.report import GREEN, RED, draw_lines
 from gdrd_jax.evaluation.result import Result, percent, percents
+from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.pictures import grid
+from gdrd_jax.utils.texts import counted
 
 LOG = logging.getLogger(__name__)
 RANKS = (1, 5, 10)
@@ -28,9 +31,12 @@ PROBE, MATCH, DISTRACTOR = "Probe", "Gallery_Match", "Gallery_Distractor"
 LISTS = {PROBE: ("probe_img_ID_pairs.mat", "probe"), MATCH: ("gallery_match_img_ID_pairs.mat", "gallery")}
 
 
+@protocols.register("tinyface")
 @dataclasses.dataclass(frozen=True)
-class Retrieval:
-    """Probes and a gallery.
+class TinyFace(ReportedProtocol):
+    """Testing_Set/{Probe,Gallery_Match,Gallery_Distractor} at any depth, with or without the two .mat lists.
+
+    Probes are searched for in a gallery with distractors.
 
     Attributes:
       faces: all of them.
@@ -43,8 +49,10 @@ class Retrieval:
     ids: np.ndarray
     probes: np.ndarray
     gallery: np.ndarray
-    about: dict
+    about: dict[str, Any]
 
+    title = "TinyFace"
+    files = ("cmc.png",)
     main = "rank_1"
     columns = {
         "rank_1": "rank-1 %", "rank_5": "rank-5 %", "rank_10": "rank-10 %", "map": "mAP %", "map_step": "mAP % (step)",
@@ -54,6 +62,71 @@ class Retrieval:
         "as similar as a mate comes first. mAP: mean over probes of the area under precision over recall by "
         "trapezoids, as TinyFace's own toolkit has it; step: without them, as scikit-learn has it."
     )
+
+    @classmethod
+    def open(cls, data: Path, config: object = None, *, stretch: bool = False, skip_bad: bool = False) -> Self:
+        """Identities are those of the two `.mat` lists beside the folders, if they exist, else a file's name up to "_".
+
+        Faces are of any size: TinyFace's are about 20x16 pixels, not aligned, and are stretched to the input. A probe
+        without a mate is an error, see `ReportedProtocol.open`.
+        """
+        files = list_files(data)
+        rows: dict[str, list[int]] = {PROBE: [], MATCH: [], DISTRACTOR: []}
+        for row, name in enumerate(files.names):
+            parent = PurePosixPath(name).parent.name
+            if parent in rows and is_image(files, row):
+                rows[parent].append(row)
+        for kind in (PROBE, MATCH):
+            if not rows[kind]:
+                raise GdrdError(
+                    f"{data} has no images in a folder {kind!r}; TinyFace's layout is Testing_Set/{kind}/",
+                    "tinyface-folder",
+                )
+        identity: dict[int, int] = {}
+        skipped: list[tuple[str, str]] = []
+        for kind, listing in LISTS.items():
+            listed, absent = _identities(files, rows[kind], *listing)
+            unlisted = [files.names[row] for row in rows[kind] if row not in listed]
+            if absent and not skip_bad:
+                raise GdrdError(
+                    f"{listing[0]} names {counted(len(absent), 'image')} that {kind} does not hold, the first "
+                    f"{absent[0]!r}",
+                    "tinyface-missing",
+                )
+            if unlisted and not skip_bad:
+                raise GdrdError(
+                    f"{listing[0]} does not name {counted(len(unlisted), 'image')} of {kind}, the first "
+                    f"{unlisted[0]!r}",
+                    "tinyface-unlisted",
+                )
+            rows[kind] = [row for row in rows[kind] if row in listed]
+            identity |= listed
+            skipped += [(name, "it is missing") for name in absent]
+            skipped += [(name, f"{listing[0]} does not name it") for name in unlisted]
+        chosen = np.array([*rows[PROBE], *rows[MATCH], *rows[DISTRACTOR]])
+        usable = checked(files.take(chosen), stretch=True, skip_bad=skip_bad)
+        number = {name: row for row, name in zip(chosen, files.take(chosen).names)}
+        ids = np.array([identity.get(number[name], -1) for name in usable.names])
+        kinds = np.array([PurePosixPath(name).parent.name for name in usable.names])
+        mated = np.isin(ids, ids[kinds == MATCH])
+        lonely = np.flatnonzero((kinds == PROBE) & ~mated)
+        if len(lonely) and not skip_bad:
+            raise GdrdError(
+                f"{MATCH} has no mate for {counted(len(lonely), 'probe')}, the first {usable.names[lonely[0]]!r}",
+                "tinyface-no-mate",
+            )
+        skipped += [*usable.skipped, *((usable.names[row], "it has no mate in the gallery") for row in lonely)]
+        if skipped:
+            LOG.warning("left out: %s", counted(len(skipped), "face"))
+        probes, gallery = np.flatnonzero((kinds == PROBE) & mated), np.flatnonzero(kinds != PROBE)
+        if not len(probes):
+            raise GdrdError(f"no probe of {data} has a mate in the gallery", "tinyface-no-probes")
+        about = {
+            "n_probes": len(probes), "n_gallery": len(gallery), "n_distractors": int((kinds == DISTRACTOR).sum()),
+            "n_skipped": len(skipped), "skipped": skipped,
+            "remark": "Faces are stretched to the model's input, not aligned.",
+        }  # fmt: skip
+        return cls(usable, ids, probes, gallery, about)
 
     def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
         """Scores one model by the cosine of its embeddings, float `[N, D]`, unit length.
@@ -82,19 +155,15 @@ class Retrieval:
         best = np.argsort(-scores, axis=1, kind="stable")[:, :NEAREST]
         return np.concatenate([self.probes[worst, None], self.gallery[best]], axis=1)
 
-    def shared_arrays(self) -> dict[str, np.ndarray]:
+    def shared_arrays(self) -> Mapping[str, np.ndarray]:
         """What the arrays of every row belong to."""
         return {"probe": np.array(self.faces.names)[self.probes], "identity": self.ids[self.probes]}
 
-    def curves(self, results: dict[str, Result]) -> dict:
-        """None: there is no ROC."""
-        return {}
-
-    def figures(self, results: dict[str, Result]) -> list[tuple[str, bytes, str]]:
+    def figures(self, results: Mapping[str, Result]) -> list[Figure]:
         """The CMC curves."""
         lines = {name: (np.arange(1, LONGEST + 1), 100 * result.arrays["cmc"]) for name, result in results.items()}
         png = draw_lines(lines, x="rank", y="probes with a mate by that rank, %")
-        return [("cmc.png", png, "Cumulative match characteristic.")]
+        return [Figure("cmc.png", png, "Cumulative match characteristic.")]
 
     def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """The worst probes of a row beside what was taken for their mates."""
@@ -109,74 +178,6 @@ class Retrieval:
             "faces that are most similar, green for its own."
         )
         return grid(lines, frames), caption
-
-
-def open_tinyface(data: str | os.PathLike, *, skip_bad: bool) -> Retrieval:
-    """TinyFace's own layout, `Testing_Set/{Probe,Gallery_Match,Gallery_Distractor}`.
-
-    Identities are those of the two `.mat` lists beside these folders, where they are there, else a file's name up
-    to "_". Faces are of any size: TinyFace's are about 20x16 pixels, not aligned, and are stretched to the input.
-
-    Args:
-      data: a folder, tar or store that holds these folders at any depth.
-      skip_bad: leave out damaged faces, and probes without a mate, counted and listed, instead of raising.
-
-    Raises:
-      GdrdError: something is missing, damaged or contradictory.
-    """
-    files = list_files(data)
-    rows: dict[str, list[int]] = {PROBE: [], MATCH: [], DISTRACTOR: []}
-    for row, name in enumerate(files.names):
-        parent = PurePosixPath(name).parent.name
-        if parent in rows and is_image(files, row):
-            rows[parent].append(row)
-    for kind in (PROBE, MATCH):
-        if not rows[kind]:
-            raise GdrdError(
-                f"{data} has no images in a folder {kind!r}; TinyFace's layout is Testing_Set/{kind}/",
-                "tinyface-folder",
-            )
-    identity, skipped = {}, []
-    for kind, listing in LISTS.items():
-        ids, absent = _identities(files, rows[kind], *listing)
-        unlisted = [files.names[row] for row in rows[kind] if row not in ids]
-        if absent and not skip_bad:
-            raise GdrdError(
-                f"{listing[0]} names {len(absent)} images that {kind} does not hold, first {absent[0]!r}",
-                "tinyface-missing",
-            )
-        if unlisted and not skip_bad:
-            raise GdrdError(
-                f"{listing[0]} does not name {len(unlisted)} images of {kind}, the first {unlisted[0]!r}",
-                "tinyface-unlisted",
-            )
-        rows[kind] = [row for row in rows[kind] if row in ids]
-        identity |= ids
-        skipped += [(name, "it is missing") for name in absent]
-        skipped += [(name, f"{listing[0]} does not name it") for name in unlisted]
-    chosen = np.array([*rows[PROBE], *rows[MATCH], *rows[DISTRACTOR]])
-    usable = checked(files.take(chosen), stretch=True, skip_bad=skip_bad)
-    number = {name: row for row, name in zip(chosen, files.take(chosen).names)}
-    ids = np.array([identity.get(number[name], -1) for name in usable.names])
-    kinds = np.array([PurePosixPath(name).parent.name for name in usable.names])
-    mated = np.isin(ids, ids[kinds == MATCH])
-    lonely = np.flatnonzero((kinds == PROBE) & ~mated)
-    if len(lonely) and not skip_bad:
-        raise GdrdError(
-            f"{len(lonely)} probes have no mate in {MATCH}, the first {usable.names[lonely[0]]!r}", "tinyface-no-mate"
-        )
-    skipped += [*usable.skipped, *((usable.names[row], "it has no mate in the gallery") for row in lonely)]
-    if skipped:
-        LOG.warning("%d faces are left out", len(skipped))
-    probes, gallery = np.flatnonzero((kinds == PROBE) & mated), np.flatnonzero(kinds != PROBE)
-    if not len(probes):
-        raise GdrdError(f"no probe of {data} has a mate in the gallery", "tinyface-no-probes")
-    about = {
-        "n_probes": len(probes), "n_gallery": len(gallery), "n_distractors": int((kinds == DISTRACTOR).sum()),
-        "n_skipped": len(skipped), "skipped": skipped,
-        "remark": "Faces are stretched to the model's input, not aligned.",
-    }  # fmt: skip
-    return Retrieval(usable, ids, probes, gallery, about)
 
 
 def _identities(files: Faces, rows: list[int], mat: str, prefix: str) -> tuple[dict[int, int], list[str]]:

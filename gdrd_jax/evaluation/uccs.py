@@ -2,10 +2,10 @@
 
 import dataclasses
 import logging
-import os
 import warnings
-from collections.abc import Callable
-from pathlib import PurePosixPath
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -17,10 +17,13 @@ from gdrd_jax.data.file_tree import check_unique, is_image
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import list_files
 from gdrd_jax.evaluation import bootstrap
+from gdrd_jax.evaluation.interface import Figure, ReportedProtocol
 from gdrd_jax.evaluation.report import GREEN, RED, draw_points
 from gdrd_jax.evaluation.result import Result, percent, percents
+from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.pictures import grid
+from gdrd_jax.utils.pictures import Frame, grid
+from gdrd_jax.utils.texts import counted
 
 LOG = logging.getLogger(__name__)
 TRAIN, TEST = "train", "test"
@@ -29,9 +32,12 @@ INVERSE_DECAY = 100.0
 SHOWN_PEOPLE, SHOWN = 10, 8
 
 
+@protocols.register("uccs")
 @dataclasses.dataclass(frozen=True)
-class ClosedSet:
-    """Training and test faces of the same people.
+class UCCS(ReportedProtocol):
+    """train/PERSON/IMAGE and test/PERSON/IMAGE at any depth, with the same people in both.
+
+    The paper's split of UCCS (180 people, 3,918 and 907 images) is not published: put yours into this layout.
 
     Attributes:
       faces: all, labeled.
@@ -42,8 +48,10 @@ class ClosedSet:
     faces: Faces
     train: np.ndarray
     test: np.ndarray
-    about: dict
+    about: dict[str, Any]
 
+    title = "UCCS"
+    files = ("tsne.png",)
     main = "accuracy"
     columns = {"accuracy": "accuracy %", "rank_5": "rank-5 %"}
     legend = (
@@ -51,6 +59,50 @@ class ClosedSet:
         f"of the training faces (scikit-learn's LogisticRegression, C = {INVERSE_DECAY:g}). Rank-5: the person is "
         "among its five likeliest."
     )
+
+    @classmethod
+    def open(cls, data: Path, config: object = None, *, stretch: bool = False, skip_bad: bool = False) -> Self:
+        """A person who is tested but not trained on is an error, see `ReportedProtocol.open`."""
+        files = list_files(data)
+        places = [PurePosixPath(same_name(name)).parts for name in files.names]
+        chosen = [
+            row for row, parts in enumerate(places)
+            if len(parts) >= 3 and parts[-3] in (TRAIN, TEST) and is_image(files, row)
+        ]  # fmt: skip
+        check_unique(files, chosen, lambda name: PurePosixPath(same_name(name)).parts[-3:])
+        faces = checked(files.take(chosen), stretch=stretch, skip_bad=skip_bad) if chosen else files.take(chosen)
+        places = [PurePosixPath(same_name(name)).parts for name in faces.names]
+        split = np.array([parts[-3] for parts in places])
+        for part in (TRAIN, TEST):
+            if not (split == part).any():
+                raise GdrdError(
+                    f"{data} has no images {part}/PERSON/IMAGE; the layout is train/PERSON/ and test/PERSON/",
+                    "uccs-layout",
+                )
+        known = {parts[-2] for parts in places if parts[-3] == TRAIN}
+        strangers = [row for row, parts in enumerate(places) if parts[-3] == TEST and parts[-2] not in known]
+        skipped = list(faces.skipped)
+        if strangers:
+            name = faces.names[strangers[0]]
+            if not skip_bad:
+                raise GdrdError(
+                    f"there is no training face of the person of {counted(len(strangers), 'test face')}, the first "
+                    f"{name!r}",
+                    "uccs-strangers",
+                )
+            skipped += [(faces.names[row], "its person has no training face") for row in strangers]
+        if skipped:
+            LOG.warning("left out: %s", counted(len(skipped), "face"))
+        faces = labeled(faces, (parts[-2] for parts in places))
+        test = np.setdiff1d(np.flatnonzero(split == TEST), strangers)
+        about = {"n_skipped": len(skipped), "skipped": skipped}
+        if len(known) < 2 or not len(test):
+            raise GdrdError(
+                f"{data} holds {counted(len(known), 'person', 'people')} to train on and "
+                f"{counted(len(test), 'test face')}; at least 2 and 1",
+                "uccs-too-few",
+            )
+        return cls(faces, np.flatnonzero(split == TRAIN), test, about)
 
     def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
         """Scores one model by its embeddings, float `[N, D]`, unit length.
@@ -77,18 +129,14 @@ class ClosedSet:
             metrics, intervals, {"predicted": order[:, 0], "five_likeliest": order[:, :5], "embeddings": embeddings}
         )
 
-    def shared_arrays(self) -> dict[str, np.ndarray]:
+    def shared_arrays(self) -> Mapping[str, np.ndarray]:
         """What the predictions of every row belong to."""
         return {
             "names": np.array(self.faces.names), "labels": self.faces.labels, "train": self.train, "test": self.test,
             "truth": self.faces.labels[self.test], "identities": np.array(self.faces.identities),
         }  # fmt: skip
 
-    def curves(self, results: dict[str, Result]) -> dict:
-        """None: there is no ROC."""
-        return {}
-
-    def figures(self, results: dict[str, Result]) -> list[tuple[str, bytes, str]]:
+    def figures(self, results: Mapping[str, Result]) -> list[Figure]:
         """t-SNE of the people with most faces, all rows side by side."""
         people = np.argsort(-np.bincount(self.faces.labels), kind="stable")[:SHOWN_PEOPLE]
         rows = np.flatnonzero(np.isin(self.faces.labels, people))
@@ -98,7 +146,7 @@ class ClosedSet:
             panels[name] = tsne.fit_transform(result.arrays["embeddings"][rows].astype(np.float64))
         names = [self.faces.identities[label] for label in self.faces.labels[rows]]
         caption = f"t-SNE of the embeddings of the {len(people)} people with most faces ({len(rows)} faces)."
-        return [("tsne.png", draw_points(panels, names), caption)]
+        return [Figure("tsne.png", draw_points(panels, names), caption)]
 
     def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """Test faces given a wrong name, over a training face of the right and of the wrong person."""
@@ -119,54 +167,8 @@ class ClosedSet:
             [self.faces[example(labels[row])] for row in tests],
             [self.faces[example(label)] for label in predicted[wrong]],
         ]
-        frames = [[None] * len(tests), [GREEN] * len(tests), [RED] * len(tests)]
+        frames: list[list[Frame]] = [[None] * len(tests), [GREEN] * len(tests), [RED] * len(tests)]
         return grid(lines, frames), (
             "Test faces that were given a wrong name, as the model receives them; below, a training face of the "
             "right person (green) and of the one it was taken for (red)."
         )
-
-
-def open_uccs(data: str | os.PathLike, *, stretch: bool, skip_bad: bool) -> ClosedSet:
-    """`train/PERSON/IMAGE` and `test/PERSON/IMAGE`, at any depth under a folder, in a tar or a store.
-
-    The paper's split of UCCS (180 people, 3,918 and 907 images) is not published: put yours into this layout.
-
-    Raises:
-      GdrdError: a folder is missing, a person is tested but not trained on, or a face is damaged.
-    """
-    files = list_files(data)
-    places = [PurePosixPath(same_name(name)).parts for name in files.names]
-    chosen = [
-        row for row, parts in enumerate(places)
-        if len(parts) >= 3 and parts[-3] in (TRAIN, TEST) and is_image(files, row)
-    ]  # fmt: skip
-    check_unique(files, chosen, lambda name: PurePosixPath(same_name(name)).parts[-3:])
-    faces = checked(files.take(chosen), stretch=stretch, skip_bad=skip_bad) if chosen else files.take(chosen)
-    places = [PurePosixPath(same_name(name)).parts for name in faces.names]
-    split = np.array([parts[-3] for parts in places])
-    for part in (TRAIN, TEST):
-        if not (split == part).any():
-            raise GdrdError(
-                f"{data} has no images {part}/PERSON/IMAGE; the layout is train/PERSON/ and test/PERSON/", "uccs-layout"
-            )
-    known = {parts[-2] for parts in places if parts[-3] == TRAIN}
-    strangers = [row for row, parts in enumerate(places) if parts[-3] == TEST and parts[-2] not in known]
-    skipped = list(faces.skipped)
-    if strangers:
-        name = faces.names[strangers[0]]
-        if not skip_bad:
-            raise GdrdError(
-                f"{len(strangers)} test faces are of people without a training face, the first {name!r}",
-                "uccs-strangers",
-            )
-        skipped += [(faces.names[row], "its person has no training face") for row in strangers]
-    if skipped:
-        LOG.warning("%d faces are left out", len(skipped))
-    faces = labeled(faces, (parts[-2] for parts in places))
-    test = np.setdiff1d(np.flatnonzero(split == TEST), strangers)
-    about = {"n_skipped": len(skipped), "skipped": skipped}
-    if len(known) < 2 or not len(test):
-        raise GdrdError(
-            f"{data} holds {len(known)} people to train on and {len(test)} test faces; at least 2 and 1", "uccs-too-few"
-        )
-    return ClosedSet(faces, np.flatnonzero(split == TRAIN), test, about)

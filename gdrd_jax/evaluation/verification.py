@@ -1,12 +1,15 @@
 """Verification: are two faces of one person? Functions of scores, not of models."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
-from gdrd_jax.evaluation.result import percent
+from gdrd_jax.evaluation.result import Metric, Result, figure, percent, percents
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
+MANY, KEPT = 1_000_000, 100_000  # points of a curve that are thinned, and that are kept then
+BLOCK = 1 << 14  # pairs scored at once: 64 MB of embeddings of 512 dimensions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +25,23 @@ class Pairs:
     same: np.ndarray
 
 
+def cosines(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine similarity of chosen pairs; the embeddings of few pairs at a time are in memory.
+
+    Args:
+      first, second: float `[N, D]` and `[M, D]`, unit length.
+      a, b: rows of `first` and of `second`, int `[P]`.
+
+    Returns:
+      Float `[P]`, of the embeddings' type.
+    """
+    scores = np.empty(len(a), np.result_type(first, second))
+    for start in range(0, len(a), BLOCK):
+        part = slice(start, start + BLOCK)
+        scores[part] = np.einsum("pd,pd->p", first[a[part]], second[b[part]])
+    return scores
+
+
 def all_pairs(embeddings: np.ndarray, labels: np.ndarray) -> Pairs:
     """Cosine similarity of every unordered pair of different faces.
 
@@ -35,8 +55,13 @@ def all_pairs(embeddings: np.ndarray, labels: np.ndarray) -> Pairs:
 
 
 def pair_metrics(
-    pairs: Pairs, *, folds: np.ndarray | None = None, threshold: float | None = None, balanced: bool = False
-) -> dict[str, object]:
+    pairs: Pairs,
+    *,
+    folds: np.ndarray | None = None,
+    threshold: float | None = None,
+    balanced: bool = False,
+    fars: tuple[float, ...] = FARS,
+) -> dict[str, Metric]:
     """The figures of scored pairs: of every protocol that compares two faces.
 
     Args:
@@ -44,6 +69,7 @@ def pair_metrics(
       folds: int `[P]`; two or more give the accuracy of the LFW protocol, see `fold_accuracies`.
       threshold: learned on other people; gives the `balanced_accuracy` at it.
       balanced: take `balanced_accuracy` at the best threshold, too: genuine and impostor pairs count alike.
+      fars: false accept rates of `tar_at_far`.
 
     Returns:
       In percent: `accuracy` where folds or a threshold give one, `best_threshold_accuracy` at the threshold that is
@@ -51,7 +77,7 @@ def pair_metrics(
       `threshold`: the given one or the mean over the folds, None where that is not finite. `n_pairs`, `n_genuine` and
       `n_impostor`.
     """
-    metrics = {}
+    metrics: dict[str, Metric] = {}
     if threshold is not None:
         metrics = {"accuracy": percent(balanced_accuracy(pairs, threshold)), "threshold": threshold}
     elif folds is not None and np.ptp(folds):
@@ -62,15 +88,33 @@ def pair_metrics(
             "accuracy_by_fold": [percent(share) for share in shares],
             "threshold": float(thresholds.mean()) if np.isfinite(thresholds).all() else None,
         }
-    best = balanced_accuracy(pairs, best_threshold(pairs)) if balanced else best_accuracy(pairs)
+    far, tar, thresholds = roc(pairs)
+    genuine, impostor = int(pairs.same.sum()), int((~pairs.same).sum())
+    if balanced:
+        best = balanced_accuracy(pairs, _best_threshold(far, tar, thresholds, pairs))
+    else:
+        best = float(_correct(far, tar, genuine, impostor).max() / len(pairs.same))
     return metrics | {
-        "best_threshold_accuracy": percent(best), "auc": percent(auc(pairs)), "eer": percent(eer(pairs)),
-        "tar_at_far": {f"{far:g}": percent(tar_at_far(pairs, far)) for far in FARS},
-        "n_pairs": len(pairs.scores), "n_genuine": int(pairs.same.sum()), "n_impostor": int((~pairs.same).sum()),
+        "best_threshold_accuracy": percent(best), "auc": percent(auc(pairs)), "eer": percent(_eer(far, tar)),
+        "tar_at_far": {f"{rate:g}": percent(_tar_at_far(far, tar, impostor, rate)) for rate in fars},
+        "n_pairs": len(pairs.scores), "n_genuine": genuine, "n_impostor": impostor,
     }  # fmt: skip
 
 
-def main_accuracy(metrics: dict) -> str:
+def result(pairs: Pairs, metrics: Mapping[str, Metric], intervals: Mapping[str, tuple[float, float]]) -> Result:
+    """What a protocol of pairs says of a row.
+
+    Args:
+      pairs: scored.
+      metrics: of `pair_metrics`.
+      intervals: of `bootstrap.of_pairs`, in [0, 1]; those of figures that there are none of are left out.
+    """
+    named = {name.replace("tar_at_far_", "tar_at_far."): percents(ends) for name, ends in intervals.items()}
+    kept = {name: ends for name, ends in named.items() if figure(metrics, name) is not None}
+    return Result(metrics, kept, {"scores": pairs.scores.astype(np.float32, copy=False)})
+
+
+def main_accuracy(metrics: Mapping[str, Metric]) -> str:
     """The name of the accuracy that models are compared by: on other folds or people where there are any."""
     return "accuracy" if "accuracy" in metrics else "best_threshold_accuracy"
 
@@ -82,9 +126,28 @@ def roc(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return roc_curve(pairs.same, pairs.scores, drop_intermediate=False)
 
 
+def thinned(far: np.ndarray, tar: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A curve for files and drawings: of more than `MANY` points at most `KEPT`, each of them exact.
+
+    Half of those that are kept are spread evenly over the curve, half over the logarithm of the false accept rate. No
+    figure is computed from them.
+    """
+    if len(far) <= MANY:
+        return far, tar, thresholds
+    low = far[np.searchsorted(far, 0, "right")]  # the least rate above 0
+    rates = np.geomspace(low, 1, KEPT // 2)
+    chosen = np.union1d(
+        np.linspace(0, len(far) - 1, KEPT // 2 - 1).astype(int), np.searchsorted(far, rates, "right") - 1
+    )
+    return far[chosen], tar[chosen], thresholds[chosen]
+
+
 def best_threshold(pairs: Pairs) -> float:
     """The threshold of the highest `balanced_accuracy`: midway between the two scores that it parts."""
-    far, tar, thresholds = roc(pairs)
+    return _best_threshold(*roc(pairs), pairs)
+
+
+def _best_threshold(far: np.ndarray, tar: np.ndarray, thresholds: np.ndarray, pairs: Pairs) -> float:
     best = int(np.argmax(tar - far))
     if best == 0:  # rejecting everything is best
         return float(np.nextafter(pairs.scores.max(), np.inf))
@@ -110,7 +173,10 @@ def auc(pairs: Pairs) -> float:
 
 def eer(pairs: Pairs) -> float:
     """Equal error rate, in [0, 1]: where false accepts and false rejects meet, interpolated."""
-    far, tar, _ = roc(pairs)
+    return _eer(*roc(pairs)[:2])
+
+
+def _eer(far: np.ndarray, tar: np.ndarray) -> float:
     gap = far - (1 - tar)
     after = int(np.argmax(gap >= 0))
     if after == 0 or gap[after] == gap[after - 1]:
@@ -125,15 +191,19 @@ def tar_at_far(pairs: Pairs, far: float) -> float | None:
     Not interpolated. None when there are fewer than `1 / far` impostor pairs: no such rate can
     be told apart from 0 then.
     """
-    if far * (~pairs.same).sum() < 1:
+    return _tar_at_far(*roc(pairs)[:2], int((~pairs.same).sum()), far)
+
+
+def _tar_at_far(far: np.ndarray, tar: np.ndarray, impostor: int, rate: float) -> float | None:
+    if rate * impostor < 1:
         return None
-    rates, tar, _ = roc(pairs)
-    return float(tar[np.searchsorted(rates, far * (1 + 1e-9), "right") - 1])
+    return float(tar[np.searchsorted(far, rate * (1 + 1e-9), "right") - 1])
 
 
 def best_accuracy(pairs: Pairs) -> float:
     """The highest share of right decisions, in [0, 1], that one threshold reaches: chosen on the pairs it judges."""
-    return float(_correct(pairs)[0].max() / len(pairs.same))
+    far, tar, _ = roc(pairs)
+    return float(_correct(far, tar, pairs.same.sum(), (~pairs.same).sum()).max() / len(pairs.same))
 
 
 def fold_accuracies(pairs: Pairs, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,14 +221,14 @@ def fold_accuracies(pairs: Pairs, folds: np.ndarray) -> tuple[np.ndarray, np.nda
     shares, thresholds = [], []
     for fold in np.unique(folds):
         held_out = folds == fold
-        correct, candidates = _correct(Pairs(pairs.scores[~held_out], pairs.same[~held_out]))
+        others = Pairs(pairs.scores[~held_out], pairs.same[~held_out])
+        far, tar, candidates = roc(others)
+        correct = _correct(far, tar, others.same.sum(), (~others.same).sum())
         thresholds.append(candidates[int(np.argmax(correct))])
         shares.append(np.mean((pairs.scores[held_out] >= thresholds[-1]) == pairs.same[held_out]))
     return np.array(shares), np.array(thresholds)
 
 
-def _correct(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Number of right decisions at each threshold, strictest first, and the thresholds."""
-    far, tar, thresholds = roc(pairs)
-    genuine, impostor = pairs.same.sum(), (~pairs.same).sum()
-    return np.rint(tar * genuine + (1 - far) * impostor), thresholds
+def _correct(far: np.ndarray, tar: np.ndarray, genuine: int, impostor: int) -> np.ndarray:
+    """Number of right decisions at each threshold, strictest first."""
+    return np.rint(tar * genuine + (1 - far) * impostor)

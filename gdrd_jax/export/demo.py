@@ -16,11 +16,10 @@ from gdrd_jax.inference import folders, preprocess
 from gdrd_jax.inference.embedders import Embedder, open_model
 from gdrd_jax.inference.gallery import Gallery, Match, is_gallery
 from gdrd_jax.inference.recognizer import FAR, Recognizer
-from gdrd_jax.models.student import STRIDES
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.pictures import png
 
-RESOLUTIONS = tuple(STRIDES)
+RESOLUTIONS = (8, 16, 32)
 SEARCHES = 16  # resolution of the student that searches the gallery, if there is one
 MATCHES = 5
 FORGET = (600, 3600)  # seconds between two searches for old uploads, and seconds after which an upload is old
@@ -142,7 +141,7 @@ class Demo:
 
     def compare(self, first: np.ndarray, second: np.ndarray) -> list[Row]:
         """A row for each resolution, and with a teacher one for the faces in their own sizes; faces as from `face`."""
-        rows = [self._row(resolution, (first, second)) for resolution in RESOLUTIONS]
+        rows = [self._row(resolution, (first, second)) for resolution in sorted({*RESOLUTIONS, *self.students})]
         if self.teacher is None:
             return rows
         return [*rows, Row(None, (first, second), teacher=self._taught((first, second), self.teacher.kernel))]

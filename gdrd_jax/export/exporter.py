@@ -24,10 +24,11 @@ from gdrd_jax.inference import bundle
 from gdrd_jax.inference.embedders import BATCH, Embedder, open_model, student_embedder
 from gdrd_jax.inference.native import NativeRecognizer
 from gdrd_jax.inference.pretrained import describe_student, find_student
-from gdrd_jax.inference.recognizer import INFERENCE, Recognizer
+from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.inference.thresholds import LEAST_PEOPLE, Thresholds, compared
 from gdrd_jax.models import weights
-from gdrd_jax.models.student import abstract_student
+from gdrd_jax.models.arguments import RGB, for_inference
+from gdrd_jax.models.student import Shape, abstract_student
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import listed_paths, replacing, sha256, writable_folder, write_json, write_text
 from gdrd_jax.version import __version__
@@ -116,7 +117,7 @@ def export(settings: Settings, folder: Path) -> dict:
     elif "int8" in settings.formats or teacher:
         raise GdrdError("--format int8 and --teacher need faces; give --calibration FACES", "calibration-missing")
     else:
-        few, named = _images(benchmark, recognizer.resolution)
+        few, named = _images(benchmark, recognizer.student.shape)
     license = settings.license or known.get("license") or known.get("licence", model_card.LICENSE)
     formats = dict.fromkeys(("safetensors", *settings.formats))
     remarks = {
@@ -124,7 +125,9 @@ def export(settings: Settings, folder: Path) -> dict:
         "colors": "RGB", "thresholds": json.dumps(_plain(recognizer.thresholds)), "license": license,
         "made_by": f"gdrd_jax {__version__}",
     }  # fmt: skip
-    arguments = known["student"] | INFERENCE
+    if recognizer.student.shape.channels != RGB:
+        del remarks["colors"]
+    arguments = for_inference(known["student"])
     with replacing(folder) as new:
         paths = {name: new / FORMATS[name] for name in formats}
         for name, path in paths.items():
@@ -242,13 +245,14 @@ def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Ca
     return Calibration(f"the run's {people} calibration people", found, low(found))
 
 
-def _images(benchmark: PairList | None, resolution: int) -> tuple[np.ndarray, str]:
+def _images(benchmark: PairList | None, shape: Shape) -> tuple[np.ndarray, str]:
     """What to compare files on where there are no calibration faces: those of the pairs, or made-up ones."""
     if benchmark:
         return benchmark.faces[:PROVED], Path(benchmark.about.get("pairs", "the pairs")).name
     random = np.random.default_rng(0)
-    rough = random.integers(0, 256, (FEW, resolution // 4, resolution // 4, 3), np.uint8)
-    return resize_all(rough, resolution), "made-up images"
+    side, channels = shape.resolution // 4, max(shape.channels, 3)
+    rough = random.integers(0, 256, (FEW, side, side, channels), np.uint8)
+    return np.ascontiguousarray(resize_all(rough, shape.resolution)[..., : shape.channels]), "made-up images"
 
 
 def _evaluation(folder: Path, fingerprint: str) -> dict:
@@ -272,7 +276,7 @@ def _evaluation(folder: Path, fingerprint: str) -> dict:
             "evaluation-other-student",
         )
     strengths = ", ".join(f"{name} {settings[name]:g}" for name in STRENGTHS if settings[name])
-    data = Path(settings["pairs"] or settings["data"]).name
+    data = Path(settings.get("protocol_settings", settings).get("pairs") or settings["data"]).name
     rows = [
         {"row": row, **{name: [found[name], *ends] for name, ends in found["intervals"].items() if name in found}}
         for row, found in results.items()

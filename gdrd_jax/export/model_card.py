@@ -4,6 +4,7 @@ from gdrd_jax.config import used_losses, with_current_names
 from gdrd_jax.export import verify
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.thresholds import Thresholds
+from gdrd_jax.models.arguments import DEFAULT
 from gdrd_jax.utils.tables import markdown_table
 
 OTHER_FACES = (
@@ -32,11 +33,14 @@ def text(manifest: dict) -> str:
 
 def _what(manifest: dict) -> str:
     student = manifest["student"]
+    network, own = student.get("name", DEFAULT), ", ".join(f"{k} {v}" for k, v in student.get("settings", {}).items())
+    network = "" if network == DEFAULT else f" Network `{network}`{own and f', {own}'}."
+    width = f" Width {student['width']:g}." if "width" in student else ""
     return (
         f"A student of GDRD (arXiv 2409.06371), made by gdrd_jax {manifest['version']}: an aligned face, reduced to "
         f"{student['resolution']}x{student['resolution']} pixels by the `{manifest['kernel']}` kernel, to an embedding "
-        f"of {student['embedding_dim']} numbers and unit length; the dot product of two is their similarity. Width "
-        f"{student['width']:g}. Fingerprint `{manifest['fingerprint']}`. License: {manifest['license']}."
+        f"of {student['embedding_dim']} numbers and unit length; the dot product of two is their "
+        f"similarity.{network}{width} Fingerprint `{manifest['fingerprint']}`. License: {manifest['license']}."
     )
 
 

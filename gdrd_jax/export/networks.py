@@ -1,5 +1,6 @@
 """The student in formats that others run: ONNX, StableHLO and safetensors."""
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gdrd_jax.export import jaxpr_onnx
+from gdrd_jax.export.graph import Graph
 from gdrd_jax.models.norm import BatchNorm
-from gdrd_jax.models.student import FEATURE_SIZE, BasicBlock, Student, embed
+from gdrd_jax.models.residual import BasicBlock, Head, ResidualBackbone
+from gdrd_jax.models.student import Student, embed
 from gdrd_jax.utils.errors import GdrdError, require
 
 INPUT, OUTPUT = "faces", "embedding"
@@ -25,11 +29,11 @@ def onnx_model(student: Student, *, layout: Literal["nhwc", "nchw"], metadata: d
     """`models.student.embed` as an ONNX graph, batch normalization folded into the weights.
 
     Its output "embedding" is float32 `[N, D]`, unit length, for any N. It computes in float32 even if the student
-    does not.
+    does not, but has weights as the student rounds them where it is written from a jaxpr.
 
     Args:
       student: trained; of its running statistics, not of a batch's.
-      layout: of the input "faces". "nhwc": uint8 RGB `[N, R, R, 3]`. "nchw": float32 RGB `[N, 3, R, R]`,
+      layout: of the input "faces". "nhwc": uint8 `[N, R, R, C]`. "nchw": float32 `[N, C, R, R]`,
         (x - 127.5) / 127.5, as InsightFace's tools feed recognizers.
       metadata: becomes the model's `metadata_props`.
 
@@ -41,16 +45,14 @@ def onnx_model(student: Student, *, layout: Literal["nhwc", "nchw"], metadata: d
     """
     onnx = require("onnx", "export")
     helper, types = onnx.helper, onnx.TensorProto
-    graph, side, dim = _Graph(onnx), student.resolution, student.head.layers[-1].out_features
-    if layout == "nhwc":
-        given = helper.make_tensor_value_info(INPUT, types.UINT8, ["N", side, side, 3])
-        x = graph.add("Transpose", graph.add("Cast", INPUT, to=types.FLOAT), perm=[0, 3, 1, 2])
-        x = graph.add("Sub", graph.add("Div", x, np.float32(127.5)), np.float32(1))
-    else:
-        given = helper.make_tensor_value_info(INPUT, types.FLOAT, ["N", 3, side, side])
-        x = INPUT
-    _embed(graph, student, x)
-    wanted = helper.make_tensor_value_info(OUTPUT, types.FLOAT, ["N", dim])
+    graph, side, channels = Graph(onnx), student.resolution, student.shape.channels
+    sizes, kind = (side, side, channels), types.UINT8
+    if layout == "nchw":
+        sizes, kind = (channels, side, side), types.FLOAT
+    given = helper.make_tensor_value_info(INPUT, kind, ["N", *sizes])
+    write = _residual if is_residual(student) else _traced
+    _embed(graph, write(graph, student, layout), student.shape.embedding_dim)
+    wanted = helper.make_tensor_value_info(OUTPUT, types.FLOAT, ["N", student.shape.embedding_dim])
     model = helper.make_model(
         helper.make_graph(graph.nodes, "student", [given], [wanted], graph.weights),
         opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="gdrd_jax",
@@ -60,56 +62,63 @@ def onnx_model(student: Student, *, layout: Literal["nhwc", "nchw"], metadata: d
     return model
 
 
-class _Graph:
-    """Nodes in the order in which they run, and their weights."""
-
-    def __init__(self, onnx):
-        self._onnx = onnx
-        self.nodes, self.weights = [], []
-
-    def add(self, kind: str, *inputs: str | np.ndarray, output: str | None = None, **attributes) -> str:
-        """A node on what others computed and on constant arrays; returns the name of what it computes."""
-        # In small letters: by a name that begins with "Sub" or "Mul" InsightFace knows that a graph normalizes inside.
-        name = output or f"{kind.lower()}{len(self.nodes)}"
-        names = [
-            given if isinstance(given, str) else self._weight(f"{name}.{i}", given) for i, given in enumerate(inputs)
-        ]
-        self.nodes.append(self._onnx.helper.make_node(kind, names, [name], name=name, **attributes))
-        return name
-
-    def _weight(self, name: str, value: np.ndarray) -> str:
-        self.weights.append(self._onnx.numpy_helper.from_array(np.asarray(value, order="C"), name))
-        return name
+def is_residual(student: Student) -> bool:
+    """Whether a student's graph can be written node by node, which is faster than from its jaxpr."""
+    return type(student.backbone) is ResidualBackbone and type(student.head) is Head
 
 
-def _embed(graph: _Graph, student: Student, x: str) -> None:
-    """`[N, 3, R, R]` -> `[N, D]`, unit length."""
+def _residual(graph: Graph, student: Student, layout: str) -> str:
+    """Embeddings `[2 N, D]` of all faces and then of their mirror images, not normalized."""
+    x = INPUT
+    if layout == "nhwc":
+        x = graph.add("Transpose", graph.add("Cast", INPUT, to=graph.onnx.TensorProto.FLOAT), perm=[0, 3, 1, 2])
+        x = graph.add("Sub", graph.add("Div", x, np.float32(127.5)), np.float32(1))
+    return _head(graph, student, _backbone(graph, student, _with_mirrored(graph, x, 3)))
+
+
+def _traced(graph: Graph, student: Student, layout: str) -> str:
+    """As `_residual`, for any student."""
+    x = INPUT
+    if layout == "nchw":  # back to what the student takes
+        x = graph.add("Mul", graph.add("Transpose", x, perm=[0, 2, 3, 1]), np.float32(127.5))
+        x = graph.add("Round", graph.add("Add", x, np.float32(127.5)))
+        x = graph.add("Cast", graph.add("Clip", x, np.float32(0), np.float32(255)), to=graph.onnx.TensorProto.UINT8)
+    side, channels = student.resolution, student.shape.channels
+    return jaxpr_onnx.write(graph, student, _with_mirrored(graph, x, 2), (side, side, channels))
+
+
+def _with_mirrored(graph: Graph, x: str, axis: int) -> str:
+    """Faces and then their mirror images along an axis."""
     # One pass over both takes 1.07 ms against 1.16 in two for one face; for 64 they differ less than two runs of one
     # (width 0.25, one core of an AMD EPYC, ONNX Runtime 1.32).
     lowest = np.iinfo(np.int64).min
-    mirrored = graph.add("Slice", x, *(np.array([value], np.int64) for value in (-1, lowest, 3, -1)))
-    x = _head(graph, student, _backbone(graph, student, graph.add("Concat", x, mirrored, axis=0)))
-    pairs = graph.add("Reshape", x, np.array([2, -1, student.head.layers[-1].out_features], np.int64))
+    mirrored = graph.add("Slice", x, *(np.array([value], np.int64) for value in (-1, lowest, axis, -1)))
+    return graph.add("Concat", x, mirrored, axis=0)
+
+
+def _embed(graph: Graph, x: str, dim: int) -> None:
+    """`[2 N, D]` -> `[N, D]`, unit length."""
+    pairs = graph.add("Reshape", x, np.array([2, -1, dim], np.int64))
     both = graph.add("ReduceSum", pairs, np.array([0], np.int64), keepdims=0)
     length = graph.add("ReduceL2", both, axes=[1], keepdims=1)
     graph.add("Div", both, graph.add("Max", length, np.float32(1e-12)), output=OUTPUT)
 
 
-def _backbone(graph: _Graph, student: Student, x: str) -> str:
+def _backbone(graph: Graph, student: Student, x: str) -> str:
     x = graph.add("Relu", _conv(graph, x, student.backbone.stem, student.backbone.norm))
     for block in student.backbone.blocks:
         x = _block(graph, x, block)
     return x
 
 
-def _block(graph: _Graph, x: str, block: BasicBlock) -> str:
+def _block(graph: Graph, x: str, block: BasicBlock) -> str:
     y = graph.add("Relu", _conv(graph, x, block.conv1, block.norm1))
     y = _conv(graph, y, block.conv2, block.norm2)
     y = graph.add("Add", y, x if block.shortcut is None else _conv(graph, x, *block.shortcut.layers))
     return graph.add("Relu", y) if block.final_relu else y
 
 
-def _conv(graph: _Graph, x: str, conv: nnx.Conv, norm: BatchNorm) -> str:
+def _conv(graph: Graph, x: str, conv: nnx.Conv, norm: BatchNorm) -> str:
     scale, shift = _affine(norm)
     kernel = np.transpose(_exact(conv.kernel) * scale, (3, 2, 0, 1))
     size = kernel.shape[2]
@@ -119,27 +128,29 @@ def _conv(graph: _Graph, x: str, conv: nnx.Conv, norm: BatchNorm) -> str:
     )  # fmt: skip
 
 
-def _head(graph: _Graph, student: Student, x: str) -> str:
+def _head(graph: Graph, student: Student, x: str) -> str:
     """-> `[N, D]`, not normalized."""
     head = student.head
     for block in head.blocks:
         x = _block(graph, x, block)
+    channels = [*student.backbone.blocks, *head.blocks][-1].norm2.scale.shape[0]
     x = graph.add("Flatten", x)
     for number, layer in enumerate(head.layers):
         kernel, bias = _exact(layer.kernel), _exact(layer.bias)
         if number == 0:
             scale, shift = _affine(head.norm)
-            kernel, bias = _channels_first(scale[:, None] * kernel), bias + shift @ kernel
+            bias = bias + shift @ kernel
+            kernel = _channels_first(scale[:, None] * kernel, channels)
         else:
             x = graph.add("Relu", x)
         x = graph.add("Gemm", x, np.float32(kernel), np.float32(bias))
     return x
 
 
-def _channels_first(kernel: np.ndarray) -> np.ndarray:
-    """Rows for features flattened from `[h, w, C]` -> for those flattened from `[C, h, w]`."""
-    size, outputs = FEATURE_SIZE, kernel.shape[1]
-    return kernel.reshape(size, size, -1, outputs).transpose(2, 0, 1, 3).reshape(-1, outputs)
+def _channels_first(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Rows for features flattened from `[h, w, C]` -> for those flattened from `[C, h, w]`, h = w."""
+    size, outputs = math.isqrt(len(kernel) // channels), kernel.shape[1]
+    return kernel.reshape(size, size, channels, outputs).transpose(2, 0, 1, 3).reshape(-1, outputs)
 
 
 def _affine(norm: BatchNorm) -> tuple[np.ndarray, np.ndarray]:
@@ -201,9 +212,9 @@ def stablehlo(student: Student) -> bytes:
     Args:
       student: in evaluation mode (`student.eval()`).
     """
-    side = student.resolution
+    side, channels = student.resolution, student.shape.channels
     # One face at a time: the layers ask for sizes as integers, which a symbolic N is not.
-    faces = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("N"), side, side, 3), jnp.uint8)
+    faces = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("N"), side, side, channels), jnp.uint8)
     function = jax.jit(jax.vmap(lambda face: embed(student, face[None])[0]))
     return bytes(jax.export.export(function, platforms=PLATFORMS)(faces).serialize())
 

@@ -25,7 +25,7 @@ def described(
     """The entries that every manifest has.
 
     Args:
-      student: arguments of `models.student.Student`.
+      student: its arguments, see `models.arguments`.
       kernel: downsampling kernel of the student's input, see `data.degradation.resize`.
       fingerprint: of the recognizer.
       thresholds: None if there are none.

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -67,7 +68,7 @@ class Embedder:
         return resize(degraded, self.input_size, degradation.kernel)
 
 
-def student_embedder(name: str, recognizer, *, path: str = "") -> Embedder:
+def student_embedder(name: str, recognizer: Any, *, path: str = "") -> Embedder:
     """A student, loaded as an `inference.recognizer.Recognizer`."""
     fingerprint, kernel, teacher = recognizer.fingerprint(), recognizer.kernel, recognizer.teacher
     settings = {"path": path, "fingerprint": fingerprint, "trained_with": kernel, "teacher": teacher}
@@ -75,7 +76,7 @@ def student_embedder(name: str, recognizer, *, path: str = "") -> Embedder:
     return Embedder(name, recognizer.resolution, recognizer.embed, kernel, fingerprint, space, True, settings)
 
 
-def network_embedder(name: str, network, *, path: str = "", output: str = "") -> Embedder:
+def network_embedder(name: str, network: Any, *, path: str = "", output: str = "") -> Embedder:
     """A recognizer of full-size faces, see `teachers.load_discriminative`; smaller faces are enlarged for it."""
     settings = {
         "path": path, "fingerprint": network.fingerprint, "preprocessing": network.preprocessing,
@@ -135,14 +136,14 @@ def parse_model(text: str, option: str = "--model") -> tuple[str, Path, str, int
       GdrdError: there is no such file or workdir, or no such preprocessing.
     """
     found = next((r for r in _readings(text) if r[1] and _exists(r[1])), _as_described(text))
-    name, path, preprocessing, size = found
-    if not path or not _exists(path):
+    name, given, preprocessing, size = found
+    if not given or not _exists(given):
         names = list_pretrained()
         known = f"; pretrained students are {', '.join(names)}" if names else ""
-        raise GdrdError(f"{option} {text}: there is no file or workdir {path!r}{known}", "model-missing")
+        raise GdrdError(f"{option} {text}: there is no file or workdir {given!r}{known}", "model-missing")
     parse_preprocessing(preprocessing)
-    named = path if is_pretrained(path) else ""
-    path = find_student(path) if named else user_path(path)
+    named = given if is_pretrained(given) else ""
+    path = find_student(given) if named else user_path(given)
     if path.is_dir() and (preprocessing != "auto" or size):
         raise GdrdError(
             f"{option} {text}: a student knows its preprocessing; give its workdir alone", "student-preprocessing"
@@ -193,10 +194,10 @@ def embed_faces(
     if isinstance(faces, np.ndarray) and degradation is not None:
         raise ValueError("an array of faces has no names, by which noise is drawn; degrade it first")
 
-    def load(_view: int, rows: range) -> np.ndarray:
+    def load(_view: int, rows: np.ndarray | range) -> np.ndarray:
         if isinstance(faces, np.ndarray):
-            return resize_all(faces[rows.start : rows.stop], embedder.input_size, embedder.kernel)
-        return np.stack(list(in_parallel(lambda row: embedder.input_of(faces, row, degradation, seed), rows)))
+            return resize_all(faces[np.asarray(rows)], embedder.input_size, embedder.kernel)
+        return np.stack(list(in_parallel(lambda row: embedder.input_of(faces, row, degradation, seed), list(rows))))
 
     if cache is None or isinstance(faces, np.ndarray):
         parts = [range(start, min(start + BATCH, len(faces))) for start in range(0, len(faces), BATCH)]

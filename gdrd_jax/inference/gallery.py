@@ -123,7 +123,7 @@ class Gallery:
         self._refuse_old_files()
         removed = 0
         with self._faces.writing():
-            for column, names in (("person", people), ("path", map(os.fspath, paths))):
+            for column, names in (("person", people), ("path", [os.fspath(path) for path in paths])):
                 for name in dict.fromkeys(names):
                     count = self._faces.delete(column, name)
                     if not count:

@@ -16,6 +16,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class GalleryIndex:
     exact: bool
     built: int
     last: int
-    faiss: object
+    faiss: Any
 
     def serves(self, generation: str, faces: int) -> bool:
         """Whether it is of this generation and needs only to be extended for a gallery of `faces` faces."""
@@ -81,7 +82,7 @@ def build(generation: str, dim: int, faces: int, blocks: Blocks) -> GalleryIndex
     return index
 
 
-def _codes(faiss, sample: np.ndarray):
+def _codes(faiss: Any, sample: np.ndarray) -> Any:
     """An empty index of 8-bit principal components, trained on `sample`, float32 `[S, D]`."""
     axes = faiss.PCAMatrix(sample.shape[1], sample.shape[1])
     axes.train(sample)
@@ -102,7 +103,7 @@ def read(file: Path) -> GalleryIndex | None:
         content = file.read_bytes()
         generation, checksum = HEADER.unpack_from(content)
         payload = np.frombuffer(content, np.uint8, offset=HEADER.size)
-        if zlib.crc32(payload) != checksum:
+        if zlib.crc32(payload.data) != checksum:
             return None
         index = faiss.deserialize_index(payload)
         ids = faiss.vector_to_array(index.id_map)

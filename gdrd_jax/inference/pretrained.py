@@ -66,7 +66,7 @@ def find_student(text: str | os.PathLike, which: str = "student") -> Path:
 
 
 def describe_student(folder: Path) -> dict:
-    """The description of a student: arguments of `models.student.Student` as "student", "kernel", often "teacher".
+    """The description of a student: its arguments (see `models.arguments`) as "student", "kernel", often "teacher".
 
     Args:
       folder: see `find_student`.

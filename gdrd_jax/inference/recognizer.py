@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,13 @@ from gdrd_jax.inference.preprocess import Image
 from gdrd_jax.inference.pretrained import DESCRIPTION, describe_student, find_student
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.models import weights
+from gdrd_jax.models.arguments import DEFAULT, RGB, for_inference
 from gdrd_jax.models.student import Student, abstract_student, embed
+from gdrd_jax.registry import students
 from gdrd_jax.training.checkpoints import load_weights
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, first_line
 from gdrd_jax.utils.files import replacing, write_json, writing
 
-# Whatever dtype a student was trained in: on CPUs bfloat16 is slow, and exported files compute in float32.
-INFERENCE = {"dtype": "float32"}
 BATCH = 128
 BATCHES = (1, 16, BATCH)  # a batch is padded to one of these sizes, each of which is compiled once
 FAR = 1e-3
@@ -94,7 +95,7 @@ class Recognizer:
         if (directory / bundle.MANIFEST).exists():
             return cls._from_bundle(directory, detector)
         description = describe_student(directory)  # written by version 0.4 or earlier
-        student = abstract_student(description["student"] | INFERENCE)
+        student = abstract_student(for_inference(description["student"]))
         load_weights(student, directory)
         student.eval()
         return cls(student, description["kernel"], detector=detector, teacher=description.get("teacher"))
@@ -102,12 +103,21 @@ class Recognizer:
     @classmethod
     def _from_bundle(cls, folder: Path, detector: Path | None) -> "Recognizer":
         manifest = bundle.read(folder)
-        try:
-            student = abstract_student(manifest["student"] | INFERENCE)
-            thresholds, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
-        except (TypeError, ValueError, AttributeError) as error:
+        settings = manifest["student"] if isinstance(manifest["student"], dict) else {}
+        name, module = settings.get("name", DEFAULT), settings.get("module")
+        if module and name not in students.names():
             raise GdrdError(
-                f"{folder / bundle.MANIFEST} describes a student that this version does not know; update gdrd_jax",
+                f"{folder} holds a student {name!r}, which is not of this package: import {module} first, with "
+                f"gdrd --plugin {module} COMMAND, or with gdrd_jax.registry.load_plugins",
+                "student-plugin",
+            )
+        try:
+            student = abstract_student(for_inference(settings))
+            thresholds, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
+        except (TypeError, ValueError, AttributeError, KeyError, GdrdError) as error:
+            raise GdrdError(
+                f"{folder / bundle.MANIFEST} describes a student that this version does not know; update gdrd_jax "
+                f"({first_line(error)})",
                 "student-unsupported",
             ) from error
         weights.restore(student, weights.load_safetensors(folder / bundle.WEIGHTS)[0])
@@ -126,7 +136,7 @@ class Recognizer:
 
         Args:
           student: any.
-          settings: the arguments that `student` was made with.
+          settings: the arguments that `student` was made with, see `models.arguments`.
           kernel: see above.
           directory: missing, empty, or holding an earlier student, which is replaced.
           remarks: more entries of the manifest, such as `teacher`.
@@ -138,7 +148,9 @@ class Recognizer:
             raise GdrdError(
                 f"{directory} holds other things than a trained student; choose another folder", "output-not-ours"
             )
-        fingerprint = Recognizer(student, kernel).fingerprint()
+        fingerprint, module = Recognizer(student, kernel).fingerprint(), type(student).__module__
+        if not module.startswith("gdrd_jax."):
+            settings = {**settings, "module": module}
         with replacing(directory) as new, writing(directory):
             file = new / bundle.WEIGHTS
             weights.save_safetensors(student, file, {})
@@ -153,14 +165,20 @@ class Recognizer:
     @property
     def dim(self) -> int:
         """Dimension D of the embeddings."""
-        return self.student.head.layers[-1].out_features
+        return self.student.shape.embedding_dim
 
     def fingerprint(self) -> str:
-        """sha256 of the weights, the resolution and the kernel."""
-        digest = hashlib.sha256(f"{self.student.resolution}:{self.kernel}".encode())
+        """sha256 of the weights, the resolution and the kernel, and of what else tells students apart."""
+        digest = hashlib.sha256(f"{self._architecture()}{self.student.resolution}:{self.kernel}".encode())
         for leaf in jax.tree.leaves(nnx.state(self.student)):
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()
+
+    def _architecture(self) -> str:
+        """Name and settings, for students of the same weights can differ; "" for "gdrd", which earlier versions had."""
+        name = students.name_of(type(self.student))
+        own = {key: value for key, value in dataclasses.asdict(self.student.config).items() if key != "dtype"}
+        return "" if name == DEFAULT else f"{name}:{json.dumps(own, sort_keys=True)}:"
 
     def comparable(self) -> tuple[str, ...]:
         """Fingerprints of the recognizers whose galleries can be searched: this one, and its teacher if known."""
@@ -200,9 +218,11 @@ class Recognizer:
                 if isinstance(one, GdrdError):
                     numbered = not isinstance(given, str | os.PathLike) and len(found) > 1
                     raise GdrdError(f"face {number}: {one}" if numbered else str(one), one.code)
-            ready = np.array(found, np.uint8).reshape(-1, self.resolution, self.resolution, 3)
-        if ready.dtype != np.uint8 or ready.shape[3:] != (3,):
-            raise GdrdError(f"faces are {ready.dtype} {list(ready.shape)}; give uint8 RGB [N, H, W, 3]", "array-shape")
+            ready = np.array(found, np.uint8).reshape(-1, self.resolution, self.resolution, RGB)
+        if ready.dtype != np.uint8 or ready.shape[3:] != (self.student.shape.channels,):
+            channels = self.student.shape.channels
+            wanted = f"{'RGB ' if channels == RGB else ''}[N, H, W, {channels}]"
+            raise GdrdError(f"faces are {ready.dtype} {list(ready.shape)}; give uint8 {wanted}", "array-shape")
         batches = (self._embed_batch(ready[i : i + BATCH]) for i in range(0, len(ready), BATCH))
         return np.concatenate([np.zeros((0, self.dim), np.float32), *batches])
 

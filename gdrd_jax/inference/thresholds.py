@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from numbers import Real
 
 import numpy as np
 
@@ -103,9 +104,10 @@ class Thresholds:
         return self.tars[self._index(far)]
 
     def _index(self, far: float) -> int:
-        if not 0 < far <= LARGEST_FAR:
+        if not isinstance(far, Real) or not 0 < far <= LARGEST_FAR:
+            given = f"{far:g}" if isinstance(far, Real) else repr(far)
             raise GdrdError(
-                f"the false accept rate is {far:g}; it must be above 0 and at most {LARGEST_FAR:g}", "far-range"
+                f"the false accept rate is {given}; give a number above 0 and at most {LARGEST_FAR:g}", "far-range"
             )
         if not self.supports(far):
             raise GdrdError(

@@ -31,15 +31,15 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., channels]` -> the same shape."""
+        if self.use_running_average:  # nothing here asks for the batch's size, which exported networks leave open
+            scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+            return (x.astype(jnp.float32) * scale + (self.bias[...] - self.mean[...] * scale)).astype(self.dtype)
         stage = ROWS_AT_ONCE if jax.default_backend() == "cpu" else x.size
         rows = x.astype(jnp.float32).reshape(-1, math.gcd(x.size // x.shape[-1], stage), x.shape[-1])
-        if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
-        else:
-            mean, square = sharding.mean((_mean(rows), _mean(rows * rows)))
-            var = jnp.maximum(square - mean * mean, 0)  # which rounding can make negative
-            for running, value in ((self.mean, mean), (self.var, var)):
-                running[...] = self.momentum * running[...] + (1 - self.momentum) * jax.lax.stop_gradient(value)
+        mean, square = sharding.mean((_mean(rows), _mean(rows * rows)))
+        var = jnp.maximum(square - mean * mean, 0)  # which rounding can make negative
+        for running, value in ((self.mean, mean), (self.var, var)):
+            running[...] = self.momentum * running[...] + (1 - self.momentum) * jax.lax.stop_gradient(value)
         scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         normal = rows * _spread(scale, rows) + _spread(self.bias[...] - mean * scale, rows)
         return normal.reshape(x.shape).astype(self.dtype)

@@ -76,6 +76,25 @@ def restore(student: Student, arrays: dict[str, np.ndarray]) -> None:
     nnx.update(student, nnx.from_flat_state(new))
 
 
+def adopt(student: Student, initial: Student) -> None:
+    """Gives a student the weights of another.
+
+    Where `embedding_dim` differs, weights whose shapes depend on it, as those of the last layer, stay as they are.
+
+    Raises:
+      GdrdError: the other is another network.
+    """
+    known = {name: leaf for name, (_, leaf) in _leaves(initial).items()}
+    found = _leaves(student)
+    odd = [name for name in found if name not in known] + [name for name in known if name not in found]
+    if student.shape.embedding_dim == initial.shape.embedding_dim:
+        odd += [name for name, (_, leaf) in found.items() if name in known and known[name].shape != leaf.shape]
+    if odd:
+        raise GdrdError(f"the weights are of another network than this student's, see {odd[0]}", "weights-mismatch")
+    same = [(path, known[name]) for name, (path, leaf) in found.items() if known[name].shape == leaf.shape]
+    nnx.update(student, nnx.from_flat_state(same))
+
+
 def _leaves(student: Student) -> dict[str, tuple[tuple, nnx.Variable]]:
     """Path and variable of every weight, by name."""
     return {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(nnx.state(student))}

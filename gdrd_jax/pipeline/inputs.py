@@ -19,8 +19,10 @@ from gdrd_jax.data.feature_store import FORMAT
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.pretrained import describe_student, find_student
+from gdrd_jax.models import arguments
+from gdrd_jax.models.arguments import TEACHER_FEATURES
 from gdrd_jax.pipeline.run import REAL
-from gdrd_jax.registry import losses, samplers
+from gdrd_jax.registry import losses, samplers, students
 from gdrd_jax.teachers import (
     AUTO,
     DiscriminativeOptions,
@@ -33,7 +35,6 @@ from gdrd_jax.utils.errors import GdrdError, missing
 from gdrd_jax.utils.files import digest, listed_paths, sha256
 
 SFACE = "models/face_recognition_sface_2021dec_int8bq.onnx"
-TEACHER_FEATURES = "teacher_features"  # the student that is a head on T_g's features
 # How the views are made before they are reduced. T_d sees these, so that students of other resolutions share its
 # targets.
 MOVED = tuple(f"views.{name}" for name in ("count", "seed", "shift", "rotate", "scale", "light"))
@@ -50,6 +51,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     Raises:
       GdrdError: something that these steps need is missing or does not fit.
     """
+    arguments.of_config(config)
     views(config)
     degradation(config)
     if config.data.cache:
@@ -301,13 +303,29 @@ def _check_packed(paths: list[Path], mixup: float) -> None:
 
 
 def initial_student(config: ConfigDict) -> dict:
-    """Arguments of the `Student` that the training begins with.
+    """Arguments of the student that the training begins with, see `models.arguments`.
 
     Raises:
-      GdrdError: there is none, or it is of another resolution.
+      GdrdError: there is none, or it is another network, or of another resolution, than the config asks for.
     """
-    name = config.student.init
-    settings = describe_student(find_student(name))["student"]
+    name, asked = config.student.init, arguments.of_config(config)
+    known = {"name": arguments.DEFAULT, "settings": {}, "channels": arguments.RGB}  # where version 0.4 wrote it
+    settings = known | describe_student(find_student(name))["student"]
+    if settings["name"] != asked["name"]:
+        raise GdrdError(
+            f"config.student.init: {name} is a student {settings['name']!r} and config.student.name is "
+            f"{asked['name']!r}; set it to {settings['name']!r}, or choose another student",
+            "init-student",
+        )
+    if asked["settings"]:
+        given = vars(students.settings(settings["name"], arguments.settings(settings)))
+        for key, value in asked["settings"].items():
+            if given[key] != value:
+                raise GdrdError(
+                    f"config.student.init: {name} has {key}={given[key]!r} and config.student.settings.{key} is "
+                    f"{value!r}; a student keeps its settings: leave it out, or choose another student",
+                    "init-student",
+                )
     if settings["resolution"] != config.views.resolution:
         raise GdrdError(
             f"config.student.init: {name} is made for {settings['resolution']} pixels and config.views.resolution is "

@@ -10,6 +10,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from gdrd_jax.config import LOSS_DEFAULTS, Config, used_losses
+from gdrd_jax.models import arguments
 from gdrd_jax.pipeline import inputs
 from gdrd_jax.registry import losses, samplers, selections
 from gdrd_jax.utils.errors import GdrdError, did_you_mean
@@ -125,6 +126,9 @@ def check(config: ConfigDict, name: str) -> None:
       name: of the stage.
     """
     dis, place = config.dis, f"config.{'' if name == LAST else 'stages.'}{name}"
+    arguments.of_config(config)
+    if config.student.init:
+        inputs.initial_student(config)
     for loss, settings in used_losses(dis.losses).items():
         given = {key: value for key, value in settings.items() if key != "weight"}
         if loss not in LOSS_DEFAULTS or given:  # the losses themselves import JAX, which takes seconds
@@ -172,6 +176,27 @@ def check(config: ConfigDict, name: str) -> None:
             f"input; set {place}.init=random",
             "stage-init",
         )
+
+
+def check_init(config: ConfigDict, name: str) -> None:
+    """Refuses a stage that begins with the student of a stage that trains another network.
+
+    Args:
+      config: of all stages.
+      name: of the stage.
+    """
+    init = section(config, name).init
+    if init in ("gen", "random"):
+        return
+    own, other = (arguments.of_config(stage_config(config, stage)) for stage in (name, init))
+    for key in sorted((own.keys() | other.keys()) - {"dtype"}):
+        if own.get(key) != other.get(key):
+            raise GdrdError(
+                f"config.{'' if name == LAST else 'stages.'}{name}.init is {init!r}, whose student has "
+                f"{key}={other.get(key)!r}, and the student of {name!r} has {key}={own.get(key)!r}; make them equal, "
+                "or set init=random",
+                "stage-init",
+            )
 
 
 NEED_OF = {"assistant": "assistant", "selection": "selected"}

@@ -1,7 +1,6 @@
 """Stage gen, stage dis and the stages before it: functions of a `Run`."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,10 @@ from gdrd_jax.evaluation.dev import DevSet
 from gdrd_jax.inference.pretrained import describe_student
 from gdrd_jax.inference.recognizer import BATCH, Recognizer
 from gdrd_jax.losses import DataInfo, TeacherFeatures
-from gdrd_jax.models.student import Head, Student
+from gdrd_jax.models import arguments
+from gdrd_jax.models.residual import Head
+from gdrd_jax.models.student import Student, make_student
+from gdrd_jax.models.weights import adopt
 from gdrd_jax.pipeline import inputs, stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import generative
@@ -270,7 +272,7 @@ def _dev_set(run: Run, config: ConfigDict) -> DevSet | None:
 
 def feature_shape(student: Student) -> tuple[int, int, int]:
     """`(h, w, C)` of the backbone's features."""
-    face = np.zeros((1, student.resolution, student.resolution, 3), np.uint8)
+    face = np.zeros((1, student.resolution, student.resolution, student.shape.channels), np.uint8)
     student.backbone.eval()
     return nnx.eval_shape(lambda backbone: backbone(face), student.backbone).shape[1:]
 
@@ -292,18 +294,15 @@ def _held_out_r2(run: Run) -> Callable[[Stage, int], dict[str, float]]:
 
 
 def _student_settings(config: ConfigDict, embedding_dim: int) -> dict:
-    settings = json.loads(config.student.to_json())
-    init = settings.pop("init")
-    del settings["name"]
-    if init:
-        initial = inputs.initial_student(config)
-        settings |= {name: initial[name] for name in ("width", "hidden", "head_stages")}
-    return {**settings, "resolution": config.views.resolution, "embedding_dim": embedding_dim}
+    settings = arguments.of_config(config)
+    if config.student.init:
+        settings = {**inputs.initial_student(config), **{key: settings[key] for key in ("dtype",) if key in settings}}
+    return {**settings, "embedding_dim": embedding_dim}
 
 
 def _student(config: ConfigDict, embedding_dim: int) -> Student:
     """A new student, or that of `config.student.init`; its last layer is new where the embedding has another size."""
-    student = Student(**_student_settings(config, embedding_dim), rngs=nnx.Rngs(config.seed))
+    student = make_student(**_student_settings(config, embedding_dim), rngs=nnx.Rngs(config.seed))
     if config.student.init:
         _take_weights(student, config.student.init)
     return student
@@ -311,7 +310,4 @@ def _student(config: ConfigDict, embedding_dim: int) -> Student:
 
 def _take_weights(student: Student, source: str | Path) -> None:
     """Puts a trained student's weights into a new one; its last layer stays new where the embedding's size differs."""
-    initial = Recognizer.load(source).student
-    if initial.head.layers[-1].out_features != student.head.layers[-1].out_features:
-        initial.head.layers[-1] = student.head.layers[-1]
-    nnx.update(student, nnx.state(initial))
+    adopt(student, Recognizer.load(source).student)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gdrd_jax.models.student import STAGE_CHANNELS, STRIDES
+from gdrd_jax.models.students.gdrd import CHANNELS, STRIDES
 
 
 class Block(nn.Module):
@@ -28,7 +28,7 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     def __init__(self, width, resolution):
         super().__init__()
-        channels = [max(8, round(c * width)) for c in STAGE_CHANNELS]
+        channels = [max(8, round(c * width)) for c in CHANNELS]
         stem, strides = STRIDES[resolution]
         self.stem, self.norm = nn.Conv2d(3, channels[0], 3, stem, 1, bias=False), nn.BatchNorm2d(channels[0])
         blocks, inputs = [], channels[0]
@@ -76,7 +76,7 @@ class Dis(nn.Module):
         super().__init__()
         dim = centers.shape[1]
         self.backbone = Backbone(width, resolution).requires_grad_(False)
-        inputs = 16 * max(8, round(STAGE_CHANNELS[-1] * width))
+        inputs = 16 * max(8, round(CHANNELS[-1] * width))
         self.norm = nn.BatchNorm1d(inputs)
         self.layers = nn.ModuleList([nn.Linear(inputs, 512), nn.Linear(512, dim)])
         self.classifier = nn.Linear(dim, len(centers))

@@ -1,12 +1,17 @@
 """Pictures of faces."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
 CELL, GAP = 72, 4  # pixels of a face in a grid, and between two
 
 
-def grid(lines: list[list[np.ndarray]], frames: list[list[tuple[int, int, int] | None]] | None = None) -> np.ndarray:
+Frame = tuple[int, int, int] | None  # its color, RGB
+
+
+def grid(lines: Sequence[Sequence[np.ndarray]], frames: Sequence[Sequence[Frame]] | None = None) -> np.ndarray:
     """Lays faces out in lines, enlarged to one size without smoothing.
 
     Args:

@@ -49,8 +49,9 @@ def changed(path, *nodes, outputs=(), **constants):
 
 
 def run(lfw_folder, out, *models, resolutions=("native",), **settings):
+    pairs = {"pairs": str(lfw_folder / "pairs.txt")}
     evaluate_and_report(
-        Settings("lfw", lfw_folder, lfw_folder / "pairs.txt", tuple(map(str, models)), resolutions, **settings), out
+        Settings("lfw", lfw_folder, tuple(map(str, models)), resolutions, protocol_settings=pairs, **settings), out
     )
     return json.loads((out / "metrics.json").read_text()), (out / "report.html").read_text()
 

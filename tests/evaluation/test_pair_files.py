@@ -123,7 +123,7 @@ def test_contradictions_are_refused_and_repetitions_are_counted(tmp_path, caplog
         read_pairs(tmp_path / "p.txt")
     (tmp_path / "q.txt").write_text("A_1.png A_2.png 1\nA_2.png A_1.png 1\nA_1.png A_1.png 1\nA_1.png B_1.png 0\n")
     assert len(read_pairs(str(tmp_path / "q.txt"))) == 4
-    assert "1 pairs are listed more than once, and 1 compare an image with itself" in caplog.text
+    assert "listed more than once: 1; that compare an image with itself: 1" in caplog.text
 
 
 def test_images_are_found_by_as_many_folders_as_tell_them_apart():

@@ -18,6 +18,7 @@ from conftest import raises, save_recognizer
 from flax import nnx
 from sklearn.metrics import roc_auc_score
 
+from gdrd_jax.cli import evaluate as command
 from gdrd_jax.data.degradation import Degradation
 from gdrd_jax.data.readers import STAND_IN, stand_in
 from gdrd_jax.evaluation import ar, lfw, tinyface, uccs
@@ -73,8 +74,10 @@ def network(tmp_path_factory):
 
 
 def settings(protocol, data, network, **changes):
+    if pairs := changes.pop("pairs", None):
+        changes["protocol_settings"] = {"pairs": str(pairs)}
     return Settings(**{
-        "protocol": protocol, "data": data, "pairs": None, "models": (str(network),), "resolutions": ("native", "16"),
+        "protocol": protocol, "data": data, "models": (str(network),), "resolutions": ("native", "16"),
         **changes,
     })  # fmt: skip
 
@@ -173,7 +176,7 @@ def test_pairs_naming_missing_images_are_told_or_counted(lfw_folder, network, tm
     shutil.copytree(lfw_folder, tmp_path / "lfw")
     (tmp_path / "lfw" / "lfw" / "P_3" / "P_3_0002.png").unlink()
     how = settings("lfw", tmp_path / "lfw", network, pairs=lfw_folder / "pairs.txt")
-    with raises("pair-image-missing", "1 images", "'P_3_0002'", "--skip-bad"):
+    with raises("pair-image-missing", "1 image ", "'P_3_0002'", "--skip-bad"):
         evaluate_and_report(how, tmp_path / "out")
     results = evaluate_and_report(settings(**{**vars(how), "network": network, "skip_bad": True}), tmp_path / "out")
     assert results["colors_16"].metrics["n_pairs"] == 34
@@ -291,30 +294,30 @@ def test_tinyface_lists_rule_over_names(tinyface_folder):
     root = tinyface_folder / "Testing_Set"
     write_lists(root, ["1_1.png"], ["1_2.png", "2_2.png"])
     with raises("tinyface-unlisted", "7 images", "Probe", "probe_img_ID_pairs.mat"):
-        tinyface.open_tinyface(tinyface_folder, skip_bad=False)
-    protocol = tinyface.open_tinyface(tinyface_folder, skip_bad=True)
+        tinyface.TinyFace.open(tinyface_folder)
+    protocol = tinyface.TinyFace.open(tinyface_folder, skip_bad=True)
     assert len(protocol.probes) == 1 and len(protocol.gallery) == 32 and protocol.about["n_skipped"] == 7 + 14
     write_lists(root, ["1_1.png", "77_1.png"], ["1_2.png"])
-    with raises("tinyface-missing", "1 images", "Probe", "'77_1.png'"):
-        tinyface.open_tinyface(tinyface_folder, skip_bad=False)
-    assert ("77_1.png", "it is missing") in tinyface.open_tinyface(tinyface_folder, skip_bad=True).about["skipped"]
+    with raises("tinyface-missing", "1 image ", "Probe", "'77_1.png'"):
+        tinyface.TinyFace.open(tinyface_folder)
+    assert ("77_1.png", "it is missing") in tinyface.TinyFace.open(tinyface_folder, skip_bad=True).about["skipped"]
     write_lists(root, ["1_1.png", "1_1.png"], ["1_2.png"])
     with raises("tinyface-list", "1 different names, 2 identities"):
-        tinyface.open_tinyface(tinyface_folder, skip_bad=True)
+        tinyface.TinyFace.open(tinyface_folder, skip_bad=True)
     (root / "probe_img_ID_pairs.mat").write_bytes(b"MATLAB 5.0 MAT-file, cut short")
     with raises("tinyface-list", ".mat"):
-        tinyface.open_tinyface(tinyface_folder, skip_bad=False)
+        tinyface.TinyFace.open(tinyface_folder)
 
 
 def test_tinyface_probes_without_a_mate_are_told_or_counted(tinyface_folder):
     save(tinyface_folder / "Testing_Set" / "Probe" / "55_1.png", face(55, 1, size=20))
-    with raises("tinyface-no-mate", "1 probes", "55_1.png"):
-        tinyface.open_tinyface(tinyface_folder, skip_bad=False)
-    protocol = tinyface.open_tinyface(tinyface_folder, skip_bad=True)
+    with raises("tinyface-no-mate", "1 probe,", "55_1.png"):
+        tinyface.TinyFace.open(tinyface_folder)
+    protocol = tinyface.TinyFace.open(tinyface_folder, skip_bad=True)
     assert len(protocol.probes) == 8 and protocol.about["n_skipped"] == 1
     shutil.rmtree(tinyface_folder / "Testing_Set" / "Gallery_Match")
     with raises("tinyface-folder", "'Gallery_Match'"):
-        tinyface.open_tinyface(tinyface_folder, skip_bad=True)
+        tinyface.TinyFace.open(tinyface_folder, skip_bad=True)
 
 
 @pytest.fixture
@@ -340,11 +343,11 @@ def test_uccs_trains_a_softmax_layer_on_frozen_features(uccs_folder, network, tm
 def test_uccs_people_without_training_faces_are_told_or_counted(uccs_folder):
     shutil.rmtree(uccs_folder / "train" / "S3")
     with raises("uccs-strangers", "2 test faces"):
-        uccs.open_uccs(uccs_folder, stretch=False, skip_bad=False)
-    assert len(uccs.open_uccs(uccs_folder, stretch=False, skip_bad=True).test) == 22
+        uccs.UCCS.open(uccs_folder)
+    assert len(uccs.UCCS.open(uccs_folder, skip_bad=True).test) == 22
     shutil.rmtree(uccs_folder / "train")
     with raises("uccs-layout", "train/PERSON/IMAGE"):
-        uccs.open_uccs(uccs_folder, stretch=False, skip_bad=True)
+        uccs.UCCS.open(uccs_folder, skip_bad=True)
 
 
 @pytest.fixture
@@ -371,12 +374,12 @@ def test_ar_has_groups_and_a_gallery_of_neutral_faces(ar_folder, network, tmp_pa
 def test_ar_people_without_a_neutral_face_are_told_or_counted(ar_folder):
     (ar_folder / "w-001-01.bmp").unlink()
     with raises("ar-no-neutral", "01 or 14"):
-        ar.open_ar(ar_folder, stretch=False, skip_bad=False)
-    protocol = ar.open_ar(ar_folder, stretch=False, skip_bad=True)
+        ar.AR.open(ar_folder)
+    protocol = ar.AR.open(ar_folder, skip_bad=True)
     assert len(protocol.faces) == 39 and protocol.about["n_skipped"] == 12
     (ar_folder / "m-002-27.bmp").write_bytes((ar_folder / "m-002-01.bmp").read_bytes())
     with raises("ar-number", "01 to 26"):
-        ar.open_ar(ar_folder, stretch=False, skip_bad=True)
+        ar.AR.open(ar_folder, skip_bad=True)
 
 
 def test_faces_that_are_not_aligned_are_refused_or_stretched(ar_folder, network, tmp_path):
@@ -400,21 +403,24 @@ def test_faces_that_are_not_aligned_are_refused_or_stretched(ar_folder, network,
         (["--protocol", "ar", "--data", "docs", "--model", "a=docs"], ["docs"]),
         (["--protocol", "ar", "--data", "docs", "--model", "{network}"], ["[model-twice]", "'colors'"]),
         (["--protocol", "ar", "--data", "docs", "--noise", "-1"], ["noise"]),
+        (["--protocol", "uccsx", "--data", "docs"], ["[entry-unknown]", "'uccsx'", "'uccs'"]),
+        (["--protocol", "ar", "--data", "docs", "--pairs", "pairs.txt"], ["[command-usage]", "--pairs"]),
     ],
 )
-def test_a_mistake_is_one_sentence(network, tmp_path, arguments, facts):
+def test_a_mistake_is_one_sentence(network, tmp_path, monkeypatch, capsys, arguments, facts):
+    monkeypatch.chdir(ROOT)
     arguments = [argument.format(network=network) for argument in arguments]
-    command = [sys.executable, "tools/evaluate.py", "--model", str(network), "--out", str(tmp_path), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and all(fact in done.stderr for fact in facts), done.stderr
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
+    assert command.main(["--model", str(network), "--out", str(tmp_path), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert all(fact in error for fact in facts), error
+    assert error.count("\n") == 1 and error.startswith("error: "), error
 
 
 def test_noise_belongs_to_a_face_whatever_others_there_are(ar_folder, network):
     model, how = open_model(str(network)), Degradation(16, "area", motion=8.0, noise=9.0)
-    before = ar.open_ar(ar_folder, stretch=False, skip_bad=False).faces
+    before = ar.AR.open(ar_folder).faces
     (ar_folder / "w-001-02.bmp").unlink()
-    after = ar.open_ar(ar_folder, stretch=False, skip_bad=False).faces
+    after = ar.AR.open(ar_folder).faces
     rows = before.names.index("w-003-05.bmp"), after.names.index("w-003-05.bmp")
     assert rows[0] != rows[1]
     np.testing.assert_array_equal(model.input_of(before, rows[0], how, 0), model.input_of(after, rows[1], how, 0))
@@ -423,9 +429,9 @@ def test_noise_belongs_to_a_face_whatever_others_there_are(ar_folder, network):
 
 def test_what_is_left_out_is_part_of_the_fingerprint(ar_folder):
     (ar_folder / "w-001-01.bmp").unlink()
-    first = ar.open_ar(ar_folder, stretch=False, skip_bad=True).faces
+    first = ar.AR.open(ar_folder, skip_bad=True).faces
     (ar_folder / "w-003-01.bmp").rename(ar_folder / "w-001-01.bmp")
-    second = ar.open_ar(ar_folder, stretch=False, skip_bad=True).faces
+    second = ar.AR.open(ar_folder, skip_bad=True).faces
     assert len(first) == len(second) and first.fingerprint != second.fingerprint
 
 
@@ -436,9 +442,9 @@ def test_a_face_that_is_there_twice_is_told(ar_folder, tinyface_folder, uccs_fol
     folder = {"ar": ar_folder, "tinyface": tinyface_folder, "uccs": uccs_folder}[protocol]
     save(folder / copy, face(2, 2))
     opened = {
-        "ar": lambda: ar.open_ar(folder, stretch=False, skip_bad=True),
-        "tinyface": lambda: tinyface.open_tinyface(folder, skip_bad=True),
-        "uccs": lambda: uccs.open_uccs(folder, stretch=False, skip_bad=True),
+        "ar": lambda: ar.AR.open(folder, skip_bad=True),
+        "tinyface": lambda: tinyface.TinyFace.open(folder, skip_bad=True),
+        "uccs": lambda: uccs.UCCS.open(folder, skip_bad=True),
     }
     with pytest.raises(GdrdError, match="holds a face twice"):
         opened[protocol]()
@@ -450,6 +456,20 @@ def test_another_runs_figures_do_not_stay(ar_folder, uccs_folder, network, tmp_p
     evaluate_and_report(settings("ar", ar_folder, network, resolutions=("16",)), tmp_path / "out")
     assert (tmp_path / "out" / "groups.png").exists()
     assert not (tmp_path / "out" / "tsne.png").exists() and not (tmp_path / "out" / "sweep.png").exists()
+
+
+def test_a_protocol_writes_the_figures_that_it_names(ar_folder, network, tmp_path, monkeypatch):
+    monkeypatch.setattr(ar.AR, "files", ())
+    with pytest.raises(ValueError, match="'ar' has no 'groups.png'"):
+        evaluate_and_report(settings("ar", ar_folder, network, resolutions=("16",)), tmp_path / "out")
+
+
+def test_settings_of_a_protocol_are_checked_before_the_models_are_loaded(ar_folder, tmp_path):
+    how = settings("ar", ar_folder, "none.onnx", protocol_settings={"pairs": "x"})
+    with raises("entry-setting", "'ar'", "'pairs'"):
+        evaluate_and_report(how, tmp_path / "out")
+    with raises("entry-setting", "'lfw'", "'pairs'", 3):
+        evaluate_and_report(settings("lfw", ar_folder, "none.onnx", protocol_settings={"pairs": 3}), tmp_path / "out")
 
 
 def test_a_stand_in_says_so_wherever_it_is_carried(ar_folder, tmp_path):
@@ -491,7 +511,7 @@ def test_a_models_path_may_hold_signs(network, tmp_path):
 
 
 def test_a_model_that_embeds_all_faces_alike_writes_plain_json(lfw_folder, network, tmp_path):
-    protocol = lfw.open_lfw(lfw_folder, lfw_folder / "pairs.txt", stretch=False, skip_bad=False)
+    protocol = lfw.LFW.open(lfw_folder, lfw.LFW.Config(str(lfw_folder / "pairs.txt")))
     embeddings = np.zeros((len(protocol.faces), 2))
     embeddings[:, 0] = 1
     result = protocol.evaluate(embeddings, seed=0)
@@ -502,7 +522,7 @@ def test_a_model_that_embeds_all_faces_alike_writes_plain_json(lfw_folder, netwo
 def test_native_faces_are_degraded_but_not_reduced(ar_folder, network, tmp_path):
     clean = evaluate_and_report(settings("ar", ar_folder, network, resolutions=("native",)), tmp_path / "clean")
     degrading = settings("ar", ar_folder, network, resolutions=("native",), noise=90.0, blur=30.0)
-    model, faces = open_model(str(network)), ar.open_ar(ar_folder, stretch=False, skip_bad=False).faces
+    model, faces = open_model(str(network)), ar.AR.open(ar_folder).faces
     seen = model.input_of(faces, 0, degrading.degradation("native"), 0)
     assert seen.shape == (112, 112, 3) and np.abs(seen.astype(int) - faces[0]).mean() > 30
     found = evaluate_and_report(degrading, tmp_path / "degraded")
@@ -525,7 +545,7 @@ def test_pairs_of_one_kind_cannot_be_verified(network, tmp_path):
     with raises("pairs-one-kind", "4 and 0"):
         evaluate_and_report(settings("bin", tmp_path / "b.bin", network), tmp_path / "out")
     (tmp_path / "b.bin").write_bytes(pickle.dumps(([b"no image", *images[1:]], [True, *[False] * 3]), protocol=4))
-    with raises("pairs-one-kind", "0 and 3", "1 faces", "pair 0 a"):
+    with raises("pairs-one-kind", "0 and 3", "1 face ", "pair 0 a"):
         evaluate_and_report(settings("bin", tmp_path / "b.bin", network, skip_bad=True), tmp_path / "out")
 
 
@@ -537,7 +557,7 @@ def test_a_fold_that_leaves_one_kind_outside_is_refused(network, tmp_path):
 
 
 def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw_folder, network, tmp_path):
-    made = student.Student(resolution=16, width=0.0625, hidden=(16,), embedding_dim=8, rngs=nnx.Rngs(0))
+    made = student.make_student(resolution=16, width=0.0625, hidden=(16,), embedding_dim=8, rngs=nnx.Rngs(0))
     arguments = {"resolution": 16, "width": 0.0625, "hidden": [16], "embedding_dim": 8}
     Recognizer.save(made, arguments, "area", tmp_path / "run" / "dis" / "student")
     models = (str(network), f"student={tmp_path / 'run'}")
@@ -555,7 +575,7 @@ def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw
 
 
 def test_a_student_has_no_row_at_more_pixels_than_it_is_made_for(lfw_folder, network, tmp_path):
-    made = student.Student(resolution=8, width=0.0625, hidden=(16,), embedding_dim=8, rngs=nnx.Rngs(0))
+    made = student.make_student(resolution=8, width=0.0625, hidden=(16,), embedding_dim=8, rngs=nnx.Rngs(0))
     arguments = {"resolution": 8, "width": 0.0625, "hidden": [16], "embedding_dim": 8}
     Recognizer.save(made, arguments, "area", tmp_path / "run" / "dis" / "student")
     models = (f"student={tmp_path / 'run'}", str(network))

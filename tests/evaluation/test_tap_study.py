@@ -10,7 +10,7 @@ from gdrd_jax.cli import study_taps
 from gdrd_jax.data.degradation import Views
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.evaluation import tap_study
-from gdrd_jax.evaluation.lfw import open_lfw
+from gdrd_jax.evaluation.lfw import LFW
 from gdrd_jax.teachers import load_generative
 from gdrd_jax.teachers.sr_training import SrSettings, train
 
@@ -32,7 +32,7 @@ def faces(tmp_path_factory):
         lines += [f"p{i}\t1\t2" for i in people] + [f"p{i}\t1\tp{i + 1}\t3" for i in people]
     (root / "pairs.txt").write_text("\n".join(lines) + "\n")
     make_faces(root / "train", people=10, images=8)
-    pairs = open_lfw(root / "lfw", root / "pairs.txt", stretch=False, skip_bad=False)
+    pairs = LFW.open(root / "lfw", LFW.Config(str(root / "pairs.txt")))
     return tap_study.studied(open_faces(root / "train"), pairs, VIEWS, images=6)
 
 

@@ -88,3 +88,25 @@ def test_tar_at_far_accepts_no_more_impostors_than_it_says():
 def test_a_far_that_the_impostors_are_too_few_for_has_no_tar():
     assert v.tar_at_far(PAIRS, 1e-3) is None  # about 320 impostors
     assert v.tar_at_far(Pairs(np.ones(4), np.array([1, 1, 0, 0], bool)), 0.5) == 0  # ties are accepted together
+
+
+def test_cosines_are_those_of_the_pairs_in_any_blocks(monkeypatch):
+    first, second = RNG.normal(size=(2, 9, 4)).astype(np.float32)
+    a, b = RNG.integers(9, size=(2, 50))
+    expected = np.einsum("pd,pd->p", first[a], second[b])
+    monkeypatch.setattr(v, "BLOCK", 7)
+    found = v.cosines(first, second, a, b)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_long_curve_is_thinned_to_points_of_it(monkeypatch):
+    monkeypatch.setattr(v, "MANY", 100)
+    monkeypatch.setattr(v, "KEPT", 40)
+    far, tar, thresholds = v.roc(PAIRS)
+    few = v.thinned(far, tar, thresholds)
+    assert 20 < len(few[0]) <= 40 and set(zip(*few)) < set(zip(far, tar, thresholds))
+    assert (few[0][0], few[1][0], few[0][-1], few[1][-1]) == (0, 0, 1, 1) and (np.diff(few[2]) < 0).all()
+    assert few[0][few[0] > 0][0] == far[far > 0][0]  # the least rate that can be told
+    short = v.thinned(*(part[:90] for part in (far, tar, thresholds)))
+    assert len(short[0]) == 90

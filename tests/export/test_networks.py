@@ -11,6 +11,7 @@ from flax import nnx
 
 from gdrd_jax.export import networks
 from gdrd_jax.models import weights
+from gdrd_jax.models.arguments import RESOLUTIONS
 from gdrd_jax.models.student import abstract_student, embed
 
 SETTINGS = {"resolution": 16, "width": 0.0625, "hidden": (16,), "embedding_dim": 8}
@@ -64,6 +65,59 @@ def test_onnx_and_stablehlo_give_the_students_embeddings(changes):
         np.testing.assert_allclose(run(nchw, normalized[:count]), wanted[:count], atol=1e-5)
     for count in (1, 5):
         np.testing.assert_allclose(function(faces[:count]), wanted[:count], atol=1e-5)
+
+
+EACH = [(name, resolution) for name in ("gdrd", "resnet") for resolution in RESOLUTIONS]
+
+
+def traced(monkeypatch, model, layout="nhwc"):
+    """The graph that a student without a writer of its own gets."""
+    with monkeypatch.context() as patch:
+        patch.setattr(networks, "is_residual", lambda student: False)
+        return networks.onnx_model(model, layout=layout, metadata=METADATA)
+
+
+@pytest.mark.parametrize(("name", "resolution"), EACH)
+def test_both_ways_to_write_a_graph_agree(monkeypatch, name, resolution):
+    model = student(name=name, resolution=resolution, width=0.03)
+    written, faces = networks.onnx_model(model, layout="nhwc", metadata={}), smooth(3, resolution)
+    wanted, other = run(written, faces), traced(monkeypatch, model)
+    assert len(other.graph.node) > len(written.graph.node)
+    for count in (1, 3):
+        np.testing.assert_allclose(run(other, faces[:count]), wanted[:count], atol=1e-5)
+    assert np.linalg.norm(wanted[0] - wanted[1]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "resnet", "resolution": 8},
+        {"name": "resnet", "resolution": 8, "channels": 1},
+        *(
+            pytest.param({"name": name, "resolution": side, "width": 0.03}, marks=pytest.mark.slow)
+            for name, side in EACH
+        ),
+    ],
+    ids=str,
+)
+def test_graphs_from_jaxprs_give_the_students_embeddings(monkeypatch, changes):
+    model = student(**changes)
+    channels = model.shape.channels
+    faces = np.ascontiguousarray(smooth(5, model.resolution)[..., :channels])
+    wanted = np.asarray(jax.jit(lambda faces: embed(model, faces))(faces))
+    np.testing.assert_allclose(run(traced(monkeypatch, model), faces), wanted, atol=1e-5)
+    normalized = np.float32((faces.transpose(0, 3, 1, 2) - np.float32(127.5)) / np.float32(127.5))
+    nchw = traced(monkeypatch, model, "nchw")
+    assert [size.dim_value for size in nchw.graph.input[0].type.tensor_type.shape.dim][1:] == list(normalized.shape[1:])
+    for count in (1, 5):
+        np.testing.assert_allclose(run(nchw, normalized[:count]), wanted[:count], atol=1e-5)
+
+
+def test_a_graph_from_a_jaxpr_can_be_quantized(monkeypatch):
+    graph, faces = traced(monkeypatch, student(name="resnet")), smooth(64, 16, seed=2)
+    small = networks.quantized(graph, smooth(100, 16, seed=1))
+    assert any(weight.data_type == onnx.TensorProto.INT8 for weight in small.graph.initializer)
+    assert (run(small, faces) * run(graph, faces)).sum(axis=1).min() > 0.98
 
 
 def test_a_bfloat16_student_becomes_a_float32_graph():

@@ -148,7 +148,7 @@ def test_probes_are_compared_with_a_gallery_of_the_teacher(named, teacher, tmp_p
         (["--resolution", "16:native"], "give that file as another --model"),
         (["--resolution", "16:17"], "the resolution '16:17' is not known"),
         (["--resolution", "16:8:native"], "PROBE:GALLERY such as 16:native"),
-        (["--resolution", "64"], "it can be native, 32, 16, 8"),
+        (["--resolution", "60"], "it can be native, 112, 64, 48, 32, 24, 16, 8"),
     ],
 )
 def test_a_resolution_that_cannot_be_is_told_first(named, tmp_path, capsys, words, message):

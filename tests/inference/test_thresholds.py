@@ -54,6 +54,14 @@ def test_what_is_no_rate(far):
         Thresholds.learn(*people(5, 3), "x").at(far)
 
 
+def test_a_rate_is_a_number():
+    found = Thresholds.learn(*people(5, 3), "x")
+    for far in ("1e-1", None):
+        with raises("far-range", repr(far), "above 0"):
+            found.at(far)
+    assert found.at(np.float32(0.25)) == found.at(0.25)
+
+
 def test_of_many_people_only_some_are_compared(monkeypatch):
     monkeypatch.setattr(thresholds_module, "FACES", 30)
     embeddings, labels = people(40, 4)

@@ -5,14 +5,14 @@ import pytest
 from conftest import raises
 from flax import nnx
 
-from gdrd_jax.models.student import Student, embed
+from gdrd_jax.models.student import embed, make_student
 
 FACES = np.random.default_rng(0).integers(256, size=(4, 16, 16, 3), dtype=np.uint8)
 
 
 def student(**changes):
     settings = {"resolution": 16, "width": 0.0625, "hidden": (16,), "embedding_dim": 8, **changes}
-    return Student(**settings, rngs=nnx.Rngs(0))
+    return make_student(**settings, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("resolution", [8, 16, 32])
@@ -70,8 +70,16 @@ def test_bfloat16_computes_with_float32_parameters():
 @pytest.mark.parametrize(
     ("changes", "code", "facts"),
     [
-        ({"resolution": 20}, "student-resolution", ("resolution is 20", "[8, 16, 32]")),
-        ({"head_stages": 3}, "student-head-stages", ("student.head_stages is 3", "0, 1 or 2")),
+        (
+            {"resolution": 20},
+            "student-resolution",
+            ("resolution is 20", "'gdrd'", "8, 16, 24, 32, 48, 64, 112", "16 or 24"),
+        ),
+        ({"head_stages": 3}, "entry-setting", ("'gdrd'", "head_stages is 3", "0, 1 or 2")),
+        ({"channels": 5}, "student-channels", ("5 channels", "1, 2, 3, 4")),
+        ({"depth": 18}, "entry-setting", ("'gdrd'", "'depth'")),
+        ({"name": "resnt"}, "entry-unknown", ("'resnt'", "'resnet'")),
+        ({"name": "resnet", "hidden": (0,)}, "entry-setting", ("'resnet'", "hidden is (0,)")),
     ],
 )
 def test_refuses_what_the_architecture_does_not_have(changes, code, facts):

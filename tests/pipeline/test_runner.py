@@ -39,7 +39,6 @@ from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.inference.pretrained import describe_student, find_student, list_pretrained
 from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.models.student import FEATURE_SIZE
 from gdrd_jax.pipeline import planning, records, runner, train_stages, workdir_v04
 from gdrd_jax.pipeline.inputs import dev_files, locate
 from gdrd_jax.pipeline.run import Run
@@ -809,7 +808,7 @@ def test_features_of_any_size_stand_in_the_backbones_place(copy, faces_folder, c
     config.student.name, config.generative.tap, config.until = "teacher_features", "down0", "dis"
     assert steps_run(config, copy, caplog) == ["generative", "dis"]
     assert planning.finished(config, copy)
-    assert Run.open(copy).store("generative", "train").manifest["shape"][1:] != [FEATURE_SIZE, FEATURE_SIZE]
+    assert Run.open(copy).store("generative", "train").manifest["shape"][1:] != [4, 4]
 
 
 def labels_seen(monkeypatch):
@@ -1038,7 +1037,7 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"data.test_people": 6}, "people-too-few", ["config.data.test_people", 7, 8]),
         ({"data.glob": "0.png"}, "person-one-image", ["'p5'"]),
         ({"data.glob": "*.gif"}, "faces-none", ["*.gif"]),
-        ({"views.resolution": 20}, "config-choice", ["config.views.resolution", 20, "8, 16, 32"]),
+        ({"views.resolution": 20}, "student-resolution", ["config.views.resolution", 20, "8, 16, 24, 32", "16 or 24"]),
         ({"views.count": 1}, "views-count", ["config.views.count", 2]),
         ({"gen.steps": 0}, "config-range", ["config.gen.steps"]),
         ({"dis.losses.rcd.positive": "both"}, "entry-setting", ["'rcd'", "'both'", "pair, identity"]),
@@ -1050,7 +1049,8 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"plugins": ("no_such_module",)}, "plugin-import", ["'no_such_module'"]),
         ({"dis.freeze": ("head",)}, "config-choice", ["config.dis.freeze", "backbone"]),
         ({"dis.init": "random"}, "freeze-untrained", ["config.dis.init", "config.dis.freeze"]),
-        ({"student.name": "resnet"}, "config-choice", ["config.student.name", "gdrd, teacher_features"]),
+        ({"student.name": "resnt"}, "student-name", ["config.student.name", "'resnet'", "gdrd", "teacher_features"]),
+        ({"student.name": "resnet", "student.head_stages": 1}, "student-setting", ["config.student.head_stages is 1"]),
         ({"student.name": "teacher_features"}, "teacher-features-settings", ["config.until=dis"]),
         ({"sr.size": 30}, "sr-size", [30]),
         ({"generative.path": "nowhere"}, "diffusers-folder", ["config.generative.path", "'nowhere'"]),

@@ -87,7 +87,7 @@ def test_an_evaluation_loads_its_models_before_it_reads_all_faces(here, no_work)
 
     Path("x.onnx").write_bytes(b"no network")
     no_work((module, "open_protocol"))
-    how = Settings("lfw", Path("faces"), Path("pairs.txt"), ("x.onnx",), ("16",))
+    how = Settings("lfw", Path("faces"), ("x.onnx",), ("16",), protocol_settings={"pairs": "pairs.txt"})
     with pytest.raises(GdrdError, match="x.onnx"):
         evaluate_and_report(how, Path("out"))
     assert not Path("out").exists()
@@ -126,8 +126,8 @@ def test_taps_of_all_teachers_are_checked_before_one_is_measured(here, capsys, n
                 raise GdrdError(f"timestep {timestep}", "teacher-timestep")
             return self
 
-    monkeypatch.setattr(study_taps, "_parse", lambda text: (text, Teacher()))
-    no_work((lfw, "open_lfw"))
+    monkeypatch.setattr(study_taps, "_parse", lambda text: (text, Network))
+    no_work((lfw.LFW, "open"))
     words = ["--train", "faces", "--data", "faces", "--pairs", "x", "--teacher", "a", "--out", "out"]
     assert study_taps.main([*words, "--tap", "down9"]) == 2
     error = capsys.readouterr().err

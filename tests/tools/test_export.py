@@ -20,8 +20,8 @@ from gdrd_jax.cli import (
     recognize,  # noqa: E402
 )
 from gdrd_jax.config import default  # noqa: E402
-from gdrd_jax.data.degradation import resize  # noqa: E402
-from gdrd_jax.export import networks, verify  # noqa: E402
+from gdrd_jax.data.degradation import STRENGTHS, resize  # noqa: E402
+from gdrd_jax.export import exporter, networks, verify  # noqa: E402
 from gdrd_jax.inference.embedders import Embedder  # noqa: E402
 from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.inference.thresholds import Thresholds  # noqa: E402
@@ -295,3 +295,11 @@ def test_speeds_are_medians_of_what_each_form_takes():
 def test_an_onnx_file_of_today_is_read_by_old_runtimes(exported):
     model = onnx.load(exported / "student.onnx")
     assert model.ir_version <= 8 and {each.version for each in model.opset_import if not each.domain} == {17}
+
+
+@pytest.mark.parametrize("pairs", [{"pairs": "x/pairs.txt"}, {"protocol_settings": {"pairs": "x/pairs.txt"}}, {}])
+def test_the_card_names_the_pairs_of_an_evaluation_also_of_an_earlier_version(tmp_path, pairs):
+    settings = {"models": {"m": {"fingerprint": "f"}}, "data": "x/lfw", "kernel": "area", **dict.fromkeys(STRENGTHS, 0)}
+    document = {"protocol": "lfw", "stand_in": None, "settings": settings | pairs, "results": {}}
+    (tmp_path / "metrics.json").write_text(json.dumps(document))
+    assert exporter._evaluation(tmp_path, "f")["data"] == ("pairs.txt" if pairs else "lfw")

@@ -12,7 +12,7 @@ from gdrd_jax import registry
 from gdrd_jax.distributed import sharding
 from gdrd_jax.losses import DataInfo, Loss, State
 from gdrd_jax.models.relation import normalize
-from gdrd_jax.models.student import Student
+from gdrd_jax.models.student import make_student
 from gdrd_jax.training import trainer
 from gdrd_jax.training.stages import Stage
 from gdrd_jax.utils.signals import Interrupted
@@ -75,14 +75,14 @@ def register(patch):
 
 
 def stage(degradation=None):
-    student = Student(resolution=16, width=0.0625, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(0))
+    student = make_student(resolution=16, width=0.0625, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(0))
     info = DataInfo(identities=5, images=ROWS, embedding_dim=DIM, feature_shape=(4, 4, 32))
     losses = {"test_agreement": {"weight": 1.0}, "test_bank": {"weight": 0.5}, "embedding_cosine": {"weight": 1.0}}
     return Stage(student, losses, info, rngs=nnx.Rngs(1), degradation=degradation)
 
 
 def bank_stage():
-    student = Student(resolution=16, width=0.0625, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(0))
+    student = make_student(resolution=16, width=0.0625, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(0))
     info = DataInfo(identities=5, images=ROWS, embedding_dim=DIM, feature_shape=(4, 4, 32))
     return Stage(student, {"test_bank": {}, "embedding_cosine": {}}, info, rngs=nnx.Rngs(1))
 

@@ -11,7 +11,7 @@ from flax import nnx
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.random_degradation import RandomDegradation
 from gdrd_jax.losses import DataInfo, TeacherFeatures, feature_regression
-from gdrd_jax.models.student import Student
+from gdrd_jax.models.student import make_student
 from gdrd_jax.training import stages, trainer
 
 RNG = np.random.default_rng(0)
@@ -26,7 +26,7 @@ KEY = jax.random.key(0)
 
 
 def student():
-    return Student(resolution=16, width=0.0625, hidden=(32,), embedding_dim=DIM, rngs=nnx.Rngs(0))
+    return make_student(resolution=16, width=0.0625, hidden=(32,), embedding_dim=DIM, rngs=nnx.Rngs(0))
 
 
 def statistics(target_shape=(12, 4, 4)):

@@ -22,7 +22,7 @@ from gdrd_jax.data.input_pipeline import Dataset, Subset
 from gdrd_jax.data.loader import batch_rows
 from gdrd_jax.distributed import class_parallel, sharding  # noqa: F401  some in scripts
 from gdrd_jax.losses import DataInfo
-from gdrd_jax.models.student import Student
+from gdrd_jax.models.student import make_student
 from gdrd_jax.training import checkpoints, metric_writer, trainer  # noqa: F401  some in scripts
 from gdrd_jax.training.stages import Stage
 from gdrd_jax.utils.launch import ProcessInfo  # noqa: F401
@@ -59,7 +59,7 @@ def schedule(**changes):
 
 
 def stage():
-    student = Student(resolution=16, width=0.0625, hidden=(8,), embedding_dim=4, rngs=nnx.Rngs(0))
+    student = make_student(resolution=16, width=0.0625, hidden=(8,), embedding_dim=4, rngs=nnx.Rngs(0))
     info = DataInfo(
         feature_shape=(4, 4, 32), target_shape=(8, 4, 4),
         target_statistics=lambda: (np.zeros((8, 4, 4), np.float32), np.ones(8, np.float32)),
@@ -68,7 +68,7 @@ def stage():
 
 
 def dis_stage(classes=4):
-    student = Student(resolution=16, width=0.0625, hidden=(8,), embedding_dim=16, head_stages=1, rngs=nnx.Rngs(0))
+    student = make_student(resolution=16, width=0.0625, hidden=(8,), embedding_dim=16, head_stages=1, rngs=nnx.Rngs(0))
     losses = {
         "cls": {"weight": 1.0}, "kd": {"weight": 0.25, "teacher_scale": 8.0}, "rcd": {"weight": 4.0},
         "embedding_cosine": {}, "similarity_preserving": {},

@@ -27,6 +27,7 @@ def stage_steps(name: str) -> tuple[Step, ...]:
 
     def check(config: ConfigDict) -> None:
         stages.check(config_of(config), name)
+        stages.check_init(config, name)
 
     def adjust(config: ConfigDict, settings: dict) -> None:
         found = config_of(config)
@@ -93,6 +94,8 @@ def _after(config: ConfigDict, name: str) -> tuple[str, ...]:
 def _adjust(config: ConfigDict, settings: dict) -> None:
     settings["dis"]["losses"] = used_losses(settings["dis"]["losses"])
     del settings["student"]["init"]  # a file, identified by its contents
+    if not settings["student"]["settings"]:  # newer than version 0.4.0, too
+        del settings["student"]["settings"]
     if not config.degradation.random:
         del settings["degradation"]
     if inputs.is_teacher_features(config):

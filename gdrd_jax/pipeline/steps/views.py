@@ -7,6 +7,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degradation import Views
 from gdrd_jax.data.extract import Extraction, view_loader
 from gdrd_jax.data.feature_store import FeatureStore
@@ -28,7 +29,7 @@ def low_resolution_views(run: Run) -> dict[str, Extraction]:
 
 def small_faces(run: Run) -> dict[str, Extraction]:
     """The faces that are degraded in the training step, at a few times the low resolution."""
-    views = Views.plain(SMALL * run.config.views.resolution, "area")
+    views = Views.plain(min(SMALL * run.config.views.resolution, FACE_SIZE), "area")
     return {split: _reduced(run, "small_faces", split, views, 1, "small faces") for split in ("train", "unlabeled")}
 
 

@@ -1,0 +1,285 @@
+"""Protocols of templates: several images of a subject are compared as one, as in IJB-A, IJB-B and IJB-C.
+
+Embeddings are averaged within each medium (a photograph, or the frames of a video), then over the media of a template,
+and the mean is scaled to unit length (Maze et al., IARPA Janus Benchmark-C, ICB 2018; Crosswhite et al., Template
+adaptation, FG 2017). InsightFace's evaluation of IJB-C does the same, but its averages are weighted: it keeps the
+length of each image's embedding and multiplies by the detector's score. Here each image of a medium counts alike.
+
+The protocol `templates` (1:1) reads lists of images in any folder. A reader of a benchmark with files of its own makes
+a `TemplateList`, and subclasses `TemplatePairs`, or `template_search.TemplateSearch` (1:N).
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from scipy import sparse
+
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.file_tree import check_unique, is_image
+from gdrd_jax.data.prepare import checked
+from gdrd_jax.data.readers import list_files
+from gdrd_jax.evaluation import bootstrap, verification
+from gdrd_jax.evaluation.interface import ReportedProtocol
+from gdrd_jax.evaluation.pair_files import find_images
+from gdrd_jax.evaluation.report import GREEN, RED
+from gdrd_jax.evaluation.result import Result
+from gdrd_jax.evaluation.template_files import TemplateList, read_template_pairs, read_templates
+from gdrd_jax.evaluation.verification import Pairs
+from gdrd_jax.registry import protocols
+from gdrd_jax.utils.arrays import unit
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import user_path
+from gdrd_jax.utils.pictures import Frame, grid
+from gdrd_jax.utils.texts import counted
+
+LOG = logging.getLogger(__name__)
+FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+SHOWN = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Templates:
+    """Faces, and which template they belong to: M memberships of T templates.
+
+    Attributes:
+      faces: all N faces.
+      rows: of `faces`, int `[M]`; a face may be in several templates.
+      templates: of each membership, int `[M]`, below T; every template has an image.
+      media: of each membership, int `[M]`.
+      subjects: of each template, int `[T]`.
+      names: of the templates, T.
+      about: "n_skipped" and "skipped", see `ReportedProtocol`.
+    """
+
+    faces: Faces
+    rows: np.ndarray
+    templates: np.ndarray
+    media: np.ndarray
+    subjects: np.ndarray
+    names: tuple[str, ...]
+    about: dict[str, Any]
+
+    @classmethod
+    def open(cls, data: Path, listed: TemplateList, *, stretch: bool = False, skip_bad: bool = False) -> Self:
+        """Finds the images of a list under a folder, in a tar or a store.
+
+        Args:
+          data: see `data.readers.list_files`.
+          listed: the memberships; names of images as `pair_files.find_images` takes them.
+          stretch: take faces that are not 112x112.
+          skip_bad: leave missing and damaged images out, and templates without any other image, instead of raising.
+
+        Raises:
+          GdrdError: an image is missing, damaged or there twice, or a template has no image.
+        """
+        files, wanted = list_files(data), set(listed.images)
+        found = {
+            name: images
+            for name, files_of in find_images(files.names, wanted).items()
+            if (images := [row for row in files_of if is_image(files, row)])
+        }
+        for name, images in sorted(found.items()):
+            check_unique(files, images, lambda _: name)
+        absent = sorted(wanted - found.keys())
+        if absent and (not found or not skip_bad):
+            raise GdrdError(
+                f"{data} does not hold {len(absent)} of the {len(wanted)} images that templates consist of, the first "
+                f"{absent[0]!r}; check --data, or leave such images out with --skip-bad",
+                "template-image-missing",
+            )
+        chosen = sorted(found)
+        usable = checked(files.take([found[name][0] for name in chosen]), stretch=stretch, skip_bad=skip_bad)
+        row_of_file = {file: row for row, file in enumerate(usable.names)}
+        row_of = {name: row_of_file.get(files.names[found[name][0]], -1) for name in chosen}
+        rows = np.array([row_of.get(name, -1) for name in listed.images], int)
+        there = rows >= 0
+        kept, numbers = np.unique(listed.templates[there], return_inverse=True)
+        empty = [listed.names[row] for row in np.setdiff1d(np.arange(len(listed.names)), kept)]
+        if empty and not skip_bad:
+            raise GdrdError(f"the template {empty[0]!r} has no image", "template-empty")
+        skipped = [(name, "it is missing") for name in absent] + list(usable.skipped)
+        skipped += [(name, "no image of this template is left") for name in empty]
+        if skipped:
+            LOG.warning(
+                "left out: %s, and %s without any other",
+                counted(len(skipped) - len(empty), "image"),
+                counted(len(empty), "template"),
+            )
+        _, subjects = np.unique(np.array(listed.subjects), return_inverse=True)
+        return cls(
+            usable, rows[there], numbers.astype(np.int32), listed.media[there], subjects[kept].astype(np.int32),
+            tuple(listed.names[row] for row in kept), {"n_skipped": len(skipped), "skipped": skipped},
+        )  # fmt: skip
+
+    def pool(self, embeddings: np.ndarray) -> np.ndarray:
+        """Embeddings of faces, float32 `[N, D]`, to those of templates, float32 `[T, D]`, unit length."""
+        return pooled(embeddings, self.rows, self.templates, self.media)
+
+    def numbered(self, numbers: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+        """Numbers of templates of a list with `names`, any shape, as numbers here; -1 for those that are left out."""
+        own = {name: row for row, name in enumerate(self.names)}
+        return np.array([own.get(name, -1) for name in names], np.int32)[numbers]
+
+    def example(self, template: int) -> int:
+        """Row of the first face of a template."""
+        return int(self.rows[np.argmax(self.templates == template)])
+
+
+def pooled(embeddings: np.ndarray, rows: np.ndarray, templates: np.ndarray, media: np.ndarray) -> np.ndarray:
+    """Averages within each medium of a template, then over its media, scaled to unit length.
+
+    Args:
+      embeddings: float32 `[N, D]`.
+      rows: of `embeddings`, int `[M]`.
+      templates: int `[M]`; the numbers below the largest one all have a row.
+      media: int `[M]`; a medium of two templates is one of each.
+
+    Returns:
+      float32 `[T, D]`.
+
+    Raises:
+      GdrdError: a template has no image.
+    """
+    count = int(templates.max()) + 1
+    if len(empty := np.setdiff1d(np.arange(count), templates)):
+        raise GdrdError(f"the template of number {empty[0]} has no image", "template-empty")
+    own_media = templates.astype(np.int64) * (int(media.max()) + 1) + media
+    _, medium, images = np.unique(own_media, return_inverse=True, return_counts=True)
+    # The number of media, by which a mean would be divided, does not change its direction.
+    weights = sparse.csr_array(
+        ((1 / images[medium]).astype(np.float32), (templates, rows)), shape=(count, len(embeddings))
+    )
+    return unit(weights @ embeddings)
+
+
+@dataclasses.dataclass(frozen=True)
+class TemplatePairs(ReportedProtocol):
+    """Pairs of an enrolled template and a probe.
+
+    Attributes:
+      faces: all of them.
+      templates: made of these faces, T.
+      first, second: the enrolled template and the probe of each pair, int32 `[P]`, below T.
+      about: see `ReportedProtocol`.
+    """
+
+    faces: Faces
+    templates: Templates
+    first: np.ndarray
+    second: np.ndarray
+    about: dict[str, Any]
+
+    title = "Templates"
+    main = "auc"
+    columns = {
+        **{f"tar_at_far.{far:g}": f"TAR % at FAR {far:.0e}".replace("e-0", "e-") for far in reversed(FARS[1:])},
+        "eer": "EER %", "auc": "AUC %",
+    }  # fmt: skip
+    legend = (
+        "TAR at FAR: share of genuine pairs of templates accepted where at most so many impostors are. EER: equal "
+        "error rate. AUC: area under the ROC curve. A template is the mean over its media of the mean over a medium's "
+        "images."
+    )
+
+    @property
+    def same(self) -> np.ndarray:
+        """Whether both templates of a pair are of one subject, bool `[P]`."""
+        return self.templates.subjects[self.first] == self.templates.subjects[self.second]
+
+    def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
+        """Scores one recognizer by the cosine of templates; `gallery` is that of enrolled faces.
+
+        Scores are float32; all figures but the intervals are exact in them, see `evaluation.bootstrap` for these.
+        """
+        probes = self.templates.pool(embeddings)
+        enrolled = probes if gallery is None else self.templates.pool(gallery)
+        scores = verification.cosines(enrolled, probes, self.first, self.second)
+        pairs, subjects = Pairs(scores, self.same), self.templates.subjects
+        metrics = verification.pair_metrics(pairs, fars=FARS)
+        folds = np.zeros(len(scores), np.int8)
+        found = bootstrap.of_pairs(pairs, subjects[self.first], subjects[self.second], folds, FARS, seed=seed)
+        return verification.result(pairs, metrics, found)
+
+    def shared_arrays(self) -> Mapping[str, np.ndarray]:
+        """What the scores of a row belong to: numbers of templates, and their names."""
+        names = np.array(self.templates.names)
+        return {"same": self.same, "first": self.first, "second": self.second, "templates": names}
+
+    def curves(self, results: Mapping[str, Result]) -> Mapping[str, Pairs]:
+        """ROC of every row."""
+        same = self.same
+        return {name: Pairs(result.arrays["scores"], same) for name, result in results.items()}
+
+    def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+        """A face of each template of the hardest pairs."""
+        scores, same = result.arrays["scores"], self.same
+        lines: list[list[np.ndarray]] = []
+        frames: list[list[Frame]] = []
+        for kind, color in ((False, RED), (True, GREEN)):
+            pairs = np.flatnonzero(same == kind)
+            hardest = pairs[np.argsort(scores[pairs] if kind else -scores[pairs], kind="stable")[:SHOWN]]
+            shown = [self.templates.example(row) for p in hardest for row in (self.first[p], self.second[p])]
+            lines += [[self.faces[row] for row in shown], [render(row) for row in shown]]
+            frames += [[color] * len(shown), [None] * len(shown)]
+        caption = (
+            "Hardest pairs of templates, the first face of either. Red: the impostors with the highest scores (false "
+            "accepts); green: the genuine pairs with the lowest (false rejects). Under each face is the model's input."
+        )
+        return grid(lines, frames), caption
+
+    @classmethod
+    def of(cls, templates: Templates, pairs: np.ndarray) -> Self:
+        """Pairs of templates, int32 `[P, 2]`; those with a template that is left out (-1) are left out, counted.
+
+        Raises:
+          GdrdError: there are no genuine pairs, or no impostors.
+        """
+        kept = (pairs >= 0).all(axis=1)
+        first, second = (np.ascontiguousarray(pairs[kept, side]) for side in (0, 1))
+        about = {**templates.about, "n_skipped": int((~kept).sum()), "drawn": "subjects"}
+        made = cls(templates.faces, templates, first, second, about)
+        genuine = int(made.same.sum())
+        if not 0 < genuine < len(first):
+            raise GdrdError(
+                f"verification needs genuine and impostor pairs of templates; there are {genuine} and "
+                f"{len(first) - genuine}",
+                "pairs-one-kind",
+            )
+        return made
+
+
+@protocols.register("templates")
+class ListedPairs(TemplatePairs):
+    """Images anywhere, with --templates (IMAGE TEMPLATE MEDIUM SUBJECT) and --pairs (TEMPLATE TEMPLATE): 1:1."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        """Settings; see `evaluation.template_files` for the lists.
+
+        Attributes:
+          templates: file with a line for each image of a template.
+          pairs: file with a line for each pair, the enrolled template and the probe.
+        """
+
+        templates: str = ""
+        pairs: str = ""
+
+    @classmethod
+    def open(cls, data: Path, config: Config, *, stretch: bool = False, skip_bad: bool = False) -> Self:
+        """See `ReportedProtocol.open`."""
+        require_lists(config, "templates", "pairs")
+        listed = read_templates(user_path(config.templates))
+        pairs = read_template_pairs(user_path(config.pairs), listed.names)
+        templates = Templates.open(data, listed, stretch=stretch, skip_bad=skip_bad)
+        return cls.of(templates, templates.numbered(pairs, listed.names))
+
+
+def require_lists(config: object, *lists: str) -> None:
+    """Raises GdrdError if one of these settings is empty."""
+    absent = [f"--{name}" for name in lists if not getattr(config, name)]
+    if absent:
+        raise GdrdError(f"the protocol needs lists of templates; give {', '.join(absent)}", "template-list-not-given")
