@@ -57,7 +57,7 @@ def extract(*jobs: Extraction, process: ProcessInfo = SINGLE_PROCESS) -> None:
     there = total - sum(len(rows) for pieces in missing for _, rows in pieces)
     rank = "" if process.world_size == 1 else f", rank {process.rank} of {process.world_size}"
     shown = " + ".join(job.what for job, pieces in zip(jobs, missing) if pieces) + rank
-    with tqdm(total=total, initial=there, desc=shown, unit="face") as progress, ThreadPoolExecutor(1) as ahead:
+    with tqdm(total=total, initial=there, desc=shown, unit="image") as progress, ThreadPoolExecutor(1) as ahead:
         for number, view, rows, loaded in _loaded_ahead(jobs, missing, process, ahead):
             job = jobs[number]
             if process.world_size > 1 and job.store.has(view, rows):
@@ -73,7 +73,7 @@ def extract(*jobs: Extraction, process: ProcessInfo = SINGLE_PROCESS) -> None:
         if count:
             share = f"; {100 * busy / seconds:.1f} % of the time in the network" if job.compute else ""
             rate = count / seconds
-            LOG.info("%s: %d faces in %.1f s, %.0f a second%s", job.what + rank, count, seconds, rate, share)
+            LOG.info("%s: %d images in %.1f s, %.0f a second%s", job.what + rank, count, seconds, rate, share)
 
 
 def _loaded_ahead(
@@ -152,7 +152,7 @@ class BlockReader:
         self._block: list[np.ndarray] = []
 
     def read(self, view: int, rows: tuple[int, ...]) -> list[np.ndarray]:
-        """Faces, uint8 RGB `[112, 112, 3]` each; of mixup images those of a view, which differ from view to view."""
+        """Faces, uint8 `[S, S, C]` each; of mixup images those of a view, which differ from view to view."""
         mixed = isinstance(self.faces, MixupFaces)
         key = (view if mixed else 0, rows)
         if key != self._key:
@@ -170,7 +170,7 @@ def view_loader(reader: BlockReader, views: Views, *, low: bool) -> Callable[[in
       low: reduce the views to the low resolution.
 
     Returns:
-      A function `(view, rows) -> uint8 [n, 112, 112, 3]`, or `[n, R, R, 3]` if `low`.
+      A function `(view, rows) -> uint8 [n, S, S, C]`, or `[n, R, R, C]` if `low`.
     """
 
     def load(view: int, rows: Sequence[int]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Feature stores of the teachers' targets."""
 
-import dataclasses
 import platform
 from importlib import metadata, util
 from pathlib import Path
@@ -35,10 +34,11 @@ def target_extraction(run: Run, step: str, split: str, shape: tuple[int, ...], n
     count = inputs.target_views(config) if step == "discriminative" else config.views.count
     versions = {"gdrd_jax": __version__} | {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}
     store = FeatureStore.create(
-        run.path(step, split), rows=len(faces), views=inputs.view_count(split, count), shape=shape, dtype="float16",
+        run.path(step, split), rows=len(faces), views=inputs.view_count(split, count, views.exact), shape=shape,
+        dtype="float16",
         provenance={"faces": faces.fingerprint, "teacher": network.fingerprint},
         about={
-            "teacher": network.settings, "views": dataclasses.asdict(views), "versions": versions,
+            "teacher": network.settings, "views": views.settings(), "versions": versions,
             "data": config.data.path, "machine": platform.platform(),
         },
         arrays=inputs.array_url(config, step, split, views),

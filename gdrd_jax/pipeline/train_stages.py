@@ -47,7 +47,7 @@ def gen(run: Run) -> None:
     student = _student(config, embedding_dim=1)
     info = DataInfo(feature_shape=feature_shape(student), **_generative_info(run))
     stage = Stage(student, {"feature_regression": {}}, info, rngs=nnx.Rngs(config.seed + 1))
-    held_out = _held_out_r2(run) if config.data.test_people else lambda stage, step: {}
+    held_out = _held_out_r2(run) if inputs.has_test_split(config) else lambda stage, step: {}
     labels = run.faces("train").labels
     dataset = _dataset(run, labels, ["unlabeled"], lr="views", generative="generative")
     metrics = _fit(config, stage, dataset, config.gen, folder, "stage gen", held_out)
