@@ -49,10 +49,6 @@ class MixupFaces:
         """Those of one view: as many others. Who needs no names need not stay the same in all views either."""
         return dataclasses.replace(self, first=view * self.count)
 
-    def in_colors(self) -> "MixupFaces":
-        """The same images as RGB, see `Faces.in_colors`."""
-        return dataclasses.replace(self, sources=tuple(source.in_colors() for source in self.sources))
-
     @property
     def _mirror(self) -> bool:
         return self.sources[0].task.mirror

@@ -19,6 +19,7 @@ from gdrd_jax.data.random_degradation import RandomDegradation
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.data.task import FACES, FaceTask, ObjectTask, Task, of_config
 from gdrd_jax.registry import tasks
+from gdrd_jax.utils.arrays import to_rgb
 
 RNG = np.random.default_rng(0)
 STILL = {"shift": 0.0, "rotate": 0.0, "scale": 0.0, "light": 0.0, "noise": 0.0, "jpeg": 0, "seed": 0}
@@ -228,4 +229,6 @@ def test_teachers_see_gray_images_as_rgb(tmp_path):
     cv2.imwrite(str(tmp_path / "a" / "0.png"), image)
     faces = open_faces(tmp_path, task=ObjectTask(image_size=16, channels=4, maximum=4000))
     np.testing.assert_array_equal(faces.in_colors()[0], faces[0][..., :3])
-    assert MixupFaces((faces,), 0, 0).in_colors().sources[0].task.channels == 3
+    for channels in (1, 2, 3, 4):
+        wanted = image[..., :3] if channels > 2 else np.repeat(image[..., :1], 3, axis=2)
+        np.testing.assert_array_equal(to_rgb(image[..., :channels]), wanted)
