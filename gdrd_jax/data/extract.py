@@ -57,7 +57,7 @@ def extract(*jobs: Extraction, process: ProcessInfo = SINGLE_PROCESS) -> None:
     there = total - sum(len(rows) for pieces in missing for _, rows in pieces)
     rank = "" if process.world_size == 1 else f", rank {process.rank} of {process.world_size}"
     shown = " + ".join(job.what for job, pieces in zip(jobs, missing) if pieces) + rank
-    with tqdm(total=total, initial=there, desc=shown, unit="image") as progress, ThreadPoolExecutor(1) as ahead:
+    with tqdm(total=total, initial=there, desc=shown, unit="face") as progress, ThreadPoolExecutor(1) as ahead:
         for number, view, rows, loaded in _loaded_ahead(jobs, missing, process, ahead):
             job = jobs[number]
             if process.world_size > 1 and job.store.has(view, rows):
@@ -73,7 +73,7 @@ def extract(*jobs: Extraction, process: ProcessInfo = SINGLE_PROCESS) -> None:
         if count:
             share = f"; {100 * busy / seconds:.1f} % of the time in the network" if job.compute else ""
             rate = count / seconds
-            LOG.info("%s: %d images in %.1f s, %.0f a second%s", job.what + rank, count, seconds, rate, share)
+            LOG.info("%s: %d faces in %.1f s, %.0f a second%s", job.what + rank, count, seconds, rate, share)
 
 
 def _loaded_ahead(
