@@ -65,7 +65,7 @@ class Faces:
           GdrdError: damaged, or of other channels.
         """
         image = decode(self.read(index), self.where(index), self.task.channels, self.task.maximum)
-        return image if self.task.aligned else middle_square(image, self.task.image_size)
+        return image if self.task.aligned else resize(middle_square(image), self.task.image_size, "area")
 
     def read(self, index: int) -> bytes:
         """The encoded face."""
@@ -271,11 +271,11 @@ def natural(name: str) -> tuple:
     return [(len(digits[i]), digits[i]) if i % 2 else part for i, part in enumerate(parts)], name
 
 
-def middle_square(image: np.ndarray, size: int) -> np.ndarray:
-    """The largest square in the middle of uint8 `[H, W, C]`, brought to `[size, size, C]`."""
+def middle_square(image: np.ndarray) -> np.ndarray:
+    """The largest square in the middle of `[H, W, C]`: `[S, S, C]`."""
     side = min(image.shape[:2])
     top, left = ((length - side) // 2 for length in image.shape[:2])
-    return resize(image[top : top + side, left : left + side], size, "area")
+    return image[top : top + side, left : left + side]
 
 
 def packaged(package: str, inside: str) -> Path:

@@ -150,13 +150,16 @@ def _rates(found: Thresholds) -> str:
 
 
 def _files(manifest: dict) -> str:
-    size = manifest["student"]["resolution"]
+    size, channels = manifest["student"]["resolution"], manifest["student"].get("channels", 3)
+    shown = "RGB " if channels == 3 else ""
+    inside = "mirror image, sum and unit length are" if manifest["student"].get("mirror", True) else "unit length is"
     about = {
         "student.safetensors": "the weights, for `gdrd_jax.Recognizer.load(FOLDER)`",
-        "student.onnx": f"input uint8 RGB [N, {size}, {size}, 3]; mirror image, sum and unit length are inside",
-        "student.nchw.onnx": f"the same, input float32 RGB [N, 3, {size}, {size}], (x - 127.5) / 127.5 (InsightFace's)",
+        "student.onnx": f"input uint8 {shown}[N, {size}, {size}, {channels}]; {inside} inside",
+        "student.nchw.onnx": f"the same, input float32 {shown}[N, {channels}, {size}, {size}], (x - 127.5) / 127.5 "
+        "(InsightFace's)",
         "student.int8.onnx": "as student.onnx, 8-bit weights and activations: other embeddings, with a fingerprint and "
         "thresholds of their own in the file's metadata",
-        "student.stablehlo": f"`jax.export` of a function of uint8 RGB [N, {size}, {size}, 3]",
+        "student.stablehlo": f"`jax.export` of a function of uint8 {shown}[N, {size}, {size}, {channels}]",
     }
     return "\n".join(f"- `{name}`: {about[name]}. sha256 `{sha}`" for name, sha in manifest["files"].items())

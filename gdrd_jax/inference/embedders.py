@@ -76,8 +76,11 @@ def student_embedder(name: str, recognizer: Any, *, path: str = "") -> Embedder:
     """A student, loaded as an `inference.recognizer.Recognizer`."""
     fingerprint, kernel, teacher = recognizer.fingerprint(), recognizer.kernel, recognizer.teacher
     settings = {"path": path, "fingerprint": fingerprint, "trained_with": kernel, "teacher": teacher}
-    space = teacher["fingerprint"] if teacher else ""
-    return Embedder(name, recognizer.resolution, recognizer.embed, kernel, fingerprint, space, True, settings)
+    space, shape = teacher["fingerprint"] if teacher else "", recognizer.student.shape
+    return Embedder(
+        name, recognizer.resolution, recognizer.embed, kernel, fingerprint, space, True, settings, shape.mirror,
+        shape.channels,
+    )  # fmt: skip
 
 
 def network_embedder(name: str, network: Any, *, path: str = "", output: str = "", mirror: bool = True) -> Embedder:
@@ -114,7 +117,7 @@ def add_flips(embeddings: np.ndarray, flipped: np.ndarray) -> np.ndarray:
     return unit(embeddings + flipped)
 
 
-def open_model(text: str, output: str = "", *, option: str = "--model") -> Embedder:
+def open_model(text: str, output: str = "", *, option: str = "--model", mirror: bool = True) -> Embedder:
     """Loads a recognizer.
 
     Args:
@@ -124,6 +127,7 @@ def open_model(text: str, output: str = "", *, option: str = "--model") -> Embed
         ONNX file leaves it free.
       output: name of an ONNX file's output that is the embedding; "" is the only one that can be. A workdir has none.
       option: of the command line that the text was given with, for errors.
+      mirror: whether a network's embedding is that of an image and of its mirror image; a student knows it by itself.
 
     Raises:
       GdrdError: there is no such recognizer, or it cannot be loaded.
@@ -134,7 +138,7 @@ def open_model(text: str, output: str = "", *, option: str = "--model") -> Embed
 
         return student_embedder(name, Recognizer.load(path), path=path.name if path.parent == WEIGHTS else str(path))
     network = load_discriminative(path, preprocessing=preprocessing, output=output, input_size=size)
-    return network_embedder(name, network, path=str(path), output=output)
+    return network_embedder(name, network, path=str(path), output=output, mirror=mirror)
 
 
 def parse_model(text: str, option: str = "--model") -> tuple[str, Path, str, int]:

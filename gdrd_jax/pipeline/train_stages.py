@@ -14,6 +14,7 @@ from gdrd_jax.config import used_losses
 from gdrd_jax.data import packed, packed_mixup
 from gdrd_jax.data.feature_store import FeatureStore, feature_statistics
 from gdrd_jax.data.input_pipeline import Dataset, Subset
+from gdrd_jax.data.task import FACES
 from gdrd_jax.distributed import sharding
 from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.dev import DevSet
@@ -99,8 +100,11 @@ def train(run: Run, name: str) -> None:
     generative_info = _generative_info(run) if inputs.losses_need(config, "generative") else {}
     stage = make_dis(config, student, centers, len(dataset.labels), **generative_info)
 
+    task = inputs.task(config)
+
     def save(name: str, **metadata) -> None:
         description, teacher = _student_settings(config, centers.shape[1]), training_set.teacher
+        metadata |= {} if task == FACES else {"task": dataclasses.asdict(task)}
         Recognizer.save(student, description, config.views.kernel, folder / name, teacher=teacher, **metadata)
 
     best, exportable = folder / "best", not inputs.is_teacher_features(config)
