@@ -66,8 +66,9 @@ def _use(size: int) -> str:
 
 def _use_of_images(size: int, task: Task) -> str:
     return (
-        f"For research on the recognition of {task.labels} in {task.images} of {size}x{size} pixels. Its figures were "
-        f"measured on {task.images} reduced by a computer; blur, noise and compression of a real camera make them worse."
+        f"For research on the recognition of {task.labels} in {task.images} of {size}x{size} pixels. Its figures "
+        f"were measured on {task.images} reduced by a computer; blur, noise and compression of a real camera make them "
+        "worse."
     )
 
 
@@ -94,8 +95,8 @@ def _training(manifest: dict) -> str:
         gen = f"stage gen {config['gen']['steps']:,} steps; backbone {'frozen' if dis['freeze'] else 'trained further'}"
         lines.append(f"Generative teacher: {generative}; {gen}; started from {initial}")
     lines.append(
-        f"Stage dis: {dis['steps']:,} steps of {dis['batch']} {images}{best}; loss: {loss}; {config['student']['dtype']}; "
-        f"seed {config['seed']}"
+        f"Stage dis: {dis['steps']:,} steps of {dis['batch']} {images}{best}; loss: {loss}; "
+        f"{config['student']['dtype']}; seed {config['seed']}"
     )
     if dis.get("mixup"):
         lines.append(f"Mixup of {100 * dis['mixup']:.0f} % of the {images}")
@@ -162,9 +163,10 @@ def _rates(found: Thresholds, task: Task) -> str:
     ]
     return "\n".join(
         [
-            f"Of {found.name}: {found.faces:,} {task.images} of {found.people:,} {task.labels}, {found.between:,} pairs "
-            f"of different {task.labels}, {found.genuine:,} pairs of {task.images} of one; no rate finer than {found.finest():.2g} can be told "
-            "from them. Thresholds were learned on the faces that they are judged on here.",
+            f"Of {found.name}: {found.faces:,} {task.images} of {found.people:,} {task.labels}, {found.between:,} "
+            f"pairs of different {task.labels}, {found.genuine:,} pairs of {task.images} of one; no rate finer than "
+            f"{found.finest():.2g} can be told from them. Thresholds were learned on the {task.images} that they are "
+            "judged on here.",
             "",
             "| false accept rate | threshold | false reject rate, % |",
             "|---|---|---|",
