@@ -214,8 +214,6 @@ class Recognizer:
         """
         channels = self.student.shape.channels
         if align:
-            if not self.task.aligned:
-                raise GdrdError(f"a student of {self.task.images} finds no faces; leave align out", "task-align")
             self.require_aligner()
         if isinstance(faces, (str, os.PathLike, PIL.Image.Image)) or (isinstance(faces, np.ndarray) and faces.ndim < 4):
             faces = [faces]
@@ -290,8 +288,14 @@ class Recognizer:
         """Loads the detector that `align` needs.
 
         Raises:
-          GdrdError: its file or package is missing.
+          GdrdError: its file or package is missing, or the student is not one of faces.
         """
+        if not self.task.aligned:
+            raise GdrdError(
+                f"this student takes {self.task.images} as they are, in which no faces are looked for; leave out --align "
+                "(align=True)",
+                "task-align",
+            )
         return self._aligner
 
     @functools.cached_property
