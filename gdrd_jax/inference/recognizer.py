@@ -292,7 +292,7 @@ class Recognizer:
         """
         if not self.task.aligned:
             raise GdrdError(
-                f"this student takes {self.task.images} as they are, in which no faces are looked for; leave out --align "
+                f"this student takes {self.task.images} as they are and looks for no faces; leave out --align "
                 "(align=True)",
                 "task-align",
             )
