@@ -33,9 +33,11 @@ class Classification(ClosedSet, ReportedProtocol):
       about: counts and remarks for the report.
     """
 
+    faces: Faces
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     title = "Classification"
+    columns = ClosedSet.columns
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -56,7 +58,7 @@ class Classification(ClosedSet, ReportedProtocol):
         channels: int = 3
         maximum: int = 0
 
-        def __post_init__(self):
+        def __post_init__(self) -> None:
             if self.test_images < 0:
                 raise ValueError(f"test_images is {self.test_images}; it must be at least 0")
             if self.neighbors < 1:
@@ -124,9 +126,11 @@ class Classification(ClosedSet, ReportedProtocol):
                 f"{faces.root} holds {len(faces.identities)} class; at least 2 are needed", "classification-too-few"
             )
         skipped = skipped or list(faces.skipped)
-        about = {"n_skipped": len(skipped), "skipped": skipped, "drawn": "test images"}
+        about: dict[str, Any] = {"n_skipped": len(skipped), "skipped": skipped, "drawn": "test images"}
         train, test = np.flatnonzero(~tested), np.flatnonzero(tested)
-        return cls(faces, faces.labels, train, test, config.neighbors, about)
+        opened = cls(faces, faces.labels, train, test, config.neighbors, about)
+        about["remark"] = opened.remark
+        return opened
 
     def shared_arrays(self) -> dict[str, np.ndarray]:
         """What the predictions of every row belong to."""
@@ -152,7 +156,11 @@ class Classification(ClosedSet, ReportedProtocol):
             [example(self.labels[row]) for row in tests],
             [example(label) for label in predicted[wrong]],
         ]
-        frames = [[None] * len(tests), [GREEN] * len(tests), [RED] * len(tests)]
+        frames: list[list[tuple[int, int, int] | None]] = [
+            [None] * len(tests),
+            [GREEN] * len(tests),
+            [RED] * len(tests),
+        ]
         return grid(lines, frames), (
             "Test images of which the nearest center is of a wrong class, as the model receives them; below, a "
             "training image of the right class (green) and of the one they were taken for (red)."

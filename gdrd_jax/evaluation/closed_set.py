@@ -32,21 +32,17 @@ class ClosedSet:
     neighbors: int = NEIGHBORS
 
     main = "top_1"
+    columns = {"top_1": "top-1 %", "top_5": "top-5 %", "knn": "k-NN %"}
+    legend = (
+        "Top-1: share of test images nearest to the center of their own class, the normalized mean of the unit-length "
+        "embeddings of its training images. Top-5: the class is among the five nearest centers. k-NN: most of the k "
+        "nearest training images are of the class; of equal votes the more similar ones count. No classifier is trained."
+    )
 
     @property
-    def columns(self) -> dict[str, str]:
-        """Metric to its heading."""
-        return {"top_1": "top-1 %", "top_5": "top-5 %", "knn": f"{self.neighbors}-NN %"}
-
-    @property
-    def legend(self) -> str:
-        """Explains the columns."""
-        return (
-            "Top-1: share of test images nearest to the center of their own class, the normalized mean of the unit-"
-            "length embeddings of its training images. Top-5: the class is among the five nearest centers. "
-            f"{self.neighbors}-NN: most of the {self.neighbors} nearest training images are of the class; of equal "
-            f"votes the more similar ones count. Chance is {100 / self._classes:.3g} %. No classifier is trained."
-        )
+    def remark(self) -> str:
+        """Number of neighbors, and the share of right answers by chance."""
+        return f"k is {self.neighbors}; chance is {100 / self._classes:.3g} %"
 
     @property
     def _classes(self) -> int:

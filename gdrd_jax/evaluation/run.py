@@ -68,7 +68,7 @@ class Settings:
     seed: int = 0
     output: str = ""
     mirror: bool = True
-    protocol_settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    protocol_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def degradation(self, resolution: str) -> Degradation | None:
         """What a probe goes through at one of `resolutions`."""

@@ -65,11 +65,12 @@ def report(run: Run) -> None:
             f" Stage gen explains {100 * r2:.1f} % of the variance of the "
             "generative teacher's features on these people (R\u00b2)."
         )
-    about = (
-        f"{len(known) - tested} training images and {tested} test images of {len(faces['train'].identities)} "
-        f"{task.labels}"
-    )
-    if isinstance(protocol, HeldOutPeople):
+    if isinstance(protocol, ClosedSet):
+        about = (
+            f"{len(known) - tested} training images and {tested} test images of {len(faces['train'].identities)} "
+            f"{task.labels} ({protocol.remark})"
+        )
+    else:
         same = results["student"].arrays["same"]
         about = (
             f"{config.data.test_people} {task.labels} {'who' if task == FACES else 'that'} were not trained on, "

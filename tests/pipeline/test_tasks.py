@@ -75,7 +75,10 @@ def test_a_student_of_gray_symbols(run):
     assert metrics["results"]["teacher_native"]["top_1"] == 100  # the mirror image of a class is another class
     assert set(metrics["results"]) == {"student", "teacher_native", "teacher_8", "pixels_8"}  # none of faces
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "16 training images and 8 test images of 4 classes" in page and "people" not in page.split("<details")[0]
+    assert (
+        "16 training images and 8 test images of 4 classes (k is 5; chance is 25 %)" in page
+        and "people" not in page.split("<details")[0]
+    )
     assert not (run / "roc.png").exists() and runner.finished(config_of_run(run), run)
 
 
