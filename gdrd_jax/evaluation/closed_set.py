@@ -36,7 +36,8 @@ class ClosedSet:
     legend = (
         "Top-1: share of test images nearest to the center of their own class, the normalized mean of the unit-length "
         "embeddings of its training images. Top-5: the class is among the five nearest centers. k-NN: most of the k "
-        "nearest training images are of the class; of equal votes the more similar ones count. No classifier is trained."
+        "nearest training images are of the class; of equal votes the more similar ones count. No classifier is "
+        "trained."
     )
 
     @property
