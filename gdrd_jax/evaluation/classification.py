@@ -17,7 +17,6 @@ from gdrd_jax.evaluation.interface import SHOWN, ReportedProtocol
 from gdrd_jax.evaluation.report import GREEN, RED
 from gdrd_jax.evaluation.result import Result
 from gdrd_jax.registry import protocols
-from gdrd_jax.utils.arrays import to_rgb
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.pictures import grid
 
@@ -144,15 +143,15 @@ class Classification(ClosedSet, ReportedProtocol):
         predicted = result.arrays["predicted"]
         wrong = np.flatnonzero(predicted != self.labels[self.test])
         if not len(wrong):
-            return grid([[to_rgb(see(row)) for row in self.test[:SHOWN]]]), "Test images; none was classified wrongly."
+            return grid([[see(row) for row in self.test[:SHOWN]]]), "Test images; none was classified wrongly."
         wrong = wrong[np.linspace(0, len(wrong) - 1, min(SHOWN, len(wrong))).astype(int)]
 
         def example(label: int) -> np.ndarray:
-            return to_rgb(self.faces[self.train[self.labels[self.train] == label][0]])
+            return self.faces[self.train[self.labels[self.train] == label][0]]
 
         tests = self.test[wrong]
         lines = [
-            [to_rgb(see(row)) for row in tests],
+            [see(row) for row in tests],
             [example(self.labels[row]) for row in tests],
             [example(label) for label in predicted[wrong]],
         ]

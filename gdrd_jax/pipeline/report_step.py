@@ -117,11 +117,11 @@ def _native_embeddings(run: Run, rows: dict[str, np.ndarray]) -> np.ndarray:
 
 def _inputs_picture(run: Run, faces: Faces, lr: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, str]:
     shown = np.linspace(0, len(rows) - 1, SHOWN).astype(int)
-    lr, originals = to_rgb(lr), [to_rgb(faces[rows[i]]) for i in shown]
+    originals = [faces[rows[i]] for i in shown]
     lines, caption = [list(lr[shown]), originals], "What the student sees; the original face."
     network = generative.load(run) if "generative" in run.folders else None
     if isinstance(network, SuperResolver):
-        lines.insert(1, list(network.super_resolve(lr[shown], run.config.seed)))
+        lines.insert(1, list(network.super_resolve(to_rgb(lr[shown]), run.config.seed)))
         caption = "What the student sees; the SR teacher's reconstruction, drawn from that alone; the original face."
     return pictures.grid(lines), caption
 
@@ -133,8 +133,7 @@ def _neighbors_picture(
     probes = np.setdiff1d(np.arange(len(labels)), gallery)
     probes = probes[np.linspace(0, len(probes) - 1, SHOWN // 2).astype(int)]
     order = gallery[nearest(embeddings[probes], embeddings[gallery])[:, :5]]
-    see = lambda number: to_rgb(faces[rows[number]])  # noqa: E731
-    lines = [[to_rgb(lr[p]), see(p), *map(see, found)] for p, found in zip(probes, order)]
+    lines = [[lr[p], faces[rows[p]], *(faces[rows[g]] for g in found)] for p, found in zip(probes, order)]
     frames = [
         [None, None, *((GREEN if labels[g] == labels[p] else RED) for g in found)] for p, found in zip(probes, order)
     ]

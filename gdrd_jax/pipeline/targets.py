@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from gdrd_jax.data.extract import Extraction, extract
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import FeatureStore
+from gdrd_jax.data.task import FACES
 from gdrd_jax.pipeline import inputs, stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.utils.errors import GdrdError
@@ -78,6 +79,12 @@ def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndar
     run = Run.open(workdir)
     if not (run.folder("faces") / "train.json").exists():
         raise GdrdError(f"{workdir} has no output of the step `faces`; run gdrd precompute first", "step-missing")
+    if inputs.task(run.config) != FACES:
+        raise GdrdError(
+            f"{workdir} has images of another task than RGB faces with {FACES.image_size} pixels, which cannot be "
+            "packed; train in the workdir itself",
+            "task-packed",
+        )
     parts, known = [], run.faces("train")
     identities = len(known.identities) - run.config.data.calibration_people
     for split, rows in (("train", np.flatnonzero(known.labels < identities)), ("unlabeled", None)):

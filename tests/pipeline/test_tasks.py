@@ -11,9 +11,11 @@ from conftest import raises, save_recognizer
 from gdrd_jax.cli import evaluate, export, recognize
 from gdrd_jax.config import default
 from gdrd_jax.data.feature_store import FeatureStore
+from gdrd_jax.export.demo import Demo
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.pipeline import records, runner
 from gdrd_jax.pipeline.steps import steps
+from gdrd_jax.pipeline.targets import training_faces
 
 CLASSES, IMAGES, TESTED, SIDE = 4, 6, 2, 16
 
@@ -140,6 +142,15 @@ def test_an_exported_student_knows_its_task(run, symbols, tmp_path, capsys):
     out = tmp_path / "embeddings.npz"
     assert recognize.main(["embed", str(symbols / "c1"), "--model", str(tmp_path / "exported"), "--out", str(out)]) == 0
     assert np.load(out)["embeddings"].shape == (IMAGES, embeddings.shape[1])
+
+
+def test_what_is_for_faces_refuses_other_tasks(run, teacher, tmp_path, capsys):
+    with raises("task-packed", run):
+        training_faces(run)
+    assert export.main([str(run), str(tmp_path / "exported"), "--teacher", str(teacher)]) == 2
+    assert "[task-native]" in (error := capsys.readouterr().err) and "--teacher" in error
+    with raises("task-demo", run):
+        Demo.load([run], None, None, align=False, far=0.01)
 
 
 @pytest.mark.parametrize(
