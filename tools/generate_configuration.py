@@ -30,6 +30,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 BEGIN, END = "<!-- settings: begin (tools/generate_configuration.py) -->", "<!-- settings: end -->"
 SECTIONS = {
     "": "General",
+    "task": "Task",
     "data": "Faces",
     "dev": "Dev set of stage dis",
     "views": "Stored views",

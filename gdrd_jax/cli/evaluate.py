@@ -58,6 +58,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add(
         "--stretch", action="store_true", help="take faces that are not 112x112 and stretch them (tinyface always does)"
     )
+    add(
+        "--no-mirror", dest="mirror", action="store_false",
+        help="embed without the mirror image, as of digits and text; a student knows it by itself",
+    )  # fmt: skip
     add("--skip-bad", action="store_true", help="leave bad faces and their pairs out, counted and listed")
     add("--seed", type=int, default=0, help="of noise, motion and bootstrap")
     add(

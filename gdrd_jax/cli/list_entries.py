@@ -14,7 +14,7 @@ from gdrd_jax.cli.common import ArgumentParser, guarded
 
 KINDS = {
     "losses": registry.losses, "protocols": registry.protocols, "samplers": registry.samplers,
-    "selections": registry.selections, "students": registry.students,
+    "selections": registry.selections, "students": registry.students, "tasks": registry.tasks,
     "generative_teachers": registry.generative_teachers, "discriminative_teachers": registry.discriminative_teachers,
 }  # fmt: skip
 

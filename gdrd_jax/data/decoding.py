@@ -61,36 +61,46 @@ def image_format(head: bytes) -> str | None:
     return next((name for name in (*NOT_DECODED, *DECODED) if FORMATS[name].match(head)), None)
 
 
-def decode(data: bytes, name: object) -> np.ndarray:
+def decode(data: bytes, name: object, channels: int = 3, maximum: int = 0) -> np.ndarray:
     """Decodes an image file, turned upright as its EXIF orientation says.
 
     JPEGs are decoded strictly: OpenCV and Pillow fill the missing part of a damaged JPEG with gray or garbage, and
     this function raises. Samples of more than 8 bits are scaled by the largest value that the file declares, such
-    as the maximum of a PGM.
+    as the maximum of a PGM, or by `maximum`.
 
     Args:
       data: contents of the file.
       name: name of the file in errors.
+      channels: 3 is RGB; gray images have three equal channels then, and transparency is left out. 1 is gray, and an
+        image with colors is refused. 2 is gray and transparency, 4 is RGB and transparency, in whose place a file can
+        have another modality, such as depth.
+      maximum: sample of a 16-bit image, of 2 or 4 channels that of the last, that becomes 255, larger ones as well; 0
+        scales by what the file declares.
 
     Returns:
-      uint8 RGB `[H, W, 3]`.
+      uint8 `[H, W, channels]`.
 
     Raises:
-      GdrdError: not an image, a damaged one, a format that is not decoded here, or 16-bit samples of unclear range.
+      GdrdError: not an image, a damaged one, a format that is not decoded here, 16-bit samples of unclear range, or
+        other channels.
     """
     if data[:2] == b"\xff\xd8":
-        return _upright(_decode_jpeg(data, name), _jpeg_orientation(data))
+        image = _upright(_decode_jpeg(data, name), _jpeg_orientation(data))
+        return image if channels == 3 else _pick_channels(image, channels, name)
     kind = image_format(data[:HEAD_BYTES])
     if kind in NOT_DECODED:
         raise GdrdError(f"{name} is a {kind} image, an unsupported format; convert it to JPEG or PNG", "image-format")
     try:
         header = Image.open(io.BytesIO(data))
         _check_size(*header.size, name)
-        if kind == "PNM":  # OpenCV takes no notice of the declared maximum
-            return _decode_pnm(header, data, name)
+        if kind == "PNM" and not (maximum and header.mode.startswith("I")):  # OpenCV ignores the declared maximum
+            image = _decode_pnm(header, data, name)
+            return image if channels == 3 else _pick_channels(image, channels, name)
         if kind == "TIFF":
             _check_tiff(header, name)
+        # OpenCV does not turn images that it reads with their transparency.
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = cv2.IMREAD_UNCHANGED if channels in (2, 4) else flags
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except GdrdError:
         raise
@@ -98,8 +108,38 @@ def decode(data: bytes, name: object) -> np.ndarray:
         raise GdrdError(_unreadable(data, kind, name), "image-unreadable") from error
     if image is None:
         raise GdrdError(_unreadable(data, kind, name), "image-unreadable")
-    image = cv2.cvtColor(_in_8_bits(image, header, data, name), cv2.COLOR_BGR2RGB)
-    return image if kind == "TIFF" else _upright(image, _orientation(header))  # OpenCV turns TIFFs itself
+    image = _in_8_bits(image, header, data, name, maximum)
+    if channels in (2, 4):
+        if image.ndim < 3 or image.shape[2] != 4:
+            count = 1 if image.ndim < 3 else image.shape[2]
+            raise GdrdError(
+                f"{name} has {count} channel{'s' if count > 1 else ''} and {channels} are wanted; give files with "
+                "transparency, in whose place the last channel is, or set config.task.channels",
+                "image-channels",
+            )
+        image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
+    else:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if kind != "TIFF" or channels in (2, 4):  # OpenCV turns other TIFFs itself
+        image = _upright(image, _orientation(header))
+    return image if channels in (3, 4) else _pick_channels(image, channels, name)
+
+
+def _pick_channels(image: np.ndarray, channels: int, name: object) -> np.ndarray:
+    """Gray `[H, W, 1]` of `[H, W, 3]`, or gray and transparency `[H, W, 2]` of `[H, W, 4]`; refuses colors."""
+    if channels in (2, 4) and image.shape[2] == 3:
+        raise GdrdError(
+            f"{name} has no transparency, so it has no channel {channels}; give PNG or TIFF files with {channels} "
+            "channels, or set config.task.channels",
+            "image-channels",
+        )
+    if (image[..., :2] != image[..., 1:3]).any():
+        raise GdrdError(
+            f"{name} has colors, and {'gray' if channels == 1 else 'gray and one more channel'} is wanted; set "
+            "config.task.channels=3, or convert it to gray",
+            "image-channels",
+        )
+    return np.ascontiguousarray(image[..., 2:] if channels == 2 else image[..., :1])
 
 
 def _unreadable(data: bytes, kind: str | None, name: object) -> str:
@@ -133,9 +173,14 @@ def _check_size(width: int, height: int, name: object) -> None:
         )
 
 
-def _in_8_bits(image: np.ndarray, header: Image.Image, data: bytes, name: object) -> np.ndarray:
+def _in_8_bits(image: np.ndarray, header: Image.Image, data: bytes, name: object, maximum: int) -> np.ndarray:
     if image.dtype == np.uint8:
         return image
+    if maximum and image.dtype == np.uint16:
+        if image.ndim == 3 and image.shape[2] == 4:  # colors keep their own range
+            colors = _in_8_bits(image[..., :3], header, data, name, 0)
+            return np.concatenate([colors, _scaled(image[..., 3:], maximum)], axis=2)
+        return _scaled(image, maximum)
     if image.dtype != np.uint16:
         raise GdrdError(f"{name} has {image.dtype} samples of unknown range; convert it to 8 bits", "image-sample-type")
     largest = int(image.max())
@@ -146,6 +191,11 @@ def _in_8_bits(image: np.ndarray, header: Image.Image, data: bytes, name: object
     return (image >> 8).astype(np.uint8)
 
 
+def _scaled(image: np.ndarray, maximum: int) -> np.ndarray:
+    """uint16 to uint8, `maximum` and more to 255."""
+    return np.rint(image.clip(0, maximum) * (255 / maximum)).astype(np.uint8)
+
+
 def _check_range(image: np.ndarray, name: object) -> None:
     """Refuses 16-bit samples that fill less than 14 bits, single bright pixels and a white border left aside."""
     inner = image[image < WHITE]
@@ -153,7 +203,8 @@ def _check_range(image: np.ndarray, name: object) -> None:
     if bright < DARKEST_16_BIT:
         raise GdrdError(
             f"{name} is a 16-bit image in which 99% of the values are at most {bright} of {WHITE}: it is nearly black, "
-            f"or from a {max(bright.bit_length(), 8)}-bit camera; scale it to 8 bits",
+            f"or from a {max(bright.bit_length(), 8)}-bit camera; scale it to 8 bits, or, to train on it, set "
+            "config.task.maximum to the largest value of the camera",
             "image-16-bit-range",
         )
 

@@ -152,7 +152,7 @@ class BlockReader:
         self._block: list[np.ndarray] = []
 
     def read(self, view: int, rows: tuple[int, ...]) -> list[np.ndarray]:
-        """Faces, uint8 RGB `[112, 112, 3]` each; of mixup images those of a view, which differ from view to view."""
+        """Faces, uint8 `[S, S, C]` each; of mixup images those of a view, which differ from view to view."""
         mixed = isinstance(self.faces, MixupFaces)
         key = (view if mixed else 0, rows)
         if key != self._key:
@@ -170,7 +170,7 @@ def view_loader(reader: BlockReader, views: Views, *, low: bool) -> Callable[[in
       low: reduce the views to the low resolution.
 
     Returns:
-      A function `(view, rows) -> uint8 [n, 112, 112, 3]`, or `[n, R, R, 3]` if `low`.
+      A function `(view, rows) -> uint8 [n, S, S, C]`, or `[n, R, R, C]` if `low`.
     """
 
     def load(view: int, rows: Sequence[int]) -> np.ndarray:

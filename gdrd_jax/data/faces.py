@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.decoding import HEAD_BYTES, decode
+from gdrd_jax.data.degradation import resize
+from gdrd_jax.data.task import FACES, Task
 from gdrd_jax.utils.errors import missing
 
 JOINT = (0xCED7230A).to_bytes(4, "little")  # what stands between the parts of a split record, see `recordio`
@@ -37,6 +39,7 @@ class Faces:
       roots: of a set that `joined` made: the folder or file of each of its parts; `root` is the first. Rows of `spans`
         of faces that are files of a folder are negative.
       part: which of `roots` holds each face, int `[N]`; None of a set that was not joined.
+      task: what the images show, by which they are read.
     """
 
     root: Path
@@ -50,17 +53,19 @@ class Faces:
     in_memory: dict[int, bytes] = dataclasses.field(default_factory=dict)
     roots: tuple[Path, ...] = ()
     part: np.ndarray | None = None
+    task: Task = FACES
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """uint8 RGB `[H, W, 3]`; aligned faces are 112x112.
+        """uint8 `[H, W, C]`, C being the task's channels; `[S, S, C]` of tasks that do not align.
 
         Raises:
-          GdrdError: damaged.
+          GdrdError: damaged, or of other channels.
         """
-        return decode(self.read(index), self.where(index))
+        image = decode(self.read(index), self.where(index), self.task.channels, self.task.maximum)
+        return image if self.task.aligned else resize(middle_square(image), self.task.image_size, "area")
 
     def read(self, index: int) -> bytes:
         """The encoded face."""
@@ -120,6 +125,17 @@ class Faces:
             part=None if self.part is None else self.part[rows],
         )  # fmt: skip
 
+    def with_task(self, task: Task) -> "Faces":
+        """The same files, read as another task's images; without a fingerprint."""
+        return dataclasses.replace(self, task=task, fingerprint="")
+
+    def in_colors(self) -> "Faces":
+        """The same images as RGB, which teachers see: a gray one three times, of four channels the first three."""
+        if self.task.channels == 3:
+            return self
+        maximum = self.task.maximum if self.task.channels == 1 else 0
+        return self.with_task(dataclasses.replace(self.task, channels=3, maximum=maximum))
+
     def split(self, held_out: int) -> tuple["Faces", "Faces"]:
         """The faces without, and those of, the last `held_out` identities."""
         first = len(self.identities) - held_out
@@ -131,6 +147,22 @@ class Faces:
         return dataclasses.replace(
             faces, labels=faces.labels - start, identities=self.identities[start:stop], fingerprint=known
         )
+
+    def split_each(self, images: int) -> tuple["Faces", "Faces"]:
+        """The faces without, and those of, the last `images` faces of each identity; both have all identities."""
+        tested = self.last_of_each(images)
+        return self._of_each(~tested, f"without {images}"), self._of_each(tested, f"last {images}")
+
+    def last_of_each(self, images: int) -> np.ndarray:
+        """Which faces are among the last `images` of their identity, bool `[N]`."""
+        count = np.bincount(self.labels, minlength=len(self.identities))
+        place = np.empty(len(self), int)  # of each face among those of its identity
+        place[np.argsort(self.labels, kind="stable")] = np.concatenate([np.arange(n) for n in count])
+        return place >= count[self.labels] - images
+
+    def _of_each(self, chosen: np.ndarray, name: str) -> "Faces":
+        known = self.fingerprint and hashlib.sha256(f"{self.fingerprint}:{name}".encode()).hexdigest()
+        return dataclasses.replace(self.take(np.flatnonzero(chosen)), fingerprint=known)
 
     def rows_of_last_identities(self, identities: int, images: int) -> np.ndarray:
         """Row numbers of the first `images` faces of each of the last `identities` identities."""
@@ -170,7 +202,10 @@ class Faces:
             "root": root, "roots": roots, "labels": self.labels.tolist(),
             "spans": None if self.spans is None else self.spans.tolist(),
             "part": None if self.part is None else self.part.tolist(),
+            "task": dataclasses.asdict(self.task),
         }  # fmt: skip
+        if self.task == FACES:
+            del text["task"]
         path.write_text(json.dumps(text), encoding="utf-8")
 
     @classmethod
@@ -185,6 +220,7 @@ class Faces:
             {int(row): pieces for row, pieces in text["parts"].items()}, text["fingerprint"],
             tuple(map(tuple, text["skipped"])), roots=tuple(home / root for root in text.get("roots", ())),
             part=None if part is None else np.array(part, np.int32),
+            task=Task(**text["task"]) if "task" in text else FACES,
         )  # fmt: skip
 
 
@@ -214,6 +250,7 @@ def joined(sets: Sequence[Faces]) -> Faces:
         tuple(f"{faces.root.stem}/{name}" for faces in sets for name in faces.identities),
         np.concatenate(spans), parts, skipped=sum((faces.skipped for faces in sets), ()), in_memory=in_memory,
         roots=tuple(faces.root for faces in sets), part=np.repeat(np.arange(len(sets)), list(map(len, sets))),
+        task=sets[0].task,
     )  # fmt: skip
 
 
@@ -232,6 +269,13 @@ def natural(name: str) -> tuple:
     # Numbers by length, then digits: `int` refuses very long ones.
     digits = [part.lstrip("0") for part in parts]
     return [(len(digits[i]), digits[i]) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def middle_square(image: np.ndarray) -> np.ndarray:
+    """The largest square in the middle of `[H, W, C]`: `[S, S, C]`."""
+    side = min(image.shape[:2])
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    return image[top : top + side, left : left + side]
 
 
 def packaged(package: str, inside: str) -> Path:

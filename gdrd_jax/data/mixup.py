@@ -37,16 +37,21 @@ class MixupFaces:
         return self.count
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """uint8 RGB `[H, W, 3]`."""
+        """uint8 `[H, W, C]`."""
         random = np.random.default_rng([self.seed, self.first + index])
         numbers = random.choice(self._ends[-1], 2, replace=False)
         share, mirrored = random.uniform(LEAST_SHARE, 1 - LEAST_SHARE), random.integers(2, size=2)
+        mirrored = mirrored if self._mirror else np.zeros(2, int)
         first, second = (self._face(n)[:, :: 1 - 2 * m].astype(np.float32) for n, m in zip(numbers, mirrored))
         return np.rint(share * first + (1 - share) * second).astype(np.uint8)
 
     def of_view(self, view: int) -> "MixupFaces":
         """Those of one view: as many others. Who needs no names need not stay the same in all views either."""
         return dataclasses.replace(self, first=view * self.count)
+
+    @property
+    def _mirror(self) -> bool:
+        return self.sources[0].task.mirror
 
     def _face(self, number: int) -> np.ndarray:
         source = int(np.searchsorted(self._ends, number, "right"))
@@ -60,4 +65,5 @@ class MixupFaces:
     def fingerprint(self) -> str:
         """Of the faces' contents and of how they are mixed."""
         made_from = [*(source.fingerprint for source in self.sources), self.count, self.seed, self.first, LEAST_SHARE]
+        made_from += [] if self._mirror else ["not mirrored"]
         return hashlib.sha256(repr(made_from).encode()).hexdigest()

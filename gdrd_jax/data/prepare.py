@@ -46,14 +46,14 @@ def checked(faces: Faces, *, stretch: bool = False, skip_bad: bool = False) -> F
 
     Args:
       faces: of any format.
-      stretch: take faces that are not 112x112, too; who uses them stretches them.
+      stretch: take aligned faces of other sizes than the task's, too; who uses them stretches them.
       skip_bad: leave unusable faces out and list them in `Faces.skipped`, instead of raising.
 
     Raises:
       GdrdError: a face that does not decode or has the wrong size.
     """
     rows, digests, skipped = [], [], list(faces.skipped)
-    for row, (data, problem) in enumerate(_fit_all(faces, None, stretch, "checking faces")):
+    for row, (data, problem) in enumerate(_fit_all(faces, None, stretch, f"checking {faces.task.images}")):
         if problem is None:
             rows.append(row)
             digests.append(hashlib.sha256(data).digest())
@@ -62,7 +62,8 @@ def checked(faces: Faces, *, stretch: bool = False, skip_bad: bool = False) -> F
         else:
             raise _with_remedy(problem)
     kept = faces if len(rows) == len(faces) else faces.take(rows)
-    return dataclasses.replace(kept, fingerprint=_fingerprint(kept.labels, digests), skipped=tuple(skipped))
+    fingerprint = faces.task.of_contents(_fingerprint(kept.labels, digests))
+    return dataclasses.replace(kept, fingerprint=fingerprint, skipped=tuple(skipped))
 
 
 def log_skipped(faces: Faces, listing: Path) -> None:
@@ -104,15 +105,15 @@ def _fit_all(
                 raise
             return None, UnusableImage(f"{faces.where(row)} cannot be read: {error.strerror}", "file-unreadable")
 
-    with tqdm(total=len(faces), initial=start, desc=what, unit="face", mininterval=0.5) as progress:
+    with tqdm(total=len(faces), initial=start, desc=what, unit=faces.task.image, mininterval=0.5) as progress:
         for result in in_parallel(fit, range(start, len(faces))):
             yield result
             progress.update()
 
 
 def _fit(faces: Faces, row: int, aligner: Aligner | None, stretch: bool) -> bytes:
-    data = faces.read(row)
-    image = decode(data, faces.where(row))
+    data, task = faces.read(row), faces.task
+    image = decode(data, faces.where(row), task.channels, task.maximum)
     if aligner is not None:
         face = aligner(image)
         if face is None:
@@ -121,10 +122,10 @@ def _fit(faces: Faces, row: int, aligner: Aligner | None, stretch: bool) -> byte
                 "no-face",
             )
         return cv2.imencode(".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR))[1].tobytes()
-    height, width = image.shape[:2]
-    if (height, width) != (FACE_SIZE, FACE_SIZE) and not stretch:
+    (height, width), size = image.shape[:2], task.image_size
+    if task.aligned and (height, width) != (size, size) and not stretch:
         raise UnusableImage(
-            f"{faces.where(row)} is {width}x{height}, an aligned face is {FACE_SIZE}x{FACE_SIZE}; align photographs "
+            f"{faces.where(row)} is {width}x{height}, an aligned {task.image} is {size}x{size}; align photographs "
             "first with gdrd prepare --align (or --config.data.align=true); gdrd evaluate takes other sizes with "
             "--stretch",
             "image-size",

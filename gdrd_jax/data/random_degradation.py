@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdrd_jax.data import jpeg_in_jax
-from gdrd_jax.data.align import FACE_SIZE
+from gdrd_jax.data.degradation import REFERENCE_SIZE
 from gdrd_jax.utils.errors import GdrdError
 
 KERNELS = ("area", "antialiased bicubic", "antialiased bilinear", "bicubic")
@@ -25,7 +25,7 @@ MULTIPLE = 8  # resolutions are multiples of a JPEG block's side
 class RandomDegradation:
     """The strongest degradation of a training face; every strength is drawn uniformly between nothing and its value.
 
-    Args and attributes, pixels being those of a 112x112 face as in `data.degradation`:
+    Args and attributes, pixels being those of a 112x112 image as in `data.degradation`:
       resolution: side of the low-resolution face, a multiple of 8.
       clean: share of the faces that are mirrored and reduced, but not degraded.
       shift: largest displacement of the crop along each axis, in pixels, as a detector misplaces it.
@@ -41,6 +41,7 @@ class RandomDegradation:
       noise: standard deviation of noise after the reduction, of 255; from constant to that of photons.
       jpeg: lowest quality of JPEG compression (1 to 100); 0 does not compress.
       kernels: share of the faces, clean or not, that each of `KERNELS` reduces.
+      mirror: whether the mirror image shows the same; otherwise no face is mirrored.
 
     Raises:
       GdrdError: a strength or a resolution out of range.
@@ -60,6 +61,7 @@ class RandomDegradation:
     noise: float = 0.0
     jpeg: int = 0
     kernels: tuple[float, ...] = (0.4, 0.2, 0.2, 0.2)
+    mirror: bool = True
 
     def __post_init__(self):
         if self.resolution < MULTIPLE or self.resolution % MULTIPLE:
@@ -67,9 +69,9 @@ class RandomDegradation:
                 f"the resolution is {self.resolution}; it must be a multiple of {MULTIPLE}", "degradation-resolution"
             )
         ranges = {
-            "clean": (0, 1), "shift": (0, FACE_SIZE / 4), "rotate": (0, 45), "scale": (0, 0.5), "jitter": (0, 0.75),
-            "light": (0, 0.75), "low_light": (0, 0.95), "side_light": (0, 2), "blur": (0, FACE_SIZE / 4),
-            "motion": (0, FACE_SIZE / 4), "noise": (0, 255), "jpeg": (0, 100),
+            "clean": (0, 1), "shift": (0, REFERENCE_SIZE / 4), "rotate": (0, 45), "scale": (0, 0.5),
+            "jitter": (0, 0.75), "light": (0, 0.75), "low_light": (0, 0.95), "side_light": (0, 2),
+            "blur": (0, REFERENCE_SIZE / 4), "motion": (0, REFERENCE_SIZE / 4), "noise": (0, 255), "jpeg": (0, 100),
         }  # fmt: skip
         for name, (least, most) in ranges.items():
             if not least <= getattr(self, name) <= most:  # nor NaN
@@ -90,24 +92,26 @@ class RandomDegradation:
         """Degrades a batch; pure, so that one key gives the same faces again.
 
         Args:
-          faces: uint8 RGB `[B, S, S, 3]`, aligned as 112x112 faces are and reduced from them by area; S of three times
-            `resolution` keeps nearly all that the full size has.
-          mirrored: bool `[B]`, which faces are mirrored; None mirrors half of them at random.
+          faces: uint8 `[B, S, S, C]`, C from 1 to 4, reduced by area; S of three times `resolution` keeps nearly all
+            that the full size has.
+          mirrored: bool `[B]`, which faces are mirrored; None mirrors half of them at random, if `mirror`.
           key: of this use of the batch.
           first: position of the first face in the batch of all devices, so that their number changes nothing.
 
         Returns:
-          uint8 RGB `[B, resolution, resolution, 3]`.
+          uint8 `[B, resolution, resolution, C]`.
         """
         keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(first + jnp.arange(len(faces)))
+        if mirrored is None and not self.mirror:
+            mirrored = jnp.zeros(len(faces), bool)
         if mirrored is None:
             mirrored = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP_KEY)))(keys)
         return jax.vmap(self._one)(faces, mirrored, keys)
 
     def _one(self, face: jax.Array, mirrored: jax.Array, key: jax.Array) -> jax.Array:
-        """`[S, S, 3]` -> `[R, R, 3]`."""
+        """`[S, S, C]` -> `[R, R, C]`."""
         keys = jax.random.split(key, 5)
-        size, unit = face.shape[0], face.shape[0] / FACE_SIZE
+        size, unit = face.shape[0], face.shape[0] / REFERENCE_SIZE
         degraded, kernel = jax.random.uniform(keys[0], (2,))
         # Of [0, 1), and 0 of an effect that is left out; around 0, for those that have a direction.
         strength = jax.random.uniform(keys[1], (6,), minval=-LEFT_OUT / (1 - LEFT_OUT)).clip(0)
@@ -154,12 +158,22 @@ class RandomDegradation:
             low = jnp.einsum("ik,klc,jl->ijc", up, low, across).clip(0, 255)
         if self.jpeg:
             quality = jnp.round(100 - (100 - self.jpeg) * strength[5])
-            low = jnp.where(strength[5] > 0, jpeg_in_jax.compress(low, quality), low)
+            low = jnp.where(strength[5] > 0, _compressed(low, quality), low)
         return jnp.rint(low.clip(0, 255)).astype(jnp.uint8)
 
 
+def _compressed(face: jax.Array, quality: jax.Array) -> jax.Array:
+    """`[R, R, C]` as JPEG gives it back: RGB as colors, every other channel as a gray image of its own."""
+    channels = face.shape[-1]
+    first = 3 if channels >= 3 else 0
+    parts = [face[..., :first]] if first else []
+    parts += [jnp.repeat(face[..., c : c + 1], 3, axis=-1) for c in range(first, channels)]
+    coded = [jpeg_in_jax.compress(part, quality) for part in parts]
+    return jnp.concatenate([*coded[: first // 3], *(part[..., :1] for part in coded[first // 3 :])], axis=-1)
+
+
 def _rotated(face: jax.Array, angle: jax.Array) -> jax.Array:
-    """Turns uint8 `[S, S, 3]` around its center, bilinearly; what comes from outside repeats the border."""
+    """Turns uint8 `[S, S, C]` around its center, bilinearly; what comes from outside repeats the border."""
     size = face.shape[0]
     grid = jnp.arange(size) - (size - 1) / 2
     # The barriers keep XLA from computing all this anew for every pixel that it gathers.
@@ -169,14 +183,15 @@ def _rotated(face: jax.Array, angle: jax.Array) -> jax.Array:
     y, x = y.clip(0, size - 1), x.clip(0, size - 1)
     top, left = (jnp.floor(p).astype(jnp.int32).clip(0, size - 2) for p in (y, x))
     # One gather of four bytes at each corner is several times faster on a CPU than one of each channel.
-    packed = jax.lax.bitcast_convert_type(jnp.pad(face, ((0, 0), (0, 0), (0, 1))), jnp.uint32).reshape(-1)
+    count = face.shape[-1]
+    packed = jax.lax.bitcast_convert_type(jnp.pad(face, ((0, 0), (0, 0), (0, 4 - count))), jnp.uint32).reshape(-1)
     packed = jax.lax.optimization_barrier(packed)
     total = 0
     for below in (0, 1):
         for right in (0, 1):
             weight = (1 - jnp.abs(y - top - below)) * (1 - jnp.abs(x - left - right))
             corner = packed[(top + below) * size + left + right]
-            channels = jnp.stack([(corner >> shift) & 255 for shift in (0, 8, 16)], axis=-1)
+            channels = jnp.stack([(corner >> shift) & 255 for shift in range(0, 8 * count, 8)], axis=-1)
             total = total + weight[..., None] * channels.astype(jnp.float32)
     return jax.lax.optimization_barrier(total)
 

@@ -18,6 +18,7 @@ from gdrd_jax.data.face_list import read_list
 from gdrd_jax.data.faces import Faces, labeled
 from gdrd_jax.data.file_tree import IMAGE_SUFFIXES, is_image, scan, why_unreadable
 from gdrd_jax.data.recordio import read_index
+from gdrd_jax.data.task import FACES, Task
 from gdrd_jax.utils.errors import GdrdError
 
 LOG = logging.getLogger(__name__)
@@ -26,7 +27,9 @@ MANIFEST, RECORDS, JOURNAL = "faces.json", "train.rec", "journal.jsonl"  # of a 
 STAND_IN = "STAND_IN.txt"
 
 
-def open_faces(path: str | os.PathLike, *, pattern: str = "*", skip_bad: bool = False) -> Faces:
+def open_faces(
+    path: str | os.PathLike, *, pattern: str = "*", skip_bad: bool = False, task: Task = FACES
+) -> Faces:  # fmt: skip
     """Describes the faces at `path`, of any format; reads no pixels.
 
     Args:
@@ -34,13 +37,18 @@ def open_faces(path: str | os.PathLike, *, pattern: str = "*", skip_bad: bool = 
       pattern: in folders, tars and lists only files whose name matches it, as in a shell ("*.pgm").
       skip_bad: leave out damaged records, dangling links and missing files of a list, listed in `Faces.skipped`,
         instead of raising.
+      task: what the images show.
 
     Raises:
       GdrdError: nothing there, no faces in it, or damage.
     """
-    path = Path(path)
+    faces = _open(Path(path), pattern, skip_bad, task)
+    return faces if task == FACES else faces.with_task(task)
+
+
+def _open(path: Path, pattern: str, skip_bad: bool, task: Task) -> Faces:
     if not path.exists():
-        raise GdrdError(f"there are no faces at {str(path)!r}: no such file or folder", "path-missing")
+        raise GdrdError(f"there are no {task.images} at {str(path)!r}: no such file or folder", "path-missing")
     _refuse_unfinished(path)
     records = sorted(path.glob("*.rec")) if path.is_dir() else [path] if path.suffix.lower() == ".rec" else []
     if len(records) > 1:
@@ -58,7 +66,7 @@ def open_faces(path: str | os.PathLike, *, pattern: str = "*", skip_bad: bool = 
         return _records(records[0], skip_bad)
     if path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
         return read_list(path, pattern, skip_bad)
-    return _by_folder(path, pattern, skip_bad)
+    return _by_folder(path, pattern, skip_bad, task)
 
 
 def list_files(path: str | os.PathLike) -> Faces:
@@ -99,7 +107,7 @@ def _refuse_unfinished(path: Path) -> None:
         )
 
 
-def _by_folder(path: Path, pattern: str, skip_bad: bool) -> Faces:
+def _by_folder(path: Path, pattern: str, skip_bad: bool, task: Task) -> Faces:
     """Images in folders; everything else is listed in `Faces.skipped`."""
     _check_is_tree(path)
     files, clutter = scan(path)
@@ -124,8 +132,8 @@ def _by_folder(path: Path, pattern: str, skip_bad: bool) -> Faces:
             chosen.append(row)
     if not chosen:
         raise GdrdError(
-            f"{path} holds no faces: it has no subfolder with images {pattern} ({', '.join(sorted(IMAGE_SUFFIXES))}); "
-            "the layout is FOLDER/PERSON/IMAGE",
+            f"{path} holds no {task.images}: it has no subfolder with images {pattern} "
+            f"({', '.join(sorted(IMAGE_SUFFIXES))}); the layout is FOLDER/{task.label.upper()}/IMAGE",
             "faces-none",
         )
     faces = dataclasses.replace(files.take(chosen), skipped=tuple(skipped))

@@ -13,6 +13,7 @@ import numpy as np
 from gdrd_jax.data import readers
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degradation import STRENGTHS, Degradation
+from gdrd_jax.data.task import FACES
 from gdrd_jax.evaluation import report
 from gdrd_jax.evaluation.evaluate import Row, evaluate
 from gdrd_jax.evaluation.interface import Figure, NativeFloor, ReportedProtocol
@@ -49,6 +50,7 @@ class Settings:
       skip_bad: leave bad input out, counted and listed, instead of stopping.
       seed: of noise, directions and bootstrap.
       output: name of the ONNX models' output that is the embedding; "" is the only one that can be.
+      mirror: whether networks embed the mirror image, too; a student knows it by itself.
       protocol_settings: the protocol's own, see its `Config`; others have their defaults.
     """
 
@@ -65,14 +67,16 @@ class Settings:
     skip_bad: bool = False
     seed: int = 0
     output: str = ""
-    protocol_settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    mirror: bool = True
+    protocol_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def degradation(self, resolution: str) -> Degradation | None:
         """What a probe goes through at one of `resolutions`."""
         resolution = resolution.partition(":")[0]
         if resolution == "native" and not self.degraded:
             return None
-        side = FACE_SIZE if resolution == "native" else int(resolution)
+        native = self.protocol_settings.get("image_size", FACE_SIZE)
+        side = native if resolution == "native" else int(resolution)
         return Degradation(side, self.kernel, self.blur, self.motion, self.noise, self.jpeg)
 
     def gallery_degradation(self, resolution: str) -> Degradation | None:
@@ -122,9 +126,11 @@ def evaluate_and_report(settings: Settings, out: Path) -> dict[str, Result]:
             f"two models are called {max(names, key=names.count)!r}; name them: --model NAME=PATH", "model-twice"
         )
     # Before the faces, because decoding all of them takes longer.
-    models = [open_model(text, settings.output) for text in settings.models]
+    models = [open_model(text, settings.output, mirror=settings.mirror) for text in settings.models]
     rows, remarks = _rows(settings, models)
     protocol = open_protocol(settings)
+    for model in models:
+        _check_channels(model, protocol)
     LOG.info("\n".join(remarks))
     with locked(out):
         for name in (*FILES, *(name for known in protocols.names() for name in protocols[known].files)):
@@ -162,6 +168,16 @@ def _rows(settings: Settings, models: list[Embedder]) -> tuple[list[tuple[Row, s
             row = Row(f"{model.name}_{resolution}", model, settings.degradation(resolution), gallery)
             rows.append((row, resolution))
     return rows, remarks
+
+
+def _check_channels(model: Embedder, protocol: ReportedProtocol) -> None:
+    channels = getattr(protocol.faces, "task", FACES).channels
+    if model.channels not in (None, channels):
+        raise GdrdError(
+            f"{model.name} takes images with {model.channels} channels, and these have {channels}; give --channels "
+            f"{model.channels} with --protocol classification, or another student",
+            "model-channels",
+        )
 
 
 def _report(

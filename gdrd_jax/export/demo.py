@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.degradation import resize
+from gdrd_jax.data.task import FACES
 from gdrd_jax.inference import folders, preprocess
 from gdrd_jax.inference.embedders import Embedder, open_model
 from gdrd_jax.inference.gallery import Gallery, Match, is_gallery
@@ -104,6 +105,8 @@ class Demo:
         students: dict[int, Recognizer] = {}
         for path in models:
             recognizer = Recognizer.load(path)
+            if recognizer.task != FACES:
+                raise GdrdError(f"{path} is not a student of RGB faces, which the demo is for", "task-demo")
             if recognizer.resolution in students:
                 raise GdrdError(
                     f"--model {path}: there is another student of {recognizer.resolution} pixels; give only one",

@@ -17,6 +17,7 @@ from gdrd_jax.data.degradation import STRENGTHS, resize_all
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import open_faces
+from gdrd_jax.data.task import FACES
 from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.export import model_card, networks, verify
@@ -27,7 +28,7 @@ from gdrd_jax.inference.pretrained import describe_student, find_student
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.inference.thresholds import LEAST_PEOPLE, Thresholds, compared
 from gdrd_jax.models import weights
-from gdrd_jax.models.arguments import RGB, for_inference
+from gdrd_jax.models.arguments import for_inference
 from gdrd_jax.models.student import Shape, abstract_student
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import listed_paths, replacing, sha256, writable_folder, write_json, write_text
@@ -39,6 +40,7 @@ FORMATS = {
     "int8": "student.int8.onnx", "stablehlo": "student.stablehlo",
 }  # fmt: skip
 INEXACT = ("int8",)
+COLORS = {1: "gray", 2: "gray and one more", 3: "RGB", 4: "RGB and one more"}  # by number of channels
 PROVED = 1000  # faces on which the files are compared with the student, at most
 LEAST_COSINE = 0.99999
 CALIBRATED = 256  # faces to quantize on, at most
@@ -122,11 +124,9 @@ def export(settings: Settings, folder: Path) -> dict:
     formats = dict.fromkeys(("safetensors", *settings.formats))
     remarks = {
         "fingerprint": fingerprint, "resolution": str(recognizer.resolution), "kernel": recognizer.kernel,
-        "colors": "RGB", "thresholds": json.dumps(_plain(recognizer.thresholds)), "license": license,
-        "made_by": f"gdrd_jax {__version__}",
+        "colors": COLORS[recognizer.student.shape.channels], "license": license,
+        "thresholds": json.dumps(_plain(recognizer.thresholds)), "made_by": f"gdrd_jax {__version__}",
     }  # fmt: skip
-    if recognizer.student.shape.channels != RGB:
-        del remarks["colors"]
     arguments = for_inference(known["student"])
     with replacing(folder) as new:
         paths = {name: new / FORMATS[name] for name in formats}
@@ -146,6 +146,7 @@ def export(settings: Settings, folder: Path) -> dict:
                 arguments, recognizer.kernel, fingerprint, recognizer.thresholds, list(paths.values()),
                 recognizer.teacher, recognizer.native_thresholds,
             ),
+            **({} if recognizer.task == FACES else {"task": dataclasses.asdict(recognizer.task)}),
             "proof": {
                 "rows": rows, "faces": len(few), "of": named,
                 "pairs_of": settings.lfw.resolve().name if benchmark else "",
@@ -225,13 +226,17 @@ def _calibration(settings: Settings, source: Path, recognizer: Recognizer) -> Ca
     """What thresholds are learned on; None where an exported student brings them."""
     low = lambda faces: resize_all(faces, recognizer.resolution, recognizer.kernel)  # noqa: E731
     if settings.calibration:
-        found = open_faces(settings.calibration)
+        found = open_faces(settings.calibration, task=recognizer.task)
         found = checked(found.take(compared(found.labels)))
         return Calibration(settings.calibration.resolve().name, found, low(found))
     if (source / bundle.MANIFEST).exists() and bundle.is_exported(bundle.described_by(source)):
         return None
     workdir = Path(settings.student)
-    people = of_workdir(workdir).get("data", {}).get("calibration_people", 0)
+    data = of_workdir(workdir).get("data", {})
+    if data.get("test_images") and (workdir / "faces" / "test.json").exists():
+        found = Faces.load(workdir / "faces" / "test.json")
+        return Calibration("the run's test images", found, low(found))
+    people = data.get("calibration_people", 0)
     known = workdir / "faces" / "train.json"
     if people < LEAST_PEOPLE or not known.exists():
         raise GdrdError(
@@ -250,9 +255,9 @@ def _images(benchmark: PairList | None, shape: Shape) -> tuple[np.ndarray, str]:
     if benchmark:
         return benchmark.faces[:PROVED], Path(benchmark.about.get("pairs", "the pairs")).name
     random = np.random.default_rng(0)
-    side, channels = shape.resolution // 4, max(shape.channels, 3)
-    rough = random.integers(0, 256, (FEW, side, side, channels), np.uint8)
-    return np.ascontiguousarray(resize_all(rough, shape.resolution)[..., : shape.channels]), "made-up images"
+    side = shape.resolution
+    rough = random.integers(0, 256, (FEW, side // 4, side // 4, shape.channels), np.uint8)
+    return resize_all(rough, side), "made-up images"
 
 
 def _evaluation(folder: Path, fingerprint: str) -> dict:

@@ -1,6 +1,7 @@
 """The model card that goes with an exported student."""
 
 from gdrd_jax.config import used_losses, with_current_names
+from gdrd_jax.data.task import FACES, Task
 from gdrd_jax.export import verify
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.thresholds import Thresholds
@@ -12,18 +13,22 @@ OTHER_FACES = (
     "other crops and other cameras can raise the false accept rate many times over, and degradation raises the false "
     "reject rate. Learn thresholds on faces of your own: `gdrd export STUDENT OUT --calibration FACES`."
 )
+OTHER_IMAGES = (
+    "These rates hold for images such as these, reduced without other degradation. Learn thresholds on images of your "
+    "own: `gdrd export STUDENT OUT --calibration FOLDER`."
+)
 LICENSE = "inherits the terms of the faces and of the teachers it learned from"
 RATES = (0.1, 0.01, 1e-3, 1e-4, 1e-5)
 
 
 def text(manifest: dict) -> str:
     """Markdown, of what a manifest of `bundle` says."""
-    size = manifest["student"]["resolution"]
+    size, task = manifest["student"]["resolution"], _task(manifest)
     sections = {
-        f"Face recognizer for {size}x{size} pixels (GDRD)": _what(manifest),
-        "What it is for, and what not": _use(size),
+        f"{task.image.capitalize()} recognizer for {size}x{size} pixels (GDRD)": _what(manifest),
+        "What it is for, and what not": _use(size) if task.aligned else _use_of_images(size, task),
         "What it learned from": _training(manifest),
-        "What it reaches": _figures(manifest["proof"]) + _evaluations(manifest["evaluations"]),
+        "What it reaches": _figures(manifest["proof"], _task(manifest)) + _evaluations(manifest["evaluations"]),
         "Error rates": _errors(manifest),
         "Files": _files(manifest),
     }
@@ -31,13 +36,18 @@ def text(manifest: dict) -> str:
     return "\n\n".join([f"# {title}\n\n{first}", *(f"## {name}\n\n{body}" for name, body in rest)]) + "\n"
 
 
+def _task(manifest: dict) -> Task:
+    return Task(**manifest["task"]) if "task" in manifest else FACES
+
+
 def _what(manifest: dict) -> str:
-    student = manifest["student"]
+    student, task = manifest["student"], _task(manifest)
+    given = f"an aligned {task.image}" if task.aligned else f"the middle square of an {task.image}"
     network, own = student.get("name", DEFAULT), ", ".join(f"{k} {v}" for k, v in student.get("settings", {}).items())
     network = "" if network == DEFAULT else f" Network `{network}`{own and f', {own}'}."
     width = f" Width {student['width']:g}." if "width" in student else ""
     return (
-        f"A student of GDRD (arXiv 2409.06371), made by gdrd_jax {manifest['version']}: an aligned face, reduced to "
+        f"A student of GDRD (arXiv 2409.06371), made by gdrd_jax {manifest['version']}: {given}, reduced to "
         f"{student['resolution']}x{student['resolution']} pixels by the `{manifest['kernel']}` kernel, to an embedding "
         f"of {student['embedding_dim']} numbers and unit length; the dot product of two is their "
         f"similarity.{network}{width} Fingerprint `{manifest['fingerprint']}`. License: {manifest['license']}."
@@ -54,7 +64,16 @@ def _use(size: int) -> str:
     )
 
 
+def _use_of_images(size: int, task: Task) -> str:
+    return (
+        f"For research on the recognition of {task.labels} in {task.images} of {size}x{size} pixels. Its figures "
+        f"were measured on {task.images} reduced by a computer; blur, noise and compression of a real camera make them "
+        "worse."
+    )
+
+
 def _training(manifest: dict) -> str:
+    images = _task(manifest).images
     config, step = with_current_names(manifest["training"] or {}), manifest["best_at_step"]
     if not config:
         return "Not known: it was exported from weights without the run's config."
@@ -62,10 +81,13 @@ def _training(manifest: dict) -> str:
     data, dis = config["data"], config["dis"]
     loss = ", ".join(f"{name} {settings['weight']:g}" for name, settings in used_losses(dis["losses"]).items())
     more = f", without names `{data['unlabeled']}`" if data["unlabeled"] else ""
-    own = "an SR diffusion network trained on the faces"
+    own = f"an SR diffusion network trained on the {images}"
     generative = f"`{config['generative']['path']}`" if config["generative"]["path"] else own
     teacher = config["discriminative"]["path"] or (manifest["teacher"] or {}).get("name", "not known")
-    lines = [f"Faces: `{data['path'] or data.get('packed', '')}`{more}", f"Discriminative teacher: `{teacher}`"]
+    lines = [
+        f"{images.capitalize()}: `{data['path'] or data.get('packed', '')}`{more}",
+        f"Discriminative teacher: `{teacher}`",
+    ]
     initial = f"the weights of `{config['student']['init']}`" if config["student"].get("init") else "random weights"
     if dis["init"] == "random":
         lines.append(f"No generative teacher: backbone and head were trained together, from {initial}")
@@ -73,11 +95,11 @@ def _training(manifest: dict) -> str:
         gen = f"stage gen {config['gen']['steps']:,} steps; backbone {'frozen' if dis['freeze'] else 'trained further'}"
         lines.append(f"Generative teacher: {generative}; {gen}; started from {initial}")
     lines.append(
-        f"Stage dis: {dis['steps']:,} steps of {dis['batch']} faces{best}; loss: {loss}; {config['student']['dtype']}; "
-        f"seed {config['seed']}"
+        f"Stage dis: {dis['steps']:,} steps of {dis['batch']} {images}{best}; loss: {loss}; "
+        f"{config['student']['dtype']}; seed {config['seed']}"
     )
     if dis.get("mixup"):
-        lines.append(f"Mixup of {100 * dis['mixup']:.0f} % of the faces")
+        lines.append(f"Mixup of {100 * dis['mixup']:.0f} % of the {images}")
     strengths = config.get("degradation", {"random": False})
     if strengths["random"]:
         drawn = ", ".join(f"{name} {value:g}" for name, value in strengths.items() if name != "random")
@@ -85,7 +107,7 @@ def _training(manifest: dict) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _figures(found: dict) -> str:
+def _figures(found: dict, task: Task) -> str:
     reference = found["rows"][0]
     lines = []
     if "accuracy" in reference:
@@ -96,8 +118,8 @@ def _figures(found: dict) -> str:
         )
     others = " but the int8 one" if any(row["name"] == "int8" for row in found["rows"]) else ""
     lines += [
-        f"The same embeddings from every file{others}, on {found['faces']:,} faces of {found['of']}; speeds on "
-        f"{found['machine']}, {found['date']}: batches of {verify.BATCH}, and single faces, medians.",
+        f"The same embeddings from every file{others}, on {found['faces']:,} {task.images} of {found['of']}; speeds on "
+        f"{found['machine']}, {found['date']}: batches of {verify.BATCH}, and single {task.images}, medians.",
         verify.table(found["rows"]).rstrip(),
     ]
     return "\n\n".join(lines)
@@ -125,22 +147,26 @@ def _errors(manifest: dict) -> str:
     found, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
     if not found:
         return "Not measured: it was exported without faces to learn thresholds on."
-    text = _rates(found)
+    task = _task(manifest)
+    text = _rates(found, task)
     if native:
         teacher = manifest["teacher"]["name"]
-        text += f"\n\nProbes against a gallery that its teacher, {teacher}, embeds at full size:\n\n{_rates(native)}"
-    return f"{text}\n\n{OTHER_FACES}"
+        text += (
+            f"\n\nProbes against a gallery that its teacher, {teacher}, embeds at full size:\n\n{_rates(native, task)}"
+        )
+    return f"{text}\n\n{OTHER_FACES if task.aligned else OTHER_IMAGES}"
 
 
-def _rates(found: Thresholds) -> str:
+def _rates(found: Thresholds, task: Task) -> str:
     rows = [
         f"| {far:g} | {found.at(far):.4f} | {100 * (1 - found.tar(far)):.1f} |" for far in RATES if found.supports(far)
     ]
     return "\n".join(
         [
-            f"Of {found.name}: {found.faces:,} faces of {found.people:,} people, {found.between:,} pairs of different "
-            f"people, {found.genuine:,} pairs of faces of one; no rate finer than {found.finest():.2g} can be told "
-            "from them. Thresholds were learned on the faces that they are judged on here.",
+            f"Of {found.name}: {found.faces:,} {task.images} of {found.people:,} {task.labels}, {found.between:,} "
+            f"pairs of different {task.labels}, {found.genuine:,} pairs of {task.images} of one; no rate finer than "
+            f"{found.finest():.2g} can be told from them. Thresholds were learned on the {task.images} that they are "
+            "judged on here.",
             "",
             "| false accept rate | threshold | false reject rate, % |",
             "|---|---|---|",
@@ -150,13 +176,16 @@ def _rates(found: Thresholds) -> str:
 
 
 def _files(manifest: dict) -> str:
-    size = manifest["student"]["resolution"]
+    size, channels = manifest["student"]["resolution"], manifest["student"].get("channels", 3)
+    shown = "RGB " if channels == 3 else ""
+    inside = "mirror image, sum and unit length are" if manifest["student"].get("mirror", True) else "unit length is"
     about = {
         "student.safetensors": "the weights, for `gdrd_jax.Recognizer.load(FOLDER)`",
-        "student.onnx": f"input uint8 RGB [N, {size}, {size}, 3]; mirror image, sum and unit length are inside",
-        "student.nchw.onnx": f"the same, input float32 RGB [N, 3, {size}, {size}], (x - 127.5) / 127.5 (InsightFace's)",
+        "student.onnx": f"input uint8 {shown}[N, {size}, {size}, {channels}]; {inside} inside",
+        "student.nchw.onnx": f"the same, input float32 {shown}[N, {channels}, {size}, {size}], (x - 127.5) / 127.5 "
+        "(InsightFace's)",
         "student.int8.onnx": "as student.onnx, 8-bit weights and activations: other embeddings, with a fingerprint and "
         "thresholds of their own in the file's metadata",
-        "student.stablehlo": f"`jax.export` of a function of uint8 RGB [N, {size}, {size}, 3]",
+        "student.stablehlo": f"`jax.export` of a function of uint8 {shown}[N, {size}, {size}, {channels}]",
     }
     return "\n".join(f"- `{name}`: {about[name]}. sha256 `{sha}`" for name, sha in manifest["files"].items())

@@ -19,7 +19,7 @@ from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.inference.pretrained import WEIGHTS, find_student, is_pretrained, list_pretrained
 from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.teachers.preprocessing import parse_preprocessing
-from gdrd_jax.utils.arrays import unit
+from gdrd_jax.utils.arrays import to_rgb, unit
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
 
@@ -41,6 +41,8 @@ class Embedder:
       space: fingerprint of the recognizer whose galleries its probes can be compared with: a student's teacher, or
         itself; "" where it is not known.
       is_student: trained by this program.
+      mirror: whether an embedding is that of an image and of its mirror image.
+      channels: of the images that its network takes; None takes any number, see `utils.arrays.to_rgb`.
       settings: where it came from, its fingerprint, its preprocessing, and "warnings" on it if there are any.
     """
 
@@ -52,6 +54,8 @@ class Embedder:
     space: str = ""
     is_student: bool = False
     settings: dict = dataclasses.field(default_factory=dict)
+    mirror: bool = True
+    channels: int | None = None
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, S, S, 3]` of any size -> float32 `[N, D]`, unit length."""
@@ -72,25 +76,35 @@ def student_embedder(name: str, recognizer: Any, *, path: str = "") -> Embedder:
     """A student, loaded as an `inference.recognizer.Recognizer`."""
     fingerprint, kernel, teacher = recognizer.fingerprint(), recognizer.kernel, recognizer.teacher
     settings = {"path": path, "fingerprint": fingerprint, "trained_with": kernel, "teacher": teacher}
-    space = teacher["fingerprint"] if teacher else ""
-    return Embedder(name, recognizer.resolution, recognizer.embed, kernel, fingerprint, space, True, settings)
+    space, shape = teacher["fingerprint"] if teacher else "", recognizer.student.shape
+    return Embedder(
+        name, recognizer.resolution, recognizer.embed, kernel, fingerprint, space, True, settings, shape.mirror,
+        shape.channels,
+    )  # fmt: skip
 
 
-def network_embedder(name: str, network: Any, *, path: str = "", output: str = "") -> Embedder:
-    """A recognizer of full-size faces, see `teachers.load_discriminative`; smaller faces are enlarged for it."""
+def network_embedder(name: str, network: Any, *, path: str = "", output: str = "", mirror: bool = True) -> Embedder:
+    """A recognizer of full-size images, see `teachers.load_discriminative`; smaller images are enlarged for it."""
     settings = {
         "path": path, "fingerprint": network.fingerprint, "preprocessing": network.preprocessing,
         "enlarged_by": "bicubic", **({"output": output} if output else {}),
         **({"warnings": list(network.warnings)} if network.warnings else {}),
     }  # fmt: skip
-    forward, fingerprint = with_flips(network.embed), network.fingerprint
-    return Embedder(name, network.input_size, forward, "area", fingerprint, fingerprint, settings=settings)
+    forward, fingerprint, size = _prepared(network.embed, mirror), network.fingerprint, network.input_size
+    return Embedder(name, size, forward, "area", fingerprint, fingerprint, settings=settings, mirror=mirror)
 
 
-def pixel_embedder(name: str, size: int) -> Embedder:
+def pixel_embedder(name: str, size: int, *, mirror: bool = True) -> Embedder:
     """The pixels themselves, for comparison."""
-    forward = with_flips(lambda faces: faces.reshape(len(faces), -1).astype(np.float32))
-    return Embedder(name, size, forward, fingerprint=f"pixels-{size}")
+    flatten = lambda faces: faces.reshape(len(faces), -1).astype(np.float32)  # noqa: E731
+    forward = with_flips(flatten) if mirror else lambda faces: unit(flatten(faces))
+    return Embedder(name, size, forward, fingerprint=f"pixels-{size}", mirror=mirror)
+
+
+def _prepared(network: Callable[[np.ndarray], np.ndarray], mirror: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """A network of RGB images as `Embedder.forward` of images with 1 to 4 channels."""
+    forward = with_flips(network) if mirror else lambda faces: unit(network(faces))
+    return lambda faces: forward(to_rgb(faces))
 
 
 def with_flips(network: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
@@ -103,7 +117,7 @@ def add_flips(embeddings: np.ndarray, flipped: np.ndarray) -> np.ndarray:
     return unit(embeddings + flipped)
 
 
-def open_model(text: str, output: str = "", *, option: str = "--model") -> Embedder:
+def open_model(text: str, output: str = "", *, option: str = "--model", mirror: bool = True) -> Embedder:
     """Loads a recognizer.
 
     Args:
@@ -113,6 +127,7 @@ def open_model(text: str, output: str = "", *, option: str = "--model") -> Embed
         ONNX file leaves it free.
       output: name of an ONNX file's output that is the embedding; "" is the only one that can be. A workdir has none.
       option: of the command line that the text was given with, for errors.
+      mirror: whether a network's embedding is that of an image and of its mirror image; a student knows it by itself.
 
     Raises:
       GdrdError: there is no such recognizer, or it cannot be loaded.
@@ -123,7 +138,7 @@ def open_model(text: str, output: str = "", *, option: str = "--model") -> Embed
 
         return student_embedder(name, Recognizer.load(path), path=path.name if path.parent == WEIGHTS else str(path))
     network = load_discriminative(path, preprocessing=preprocessing, output=output, input_size=size)
-    return network_embedder(name, network, path=str(path), output=output)
+    return network_embedder(name, network, path=str(path), output=output, mirror=mirror)
 
 
 def parse_model(text: str, option: str = "--model") -> tuple[str, Path, str, int]:
@@ -210,8 +225,10 @@ def embed_faces(
         "names": hashlib.sha256(os.fsencode("\0".join(faces.names))).hexdigest(),  # noise is drawn by name
         "how": None if degradation is None else dataclasses.asdict(degradation), "format": FORMAT,
     }  # fmt: skip
+    provenance |= {} if embedder.mirror else {"mirror": False}
     key = hashlib.sha256(repr(sorted(provenance.items())).encode()).hexdigest()[:16]
-    dim = embedder.forward(np.zeros((1, embedder.input_size, embedder.input_size, 3), np.uint8)).shape[1]
+    side = embedder.input_size
+    dim = embedder.forward(np.zeros((1, side, side, faces.task.channels), np.uint8)).shape[1]
     targets = FeatureStore.create(
         cache / key, rows=len(faces), views=1, shape=(dim,), dtype="float32", provenance=provenance
     )

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from gdrd_jax.data.align import Aligner
+from gdrd_jax.data.task import FACES
 from gdrd_jax.inference import preprocess
 from gdrd_jax.inference.embedders import Embedder, open_model
 from gdrd_jax.inference.preprocess import Image
@@ -34,8 +35,14 @@ class NativeRecognizer:
           option: of the command line that the text was given with, for errors.
 
         Raises:
-          GdrdError: it cannot be loaded, or is not this student's teacher.
+          GdrdError: it cannot be loaded, or is not this student's teacher, or the student is not one of faces.
         """
+        if student.task != FACES:
+            raise GdrdError(
+                f"{option}: galleries of a teacher are of RGB faces with {FACES.image_size} pixels, and this student "
+                f"takes other {student.task.images}; leave {option} out",
+                "task-native",
+            )
         model = open_model(text, option=option)
         if model.fingerprint not in student.comparable()[1:]:
             teacher = student.teacher

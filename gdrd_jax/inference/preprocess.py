@@ -13,33 +13,39 @@ import PIL.ImageOps
 from gdrd_jax.data.align import Aligner
 from gdrd_jax.data.decoding import decode
 from gdrd_jax.data.degradation import resize
-from gdrd_jax.data.faces import same_name
+from gdrd_jax.data.faces import middle_square, same_name
 from gdrd_jax.data.file_tree import is_image, why_unreadable
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.readers import MANIFEST, list_files
+from gdrd_jax.data.task import FACES, Task
 from gdrd_jax.utils.errors import GdrdError
 
 LOG = logging.getLogger(__name__)
 Image = str | os.PathLike | np.ndarray | PIL.Image.Image
+MODES = ("L", "LA", "RGB", "RGBA")  # of PIL images with 1 to 4 channels
 PIL_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # of 8 bits a channel
 LEAST = 0.5  # smallest accepted face, as a share of the student's resolution
 
 
-def model_input(image: Image, resolution: int, kernel: str, aligner: Aligner | None = None) -> np.ndarray:
+def model_input(
+    image: Image, resolution: int, kernel: str, aligner: Aligner | None = None, task: Task = FACES
+) -> np.ndarray:  # fmt: skip
     """The student's input for one picture.
 
     Args:
-      image, aligner: see `face`.
+      image, aligner, task: see `face`.
       resolution: of the student, in pixels.
       kernel: reduces larger faces, see `data.degradation.resize`; smaller ones are enlarged.
 
     Returns:
-      uint8 RGB `[R, R, 3]`.
+      uint8 `[R, R, C]`.
 
     Raises:
       GdrdError: as `face`, or the face is too small.
     """
-    found = face(image, aligner)
+    found = face(image, aligner, task)
+    if not task.aligned and len(found) > resolution:  # as in training
+        found = resize(found, task.image_size, "area")
     if len(found) < LEAST * resolution:
         side = len(found)
         raise too_small(_name(image), side, resolution)
@@ -55,18 +61,21 @@ def too_small(name: str, side: int, resolution: int) -> GdrdError:
     )
 
 
-def face(image: Image, aligner: Aligner | None = None) -> np.ndarray:
-    """The face of a picture, in its own size: uint8 RGB `[S, S, 3]`.
+def face(image: Image, aligner: Aligner | None = None, task: Task = FACES) -> np.ndarray:
+    """The face of a picture, in its own size: uint8 `[S, S, C]`; of other tasks the middle square of the picture.
 
     Args:
-      image: a file, a PIL image, or uint8 `[H, W, 3]` RGB (OpenCV's are BGR: `image[..., ::-1]`) or `[H, W]` gray: an
-        aligned, square face of any size, or with `aligner` a photograph of one person.
+      image: a file, a PIL image, or uint8 `[H, W, C]`, colors as RGB (OpenCV's are BGR: `image[..., ::-1]`), or
+        `[H, W]` gray: an aligned, square face of any size, or with `aligner` a photograph of one person.
       aligner: finds the face and aligns it.
+      task: what the picture shows, with C channels.
 
     Raises:
       GdrdError: the picture cannot be read, has no face or several faces, or is not square.
     """
-    pixels = _pixels(image)
+    pixels = _pixels(image, task)
+    if not task.aligned:
+        return middle_square(pixels)
     if aligner is not None:
         return aligner.only(pixels, _name(image))
     height, width = pixels.shape[:2]
@@ -84,12 +93,14 @@ def _name(image: Image) -> str:
     return os.fspath(image) if isinstance(image, str | os.PathLike) else "a PIL image"
 
 
-def _pixels(image: Image) -> np.ndarray:
+def _pixels(image: Image, task: Task) -> np.ndarray:
     if isinstance(image, PIL.Image.Image):
-        if image.mode not in PIL_MODES:
-            raise GdrdError(f"a PIL image of mode {image.mode!r} is not supported; convert it to RGB", "image-mode")
+        mode = MODES[task.channels - 1]
+        if image.mode not in (PIL_MODES if mode == "RGB" else (mode,)):
+            raise GdrdError(f"a PIL image of mode {image.mode!r} is not supported; convert it to {mode}", "image-mode")
         try:
-            return np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = np.asarray(PIL.ImageOps.exif_transpose(image).convert(mode))
+            return pixels.reshape(*pixels.shape[:2], task.channels)
         except OSError as error:  # PIL reads the file only now, and it may be truncated
             raise GdrdError(
                 f"the file of a PIL image cannot be read: {error}; replace it or remove it", "image-unreadable"
@@ -109,11 +120,14 @@ def _pixels(image: Image) -> np.ndarray:
             data = path.read_bytes()
         except OSError as error:
             raise GdrdError(f"{path} cannot be read: {error.strerror}", "file-unreadable") from error
-        return decode(data, path)
-    if image.ndim == 2:
-        image = np.repeat(image[..., None], 3, axis=2)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise GdrdError(f"an image is {image.dtype} {list(image.shape)}; give uint8 RGB [H, W, 3]", "array-shape")
+        return decode(data, path, task.channels, task.maximum)
+    if image.ndim == 2 and task.channels in (1, 3):
+        image = np.repeat(image[..., None], task.channels, axis=2)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != task.channels or 0 in image.shape:
+        colors = " RGB" if task.channels == 3 else ""
+        raise GdrdError(
+            f"an image is {image.dtype} {list(image.shape)}; give uint8{colors} [H, W, {task.channels}]", "array-shape"
+        )
     return image
 
 

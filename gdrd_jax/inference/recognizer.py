@@ -15,12 +15,13 @@ from flax import nnx
 
 from gdrd_jax.data.align import YUNET, Aligner
 from gdrd_jax.data.faces import packaged
+from gdrd_jax.data.task import FACES, Task
 from gdrd_jax.inference import bundle, preprocess
 from gdrd_jax.inference.preprocess import Image
 from gdrd_jax.inference.pretrained import DESCRIPTION, describe_student, find_student
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.models import weights
-from gdrd_jax.models.arguments import DEFAULT, RGB, for_inference
+from gdrd_jax.models.arguments import DEFAULT, for_inference
 from gdrd_jax.models.student import Student, abstract_student, embed
 from gdrd_jax.registry import students
 from gdrd_jax.training.checkpoints import load_weights
@@ -61,6 +62,7 @@ class Recognizer:
       teacher: `name` and `fingerprint` of T_d, whose embeddings of full-size faces are in the same space; None if
         version 0.4.0 trained the student.
       native_thresholds: decision thresholds for probes against a gallery that the teacher embedded at full size.
+      task: what the images show, by which files are read.
 
     Examples:
       >>> recognizer = Recognizer.load("runs/quickstart")
@@ -74,6 +76,7 @@ class Recognizer:
     detector: Path | None = None
     teacher: dict | None = None
     native_thresholds: Thresholds | None = None
+    task: Task = FACES
 
     def __repr__(self) -> str:
         return f"Recognizer({self.resolution} pixels, {self.dim} dimensions, fingerprint {self.fingerprint()[:12]})"
@@ -114,6 +117,7 @@ class Recognizer:
         try:
             student = abstract_student(for_inference(settings))
             thresholds, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
+            task = Task(**manifest["task"]) if "task" in manifest else FACES
         except (TypeError, ValueError, AttributeError, KeyError, GdrdError) as error:
             raise GdrdError(
                 f"{folder / bundle.MANIFEST} describes a student that this version does not know; update gdrd_jax "
@@ -122,7 +126,7 @@ class Recognizer:
             ) from error
         weights.restore(student, weights.load_safetensors(folder / bundle.WEIGHTS)[0])
         student.eval()
-        recognizer = cls(student, manifest["kernel"], thresholds, detector, manifest.get("teacher"), native)
+        recognizer = cls(student, manifest["kernel"], thresholds, detector, manifest.get("teacher"), native, task)
         if recognizer.fingerprint() != manifest["fingerprint"]:
             raise GdrdError(
                 f"{folder} holds another student than its {bundle.MANIFEST} describes; copy the folder again",
@@ -169,7 +173,8 @@ class Recognizer:
 
     def fingerprint(self) -> str:
         """sha256 of the weights, the resolution and the kernel, and of what else tells students apart."""
-        digest = hashlib.sha256(f"{self._architecture()}{self.student.resolution}:{self.kernel}".encode())
+        mirror = "" if self.student.shape.mirror else ":not mirrored"
+        digest = hashlib.sha256(f"{self._architecture()}{self.student.resolution}:{self.kernel}{mirror}".encode())
         for leaf in jax.tree.leaves(nnx.state(self.student)):
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()
@@ -186,14 +191,15 @@ class Recognizer:
 
     def face(self, image: Image, *, align: bool = False) -> np.ndarray:
         """The face of a picture before it is reduced: uint8 RGB `[S, S, 3]`; see `inference.preprocess.face`."""
-        return preprocess.face(image, self._aligner if align else None)
+        return preprocess.face(image, self._aligner if align else None, self.task)
 
     def preprocess(self, image: Image, *, align: bool = False) -> np.ndarray:
         """The student's input for a picture: uint8 RGB `[R, R, 3]`; see `inference.preprocess.model_input`."""
-        return preprocess.model_input(image, self.resolution, self.kernel, self._aligner if align else None)
+        aligner = self._aligner if align else None
+        return preprocess.model_input(image, self.resolution, self.kernel, aligner, self.task)
 
     def embed(self, faces: np.ndarray | Image | Sequence[Image], *, align: bool = False) -> np.ndarray:
-        """Embeddings, summed over each face and its mirror image.
+        """Embeddings, summed over each face and its mirror image, if that shows the same.
 
         Args:
           faces: uint8 RGB `[N, H, W, 3]`, or a list of files and of arrays `[H, W, 3]` of any sizes, or one of these.
@@ -206,6 +212,7 @@ class Recognizer:
         Raises:
           GdrdError: a face cannot be used; the message says which and why.
         """
+        channels = self.student.shape.channels
         if align:
             self.require_aligner()
         if isinstance(faces, (str, os.PathLike, PIL.Image.Image)) or (isinstance(faces, np.ndarray) and faces.ndim < 4):
@@ -218,11 +225,12 @@ class Recognizer:
                 if isinstance(one, GdrdError):
                     numbered = not isinstance(given, str | os.PathLike) and len(found) > 1
                     raise GdrdError(f"face {number}: {one}" if numbered else str(one), one.code)
-            ready = np.array(found, np.uint8).reshape(-1, self.resolution, self.resolution, RGB)
-        if ready.dtype != np.uint8 or ready.shape[3:] != (self.student.shape.channels,):
-            channels = self.student.shape.channels
-            wanted = f"{'RGB ' if channels == RGB else ''}[N, H, W, {channels}]"
-            raise GdrdError(f"faces are {ready.dtype} {list(ready.shape)}; give uint8 {wanted}", "array-shape")
+            ready = np.array(found, np.uint8).reshape(-1, self.resolution, self.resolution, channels)
+        if ready.dtype != np.uint8 or ready.shape[3:] != (channels,):
+            wanted = f"{'RGB ' if channels == 3 else ''}[N, H, W, {channels}]"
+            raise GdrdError(
+                f"{self.task.images} are {ready.dtype} {list(ready.shape)}; give uint8 {wanted}", "array-shape"
+            )
         batches = (self._embed_batch(ready[i : i + BATCH]) for i in range(0, len(ready), BATCH))
         return np.concatenate([np.zeros((0, self.dim), np.float32), *batches])
 
@@ -280,8 +288,14 @@ class Recognizer:
         """Loads the detector that `align` needs.
 
         Raises:
-          GdrdError: its file or package is missing.
+          GdrdError: its file or package is missing, or the student is not one of faces.
         """
+        if not self.task.aligned:
+            raise GdrdError(
+                f"this student takes {self.task.images} as they are and looks for no faces; leave out --align "
+                "(align=True)",
+                "task-align",
+            )
         return self._aligner
 
     @functools.cached_property

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from gdrd_jax.data.task import of_config as task_of_config
 from gdrd_jax.registry import students
 from gdrd_jax.utils.errors import GdrdError, did_you_mean
 
@@ -45,7 +46,11 @@ def of_config(config: ConfigDict) -> dict:
                 "student-name",
             )
         shared = _those_it_has(name, shared, own)
-    arguments = {"name": name, **shared, "settings": own, "resolution": config.views.resolution, "channels": RGB}
+    task = task_of_config(config)
+    arguments = {
+        "name": name, **shared, "settings": own, "resolution": config.views.resolution, "channels": task.channels,
+        **({} if task.mirror else {"mirror": False}),
+    }  # fmt: skip
     check(arguments)
     return arguments
 
@@ -94,7 +99,7 @@ def check(arguments: Mapping) -> None:
         )
     if channels not in counts:
         raise GdrdError(
-            f"the faces have {channels} channels, and the student {name!r} takes {_listed(counts)}", "student-channels"
+            f"the images have {channels} channels, and the student {name!r} takes {_listed(counts)}", "student-channels"
         )
 
 
@@ -110,7 +115,7 @@ def check_shared(width: float, hidden: Sequence[int], dtype: str) -> None:
 
 def settings(arguments: Mapping) -> dict:
     """All settings that arguments give, shared ones too, as `registry.students.settings` takes them."""
-    shape = ("name", "module", "settings", "resolution", "channels", "embedding_dim")
+    shape = ("name", "module", "settings", "resolution", "channels", "embedding_dim", "mirror")
     return {**{key: value for key, value in arguments.items() if key not in shape}, **arguments.get("settings", {})}
 
 

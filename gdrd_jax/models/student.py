@@ -24,11 +24,13 @@ class Shape:
       resolution: side of the input in pixels, R.
       channels: number of its channels, C; 3 is RGB.
       embedding_dim: dimension of the embedding, D, the teacher's as a rule.
+      mirror: whether the mirror image shows the same, so that `embed` adds its embedding.
     """
 
     resolution: int
     channels: int
     embedding_dim: int
+    mirror: bool = True
 
 
 class Backbone(nnx.Module):
@@ -99,7 +101,8 @@ def make_student(*, rngs: nnx.Rngs, **arguments: Any) -> Student:
     """
     of.check(arguments)
     name = arguments.get("name", of.DEFAULT)
-    shape = Shape(arguments["resolution"], arguments.get("channels", of.RGB), arguments["embedding_dim"])
+    channels, mirror = arguments.get("channels", of.RGB), arguments.get("mirror", True)
+    shape = Shape(arguments["resolution"], channels, arguments["embedding_dim"], mirror)
     return students[name](students.settings(name, of.settings(arguments)), shape, rngs=rngs)
 
 
@@ -109,7 +112,7 @@ def abstract_student(arguments: Mapping) -> Student:
 
 
 def embed(student: Student, images: jax.Array) -> jax.Array:
-    """The embedding that is compared: L2-normalized sum over the image and its mirror image.
+    """The embedding that is compared: L2-normalized sum over the image and, if `shape.mirror`, its mirror image.
 
     Args:
       student: in evaluation mode (`student.eval()`).
@@ -118,5 +121,7 @@ def embed(student: Student, images: jax.Array) -> jax.Array:
     Returns:
       float32 `[B, D]`, unit length.
     """
-    both = student(images) + student(images[:, :, ::-1])
+    both = student(images)
+    if student.shape.mirror:
+        both = both + student(images[:, :, ::-1])
     return both / jnp.linalg.norm(both, axis=-1, keepdims=True).clip(1e-12)

@@ -17,6 +17,8 @@ from gdrd_jax.data.degradation import STRENGTHS, Degradation, Views
 from gdrd_jax.data.faces import Faces, joined, packaged
 from gdrd_jax.data.feature_store import FORMAT
 from gdrd_jax.data.readers import open_faces
+from gdrd_jax.data.task import FACES
+from gdrd_jax.data.task import of_config as task
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.pretrained import describe_student, find_student
 from gdrd_jax.models import arguments
@@ -54,6 +56,7 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     arguments.of_config(config)
     views(config)
     degradation(config)
+    _check_task(config)
     if config.data.cache:
         from gdrd_jax.data import object_store  # which imports TensorStore
 
@@ -91,13 +94,58 @@ def require_packages(packages: tuple[str, ...]) -> None:
             raise missing(package, "teachers")
 
 
+def mirror_settings(config: ConfigDict) -> dict[str, bool]:
+    """`task.mirror` as steps record it: only where it is false, so that output of versions up to 0.4 stays valid."""
+    return {} if task(config).mirror else {"task.mirror": False}
+
+
+def _check_task(config: ConfigDict) -> None:
+    kind, resolution = task(config), config.views.resolution
+    if resolution > kind.image_size:
+        raise GdrdError(
+            f"config.views.resolution is {resolution}, more than the {kind.image_size} pixels of an image; set "
+            "config.task.image_size to at least that, or reduce the resolution",
+            "task-image-size",
+        )
+    if config.data.align and kind != FACES:
+        raise GdrdError(
+            f"config.data.align makes RGB faces of {FACES.image_size} pixels; it needs config.task.name=faces and the "
+            "other settings of config.task as they are by default",
+            "task-align",
+        )
+    if config.data.packed and kind != FACES:
+        raise GdrdError(
+            f"config.data.packed holds RGB faces of {FACES.image_size} pixels, reduced; it needs the default "
+            "config.task",
+            "task-packed",
+        )
+    if config.dev.path and kind.channels != FACES.channels:
+        raise GdrdError(
+            f"config.dev.path has RGB faces, and config.task.channels is {kind.channels}; set config.dev.path=''",
+            "task-dev",
+        )
+
+
+def has_test_split(config: ConfigDict) -> bool:
+    """Whether images are kept for testing."""
+    return bool(config.data.test_people or config.data.test_images)
+
+
 def _check_people(config: ConfigDict, needed: set[str]) -> None:
-    faces = opened(config)
+    faces, kind = opened(config), task(config)
     names, images = faces.identities, np.bincount(faces.labels)
+    if config.data.test_images:
+        few = [i for i in range(len(names)) if images[i] <= config.data.test_images]
+        if few:
+            raise GdrdError(
+                f"the {kind.label} {names[few[0]]!r} has {images[few[0]]} {kind.images}, and config.data.test_images "
+                f"keeps {config.data.test_images} of each {kind.label} for testing; at least 1 must remain to train on",
+                "class-few-images",
+            )
     if "dis" not in needed:  # which alone learns identities
         if config.data.test_people >= len(names):
             raise GdrdError(
-                f"config.data.path has {len(names)} people, and config.data.test_people keeps "
+                f"config.data.path has {len(names)} {kind.labels}, and config.data.test_people keeps "
                 f"{config.data.test_people} of them for testing",
                 "people-too-few",
             )
@@ -105,7 +153,7 @@ def _check_people(config: ConfigDict, needed: set[str]) -> None:
     held_out = config.data.test_people + config.data.calibration_people
     if len(names) - held_out < 2:
         raise GdrdError(
-            f"config.data.path has {len(names)} people, and config.data.test_people and "
+            f"config.data.path has {len(names)} {kind.labels}, and config.data.test_people and "
             f"config.data.calibration_people keep {held_out} of them for testing; at least 2 must remain to train on",
             "people-too-few",
         )
@@ -118,13 +166,13 @@ def _check_people(config: ConfigDict, needed: set[str]) -> None:
     lonely = [names[i] for i in tested if images[i] < 2]
     if lonely:
         raise GdrdError(
-            f"the person {lonely[0]!r}, kept for testing, has one image; at least 2 are needed to compare",
+            f"the {kind.label} {lonely[0]!r}, kept for testing, has one image; at least 2 are needed to compare",
             "person-one-image",
         )
     calibrating = range(len(names) - held_out, tested.start)
     if calibrating and max(images[i] for i in calibrating) < 2:
         raise GdrdError(
-            f"each of the {len(calibrating)} people whom config.data.calibration_people keeps has one image; at "
+            f"each of the {len(calibrating)} {kind.labels} that config.data.calibration_people keeps has one image; at "
             "least one of them needs 2, to compare",
             "calibration-one-image",
         )
@@ -150,13 +198,13 @@ def opened(config: ConfigDict) -> Faces:
     """The faces the config asks for."""
     path = config.data.path
     sets = [locate(path)] if path in ("orl", "") else listed_paths(path)
-    return joined([open_faces(path, pattern=config.data.glob) for path in sets])
+    return joined([open_faces(path, pattern=config.data.glob, task=task(config)) for path in sets])
 
 
 def unlabeled(config: ConfigDict) -> Faces | None:
     """More faces, without identities."""
     sets = listed_paths(config.data.unlabeled)
-    return joined([open_faces(path) for path in sets]) if sets else None
+    return joined([open_faces(path, task=task(config)) for path in sets]) if sets else None
 
 
 def detector(config: ConfigDict) -> Path:
@@ -191,7 +239,7 @@ def recognizer_name(config: ConfigDict) -> str:
 
 def views(config: ConfigDict) -> Views:
     """How views of a face are made."""
-    return Views(**config.views)
+    return Views(**config.views, mirror=task(config).mirror)
 
 
 def is_teacher_features(config: ConfigDict) -> bool:
@@ -229,14 +277,13 @@ def hr_views(config: ConfigDict) -> Views:
     It has as many views as T_d's embeddings.
     """
     clean = {"blur": 0.0, "motion": 0.0, "noise": 0.0, "jpeg": 0}
-    return Views(
-        **{**config.views, **clean, "resolution": HR_TIMES * config.views.resolution, "count": target_views(config)}
-    )
+    side = min(HR_TIMES * config.views.resolution, task(config).image_size)
+    return dataclasses.replace(views(config), **clean, resolution=side, count=target_views(config))
 
 
-def view_count(split: str, views: int) -> int:
-    """Number of stored views of a split: of test people only the face and its mirror image."""
-    return 2 if split == "test" else views
+def view_count(split: str, views: int, exact: int) -> int:
+    """Number of stored views of a split: of test images only those that are not random."""
+    return exact if split == "test" else views
 
 
 def splits(config: ConfigDict) -> tuple[str, ...]:
@@ -246,10 +293,10 @@ def splits(config: ConfigDict) -> tuple[str, ...]:
 
 def array_url(config: ConfigDict, step: str, split: str, views: Views) -> str:
     """URL of a split's arrays in `data.cache`; workdirs share it, so its name encodes everything it depends on."""
-    base, settings = config.data.cache.rstrip("/"), dataclasses.asdict(views)
+    base, settings = config.data.cache.rstrip("/"), views.settings()
     del settings["count"]  # each view has an array of its own
     if step == "discriminative":  # T_d sees faces before they are reduced
-        settings = {name: settings[name] for name in ("seed", "shift", "rotate", "scale", "light")}
+        settings = {name: settings[name] for name in settings if name not in ("resolution", "kernel", *STRENGTHS)}
     return f"{base}/{step}/{split}-{digest(settings | {'format': FORMAT})[:16]}" if base else ""
 
 
@@ -260,7 +307,7 @@ def degradation(config: ConfigDict):
     from gdrd_jax.data.random_degradation import RandomDegradation  # which imports JAX
 
     strengths = {name: value for name, value in config.degradation.items() if name != "random"}
-    return RandomDegradation(config.views.resolution, **strengths)
+    return RandomDegradation(config.views.resolution, **strengths, mirror=task(config).mirror)
 
 
 def sr_settings(config: ConfigDict) -> SrSettings:

@@ -1,6 +1,5 @@
 """Feature stores of the teachers' targets."""
 
-import dataclasses
 import platform
 from importlib import metadata, util
 from pathlib import Path
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 from gdrd_jax.data.extract import Extraction, extract
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import FeatureStore
+from gdrd_jax.data.task import FACES
 from gdrd_jax.pipeline import inputs, stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.utils.errors import GdrdError
@@ -35,10 +35,11 @@ def target_extraction(run: Run, step: str, split: str, shape: tuple[int, ...], n
     count = inputs.target_views(config) if step == "discriminative" else config.views.count
     versions = {"gdrd_jax": __version__} | {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}
     store = FeatureStore.create(
-        run.path(step, split), rows=len(faces), views=inputs.view_count(split, count), shape=shape, dtype="float16",
+        run.path(step, split), rows=len(faces), views=inputs.view_count(split, count, views.exact), shape=shape,
+        dtype="float16",
         provenance={"faces": faces.fingerprint, "teacher": network.fingerprint},
         about={
-            "teacher": network.settings, "views": dataclasses.asdict(views), "versions": versions,
+            "teacher": network.settings, "views": views.settings(), "versions": versions,
             "data": config.data.path, "machine": platform.platform(),
         },
         arrays=inputs.array_url(config, step, split, views),
@@ -78,6 +79,12 @@ def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndar
     run = Run.open(workdir)
     if not (run.folder("faces") / "train.json").exists():
         raise GdrdError(f"{workdir} has no output of the step `faces`; run gdrd precompute first", "step-missing")
+    if inputs.task(run.config) != FACES:
+        raise GdrdError(
+            f"{workdir} has images of another task than RGB faces with {FACES.image_size} pixels, which cannot be "
+            "packed; train in the workdir itself",
+            "task-packed",
+        )
     parts, known = [], run.faces("train")
     identities = len(known.identities) - run.config.data.calibration_people
     for split, rows in (("train", np.flatnonzero(known.labels < identities)), ("unlabeled", None)):

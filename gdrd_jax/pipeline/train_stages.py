@@ -14,6 +14,7 @@ from gdrd_jax.config import used_losses
 from gdrd_jax.data import packed, packed_mixup
 from gdrd_jax.data.feature_store import FeatureStore, feature_statistics
 from gdrd_jax.data.input_pipeline import Dataset, Subset
+from gdrd_jax.data.task import FACES
 from gdrd_jax.distributed import sharding
 from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.dev import DevSet
@@ -47,7 +48,7 @@ def gen(run: Run) -> None:
     student = _student(config, embedding_dim=1)
     info = DataInfo(feature_shape=feature_shape(student), **_generative_info(run))
     stage = Stage(student, {"feature_regression": {}}, info, rngs=nnx.Rngs(config.seed + 1))
-    held_out = _held_out_r2(run) if config.data.test_people else lambda stage, step: {}
+    held_out = _held_out_r2(run) if inputs.has_test_split(config) else lambda stage, step: {}
     labels = run.faces("train").labels
     dataset = _dataset(run, labels, ["unlabeled"], lr="views", generative="generative")
     metrics = _fit(config, stage, dataset, config.gen, folder, "stage gen", held_out)
@@ -99,8 +100,11 @@ def train(run: Run, name: str) -> None:
     generative_info = _generative_info(run) if inputs.losses_need(config, "generative") else {}
     stage = make_dis(config, student, centers, len(dataset.labels), **generative_info)
 
+    task = inputs.task(config)
+
     def save(name: str, **metadata) -> None:
         description, teacher = _student_settings(config, centers.shape[1]), training_set.teacher
+        metadata |= {} if task == FACES else {"task": dataclasses.asdict(task)}
         Recognizer.save(student, description, config.views.kernel, folder / name, teacher=teacher, **metadata)
 
     best, exportable = folder / "best", not inputs.is_teacher_features(config)

@@ -106,7 +106,7 @@ def publish(folders: dict[str, Path], workdir: Path) -> None:
     """Copies the results of the last step into the workdir; `folders` has the step's folder if it was done."""
     for name in RESULTS if report.STEP.name in folders else ():
         source, copy = folders[report.STEP.name] / name, workdir / name
-        if not copy.exists() or copy.read_bytes() != source.read_bytes():
+        if source.exists() and (not copy.exists() or copy.read_bytes() != source.read_bytes()):  # some have no ROC
             shutil.copyfile(source, copy)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from gdrd_jax.utils.arrays import to_rgb
+
 CELL, GAP = 72, 4  # pixels of a face in a grid, and between two
 
 
@@ -15,7 +17,7 @@ def grid(lines: Sequence[Sequence[np.ndarray]], frames: Sequence[Sequence[Frame]
     """Lays faces out in lines, enlarged to one size without smoothing.
 
     Args:
-      lines: uint8 RGB faces `[h, w, 3]` of any size.
+      lines: uint8 images `[h, w, C]` of any size, with 1 to 4 channels.
       frames: for each face the color of its frame, or None.
 
     Returns:
@@ -30,7 +32,9 @@ def grid(lines: Sequence[Sequence[np.ndarray]], frames: Sequence[Sequence[Frame]
             if frame:
                 canvas[top - 3 : top + CELL + 3, left - 3 : left + CELL + 3] = frame
             interpolation = cv2.INTER_AREA if face.shape[0] > CELL else cv2.INTER_NEAREST
-            canvas[top : top + CELL, left : left + CELL] = cv2.resize(face, (CELL, CELL), interpolation=interpolation)
+            canvas[top : top + CELL, left : left + CELL] = cv2.resize(
+                to_rgb(face), (CELL, CELL), interpolation=interpolation
+            )
     return canvas
 
 

@@ -12,6 +12,7 @@ from gdrd_jax.pipeline.targets import target_extraction
 from gdrd_jax.registry import discriminative_teachers
 from gdrd_jax.teachers import DiscriminativeTeacher
 from gdrd_jax.teachers.preprocessing import IN_GRAPH_BEFORE
+from gdrd_jax.utils.arrays import to_rgb
 
 BY_CONTENT = ("onnx", "iresnet")  # kinds that the file shows
 
@@ -43,7 +44,7 @@ def extractions(run: Run) -> dict[str, Extraction]:
     return {
         split: target_extraction(
             run, "discriminative", split, (network.dim,), network, view_loader(run.reader(split), views, low=False),
-            lambda images: network.embed(resize_all(images, network.input_size)),
+            lambda images: network.embed(resize_all(to_rgb(images), network.input_size)),
         )
         for split in inputs.splits(run.config) if len(run.faces(split))
     }  # fmt: skip
@@ -59,6 +60,7 @@ def _adjust(config: ConfigDict, settings: dict) -> None:
     settings["views.count"] = inputs.target_views(config)
     if settings["discriminative.preprocessing"] == "in_graph":
         settings["discriminative.preprocessing"] = IN_GRAPH_BEFORE  # as the output of earlier versions recorded it
+    settings |= inputs.mirror_settings(config)
 
 
 STEP = Step(

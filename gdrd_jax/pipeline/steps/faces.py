@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from gdrd_jax.data.align import Aligner, aligner_fingerprint
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.prepare import checked, log_skipped, prepare
+from gdrd_jax.data.task import FACES, READ_AS
 from gdrd_jax.pipeline import inputs
 from gdrd_jax.pipeline.run import REAL, Run
 from gdrd_jax.pipeline.step import Step
@@ -54,14 +55,16 @@ def run(run: Run) -> str:
             return checked(faces)
         return prepare(faces, folder / name, aligner=Aligner(inputs.detector(config)))
 
-    labeled, unlabeled = read(inputs.opened(config), "aligned"), inputs.unlabeled(config)
+    labeled, unlabeled, data = read(inputs.opened(config), "aligned"), inputs.unlabeled(config), config.data
     unlabeled = read(unlabeled, "aligned_unlabeled") if unlabeled else labeled.take([])
     unlabeled = dataclasses.replace(unlabeled, labels=np.full(len(unlabeled), -1, np.int32), identities=())
-    for split, faces in zip(REAL, (*labeled.split(config.data.test_people), unlabeled)):
+    divided = labeled.split_each(data.test_images) if data.test_images else labeled.split(data.test_people)
+    for split, faces in zip(REAL, (*divided, unlabeled)):
         faces.save(folder / f"{split}.json")
     log_skipped(labeled, folder / "train.json")
     log_skipped(unlabeled, folder / "unlabeled.json")
-    fingerprint = f"{labeled.fingerprint}:{config.data.test_people}:{unlabeled.fingerprint}"
+    tested = f"{data.test_images} of each" if data.test_images else data.test_people
+    fingerprint = f"{labeled.fingerprint}:{tested}:{unlabeled.fingerprint}"
     if not config.data.mixup_per_face:
         return fingerprint
     settings = {
@@ -74,4 +77,13 @@ def run(run: Run) -> str:
     return f"{fingerprint}:{run.faces('mixup').fingerprint}"
 
 
-STEP = Step("faces", run, ("data.align", "data.test_people"), files=files, check=check)
+def _adjust(config: ConfigDict, settings: dict) -> None:
+    task = inputs.task(config)
+    read_as = {name: getattr(task, name) for name in READ_AS}
+    settings |= {"task": read_as} if read_as != {name: getattr(FACES, name) for name in READ_AS} else {}
+
+
+STEP = Step(
+    "faces", run, ("data.align", "data.test_people", "data.test_images"), files=files, check=check,
+    neutral={"data.test_images": 0}, adjust=_adjust,
+)  # fmt: skip

@@ -12,6 +12,7 @@ from gdrd_jax.pipeline.step import Step
 from gdrd_jax.pipeline.targets import target_extraction
 from gdrd_jax.registry import generative_teachers
 from gdrd_jax.teachers import GenerativeTeacher
+from gdrd_jax.utils.arrays import to_rgb
 
 
 def check(config: ConfigDict) -> None:
@@ -38,10 +39,10 @@ def extractions(run: Run) -> dict[str, Extraction]:
     for split in REAL:
         lr = run.store("views", split)
         if lr.manifest["rows"]:
-            shape = network.features(lr.read(0, slice(0, 1))).shape[1:]
+            shape = network.features(to_rgb(lr.read(0, slice(0, 1)))).shape[1:]
             found[split] = target_extraction(
                 run, "generative", split, shape, network, lambda view, rows, lr=lr: lr.read(view, np.asarray(rows)),
-                network.features,
+                lambda images: network.features(to_rgb(images)),
             )  # fmt: skip
     return found
 

@@ -13,5 +13,5 @@ def run(run: Run) -> None:
 
 STEP = Step(
     "report", run, ("evaluation", "discriminative.name"), after=lambda config: ("dis",),
-    publishes=("metrics.json", "roc.csv", "roc.png", "report.html"),
+    neutral={"evaluation.train_images": 100}, publishes=("metrics.json", "roc.csv", "roc.png", "report.html"),
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """Step `teacher`: an SR diffusion network trained on the faces, where the user has no generative teacher."""
 
+from ml_collections import ConfigDict
+
 from gdrd_jax.data.degradation import STRENGTHS
 from gdrd_jax.pipeline import inputs
 from gdrd_jax.pipeline.run import Run
@@ -13,12 +15,16 @@ def run(run: Run) -> None:
     from gdrd_jax.teachers import sr_training
 
     sr_training.train(
-        run.faces("train"), inputs.views(run.config), inputs.sr_settings(run.config), run.folder("teacher"),
+        run.faces("train").in_colors(), inputs.views(run.config), inputs.sr_settings(run.config), run.folder("teacher"),
         seed=run.config.seed,
     )  # fmt: skip
 
 
+def _adjust(config: ConfigDict, settings: dict) -> None:
+    settings |= inputs.mirror_settings(config)
+
+
 STEP = Step(
     "teacher", run, ("seed", "views.resolution", "views.kernel", *DEGRADED, "sr"), after=lambda config: ("faces",),
-    neutral=dict.fromkeys(DEGRADED, 0), trains=True,
+    neutral=dict.fromkeys(DEGRADED, 0), adjust=_adjust, trains=True,
 )  # fmt: skip

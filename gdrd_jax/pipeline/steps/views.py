@@ -3,11 +3,8 @@
 A view is a face augmented in a fixed way: as it is, mirrored, or moved a little; see `data.degradation.Views`.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
-from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degradation import Views
 from gdrd_jax.data.extract import Extraction, view_loader
 from gdrd_jax.data.feature_store import FeatureStore
@@ -19,18 +16,24 @@ SMALL = 3  # times the low resolution, at which blur, crop and reduction lose ne
 
 
 def low_resolution_views(run: Run) -> dict[str, Extraction]:
-    """Every view of every face at low resolution."""
-    views, count = inputs.views(run.config), run.config.views.count
+    """Every view of every image at low resolution."""
+    views = inputs.views(run.config)
     return {
-        split: _reduced(run, "views", split, views, inputs.view_count(split, count), "low-resolution views")
+        split: _reduced(
+            run, "views", split, views, inputs.view_count(split, views.count, views.exact), "low-resolution views"
+        )
         for split in inputs.splits(run.config)
-    }
+    }  # fmt: skip
 
 
 def small_faces(run: Run) -> dict[str, Extraction]:
-    """The faces that are degraded in the training step, at a few times the low resolution."""
-    views = Views.plain(min(SMALL * run.config.views.resolution, FACE_SIZE), "area")
-    return {split: _reduced(run, "small_faces", split, views, 1, "small faces") for split in ("train", "unlabeled")}
+    """The images that are degraded in the training step, at a few times the low resolution."""
+    task = inputs.task(run.config)
+    # Enlarged images would hold nothing more.
+    views = Views.plain(min(SMALL * run.config.views.resolution, task.image_size), "area")
+    return {
+        split: _reduced(run, "small_faces", split, views, 1, f"small {task.images}") for split in ("train", "unlabeled")
+    }
 
 
 def hr_faces(run: Run) -> dict[str, Extraction]:
@@ -45,20 +48,28 @@ def hr_faces(run: Run) -> dict[str, Extraction]:
 
 def _adjust_hr(config: ConfigDict, settings: dict) -> None:
     settings["views.count"] = inputs.target_views(config)
+    settings |= inputs.mirror_settings(config)
 
 
 def _reduced(run: Run, step: str, split: str, views: Views, count: int, what: str) -> Extraction:
-    """The first `count` reduced views of every face of a split; `what` names them beside the progress bar."""
-    faces = run.faces(split)
+    """The first `count` reduced views of every image of a split; `what` names them beside the progress bar."""
+    faces, channels = run.faces(split), inputs.task(run.config).channels
     store = FeatureStore.create(
-        run.path(step, split), rows=len(faces), views=count, shape=(views.resolution, views.resolution, 3),
-        dtype="uint8", provenance={"faces": faces.fingerprint}, about=dataclasses.asdict(views),
+        run.path(step, split), rows=len(faces), views=count, shape=(views.resolution, views.resolution, channels),
+        dtype="uint8", provenance={"faces": faces.fingerprint}, about=views.settings(),
         arrays=inputs.array_url(run.config, step, split, views),
     )  # fmt: skip
     return Extraction(store, view_loader(run.reader(split), views, low=True), None, f"{what}, {split}")
 
 
-VIEWS = Step("views", None, ("views",), after=lambda config: ("faces",), extractions=low_resolution_views, shared=True)
+def _adjust(config: ConfigDict, settings: dict) -> None:
+    settings |= inputs.mirror_settings(config)
+
+
+VIEWS = Step(
+    "views", None, ("views",), after=lambda config: ("faces",), adjust=_adjust, extractions=low_resolution_views,
+    shared=True,
+)  # fmt: skip
 SMALL_FACES = Step(
     "small_faces", None, ("views.resolution",), after=lambda config: ("faces",), extractions=small_faces, shared=True
 )
