@@ -1,6 +1,5 @@
 """The examples of docs/extending.md: a loss and a student outside the package, trained, evaluated and exported."""
 
-import dataclasses
 import json
 import re
 import sys
@@ -16,7 +15,7 @@ from flax import nnx
 
 from gdrd_jax import registry
 from gdrd_jax.cli import __main__ as commands
-from gdrd_jax.cli import export, list_entries
+from gdrd_jax.cli import export
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.inference.recognizer import Recognizer
@@ -24,22 +23,6 @@ from gdrd_jax.losses import DataInfo, Outputs
 from gdrd_jax.pipeline import planning, runner, train_stages
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
-
-
-def example(module, tmp_path, monkeypatch):
-    """Writes a file of the page where Python finds it."""
-    code = code_of(PAGE, f"{module}.py")
-    (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / f"{module}.py").write_text(code, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path / "plugins")
-    return module
-
-
-@pytest.fixture
-def plugin(tmp_path, monkeypatch):
-    yield example("my_losses", tmp_path, monkeypatch)
-    registry.losses._entries.pop("my_arcface", None)
-    sys.modules.pop("my_losses", None)
 
 
 def code_of(page, first_line):
@@ -113,7 +96,7 @@ def test_the_assistant_of_the_page_on_training_is_planned_before_the_student(fac
 
 @pytest.fixture
 def student_plugin(tmp_path, monkeypatch):
-    yield example("my_students", tmp_path, monkeypatch)
+    yield example("my_students", tmp_path / "plugins", monkeypatch)
     registry.students._entries.pop("my_separable", None)
     sys.modules.pop("my_students", None)
 
@@ -156,13 +139,11 @@ def test_it_is_arcface(plugin):
 
 
 def test_the_list_shows_losses_and_those_of_plugins(plugin, capsys):
-    assert list_entries.main(["losses", "--plugins", plugin]) == 0
+    assert commands.main(["--plugin", plugin, "list", "losses"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == sorted(registry.losses.names())
     assert "my_arcface: Cross-entropy of scaled cosines" in "\n".join(lines) and "margin=0.5" in "\n".join(lines)
     assert any(line.startswith("rcd: ") and "tau=0.4" in line for line in lines)
-    assert list_entries.main(["losses", "--plugins", "not_there"]) == 2
-    assert "[plugin-import]" in capsys.readouterr().err
 
 
 def test_a_student_of_another_module_is_trained_evaluated_exported_and_continued(

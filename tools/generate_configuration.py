@@ -23,7 +23,15 @@ from ml_collections import ConfigDict
 from gdrd_jax import config as settings
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.models.arguments import SHARED
-from gdrd_jax.registry import Registry, losses, samplers, selections, students
+from gdrd_jax.registry import (
+    Registry,
+    discriminative_teachers,
+    generative_teachers,
+    losses,
+    samplers,
+    selections,
+    students,
+)  # fmt: skip
 from gdrd_jax.utils.errors import GdrdError
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -127,16 +135,42 @@ def tables() -> str:
         lines.append(f"| `{name}` | {needs} | {_fields(losses, name)} | {_about(losses, name)} |")
     for title, entries in {"Samplers: `dis.sampler`": samplers, "Selections: `dis.selection`": selections}.items():
         lines += ["", f"### {title}", "", "| name | settings | meaning |", "|---|---|---|"]
-        lines += [f"| `{n}` | {_fields(entries, n)} | {_about(entries, n)} |" for n in entries.names()]
+        lines += [f"| `{n}` | {_fields(entries, n)} | {_about(entries, n)} |" for n in _own(entries)]
+    for section, teachers in (("generative", generative_teachers), ("discriminative", discriminative_teachers)):
+        title = f"Kinds of {section} teachers: `{section}.kind` and `{section}.settings`"
+        lines += ["", f"### {title}", "", "| kind | setting | default | meaning |", "|---|---|---|---|"]
+        for name in _own(teachers):
+            lines.append(f"| `{name}` | | | {_about(teachers, name)} |")
+            texts = attributes(teachers[name].Config)
+            for field in dataclasses.fields(teachers[name].Config):
+                cells = f"`{name}`", f"`{field.name}`", f"`{_shown(field.default)}`", _escaped(texts[field.name])
+                lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "### Students: `student.name`", ""]
     lines += ["| student | pixels | of the section `student` | `student.settings` | meaning |", "|---|---|---|---|---|"]
-    for name in students.names():
+    for name in _own(students):
         own = {field.name for field in dataclasses.fields(students[name].Config)}
         shared = ", ".join(f"`{key}`" for key in SHARED if key in own)
         pixels = ", ".join(map(str, students[name].resolutions))
         given = _fields(students, name, set(SHARED))
         lines.append(f"| `{name}` | {pixels} | {shared} | {given} | {_about(students, name)} |")
     return "\n".join([*lines, ""])
+
+
+def _own(entries: Registry) -> list[str]:
+    """Names of this package's own entries, without those of plugins."""
+    return [name for name in entries.names() if entries[name].__module__.startswith("gdrd_jax.")]
+
+
+def attributes(documented: type) -> dict[str, str]:
+    """Name to description of what a docstring lists under "Attributes:", one paragraph each."""
+    _, _, listed = (inspect.getdoc(documented) or "").partition("Attributes:\n")
+    found: dict[str, str] = {}
+    for line in listed.splitlines():
+        if started := re.match(r"  (\w+): (.*)", line):
+            name, found[started[1]] = started[1], started[2]
+        elif line.strip():
+            found[name] += f" {line.strip()}"
+    return found
 
 
 def _fields(entries: Registry, name: str, but: Collection[str] = ()) -> str:

@@ -43,7 +43,7 @@ GROUPS = {
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 FOOTER = """gdrd COMMAND --help explains a command; gdrd --version prints the version.
-gdrd --plugin MODULE COMMAND imports a module first, which registers students or losses.
+gdrd --plugin MODULE COMMAND imports a module first that registers losses, students, protocols, ...
 
 examples:
   gdrd verify A.jpg B.jpg           # with the pretrained student gdrd-16

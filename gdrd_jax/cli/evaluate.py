@@ -24,7 +24,7 @@ import inspect
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.data.degradation import KERNELS
 from gdrd_jax.inference.pretrained import DEFAULT
-from gdrd_jax.registry import explanations, load_plugins, protocols
+from gdrd_jax.registry import explanations, protocols
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
 
@@ -36,7 +36,6 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--model", action="append", metavar="M", help=f"a recognizer, {DEFAULT} by default; repeat for several")
     add("--output", default="", metavar="NAME", help="output of the ONNX models that is the embedding, of several")
     add("--protocol", required=True, metavar="NAME", help="what is evaluated, see gdrd list protocols")
-    add("--plugins", nargs="+", default=[], metavar="MODULE", help="modules that register more protocols")
     add("--data", required=True, type=user_path, help="the protocol's images")
     add(
         "--resolution",
@@ -72,9 +71,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     )
     first = ArgumentParser(prog=parser.prog, add_help=False)
     first.add_argument("--protocol")
-    first.add_argument("--plugins", nargs="+", default=[])
     chosen = first.parse_known_args(argv)[0]
-    load_plugins(chosen.plugins)
     names = _add_settings(parser, chosen.protocol) if chosen.protocol else []
     given = parser.parse_args(argv)
     given.protocol_settings = {name: getattr(given, name) for name in names}

@@ -3,7 +3,7 @@
 Examples:
   gdrd list losses
   gdrd list students
-  gdrd list losses --plugins my_losses
+  gdrd --plugin my_losses list losses
 """
 
 import dataclasses
@@ -25,9 +25,7 @@ def main(argv: list[str]) -> int:
     def work() -> None:
         parser = ArgumentParser(__doc__)
         parser.add_argument("kind", choices=KINDS, help=", ".join(KINDS))
-        parser.add_argument("--plugins", nargs="+", default=[], metavar="MODULE", help="modules that register more")
         given = parser.parse_args(argv)
-        registry.load_plugins(given.plugins)
         for name in KINDS[given.kind].names():
             print(described(KINDS[given.kind], name))
 

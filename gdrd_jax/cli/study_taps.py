@@ -47,7 +47,6 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         metavar="S",
         help="pixels of the enlarged faces (default: the network's own)",
     )
-    add("--plugin", nargs="+", default=[], metavar="MODULE", help="modules that register more kinds of teachers")
     add("--recognizer", metavar="PATH[:PREPROCESSING[:SIZE]]", help="discriminative teacher for comparison")
     add("--resolution", type=int, default=16, choices=RESOLUTIONS, help="pixels of the faces (default: 16)")
     add("--kernel", default="area", choices=KERNELS, help="downsampling: area (OpenCV, default) or bicubic (Pillow)")
@@ -63,12 +62,10 @@ def work(given: argparse.Namespace) -> None:
     from gdrd_jax.data.readers import open_faces
     from gdrd_jax.evaluation import tap_study
     from gdrd_jax.evaluation.lfw import LFW
-    from gdrd_jax.registry import load_plugins
     from gdrd_jax.utils.errors import GdrdError
     from gdrd_jax.utils.files import digest, locked, write_json, write_text
     from gdrd_jax.utils.outputs import claim_folder
 
-    load_plugins(given.plugin)
     teachers = dict(_parse(text) for text in given.teacher)
     if len(teachers) < len(given.teacher):
         raise GdrdError("two --teacher have one name; the table needs a name for each", "teacher-twice")

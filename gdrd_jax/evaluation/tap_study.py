@@ -1,7 +1,7 @@
 """What a generative teacher's features are worth: a linear probe, and how far raw pixels predict them."""
 
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.decomposition import PCA

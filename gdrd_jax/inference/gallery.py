@@ -58,7 +58,8 @@ class Gallery:
         self._use(FaceDatabase.create(dim, fingerprint))
 
     def _use(self, faces: FaceDatabase) -> None:
-        self._faces, self._index, self._building = faces, None, threading.Lock()
+        self._faces, self._building = faces, threading.Lock()
+        self._index: gallery_index.GalleryIndex | None = None
         self.dim, self.fingerprint = faces.dim, faces.fingerprint
 
     def __len__(self) -> int:
@@ -225,6 +226,7 @@ class Gallery:
         if not self._has_index():
             self._keep(gallery_index.build(generation, self.dim, faces, self.blocks))
         index = self._index
+        assert index is not None  # `_has_index`, or `_keep`
         for ids, block in self.blocks(after=index.last):
             index.extend(ids, block)
         return index

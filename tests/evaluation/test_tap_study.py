@@ -126,7 +126,7 @@ def test_a_teacher_of_any_kind_is_studied(faces, tmp_path, caplog):
     root = faces.pairs.faces.root.parent
     words = [
         "--train", root / "train", "--data", root / "lfw", "--pairs", root / "pairs.txt", "--resolution", 8,
-        "--images", 6, "--teacher", f"t=tiny:{tmp_path}", "--plugin", "tiny_teachers", "--timestep", 0, 500,
+        "--images", 6, "--teacher", f"t=tiny:{tmp_path}", "--timestep", 0, 500,
     ]  # fmt: skip
     words = list(map(str, words))
     assert study_taps.main([*words, "--out", str(tmp_path / "out"), "--tap", "parts"]) == 0

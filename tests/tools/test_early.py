@@ -126,7 +126,7 @@ def test_taps_of_all_teachers_are_checked_before_one_is_measured(here, capsys, n
                 raise GdrdError(f"timestep {timestep}", "teacher-timestep")
             return self
 
-    monkeypatch.setattr(study_taps, "_parse", lambda text: (text, Network))
+    monkeypatch.setattr(study_taps, "_parse", lambda text: (text, Teacher()))
     no_work((lfw.LFW, "open"))
     words = ["--train", "faces", "--data", "faces", "--pairs", "x", "--teacher", "a", "--out", "out"]
     assert study_taps.main([*words, "--tap", "down9"]) == 2
