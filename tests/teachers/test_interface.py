@@ -47,19 +47,19 @@ import sys
 sys.path.append({str(PLUGINS)!r})
 from pathlib import Path
 from gdrd_jax.config import default
-from gdrd_jax.pipeline import runner
+from gdrd_jax.pipeline import planning
 from gdrd_jax.registry import discriminative_teachers, generative_teachers
 from gdrd_jax.utils.errors import GdrdError
 config = default()
 config.plugins = ("tiny_teachers",)
 config.data.update(path="faces", test_people=2, calibration_people=2)
 config.discriminative.path = "m.onnx"
-runner.validate(config, Path("run"))
+planning.validate(config, Path("run"))
 config.generative.kind = "tiny"
-runner.validate(config, Path("run"))
+planning.validate(config, Path("run"))
 config.generative.update(kind="pgdiff", path="m.onnx")
 try:
-    runner.validate(config, Path("run"))
+    planning.validate(config, Path("run"))
 except GdrdError as error:
     print(error.code, generative_teachers.names(), discriminative_teachers.names())
 print({HEAVY!r} & sys.modules.keys())
@@ -101,7 +101,11 @@ def test_output_of_version_0_4_is_that_of_the_same_settings(tmp_path):
 
     def files_of(**change):
         config.generative = {**default().generative.to_dict(), **change}
-        return records.origin_of(generative.STEP, config, {"views": "v", "teacher": "t"})
+        files = generative.files(config)
+        return records.origin_of(generative.STEP, config, files, {"views": "v", "teacher": "t"})
+
+    def origin_of_embeddings():
+        return records.origin_of(discriminative.STEP, config, discriminative.files(config), {"faces": "f"})
 
     assert files_of() == {
         "format_version": 1, "settings": {"generative.kind": "diffusers", "generative.precision": "float32"},
@@ -118,15 +122,15 @@ def test_output_of_version_0_4_is_that_of_the_same_settings(tmp_path):
         "tap": "middle", "input_size": "16", "timestep": "9", "heads": "4", "attention_order": "new",
         "ddpm.pth": sha256,
     }  # fmt: skip
-    recorded = records.origin_of(discriminative.STEP, config, {"faces": "f"})
+    recorded = origin_of_embeddings()
     assert recorded["files"].keys() == {"discriminative.path"} and recorded["settings"].keys() == {
         "discriminative.preprocessing", "discriminative.precision", *inputs.MOVED
     }  # fmt: skip
     for same in ({"input_size": 112}, {"kind": "onnx"}):
         config.discriminative.update(same)
-        assert records.origin_of(discriminative.STEP, config, {"faces": "f"}) == recorded
+        assert origin_of_embeddings() == recorded
     config.discriminative.input_size = 160
-    assert records.origin_of(discriminative.STEP, config, {"faces": "f"}) != recorded
+    assert origin_of_embeddings() != recorded
 
 
 def test_what_a_kind_depends_on_is_recorded():
