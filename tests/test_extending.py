@@ -1,5 +1,6 @@
-"""The examples of docs/extending.md: a loss and a student outside the package, trained, evaluated and exported."""
+"""The examples of docs/extending.md: entries outside the package that train, evaluate and export a student."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -15,12 +16,13 @@ from flax import nnx
 
 from gdrd_jax import registry
 from gdrd_jax.cli import __main__ as commands
-from gdrd_jax.cli import export
-from gdrd_jax.data.degradation import resize
+from gdrd_jax.cli import evaluate, export
+from gdrd_jax.data.degradation import resize, resize_all
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.losses import DataInfo, Outputs
 from gdrd_jax.pipeline import planning, runner, train_stages
+from gdrd_jax.pipeline.run import Run
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
@@ -32,7 +34,7 @@ def code_of(page, first_line):
 
 def example(module, folder, monkeypatch):
     """Writes the example of a module into a folder, from which it can be imported."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / f"{module}.py").write_text(code_of(PAGE, f"{module}.py"), encoding="utf-8")
     monkeypatch.syspath_prepend(folder)
     return module
@@ -185,3 +187,152 @@ def test_a_command_imports_a_plugin_first(student_plugin, capsys):
     assert "my_separable: Two blocks of depthwise separable convolutions" in capsys.readouterr().out
     assert commands.main(["--plugin", "not_there", "list", "students"]) == 2
     assert "[plugin-import]" in capsys.readouterr().err
+
+
+@pytest.fixture
+def teachers(tmp_path, monkeypatch):
+    """Both teachers of the page, with files for them; in the order of the page."""
+    names, rng = ("my_filters", "my_eigenfaces"), np.random.default_rng(0)
+    for name in names:
+        example(name, tmp_path / "plugins", monkeypatch)
+    np.savez(tmp_path / "bank.npz", w=rng.normal(size=(8, 3, 4, 4)).astype(np.float32))
+    np.savez(tmp_path / "faces.npz", mean=np.full((64, 64), 127.5), components=rng.normal(size=(27, 64, 64)) / 64)
+    yield names
+    registry.generative_teachers._entries.pop("my_filters", None)
+    registry.discriminative_teachers._entries.pop("my_eigenfaces", None)
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_teachers_of_other_modules_train_a_student(teachers, faces_folder, tmp_path):
+    config = tiny_config(faces_folder)
+    config.plugins = teachers
+    config.generative.update(kind="my_filters", path=str(tmp_path / "bank.npz"), settings={"stride": 4})
+    config.discriminative.update(kind="my_eigenfaces", path=str(tmp_path / "faces.npz"))
+    config.gen.steps = config.dis.steps = 9
+    runner.run(config, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    low, features = (run.store(step, "test").read(0) for step in ("views", "generative"))
+    bank = np.load(tmp_path / "bank.npz")["w"]
+    pixels = resize_all(low, 32, "bicubic").astype(np.float32) / 127.5 - 1
+    expected = (pixels[:, 8:12, 20:24] * bank[5].transpose(1, 2, 0)).sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(features[:, 5, 2, 5], expected, rtol=1e-2, atol=1e-2)  # stored as float16
+    assert features.shape[1:] == (8, 8, 8)
+    face = resize_all(run.faces("test"), 64)[0]
+    component = np.load(tmp_path / "faces.npz")["components"][3]
+    embedding = run.store("discriminative", "test").read(0)[0]
+    assert len(embedding) == 24
+    assert embedding[0] == pytest.approx(((face.mean(axis=2) - 127.5) * component).sum(), rel=1e-2)
+    results = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["results"]
+    assert {"student", "faces_native", "faces_16"} <= results.keys()  # its teacher, of 64 pixels, stands beside it
+    for step, changed in (("generative", {"stride": 2}), ("discriminative", {"skip": 0})):
+        before = [each.action for each in planning.plan(config, tmp_path / "run") if each.name == step]
+        config[step].settings = changed
+        after = [each.action for each in planning.plan(config, tmp_path / "run") if each.name == step]
+        assert (before, after) == (["skip"], ["run"])
+
+
+def test_mistakes_with_teachers_of_other_modules_are_found_first(teachers, faces_folder, tmp_path):
+    config = tiny_config(faces_folder)
+    config.plugins = teachers
+    config.generative.update(kind="my_filters", path=str(tmp_path / "bank.npz"))
+    config.discriminative.update(kind="my_eigenfaces", path=str(tmp_path / "faces.npz"))
+    for change, code, facts in (
+        ({"generative.kind": "my_filter"}, "entry-unknown", ["'my_filter'", "'my_filters'"]),
+        ({"generative.settings": {"strides": 2}}, "entry-setting", ["'my_filters'", "'strides'", "'stride'"]),
+        ({"generative.settings": {"stride": 0}}, "entry-setting", ["stride is 0"]),
+        ({"generative.tap": "linaer"}, "teacher-tap", ["'linaer'", "linear, rectified"]),
+        ({"generative.path": "none.npz"}, "generative-none", ["'none.npz'", "'my_filters'"]),
+        ({"generative.precision": "bfloat16"}, "teacher-option", ["config.generative.precision", "'my_filters'"]),
+        ({"discriminative.kind": "eigenface"}, "entry-unknown", ["'eigenface'", "'my_eigenfaces'"]),
+        ({"discriminative.settings": {"skip": "3"}}, "entry-setting", ["'skip'", "'3'", "int"]),
+        ({"discriminative.input_size": 112}, "teacher-option", ["config.discriminative.input_size", 112]),
+        ({"discriminative.preprocessing": "unit"}, "teacher-option", ["config.discriminative.preprocessing", "'unit'"]),
+        ({"discriminative.path": "none.npz"}, "file-missing", ["'none.npz'"]),
+    ):
+        wrong = config.copy_and_resolve_references()
+        wrong.update_from_flattened_dict(change)
+        with raises(code, *facts):
+            runner.run(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_list_shows_teachers(teachers, capsys):
+    plugins = [word for name in teachers for word in ("--plugin", name)]
+    assert commands.main([*plugins, "list", "generative_teachers"]) == 0
+    shown = capsys.readouterr().out
+    assert "my_filters: Responses of the filters" in shown and "stride=2" in shown
+    assert "diffusers: " in shown and "timestep=-1" in shown and "onnx: " in shown and "heads=0" in shown
+    assert commands.main([*plugins, "list", "discriminative_teachers"]) == 0
+    shown = capsys.readouterr().out
+    assert "my_eigenfaces: Projections" in shown and "skip=3" in shown and "iresnet: " in shown
+
+
+@pytest.fixture
+def protocol(tmp_path, monkeypatch):
+    yield example("my_protocols", tmp_path / "plugins", monkeypatch)
+    registry.protocols._entries.pop("neighbors", None)
+    sys.modules.pop("my_protocols", None)
+
+
+def test_a_protocol_of_another_module_evaluates_a_student(protocol, faces_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--protocol", "neighbors", "--data", faces_folder, "--model", "gdrd-16-small", "--out", out]
+
+    def run(*more):
+        return commands.main(["--plugin", protocol, "evaluate", *map(str, words), *more])
+
+    assert run("--k", "2") == 0
+    document = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert document["protocol"] == "neighbors" and document["settings"]["protocol_settings"] == {"k": 2}
+    row = document["results"]["gdrd-16-small_16"]
+    paths = sorted(faces_folder.glob("*/*.png"))
+    people = np.array([path.parent.name for path in paths])
+    embeddings = Recognizer.load("gdrd-16-small").embed(paths)
+    right = 0
+    for face, embedding in enumerate(embeddings):
+        others = [other for other in np.argsort(-(embeddings @ embedding), kind="stable") if other != face]
+        first, second = people[others[:2]]
+        right += min(first, second) == people[face]  # of two with one vote each the first name counts
+    assert row["n_faces"] == 21 and row["accuracy"] == pytest.approx(100 * right / 21, abs=1e-4)
+    low, high = row["intervals"]["accuracy"]
+    assert low <= row["accuracy"] <= high
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Nearest neighbors: 16x16" in page and "Faces as the model receives them." in page
+    assert run() == 0  # the folder is known as an evaluation
+    assert json.loads((out / "metrics.json").read_text(encoding="utf-8"))["settings"]["protocol_settings"] == {"k": 1}
+    for more, code, facts in (
+        (["--k", "0"], "entry-setting", ["'neighbors'", "k is 0"]),
+        (["--k", "two"], "command-usage", ["--k", "two"]),
+        (["--pairs", "x"], "command-usage", ["--pairs"]),
+        (["--protocol", "neighbours"], "entry-unknown", ["'neighbours'", "'neighbors'"]),
+    ):
+        capsys.readouterr()
+        assert run(*more) == 2
+        error = capsys.readouterr().err
+        assert error.endswith(f"[{code}]\n") and all(fact in error for fact in facts), error
+
+
+def test_help_and_list_show_a_protocol_and_its_settings(protocol, capsys):
+    with pytest.raises(SystemExit):
+        commands.main(["--plugin", protocol, "evaluate", "--protocol", "neighbors", "--help"])
+    text = capsys.readouterr().out
+    assert "PERSON/IMAGE; each face is a probe" in text and "number of neighbors that vote" in text
+    assert commands.main(["--plugin", protocol, "list", "protocols"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == sorted(registry.protocols.names())
+    assert any(line.startswith("neighbors: PERSON/IMAGE;") and line.endswith("Settings: k=1.") for line in lines)
+
+
+def test_a_protocol_cannot_take_an_option_of_the_command(protocol, capsys):
+    registry.load_plugins((protocol,))
+
+    class Config:
+        """Settings."""
+
+    Config.__annotations__ = {"seed": int}
+    Config.seed = 3
+    registry.protocols["neighbors"].Config = dataclasses.dataclass(frozen=True)(Config)
+    assert evaluate.main(["--protocol", "neighbors", "--data", "x", "--out", "y"]) == 2
+    error = capsys.readouterr().err
+    assert "'neighbors'" in error and "'seed'" in error and error.endswith("[protocol-setting-name]\n")

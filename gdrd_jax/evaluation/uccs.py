@@ -8,9 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.manifold import TSNE
 
 from gdrd_jax.data.faces import Faces, labeled, same_name
 from gdrd_jax.data.file_tree import check_unique, is_image
@@ -109,6 +106,9 @@ class UCCS(ReportedProtocol):
 
         `gallery` are those of the same faces as the softmax layer learns them; None where they are the same.
         """
+        from sklearn.exceptions import ConvergenceWarning  # imported late: other protocols do not need them
+        from sklearn.linear_model import LogisticRegression
+
         labels, learned = self.faces.labels, embeddings if gallery is None else gallery
         layer = LogisticRegression(C=INVERSE_DECAY, max_iter=1000)
         with warnings.catch_warnings():
@@ -138,6 +138,8 @@ class UCCS(ReportedProtocol):
 
     def figures(self, results: Mapping[str, Result]) -> list[Figure]:
         """t-SNE of the people with most faces, all rows side by side."""
+        from sklearn.manifold import TSNE
+
         people = np.argsort(-np.bincount(self.faces.labels), kind="stable")[:SHOWN_PEOPLE]
         rows = np.flatnonzero(np.isin(self.faces.labels, people))
         panels = {}

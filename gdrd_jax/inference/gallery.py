@@ -223,10 +223,10 @@ class Gallery:
         generation, faces = self._faces.state()
         if not faces:
             raise GdrdError("the gallery is empty; add faces before searching", "gallery-empty")
-        if not self._has_index():
-            self._keep(gallery_index.build(generation, self.dim, faces, self.blocks))
-        index = self._index
-        assert index is not None  # `_has_index`, or `_keep`
+        index = self._index if self._has_index() else None
+        if index is None:
+            index = gallery_index.build(generation, self.dim, faces, self.blocks)
+            self._keep(index)
         for ids, block in self.blocks(after=index.last):
             index.extend(ids, block)
         return index
