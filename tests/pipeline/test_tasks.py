@@ -13,7 +13,7 @@ from gdrd_jax.config import default
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.export.demo import Demo
 from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.pipeline import records, runner
+from gdrd_jax.pipeline import planning, records, runner
 from gdrd_jax.pipeline.steps import steps
 from gdrd_jax.pipeline.targets import training_faces
 
@@ -81,7 +81,7 @@ def test_a_student_of_gray_symbols(run):
         "16 training images and 8 test images of 4 classes (k is 5; chance is 25 %)" in page
         and "people" not in page.split("<details")[0]
     )
-    assert not (run / "roc.png").exists() and runner.finished(config_of_run(run), run)
+    assert not (run / "roc.png").exists() and planning.finished(config_of_run(run), run, ("report",))
 
 
 def config_of_run(run):
@@ -187,6 +187,8 @@ def test_only_steps_that_see_the_mirror_image_depend_on_it(symbols, teacher):
     both.task.mirror = True
     changed = {}
     for step in steps(config):
-        one, other = (records.origin_of(step, c, dict.fromkeys(step.after(c), "")) for c in (config, both))
+        one, other = (
+            records.origin_of(step, c, step.files(c), dict.fromkeys(step.after(c), "")) for c in (config, both)
+        )
         changed[step.name] = one != other
     assert [name for name in changed if changed[name]] == ["faces", "views", "hr_small", "discriminative", "teacher"]
