@@ -47,10 +47,18 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if all(file.endswith(".py") for file in files) and len(files) == 1 else min(os.cpu_count() or 1, 4)
 
 
+def is_integration(path):
+    return any(path.relative_to(TESTS).is_relative_to(place) for place in INTEGRATION)
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.option.markexpr.startswith("unit") and collection_path != TESTS and is_integration(collection_path):
+        return True  # it may import what is not installed
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
-        path = item.path.relative_to(TESTS)
-        integration = any(path.is_relative_to(place) for place in INTEGRATION) or "shared" in item.fixturenames
+        integration = is_integration(item.path) or "shared" in item.fixturenames
         item.add_marker("integration" if integration or item.get_closest_marker("integration") else "unit")
 
 
