@@ -138,7 +138,7 @@ class Config(ConfigDict):
 
     def _of_teacher(self, key: str) -> bool:
         """Whether this is a setting of section `generative` of version 0.4 that is in `settings` today."""
-        return key in FLAT_TEACHER and super().__contains__("tap")
+        return key in FLAT_TEACHER and super().__contains__("tap") and not super().__contains__("output")
 
     def __contains__(self, key: str) -> bool:
         today = "freeze" if key == "backbone" else RENAMED.get(key, key)
@@ -431,6 +431,8 @@ def default() -> ConfigDict:
             # "MEAN/STD", two numbers.
             "preprocessing": "auto",
             "output": "",  # The ONNX file's output that is the embedding, where several can be.
+            # Tensor [N, C, h, w] of the ONNX file whose values are stored for losses that need "hr_features".
+            "tap": "",
             # Side in pixels of the images that it takes, where an ONNX file leaves it free; 0 is the network's own.
             "input_size": 0,
             "precision": "float32",  # Precision of the computation; "bfloat16" is for GPUs.

@@ -37,6 +37,7 @@ class DataInfo:
       target_shape: `(C, h, w)` of T_g's features; None without T_g.
       target_statistics: function without arguments that gives mean `[C, h, w]` and standard deviation `[C]` of T_g's
         features over the training set, float32; None without T_g.
+      hr_shape: `(C, 4, 4)` of T_d's feature maps; None where no loss needs them.
     """
 
     identities: int = 0
@@ -46,6 +47,7 @@ class DataInfo:
     feature_shape: tuple[int, int, int] = (0, 0, 0)
     target_shape: tuple[int, int, int] | None = None
     target_statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    hr_shape: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Loss(nnx.Module):
         (`Outputs.second`, and `has_second` of a batch, bool `[b]`), "balanced" (bool `[b]`, rows that were sampled by
         identity), both from a sampler, "selected" (weights of a stage's selection, float32 `[b]`), "assistant"
         (embeddings of an earlier stage's student, float16 `[b, D]`, of unit length), "hr_small" (the images at twice
-        the resolution, uint8 `[b, 2R, 2R, 3]`).
+        the resolution, uint8 `[b, 2R, 2R, 3]`), "hr_features" (a feature map inside T_d of the full-size images,
+        averaged to 4x4 positions, float16 `[b, C, 4, 4]`).
 
     Args:
       config: a `Config`.

@@ -18,7 +18,7 @@ from gdrd_jax.utils.errors import GdrdError, did_you_mean
 LAST = "dis"
 REFERENCES = ("init", "teacher", "assistant")
 # Needs of losses that a feature store meets, and the step that makes the store.
-STORES = {"generative": "generative", "hr_small": "hr_small"}
+STORES = {"generative": "generative", "hr_small": "hr_small", "hr_features": "hr_features"}
 
 
 def section(config: ConfigDict, name: str) -> ConfigDict:
@@ -204,4 +204,5 @@ NEEDED = {
     "second": "a second image of each row", "balanced": "batches with several images of an identity",
     "assistant": "the embeddings of an assistant", "selection": "a selection of images",
     "selected": "a selection of images", "generative": "T_g's features", "hr_small": "faces at a higher resolution",
+    "hr_features": "T_d's feature maps",
 }  # fmt: skip

@@ -24,7 +24,7 @@ def target_extraction(run: Run, step: str, split: str, shape: tuple[int, ...], n
 
     Args:
       run: the run that they are for.
-      step: "discriminative" or "generative".
+      step: "discriminative", "hr_features" or "generative".
       split: of the faces.
       shape: of one target.
       network: the teacher.
@@ -32,7 +32,7 @@ def target_extraction(run: Run, step: str, split: str, shape: tuple[int, ...], n
       compute: see `Extraction`.
     """
     config, faces, views = run.config, run.faces(split), inputs.views(run.config)
-    count = inputs.target_views(config) if step == "discriminative" else config.views.count
+    count = config.views.count if step == "generative" else inputs.target_views(config)
     versions = {"gdrd_jax": __version__} | {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}
     store = FeatureStore.create(
         run.path(step, split), rows=len(faces), views=inputs.view_count(split, count, views.exact), shape=shape,

@@ -97,8 +97,10 @@ def train(run: Run, name: str) -> None:
     training_set = _packed_set(config) if config.data.packed else _training_set(run, config, name)
     dataset, centers = training_set.dataset, training_set.centers
     student = _initial_student(run, config, embedding_dim=centers.shape[1])
-    generative_info = _generative_info(run) if inputs.losses_need(config, "generative") else {}
-    stage = make_dis(config, student, centers, len(dataset.labels), **generative_info)
+    target_info = _generative_info(run) if inputs.losses_need(config, "generative") else {}
+    if inputs.losses_need(config, "hr_features"):
+        target_info["hr_shape"] = tuple(run.store("hr_features", "train").manifest["shape"])
+    stage = make_dis(config, student, centers, len(dataset.labels), **target_info)
 
     task = inputs.task(config)
 
@@ -132,7 +134,7 @@ def train(run: Run, name: str) -> None:
         write_json(folder / "metrics.json", metrics)
 
 
-def make_dis(config: ConfigDict, student: Student, centers: np.ndarray, images: int, **generative_info) -> Stage:
+def make_dis(config: ConfigDict, student: Student, centers: np.ndarray, images: int, **target_info) -> Stage:
     """Stage dis as the config has it.
 
     Args:
@@ -140,11 +142,11 @@ def make_dis(config: ConfigDict, student: Student, centers: np.ndarray, images: 
       student: the student to train.
       centers: see `DataInfo`.
       images: number of training images.
-      **generative_info: `target_shape` and `target_statistics` of `DataInfo`, where a loss needs T_g's features.
+      **target_info: `target_shape` and `target_statistics`, or `hr_shape`, of `DataInfo`, where losses need these.
     """
     identities, dim = centers.shape
     shape = {} if inputs.is_teacher_features(config) else {"feature_shape": feature_shape(student)}
-    info = DataInfo(identities, images, dim, centers, **shape, **generative_info)
+    info = DataInfo(identities, images, dim, centers, **shape, **target_info)
     frozen = () if inputs.trains_backbone(config) else ("backbone",)
     return Stage(
         student, used_losses(config.dis.losses), info, frozen=frozen, rngs=nnx.Rngs(config.seed + 2),

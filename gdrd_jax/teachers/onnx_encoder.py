@@ -81,7 +81,7 @@ class OnnxEncoder(GenerativeTeacher):
         with unloadable(path):
             self._model = make_batch_dynamic(load_onnx(path), free_reshapes=False)
             inputs = read_input(self._model, path, options.input_size, SETTING)
-            self.taps = tuple(dict.fromkeys([*_maps(self._model), tap]))
+            self.taps = tuple(dict.fromkeys([*map_names(self._model), tap]))
             self._mean, self._std = np.float32(0), np.float32(1)
             self._input = self._fitting(inputs)
         self.preprocessing, _ = fed_with(self._model, self._input, options.config.preprocessing, path)
@@ -129,7 +129,7 @@ class OnnxEncoder(GenerativeTeacher):
                 "onnx-not-run",
             ) from error
         if singly.ndim != 4:
-            raise _not_maps(self._tap, self._path, f"is {list(singly.shape)} for two images")
+            raise _notmap_names(self._tap, self._path, f"is {list(singly.shape)} for two images")
         if not np.isfinite(singly).all():
             raise GdrdError(
                 f"the features of {self._path} at tap {self._tap} are not finite; check its preprocessing "
@@ -150,10 +150,10 @@ def _check_tap(tap: str, model, options: GenerativeOptions) -> None:
     if tap in names:
         rank = _ranks(model).get(tap, 4)  # where it is not known, running the graph shows it
         if rank != 4:
-            raise _not_maps(tap, options.path, f"has {rank} dimensions" if rank else "is of another type")
+            raise _notmap_names(tap, options.path, f"has {rank} dimensions" if rank else "is of another type")
         return
     if not tap:
-        maps = ", ".join(_maps(model)[-SHOWN:]) or "none whose shape is known"
+        maps = ", ".join(map_names(model)[-SHOWN:]) or "none whose shape is known"
         raise GdrdError(
             f"config.generative.tap is not set; for the kind 'onnx' name a tensor [N, C, h, w] of {options.path}, "
             f"among the last ones {maps}",
@@ -166,7 +166,7 @@ def _check_tap(tap: str, model, options: GenerativeOptions) -> None:
     )
 
 
-def _not_maps(tap: str, path: Path, found: str) -> GdrdError:
+def _notmap_names(tap: str, path: Path, found: str) -> GdrdError:
     return GdrdError(
         f"config.generative.tap is {tap!r}, which {found} in {path}; choose a float tensor [N, C, h, w]",
         "teacher-tap-shape",
@@ -188,8 +188,8 @@ def _ranks(model) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _maps(model) -> list[str]:
-    """Names of the tensors `[N, C, h, w]`, in the order of the graph."""
+def map_names(model) -> list[str]:
+    """Names of the float tensors `[N, C, h, w]`, in the order of the graph."""
     ranks = _ranks(model)
     return [name for node in model.graph.node for name in node.output if ranks.get(name) == 4]
 

@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import raises, tiny_config
+from conftest import raises, save_recognizer, tiny_config
 
 from gdrd_jax import registry
 from gdrd_jax.config import Config, stage
@@ -15,6 +15,7 @@ from gdrd_jax.losses import Loss
 from gdrd_jax.models.relation import normalize
 from gdrd_jax.pipeline import planning, runner, stages
 from gdrd_jax.pipeline.run import Run
+from gdrd_jax.pipeline.steps import hr_features
 
 COSINE = {"embedding_cosine": {"weight": 1.0}}
 
@@ -22,10 +23,15 @@ COSINE = {"embedding_cosine": {"weight": 1.0}}
 class Needy(Loss):
     """Reads everything that a batch can have beside the usual."""
 
-    needs = frozenset({"embedding", "discriminative", "assistant", "selected", "hr_small", "balanced"})
+    needs = frozenset({"embedding", "discriminative", "assistant", "selected", "hr_small", "balanced", "hr_features"})
+
+    def __init__(self, config, info, *, rngs):
+        super().__init__(config, info, rngs=rngs)
+        assert info.hr_shape == (3, 4, 4)
 
     def __call__(self, outputs, batch, key):
         assert batch["hr_small"].shape[1:] == (32, 32, 3) and batch["balanced"].dtype == bool
+        assert batch["hr_features"].shape[1:] == (3, 4, 4)
         cosine = jnp.sum(normalize(outputs.embedding) * normalize(batch["assistant"].astype(jnp.float32)), axis=-1)
         loss = sharding.mean(jnp.mean(batch["selected"] * (1 - cosine)))
         return loss, {
@@ -59,14 +65,15 @@ def chain(faces_folder, tmp_path_factory):
     """An assistant at 32 pixels, a first stage, and stage dis that reads all of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.losses._entries, "test_needy", Needy)
-        config = chain_config(faces_folder)
         workdir = tmp_path_factory.mktemp("chain") / "run"
-        runner.run(config, workdir)
+        save_recognizer(workdir.with_name("colors.onnx"), cells=8)
+        runner.run(chain_config(faces_folder, workdir), workdir)
     return workdir
 
 
-def chain_config(folder):
+def chain_config(folder, workdir):
     config = small(folder)
+    config.discriminative.update(path=str(workdir.with_name("colors.onnx")), tap="p")
     config.stages = {
         "first": short(losses={"cls": {"weight": 1.0}}, sampler={"name": "balanced", "images": 4}),
         "assistant": short(input="hr_small", student={"width": 0.125}),
@@ -79,12 +86,12 @@ def chain_config(folder):
 
 
 def test_a_chain_of_stages_is_trained_in_the_order_of_its_references(chain, faces_folder):
-    config = chain_config(faces_folder)
+    config = chain_config(faces_folder, chain)
     plan = {step.name: step for step in planning.plan(config, chain)}
     assert all(step.action == "skip" for step in plan.values())
     assert list(plan) == [
-        "faces", "views", "hr_small", "discriminative", "first", "assistant", "assistant_embeddings", "dis_selection",
-        "dis",
+        "faces", "views", "hr_small", "discriminative", "hr_features", "first", "assistant", "assistant_embeddings",
+        "dis_selection", "dis",
     ]  # fmt: skip
     metrics = json.loads((chain / "dis" / "metrics.json").read_text(encoding="utf-8"))
     assert {"test_needy", "embedding_cosine", "selected", "hr_mean"} <= metrics.keys()
@@ -104,9 +111,26 @@ def test_the_assistant_sees_twice_the_resolution_and_its_embeddings_are_stored(c
     assert stored.manifest["provenance"]["teacher"] == assistant.fingerprint()
 
 
+def test_feature_maps_of_the_teacher_are_averages_of_its_tensor(chain, faces_folder):
+    run = Run.open(chain)
+    faces, maps = run.faces("train"), run.store("hr_features", "train")
+    face = (faces[5].astype(np.float32) - 127.5) / 127.5
+    expected = face.reshape(4, 28, 4, 28, 3).mean(axis=(1, 3)).transpose(2, 0, 1)  # of 8x8 cells, two by two
+    np.testing.assert_allclose(maps.read(0)[5], expected, atol=2e-3)
+    np.testing.assert_allclose(maps.read(1)[5], expected[:, :, ::-1], atol=2e-3)
+
+
+@pytest.mark.parametrize("size", [4, 5, 7, 3])
+def test_maps_are_averaged_as_by_pytorch(size):
+    torch = pytest.importorskip("torch")
+    maps = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
+    expected = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(maps), 4).numpy()
+    np.testing.assert_allclose(hr_features.averaged(maps, 4), expected, atol=1e-6)
+
+
 def test_a_stage_begins_with_the_student_of_another(chain, faces_folder):
     """At a rate of nearly 0 it stays what it is."""
-    config = chain_config(faces_folder)
+    config = chain_config(faces_folder, chain)
     config.dis.update(learning_rate=1e-9, weight_decay=0.0)
     runner.run(config, chain)
     first, last = (Recognizer.load(chain / name / "student").student for name in ("first", "dis"))
@@ -124,7 +148,7 @@ def test_the_selection_weighs_trained_faces_alone(chain, faces_folder):
 
 
 def test_a_change_of_one_stage_redoes_what_depends_on_it(chain, faces_folder):
-    config = chain_config(faces_folder)
+    config = chain_config(faces_folder, chain)
     config.stages.assistant.steps = 5
     actions = {step.name: step.action for step in planning.plan(config, chain)}
     redone = {name for name, action in actions.items() if action != "skip"}
@@ -172,19 +196,22 @@ def change(config, **changes):
         ({"dis__selection": {"name": "sparse"}}, "entry-unknown", ("'sparse'", "'sparse_graph'")),
         ({"dis__selection": {"name": "sparse_graph", "keep": 2.0}}, "entry-setting", ("keep",)),
         ({"dis__losses": {**COSINE, "test_needy": {"weight": 0.0}}}, "loss-needs", ("config.dis.assistant",)),
+        ({"discriminative__tap": ""}, "hr-features-tap", ("config.discriminative.tap", "p")),
+        ({"discriminative__tap": "pp"}, "hr-features-tap", ("'pp'", "near names are p")),
         ({"stages": {"views": short()}}, "stage-name", ("'views'",)),
         ({"stages": {"First": short()}}, "stage-name", ("'First'",)),
     ],
 )
 def test_stages_that_do_not_fit_are_refused_before_any_work(changes, code, facts, faces_folder, tmp_path):
-    config = change(chain_config(faces_folder), **changes)
+    save_recognizer(tmp_path / "colors.onnx", cells=8)
+    config = change(chain_config(faces_folder, tmp_path / "run"), **changes)
     with raises(code, *facts):
         planning.validate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_config_of_a_stage_is_that_of_stage_dis(faces_folder):
-    config = chain_config(faces_folder)
+def test_the_config_of_a_stage_is_that_of_stage_dis(faces_folder, tmp_path):
+    config = chain_config(faces_folder, tmp_path / "run")
     found = stages.stage_config(config, "assistant")
     assert found.views.resolution == 32 and found.student.width == 0.125 and found.dis.input == "hr_small"
     assert config.views.resolution == 16 and isinstance(found, Config)

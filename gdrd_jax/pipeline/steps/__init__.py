@@ -6,12 +6,22 @@ from ml_collections import ConfigDict
 
 from gdrd_jax.pipeline import stages
 from gdrd_jax.pipeline.step import Step
-from gdrd_jax.pipeline.steps import discriminative, faces, gen, generative, report, sr_teacher, stage, views
+from gdrd_jax.pipeline.steps import (
+    discriminative,
+    faces,
+    gen,
+    generative,
+    hr_features,
+    report,
+    sr_teacher,
+    stage,
+    views,
+)
 from gdrd_jax.utils.errors import GdrdError
 
 FIRST = (
-    faces.STEP, views.VIEWS, views.SMALL_FACES, views.HR_SMALL, discriminative.STEP, sr_teacher.STEP, generative.STEP,
-    gen.STEP,
+    faces.STEP, views.VIEWS, views.SMALL_FACES, views.HR_SMALL, discriminative.STEP, hr_features.STEP, sr_teacher.STEP,
+    generative.STEP, gen.STEP,
 )  # fmt: skip
 LAST = (*stage.stage_steps(stages.LAST), report.STEP)
 

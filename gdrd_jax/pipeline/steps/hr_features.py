@@ -1,0 +1,93 @@
+"""Step `hr_features`: a feature map inside T_d of every view at full size, for losses that compare feature maps."""
+
+import difflib
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from gdrd_jax.data.extract import Extraction, view_loader
+from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline.run import Run
+from gdrd_jax.pipeline.step import Step
+from gdrd_jax.pipeline.steps import discriminative
+from gdrd_jax.pipeline.targets import target_extraction
+from gdrd_jax.teachers import load_generative
+from gdrd_jax.utils.arrays import to_rgb
+from gdrd_jax.utils.errors import GdrdError, did_you_mean, require
+
+SIDE = 4  # of the stored maps, that of the student's features at 8, 16 and 32 pixels
+SHOWN = 3  # names in an error
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses a T_d that is no ONNX file, and a tap that its graph does not have."""
+    discriminative.check(config)
+    options, tap = inputs.recognizer(config), config.discriminative.tap
+    if options.kind != "onnx":
+        raise GdrdError(
+            f"a loss needs T_d's feature maps, which only ONNX files give, and config.discriminative.path is of the "
+            f"kind {options.kind!r}; export it to ONNX",
+            "hr-features-onnx",
+        )
+    from gdrd_jax.teachers.onnx_encoder import map_names
+
+    names = map_names(require("onnx", "teachers").load(options.path, load_external_data=False))
+    if not tap:
+        raise GdrdError(
+            "a loss needs T_d's feature maps; set config.discriminative.tap to a tensor [N, C, h, w] of "
+            f"{options.path}, of which the last are {', '.join(names[-SHOWN:])}",
+            "hr-features-tap",
+        )
+    if tap not in names:
+        near = difflib.get_close_matches(tap, names, n=SHOWN, cutoff=0.0)
+        raise GdrdError(
+            f"config.discriminative.tap is {tap!r}, and {options.path} has no such tensor [N, C, h, w]; "
+            f"{did_you_mean(tap, names)}near names are {', '.join(near)}",
+            "hr-features-tap",
+        )
+
+
+def files(config: ConfigDict) -> dict[str, str]:
+    """As of the step `discriminative`, and the tap."""
+    return discriminative.files(config) | {"discriminative.tap": config.discriminative.tap}
+
+
+def extractions(run: Run) -> dict[str, Extraction]:
+    """The maps of every view, averaged to 4x4 positions."""
+    options, views = inputs.recognizer(run.config), inputs.views(run.config)
+    network = load_generative(
+        "onnx", Path(str(options.path)), tap=run.config.discriminative.tap, input_size=options.input_size,
+        preprocessing=options.preprocessing,
+    )  # fmt: skip
+    compute = lambda images: averaged(network.features(to_rgb(images)), SIDE)  # noqa: E731
+    found = {}
+    for split in inputs.splits(run.config):
+        if split != "test" and len(run.faces(split)):
+            load = view_loader(run.reader(split), views, low=False)
+            shape = compute(load(0, range(1))).shape[1:]
+            found[split] = target_extraction(run, "hr_features", split, shape, network, load, compute)
+    return found
+
+
+def averaged(maps: np.ndarray, side: int) -> np.ndarray:
+    """Adaptive average pooling, `[N, C, h, w]` -> float32 `[N, C, side, side]`.
+
+    Output `i` is the mean of the inputs from `floor(i h / side)` up to `ceil((i + 1) h / side)`, as in PyTorch.
+    """
+    for axis in (2, 3):
+        size = maps.shape[axis]
+        parts = [range(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
+        maps = np.stack([maps.take(part, axis=axis).mean(axis=axis, dtype=np.float32) for part in parts], axis=axis)
+    return maps.astype(np.float32)
+
+
+def _adjust(config: ConfigDict, settings: dict) -> None:
+    settings["views.count"] = inputs.target_views(config)
+    settings |= inputs.mirror_settings(config)
+
+
+STEP = Step(
+    "hr_features", None, ("discriminative.preprocessing", *inputs.MOVED), after=lambda config: ("faces",),
+    files=files, check=check, adjust=_adjust, extractions=extractions, shared=True,
+)  # fmt: skip
