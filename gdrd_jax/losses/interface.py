@@ -60,6 +60,8 @@ class Outputs:
       logits: of the stage's linear classifier on the embeddings of the whole batch, float `[B, K]` (of the classes of
         this device, see `distributed.class_parallel`); None where no loss needs them.
       teacher: T_d's embeddings, float32 `[b, D]`, of unit length; None where no loss needs them.
+      stages: features of each stage of the backbone, float `[b, h', w', C']`, the last are `features`; None where no loss
+        needs them.
       second: the same of the second image of each row (see `data.samplers`), without logits; None where no loss needs
         it.
     """
@@ -68,6 +70,7 @@ class Outputs:
     embedding: jax.Array | None = None
     logits: jax.Array | None = None
     teacher: jax.Array | None = None
+    stages: tuple[jax.Array, ...] | None = None
     second: "Outputs | None" = None
 
 
@@ -81,7 +84,7 @@ class Loss(nnx.Module):
       Config: frozen dataclass of the loss's settings; its docstring documents them, its `__post_init__` raises
         `ValueError` for values out of range.
       needs: what the loss reads: "embedding", "logits" (a linear classifier over identities), "label",
-        "discriminative" (T_d's embeddings), "generative" (T_g's features), "index" (row of the training set), "second"
+        "stages" (features of each stage of the backbone), "discriminative" (T_d's embeddings), "generative" (T_g's features), "index" (row of the training set), "second"
         (`Outputs.second`, and `has_second` of a batch, bool `[b]`), "balanced" (bool `[b]`, rows that were sampled by
         identity), both from a sampler, "selected" (weights of a stage's selection, float32 `[b]`), "assistant"
         (embeddings of an earlier stage's student, float16 `[b, D]`, of unit length), "hr_small" (the images at twice

@@ -144,6 +144,12 @@ def check(config: ConfigDict, name: str) -> None:
                 f"{place}.sampler.name to {able}",
                 "loss-needs",
             )
+    if inputs.losses_need(config, "stages") and inputs.is_teacher_features(config):
+        raise GdrdError(
+            f"a loss of {place}.losses needs the features of each stage, which config.student.name=teacher_features "
+            "does not have",
+            "loss-needs",
+        )
     for need in ("assistant", "selection"):
         if inputs.losses_need(config, NEED_OF[need]) and not dis[need]:
             raise GdrdError(

@@ -3,7 +3,9 @@
 `training.trainer.fit` needs of a stage only `loss(batch, key) -> (scalar, metrics)` and `frozen`.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +57,9 @@ class Stage(nnx.Module):
         if self.classifier:
             class_parallel.divide(self.classifier.kernel, axis=1)
             class_parallel.divide(self.classifier.bias, axis=0)
-        self.has_teacher, self.has_second = "discriminative" in needs, "second" in needs
+        self.has_teacher, self.has_second, self.has_stages = (
+            n in needs for n in ("discriminative", "second", "stages")
+        )
         self.weights, terms = {}, {}
         for name, given in losses.items():
             settings = dict(given)
@@ -81,22 +85,22 @@ class Stage(nnx.Module):
             batch = mix(batch, jax.random.fold_in(key, MIXUP_KEY), self.mixup)
         images = self._input(batch, jax.random.fold_in(key, DEGRADATION_KEY))
         if self.has_second:  # one pass, so that batch normalization sees both as one batch
-            second = self._input(batch, jax.random.fold_in(key, SECOND_KEY), "second_")
-            images = jnp.concatenate([images, second])
-        features = self.backbone(images)
+            others = self._input(batch, jax.random.fold_in(key, SECOND_KEY), "second_")
+            images = jnp.concatenate([images, others])
+        maps = self.backbone.stages(images) if self.has_stages else (self.backbone(images),)
         if "backbone" in self.frozen:
-            features = jax.lax.stop_gradient(features)
+            maps = jax.lax.stop_gradient(maps)
         metrics: Metrics = {}
-        embedding = self.head(features) if self.head else None
-        of_second = None
+        embedding = self.head(maps[-1]) if self.head else None
+        logits = second = None
         if self.has_second:
-            (features, second_features), (embedding, second_embedding) = _halves(features), _halves(embedding)
-            of_second = Outputs(second_features, second_embedding, teacher=self._teacher(batch, "second_"))
-        teacher, logits = self._teacher(batch, ""), None
+            (maps, second_maps), (embedding, second_embedding) = _halves(maps), _halves(embedding)
+            second = self._outputs(second_maps, second_embedding, batch, "second_")
+        outputs = self._outputs(maps, embedding, batch, "")
         if self.classifier:
             logits = class_parallel.own_logits(self.classifier(sharding.gathered(embedding)), self.identities)
             metrics["train_accuracy"] = accuracy(logits, sharding.gathered(batch["label"]))
-        outputs, terms = Outputs(features, embedding, logits, teacher, of_second), {}
+        outputs, terms = dataclasses.replace(outputs, logits=logits, second=second), {}
         for name in self.weights:  # in the given order, which `nnx.Dict` does not keep
             terms[name], more = self.criteria[name](outputs, batch, key)
             metrics |= {key: sharding.mean(value) for key, value in more.items()}
@@ -109,12 +113,17 @@ class Stage(nnx.Module):
         small = batch[f"{prefix}small"]
         return self.degradation(small, None, key, sharding.device_index() * len(small))
 
-    def _teacher(self, batch: Batch, prefix: str) -> jax.Array | None:
-        return normalize(batch[f"{prefix}discriminative"].astype(jnp.float32)) if self.has_teacher else None
+    def _outputs(
+        self, maps: tuple[jax.Array, ...], embedding: jax.Array | None, batch: Batch, prefix: str
+    ) -> Outputs:  # fmt: skip
+        teacher = normalize(batch[f"{prefix}discriminative"].astype(jnp.float32)) if self.has_teacher else None
+        return Outputs(maps[-1], embedding, teacher=teacher, stages=maps if self.has_stages else None)
 
 
-def _halves(both: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
-    return (None, None) if both is None else (both[: len(both) // 2], both[len(both) // 2 :])
+def _halves(both: Any) -> tuple[Any, Any]:
+    """The first and the second half of arrays `[2b, ...]`, or of None."""
+    first = jax.tree.map(lambda x: x[: len(x) // 2], both)
+    return first, jax.tree.map(lambda x: x[len(x) // 2 :], both)
 
 
 def needs_of(losses: Mapping[str, Mapping[str, object]]) -> set[str]:

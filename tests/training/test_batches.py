@@ -29,7 +29,7 @@ DATA = {
 class Agreement(Loss):
     """One minus the cosine of both images' embeddings, where there are two."""
 
-    needs = frozenset({"embedding", "discriminative", "second"})
+    needs = frozenset({"embedding", "discriminative", "second", "stages"})
 
     def __call__(self, outputs, batch, key):
         cosine = jnp.sum(normalize(outputs.embedding) * normalize(outputs.second.embedding), axis=-1)
@@ -37,6 +37,8 @@ class Agreement(Loss):
         loss = sharding.total(jnp.sum((1 - cosine) * known)) / jnp.maximum(sharding.total(known.sum()), 1)
         teacher = jnp.sum(outputs.teacher * outputs.second.teacher, axis=-1)
         same = batch["label"] == batch["second_label"]
+        assert [x.shape for x in outputs.stages] == [x.shape for x in outputs.second.stages]
+        assert outputs.stages[-1] is outputs.features and len(outputs.stages) == 3
         return loss, {"teacher_cosine": jnp.mean(teacher), "same": jnp.mean(same), "pairs": jnp.mean(known)}
 
 
