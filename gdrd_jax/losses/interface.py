@@ -60,8 +60,8 @@ class Outputs:
       logits: of the stage's linear classifier on the embeddings of the whole batch, float `[B, K]` (of the classes of
         this device, see `distributed.class_parallel`); None where no loss needs them.
       teacher: T_d's embeddings, float32 `[b, D]`, of unit length; None where no loss needs them.
-      stages: features of each stage of the backbone, float `[b, h', w', C']`, the last are `features`; None where no loss
-        needs them.
+      stages: features of each stage of the backbone, float `[b, h', w', C']`, the last are `features`; None where no
+        loss needs them.
       second: the same of the second image of each row (see `data.samplers`), without logits; None where no loss needs
         it.
     """
@@ -83,13 +83,14 @@ class Loss(nnx.Module):
     Attributes:
       Config: frozen dataclass of the loss's settings; its docstring documents them, its `__post_init__` raises
         `ValueError` for values out of range.
-      needs: what the loss reads: "embedding", "logits" (a linear classifier over identities), "label",
-        "stages" (features of each stage of the backbone), "discriminative" (T_d's embeddings), "generative" (T_g's features), "index" (row of the training set), "second"
-        (`Outputs.second`, and `has_second` of a batch, bool `[b]`), "balanced" (bool `[b]`, rows that were sampled by
-        identity), both from a sampler, "selected" (weights of a stage's selection, float32 `[b]`), "assistant"
-        (embeddings of an earlier stage's student, float16 `[b, D]`, of unit length), "hr_small" (the images at twice
-        the resolution, uint8 `[b, 2R, 2R, 3]`), "hr_features" (a feature map inside T_d of the full-size images,
-        averaged to 4x4 positions, float16 `[b, C, 4, 4]`).
+      needs: what the loss reads, of which the pipeline makes exactly what is stored. Of `Outputs`: "embedding", "logits"
+        (a linear classifier over identities), "discriminative" (T_d's embeddings), "stages" (features of each stage of
+        the backbone), "second" (`Outputs.second`, and `has_second` of a batch, bool `[b]`; from a sampler). Of a batch,
+        under these names: "label", "index" (row of the training set), "balanced" (bool `[b]`, rows that were sampled by
+        identity; from a sampler), "generative" (T_g's features, float16 `[b, C, h, w]`), "assistant" (embeddings of an
+        earlier stage's student, float16 `[b, D]`, of unit length), "hr_small" (the images at twice the resolution,
+        uint8 `[b, 2R, 2R, 3]`), "hr_features" (a feature map inside T_d of the full-size images, averaged to 4x4
+        positions, float16 `[b, C, 4, 4]`), "selected" (weights of a stage's selection, float32 `[b]`).
 
     Args:
       config: a `Config`.
