@@ -83,8 +83,8 @@ class Loss(nnx.Module):
     Attributes:
       Config: frozen dataclass of the loss's settings; its docstring documents them, its `__post_init__` raises
         `ValueError` for values out of range.
-      needs: what the loss reads, of which the pipeline makes exactly what is stored. Of `Outputs`: "embedding", "logits"
-        (a linear classifier over identities), "discriminative" (T_d's embeddings), "stages" (features of each stage of
+      needs: what the loss reads; the pipeline makes the stores behind it, and no others. Of `Outputs`: "embedding",
+        "logits" (a linear classifier over identities), "discriminative" (T_d's embeddings), "stages" (features of each stage of
         the backbone), "second" (`Outputs.second`, and `has_second` of a batch, bool `[b]`; from a sampler). Of a batch,
         under these names: "label", "index" (row of the training set), "balanced" (bool `[b]`, rows that were sampled by
         identity; from a sampler), "generative" (T_g's features, float16 `[b, C, h, w]`), "assistant" (embeddings of an

@@ -57,9 +57,8 @@ class Stage(nnx.Module):
         if self.classifier:
             class_parallel.divide(self.classifier.kernel, axis=1)
             class_parallel.divide(self.classifier.bias, axis=0)
-        self.has_teacher, self.has_second, self.has_stages = (
-            n in needs for n in ("discriminative", "second", "stages")
-        )
+        self.has_teacher, self.has_second = "discriminative" in needs, "second" in needs
+        self.has_stages = "stages" in needs
         self.weights, terms = {}, {}
         for name, given in losses.items():
             settings = dict(given)
