@@ -83,14 +83,15 @@ class Loss(nnx.Module):
     Attributes:
       Config: frozen dataclass of the loss's settings; its docstring documents them, its `__post_init__` raises
         `ValueError` for values out of range.
-      needs: what the loss reads; the pipeline makes the stores behind it, and no others. Of `Outputs`: "embedding",
-        "logits" (a linear classifier over identities), "discriminative" (T_d's embeddings), "stages" (features of each stage of
-        the backbone), "second" (`Outputs.second`, and `has_second` of a batch, bool `[b]`; from a sampler). Of a batch,
-        under these names: "label", "index" (row of the training set), "balanced" (bool `[b]`, rows that were sampled by
-        identity; from a sampler), "generative" (T_g's features, float16 `[b, C, h, w]`), "assistant" (embeddings of an
-        earlier stage's student, float16 `[b, D]`, of unit length), "hr_small" (the images at twice the resolution,
-        uint8 `[b, 2R, 2R, 3]`), "hr_features" (a feature map inside T_d of the full-size images, averaged to 4x4
-        positions, float16 `[b, C, 4, 4]`), "selected" (weights of a stage's selection, float32 `[b]`).
+      needs: what the loss reads; the pipeline makes the stores behind it, and no others.
+        Of `Outputs`: "embedding", "logits" (a linear classifier over identities), "discriminative" (T_d's embeddings),
+        "stages" (features of each stage of the backbone), "second" (`Outputs.second`, and `has_second` of a batch, bool
+        `[b]`; from a sampler).
+        Of a batch, under these names: "label", "index" (row of the training set), "balanced" (rows that were sampled by
+        identity, bool `[b]`; from a sampler), "generative" (T_g's features, float16 `[b, C, h, w]`), "assistant"
+        (embeddings of an earlier stage's student, float16 `[b, D]`, of unit length), "hr_small" (the images at twice
+        the resolution, uint8 `[b, 2R, 2R, 3]`), "hr_features" (a feature map inside T_d of the full-size images,
+        averaged to 4x4 positions, float16 `[b, C, 4, 4]`), "selected" (weights of a stage's selection, float32 `[b]`).
 
     Args:
       config: a `Config`.
