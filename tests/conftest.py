@@ -58,7 +58,7 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        integration = is_integration(item.path) or "shared" in item.fixturenames
+        integration = is_integration(item.path) or {"shared", "aligner"} & set(item.fixturenames)
         item.add_marker("integration" if integration or item.get_closest_marker("integration") else "unit")
 
 

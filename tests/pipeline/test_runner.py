@@ -54,6 +54,14 @@ PRETRAINED = [name for name in list_pretrained() if describe_student(find_studen
 ROWS = ["student", *PRETRAINED, "sface_native", "sface_16", "pixels_16"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def coarse_pictures():
+    """The reconstructions of the many reports are not looked at here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gdrd_jax.teachers.sr_diffusion.SAMPLING_STEPS", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(faces_folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "tiny"

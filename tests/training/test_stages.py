@@ -64,7 +64,8 @@ def gradients(stage, batch):
     def loss(params, batch):
         return nnx.merge(graphdef, params, rest, copy=True).loss({**BATCH, **batch}, KEY)[0]
 
-    return jax.grad(loss, argnums=(0, 1), allow_int=True)(params, {name: np.float32(batch[name]) for name in batch})
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), allow_int=True))
+    return gradient(params, {name: np.float32(batch[name]) for name in batch})
 
 
 def is_zero(tree):

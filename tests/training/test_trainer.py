@@ -249,7 +249,7 @@ def test_too_much_for_the_device_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(feeding, "_free_memory", lambda: 1000)
     with raises("data-residency", "test: ", "free in memory", "--config.data.residency=host"):
         fit(tmp_path, how={"residency": "device"})
-    fit(tmp_path, how={"residency": "auto"}, steps=1)
+    fit(tmp_path, how={"residency": "auto"})
 
 
 def test_the_limits_of_containers_and_slurm_count(tmp_path, monkeypatch):
@@ -283,13 +283,16 @@ def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(tmp_path, monkeypa
     assert curve(tmp_path) == uninterrupted[2]
 
 
-def test_a_damaged_checkpoint_is_told(tmp_path):
-    fit(tmp_path, steps=2)
-    for path in (tmp_path / "checkpoints" / "2" / "state").rglob("*"):
+def test_a_damaged_checkpoint_is_told(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stopping_at(patch, 33)
+        fit(tmp_path)
+    (checkpoint,) = (tmp_path / "checkpoints").glob("[0-9]*")
+    for path in (checkpoint / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with raises("checkpoint-damaged", tmp_path / "checkpoints" / "2", "remove"):
-        fit(tmp_path, steps=3)
+    with raises("checkpoint-damaged", checkpoint, "remove"):
+        fit(tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_faces(tmp_path):
@@ -343,10 +346,16 @@ def test_the_average_of_the_weights_is_kept_and_resumed(tmp_path, monkeypatch, u
 
 def test_the_average_is_of_the_weights_of_all_steps(tmp_path):
     """More of the new ones at first: 9 / 10, 9 / 11 ... of them, until that is less than 1 - ema."""
-    constant = {"warmup": 0.0, "decay_at": ()}
+    constant, after = {"warmup": 0.0, "decay_at": ()}, []
+
+    def evaluate(stage, step):
+        after.append(jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(stage))))
+        return {}
+
+    fit(tmp_path / "steps", steps=4, how={"evaluate": evaluate, "evaluate_every": 1}, **constant)
+    assert len(after) == 4
     wanted = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(stage())))
-    for step in range(4):
-        weights, _ = fit(tmp_path / str(step), steps=step + 1, **constant)
+    for step, weights in enumerate(after):
         share = max(0.2, 9 / (10 + step))
         wanted = jax.tree.map(lambda average, new: average + share * (new - average), wanted, weights)
     averaged, _ = fit(tmp_path / "averaged", steps=4, ema=0.8, **constant)
