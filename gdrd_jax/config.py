@@ -234,10 +234,19 @@ def used_losses(losses: ConfigDict | dict) -> dict[str, dict]:
     """The losses of a stage with a weight, each with its weight and the settings that are not the default of 0.4.
 
     The order of a config's keys does not matter: the losses of 0.4 come first, in its order, then others by name.
+
+    Raises:
+      GdrdError: a loss has a number or text in place of settings.
     """
     order, found = list(LOSS_DEFAULTS), {}
     for name in sorted(losses, key=lambda name: (order.index(name) if name in order else len(order), name)):
         settings = losses[name]
+        if not isinstance(settings, ConfigDict | dict):
+            raise GdrdError(
+                f"the loss {name!r} of the config is {settings!r}; it must be its settings, such as "
+                f'{{"weight": {settings!r}}}',
+                "loss-settings",
+            )
         if settings.get("weight", 1.0):
             default = LOSS_DEFAULTS.get(name, {})
             changed = {key: value for key, value in settings.items() if key not in default or default[key] != value}

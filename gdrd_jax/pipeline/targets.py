@@ -49,8 +49,10 @@ def target_extraction(run: Run, step: str, split: str, shape: tuple[int, ...], n
 
 def embed_stage(run: Run, name: str) -> None:
     """Stores the embeddings of a stage's student, as they are compared: the sum over image and mirror image."""
-    from gdrd_jax.inference.recognizer import Recognizer  # which imports JAX
+    from gdrd_jax.distributed import sharding  # which imports JAX
+    from gdrd_jax.inference.recognizer import Recognizer
 
+    sharding.start(run.process)  # which has to come before JAX is used, and later stages may train
     config, step = stages.stage_config(run.config, name), stages.embeddings_step(name)
     recognizer = Recognizer.load(run.folder(name) / "student")
     for split in inputs.splits(run.config):

@@ -53,9 +53,9 @@ def stage_steps(name: str) -> tuple[Step, ...]:
         embed_stage(run, name)
 
     selection = Step(
-        stages.selection_step(name), select,
-        (f"{place}.selection", f"{place}.use_unlabeled", "data.calibration_people"),
+        stages.selection_step(name), select, (f"{place}.selection", "data.calibration_people"),
         after=lambda config: (stages.stores(config_of(config))["discriminative"],),
+        adjust=lambda config, settings: settings.update(splits=stages.unlabeled_splits(config_of(config))),
     )  # fmt: skip
     training = Step(
         name, train, (*SETTINGS, place), after=lambda config: _after(config_of(config), name),
