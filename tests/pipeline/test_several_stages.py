@@ -287,6 +287,21 @@ def test_packed_faces_that_fill_no_batch_of_a_sampler_are_refused(faces_folder, 
         train_stages.train(Run(config, tmp_path), "dis")
 
 
+def test_plugins_are_loaded_where_the_steps_of_a_workdir_are_looked_at(faces_folder, tmp_path, monkeypatch):
+    """A grid of runs asks this in a process of its own, which has imported no plugin."""
+    monkeypatch.delitem(registry.losses._entries, "test_needy")
+    plugin = "from gdrd_jax.registry import losses\nfrom gdrd_jax.losses import Loss\n"
+    plugin += "@losses.register('test_of_plugin')\nclass Own(Loss):\n    needs = frozenset({'embedding'})\n"
+    (tmp_path / "plugin_of_a_grid.py").write_text(plugin)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = small(faces_folder)
+    config.plugins, config.dis.losses = ("plugin_of_a_grid",), {"test_of_plugin": {"weight": 1.0}}
+    try:
+        assert planning.finished(config, tmp_path / "run") is False
+    finally:
+        registry.losses._entries.pop("test_of_plugin", None)
+
+
 def test_the_config_of_a_stage_is_that_of_stage_dis(faces_folder, tmp_path):
     config = chain_config(faces_folder, tmp_path / "run")
     found = stages.stage_config(config, "assistant")
