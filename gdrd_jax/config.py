@@ -677,10 +677,9 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     for name, section in stages.items():
         _check_stage(config, name, section)
     features = config.student.name == "teacher_features"
-    if config.degradation.random and (features or config.dis.shift):
+    if config.degradation.random and features:
         raise GdrdError(
-            "config.degradation.random needs config.dis.shift=0 and a config.student.name other than teacher_features",
-            "degradation-settings",
+            "config.degradation.random needs a config.student.name other than teacher_features", "degradation-settings"
         )
     if config.degradation.random and config.data.mixup_per_face:
         raise GdrdError(
@@ -739,8 +738,12 @@ def _check_stage(config: ConfigDict, name: str, section: ConfigDict) -> None:
             f"config.{name}.init=gen or config.{name}.freeze='()'",
             "freeze-untrained",
         )
-    if section.mixup and not config.degradation.random:
-        raise GdrdError(f"config.{name}.mixup needs config.degradation.random=true", "mixup-settings")
+    degraded = config.degradation.random and section.get("input") != "hr_small"
+    if section.shift and degraded:
+        raise GdrdError(f"config.degradation.random needs config.{name}.shift=0", "degradation-settings")
+    if section.mixup and not degraded:
+        wanted = "config.degradation.random=true" + (f" and config.{name}.input=lr" if name != "dis" else "")
+        raise GdrdError(f"config.{name}.mixup needs {wanted}", "mixup-settings")
     if name != "dis" and section.input not in STAGE_INPUTS:
         raise GdrdError(
             f"config.{name}.input is {section.input!r}; it can be {', '.join(STAGE_INPUTS)}", "config-choice"

@@ -212,6 +212,16 @@ def change(config, **changes):
         ({"dis__losses": {"cls": 1.0}}, "loss-settings", ("'cls'", '{"weight": 1.0}')),
         ({"stages__first__student": {"name": "teacher_features"}}, "stage-student", ("config.stages.first", "gdrd")),
         (
+            {"degradation__random": True, "data__mixup_per_face": 0.0, "stages__first__shift": 1},
+            "degradation-settings",
+            ("config.stages.first.shift",),
+        ),
+        (
+            {"degradation__random": True, "data__mixup_per_face": 0.0, "stages__assistant__mixup": 0.5},
+            "mixup-settings",
+            ("config.stages.assistant.mixup", "config.stages.assistant.input"),
+        ),
+        (
             {"degradation__random": True, "data__mixup_per_face": 0.0},
             "loss-needs",
             ("T_d's feature maps", "config.degradation.random"),
