@@ -20,7 +20,8 @@ REFERENCES = {"init": ("gen", "random"), "teacher": ("",), "assistant": ("",)}  
 # Needs of losses that a feature store meets, and the step that makes the store.
 STORES = {"generative": "generative", "hr_small": "hr_small", "hr_features": "hr_features"}
 # What losses can need, see `losses.interface.Loss`: what every stage gives them, and what depends on the config.
-OF_EVERY_STAGE = ("embedding", "logits", "label", "index", "discriminative", "stages")
+OF_HEAD = {"embedding", "logits"}
+OF_EVERY_STAGE = {*OF_HEAD, "label", "index", "discriminative", "stages"}
 NEEDED = {
     "second": "a second image of each row", "balanced": "batches with several images of an identity",
     "assistant": "the embeddings of an assistant", "selected": "a selection of images",
@@ -160,11 +161,11 @@ def check(config: ConfigDict, name: str) -> None:
         given = {key: value for key, value in settings.items() if key != "weight"}
         if loss not in LOSS_DEFAULTS or given:  # the losses themselves import JAX, which takes seconds
             losses.settings(loss, given)
-            known = sorted({*OF_EVERY_STAGE, *NEEDED})
-            if unknown := sorted(losses[loss].needs - {*known}):
+            known = OF_EVERY_STAGE | NEEDED.keys()
+            if unknown := sorted(losses[loss].needs - known):
                 raise GdrdError(
                     f"the loss {loss!r} needs {unknown[0]!r}, which no batch has; {did_you_mean(unknown[0], known)}"
-                    f"a loss can need {', '.join(known)}",
+                    f"a loss can need {', '.join(sorted(known))}",
                     "loss-needs",
                 )
     sampler, given = inputs.entry(dis.sampler)
@@ -228,6 +229,16 @@ def check(config: ConfigDict, name: str) -> None:
             f"{place}.init is 'gen', the backbone that config.student describes, and the stage has another student or "
             f"input; set {place}.init=random",
             "stage-init",
+        )
+
+
+def check_embedding(config: ConfigDict, name: str) -> None:
+    """Refuses a stage whose embeddings are used, but which trains the backbone alone; arguments as of `check`."""
+    if not any(loss in LOSS_DEFAULTS or losses[loss].needs & OF_HEAD for loss in used_losses(config.dis.losses)):
+        raise GdrdError(
+            f"no loss of config.{'' if name == LAST else 'stages.'}{name}.losses reads the student's embedding, which "
+            "would stay untrained; add another loss, such as embedding_cosine",
+            "loss-embedding",
         )
 
 

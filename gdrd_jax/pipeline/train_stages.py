@@ -95,7 +95,7 @@ def _fit(config, stage, dataset, section, folder, name, evaluate, sampler=None) 
 
 
 def train(run: Run, name: str) -> None:
-    """Stage dis (Eq. 2, 3), or a stage before it: a student learns from T_d, and from labels if it is to."""
+    """Stage dis (Eq. 2, 3), or a stage before it: a student learns from T_d and labels, as its losses say."""
     sharding.start(run.process)
     config, folder = stages.stage_config(run.config, name), run.folder(name)
     training_set = _packed_set(config) if config.data.packed else _training_set(run, config, name)

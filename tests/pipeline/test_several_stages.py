@@ -212,6 +212,22 @@ def change(config, **changes):
         ({"dis__losses": {"cls": 1.0}}, "loss-settings", ("'cls'", '{"weight": 1.0}')),
         ({"stages__first__student": {"name": "teacher_features"}}, "stage-student", ("config.stages.first", "gdrd")),
         (
+            {
+                "stages": {},
+                "dis__init": "random",
+                "dis__assistant": "",
+                "dis__selection": {},
+                "dis__losses": {"feature_regression": {"weight": 1.0}},
+            },
+            "loss-embedding",
+            ("config.dis.losses",),
+        ),
+        (
+            {"stages__assistant__losses": {"feature_regression": {"weight": 1.0}}},
+            "loss-embedding",
+            ("config.stages.assistant.losses",),
+        ),
+        (
             {"degradation__random": True, "data__mixup_per_face": 0.0, "stages__first__shift": 1},
             "degradation-settings",
             ("config.stages.first.shift",),

@@ -28,6 +28,8 @@ def stage_steps(name: str) -> tuple[Step, ...]:
     def check(config: ConfigDict) -> None:
         stages.check(config_of(config), name)
         stages.check_init(config, name)
+        if name == stages.LAST:
+            stages.check_embedding(config, name)
 
     def adjust(config: ConfigDict, settings: dict) -> None:
         found = config_of(config)
@@ -67,6 +69,7 @@ def stage_steps(name: str) -> tuple[Step, ...]:
         embed,
         (),
         after=lambda config: (name, stages.images_step(config_of(config))),
+        check=lambda config: stages.check_embedding(config_of(config), name),
         shared=True,
     )
     return (selection, training) if name == stages.LAST else (selection, training, embeddings)
