@@ -266,7 +266,8 @@ def _losses_of_0_4(dis: dict) -> dict[str, dict]:
 def with_current_names(settings: dict) -> dict:
     """Settings that an earlier version wrote, nested, under the names of today."""
     found = {
-        RENAMED.get(key, key): with_current_names(value) if isinstance(value, dict) else value
+        # Open sections are newer than the renames: in them `cos` is the name of a plugin's loss.
+        RENAMED.get(key, key): with_current_names(value) if isinstance(value, dict) and key not in OPEN else value
         for key, value in settings.items()
     }
     if "timestep" in found.get("generative", {}):
@@ -307,6 +308,8 @@ def of_workdir(workdir: Path) -> dict:
             found[key] = {**section, **{name: value[name] for name in value if name not in section}}
         else:
             found.setdefault(key, value)
+    for name, section in found["stages"].items():
+        found["stages"][name] = {**stage().to_dict(), **section}
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import raises, save_recognizer, tiny_config
 
 from gdrd_jax import registry
-from gdrd_jax.config import Config, stage
+from gdrd_jax.config import Config, default, stage
 from gdrd_jax.data.input_pipeline import Dataset, Subset
 from gdrd_jax.data.packed import Stored
 from gdrd_jax.distributed import sharding
@@ -326,6 +326,22 @@ def test_plugins_are_loaded_where_the_steps_of_a_workdir_are_looked_at(faces_fol
         assert planning.finished(config, tmp_path / "run") is False
     finally:
         registry.losses._entries.pop("test_of_plugin", None)
+
+
+def test_a_loss_with_a_setting_s_earlier_name_keeps_its_name_in_records(faces_folder):
+    config = small(faces_folder)
+    config.dis.losses = {"cos": {"weight": 1.0}, **COSINE}
+    origin = {"settings": {"dis": records.plain(config.dis)}, "files": {}, "after": {}}
+    recorded = records.recorded_origin({"origin": origin})
+    assert recorded["settings"]["dis"]["losses"].keys() == {"cos", "embedding_cosine"}
+
+
+def test_a_stage_of_a_workdir_has_the_defaults_of_settings_that_it_lacks(tmp_path):
+    config = json.loads(default().to_json())
+    config["stages"] = {"first": {"steps": 5}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = Run.open(tmp_path).config.stages.first
+    assert found.steps == 5 and found.batch == 96 and found.input == "lr"
 
 
 def test_the_config_of_a_stage_is_that_of_stage_dis(faces_folder, tmp_path):
