@@ -247,7 +247,7 @@ def is_teacher_features(config: ConfigDict) -> bool:
 
 
 def losses_need(config: ConfigDict, what: str) -> bool:
-    """Whether a loss of stage dis reads `what`, see `losses.interface.Loss.needs`."""
+    """Whether a loss of stage dis reads `what`, one of `losses.interface.Loss.needs` that a config has to meet."""
     names = used_losses(config.dis.losses)
     if set(names) <= set(LOSS_DEFAULTS):  # the losses themselves import JAX, which takes seconds
         return what == "discriminative"

@@ -15,9 +15,10 @@ from gdrd_jax.distributed import sharding
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.losses import Loss
 from gdrd_jax.models.relation import normalize
-from gdrd_jax.pipeline import planning, records, runner, stages, train_stages
+from gdrd_jax.pipeline import planning, records, runner, stages, targets, train_stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import hr_features, steps
+from gdrd_jax.utils.launch import ProcessInfo
 
 COSINE = {"embedding_cosine": {"weight": 1.0}}
 
@@ -326,6 +327,19 @@ def test_plugins_are_loaded_where_the_steps_of_a_workdir_are_looked_at(faces_fol
         assert planning.finished(config, tmp_path / "run") is False
     finally:
         registry.losses._entries.pop("test_of_plugin", None)
+
+
+def test_processes_meet_before_embeddings_are_computed(faces_folder, tmp_path, monkeypatch):
+    """JAX lets processes join only before its first use; a resumed run may begin with the embeddings."""
+    calls = []
+    monkeypatch.setattr(sharding, "start", lambda process: calls.append(process))
+    monkeypatch.setattr(Recognizer, "load", lambda source: calls.append(source) or 1 / 0)
+    config = small(faces_folder, teacher="assistant")
+    config.stages = {"assistant": short()}
+    process = ProcessInfo(1, 2)
+    with pytest.raises(ZeroDivisionError):
+        targets.embed_stage(Run(config, tmp_path, process), "assistant")
+    assert calls == [process, tmp_path / "assistant" / "student"]
 
 
 def test_a_loss_with_a_setting_s_earlier_name_keeps_its_name_in_records(faces_folder):
