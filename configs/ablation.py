@@ -48,7 +48,7 @@ def get_config(mode: str = "ours"):
     config = default()
     config.name = "ablation"
     config.until = "dis"
-    # The dev set is LFW, so nobody is held out of the faces.
+    # The dev set is LFW, so no people are held out of the faces.
     config.data.update(test_people=0, calibration_people=0)
     config.student.width = 0.25
     for stage in (config.gen, config.dis):

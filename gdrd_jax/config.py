@@ -234,10 +234,19 @@ def used_losses(losses: ConfigDict | dict) -> dict[str, dict]:
     """The losses of a stage with a weight, each with its weight and the settings that are not the default of 0.4.
 
     The order of a config's keys does not matter: the losses of 0.4 come first, in its order, then others by name.
+
+    Raises:
+      GdrdError: a loss has a number or text in place of settings.
     """
     order, found = list(LOSS_DEFAULTS), {}
     for name in sorted(losses, key=lambda name: (order.index(name) if name in order else len(order), name)):
         settings = losses[name]
+        if not isinstance(settings, ConfigDict | dict):
+            raise GdrdError(
+                f"the loss {name!r} of the config is {settings!r}; it must be its settings, such as "
+                f'{{"weight": {settings!r}}}',
+                "loss-settings",
+            )
         if settings.get("weight", 1.0):
             default = LOSS_DEFAULTS.get(name, {})
             changed = {key: value for key, value in settings.items() if key not in default or default[key] != value}
@@ -257,7 +266,8 @@ def _losses_of_0_4(dis: dict) -> dict[str, dict]:
 def with_current_names(settings: dict) -> dict:
     """Settings that an earlier version wrote, nested, under the names of today."""
     found = {
-        RENAMED.get(key, key): with_current_names(value) if isinstance(value, dict) else value
+        # Open sections are newer than the renames: in them `cos` is the name of a plugin's loss.
+        RENAMED.get(key, key): with_current_names(value) if isinstance(value, dict) and key not in OPEN else value
         for key, value in settings.items()
     }
     if "timestep" in found.get("generative", {}):
@@ -298,6 +308,8 @@ def of_workdir(workdir: Path) -> dict:
             found[key] = {**section, **{name: value[name] for name in value if name not in section}}
         else:
             found.setdefault(key, value)
+    for name, section in found["stages"].items():
+        found["stages"][name] = {**stage().to_dict(), **section}
     return found
 
 
@@ -668,10 +680,9 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     for name, section in stages.items():
         _check_stage(config, name, section)
     features = config.student.name == "teacher_features"
-    if config.degradation.random and (features or config.dis.shift):
+    if config.degradation.random and features:
         raise GdrdError(
-            "config.degradation.random needs config.dis.shift=0 and a config.student.name other than teacher_features",
-            "degradation-settings",
+            "config.degradation.random needs a config.student.name other than teacher_features", "degradation-settings"
         )
     if config.degradation.random and config.data.mixup_per_face:
         raise GdrdError(
@@ -730,8 +741,12 @@ def _check_stage(config: ConfigDict, name: str, section: ConfigDict) -> None:
             f"config.{name}.init=gen or config.{name}.freeze='()'",
             "freeze-untrained",
         )
-    if section.mixup and not config.degradation.random:
-        raise GdrdError(f"config.{name}.mixup needs config.degradation.random=true", "mixup-settings")
+    degraded = config.degradation.random and section.get("input") != "hr_small"
+    if section.shift and degraded:
+        raise GdrdError(f"config.degradation.random needs config.{name}.shift=0", "degradation-settings")
+    if section.mixup and not degraded:
+        wanted = "config.degradation.random=true" + (f" and config.{name}.input=lr" if name != "dis" else "")
+        raise GdrdError(f"config.{name}.mixup needs {wanted}", "mixup-settings")
     if name != "dis" and section.input not in STAGE_INPUTS:
         raise GdrdError(
             f"config.{name}.input is {section.input!r}; it can be {', '.join(STAGE_INPUTS)}", "config-choice"

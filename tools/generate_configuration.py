@@ -11,7 +11,6 @@ import ast
 import dataclasses
 import inspect
 import io
-import re
 import sys
 import textwrap
 import tokenize
@@ -26,6 +25,7 @@ from gdrd_jax.models.arguments import SHARED
 from gdrd_jax.registry import (
     Registry,
     discriminative_teachers,
+    explanations,
     generative_teachers,
     losses,
     samplers,
@@ -141,7 +141,7 @@ def tables() -> str:
         lines += ["", f"### {title}", "", "| kind | setting | default | meaning |", "|---|---|---|---|"]
         for name in _own(teachers):
             lines.append(f"| `{name}` | | | {_about(teachers, name)} |")
-            texts = attributes(teachers[name].Config)
+            texts = explanations(teachers[name].Config)
             for field in dataclasses.fields(teachers[name].Config):
                 cells = f"`{name}`", f"`{field.name}`", f"`{_shown(field.default)}`", _escaped(texts[field.name])
                 lines.append(f"| {' | '.join(cells)} |")
@@ -159,18 +159,6 @@ def tables() -> str:
 def _own(entries: Registry) -> list[str]:
     """Names of this package's own entries, without those of plugins."""
     return [name for name in entries.names() if entries[name].__module__.startswith("gdrd_jax.")]
-
-
-def attributes(documented: type) -> dict[str, str]:
-    """Name to description of what a docstring lists under "Attributes:", one paragraph each."""
-    _, _, listed = (inspect.getdoc(documented) or "").partition("Attributes:\n")
-    found: dict[str, str] = {}
-    for line in listed.splitlines():
-        if started := re.match(r"  (\w+): (.*)", line):
-            name, found[started[1]] = started[1], started[2]
-        elif line.strip():
-            found[name] += f" {line.strip()}"
-    return found
 
 
 def _fields(entries: Registry, name: str, but: Collection[str] = ()) -> str:

@@ -37,7 +37,7 @@ GROUPS = {
         "pack": ("pack_training_set", "pack a training set into small files for a machine with a GPU"),
         "pack-mixup": ("pack_mixup", "embed mixup images of a packed training set with the teacher"),
         "train-sr-teacher": ("train_sr_teacher", "train an SR diffusion model as generative teacher"),
-        "list": ("list_entries", "list losses and students, and their settings"),
+        "list": ("list_entries", "list losses, students, teachers, protocols, ..., and their settings"),
         "study-taps": ("study_taps", "compare the layers of generative teachers as sources of identity features"),
     },
 }

@@ -99,7 +99,7 @@ def pack(
     Args:
       parts: faces, rows of them and of the store, labels of these rows (-1 for none), and the store of T_d's
         embeddings, whose first view is taken.
-      paths: of the files; each has every so-manieth face.
+      paths: of the files; the faces are dealt out to them in turn.
       teacher: `name` and `fingerprint` of T_d.
       faces: fingerprint of all faces.
       size: side of the small faces in pixels; three times the student's resolution loses hardly anything.

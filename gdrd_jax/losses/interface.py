@@ -90,7 +90,7 @@ class Loss(nnx.Module):
         Of a batch, under these names: "label", "index" (row of the training set), "balanced" (rows that were sampled by
         identity, bool `[b]`; from a sampler), "generative" (T_g's features, float16 `[b, C, h, w]`), "assistant"
         (embeddings of an earlier stage's student, float16 `[b, D]`, of unit length), "hr_small" (the images at twice
-        the resolution, uint8 `[b, 2R, 2R, 3]`), "hr_features" (a feature map inside T_d of the full-size images,
+        the resolution, uint8 `[b, 2R, 2R, C]`), "hr_features" (a feature map inside T_d of the full-size images,
         averaged to 4x4 positions, float16 `[b, C, 4, 4]`), "selected" (weights of a stage's selection, float32 `[b]`).
 
     Args:

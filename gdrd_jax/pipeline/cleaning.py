@@ -38,13 +38,20 @@ def find_unused(workdir: Path) -> Iterator[list[Unused]]:
     write their workdirs into the file `.workdirs` there. The folder `config.outputs` of this workdir is not looked at.
 
     Raises:
-      GdrdError: it is no workdir, a run uses it or its output, or a workdir in `.workdirs` is missing.
+      GdrdError: it is no workdir, `WORKDIR/steps` is a link, a run uses it or its output, or a workdir in `.workdirs`
+        is missing.
     """
     untrained = {step.name for step in steps(Run.open(workdir).config) if not step.trains}
     outputs = workdir / "steps"
     if not outputs.is_dir():
         yield []
         return
+    if outputs.is_symlink():
+        raise GdrdError(
+            f"{outputs} is a link, and workdirs with the same link use its output without being listed there, so what "
+            "is unused is not known; share output by config.outputs instead",
+            "clean-steps-link",
+        )
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(workdir))
         stack.enter_context(locked(outputs))  # in which others are entered into `.workdirs`

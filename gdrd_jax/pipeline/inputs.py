@@ -157,11 +157,10 @@ def _check_people(config: ConfigDict, needed: set[str]) -> None:
             f"config.data.calibration_people keep {held_out} of them for testing; at least 2 must remain to train on",
             "people-too-few",
         )
+    trained = images[: len(names) - held_out] - config.data.test_images
     for section in (config.dis, *(config.stages[name] for name in config.stages)):
         sampler, settings = entry(section.sampler)
-        samplers[sampler].check(
-            samplers.settings(sampler, settings), section.batch, images[: len(names) - held_out]
-        )  # fmt: skip
+        samplers[sampler].check(samplers.settings(sampler, settings), section.batch, trained)
     tested = range(len(names) - config.data.test_people, len(names))
     lonely = [names[i] for i in tested if images[i] < 2]
     if lonely:
@@ -248,7 +247,7 @@ def is_teacher_features(config: ConfigDict) -> bool:
 
 
 def losses_need(config: ConfigDict, what: str) -> bool:
-    """Whether a loss of stage dis reads `what`, see `losses.interface.Loss.needs`."""
+    """Whether a loss of stage dis reads `what`, one of `losses.interface.Loss.needs` that a config has to meet."""
     names = used_losses(config.dis.losses)
     if set(names) <= set(LOSS_DEFAULTS):  # the losses themselves import JAX, which takes seconds
         return what == "discriminative"

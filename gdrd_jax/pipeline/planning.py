@@ -182,6 +182,7 @@ def plan(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> lis
 
 def finished(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> bool:
     """Whether everything the config asks for is done in `workdir`, and nothing has changed since."""
+    load_plugins(config.plugins)
     needed = with_ancestors(wanted, config)
     states = list(Walk(config, workdir, needed).look_ahead())
     if not all(state.is_done() for state in states):

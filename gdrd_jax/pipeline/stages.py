@@ -16,9 +16,18 @@ from gdrd_jax.registry import losses, samplers, selections
 from gdrd_jax.utils.errors import GdrdError, did_you_mean
 
 LAST = "dis"
-REFERENCES = ("init", "teacher", "assistant")
+REFERENCES = {"init": ("gen", "random"), "teacher": ("",), "assistant": ("",)}  # and what is no stage of `stages`
 # Needs of losses that a feature store meets, and the step that makes the store.
 STORES = {"generative": "generative", "hr_small": "hr_small", "hr_features": "hr_features"}
+# What losses can need, see `losses.interface.Loss`: what every stage gives them, and what depends on the config.
+OF_HEAD = {"embedding", "logits"}
+OF_EVERY_STAGE = {*OF_HEAD, "label", "index", "discriminative", "stages"}
+NEEDED = {
+    "second": "a second image of each row", "balanced": "batches with several images of an identity",
+    "assistant": "the embeddings of an assistant", "selected": "a selection of images",
+    "generative": "T_g's features", "hr_small": "faces at a higher resolution", "hr_features": "T_d's feature maps",
+}  # fmt: skip
+NEED_OF = {"assistant": "assistant", "selection": "selected"}  # settings that meet a need
 
 
 def section(config: ConfigDict, name: str) -> ConfigDict:
@@ -30,18 +39,28 @@ def names(config: ConfigDict) -> tuple[str, ...]:
     """The stages of `config.stages` in the order in which they are trained.
 
     Raises:
-      GdrdError: a stage refers to one that does not exist, or to itself over others; or no stage refers to it.
+      GdrdError: a stage lacks settings; it refers to one that does not exist, or to itself over others; or no stage
+        refers to it.
     """
     order: list[str] = []
+    wanted_keys = {*config.dis, "student", "input"}
+    for name, own in config.stages.items():
+        lacking = sorted(wanted_keys - set(own)) if isinstance(own, ConfigDict) else ["settings"]
+        if lacking:
+            raise GdrdError(
+                f"config.stages.{name} lacks {lacking[0]!r}; make each stage by gdrd_jax.config.stage(...), which has "
+                "the settings of stage dis",
+                "stage-settings",
+            )
 
     def visit(name: str, path: tuple[str, ...]) -> None:
-        for key in REFERENCES:
+        for key, others in REFERENCES.items():
             wanted = section(config, name)[key]
-            if wanted in ("", "gen", "random"):
+            if wanted in others:
                 continue
             place = f"config.{'' if name == LAST else 'stages.'}{name}.{key}"
             if wanted not in config.stages:
-                known = [*config.stages, *(("gen", "random") if key == "init" else ())]
+                known = [*config.stages, *filter(None, others)]
                 raise GdrdError(
                     f"{place} is {wanted!r}, which is no stage; {did_you_mean(wanted, known)}it can be "
                     f"{', '.join(known) or 'a stage of config.stages, and there is none'}",
@@ -56,8 +75,8 @@ def names(config: ConfigDict) -> tuple[str, ...]:
     visit(LAST, ())
     if unused := sorted(set(config.stages) - set(order)):
         raise GdrdError(
-            f"config.stages has {unused[0]!r}, which no other stage uses as {', '.join(REFERENCES[:-1])} or "
-            f"{REFERENCES[-1]}; set config.dis.teacher={unused[0]}, for example, or leave it out",
+            f"config.stages has {unused[0]!r}, which no other stage uses as init, teacher or assistant; set "
+            f"config.dis.teacher={unused[0]}, for example, or leave it out",
             "stage-unused",
         )
     return tuple(order)
@@ -103,6 +122,15 @@ def stores(config: ConfigDict) -> dict[str, str]:
     return found
 
 
+def unlabeled_splits(config: ConfigDict) -> list[str]:
+    """The splits of label -1 that a stage learns from; `config` as of `stores`."""
+    if not config.dis.use_unlabeled or set(used_losses(config.dis.losses)) == {"cls"}:
+        return []  # cross-entropy learns nothing from unlabeled faces
+    # There are no features of T_g of mixup images.
+    mixup = config.data.mixup_per_face and not inputs.is_teacher_features(config)
+    return ["unlabeled", "mixup"] if mixup else ["unlabeled"]
+
+
 def images_step(config: ConfigDict) -> str:
     """The step that stores the images that the student of a stage is evaluated on; `config` as of `stores`."""
     return "hr_small" if config.dis.get("input") == "hr_small" else "views"
@@ -133,6 +161,13 @@ def check(config: ConfigDict, name: str) -> None:
         given = {key: value for key, value in settings.items() if key != "weight"}
         if loss not in LOSS_DEFAULTS or given:  # the losses themselves import JAX, which takes seconds
             losses.settings(loss, given)
+            known = OF_EVERY_STAGE | NEEDED.keys()
+            if unknown := sorted(losses[loss].needs - known):
+                raise GdrdError(
+                    f"the loss {loss!r} needs {unknown[0]!r}, which no batch has; {did_you_mean(unknown[0], known)}"
+                    f"a loss can need {', '.join(sorted(known))}",
+                    "loss-needs",
+                )
     sampler, given = inputs.entry(dis.sampler)
     samplers.settings(sampler, given)
     gives = samplers[sampler].gives
@@ -144,6 +179,12 @@ def check(config: ConfigDict, name: str) -> None:
                 f"{place}.sampler.name to {able}",
                 "loss-needs",
             )
+    if name != LAST and inputs.is_teacher_features(config):
+        raise GdrdError(
+            f"the student of {place} is 'teacher_features', which other stages cannot use; set "
+            f'{place}.student={{"name": "gdrd"}}, or another network',
+            "stage-student",
+        )
     if inputs.losses_need(config, "stages") and inputs.is_teacher_features(config):
         raise GdrdError(
             f"a loss of {place}.losses needs the features of each stage, which config.student.name=teacher_features "
@@ -153,7 +194,7 @@ def check(config: ConfigDict, name: str) -> None:
     for need in ("assistant", "selection"):
         if inputs.losses_need(config, NEED_OF[need]) and not dis[need]:
             raise GdrdError(
-                f"a loss of {place}.losses needs {NEEDED[need]}, and {place}.{need} is not set", "loss-needs"
+                f"a loss of {place}.losses needs {NEEDED[NEED_OF[need]]}, and {place}.{need} is not set", "loss-needs"
             )
         if dis[need] and not inputs.losses_need(config, NEED_OF[need]):
             raise GdrdError(f"{place}.{need} is set, but no loss of {place}.losses reads it", "loss-needs")
@@ -166,6 +207,13 @@ def check(config: ConfigDict, name: str) -> None:
         raise GdrdError(
             f"a loss of {place}.losses needs {NEEDED[stored[0]]}, which packed faces and mixup images do not have; set "
             f"config.data.packed='' and {place}.mixup=0",
+            "loss-needs",
+        )
+    maps = [need for need in ("generative", "hr_features") if inputs.losses_need(config, need)]
+    if maps and config.degradation.random:  # which mirrors half of the images, and not the stored maps
+        raise GdrdError(
+            f"a loss of {place}.losses needs {NEEDED[maps[0]]}, which belong to stored views; set "
+            "config.degradation.random=false",
             "loss-needs",
         )
     if inputs.losses_need(config, "generative") and config.data.mixup_per_face:
@@ -181,6 +229,16 @@ def check(config: ConfigDict, name: str) -> None:
             f"{place}.init is 'gen', the backbone that config.student describes, and the stage has another student or "
             f"input; set {place}.init=random",
             "stage-init",
+        )
+
+
+def check_embedding(config: ConfigDict, name: str) -> None:
+    """Refuses a stage whose embeddings are used, but which trains the backbone alone; arguments as of `check`."""
+    if not any(loss in LOSS_DEFAULTS or losses[loss].needs & OF_HEAD for loss in used_losses(config.dis.losses)):
+        raise GdrdError(
+            f"no loss of config.{'' if name == LAST else 'stages.'}{name}.losses reads the student's embedding, which "
+            "would stay untrained; add another loss, such as embedding_cosine",
+            "loss-embedding",
         )
 
 
@@ -203,12 +261,3 @@ def check_init(config: ConfigDict, name: str) -> None:
                 "or set init=random",
                 "stage-init",
             )
-
-
-NEED_OF = {"assistant": "assistant", "selection": "selected"}
-NEEDED = {
-    "second": "a second image of each row", "balanced": "batches with several images of an identity",
-    "assistant": "the embeddings of an assistant", "selection": "a selection of images",
-    "selected": "a selection of images", "generative": "T_g's features", "hr_small": "faces at a higher resolution",
-    "hr_features": "T_d's feature maps",
-}  # fmt: skip

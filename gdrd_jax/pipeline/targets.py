@@ -13,6 +13,7 @@ from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.task import FACES
 from gdrd_jax.pipeline import inputs, stages
 from gdrd_jax.pipeline.run import Run
+from gdrd_jax.registry import load_plugins
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.version import __version__
 
@@ -49,8 +50,10 @@ def target_extraction(run: Run, step: str, split: str, shape: tuple[int, ...], n
 
 def embed_stage(run: Run, name: str) -> None:
     """Stores the embeddings of a stage's student, as they are compared: the sum over image and mirror image."""
-    from gdrd_jax.inference.recognizer import Recognizer  # which imports JAX
+    from gdrd_jax.distributed import sharding  # which imports JAX
+    from gdrd_jax.inference.recognizer import Recognizer
 
+    sharding.start(run.process)  # which has to come before JAX is used, and later stages may train
     config, step = stages.stage_config(run.config, name), stages.embeddings_step(name)
     recognizer = Recognizer.load(run.folder(name) / "student")
     for split in inputs.splits(run.config):
@@ -77,6 +80,7 @@ def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndar
       GdrdError: it is no workdir, or the steps `faces` and `discriminative` are not finished.
     """
     run = Run.open(workdir)
+    load_plugins(run.config.plugins)
     if not (run.folder("faces") / "train.json").exists():
         raise GdrdError(f"{workdir} has no output of the step `faces`; run gdrd precompute first", "step-missing")
     if inputs.task(run.config) != FACES:

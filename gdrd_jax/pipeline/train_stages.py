@@ -64,14 +64,18 @@ def _generative_info(run: Run) -> dict:
 
 def _dataset(run: Run, labels: np.ndarray, extra_splits: Sequence[str], **steps: str) -> Dataset:
     """The training people but those of label -1, then the extra splits, with the stores of these steps."""
-    rows = {"train": np.flatnonzero(labels >= 0), **{s: np.arange(len(run.faces(s))) for s in extra_splits}}
     subsets = []
-    for split, chosen in rows.items():
-        if len(chosen):
-            stores = {name: run.store(step, split) for name, step in steps.items()}
-            known = labels[chosen] if split == "train" else np.full(len(chosen), -1, np.int32)
-            subsets.append(Subset(known, stores, chosen))
+    for split, chosen in _rows(run, labels, extra_splits).items():
+        stores = {name: run.store(step, split) for name, step in steps.items()}
+        known = labels[chosen] if split == "train" else np.full(len(chosen), -1, np.int32)
+        subsets.append(Subset(known, stores, chosen))
     return Dataset(*subsets)
+
+
+def _rows(run: Run, labels: np.ndarray, extra_splits: Sequence[str]) -> dict[str, np.ndarray]:
+    """The rows of each subset of `_dataset` by its split; splits without faces have no subset."""
+    rows = {"train": np.flatnonzero(labels >= 0), **{s: np.arange(len(run.faces(s))) for s in extra_splits}}
+    return {split: chosen for split, chosen in rows.items() if len(chosen)}
 
 
 def _fit(config, stage, dataset, section, folder, name, evaluate, sampler=None) -> dict[str, float]:
@@ -91,7 +95,7 @@ def _fit(config, stage, dataset, section, folder, name, evaluate, sampler=None) 
 
 
 def train(run: Run, name: str) -> None:
-    """Stage dis (Eq. 2, 3), or a stage before it: a student learns from T_d, and from labels if it is to."""
+    """Stage dis (Eq. 2, 3), or a stage before it: a student learns from T_d and labels, as its losses say."""
     sharding.start(run.process)
     config, folder = stages.stage_config(run.config, name), run.folder(name)
     training_set = _packed_set(config) if config.data.packed else _training_set(run, config, name)
@@ -125,8 +129,11 @@ def train(run: Run, name: str) -> None:
             save("best", step=step, **metrics)
         return metrics
 
-    sampler, settings = inputs.entry(config.dis.sampler)
-    sampled = samplers[sampler](samplers.settings(sampler, settings), dataset.labels, dataset.views)
+    sampler, given = inputs.entry(config.dis.sampler)
+    settings = samplers.settings(sampler, given)
+    # Checked before for listed faces; the identities of packed ones are not known until these are loaded.
+    samplers[sampler].check(settings, config.dis.batch, np.bincount(dataset.labels[dataset.labels >= 0]))
+    sampled = samplers[sampler](settings, dataset.labels, dataset.views)
     metrics = _fit(config, stage, dataset, config.dis, folder, f"stage {name}", evaluate, sampled)
     if run.process.rank == 0:
         if exportable:
@@ -169,9 +176,10 @@ def _training_set(run: Run, config: ConfigDict, name: str) -> _TrainingSet:
     targets = run.store(steps["discriminative"], "train")
     rows = np.flatnonzero(labels >= 0)
     centers = class_centers(targets.read(0, rows), labels[rows], identities)
-    dataset = _dataset(run, labels, _unlabeled_splits(config), **steps)
+    extra_splits = stages.unlabeled_splits(config)
+    dataset = _dataset(run, labels, extra_splits, **steps)
     if config.dis.selection:
-        for subset, split in zip(dataset.subsets, _splits(dataset, config)):
+        for subset, split in zip(dataset.subsets, _rows(run, labels, extra_splits)):
             selected = np.load(run.folder(stages.selection_step(name)) / f"{split}.npy", allow_pickle=False)
             subset.stores["selected"] = packed.Stored(selected[:, None])
     return _TrainingSet(dataset, centers, teacher_of(config, targets))
@@ -184,23 +192,18 @@ def _labels(run: Run) -> tuple[np.ndarray, int]:
     return np.where(faces.labels < identities, faces.labels, -1), identities
 
 
-def _splits(dataset: Dataset, config: ConfigDict) -> list[str]:
-    """The splits of a dataset's subsets."""
-    return ["train", *_unlabeled_splits(config)][: len(dataset.subsets)]
-
-
 def select(run: Run, name: str) -> None:
     """Makes the selection of a stage: `SPLIT.npy`, a weight for each face of a split, 0 for those not trained on."""
     config, folder = stages.stage_config(run.config, name), run.folder(stages.selection_step(name))
-    labels, _ = _labels(run)
-    dataset = _dataset(run, labels, _unlabeled_splits(config), targets=stages.stores(config)["discriminative"])
+    labels, extra_splits = _labels(run)[0], stages.unlabeled_splits(config)
+    dataset = _dataset(run, labels, extra_splits, targets=stages.stores(config)["discriminative"])
     embeddings = np.concatenate([s.stores["targets"].read(0, s.rows).astype(np.float32) for s in dataset.subsets])
     selection, settings = inputs.entry(config.dis.selection)
     make = selections[selection](selections.settings(selection, settings))
     weights = np.float32(make(unit(embeddings), dataset.labels))
     LOG.info("%s: %d of %d faces have a weight", selection, np.count_nonzero(weights), len(weights))
     starts = np.cumsum([0, *(len(subset.rows) for subset in dataset.subsets)])
-    for subset, split, start in zip(dataset.subsets, _splits(dataset, config), starts):
+    for subset, split, start in zip(dataset.subsets, _rows(run, labels, extra_splits), starts):
         everyone = np.zeros(len(run.faces(split)), np.float32)
         everyone[subset.rows] = weights[start : start + len(subset.rows)]
         np.save(folder / f"{split}.npy", everyone)
@@ -216,15 +219,6 @@ def _packed_set(config: ConfigDict) -> _TrainingSet:
         stores |= packed_mixup.load(path, found)
     dataset = Dataset(Subset(found.labels, stores, np.arange(len(found.labels))))
     return _TrainingSet(dataset, centers, {name: found.about[name] for name in ("name", "fingerprint")})
-
-
-def _unlabeled_splits(config: ConfigDict) -> list[str]:
-    """The splits of label -1 that stage dis learns from."""
-    if not config.dis.use_unlabeled or set(used_losses(config.dis.losses)) == {"cls"}:
-        return []  # cross-entropy learns nothing from unlabeled faces
-    # There are no features of T_g of mixup images.
-    mixup = config.data.mixup_per_face and not inputs.is_teacher_features(config)
-    return ["unlabeled", "mixup"] if mixup else ["unlabeled"]
 
 
 def _initial_student(run: Run, config: ConfigDict, embedding_dim: int) -> Student:

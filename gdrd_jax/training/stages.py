@@ -72,7 +72,7 @@ class Stage(nnx.Module):
         """The weighted sum of the losses (Eq. 3), and its terms.
 
         Args:
-          batch: `lr` uint8 `[B,R,R,3]`, or with `degradation` `small` uint8 `[B,S,S,3]`; `label` int `[B]`, -1 without
+          batch: `lr` uint8 `[B,R,R,C]`, or with `degradation` `small` uint8 `[B,S,S,C]`; `label` int `[B]`, -1 without
             identity; `index` int `[B]`, row of the training set; what the losses need: `discriminative` `[B,D]`,
             `generative` `[B,C,h,w]`; with a second image of each row `has_second` bool `[B]` and all of the above under
             names that begin with `second_`; with mixup targets also `mixup_targets` `[B,D]`, `mixup_share` and
@@ -150,7 +150,7 @@ def _mixed(batch: Batch, key: jax.Array, share: float) -> Batch:
 
 
 def _laid_over(faces: jax.Array, others: jax.Array, share: jax.Array) -> jax.Array:
-    """Mixup images of two batches of faces, uint8 `[b,S,S,3]`, with a share `[b]` of the pixels of the first."""
+    """Mixup images of two batches of faces, uint8 `[b,S,S,C]`, with a share `[b]` of the pixels of the first."""
     share = share[:, None, None, None]
     return jnp.rint(share * faces.astype(jnp.float32) + (1 - share) * others.astype(jnp.float32)).astype(jnp.uint8)
 

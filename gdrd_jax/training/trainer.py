@@ -201,7 +201,7 @@ def _gather(resident: feeding.Arrays, rows: jax.Array, views: jax.Array) -> feed
 
 
 def _randomly_shifted(images: jax.Array, key: jax.Array, most: int) -> jax.Array:
-    """Moves each of `[b, R, R, 3]` by up to `most` pixels, alike whatever part of the batch these are."""
+    """Moves each of `[b, R, R, C]` by up to `most` pixels, alike whatever part of the batch these are."""
     by = jax.random.randint(key, (len(images) * sharding.device_count(), 2), 0, 2 * most + 1)
     around = jnp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
     cut = jax.vmap(lambda image, by: jax.lax.dynamic_slice(image, (*by, 0), images.shape[1:]))

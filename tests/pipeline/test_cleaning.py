@@ -79,6 +79,14 @@ def test_unused_output_is_removed_but_nothing_trained_unless_it_is_named(workdir
     assert status == 0 and "removed: 0 folders" in out and names(workdir) == USED
 
 
+def test_output_behind_a_link_is_left_alone(workdir, tmp_path, capsys):
+    (workdir / "steps").rename(tmp_path / "disk")
+    (workdir / "steps").symlink_to(tmp_path / "disk")
+    before = names(workdir)
+    status, _, error = call(capsys, workdir, "--yes")
+    assert status == 2 and "[clean-steps-link]" in error and "config.outputs" in error and names(workdir) == before
+
+
 def test_what_may_be_trained_counts_as_trained(workdir):
     for name in (f"dis-{HASH}.unknown1", f"views-{HASH}.unknown1", f"assistant-{HASH}"):
         make_output(workdir / "steps", name)

@@ -39,7 +39,7 @@ from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.inference.pretrained import describe_student, find_student, list_pretrained
 from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.pipeline import planning, records, runner, train_stages, workdir_v04
+from gdrd_jax.pipeline import planning, records, runner, stages, train_stages, workdir_v04
 from gdrd_jax.pipeline.inputs import dev_files, locate
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import discriminative
@@ -1280,13 +1280,13 @@ def test_the_ablation_differs_in_what_it_compares():
 def test_faces_without_names_can_be_left_out(faces_folder):
     config = tiny_config(faces_folder)
     config.data.unlabeled = str(faces_folder)
-    assert train_stages._unlabeled_splits(config) == []  # as in the paper
+    assert stages.unlabeled_splits(config) == []  # as in the paper
     config.dis.use_unlabeled = True
-    assert train_stages._unlabeled_splits(config) == ["unlabeled"]
+    assert stages.unlabeled_splits(config) == ["unlabeled"]
     config.data.mixup_per_face = 1.0
-    assert train_stages._unlabeled_splits(config) == ["unlabeled", "mixup"]
+    assert stages.unlabeled_splits(config) == ["unlabeled", "mixup"]
     config.dis.update(kd=0.0, rcd=0.0)
-    assert train_stages._unlabeled_splits(config) == []
+    assert stages.unlabeled_splits(config) == []
 
 
 def test_the_papers_hyper_parameters():

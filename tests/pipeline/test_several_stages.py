@@ -8,14 +8,17 @@ import pytest
 from conftest import raises, save_recognizer, tiny_config
 
 from gdrd_jax import registry
-from gdrd_jax.config import Config, stage
+from gdrd_jax.config import Config, default, stage
+from gdrd_jax.data.input_pipeline import Dataset, Subset
+from gdrd_jax.data.packed import Stored
 from gdrd_jax.distributed import sharding
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.losses import Loss
 from gdrd_jax.models.relation import normalize
-from gdrd_jax.pipeline import planning, runner, stages
+from gdrd_jax.pipeline import planning, records, runner, stages, targets, train_stages
 from gdrd_jax.pipeline.run import Run
-from gdrd_jax.pipeline.steps import hr_features
+from gdrd_jax.pipeline.steps import hr_features, steps
+from gdrd_jax.utils.launch import ProcessInfo
 
 COSINE = {"embedding_cosine": {"weight": 1.0}}
 
@@ -200,6 +203,59 @@ def change(config, **changes):
         ({"discriminative__tap": "pp"}, "hr-features-tap", ("'pp'", "near names are p")),
         ({"stages": {"views": short()}}, "stage-name", ("'views'",)),
         ({"stages": {"First": short()}}, "stage-name", ("'First'",)),
+        ({"stages": {"steps": short()}}, "stage-name", ("'steps'",)),
+        ({"stages": {"first": short(), "first_embeddings": short()}}, "stage-name", ("'first_embeddings'",)),
+        ({"stages": {"dis_selection": short()}}, "stage-name", ("'dis_selection'",)),
+        ({"stages": {"first": {"steps": 4}}}, "stage-settings", ("config.stages.first", "stage(")),
+        ({"stages": {"first": 4}}, "stage-settings", ("config.stages.first",)),
+        ({"dis__init": ""}, "stage-unknown", ("config.dis.init", "gen, random")),
+        ({"dis__teacher": "gen"}, "stage-unknown", ("config.dis.teacher", "'gen'")),
+        ({"dis__losses": {"cls": 1.0}}, "loss-settings", ("'cls'", '{"weight": 1.0}')),
+        ({"stages__first__student": {"name": "teacher_features"}}, "stage-student", ("config.stages.first", "gdrd")),
+        (
+            {
+                "stages": {},
+                "dis__init": "random",
+                "dis__assistant": "",
+                "dis__selection": {},
+                "dis__losses": {"feature_regression": {"weight": 1.0}},
+            },
+            "loss-embedding",
+            ("config.dis.losses",),
+        ),
+        (
+            {"stages__assistant__losses": {"feature_regression": {"weight": 1.0}}},
+            "loss-embedding",
+            ("config.stages.assistant.losses",),
+        ),
+        (
+            {"degradation__random": True, "data__mixup_per_face": 0.0, "stages__first__shift": 1},
+            "degradation-settings",
+            ("config.stages.first.shift",),
+        ),
+        (
+            {"degradation__random": True, "data__mixup_per_face": 0.0, "stages__assistant__mixup": 0.5},
+            "mixup-settings",
+            ("config.stages.assistant.mixup", "config.stages.assistant.input"),
+        ),
+        (
+            {"degradation__random": True, "data__mixup_per_face": 0.0},
+            "loss-needs",
+            ("T_d's feature maps", "config.degradation.random"),
+        ),
+        (
+            {
+                "degradation__random": True,
+                "data__mixup_per_face": 0.0,
+                "stages": {},
+                "dis__init": "random",
+                "dis__assistant": "",
+                "dis__selection": {},
+                "dis__losses": {"feature_regression": {"weight": 1.0}},
+            },
+            "loss-needs",
+            ("T_g's features", "config.degradation.random"),
+        ),
     ],
 )
 def test_stages_that_do_not_fit_are_refused_before_any_work(changes, code, facts, faces_folder, tmp_path):
@@ -208,6 +264,98 @@ def test_stages_that_do_not_fit_are_refused_before_any_work(changes, code, facts
     with raises(code, *facts):
         planning.validate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_need_that_no_batch_meets_is_refused(faces_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Needy, "needs", frozenset({"hr_feature"}))
+    config = small(faces_folder)
+    config.dis.losses = {"test_needy": {"weight": 1.0}}
+    with raises("loss-needs", "'test_needy'", "'hr_feature'", "'hr_features'"):
+        planning.validate(config, tmp_path / "run")
+
+
+def test_mixup_images_have_a_weight_where_there_are_no_unlabeled_faces(faces_folder, tmp_path):
+    config = small(faces_folder, use_unlabeled=True)
+    config.data.mixup_per_face = 1.0
+    config.dis.losses = {"selected_distance": {"weight": 1.0}}
+    config.dis.selection = {"name": "sparse_graph", "keep": 0.5}
+    runner.run(config, tmp_path / "run")
+    selected = tmp_path / "run" / "dis_selection"
+    assert sorted(path.name for path in selected.glob("*.npy")) == ["mixup.npy", "train.npy"]
+    assert len(np.load(selected / "mixup.npy")) == len(Run.open(tmp_path / "run").faces("mixup"))
+
+
+def test_the_selection_is_made_again_for_other_faces(faces_folder, tmp_path):
+    config = small(faces_folder)
+    (step,) = (step for step in steps(config) if step.name == "dis_selection")
+    config.dis.selection = {"name": "sparse_graph"}
+    config.dis.losses = {"selected_distance": {"weight": 1.0}}
+    config.dis.use_unlabeled = True
+    config.data.mixup_per_face = 1.0
+    origins = [records.origin_of(step, config, {}, {"discriminative": "x"})["settings"]["splits"]]
+    config.student.name = "teacher_features"
+    origins.append(records.origin_of(step, config, {}, {"discriminative": "x"})["settings"]["splits"])
+    assert origins == [["unlabeled", "mixup"], ["unlabeled"]]
+
+
+def test_packed_faces_that_fill_no_batch_of_a_sampler_are_refused(faces_folder, tmp_path, monkeypatch):
+    config = small(faces_folder, batch=16)
+    config.degradation.random, config.data.packed = True, "some.packed"
+    config.dis.sampler = {"name": "balanced", "images": 4}
+    labels = np.repeat(np.arange(3, dtype=np.int32), 4)
+    stores = {
+        "small": Stored(np.zeros((12, 1, 48, 48, 3), np.uint8)),
+        "discriminative": Stored(np.ones((12, 1, 8), np.float16)),
+    }  # fmt: skip
+    dataset = Dataset(Subset(labels, stores, np.arange(12)))
+    packed = train_stages._TrainingSet(dataset, np.ones((3, 8), np.float32), {})
+    monkeypatch.setattr(train_stages, "_packed_set", lambda config: packed)
+    with raises("sampler-identities", "4 identities", "3"):
+        train_stages.train(Run(config, tmp_path), "dis")
+
+
+def test_plugins_are_loaded_where_the_steps_of_a_workdir_are_looked_at(faces_folder, tmp_path, monkeypatch):
+    """A grid of runs asks this in a process of its own, which has imported no plugin."""
+    monkeypatch.delitem(registry.losses._entries, "test_needy")
+    plugin = "from gdrd_jax.registry import losses\nfrom gdrd_jax.losses import Loss\n"
+    plugin += "@losses.register('test_of_plugin')\nclass Own(Loss):\n    needs = frozenset({'embedding'})\n"
+    (tmp_path / "plugin_of_a_grid.py").write_text(plugin)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = small(faces_folder)
+    config.plugins, config.dis.losses = ("plugin_of_a_grid",), {"test_of_plugin": {"weight": 1.0}}
+    try:
+        assert planning.finished(config, tmp_path / "run") is False
+    finally:
+        registry.losses._entries.pop("test_of_plugin", None)
+
+
+def test_processes_meet_before_embeddings_are_computed(faces_folder, tmp_path, monkeypatch):
+    """JAX lets processes join only before its first use; a resumed run may begin with the embeddings."""
+    calls = []
+    monkeypatch.setattr(sharding, "start", lambda process: calls.append(process))
+    monkeypatch.setattr(Recognizer, "load", lambda source: calls.append(source) or 1 / 0)
+    config = small(faces_folder, teacher="assistant")
+    config.stages = {"assistant": short()}
+    process = ProcessInfo(1, 2)
+    with pytest.raises(ZeroDivisionError):
+        targets.embed_stage(Run(config, tmp_path, process), "assistant")
+    assert calls == [process, tmp_path / "assistant" / "student"]
+
+
+def test_a_loss_with_a_setting_s_earlier_name_keeps_its_name_in_records(faces_folder):
+    config = small(faces_folder)
+    config.dis.losses = {"cos": {"weight": 1.0}, **COSINE}
+    origin = {"settings": {"dis": records.plain(config.dis)}, "files": {}, "after": {}}
+    recorded = records.recorded_origin({"origin": origin})
+    assert recorded["settings"]["dis"]["losses"].keys() == {"cos", "embedding_cosine"}
+
+
+def test_a_stage_of_a_workdir_has_the_defaults_of_settings_that_it_lacks(tmp_path):
+    config = json.loads(default().to_json())
+    config["stages"] = {"first": {"steps": 5}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = Run.open(tmp_path).config.stages.first
+    assert found.steps == 5 and found.batch == 96 and found.input == "lr"
 
 
 def test_the_config_of_a_stage_is_that_of_stage_dis(faces_folder, tmp_path):

@@ -24,20 +24,22 @@ FIRST = (
     generative.STEP, gen.STEP,
 )  # fmt: skip
 LAST = (*stage.stage_steps(stages.LAST), report.STEP)
+OF_STAGES = (stages.embeddings_step(""), stages.selection_step(""))  # ends of the names of other steps of a stage
 
 
 def steps(config: ConfigDict) -> tuple[Step, ...]:
     """All steps that a config can have, in an order in which each comes after those that it reads.
 
     Raises:
-      GdrdError: the stages of the config refer to others that do not exist, or have the name of a step.
+      GdrdError: the stages of the config refer to others that do not exist, or could be mistaken for other steps.
     """
-    taken = {step.name for step in (*FIRST, *LAST)}
+    # `WORKDIR/steps` is the folder of outputs, not a link to one of them.
+    taken = {"random", "steps", *(step.name for step in (*FIRST, *LAST))}
     for name in config.stages:
-        if name in taken or name == "random" or not re.fullmatch("[a-z][a-z0-9_]*", name):
+        if name in taken or not re.fullmatch("[a-z][a-z0-9_]*", name) or name.endswith(OF_STAGES):
             raise GdrdError(
                 f"config.stages has a stage {name!r}; choose another name, of lowercase letters, digits and "
-                f"underscores, which is not {', '.join(sorted(taken))} or random",
+                f"underscores, which is not {', '.join(sorted(taken))}, and does not end with {' or '.join(OF_STAGES)}",
                 "stage-name",
             )
     return (*FIRST, *(step for name in stages.names(config) for step in stage.stage_steps(name)), *LAST)

@@ -28,6 +28,8 @@ def stage_steps(name: str) -> tuple[Step, ...]:
     def check(config: ConfigDict) -> None:
         stages.check(config_of(config), name)
         stages.check_init(config, name)
+        if name == stages.LAST:
+            stages.check_embedding(config, name)
 
     def adjust(config: ConfigDict, settings: dict) -> None:
         found = config_of(config)
@@ -53,9 +55,9 @@ def stage_steps(name: str) -> tuple[Step, ...]:
         embed_stage(run, name)
 
     selection = Step(
-        stages.selection_step(name), select,
-        (f"{place}.selection", f"{place}.use_unlabeled", "data.calibration_people"),
+        stages.selection_step(name), select, (f"{place}.selection", "data.calibration_people"),
         after=lambda config: (stages.stores(config_of(config))["discriminative"],),
+        adjust=lambda config, settings: settings.update(splits=stages.unlabeled_splits(config_of(config))),
     )  # fmt: skip
     training = Step(
         name, train, (*SETTINGS, place), after=lambda config: _after(config_of(config), name),
@@ -67,6 +69,7 @@ def stage_steps(name: str) -> tuple[Step, ...]:
         embed,
         (),
         after=lambda config: (name, stages.images_step(config_of(config))),
+        check=lambda config: stages.check_embedding(config_of(config), name),
         shared=True,
     )
     return (selection, training) if name == stages.LAST else (selection, training, embeddings)
