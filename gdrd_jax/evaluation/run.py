@@ -75,8 +75,8 @@ class Settings:
         resolution = resolution.partition(":")[0]
         if resolution == "native" and not self.degraded:
             return None
-        native = self.protocol_settings.get("image_size", FACE_SIZE)
-        side = native if resolution == "native" else int(resolution)
+        own = protocols.settings(self.protocol, self.protocol_settings)
+        side = getattr(own, "image_size", FACE_SIZE) if resolution == "native" else int(resolution)
         return Degradation(side, self.kernel, self.blur, self.motion, self.noise, self.jpeg)
 
     def gallery_degradation(self, resolution: str) -> Degradation | None:
