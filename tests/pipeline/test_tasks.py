@@ -126,6 +126,14 @@ def test_gdrd_evaluate_agrees_with_the_report(run, symbols, teacher, tmp_path, c
     assert evaluate.main([str(a) for a in [*arguments, "--channels", 1, "--out", tmp_path / "mirrored"]]) == 0
     mirrored = json.loads((tmp_path / "mirrored" / "metrics.json").read_text(encoding="utf-8"))["results"]
     assert mirrored["teacher_native"]["top_1"] < 100 and mirrored["student_8"]["top_1"] == found["student_8"]["top_1"]
+    arguments[arguments.index("--image-size") + 1] = 2 * SIDE
+    assert evaluate.main([str(a) for a in [*arguments, "--channels", 1, "--out", tmp_path / "large"]]) == 0
+    warnings = {
+        name: json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8"))["warnings"]
+        for name in ("out", "large")
+    }
+    assert not any("--image-size" in warning for warning in warnings["out"])
+    assert [warning.split()[0] for warning in warnings["large"] if f"--image-size {SIDE}" in warning] == ["student"]
 
 
 def test_an_exported_student_knows_its_task(run, symbols, tmp_path, capsys):
