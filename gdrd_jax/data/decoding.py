@@ -93,11 +93,16 @@ def decode(data: bytes, name: object, channels: int = 3, maximum: int = 0) -> np
     try:
         header = Image.open(io.BytesIO(data))
         _check_size(*header.size, name)
-        if kind == "PNM" and not (maximum and header.mode.startswith("I")):  # OpenCV ignores the declared maximum
+        if kind == "PNM" and not (maximum and _pnm_maximum(data) > 255):  # OpenCV ignores the declared maximum
             image = _decode_pnm(header, data, name)
             return image if channels == 3 else _pick_channels(image, channels, name)
         if kind == "TIFF":
             _check_tiff(header, name)
+            if header.mode in ("LA", "RGBA") and _bits(header) == 8:
+                # OpenCV would multiply colors by the transparency.
+                image = _upright(np.asarray(header.convert("RGBA")), _orientation(header))
+                image = image if channels in (2, 4) else np.ascontiguousarray(image[..., :3])
+                return image if channels in (3, 4) else _pick_channels(image, channels, name)
         # OpenCV does not turn images that it reads with their transparency.
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
         flags = cv2.IMREAD_UNCHANGED if channels in (2, 4) else flags
@@ -210,15 +215,21 @@ def _check_range(image: np.ndarray, name: object) -> None:
 
 
 def _decode_pnm(header: Image.Image, data: bytes, name: object) -> np.ndarray:
-    image, maximum = np.asarray(header), re.match(rb"P[2356](?:\s|#[^\n]*\n)+\d+\s+\d+\s+(\d+)", data)
+    image, maximum = np.asarray(header), _pnm_maximum(data)
     if image.dtype.itemsize == 1:  # Pillow scales colors to 8 bits, grays to 16
         image = np.asarray(header.convert("RGB"))
-        if maximum and int(maximum[1]) == WHITE:
+        if maximum == WHITE:
             _check_range(image.astype(np.uint16) * 257, name)
         return image
-    if maximum and int(maximum[1]) == WHITE:
+    if maximum == WHITE:
         _check_range(image, name)
     return np.repeat((image >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _pnm_maximum(data: bytes) -> int:
+    """The largest sample that a PNM file declares; 1 of a bitmap."""
+    found = re.match(rb"P[2356](?:\s|#[^\n]*\n)+\d+\s+\d+\s+(\d+)", data)
+    return int(found[1]) if found else 1
 
 
 def _check_tiff(header: Image.Image, name: object) -> None:
@@ -229,8 +240,7 @@ def _check_tiff(header: Image.Image, name: object) -> None:
             f"{name} is a raw file of a camera, and only its thumbnail could be read; convert it to JPEG",
             "image-tiff-raw",
         )
-    bits = tags.get(BITS_PER_SAMPLE, (1,))
-    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and max(bits if isinstance(bits, tuple) else (bits,)) > 8:
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and _bits(header) > 8:
         raise GdrdError(
             f"{name} is a TIFF of more than 8 bits that stores white as 0, which is not supported; convert it to PNG",
             "image-tiff-white-is-zero",
@@ -240,6 +250,12 @@ def _check_tiff(header: Image.Image, name: object) -> None:
             f"{name} is a TIFF in L*a*b* colors, which are not supported; convert it to RGB", "image-tiff-lab"
         )
     header.load()
+
+
+def _bits(header: Image.Image) -> int:
+    """Bits of a sample of a TIFF, the largest number of all its channels."""
+    bits = header.tag_v2.get(BITS_PER_SAMPLE, (1,))
+    return max(bits if isinstance(bits, tuple) else (bits,))
 
 
 def _declared_maximum(header: Image.Image, data: bytes) -> int | None:

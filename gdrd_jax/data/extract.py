@@ -93,7 +93,7 @@ def _loaded_ahead(
     others = [
         piece for number, block in enumerate(blocks) if number % process.world_size != process.rank for piece in block
     ]
-    # In an order of one's own, so that those who help do not all help with the same piece.
+    # In a random order, so that processes that help do not all compute the same piece.
     random = np.random.default_rng(process.rank).permutation(len(others))
     mine = [*itertools.chain(*blocks[process.rank :: process.world_size]), *(others[i] for i in random)]
     waiting: collections.deque = collections.deque()

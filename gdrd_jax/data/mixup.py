@@ -46,7 +46,7 @@ class MixupFaces:
         return np.rint(share * first + (1 - share) * second).astype(np.uint8)
 
     def of_view(self, view: int) -> "MixupFaces":
-        """Those of one view: as many others. Who needs no names need not stay the same in all views either."""
+        """The mixup images of one view: others in each view, because no labels have to stay the same."""
         return dataclasses.replace(self, first=view * self.count)
 
     @property

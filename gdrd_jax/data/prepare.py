@@ -46,7 +46,7 @@ def checked(faces: Faces, *, stretch: bool = False, skip_bad: bool = False) -> F
 
     Args:
       faces: of any format.
-      stretch: take aligned faces of other sizes than the task's, too; who uses them stretches them.
+      stretch: take aligned faces of other sizes than the task's, too; the caller stretches them.
       skip_bad: leave unusable faces out and list them in `Faces.skipped`, instead of raising.
 
     Raises:

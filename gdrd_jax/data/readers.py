@@ -1,6 +1,6 @@
 """Every way in which faces come, read into the one description `Faces`.
 
-Told apart by what a path is: a folder with `faces.json` (a store of `data.prepare`), a folder
+The path shows the format: a folder with `faces.json` (a store of `data.prepare`), a folder
 with one `.rec` file or that file itself (InsightFace RecordIO), a `.tar`, a list (`.txt`,
 `.lst`, `.csv`, `.tsv`), or else a folder of folders of images.
 """

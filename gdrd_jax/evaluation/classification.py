@@ -138,12 +138,12 @@ class Classification(ClosedSet, ReportedProtocol):
             "truth": self.labels[self.test], "classes": np.array(self.faces.identities),
         }  # fmt: skip
 
-    def picture(self, result: Result, see: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
+    def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """Test images of a wrong class, over a training image of the right and of the wrong class."""
         predicted = result.arrays["predicted"]
         wrong = np.flatnonzero(predicted != self.labels[self.test])
         if not len(wrong):
-            return grid([[see(row) for row in self.test[:SHOWN]]]), "Test images; none was classified wrongly."
+            return grid([[render(row) for row in self.test[:SHOWN]]]), "Test images; none was classified wrongly."
         wrong = wrong[np.linspace(0, len(wrong) - 1, min(SHOWN, len(wrong))).astype(int)]
 
         def example(label: int) -> np.ndarray:
@@ -151,7 +151,7 @@ class Classification(ClosedSet, ReportedProtocol):
 
         tests = self.test[wrong]
         lines = [
-            [see(row) for row in tests],
+            [render(row) for row in tests],
             [example(self.labels[row]) for row in tests],
             [example(label) for label in predicted[wrong]],
         ]

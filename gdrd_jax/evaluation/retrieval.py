@@ -24,7 +24,7 @@ def mate_ranks(
       probes: float `[P, D]`, unit length.
       probe_ids: int `[P]`, at least 0.
       gallery: float `[G, D]`, unit length.
-      gallery_ids: int `[G]`; -1 for distractors, who are nobody's mates.
+      gallery_ids: int `[G]`; -1 for distractors, which are mates of no probe.
 
     Returns:
       For each probe the ranks of its mates, rising, 1 being the most similar gallery face; empty if it has none.

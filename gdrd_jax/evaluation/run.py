@@ -75,8 +75,8 @@ class Settings:
         resolution = resolution.partition(":")[0]
         if resolution == "native" and not self.degraded:
             return None
-        native = self.protocol_settings.get("image_size", FACE_SIZE)
-        side = native if resolution == "native" else int(resolution)
+        own = protocols.settings(self.protocol, self.protocol_settings)
+        side = getattr(own, "image_size", FACE_SIZE) if resolution == "native" else int(resolution)
         return Degradation(side, self.kernel, self.blur, self.motion, self.noise, self.jpeg)
 
     def gallery_degradation(self, resolution: str) -> Degradation | None:
@@ -180,6 +180,19 @@ def _check_channels(model: Embedder, protocol: ReportedProtocol) -> None:
         )
 
 
+def _other_size(model: Embedder, protocol: ReportedProtocol) -> list[str]:
+    """A warning where a student gets images that are reduced from another size than those of its training."""
+    size = getattr(protocol.faces, "task", FACES).image_size
+    if model.image_size in (None, size):
+        return []
+    warning = (
+        f"{model.name} was trained on images of {model.image_size} pixels, and these are brought to {size} before they "
+        f"are reduced; --protocol classification takes --image-size {model.image_size}"
+    )
+    LOG.warning(warning)
+    return [warning]
+
+
 def _report(
     settings: Settings, out: Path, protocol: ReportedProtocol, models: list[Embedder], rows: list[tuple[Row, str]],
     results: dict[str, Result],
@@ -187,6 +200,7 @@ def _report(
     examples = []
     lines: dict[str, dict[str, tuple[float, tuple[float, float]]]] = {}
     warnings = [warning for model in models for warning in model.settings.get("warnings", ())]
+    warnings += [warning for model in models for warning in _other_size(model, protocol)]
     for row, resolution in rows:
         result, model = results[row.name], row.embedder
         comparable = model.is_student and not settings.degraded

@@ -17,6 +17,7 @@ from gdrd_jax.evaluation.templates import Templates, require_lists
 from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
+from gdrd_jax.utils.texts import counted
 
 FPIRS = (1e-1, 1e-2)
 RANKS, LONGEST = (1, 5, 10), 50
@@ -100,7 +101,9 @@ class TemplateSearch(ReportedProtocol):
         gallery, probes = gallery[gallery >= 0], probes[probes >= 0]
         if not np.isin(templates.subjects[probes], templates.subjects[gallery]).any():
             raise GdrdError("no probe is of a subject of the gallery; check both lists", "template-no-mates")
-        about = {**templates.about, "n_skipped": left_out, "drawn": "subjects"}
+        about = {**templates.about, "drawn": "subjects"}
+        if left_out:
+            about["remark"] = f"{counted(left_out, 'template')} of the gallery and of the probes left out"
         return cls(templates.faces, templates, gallery, probes, about)
 
 

@@ -240,7 +240,9 @@ class TemplatePairs(ReportedProtocol):
         """
         kept = (pairs >= 0).all(axis=1)
         first, second = (np.ascontiguousarray(pairs[kept, side]) for side in (0, 1))
-        about = {**templates.about, "n_skipped": int((~kept).sum()), "drawn": "subjects"}
+        about = {**templates.about, "drawn": "subjects"}
+        if lost := int((~kept).sum()):
+            about["remark"] = f"{counted(lost, 'pair')} left out with their templates"
         made = cls(templates.faces, templates, first, second, about)
         genuine = int(made.same.sum())
         if not 0 < genuine < len(first):

@@ -188,8 +188,8 @@ def _eer(far: np.ndarray, tar: np.ndarray) -> float:
 def tar_at_far(pairs: Pairs, far: float) -> float | None:
     """The highest true accept rate, in [0, 1], whose false accept rate is at most `far`.
 
-    Not interpolated. None when there are fewer than `1 / far` impostor pairs: no such rate can
-    be told apart from 0 then.
+    Not interpolated. None when there are fewer than `1 / far` impostor pairs: such a rate
+    cannot be distinguished from 0 then.
     """
     return _tar_at_far(*roc(pairs)[:2], int((~pairs.same).sum()), far)
 

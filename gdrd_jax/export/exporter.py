@@ -28,7 +28,7 @@ from gdrd_jax.inference.pretrained import describe_student, find_student
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.inference.thresholds import LEAST_PEOPLE, Thresholds, compared
 from gdrd_jax.models import weights
-from gdrd_jax.models.arguments import for_inference
+from gdrd_jax.models.arguments import RGB, for_inference
 from gdrd_jax.models.student import Shape, abstract_student
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import listed_paths, replacing, sha256, writable_folder, write_json, write_text
@@ -107,7 +107,7 @@ def export(settings: Settings, folder: Path) -> dict:
             f"{folder} is the export of another student, which is not replaced; choose another folder",
             "output-other-student",
         )
-    baselines = [_baseline(text) for text in settings.baselines]
+    baselines = [_baseline(text, mirror=recognizer.student.shape.mirror) for text in settings.baselines]
     teacher = NativeRecognizer.load(settings.teacher, recognizer, option="--teacher") if settings.teacher else None
     evaluations = [_evaluation(path, fingerprint) for path in settings.evaluations]
     benchmark = _benchmark(settings, recognizer)
@@ -298,6 +298,11 @@ def _benchmark(settings: Settings, recognizer: Recognizer) -> PairList | None:
         if settings.pairs:
             raise GdrdError("--pairs needs the faces that it names; give --lfw FACES", "flag-missing")
         return None
+    if not recognizer.task.aligned or recognizer.student.shape.channels != RGB:
+        raise GdrdError(
+            f"--lfw measures students of RGB faces, and this one takes other {recognizer.task.images}; leave it out",
+            "task-lfw",
+        )
     pairs = dev.open_pairs(settings.lfw, settings.pairs)
     return dataclasses.replace(pairs, faces=resize_all(pairs.faces, recognizer.resolution, recognizer.kernel))
 
@@ -367,9 +372,9 @@ def _for_insightface(faces: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((faces.transpose(0, 3, 1, 2) - np.float32(127.5)) / np.float32(127.5))
 
 
-def _baseline(text: str) -> Embedder:
+def _baseline(text: str, *, mirror: bool) -> Embedder:
     """Another recognizer, which gets enlarged faces."""
-    model = open_model(text, option="--baseline")
+    model = open_model(text, option="--baseline", mirror=mirror)
     name = model.name if model.is_student else f"{model.name}, faces enlarged to {model.input_size}"
     return dataclasses.replace(model, name=name)
 

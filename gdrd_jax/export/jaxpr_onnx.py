@@ -99,6 +99,8 @@ class _Writer:
             return self.run(jaxpr, consts, inputs)
         if kind in IDENTITIES or (kind == "convert_element_type" and self._is_stored_alike(eqn)):
             return inputs
+        if kind == "dim_as_value":
+            raise unsupported(kind, "the batch's size as a number")
         fixed = all(isinstance(size, int) for shape in shapes for size in shape)
         if fixed and all(isinstance(value.ref, np.ndarray) for value in inputs):
             with jax.ensure_compile_time_eval():
@@ -244,6 +246,9 @@ class _Writer:
 
     def _concatenate(self, eqn, *parts: Value) -> str:
         return self.graph.add("Concat", *map(self.whole, parts), axis=eqn.params["dimension"])
+
+    def _tile(self, eqn, x: Value) -> str:
+        return self.graph.add("Tile", self.whole(x), np.array(eqn.params["reps"], np.int64))
 
     def _rev(self, eqn, x: Value) -> str:
         axes = np.array(eqn.params["dimensions"], np.int64)

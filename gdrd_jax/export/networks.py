@@ -64,7 +64,8 @@ def onnx_model(student: Student, *, layout: Literal["nhwc", "nchw"], metadata: d
 
 def is_residual(student: Student) -> bool:
     """Whether a student's graph can be written node by node, which is faster than from its jaxpr."""
-    return type(student.backbone) is ResidualBackbone and type(student.head) is Head
+    own = type(student).__call__ is Student.__call__
+    return own and type(student.backbone) is ResidualBackbone and type(student.head) is Head
 
 
 def _residual(graph: Graph, student: Student, layout: str) -> str:

@@ -43,6 +43,7 @@ class Embedder:
       is_student: trained by this program.
       mirror: whether an embedding is that of an image and of its mirror image.
       channels: of the images that its network takes; None takes any number, see `utils.arrays.to_rgb`.
+      image_size: side in pixels of the images that a student's inputs were reduced from in training.
       settings: where it came from, its fingerprint, its preprocessing, and "warnings" on it if there are any.
     """
 
@@ -56,6 +57,7 @@ class Embedder:
     settings: dict = dataclasses.field(default_factory=dict)
     mirror: bool = True
     channels: int | None = None
+    image_size: int | None = None
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, S, S, 3]` of any size -> float32 `[N, D]`, unit length."""
@@ -79,7 +81,7 @@ def student_embedder(name: str, recognizer: Any, *, path: str = "") -> Embedder:
     space, shape = teacher["fingerprint"] if teacher else "", recognizer.student.shape
     return Embedder(
         name, recognizer.resolution, recognizer.embed, kernel, fingerprint, space, True, settings, shape.mirror,
-        shape.channels,
+        shape.channels, recognizer.task.image_size,
     )  # fmt: skip
 
 

@@ -46,9 +46,9 @@ def model_input(
     found = face(image, aligner, task)
     if not task.aligned and len(found) > resolution:  # as in training
         found = resize(found, task.image_size, "area")
-    if len(found) < LEAST * resolution:
-        side = len(found)
-        raise too_small(_name(image), side, resolution)
+    largest = min(resolution, task.image_size)  # that images of the task's size must have, whatever takes them
+    if len(found) < LEAST * largest:
+        raise too_small(_name(image), len(found), largest)
     return resize(found, resolution, kernel)
 
 

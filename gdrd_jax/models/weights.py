@@ -82,13 +82,19 @@ def adopt(student: Student, initial: Student) -> None:
     Where `embedding_dim` differs, weights whose shapes depend on it, as those of the last layer, stay as they are.
 
     Raises:
-      GdrdError: the other is another network.
+      GdrdError: the other is another network, or of another width.
     """
     known = {name: leaf for name, (_, leaf) in _leaves(initial).items()}
     found = _leaves(student)
     odd = [name for name in found if name not in known] + [name for name in known if name not in found]
-    if student.shape.embedding_dim == initial.shape.embedding_dim:
-        odd += [name for name, (_, leaf) in found.items() if name in known and known[name].shape != leaf.shape]
+    ours, theirs = student.shape.embedding_dim, initial.shape.embedding_dim
+    odd += [
+        name for name, (_, leaf) in found.items()
+        if name in known and (
+            len(leaf.shape) != len(known[name].shape)
+            or any(a != b and a * theirs != b * ours for a, b in zip(leaf.shape, known[name].shape))
+        )
+    ]  # fmt: skip
     if odd:
         raise GdrdError(f"the weights are of another network than this student's, see {odd[0]}", "weights-mismatch")
     same = [(path, known[name]) for name, (path, leaf) in found.items() if known[name].shape == leaf.shape]

@@ -33,7 +33,7 @@ from gdrd_jax.registry import samplers, selections
 from gdrd_jax.training import trainer
 from gdrd_jax.training.checkpoints import load_weights, save_weights
 from gdrd_jax.training.stages import Stage, class_centers
-from gdrd_jax.utils.arrays import unit
+from gdrd_jax.utils.arrays import to_rgb, unit
 from gdrd_jax.utils.errors import GdrdError, first_line
 from gdrd_jax.utils.files import listed_paths, write_json
 
@@ -245,7 +245,8 @@ def _embedder(run: Run, config: ConfigDict, student: Student, faces: np.ndarray)
         # A new one each time, for it keeps the weights that it first embedded with.
         return lambda: Recognizer(student, config.views.kernel).embed(faces)
     network = generative.load(run)
-    both = [network.features(views) for views in (faces, np.ascontiguousarray(faces[:, :, ::-1]))]
+    mirrored = [np.ascontiguousarray(faces[:, :, ::-1])] if student.shape.mirror else []
+    both = [network.features(to_rgb(views)) for views in (faces, *mirrored)]
     starts = range(0, len(faces), BATCH)
     return lambda: unit(
         np.concatenate([np.asarray(sum(student(features[i : i + BATCH]) for features in both)) for i in starts])

@@ -129,7 +129,7 @@ class OnnxEncoder(GenerativeTeacher):
                 "onnx-not-run",
             ) from error
         if singly.ndim != 4:
-            raise _notmap_names(self._tap, self._path, f"is {list(singly.shape)} for two images")
+            raise _not_a_map(self._tap, self._path, f"is {list(singly.shape)} for two images")
         if not np.isfinite(singly).all():
             raise GdrdError(
                 f"the features of {self._path} at tap {self._tap} are not finite; check its preprocessing "
@@ -150,7 +150,7 @@ def _check_tap(tap: str, model, options: GenerativeOptions) -> None:
     if tap in names:
         rank = _ranks(model).get(tap, 4)  # where it is not known, running the graph shows it
         if rank != 4:
-            raise _notmap_names(tap, options.path, f"has {rank} dimensions" if rank else "is of another type")
+            raise _not_a_map(tap, options.path, f"has {rank} dimensions" if rank else "is of another type")
         return
     if not tap:
         maps = ", ".join(map_names(model)[-SHOWN:]) or "none whose shape is known"
@@ -166,7 +166,7 @@ def _check_tap(tap: str, model, options: GenerativeOptions) -> None:
     )
 
 
-def _notmap_names(tap: str, path: Path, found: str) -> GdrdError:
+def _not_a_map(tap: str, path: Path, found: str) -> GdrdError:
     return GdrdError(
         f"config.generative.tap is {tap!r}, which {found} in {path}; choose a float tensor [N, C, h, w]",
         "teacher-tap-shape",

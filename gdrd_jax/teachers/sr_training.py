@@ -85,7 +85,7 @@ def train(
     Goes on from `directory/training.pt` when that is there; does nothing when it is done.
 
     Args:
-      faces: to learn from, mirrored at random.
+      faces: to learn from, mirrored at random if `views.mirror`.
       views: makes the low-resolution face, degraded anew at each use if `views` degrades at all.
       settings: see `SrSettings`.
       directory: an existing folder.
@@ -202,7 +202,7 @@ def _batches(faces: Faces, views: Views, settings: SrSettings, seed: int, first:
 
     @functools.lru_cache(maxsize=8)
     def chosen(step: int) -> tuple[np.ndarray, np.ndarray]:
-        rows, mirrored = batch_rows(seed, range(step, step + 1), settings.batch, len(faces), 2)
+        rows, mirrored = batch_rows(seed, range(step, step + 1), settings.batch, len(faces), views.exact)
         return rows[0], mirrored[0]
 
     def example(position: int) -> tuple[np.ndarray, np.ndarray]:

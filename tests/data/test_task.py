@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 
 import cv2
@@ -80,6 +81,17 @@ def test_gray_and_one_more_channel(tmp_path):
         decode(png(image[..., 0]), "x", 2)
 
 
+@pytest.mark.parametrize("orientation", [1, 3])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_colors_of_a_tiff_are_not_multiplied_by_its_transparency(channels, orientation):
+    image, file = RNG.integers(256, size=(20, 30, channels)).astype(np.uint8), io.BytesIO()
+    PIL.Image.fromarray(image).save(file, "TIFF", tiffinfo={274: orientation})
+    wanted = image if orientation == 1 else image[::-1, ::-1]
+    np.testing.assert_array_equal(decode(file.getvalue(), "x", channels), wanted)
+    colors = wanted[..., :3] if channels == 4 else np.repeat(wanted[..., :1], 3, axis=2)
+    np.testing.assert_array_equal(decode(file.getvalue(), "x"), colors)
+
+
 def test_depth_in_16_bits_is_scaled_by_the_given_maximum():
     depth = RNG.integers(0, 5000, size=(20, 30)).astype(np.uint16)  # millimeters
     depth[0, 0] = 9000
@@ -89,6 +101,8 @@ def test_depth_in_16_bits_is_scaled_by_the_given_maximum():
         decode(png(depth), "x", 1)
     pgm = b"P5\n30 20\n65535\n" + depth.astype(">u2").tobytes()
     np.testing.assert_array_equal(decode(pgm, "x", 1, 4000)[..., 0], wanted)
+    ppm = b"P6\n30 20\n65535\n" + np.repeat(depth[..., None], 3, axis=2).astype(">u2").tobytes()
+    np.testing.assert_array_equal(decode(ppm, "x", 3, 4000)[..., 1], wanted)
 
 
 def test_depth_beside_colors_of_16_bits_has_a_range_of_its_own():

@@ -1,5 +1,7 @@
 """Closed-set classification: figures against their definitions, and the layouts of `--data`."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from conftest import make_faces, raises
 
 from gdrd_jax.evaluation.classification import Classification
 from gdrd_jax.evaluation.closed_set import ClosedSet, class_means, nearest_classes
+from gdrd_jax.evaluation.run import Settings
 from gdrd_jax.registry import protocols
 from gdrd_jax.utils.arrays import unit
 
@@ -116,3 +119,9 @@ def test_data_that_cannot_be_classified_is_refused(tmp_path):
     with raises("image-channels", "0.png has colors", "config.task.channels=3"):
         gray = {"image_size": 8, "test_images": 1, "channels": 1}
         Classification.open(tmp_path / "parts" / "train", protocols.settings("classification", gray))
+
+
+@pytest.mark.parametrize(("given", "side"), [({}, 64), ({"image_size": 28}, 28)])
+def test_images_at_native_size_are_degraded_and_keep_their_size(given, side):
+    settings = Settings("classification", Path("images"), (), ("native",), blur=2.0, protocol_settings=given)
+    assert settings.degradation("native").resolution == side and settings.degradation("8").resolution == 8

@@ -218,7 +218,8 @@ def test_missing_images_are_refused_or_counted(folder, tmp_path):
     with raises("template-image-missing", "1 of the 31", "'gone'", "--skip-bad"):
         ListedPairs.open(folder / "faces", own)
     protocol = ListedPairs.open(folder / "faces", own, skip_bad=True)
-    assert len(protocol.first) == PEOPLE**2 and protocol.about["n_skipped"] == 1
+    assert len(protocol.first) == PEOPLE**2 and protocol.about["n_skipped"] == 2
+    assert protocol.about["remark"].startswith("1 pair ")
     skipped = [("gone", "it is missing"), ("empty", "no image of this template is left")]
     assert protocol.about["skipped"] == skipped and "empty" not in protocol.templates.names
     assert protocol.templates.names[protocol.first[-1]] == f"enrolled{PEOPLE - 1}"

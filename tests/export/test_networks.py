@@ -2,6 +2,7 @@ import re
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,6 +14,7 @@ from gdrd_jax.export import networks
 from gdrd_jax.models import weights
 from gdrd_jax.models.arguments import RESOLUTIONS
 from gdrd_jax.models.student import abstract_student, embed
+from gdrd_jax.models.students.gdrd import GDRDStudent
 
 SETTINGS = {"resolution": 16, "width": 0.0625, "hidden": (16,), "embedding_dim": 8}
 METADATA = {"kernel": "area", "fingerprint": "0123"}
@@ -111,6 +113,21 @@ def test_graphs_from_jaxprs_give_the_students_embeddings(monkeypatch, changes):
     assert [size.dim_value for size in nchw.graph.input[0].type.tensor_type.shape.dim][1:] == list(normalized.shape[1:])
     for count in (1, 5):
         np.testing.assert_allclose(run(nchw, normalized[:count]), wanted[:count], atol=1e-5)
+
+
+def test_a_student_that_computes_in_another_way_has_its_graph_from_its_jaxpr():
+    class Brighter(GDRDStudent):
+        def __call__(self, images):
+            return super().__call__(jnp.minimum(images.astype(jnp.float32) * 2, 255))
+
+    base, faces = student(), smooth(3, 16)
+    model = Brighter(base.config, base.shape, rngs=nnx.Rngs(0))
+    weights.adopt(model, base)
+    model.eval()
+    wanted = np.asarray(embed(model, faces))
+    assert np.abs(wanted - np.asarray(embed(base, faces))).max() > 1e-2
+    graph = networks.onnx_model(model, layout="nhwc", metadata={})
+    np.testing.assert_allclose(run(graph, faces), wanted, atol=1e-5)
 
 
 def test_a_graph_from_a_jaxpr_can_be_quantized(monkeypatch):

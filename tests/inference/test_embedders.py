@@ -10,6 +10,7 @@ from gdrd_jax.data.degradation import Degradation, resize, resize_all
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import open_faces
+from gdrd_jax.data.task import ObjectTask
 from gdrd_jax.inference.embedders import (
     Embedder,
     add_flips,
@@ -20,6 +21,7 @@ from gdrd_jax.inference.embedders import (
     student_embedder,
 )
 from gdrd_jax.inference.native import NativeRecognizer
+from gdrd_jax.inference.preprocess import model_input
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.teachers import load_discriminative
 
@@ -89,6 +91,14 @@ def test_a_recognizer_of_any_input_size_is_a_baseline_and_a_gallery(tmp_path, fr
     if free:
         with raises("onnx-input-size", path, "FILE:PREPROCESSING:SIZE"):
             open_model(str(path))
+
+
+def test_an_image_of_the_tasks_size_is_large_enough_for_any_network():
+    assert model_input(np.zeros((112, 112, 3), np.uint8), 256, "area").shape == (256, 256, 3)
+    with raises("face-too-small", "55x55", "at least 56x56"):
+        model_input(np.zeros((55, 55, 3), np.uint8), 256, "area")
+    small = np.zeros((28, 28, 3), np.uint8)
+    assert model_input(small, 64, "area", task=ObjectTask(image_size=28)).shape == (64, 64, 3)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_only_what_depends_on_the_embeddings_size_is_new():
 def test_weights_of_another_network_are_refused():
     made = {"resolution": 8, "width": 0.03, "embedding_dim": 4}
     student = make_student(**made, rngs=nnx.Rngs(0))
-    for changes in ({"hidden": (5,)}, {"width": 0.1}, {"name": "resnet"}):
+    for changes in ({"hidden": (5,)}, {"width": 0.1}, {"width": 0.1, "embedding_dim": 6}, {"name": "resnet"}):
         other = abstract_student({**made, **changes})
         with raises("weights-mismatch", "backbone" if "hidden" not in changes else "head"):
             adopt(student, other)

@@ -1,6 +1,7 @@
 """Other tasks than faces: gray images of classes whose mirror images mean something else, from files to exports."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,9 +14,10 @@ from gdrd_jax.config import default
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.export.demo import Demo
 from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.pipeline import planning, records, runner
-from gdrd_jax.pipeline.steps import steps
+from gdrd_jax.pipeline import inputs, planning, records, runner, train_stages
+from gdrd_jax.pipeline.steps import generative, steps
 from gdrd_jax.pipeline.targets import training_faces
+from gdrd_jax.utils.arrays import to_rgb, unit
 
 CLASSES, IMAGES, TESTED, SIDE = 4, 6, 2, 16
 
@@ -124,6 +126,14 @@ def test_gdrd_evaluate_agrees_with_the_report(run, symbols, teacher, tmp_path, c
     assert evaluate.main([str(a) for a in [*arguments, "--channels", 1, "--out", tmp_path / "mirrored"]]) == 0
     mirrored = json.loads((tmp_path / "mirrored" / "metrics.json").read_text(encoding="utf-8"))["results"]
     assert mirrored["teacher_native"]["top_1"] < 100 and mirrored["student_8"]["top_1"] == found["student_8"]["top_1"]
+    arguments[arguments.index("--image-size") + 1] = 2 * SIDE
+    assert evaluate.main([str(a) for a in [*arguments, "--channels", 1, "--out", tmp_path / "large"]]) == 0
+    warnings = {
+        name: json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8"))["warnings"]
+        for name in ("out", "large")
+    }
+    assert not any("--image-size" in warning for warning in warnings["out"])
+    assert [warning.split()[0] for warning in warnings["large"] if f"--image-size {SIDE}" in warning] == ["student"]
 
 
 def test_an_exported_student_knows_its_task(run, symbols, tmp_path, capsys):
@@ -191,4 +201,24 @@ def test_only_steps_that_see_the_mirror_image_depend_on_it(symbols, teacher):
             records.origin_of(step, c, step.files(c), dict.fromkeys(step.after(c), "")) for c in (config, both)
         )
         changed[step.name] = one != other
-    assert [name for name in changed if changed[name]] == ["faces", "views", "hr_small", "discriminative", "teacher"]
+    assert [name for name in changed if changed[name]] == [
+        "faces", "views", "hr_small", "discriminative", "hr_features", "teacher",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_a_head_on_features_of_a_teacher_is_judged_without_mirror_images_of_what_has_none(monkeypatch, mirror):
+    images = np.random.default_rng(0).integers(256, size=(3, 8, 8, 1), dtype=np.uint8)
+    network = SimpleNamespace(features=lambda images: images.transpose(0, 3, 1, 2).astype(np.float32))
+
+    class Student:
+        shape = SimpleNamespace(mirror=mirror)
+
+        def __call__(self, features):
+            return features.reshape(len(features), -1)
+
+    monkeypatch.setattr(generative, "load", lambda run: network)
+    monkeypatch.setattr(inputs, "is_teacher_features", lambda config: True)
+    found = train_stages._embedder(None, None, Student(), images)()
+    wanted = to_rgb(images).transpose(0, 3, 1, 2).astype(np.float32)
+    np.testing.assert_allclose(found, unit(wanted + wanted[..., ::-1] if mirror else wanted), rtol=1e-5)

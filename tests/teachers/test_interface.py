@@ -143,6 +143,8 @@ def test_what_a_kind_depends_on_is_recorded():
     config.generative.settings, config.discriminative.settings = {"seed": 1}, {"size": 64}
     assert generative.files(config)["seed"] == "1"
     assert discriminative.files(config)["discriminative.settings.size"] == "64"
+    config.discriminative.input_size = 112  # need not be the kind's own
+    assert discriminative.files(config)["discriminative.input_size"] == "112"
 
 
 def test_a_workdir_of_version_0_4_is_opened_with_its_settings(tmp_path):

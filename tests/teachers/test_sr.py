@@ -71,6 +71,13 @@ def test_degraded_inputs_differ_at_each_use_and_their_targets_are_clean(faces_fo
         sr_training.train(open_faces(faces_folder), degraded, SETTINGS, tmp_path / "sr", seed=7)
 
 
+@pytest.mark.parametrize(("mirror", "different"), [(True, 2), (False, 1)])
+def test_faces_are_mirrored_only_where_the_mirror_image_shows_the_same(faces_folder, mirror, different):
+    faces, views = open_faces(faces_folder).take([0]), dataclasses.replace(VIEWS, mirror=mirror, shift=9.0)
+    batches = sr_training._batches(faces, views, SETTINGS, 7, 0)
+    assert len({image.numpy().tobytes() for condition, _ in batches for image in condition}) == different
+
+
 @pytest.mark.parametrize(("tap", "shape"), [("down0", (8, 8, 8)), ("down1", (16, 8, 8)), ("mid", (16, 8, 8))])
 def test_features_of_every_tap(trained, tap, shape):
     features = load_generative("diffusers", trained, tap=tap, timestep=0).features(LOW)

@@ -1,5 +1,6 @@
 """The tool that exports a student, and what loads what it wrote."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -21,10 +22,12 @@ from gdrd_jax.cli import (
 )
 from gdrd_jax.config import default  # noqa: E402
 from gdrd_jax.data.degradation import STRENGTHS, resize  # noqa: E402
+from gdrd_jax.data.task import ObjectTask  # noqa: E402
 from gdrd_jax.export import exporter, networks, verify  # noqa: E402
 from gdrd_jax.inference.embedders import Embedder  # noqa: E402
 from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.inference.thresholds import Thresholds  # noqa: E402
+from gdrd_jax.models.student import abstract_student  # noqa: E402
 
 PEOPLE = 12
 
@@ -311,3 +314,11 @@ def test_the_card_names_the_pairs_of_an_evaluation_also_of_an_earlier_version(tm
     document = {"protocol": "lfw", "stand_in": None, "settings": settings | pairs, "results": {}}
     (tmp_path / "metrics.json").write_text(json.dumps(document))
     assert exporter._evaluation(tmp_path, "f")["data"] == ("pairs.txt" if pairs else "lfw")
+
+
+def test_lfw_is_for_students_of_rgb_faces(tmp_path):
+    gray = Recognizer(abstract_student({"resolution": 8, "channels": 1, "width": 0.0625, "embedding_dim": 4}), "area")
+    settings = exporter.Settings("gray", "student", (), None, lfw=tmp_path, pairs=None)
+    for recognizer in (gray, dataclasses.replace(gray, task=ObjectTask(channels=1))):
+        with raises("task-lfw", "--lfw", recognizer.task.images):
+            exporter._benchmark(settings, recognizer)

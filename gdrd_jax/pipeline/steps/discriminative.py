@@ -30,7 +30,8 @@ def files(config: ConfigDict) -> dict[str, str]:
     found = {"path": discriminative_teachers[options.kind].fingerprint_of(options)}
     if options.output:
         found["output"] = options.output
-    if options.input_size not in (0, FACE_SIZE):  # the only size up to version 0.4
+    if options.input_size and (options.input_size != FACE_SIZE or options.kind not in BY_CONTENT):
+        # Version 0.4 had only networks of that size, and only these kinds.
         found["input_size"] = str(options.input_size)
     if options.kind not in BY_CONTENT:
         own = discriminative_teachers[options.kind].recorded(options.config)
