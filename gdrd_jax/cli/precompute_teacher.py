@@ -21,6 +21,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from gdrd_jax.cli.train import cli, run_steps
+from gdrd_jax.pipeline import stages
+from gdrd_jax.registry import load_plugins
 from gdrd_jax.utils.launch import ProcessInfo
 
 TEACHERS = ("discriminative", "generative")
@@ -31,13 +33,16 @@ _VERIFY = flags.DEFINE_bool("verify", False, "compute some rows again and compar
 def work(config: ConfigDict, workdir: Path, process: ProcessInfo) -> None:
     """Fills the stores and, with --verify, verifies them."""
     wanted = TEACHERS if _TEACHER.value == "both" else (_TEACHER.value,)
+    load_plugins(config.plugins)  # which may have the losses
+    if "discriminative" in wanted and stages.any_loss_needs(config, "hr_features"):
+        wanted = ("hr_features", *wanted)
     run_steps(config, workdir, process, wanted)
     if _VERIFY.value and not flags.FLAGS["dry-run"].value and process.rank == 0:
         from gdrd_jax.data.extract import verify
         from gdrd_jax.pipeline.run import Run
-        from gdrd_jax.pipeline.steps import discriminative, generative
+        from gdrd_jax.pipeline.steps import discriminative, generative, hr_features
 
-        steps = {"discriminative": discriminative, "generative": generative}
+        steps = {"discriminative": discriminative, "generative": generative, "hr_features": hr_features}
         for name in wanted:
             for job in steps[name].extractions(Run(config, workdir)).values():
                 verify(job)

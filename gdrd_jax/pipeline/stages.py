@@ -136,6 +136,11 @@ def images_step(config: ConfigDict) -> str:
     return "hr_small" if config.dis.get("input") == "hr_small" else "views"
 
 
+def any_loss_needs(config: ConfigDict, what: str) -> bool:
+    """Whether a loss of any stage reads `what`."""
+    return any(inputs.losses_need(stage_config(config, name), what) for name in (*names(config), LAST))
+
+
 def embeddings_step(stage: str) -> str:
     """Name of the step that stores the embeddings of a stage's student."""
     return f"{stage}_embeddings"

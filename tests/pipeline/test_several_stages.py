@@ -1,6 +1,7 @@
 """Any number of stages: an assistant at twice the resolution, a stage that begins with another's student, ..."""
 
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from conftest import raises, save_recognizer, tiny_config
 
 from gdrd_jax import registry
+from gdrd_jax.cli import precompute_teacher
 from gdrd_jax.config import Config, default, stage
 from gdrd_jax.data.input_pipeline import Dataset, Subset
 from gdrd_jax.data.packed import Stored
@@ -121,6 +123,17 @@ def test_feature_maps_of_the_teacher_are_averages_of_its_tensor(chain, faces_fol
     expected = face.reshape(4, 28, 4, 28, 3).mean(axis=(1, 3)).transpose(2, 0, 1)  # of 8x8 cells, two by two
     np.testing.assert_allclose(maps.read(0)[5], expected, atol=2e-3)
     np.testing.assert_allclose(maps.read(1)[5], expected[:, :, ::-1], atol=2e-3)
+
+
+@pytest.mark.parametrize("teacher, maps", [("both", True), ("discriminative", True), ("generative", False)])
+def test_maps_that_losses_need_are_computed_with_the_embeddings(teacher, maps, faces_folder, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(precompute_teacher, "_TEACHER", SimpleNamespace(value=teacher))
+    monkeypatch.setattr(precompute_teacher, "_VERIFY", SimpleNamespace(value=False))
+    monkeypatch.setattr(precompute_teacher, "run_steps", lambda *arguments: seen.append(arguments[-1]))
+    for config in (chain_config(faces_folder, tmp_path / "run"), small(faces_folder)):
+        precompute_teacher.work(config, tmp_path / "run", SINGLE_PROCESS)
+    assert ["hr_features" in wanted for wanted in seen] == [maps, False]
 
 
 @pytest.mark.parametrize("size", [4, 5, 7, 3])
