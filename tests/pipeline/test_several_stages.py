@@ -20,7 +20,7 @@ from gdrd_jax.models.relation import normalize
 from gdrd_jax.pipeline import planning, records, runner, stages, targets, train_stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import hr_features, steps
-from gdrd_jax.utils.launch import ProcessInfo
+from gdrd_jax.utils.launch import SINGLE_PROCESS, ProcessInfo
 
 COSINE = {"embedding_cosine": {"weight": 1.0}}
 
