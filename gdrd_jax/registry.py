@@ -68,9 +68,19 @@ class Registry:
         return self._entries[name]
 
     def name_of(self, entry: Any) -> str:
-        """The name under which an entry is registered."""
+        """The name under which an entry is registered.
+
+        Raises:
+          GdrdError: it is not registered.
+        """
         self._load()
-        return next(name for name, known in self._entries.items() if _place(known) == _place(entry))
+        found = [name for name, known in self._entries.items() if _place(known) == _place(entry)]
+        if not found:
+            raise GdrdError(
+                f"the {self.kind} {entry.__module__}.{entry.__qualname__} is not registered; register it by a name",
+                "entry-unregistered",
+            )
+        return found[0]
 
     def settings(self, name: str, given: Mapping[str, object]) -> Any:
         """The `Config` of an entry with some settings changed.

@@ -80,3 +80,11 @@ def test_an_installed_package_registers_by_an_entry_point(tmp_path, monkeypatch)
     finally:
         registry.losses._entries.pop("more", None)
         sys.modules.pop("more_losses", None)
+
+
+def test_a_class_that_is_not_registered_has_no_name(animals):
+    class Wolf:
+        pass
+
+    with raises("entry-unregistered", "Wolf"):
+        animals.name_of(Wolf)

@@ -202,7 +202,7 @@ class Faces:
             "root": root, "roots": roots, "labels": self.labels.tolist(),
             "spans": None if self.spans is None else self.spans.tolist(),
             "part": None if self.part is None else self.part.tolist(),
-            "task": dataclasses.asdict(self.task),
+            "task": self.task.recorded(),
         }  # fmt: skip
         if self.task == FACES:
             del text["task"]

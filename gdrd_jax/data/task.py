@@ -56,6 +56,10 @@ class Task:
     def __init_subclass__(cls):
         cls.Config = cls  # the settings of an entry are its fields
 
+    def recorded(self) -> dict[str, object]:
+        """The fields of every task, by which `Task(**fields)` is equal in what counts, without the plugin behind it."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Task)}
+
     def of_contents(self, fingerprint: str) -> str:
         """Fingerprint of images as this task reads them, given that of their files."""
         read_as = (self.image_size, self.channels, self.maximum, self.aligned)

@@ -146,7 +146,7 @@ def export(settings: Settings, folder: Path) -> dict:
                 arguments, recognizer.kernel, fingerprint, recognizer.thresholds, list(paths.values()),
                 recognizer.teacher, recognizer.native_thresholds,
             ),
-            **({} if recognizer.task == FACES else {"task": dataclasses.asdict(recognizer.task)}),
+            **({} if recognizer.task == FACES else {"task": recognizer.task.recorded()}),
             "proof": {
                 "rows": rows, "faces": len(few), "of": named,
                 "pairs_of": settings.lfw.resolve().name if benchmark else "",

@@ -110,7 +110,7 @@ def train(run: Run, name: str) -> None:
 
     def save(name: str, **metadata) -> None:
         description, teacher = _student_settings(config, centers.shape[1]), training_set.teacher
-        metadata |= {} if task == FACES else {"task": dataclasses.asdict(task)}
+        metadata |= {} if task == FACES else {"task": task.recorded()}
         Recognizer.save(student, description, config.views.kernel, folder / name, teacher=teacher, **metadata)
 
     best, exportable = folder / "best", not inputs.is_teacher_features(config)

@@ -50,6 +50,18 @@ def test_faces_are_the_default_task_and_others_are_entries_of_the_registry():
         of_config(config)
 
 
+def test_a_task_with_fields_of_its_own_is_recorded_without_them():
+    @dataclasses.dataclass(frozen=True)
+    class Thermal(Task):
+        """Of a camera."""
+
+        channels: int = 1
+        camera: str = "long wave"
+
+    recorded = Thermal(image_size=80).recorded()
+    assert "camera" not in recorded and Task(**recorded) == Task(image_size=80, channels=1)
+
+
 def test_gray_images_are_read_as_one_channel_and_colors_are_refused():
     gray = RNG.integers(256, size=(20, 30)).astype(np.uint8)
     np.testing.assert_array_equal(decode(png(gray), "x", 1), gray[..., None])

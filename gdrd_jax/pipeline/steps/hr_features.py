@@ -14,7 +14,7 @@ from gdrd_jax.pipeline.steps import discriminative
 from gdrd_jax.pipeline.targets import target_extraction
 from gdrd_jax.teachers import load_generative
 from gdrd_jax.utils.arrays import to_rgb
-from gdrd_jax.utils.errors import GdrdError, did_you_mean, require
+from gdrd_jax.utils.errors import GdrdError, require
 
 SIDE = 4  # of the stored maps, that of the student's features at 8, 16 and 32 pixels
 SHOWN = 3  # names in an error
@@ -43,7 +43,7 @@ def check(config: ConfigDict) -> None:
         near = difflib.get_close_matches(tap, names, n=SHOWN, cutoff=0.0)
         raise GdrdError(
             f"config.discriminative.tap is {tap!r}, and {options.path} has no such tensor [N, C, h, w]; "
-            f"{did_you_mean(tap, names)}near names are {', '.join(near)}",
+            f"the nearest are {', '.join(near)}",
             "hr-features-tap",
         )
 
