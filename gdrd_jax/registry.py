@@ -24,11 +24,12 @@ class Registry:
     Args:
       kind: what an entry is, in the singular, for error messages.
       builtin: module that registers this package's own entries; imported at the first use.
+      base: class from which an entry has to be derived, as "MODULE.NAME".
     """
 
-    def __init__(self, kind: str, builtin: str):
+    def __init__(self, kind: str, builtin: str, base: str):
         self.kind = kind
-        self._builtin = builtin
+        self._builtin, self._base = builtin, base
         self._entries: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[Any], Any]:
@@ -36,9 +37,13 @@ class Registry:
 
         Raises:
           ValueError: the name is taken by another entry.
+          TypeError: the entry is not derived from `base`.
         """
 
         def add(entry: Any) -> Any:
+            bases = [f"{base.__module__}.{base.__qualname__}" for base in getattr(entry, "__mro__", ())]
+            if self._base not in bases:
+                raise TypeError(f"the {self.kind} {name!r} has to be a class derived from {self._base}")
             taken = self._entries.setdefault(name, entry)
             if _place(taken) != _place(entry):
                 raise ValueError(f"the {self.kind} {name!r} of {taken.__module__} is registered already")
@@ -62,7 +67,7 @@ class Registry:
         if name not in self._entries:
             raise GdrdError(
                 f"there is no {self.kind} {name!r}; {did_you_mean(name, self._entries)}the known ones are "
-                f"{', '.join(self.names())}",
+                f"{', '.join(self.names())}, and those of modules that config.plugins or gdrd --plugin names",
                 "entry-unknown",
             )
         return self._entries[name]
@@ -103,8 +108,8 @@ class Registry:
                 given[key] = value = tuple(value)
             if type(value) is not type(default) and not (type(default) is float and type(value) is int):
                 raise GdrdError(
-                    f"the setting {key!r} of the {self.kind} {name!r} is {value!r}; it must be a "
-                    f"{type(default).__name__}, such as {default!r}",
+                    f"the setting {key!r} of the {self.kind} {name!r} is {value!r}; it must be of "
+                    f"the type {type(default).__name__}, such as {default!r}",
                     "entry-setting",
                 )
         try:
@@ -115,7 +120,7 @@ class Registry:
     def _load(self) -> None:
         importlib.import_module(self._builtin)
         for name in _entry_points(tuple(sys.path)):
-            _import(name, f"an entry point of the group {ENTRY_POINTS}")
+            _import(name, f"entry point of the group {ENTRY_POINTS}")
 
 
 def _place(entry: Any) -> tuple[str, str]:
@@ -135,7 +140,7 @@ def load_plugins(modules: Sequence[str]) -> None:
     if modules and os.getcwd() not in sys.path:  # as `python -m` has it, and an installed command does not
         sys.path.append(os.getcwd())
     for name in modules:
-        _import(name, "config.plugins")
+        _import(name.removesuffix(".py"), "plugin")
 
 
 def explanations(config: type) -> dict[str, str]:
@@ -149,9 +154,10 @@ def _import(name: str, wanted_by: str) -> None:
     try:
         importlib.import_module(name)
     except Exception as error:  # whatever a user's module raises
+        absent = isinstance(error, ModuleNotFoundError) and name.startswith(str(error.name))
+        advice = "install it, or put its folder into PYTHONPATH" if absent else "correct the module"
         raise GdrdError(
-            f"{wanted_by}: the module {name!r} cannot be imported: {type(error).__name__}: {first_line(error)}; "
-            "install it, or put its folder into PYTHONPATH",
+            f"the {wanted_by} {name!r} cannot be imported: {type(error).__name__}: {first_line(error)}; {advice}",
             "plugin-import",
         ) from error
 
@@ -162,11 +168,15 @@ def _entry_points(_path: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(point.module for point in metadata.entry_points(group=ENTRY_POINTS))
 
 
-losses = Registry("loss", "gdrd_jax.losses")
-samplers = Registry("sampler", "gdrd_jax.data.samplers")
-selections = Registry("selection", "gdrd_jax.data.selections")
-students = Registry("student", "gdrd_jax.models.students")
-generative_teachers = Registry("generative teacher", "gdrd_jax.teachers.builtin")
-discriminative_teachers = Registry("discriminative teacher", "gdrd_jax.teachers.builtin")
-protocols = Registry("protocol", "gdrd_jax.evaluation.protocols")
-tasks = Registry("task", "gdrd_jax.data.task")
+losses = Registry("loss", "gdrd_jax.losses", "gdrd_jax.losses.interface.Loss")
+samplers = Registry("sampler", "gdrd_jax.data.samplers", "gdrd_jax.data.samplers.Sampler")
+selections = Registry("selection", "gdrd_jax.data.selections", "gdrd_jax.data.selections.Selection")
+students = Registry("student", "gdrd_jax.models.students", "gdrd_jax.models.student.Student")
+generative_teachers = Registry(
+    "generative teacher", "gdrd_jax.teachers.builtin", "gdrd_jax.teachers.interface.GenerativeTeacher"
+)
+discriminative_teachers = Registry(
+    "discriminative teacher", "gdrd_jax.teachers.builtin", "gdrd_jax.teachers.interface.DiscriminativeTeacher"
+)
+protocols = Registry("protocol", "gdrd_jax.evaluation.protocols", "gdrd_jax.evaluation.interface.ReportedProtocol")
+tasks = Registry("task", "gdrd_jax.data.task", "gdrd_jax.data.task.Task")

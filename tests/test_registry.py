@@ -12,7 +12,7 @@ from gdrd_jax.registry import Registry
 
 @pytest.fixture
 def animals():
-    found = Registry("animal", "gdrd_jax.registry")  # a builtin module that registers none
+    found = Registry("animal", "gdrd_jax.registry", "builtins.object")  # a builtin module that registers none
 
     @found.register("lion")
     class Lion:
@@ -88,3 +88,15 @@ def test_a_class_that_is_not_registered_has_no_name(animals):
 
     with raises("entry-unregistered", "Wolf"):
         animals.name_of(Wolf)
+
+
+def test_an_entry_of_another_kind_is_refused():
+    with pytest.raises(
+        TypeError, match=r"the loss 'lion' has to be a class derived from gdrd_jax\.losses\.interface\.Loss"
+    ):
+
+        @registry.losses.register("lion")
+        class Lion:
+            pass
+
+    assert "lion" not in registry.losses.names()

@@ -120,6 +120,12 @@ def replicated(x: jax.Array) -> jax.Array:
     return total(jax.lax.dynamic_update_slice_in_dim(whole, x, device_index() * len(x), axis=0))
 
 
+def may_differ(x: jax.Array) -> bool:
+    """Whether an array can have other values on each device, as far as JAX itself knows."""
+    kind = getattr(jax.typeof(x), "manual_axis_type", None)  # of jax 0.10 to 0.12
+    return bool(kind and kind.varying)
+
+
 def device_index():
     """Which device this is: int, 0 outside `shard_map`."""
     return jax.lax.axis_index(AXIS) if _mapped() else 0

@@ -212,7 +212,10 @@ def _report(
                 warnings.append(_too_low(model, figure, floor))
                 LOG.warning(warnings[-1])
         if figure is not None and row.gallery is None:
-            lines.setdefault(model.name, {})[resolution] = (figure, result.intervals[protocol.main])
+            lines.setdefault(model.name, {})[resolution] = (
+                figure,
+                result.intervals.get(protocol.main, (figure, figure)),
+            )
         render = functools.partial(_input_of, row, protocol, settings.seed)
         image, caption = protocol.picture(result, render)
         examples.append((pictures.png(image), f"{row.name}. {caption}"))
@@ -349,7 +352,7 @@ def _written(resolution: str) -> str:
 def _summary(settings: Settings, protocol: ReportedProtocol, models: list[Embedder]) -> str:
     about, reduced = protocol.about, any(r != "native" for r in settings.resolutions)
     degraded = ", ".join(f"{name} {value:g}" for name, value in settings.degraded.items())
-    left_out = "; ".join(reason for _, reason in about["skipped"][:3])
+    left_out = "; ".join(reason for _, reason in about.get("skipped", ())[:3])
     sentences = [
         counted(len(protocol.faces), "face")
         + (f", reduced by the {settings.kernel} kernel" if reduced else "")

@@ -15,7 +15,7 @@ from flax import nnx
 from gdrd_jax.data.random_degradation import RandomDegradation
 from gdrd_jax.distributed import class_parallel, sharding
 from gdrd_jax.losses import accuracy
-from gdrd_jax.losses.interface import Batch, DataInfo, Metrics, Outputs
+from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs, State
 from gdrd_jax.models.relation import normalize
 from gdrd_jax.models.student import Student
 from gdrd_jax.registry import losses as registry
@@ -101,7 +101,7 @@ class Stage(nnx.Module):
             metrics["train_accuracy"] = accuracy(logits, sharding.gathered(batch["label"]))
         outputs, terms = dataclasses.replace(outputs, logits=logits, second=second), {}
         for name in self.weights:  # in the given order, which `nnx.Dict` does not keep
-            terms[name], more = self.criteria[name](outputs, batch, key)
+            terms[name], more = _checked(name, self.criteria[name](outputs, batch, key), self.criteria[name])
             metrics |= {key: sharding.mean(value) for key, value in more.items()}
         return sum(self.weights[name] * terms[name] for name in terms), {**terms, **metrics}
 
@@ -117,6 +117,28 @@ class Stage(nnx.Module):
     ) -> Outputs:  # fmt: skip
         teacher = normalize(batch[f"{prefix}discriminative"].astype(jnp.float32)) if self.has_teacher else None
         return Outputs(maps[-1], embedding, teacher=teacher, stages=maps if self.has_stages else None)
+
+
+def _checked(name: str, result: Any, loss: Loss) -> tuple[jax.Array, Metrics]:
+    """What a loss returned.
+
+    Raises:
+      GdrdError: it is no pair of a scalar and figures, or it differs between devices, or the loss's state does.
+    """
+    if not (isinstance(result, tuple) and len(result) == 2 and jnp.shape(result[0]) == ()):
+        found = f"shape {jnp.shape(result)}" if isinstance(result, jax.Array) else type(result).__name__
+        raise GdrdError(
+            f"the loss {name!r} returns {found}; it has to return a scalar and a dict of figures to log", "loss-result"
+        )
+    for what, value in (("a value", result[0]), ("state", nnx.state(loss, State))):
+        if any(map(sharding.may_differ, jax.tree.leaves(value))):
+            remedy = "sharding.mean(value)" if what == "a value" else "an update by sharding.replicated"
+            raise GdrdError(
+                f"the loss {name!r} has {what} that differs between devices, each of which sees a part of the batch; "
+                f"use {remedy}",
+                "loss-differs",
+            )
+    return result
 
 
 def _halves(both: Any) -> tuple[Any, Any]:

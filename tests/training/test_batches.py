@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_trainer as base
-from conftest import finished, run_script
+from conftest import finished, raises, run_script
 from flax import nnx
 
 from gdrd_jax import registry
@@ -149,6 +149,48 @@ def test_the_bank_remembers_the_mean_of_a_row_that_comes_twice():
     wanted[3] = normalize(0.5 * before[3] + 0.25 * (embedding[0] + embedding[1]))
     wanted[5] = normalize(0.5 * before[5] + 0.5 * embedding[2])
     np.testing.assert_allclose(after, wanted, atol=1e-6)
+
+
+class Local(Loss):
+    """Forgets that each device has a part of the batch."""
+
+    needs = frozenset({"embedding"})
+    result = staticmethod(lambda embedding: (jnp.mean(embedding), {}))
+
+    def __call__(self, outputs, batch, key):
+        return self.result(outputs.embedding)
+
+
+class OwnBank(MemoryBank):
+    """Forgets that other devices have other rows."""
+
+    def __call__(self, outputs, batch, key):
+        self.bank[...] = self.bank[...] + jnp.mean(outputs.embedding)
+        return sharding.mean(jnp.mean(outputs.embedding)), {}
+
+
+@pytest.mark.parametrize(
+    "loss, code, facts",
+    [
+        (Local, "loss-differs", ("'test_wrong'", "sharding.mean(value)")),
+        (OwnBank, "loss-differs", ("'test_wrong'", "sharding.replicated")),
+        (lambda embedding: sharding.mean(jnp.mean(embedding)), "loss-result", ("'test_wrong'", "()")),
+        (lambda embedding: (embedding, {}), "loss-result", ("'test_wrong'", "tuple")),
+    ],
+)
+def test_a_loss_that_is_wrong_is_named(loss, code, facts, monkeypatch):
+    if not isinstance(loss, type):
+        loss = type("Wrong", (Local,), {"result": staticmethod(loss)})
+    monkeypatch.setitem(registry.losses._entries, "test_wrong", loss)
+    student = make_student(resolution=16, width=0.0625, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(0))
+    info = DataInfo(identities=5, images=ROWS, embedding_dim=DIM, feature_shape=(4, 4, 32))
+    graphdef, params, rest = trainer.split(Stage(student, {"test_wrong": {}}, info, rngs=nnx.Rngs(1)))
+    how = base.schedule(steps=1)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    run = trainer.make_run(graphdef, how, mesh, seed=7, loop=False)
+    rows = sampler("uniform")(7, range(1), 8)
+    with raises(code, *facts):
+        jax.eval_shape(run, trainer.begin(params, rest, how), DATA, rows, np.arange(1))
 
 
 def test_balanced_parts_are_marked(tmp_path):
