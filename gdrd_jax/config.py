@@ -635,7 +635,16 @@ def unknown_key(name: str, config: ConfigDict) -> str:
     """One sentence for a setting that does not exist, with the nearest that does."""
     if name == "base":
         return "config.base is gone: give the runs that share output the same folder with --config.outputs=DIR"
-    near = difflib.get_close_matches(name, keys(config), n=1, cutoff=0.0)
+    section, _, key = name.rpartition(".")
+    if section.startswith("stages."):
+        own = [known.removeprefix("dis.") for known in keys(config) if known.startswith("dis.")]
+        near = difflib.get_close_matches(key, own, n=1, cutoff=0.0)
+        return (
+            f"there is no setting --config.{name}: a stage has the settings of config.dis, of which the nearest is "
+            f"{near[0]}, and config.stages has only the stages that the config file adds"
+        )
+    siblings = [known for known in keys(config) if known.rpartition(".")[0] == section]
+    near = difflib.get_close_matches(name, siblings or keys(config), n=1, cutoff=0.0)
     return f"there is no setting --config.{name}; the nearest one is --config.{near[0]}"
 
 

@@ -182,6 +182,24 @@ def test_a_student_of_another_module_is_trained_evaluated_exported_and_continued
         planning.validate(config, tmp_path / "run")
 
 
+def test_a_student_with_embeddings_of_another_size_is_refused_first(
+    student_plugin, faces_folder, tmp_path, monkeypatch
+):  # fmt: skip
+    registry.load_plugins((student_plugin,))
+
+    class Wrong(registry.students["my_separable"]):
+        def __init__(self, config, shape, *, rngs):
+            super().__init__(config, shape, rngs=rngs)
+            self.head.linear = nnx.Linear(self.head.linear.in_features, 7, rngs=rngs)
+
+    monkeypatch.setitem(registry.students._entries, "my_wrong", Wrong)
+    config = tiny_config(faces_folder)
+    config.student.update(name="my_wrong", width=1.0, hidden=(), head_stages=0)
+    config.dis.update(init="random", freeze=())
+    with raises("student-output", "'my_wrong'", "[2, 7]", "[2, 24]"):
+        planning.validate(config, tmp_path / "run")
+
+
 def test_a_command_imports_a_plugin_first(student_plugin, capsys):
     assert commands.main(["--plugin", student_plugin, "list", "students"]) == 0
     assert "my_separable: Two blocks of depthwise separable convolutions" in capsys.readouterr().out

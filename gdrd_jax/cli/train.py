@@ -90,6 +90,10 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     added = {match["name"]: match["value"] for match in map(OPEN.fullmatch, argv) if match}
     argv = [a for a in argv if not OPEN.fullmatch(a)]
     sys.argv[:] = [a for a in sys.argv if not OPEN.fullmatch(a)]  # where ml_collections looks for overrides
+    for match in filter(None, (re.fullmatch(r"--config\.((?:\w+\.)*(?:sampler|selection))=(\w*)", a) for a in argv)):
+        raise GdrdError(
+            f"config.{match[1]} has a name and settings; set --config.{match[1]}.name={match[2]}", "setting-section"
+        )
     given = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
     known = settings.default()
     argv = [f"--config={_config_file(a.removeprefix('--config='))}" if a.startswith("--config=") else a for a in argv]

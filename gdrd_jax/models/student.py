@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from gdrd_jax.models import arguments as of
 from gdrd_jax.registry import students
+from gdrd_jax.utils.errors import GdrdError
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,23 @@ def make_student(*, rngs: nnx.Rngs, **arguments: Any) -> Student:
     channels, mirror = arguments.get("channels", of.RGB), arguments.get("mirror", True)
     shape = Shape(arguments["resolution"], channels, arguments["embedding_dim"], mirror)
     return students[name](students.settings(name, of.settings(arguments)), shape, rngs=rngs)
+
+
+def check_output(arguments: Mapping) -> None:
+    """Refuses a student whose embeddings have another dimension than asked for; arguments as of `make_student`.
+
+    Raises:
+      GdrdError: they have.
+    """
+    student = abstract_student(arguments)
+    images = np.zeros((2, student.resolution, student.resolution, student.shape.channels), np.uint8)
+    found = nnx.eval_shape(lambda student: student(images), student).shape
+    if found != (2, student.shape.embedding_dim):
+        raise GdrdError(
+            f"the student {arguments['name']!r} gives {list(found)} for 2 images; its head has to give "
+            f"[2, {student.shape.embedding_dim}], with the shape's embedding_dim",
+            "student-output",
+        )
 
 
 def abstract_student(arguments: Mapping) -> Student:

@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 from gdrd_jax.config import LOSS_DEFAULTS, Config, used_losses
 from gdrd_jax.models import arguments
 from gdrd_jax.pipeline import inputs
-from gdrd_jax.registry import losses, samplers, selections
+from gdrd_jax.registry import losses, samplers, selections, students
 from gdrd_jax.utils.errors import GdrdError, did_you_mean
 
 LAST = "dis"
+ANY_DIM = 24  # of an embedding, where that of the teacher is not known yet
 REFERENCES = {"init": ("gen", "random"), "teacher": ("",), "assistant": ("",)}  # and what is no stage of `stages`
 # Needs of losses that a feature store meets, and the step that makes the store.
 STORES = {"generative": "generative", "hr_small": "hr_small", "hr_features": "hr_features"}
@@ -159,7 +160,12 @@ def check(config: ConfigDict, name: str) -> None:
       name: of the stage.
     """
     dis, place = config.dis, f"config.{'' if name == LAST else 'stages.'}{name}"
-    arguments.of_config(config)
+    asked = arguments.of_config(config)
+    # The paper's student is known without importing JAX, which takes seconds.
+    if asked["name"] != arguments.DEFAULT and not students[asked["name"]].__module__.startswith("gdrd_jax."):
+        from gdrd_jax.models.student import check_output
+
+        check_output({**asked, "embedding_dim": ANY_DIM})
     if config.student.init:
         inputs.initial_student(config)
     for loss, settings in used_losses(dis.losses).items():

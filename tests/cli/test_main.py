@@ -91,6 +91,20 @@ def test_a_config_is_found_by_its_name(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("wrong", "code", "facts"),
+    [
+        ("--config.dis.sampler=balanced", "setting-section", ["--config.dis.sampler.name=balanced"]),
+        ("--config.stages.asistant.stepz=10", "setting-unknown", ["stages.asistant.stepz", "the nearest is steps"]),
+        ("--config.gen.loss=10", "setting-unknown", ["--config.gen.loss", "--config.gen.s"]),
+    ],
+)
+def test_a_setting_that_a_section_lacks_is_named_with_the_nearest_there(wrong, code, facts, tmp_path):
+    done = train("--config=quickstart", wrong, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.endswith(f" [{code}]\n")
+    assert all(fact in done.stderr for fact in facts), done.stderr
+
+
+@pytest.mark.parametrize(
     ("words", "code", "facts"),
     [
         ([], "config-missing", ["--config=quickstart"]),
