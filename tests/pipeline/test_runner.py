@@ -43,6 +43,7 @@ from gdrd_jax.pipeline import planning, records, runner, stages, train_stages, w
 from gdrd_jax.pipeline.inputs import dev_files, locate
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import discriminative
+from gdrd_jax.teachers import arcface
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import LOCK, locked
 from gdrd_jax.utils.launch import ProcessInfo
@@ -182,8 +183,8 @@ def test_a_pass_continues_where_it_was_interrupted_and_skips_what_is_done(faces_
 
 
 def test_files_are_fingerprinted_once_a_command(faces_folder, tmp_path, monkeypatch):
-    hashed, onnx_sha256 = [], discriminative.onnx_sha256
-    monkeypatch.setattr(discriminative, "onnx_sha256", lambda path: hashed.append(path) or onnx_sha256(path))
+    hashed, onnx_sha256 = [], arcface.onnx_sha256
+    monkeypatch.setattr(arcface, "onnx_sha256", lambda path: hashed.append(path) or onnx_sha256(path))
     config = tiny_config(faces_folder)
     walk = planning.Walk(config, tmp_path / "run", planning.with_ancestors(("dis",), config))
     before = [state.origin for state in walk.look_ahead()]
@@ -687,7 +688,7 @@ def test_a_changed_face_redoes_everything(finished, faces_folder, tmp_path, capl
 def test_stage_gen_needs_no_recognizer_and_stage_dis_goes_on_from_it(copy, faces_folder, tmp_path, caplog):
     config = tiny_config(faces_folder)
     config.update_from_flattened_dict({"until": "gen", "discriminative.path": "", "gen.learning_rate": 0.01})
-    plan = runner.plan(config, tmp_path / "run")
+    plan = planning.plan(config, tmp_path / "run")
     assert [step.name for step in plan] == ["faces", "views", "teacher", "generative", "gen"]
     shutil.rmtree((copy / "discriminative").resolve())
     config.outputs = str(copy / "steps")
@@ -722,7 +723,7 @@ def test_runs_that_need_the_same_output_wait_for_each_other(copy, faces_folder, 
     (folder / "step.json").write_text(json.dumps(record | {"complete": False}))
     with locked(folder):  # the other run is at work, and ends while this one waits
         monkeypatch.setattr(runner.time, "sleep", lambda _: (folder / "step.json").write_text(json.dumps(record)))
-        monkeypatch.setattr(runner, "is_locked", lambda path: not records.read(folder)["complete"])
+        monkeypatch.setattr(runner, "is_locked", lambda path: path == folder and not records.read(folder)["complete"])
         monkeypatch.setattr(runner, "locked", lambda path: contextlib.nullcontext())
         monkeypatch.setattr(runner, "lock_workdir", lambda *_: contextlib.nullcontext())
         (tmp_path / "two").mkdir()

@@ -144,7 +144,7 @@ def calls_without_encoding(path):
         elif words == "open" or (
             words.endswith(".open") and words.split(".")[0] not in ("os", "ts", "Image", "tarfile")
         ):
-            odd = not words[:1].isupper() and not any("b" in mode for mode in modes)
+            odd = not words[:1].isupper() and not any("b" in mode for mode in modes) and not words.endswith("].open")
         else:
             odd = words.startswith("subprocess.") and any(
                 k.arg in ("text", "universal_newlines") for k in node.keywords
