@@ -146,6 +146,9 @@ def test_the_list_shows_losses_and_those_of_plugins(plugin, capsys):
     assert [line.split(":")[0] for line in lines] == sorted(registry.losses.names())
     assert "my_arcface: Cross-entropy of scaled cosines" in "\n".join(lines) and "margin=0.5" in "\n".join(lines)
     assert any(line.startswith("rcd: ") and "tau=0.4" in line for line in lines)
+    assert commands.main(["list"]) == 0
+    kinds = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+    assert "my_arcface" in kinds["losses"].split(", ") and kinds["tasks"] == "faces, objects" and len(kinds) == 8
 
 
 def test_a_student_of_another_module_is_trained_evaluated_exported_and_continued(
@@ -354,3 +357,36 @@ def test_a_protocol_cannot_take_an_option_of_the_command(protocol, capsys):
     assert evaluate.main(["--protocol", "neighbors", "--data", "x", "--out", "y"]) == 2
     error = capsys.readouterr().err
     assert "'neighbors'" in error and "'seed'" in error and error.endswith("[protocol-setting-name]\n")
+
+
+@pytest.mark.slow
+def test_one_module_with_an_entry_of_each_kind_trains_evaluates_and_exports(faces_folder, tmp_path, monkeypatch):
+    """All examples of the page in one file, from the faces to the figures of an exported student."""
+    parts = ("my_losses", "my_samplers", "my_students", "my_filters", "my_eigenfaces", "my_protocols", "my_tasks")
+    (tmp_path / "my_entries.py").write_text("\n".join(code_of(PAGE, f"{part}.py") for part in parts), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    kinds = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
+    for kind in kinds:
+        monkeypatch.setattr(kind, "_entries", {name: kind[name] for name in kind.names()})
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "bank.npz", w=rng.normal(size=(8, 3, 4, 4)).astype(np.float32))
+    np.savez(tmp_path / "faces.npz", mean=np.full((64, 64), 127.5), components=rng.normal(size=(27, 64, 64)) / 64)
+    config = tiny_config(faces_folder)
+    config.plugins = ("my_entries",)
+    config.generative.update(kind="my_filters", path=str(tmp_path / "bank.npz"))
+    config.discriminative.update(kind="my_eigenfaces", path=str(tmp_path / "faces.npz"))
+    config.student.update(name="my_separable", settings={"channels": 8}, width=1.0, hidden=(), head_stages=0)
+    config.dis.losses = {"my_arcface": {"weight": 1.0, "margin": 0.3}, "feature_regression": {"weight": 0.5}}
+    config.dis.update(init="gen", freeze=(), sampler={"name": "my_identities"})
+    config.gen.steps = config.dis.steps = 9
+    runner.run(config, tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "dis" / "metrics.json").read_text(encoding="utf-8"))
+    assert {"my_arcface", "own_cosine", "feature_regression", "r2"} <= metrics.keys()
+    exported, out = tmp_path / "exported", tmp_path / "out"
+    words = ["export", tmp_path / "run", exported, "--format", "onnx", "--calibration", faces_folder]
+    assert commands.main([*map(str, words)]) == 0
+    words = ["evaluate", "--protocol", "neighbors", "--data", faces_folder, "--model", f"mine={exported}", "--out", out]
+    assert commands.main([*map(str, words)]) == 0
+    results = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["results"]
+    assert 0 <= results["mine_16"]["accuracy"] <= 100
+    assert "my_thermal_faces" in registry.tasks.names()

@@ -1,6 +1,7 @@
 """List what configs can choose by name, with one line and the settings of each.
 
 Examples:
+  gdrd list
   gdrd list losses
   gdrd list students
   gdrd --plugin my_losses list losses
@@ -24,8 +25,12 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         parser = ArgumentParser(__doc__)
-        parser.add_argument("kind", choices=KINDS, help=", ".join(KINDS))
+        parser.add_argument("kind", nargs="?", choices=KINDS, help=f"{', '.join(KINDS)} (default: the names of all)")
         given = parser.parse_args(argv)
+        if given.kind is None:
+            for kind, entries in KINDS.items():
+                print(f"{kind}: {', '.join(entries.names())}")
+            return
         for name in KINDS[given.kind].names():
             print(described(KINDS[given.kind], name))
 
