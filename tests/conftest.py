@@ -41,6 +41,7 @@ def pytest_configure(config):
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers(config):
     """One process for a single file; otherwise one for each core, as far as memory is likely to suffice."""
     files = {argument.partition("::")[0] for argument in config.args}
