@@ -151,6 +151,39 @@ def test_the_bank_remembers_the_mean_of_a_row_that_comes_twice():
     np.testing.assert_allclose(after, wanted, atol=1e-6)
 
 
+class SecondNetwork(Loss):
+    """A network of its own at twice the resolution, which learns together with the student."""
+
+    needs = frozenset({"embedding", "hr_small"})
+
+    def __init__(self, config, info, *, rngs):
+        super().__init__(config, info, rngs=rngs)
+        self.network = make_student(resolution=32, width=0.0625, hidden=(), embedding_dim=info.embedding_dim, rngs=rngs)
+
+    def __call__(self, outputs, batch, key):
+        cosine = jnp.sum(normalize(outputs.embedding) * normalize(self.network(batch["hr_small"])), axis=-1)
+        return sharding.mean(jnp.mean(1 - cosine)), {}
+
+
+def test_a_loss_can_own_a_second_network(tmp_path, monkeypatch):
+    monkeypatch.setitem(registry.losses._entries, "test_network", SecondNetwork)
+    data = {**DATA, "hr_small": DATA["lr"].repeat(2, axis=2).repeat(2, axis=3)}
+    info = DataInfo(identities=5, images=ROWS, embedding_dim=DIM, feature_shape=(4, 4, 32))
+
+    def make():
+        student = make_student(resolution=16, width=0.0625, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(0))
+        return Stage(student, {"test_network": {}}, info, rngs=nnx.Rngs(1))
+
+    before = nnx.to_pure_dict(nnx.state(make()))["criteria"]["test_network"]["network"]
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        base.stopping_at(patch, 2)
+        base.fit(tmp_path, data, {}, make, batch=8, steps=5, learning_rate=0.01)
+    weights, _ = base.fit(tmp_path, data, {}, make, batch=8, steps=5, learning_rate=0.01)  # from the checkpoint
+    after = weights["criteria"]["test_network"]["network"]
+    assert np.abs(after["backbone"]["stem"]["kernel"] - before["backbone"]["stem"]["kernel"]).max() > 1e-5
+    assert np.abs(after["backbone"]["norm"]["mean"] - before["backbone"]["norm"]["mean"]).max() > 1e-5
+
+
 class Local(Loss):
     """Forgets that each device has a part of the batch."""
 
