@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import make_faces, raises
 
+from gdrd_jax.cli import __main__ as commands
 from gdrd_jax.cli import study_taps
 from gdrd_jax.data.degradation import Views
 from gdrd_jax.data.readers import open_faces
@@ -128,9 +129,9 @@ def test_a_teacher_of_any_kind_is_studied(faces, tmp_path, caplog):
         "--train", root / "train", "--data", root / "lfw", "--pairs", root / "pairs.txt", "--resolution", 8,
         "--images", 6, "--teacher", f"t=tiny:{tmp_path}", "--timestep", 0, 500,
     ]  # fmt: skip
-    words = list(map(str, words))
-    assert study_taps.main([*words, "--out", str(tmp_path / "out"), "--tap", "parts"]) == 0
-    assert study_taps.main([*words, "--out", str(tmp_path / "out")]) == 0
+    words = ["--plugin", "tiny_teachers", "study-taps", *map(str, words), "--out", str(tmp_path / "out")]
+    assert commands.main([*words, "--tap", "parts"]) == 0
+    assert commands.main(words) == 0
     rows = json.loads((tmp_path / "out" / "taps.json").read_text(encoding="utf-8"))["rows"]
     assert [row for row in rows if row.startswith("t/")] == ["t/None/parts", "t/None/whole"]  # without a timestep
     assert rows["t/None/whole"]["shape"] == [16, 4, 4] and rows["t/None/parts"]["shape"] == [16, 8, 8]
