@@ -153,10 +153,9 @@ class Config(ConfigDict):
 
     def update(self, *other: Any, **more: Any) -> None:
         given = dict(*other, **more)
+        # "settings" are replaced as a whole, for their names differ between entries.
         for key in [k for k in given if self._flat_loss(k) or self._of_teacher(k) or k == "settings"]:
             self[key] = given.pop(key)
-        if "settings" in given and "settings" in self:  # replaced as a whole, for their names differ between students
-            self["settings"] = given.pop("settings")
         super().update({name: each for key, value in given.items() for name, each in _current(key, value).items()})
 
 

@@ -43,6 +43,10 @@ class Sampler:
     def __init__(self, config: Any, labels: np.ndarray, views: int) -> None:
         self.config, self.labels, self.views = config, labels, views
 
+    @functools.cached_property
+    def _by_identity(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return by_identity(self.labels)
+
     @classmethod
     def check(cls, config: Any, batch: int, images: np.ndarray) -> None:
         """Refuses, before any work, batches that cannot be made.
@@ -129,10 +133,6 @@ class Pairs(Sampler):
         }  # fmt: skip
 
     @functools.cached_property
-    def _by_identity(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return by_identity(self.labels)
-
-    @functools.cached_property
     def _place(self) -> np.ndarray:
         """The number of each row among the images of its identity."""
         order, first, _ = self._by_identity
@@ -172,10 +172,6 @@ class Balanced(Sampler):
     def __call__(self, seed: int, steps: range, batch: int) -> Rows:
         rows = balanced_rows(seed, steps, batch // self.config.images, self.config.images, self._by_identity)
         return {"rows": rows, "views": _views(seed, steps, rows, self.views), "balanced": np.ones(rows.shape, bool)}
-
-    @functools.cached_property
-    def _by_identity(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return by_identity(self.labels)
 
 
 @samplers.register("half_balanced")
@@ -224,10 +220,6 @@ class HalfBalanced(Sampler):
         rows = np.concatenate([uniform, balanced], axis=1)
         flags = np.broadcast_to(np.arange(batch) >= first, rows.shape)
         return {"rows": rows, "views": _views(seed, steps, rows, self.views), "balanced": flags}
-
-    @functools.cached_property
-    def _by_identity(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return by_identity(self.labels)
 
 
 def by_identity(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

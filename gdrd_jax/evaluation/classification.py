@@ -2,25 +2,23 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from gdrd_jax.data.faces import Faces, labeled, same_name
-from gdrd_jax.data.file_tree import check_unique, is_image
+from gdrd_jax.data.faces import Faces, labeled
 from gdrd_jax.data.prepare import checked
-from gdrd_jax.data.readers import list_files, open_faces
+from gdrd_jax.data.readers import open_faces
 from gdrd_jax.data.task import ObjectTask
 from gdrd_jax.evaluation.closed_set import NEIGHBORS, ClosedSet
 from gdrd_jax.evaluation.interface import SHOWN, ReportedProtocol
+from gdrd_jax.evaluation.parts import TEST, TRAIN, images_of_parts, place
 from gdrd_jax.evaluation.report import GREEN, RED
 from gdrd_jax.evaluation.result import Result
 from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.pictures import grid
-
-TRAIN, TEST = "train", "test"
 
 
 @protocols.register("classification")
@@ -90,14 +88,8 @@ class Classification(ClosedSet, ReportedProtocol):
 
     @classmethod
     def _of_two(cls, data: Path, config: Any, skip_bad: bool) -> Self:
-        files = list_files(data)
-        places = [PurePosixPath(same_name(name)).parts for name in files.names]
-        chosen = [
-            row for row, parts in enumerate(places)
-            if len(parts) >= 3 and parts[-3] in (TRAIN, TEST) and is_image(files, row)
-        ]  # fmt: skip
-        check_unique(files, chosen, lambda name: PurePosixPath(same_name(name)).parts[-3:])
-        parts_there = {places[row][-3] for row in chosen}
+        files = images_of_parts(data)
+        parts_there = {place(name)[-3] for name in files.names}
         for part in (TRAIN, TEST):
             if part not in parts_there:
                 raise GdrdError(
@@ -105,9 +97,9 @@ class Classification(ClosedSet, ReportedProtocol):
                     "with --test-images N",
                     "classification-layout",
                 )
-        faces = checked(files.take(chosen).with_task(config.task()), skip_bad=skip_bad)
-        places = [PurePosixPath(same_name(name)).parts for name in faces.names]
-        of_part = {part: {place[-2] for place in places if place[-3] == part} for part in (TRAIN, TEST)}
+        faces = checked(files.with_task(config.task()), skip_bad=skip_bad)
+        places = [place(name) for name in faces.names]
+        of_part = {part: {parts[-2] for parts in places if parts[-3] == part} for part in (TRAIN, TEST)}
         for part, other in ((TEST, TRAIN), (TRAIN, TEST)):
             if missing := sorted(of_part[other] - of_part[part]):
                 raise GdrdError(
@@ -115,8 +107,8 @@ class Classification(ClosedSet, ReportedProtocol):
                     f"remove {other}/{missing[0]}",
                     "class-without-images",
                 )
-        faces = labeled(faces, (place[-2] for place in places))
-        return cls._made(faces, np.array([place[-3] == TEST for place in places]), config, list(faces.skipped))
+        faces = labeled(faces, (parts[-2] for parts in places))
+        return cls._made(faces, np.array([parts[-3] == TEST for parts in places]), config, list(faces.skipped))
 
     @classmethod
     def _made(cls, faces: Faces, tested: np.ndarray, config: Any, skipped: list) -> Self:

@@ -18,7 +18,7 @@ from gdrd_jax.evaluation.interface import NativeFloor, ReportedProtocol
 from gdrd_jax.evaluation.pair_files import find_images, read_pairs
 from gdrd_jax.evaluation.report import GREEN, RED
 from gdrd_jax.evaluation.result import Result
-from gdrd_jax.evaluation.verification import FARS, Pairs, cosines
+from gdrd_jax.evaluation.verification import FARS, Pairs, cosines, hardest_pairs
 from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
@@ -111,10 +111,9 @@ class PairList(ReportedProtocol):
         scores = result.arrays["scores"].reshape(-1, len(self.same)).mean(axis=0)
         lines: list[list[np.ndarray]] = []
         frames: list[list[Frame]] = []
-        for same, order, color in ((False, -scores, RED), (True, scores, GREEN)):
-            rows = np.flatnonzero(self.same == same)
-            worst = rows[np.argsort(order[rows], kind="stable")[:SHOWN]]
-            both = [row for pair in worst for row in (self.first[pair], self.second[pair])]
+        for genuine, color in ((False, RED), (True, GREEN)):
+            hardest = hardest_pairs(scores, self.same, genuine, SHOWN)
+            both = [row for pair in hardest for row in (self.first[pair], self.second[pair])]
             lines += [[self.faces[row] for row in both], [render(row) for row in both]]
             frames += [[color] * len(both), [None] * len(both)]
         caption = (

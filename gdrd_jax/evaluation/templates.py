@@ -28,7 +28,7 @@ from gdrd_jax.evaluation.pair_files import find_images
 from gdrd_jax.evaluation.report import GREEN, RED
 from gdrd_jax.evaluation.result import Result
 from gdrd_jax.evaluation.template_files import TemplateList, read_template_pairs, read_templates
-from gdrd_jax.evaluation.verification import Pairs
+from gdrd_jax.evaluation.verification import Pairs, hardest_pairs
 from gdrd_jax.registry import protocols
 from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.errors import GdrdError
@@ -216,12 +216,11 @@ class TemplatePairs(ReportedProtocol):
 
     def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """A face of each template of the hardest pairs."""
-        scores, same = result.arrays["scores"], self.same
+        scores = result.arrays["scores"]
         lines: list[list[np.ndarray]] = []
         frames: list[list[Frame]] = []
-        for kind, color in ((False, RED), (True, GREEN)):
-            pairs = np.flatnonzero(same == kind)
-            hardest = pairs[np.argsort(scores[pairs] if kind else -scores[pairs], kind="stable")[:SHOWN]]
+        for genuine, color in ((False, RED), (True, GREEN)):
+            hardest = hardest_pairs(scores, self.same, genuine, SHOWN)
             shown = [self.templates.example(row) for p in hardest for row in (self.first[p], self.second[p])]
             lines += [[self.faces[row] for row in shown], [render(row) for row in shown]]
             frames += [[color] * len(shown), [None] * len(shown)]

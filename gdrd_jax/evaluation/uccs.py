@@ -4,17 +4,16 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from gdrd_jax.data.faces import Faces, labeled, same_name
-from gdrd_jax.data.file_tree import check_unique, is_image
+from gdrd_jax.data.faces import Faces, labeled
 from gdrd_jax.data.prepare import checked
-from gdrd_jax.data.readers import list_files
 from gdrd_jax.evaluation import bootstrap
 from gdrd_jax.evaluation.interface import Figure, ReportedProtocol
+from gdrd_jax.evaluation.parts import TEST, TRAIN, images_of_parts, place
 from gdrd_jax.evaluation.report import GREEN, RED, draw_points
 from gdrd_jax.evaluation.result import Result, percent, percents
 from gdrd_jax.registry import protocols
@@ -23,7 +22,6 @@ from gdrd_jax.utils.pictures import Frame, grid
 from gdrd_jax.utils.texts import counted
 
 LOG = logging.getLogger(__name__)
-TRAIN, TEST = "train", "test"
 # Inverse strength of the softmax layer's weight decay on unit-length embeddings, about where accuracy is flat.
 INVERSE_DECAY = 100.0
 SHOWN_PEOPLE, SHOWN = 10, 8
@@ -60,15 +58,9 @@ class UCCS(ReportedProtocol):
     @classmethod
     def open(cls, data: Path, config: object = None, *, stretch: bool = False, skip_bad: bool = False) -> Self:
         """A person who is tested but not trained on is an error, see `ReportedProtocol.open`."""
-        files = list_files(data)
-        places = [PurePosixPath(same_name(name)).parts for name in files.names]
-        chosen = [
-            row for row, parts in enumerate(places)
-            if len(parts) >= 3 and parts[-3] in (TRAIN, TEST) and is_image(files, row)
-        ]  # fmt: skip
-        check_unique(files, chosen, lambda name: PurePosixPath(same_name(name)).parts[-3:])
-        faces = checked(files.take(chosen), stretch=stretch, skip_bad=skip_bad) if chosen else files.take(chosen)
-        places = [PurePosixPath(same_name(name)).parts for name in faces.names]
+        files = images_of_parts(data)
+        faces = checked(files, stretch=stretch, skip_bad=skip_bad) if len(files) else files
+        places = [place(name) for name in faces.names]
         split = np.array([parts[-3] for parts in places])
         for part in (TRAIN, TEST):
             if not (split == part).any():

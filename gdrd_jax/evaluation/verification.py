@@ -54,6 +54,20 @@ def all_pairs(embeddings: np.ndarray, labels: np.ndarray) -> Pairs:
     return Pairs(scores, labels[first] == labels[second])
 
 
+def hardest_pairs(scores: np.ndarray, same: np.ndarray, genuine: bool, count: int) -> np.ndarray:
+    """The genuine pairs with the lowest scores, or the impostors with the highest, hardest first: int `[<= count]`.
+
+    Args:
+      scores: float `[P]`.
+      same: whether a pair is genuine, bool `[P]`.
+      genuine: which pairs.
+      count: how many at most.
+    """
+    pairs = np.flatnonzero(same == genuine)
+    order = scores[pairs] if genuine else -scores[pairs]
+    return pairs[np.argsort(order, kind="stable")[:count]]
+
+
 def pair_metrics(
     pairs: Pairs,
     *,

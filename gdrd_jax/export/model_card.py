@@ -165,8 +165,8 @@ def _rates(found: Thresholds, task: Task) -> str:
         [
             f"Of {found.name}: {found.faces:,} {task.images} of {found.people:,} {task.labels}, {found.between:,} "
             f"pairs of different {task.labels}, {found.genuine:,} pairs of {task.images} of one; no rate finer than "
-            f"{found.finest():.2g} can be told from them. Thresholds were learned on the {task.images} that they are "
-            "judged on here.",
+            f"{found.finest():.2g} can be estimated from them. Thresholds were learned on the {task.images} that they "
+            "are judged on here.",
             "",
             "| false accept rate | threshold | false reject rate, % |",
             "|---|---|---|",

@@ -280,6 +280,12 @@ def hr_views(config: ConfigDict) -> Views:
     return dataclasses.replace(views(config), **clean, resolution=side, count=target_views(config))
 
 
+def adjust_targets(config: ConfigDict, settings: dict) -> None:
+    """`Step.adjust` of what is computed from as many views as T_d's embeddings."""
+    settings["views.count"] = target_views(config)
+    settings |= mirror_settings(config)
+
+
 def view_count(split: str, views: int, exact: int) -> int:
     """Number of stored views of a split: of test images only those that are not random."""
     return exact if split == "test" else views

@@ -31,6 +31,11 @@ NEEDED = {
 NEED_OF = {"assistant": "assistant", "selection": "selected"}  # settings that meet a need
 
 
+def place_of(name: str) -> str:
+    """Where the config has the settings of a stage: "dis" or "stages.NAME"."""
+    return name if name == LAST else f"stages.{name}"
+
+
 def section(config: ConfigDict, name: str) -> ConfigDict:
     """The settings of a stage: "gen", "dis", or one of `config.stages`."""
     return config[name] if name in ("gen", LAST) else config.stages[name]
@@ -59,7 +64,7 @@ def names(config: ConfigDict) -> tuple[str, ...]:
             wanted = section(config, name)[key]
             if wanted in others:
                 continue
-            place = f"config.{'' if name == LAST else 'stages.'}{name}.{key}"
+            place = f"config.{place_of(name)}.{key}"
             if wanted not in config.stages:
                 known = [*config.stages, *filter(None, others)]
                 raise GdrdError(
@@ -159,7 +164,7 @@ def check(config: ConfigDict, name: str) -> None:
       config: of the stage, see `stage_config`.
       name: of the stage.
     """
-    dis, place = config.dis, f"config.{'' if name == LAST else 'stages.'}{name}"
+    dis, place = config.dis, f"config.{place_of(name)}"
     asked = arguments.of_config(config)
     # The paper's student is known without importing JAX, which takes seconds.
     if asked["name"] != arguments.DEFAULT and not students[asked["name"]].__module__.startswith("gdrd_jax."):
@@ -247,7 +252,7 @@ def check_embedding(config: ConfigDict, name: str) -> None:
     """Refuses a stage whose embeddings are used, but which trains the backbone alone; arguments as of `check`."""
     if not any(loss in LOSS_DEFAULTS or losses[loss].needs & OF_HEAD for loss in used_losses(config.dis.losses)):
         raise GdrdError(
-            f"no loss of config.{'' if name == LAST else 'stages.'}{name}.losses reads the student's embedding, which "
+            f"no loss of config.{place_of(name)}.losses reads the student's embedding, which "
             "would stay untrained; add another loss, such as embedding_cosine",
             "loss-embedding",
         )
@@ -267,7 +272,7 @@ def check_init(config: ConfigDict, name: str) -> None:
     for key in sorted((own.keys() | other.keys()) - {"dtype"}):
         if own.get(key) != other.get(key):
             raise GdrdError(
-                f"config.{'' if name == LAST else 'stages.'}{name}.init is {init!r}, whose student has "
+                f"config.{place_of(name)}.init is {init!r}, whose student has "
                 f"{key}={other.get(key)!r}, and the student of {name!r} has {key}={own.get(key)!r}; make them equal, "
                 "or set init=random",
                 "stage-init",

@@ -14,7 +14,7 @@ from gdrd_jax.teachers.interface import DiscriminativeOptions, DiscriminativeTea
 from gdrd_jax.teachers.onnx_files import load_onnx, onnx_sha256
 from gdrd_jax.teachers.onnx_graph import agrees, flat, in_torch, make_batch_dynamic, reshapes_a_batch_of_one
 from gdrd_jax.teachers.onnx_ports import Input, check_input, choose_output, read_input
-from gdrd_jax.teachers.onnx_session import fed_with, open_session, unloadable
+from gdrd_jax.teachers.onnx_session import computes_batches, fed_with, open_session, unloadable
 from gdrd_jax.teachers.preprocessing import parse_preprocessing
 from gdrd_jax.utils.errors import GdrdError, first_line, require
 
@@ -205,11 +205,7 @@ class ArcFace(DiscriminativeTeacher):
                 f"the embeddings of {self._path} are not finite; check its preprocessing ({self.preprocessing})",
                 "teacher-not-finite",
             )
-        try:
-            together = self._in_onnxruntime(faces)
-        except Exception:
-            together = np.zeros(())
-        if together.shape != singly.shape or not np.allclose(together, singly, rtol=1e-2, atol=1e-3):
+        if not computes_batches(self._in_onnxruntime, faces, singly):
             LOG.warning("%s computes batches wrongly (its batch is fixed inside); faces are run one by one", self._path)
             self._batch = 1
         return singly.shape[1]

@@ -15,7 +15,7 @@ from gdrd_jax.teachers.interface import GenerativeOptions, GenerativeTeacher
 from gdrd_jax.teachers.onnx_files import load_onnx, onnx_sha256
 from gdrd_jax.teachers.onnx_graph import make_batch_dynamic
 from gdrd_jax.teachers.onnx_ports import Input, check_input, read_input
-from gdrd_jax.teachers.onnx_session import fed_with, open_session, unloadable
+from gdrd_jax.teachers.onnx_session import computes_batches, fed_with, open_session, unloadable
 from gdrd_jax.teachers.preprocessing import parse_preprocessing
 from gdrd_jax.teachers.torch_network import in_batches, trial
 from gdrd_jax.utils.errors import GdrdError, first_line, require
@@ -136,11 +136,7 @@ class OnnxEncoder(GenerativeTeacher):
                 f"({self.preprocessing})",
                 "teacher-not-finite",
             )
-        try:
-            together = self._run(images, (self._tap,))[0]
-        except Exception:
-            together = np.zeros(())
-        if together.shape != singly.shape or not np.allclose(together, singly, rtol=1e-2, atol=1e-3):
+        if not computes_batches(lambda some: self._run(some, (self._tap,))[0], images, singly):
             LOG.warning("%s computes batches wrongly (its batch is fixed inside); images are run singly", self._path)
             self._batch = 1
 

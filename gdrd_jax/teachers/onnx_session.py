@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,21 @@ def unloadable(path: Path) -> Iterator[None]:
             f"{path} cannot be loaded as an ONNX network: {first_line(error)}; get it or export it again",
             "onnx-unloadable",
         ) from error
+
+
+def computes_batches(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, singly: np.ndarray) -> bool:
+    """Whether a graph gives for a batch of images what it gives for each; its batch may be fixed inside.
+
+    Args:
+      run: of the graph, on a batch.
+      images: `[N, S, S, 3]`.
+      singly: its output for them, one by one, `[N, ...]`.
+    """
+    try:
+        together = run(images)
+    except Exception:  # ONNX Runtime's errors have no common base
+        return False
+    return together.shape == singly.shape and np.allclose(together, singly, rtol=1e-2, atol=1e-3)
 
 
 def fed_with(model, into: Input, asked: str, path: Path) -> tuple[str, tuple[str, ...]]:

@@ -133,7 +133,7 @@ def test_any_number_of_processes_may_begin_it_at_once(tmp_path):
 
 
 def test_what_an_older_run_left_behind_goes_on_writing_is_not_taken(tmp_path):
-    """Rank 0 was killed and the store begun anew with another teacher, while another rank still works."""
+    """Rank 0 was killed and the store started again with another teacher, while another rank still works."""
     orphan = create(tmp_path / "c", provenance={"teacher": "old"})
     shutil.rmtree(tmp_path / "c")
     store = create(tmp_path / "c", provenance={"teacher": "new"})

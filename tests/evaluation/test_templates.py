@@ -229,7 +229,7 @@ def test_missing_images_are_refused_or_counted(folder, tmp_path):
 
 def test_a_template_without_an_image_is_refused_or_left_out(folder):
     listed = read_templates(folder / "templates.csv")
-    more = dataclasses.replace(listed, names=(*listed.names, "empty"), subjects=(*listed.subjects, "Nobody"))
+    more = dataclasses.replace(listed, names=(*listed.names, "empty"), subjects=(*listed.subjects, "Nina"))
     with raises("template-empty", "'empty'"):
         Templates.open(folder / "faces", more)
     found = Templates.open(folder / "faces", more, skip_bad=True)

@@ -107,6 +107,6 @@ def test_a_long_curve_is_thinned_to_points_of_it(monkeypatch):
     few = v.thinned(far, tar, thresholds)
     assert 20 < len(few[0]) <= 40 and set(zip(*few)) < set(zip(far, tar, thresholds))
     assert (few[0][0], few[1][0], few[0][-1], few[1][-1]) == (0, 0, 1, 1) and (np.diff(few[2]) < 0).all()
-    assert few[0][few[0] > 0][0] == far[far > 0][0]  # the least rate that can be told
+    assert few[0][few[0] > 0][0] == far[far > 0][0]  # the lowest rate that these pairs can estimate
     short = v.thinned(*(part[:90] for part in (far, tar, thresholds)))
     assert len(short[0]) == 90

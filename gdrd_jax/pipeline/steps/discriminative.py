@@ -58,10 +58,9 @@ def load(config: ConfigDict) -> DiscriminativeTeacher:
 
 
 def _adjust(config: ConfigDict, settings: dict) -> None:
-    settings["views.count"] = inputs.target_views(config)
+    inputs.adjust_targets(config, settings)
     if settings["discriminative.preprocessing"] == "in_graph":
         settings["discriminative.preprocessing"] = IN_GRAPH_BEFORE  # as the output of earlier versions recorded it
-    settings |= inputs.mirror_settings(config)
 
 
 STEP = Step(

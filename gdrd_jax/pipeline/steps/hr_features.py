@@ -1,7 +1,6 @@
 """Step `hr_features`: a feature map inside T_d of every view at full size, for losses that compare feature maps."""
 
 import difflib
-from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -57,17 +56,18 @@ def extractions(run: Run) -> dict[str, Extraction]:
     """The maps of every view, averaged to 4x4 positions."""
     options, views = inputs.recognizer(run.config), inputs.views(run.config)
     network = load_generative(
-        "onnx", Path(str(options.path)), tap=run.config.discriminative.tap, input_size=options.input_size,
+        "onnx", options.path, tap=run.config.discriminative.tap, input_size=options.input_size,
         preprocessing=options.preprocessing,
     )  # fmt: skip
     compute = lambda images: averaged(network.features(to_rgb(images)), SIDE)  # noqa: E731
-    found = {}
-    for split in inputs.splits(run.config):
-        if split != "test" and len(run.faces(split)):
-            load = view_loader(run.reader(split), views, low=False)
-            shape = compute(load(0, range(1))).shape[1:]
-            found[split] = target_extraction(run, "hr_features", split, shape, network, load, compute)
-    return found
+    task = inputs.task(run.config)
+    shape = compute(np.zeros((1, task.image_size, task.image_size, task.channels), np.uint8)).shape[1:]
+    return {
+        split: target_extraction(
+            run, "hr_features", split, shape, network, view_loader(run.reader(split), views, low=False), compute
+        )
+        for split in inputs.splits(run.config) if split != "test" and len(run.faces(split))
+    }  # fmt: skip
 
 
 def averaged(maps: np.ndarray, side: int) -> np.ndarray:
@@ -82,12 +82,7 @@ def averaged(maps: np.ndarray, side: int) -> np.ndarray:
     return maps.astype(np.float32)
 
 
-def _adjust(config: ConfigDict, settings: dict) -> None:
-    settings["views.count"] = inputs.target_views(config)
-    settings |= inputs.mirror_settings(config)
-
-
 STEP = Step(
     "hr_features", None, ("discriminative.preprocessing", *inputs.MOVED), after=lambda config: ("faces",),
-    files=files, check=check, adjust=_adjust, extractions=extractions, shared=True,
+    files=files, check=check, adjust=inputs.adjust_targets, extractions=extractions, shared=True,
 )  # fmt: skip

@@ -22,7 +22,7 @@ NEUTRAL = {
 
 def stage_steps(name: str) -> tuple[Step, ...]:
     """The steps of a stage: its selection, its training, and the embeddings of its student."""
-    place = name if name == stages.LAST else f"stages.{name}"
+    place = stages.place_of(name)
     config_of = lambda config: stages.stage_config(config, name)  # noqa: E731
 
     def check(config: ConfigDict) -> None:

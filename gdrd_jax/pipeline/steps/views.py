@@ -46,11 +46,6 @@ def hr_faces(run: Run) -> dict[str, Extraction]:
     }
 
 
-def _adjust_hr(config: ConfigDict, settings: dict) -> None:
-    settings["views.count"] = inputs.target_views(config)
-    settings |= inputs.mirror_settings(config)
-
-
 def _reduced(run: Run, step: str, split: str, views: Views, count: int, what: str) -> Extraction:
     """The first `count` reduced views of every image of a split; `what` names them beside the progress bar."""
     faces, channels = run.faces(split), inputs.task(run.config).channels
@@ -75,5 +70,5 @@ SMALL_FACES = Step(
 )
 HR_SMALL = Step(
     "hr_small", None, ("views.resolution", "views.kernel", *inputs.MOVED), after=lambda config: ("faces",),
-    adjust=_adjust_hr, extractions=hr_faces, shared=True,
+    adjust=inputs.adjust_targets, extractions=hr_faces, shared=True,
 )  # fmt: skip
