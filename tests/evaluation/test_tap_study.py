@@ -129,9 +129,10 @@ def test_a_teacher_of_any_kind_is_studied(faces, tmp_path, caplog):
         "--train", root / "train", "--data", root / "lfw", "--pairs", root / "pairs.txt", "--resolution", 8,
         "--images", 6, "--teacher", f"t=tiny:{tmp_path}", "--timestep", 0, 500,
     ]  # fmt: skip
-    words = ["--plugin", "tiny_teachers", "study-taps", *map(str, words), "--out", str(tmp_path / "out")]
-    assert commands.main([*words, "--tap", "parts"]) == 0
-    assert commands.main(words) == 0
+    words = list(map(str, words))
+    command = ["--plugin", "tiny_teachers", "study-taps", *words, "--out", str(tmp_path / "out")]
+    assert commands.main([*command, "--tap", "parts"]) == 0
+    assert commands.main(command) == 0
     rows = json.loads((tmp_path / "out" / "taps.json").read_text(encoding="utf-8"))["rows"]
     assert [row for row in rows if row.startswith("t/")] == ["t/None/parts", "t/None/whole"]  # without a timestep
     assert rows["t/None/whole"]["shape"] == [16, 4, 4] and rows["t/None/parts"]["shape"] == [16, 8, 8]
