@@ -26,6 +26,7 @@ from gdrd_jax.utils.errors import GdrdError
 
 # What takes long to import, or needs more than the core dependencies, is imported where it is used.
 
+pytest_plugins = ("runs",)
 TESTS = Path(__file__).parent
 # Folders and files whose tests need torch, ONNX or other extras, or run whole commands; all others are `unit`.
 INTEGRATION = (
@@ -155,6 +156,14 @@ def use_tiny_teachers(config):
     config.plugins = (*config.plugins, "tiny_teachers")
     config.generative.kind = config.discriminative.kind = "tiny"
     config.discriminative.path = ""
+    return config
+
+
+def use_tiny_networks(config):
+    """Makes the student that of plugins/tiny_student.py, too, which compiles in a moment."""
+    use_tiny_teachers(config)
+    config.plugins = (*config.plugins, "tiny_student")
+    config.student.name = "tiny"
     return config
 
 

@@ -1,0 +1,58 @@
+"""A student that compiles in a moment, for tests whose question is not the network.
+
+config.plugins = ("tiny_student",)
+config.student.name = "tiny"
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+
+from gdrd_jax.models.student import Backbone, Student
+from gdrd_jax.registry import students
+
+SIDE = 4  # of the features
+
+
+class Colors(Backbone):
+    """Mean colors of parts of the image, mixed by a linear layer."""
+
+    def __init__(self, inputs, channels, rngs):
+        self.mix = nnx.Linear(inputs, channels, kernel_init=nnx.initializers.uniform(0.5), rngs=rngs)
+
+    def stages(self, images):
+        count, side = images.shape[:2]
+        parts = images.astype(jnp.float32).reshape(count, SIDE, side // SIDE, SIDE, side // SIDE, -1).mean(axis=(2, 4))
+        return (self.mix(parts / 127.5 - 1),)
+
+
+class TinyHead(nnx.Module):
+    def __init__(self, widths, rngs):
+        self.layers = nnx.List(
+            nnx.Linear(a, b, kernel_init=nnx.initializers.uniform(0.2), rngs=rngs) for a, b in zip(widths, widths[1:])
+        )
+
+    def __call__(self, features):
+        x = features.reshape(features.shape[0], -1)
+        for layer in self.layers[:-1]:
+            x = jnp.tanh(layer(x))
+        return self.layers[-1](x)
+
+
+@students.register("tiny")
+class TinyStudent(Student):
+    """A linear layer on the colors of 4x4 parts of the image, and a head of linear layers."""
+
+    @dataclass(frozen=True)
+    class Config:
+        width: float = 1.0
+        hidden: tuple[int, ...] = ()
+        head_stages: int = 0
+        dtype: str = "float32"
+
+    def __init__(self, config, shape, *, rngs):
+        super().__init__(config, shape, rngs=rngs)
+        channels = max(4, round(64 * config.width))
+        self.backbone = Colors(shape.channels, channels, rngs)
+        self.head = TinyHead([SIDE * SIDE * channels, *config.hidden, shape.embedding_dim], rngs)
