@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import raises, tiny_config, use_tiny_networks
+from conftest import raises, tiny_config, use_tiny_student, use_tiny_teachers
 
 from gdrd_jax.pipeline import runner
 from gdrd_jax.utils.files import LOCK
@@ -20,7 +20,7 @@ FEW = dict.fromkeys(("rotate", "jitter", "light", "low_light", "side_light", "no
 
 def small_config(path):
     """`tiny_config` without networks that need torch, ONNX Runtime or long to compile."""
-    return use_tiny_networks(tiny_config(path))
+    return use_tiny_student(use_tiny_teachers(tiny_config(path)))
 
 
 def random_config(path):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import raises, save_recognizer, tiny_config
+from conftest import raises, save_recognizer, tiny_config, use_tiny_student, use_tiny_teachers
 
 from gdrd_jax import registry
 from gdrd_jax.cli import precompute_teacher
@@ -52,7 +52,7 @@ def needy(monkeypatch):
 
 def small(folder, **dis):
     """A config without stage gen."""
-    config = tiny_config(folder)
+    config = use_tiny_student(use_tiny_teachers(tiny_config(folder)))
     config.until = "dis"
     config.dis.update(init="random", freeze=(), steps=4, evaluate_every=0)
     config.dis.losses = COSINE
@@ -78,7 +78,7 @@ def chain(faces_folder, tmp_path_factory):
 
 def chain_config(folder, workdir):
     config = small(folder)
-    config.discriminative.update(path=str(workdir.with_name("colors.onnx")), tap="p")
+    config.discriminative.update(kind="auto", path=str(workdir.with_name("colors.onnx")), tap="p")
     config.stages = {
         "first": short(losses={"cls": {"weight": 1.0}}, sampler={"name": "balanced", "images": 4}),
         "assistant": short(input="hr_small", student={"width": 0.125}),
@@ -151,7 +151,7 @@ def test_a_stage_begins_with_the_student_of_another(chain, faces_folder):
     runner.run(config, chain)
     first, last = (Recognizer.load(chain / name / "student").student for name in ("first", "dis"))
     np.testing.assert_allclose(last.head.layers[0].kernel[...], first.head.layers[0].kernel[...], atol=1e-6)
-    np.testing.assert_allclose(last.backbone.stem.kernel[...], first.backbone.stem.kernel[...], atol=1e-6)
+    np.testing.assert_allclose(last.backbone.mix.kernel[...], first.backbone.mix.kernel[...], atol=1e-6)
 
 
 def test_the_selection_weighs_trained_faces_alone(chain, faces_folder):
@@ -177,7 +177,7 @@ def test_a_student_learns_from_an_assistant_in_the_place_of_the_teacher(faces_fo
     runner.run(config, tmp_path / "run")
     assistant, student = (Recognizer.load(tmp_path / "run" / name / "student") for name in ("assistant", "dis"))
     assert student.teacher == {"name": "assistant", "fingerprint": assistant.fingerprint()}
-    assert assistant.teacher["name"] == "sface"
+    assert assistant.teacher["name"] == "tiny"
 
 
 def change(config, **changes):

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import raises, save_recognizer
+from conftest import raises, save_recognizer, use_tiny_student
 
 from gdrd_jax.cli import evaluate, export, recognize
 from gdrd_jax.config import default
@@ -38,7 +38,7 @@ def make_symbols(root):
 
 
 def config_of(folder, teacher):
-    config = default()
+    config = use_tiny_student(default())
     config.task.update(name="objects", image_size=SIDE, channels=1, mirror=False)
     config.data.update(path=str(folder), test_people=0, calibration_people=0, test_images=TESTED, mixup_per_face=0.0)
     config.discriminative.path = str(teacher)

@@ -1,7 +1,7 @@
 """A student that compiles in a moment, for tests whose question is not the network.
 
 config.plugins = ("tiny_student",)
-config.student.name = "tiny"
+config.student.name = "colors"
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class TinyHead(nnx.Module):
         return self.layers[-1](x)
 
 
-@students.register("tiny")
+@students.register("colors")
 class TinyStudent(Student):
     """A linear layer on the colors of 4x4 parts of the image, and a head of linear layers."""
 
