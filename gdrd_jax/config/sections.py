@@ -17,6 +17,7 @@ from gdrd_jax.config.names_v04 import (
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
 
+KINDS = {bool: "a boolean", int: "a whole number", float: "a number", str: "text", tuple: "a tuple"}
 # Sections whose names are not fixed: those of losses, or settings of an entry that is chosen by name.
 OPEN = ("losses", "sampler", "selection", "settings")
 PATHS = (
@@ -47,7 +48,16 @@ class Config(ConfigDict):
             _set_teacher(self, key, None if value == FLAT_TEACHER[key] else value)
         else:
             for name, each in current_settings(key, value).items():
-                super().__setitem__(name, _as_losses(name, each))
+                self._set(name, each)
+
+    def _set(self, name: str, value: Any) -> None:
+        before = super().get(name)
+        if value is None and before is not None:
+            raise _wrong_type(name, value, before)
+        try:
+            super().__setitem__(name, _opened(name, value))
+        except TypeError as error:
+            raise _wrong_type(name, value, before) from error
 
     def _flat_loss(self, key: str) -> tuple[str, str] | None:
         """The loss and setting that a setting of stage dis of version 0.4 is today."""
@@ -77,10 +87,18 @@ class Config(ConfigDict):
         super().update({name: each for settings in today for name, each in settings.items()})
 
 
-def _as_losses(name: str, value: Any) -> Any:
-    if name != "losses" or isinstance(value, Losses):
+def _opened(name: str, value: Any) -> Any:
+    """A section whose names are not fixed as one that takes any type: what it is for checks that."""
+    if name not in OPEN or not isinstance(value, dict | ConfigDict):
         return value
-    return Losses(value.to_dict() if isinstance(value, ConfigDict) else value)
+    given = value.to_dict() if isinstance(value, ConfigDict) else value
+    return (Losses if name == "losses" else ConfigDict)(given, type_safe=False)
+
+
+def _wrong_type(name: str, value: Any, before: Any) -> GdrdError:
+    kind = next((words for type_, words in KINDS.items() if isinstance(before, type_)), "a section, a dict of settings")
+    example = "" if isinstance(before, ConfigDict) else f", such as {before!r}"
+    return GdrdError(f"the setting {name!r} is {value!r}; it must be {kind}{example}", "setting-type")
 
 
 def _set_teacher(section: ConfigDict, setting: str, value: object) -> None:
@@ -130,10 +148,13 @@ def set_open(config: ConfigDict, name: str, value: object) -> None:
 
 def expand_paths(config: ConfigDict) -> None:
     """Puts the home folder in the place of a `~` at the beginning of a path, in place; the shell leaves it there."""
-    for name in PATHS:
-        section, _, key = name.rpartition(".")
-        of = config[section] if section else config
-        of[key] = ",".join(str(user_path(path)) if path.startswith("~") else path for path in of[key].split(","))
+    names = [name.rpartition(".") for name in PATHS]
+    given = [(config[section] if section else config, key) for section, _, key in names]
+    students = [stage.get("student") for stage in config.stages.values() if isinstance(stage, ConfigDict)]
+    given += [(student, "init") for student in students if student and isinstance(student.get("init"), str)]
+    for section, key in given:
+        paths = section[key].split(",")
+        section[key] = ",".join(str(user_path(path)) if path.startswith("~") else path for path in paths)
 
 
 def unknown_key(name: str, config: ConfigDict) -> str:
