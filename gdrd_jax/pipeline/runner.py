@@ -72,8 +72,8 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process
 
 
 def _register(config: ConfigDict, workdir: Path) -> None:
-    shared = Path(config.outputs)
-    if not config.outputs or shared.resolve() == (workdir / "steps").resolve():
+    shared = Path(config.outputs or workdir / "steps").resolve()
+    if shared == workdir.resolve() / "steps":  # its own, and no link to a folder that others use
         return
     if workdir.resolve() not in read_users(shared):
         with _sole_user(shared, wait=True):
