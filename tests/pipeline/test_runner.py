@@ -39,8 +39,8 @@ from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.inference.pretrained import describe_student, find_student, list_pretrained
 from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.pipeline import planning, records, runner, stages, train_stages, workdir_v04
-from gdrd_jax.pipeline.inputs import dev_files, locate
+from gdrd_jax.pipeline import dev_set, planning, records, runner, stages, train_stages, workdir_v04
+from gdrd_jax.pipeline.inputs import locate
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import discriminative
 from gdrd_jax.teachers import arcface
@@ -898,13 +898,13 @@ def test_no_calibration_or_test_person_is_trained_on(copy, faces_folder, monkeyp
 def test_a_dev_set_that_is_only_touched_costs_no_training(faces_folder, tmp_path):
     config, dev = tiny_config(faces_folder), shutil.copytree(faces_folder, tmp_path / "dev")
     config.dev.path = str(dev)
-    before, face = dev_files(config), next(dev.rglob("*.png"))
+    before, face = dev_set.files(config), next(dev.rglob("*.png"))
     os.utime(face, (0, 0))
-    assert dev_files(config) == before
+    assert dev_set.files(config) == before
     pixels = bytearray(face.read_bytes())
     pixels[-20] ^= 1
     face.write_bytes(pixels)
-    assert dev_files(config) != before
+    assert dev_set.files(config) != before
 
 
 def test_a_dev_set_is_opened_before_the_first_step_unless_all_is_done(faces_folder, tmp_path, monkeypatch):
