@@ -1,13 +1,15 @@
 """Settings that a workdir or a student records, also of an earlier version."""
 
 import json
+import os
 from pathlib import Path
 
 from gdrd_jax.config.defaults import default, stage
 from gdrd_jax.config.losses import used_losses
 from gdrd_jax.config.names_v04 import BACKBONES, FLAT_LOSSES, FLAT_TEACHER, RANDOM, RENAMED
-from gdrd_jax.config.sections import OPEN
+from gdrd_jax.config.sections import OPEN, PATHS
 from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.files import listed_paths
 
 
 def of_workdir(workdir: Path) -> dict:
@@ -67,3 +69,17 @@ def _losses_of_0_4(dis: dict) -> dict[str, dict]:
         if flat in dis:
             losses.setdefault(loss, {})[setting] = dis.pop(flat)
     return used_losses({name: {"weight": 0.0, **settings} for name, settings in losses.items()})
+
+
+def without_folders(config: dict) -> dict:
+    """A run's settings with file names in place of paths, which are those of the machine that it ran on."""
+    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    kept.pop("outputs", None)
+    kept.pop("base", None)  # of version 0.4
+    for section, key in (name.split(".") for name in PATHS if "." in name):
+        given = kept.get(section, {}).get(key)
+        if given and os.sep in given:  # not what an earlier export has without folders already
+            kept[section][key] = ", ".join(path.name.strip() for path in listed_paths(given))
+    if "data" in kept:
+        kept["data"].pop("cache", None)
+    return kept
