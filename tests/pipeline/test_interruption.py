@@ -59,3 +59,8 @@ def test_a_run_stops_and_resumes(config, uninterrupted, tmp_path, monkeypatch, c
     runner.run(config, workdir, ("discriminative",))
     found, wanted = (Run.open(path).store("discriminative", "train").read(0) for path in (workdir, uninterrupted))
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_signal_that_is_dropped_after_the_last_safe_point_is_in_the_status(capfd):
+    assert common.guarded(send_while_collecting, resumes=False) == 130
+    assert capfd.readouterr().err == "\nstopped\n"
