@@ -1,8 +1,10 @@
 """Small faces and settings that run in seconds."""
 
 import contextlib
+import gc
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -394,3 +396,14 @@ def finished(*processes):
     for process, (_, errors) in zip(processes, found):
         assert process.returncode == 0, errors
     return [out for out, _ in found]
+
+
+def send_while_collecting(number=signal.SIGINT):
+    """A signal arrives in a callback of the garbage collector, whose exceptions Python drops."""
+
+    def callback(_phase, _info):
+        gc.callbacks.remove(callback)
+        signal.raise_signal(number)
+
+    gc.callbacks.append(callback)
+    gc.collect()

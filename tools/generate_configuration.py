@@ -1,4 +1,4 @@
-"""Writes the settings' tables of docs/configuration.md from gdrd_jax/config.py.
+"""Writes the settings' tables of docs/configuration.md from gdrd_jax/config.
 
   python tools/generate_configuration.py           # rewrites the page
   python tools/generate_configuration.py --check   # fails if the page is stale

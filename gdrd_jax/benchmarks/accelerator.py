@@ -40,10 +40,9 @@ from gdrd_jax.benchmarks import train as benchmark_train
 from gdrd_jax.benchmarks.train import Training, peak, table, timed
 from gdrd_jax.cli.common import ArgumentParser
 from gdrd_jax.cli.train import CONFIGS
-from gdrd_jax.config import of_workdir
+from gdrd_jax.config import of_workdir, without_folders
 from gdrd_jax.distributed import sharding
 from gdrd_jax.export import networks
-from gdrd_jax.export.exporter import without_folders
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.pretrained import describe_student, find_student
 from gdrd_jax.inference.recognizer import Recognizer

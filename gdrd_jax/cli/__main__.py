@@ -14,7 +14,7 @@ GROUPS = {
         "prepare": ("prepare_faces", "check, align and store faces"),
         "train": ("train", "train a student as a config describes; an interrupted run continues"),
         "precompute": ("precompute_teacher", "run the teachers of a training ahead of it, on any number of machines"),
-        "clean": ("clean", "list and remove output that a workdir no longer uses"),
+        "clean": ("clean", "list and remove output of steps that no workdir uses any more"),
         "grid": ("run_grid", "train combinations of settings with several seeds and compare them"),
     },
     "Evaluate": {

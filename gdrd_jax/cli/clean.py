@@ -1,14 +1,16 @@
-"""List the output of steps that a workdir no longer uses, and remove it with --yes.
+"""List the output of steps that no workdir uses any more, and remove it with --yes.
 
-Every change of a setting leaves the output of the earlier setting in WORKDIR/steps, so that it can be changed back at
-no cost. Unused is what no link WORKDIR/STEP leads to, in this workdir or in others that have used WORKDIR/steps as
---config.outputs. Trained networks are listed, too, but removed only where --trained names them. Nothing outside
-WORKDIR/steps is removed: neither a shared folder of --config.outputs nor arrays in a bucket of --config.data.cache.
+Every change of a setting leaves the output of the earlier setting in WORKDIR/steps or in the folder of
+--config.outputs, so that it can be changed back at no cost. FOLDER is a workdir, for what is in WORKDIR/steps, or a
+folder that workdirs share by --config.outputs. Unused is what no link WORKDIR/STEP leads to, in any workdir that has
+used the folder. Trained networks are listed, too, but removed only where --trained names them. Arrays in a bucket of
+--config.data.cache are never removed.
 
 Examples:
   gdrd clean runs/mine
   gdrd clean runs/mine --yes
   gdrd clean runs/mine --yes --trained dis-0123456789ab
+  gdrd clean runs/ablation/steps --yes
 """
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
@@ -21,7 +23,8 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         parser = ArgumentParser(__doc__)
-        parser.add_argument("workdir", type=user_path, metavar="WORKDIR", help="of gdrd train")
+        help = "workdir of gdrd train, or a folder of --config.outputs"
+        parser.add_argument("folder", type=user_path, metavar="FOLDER", help=help)
         either = parser.add_mutually_exclusive_group()
         either.add_argument("--yes", action="store_true", help="remove what is listed")
         either.add_argument("--dry-run", action="store_true", help="only list it, the default")
@@ -31,7 +34,7 @@ def main(argv: list[str]) -> int:
         given = parser.parse_args(argv)
         from gdrd_jax.pipeline import cleaning
 
-        with cleaning.find_unused(given.workdir) as unused:
+        with cleaning.find_unused(given.folder) as unused:
             chosen = cleaning.choose(unused, given.trained)
             for output in unused:
                 kept = "" if output in chosen else f"  trained; kept without --trained {output.folder.name}"

@@ -11,15 +11,9 @@ from collections.abc import Callable
 
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.platforms import platform_problem
-from gdrd_jax.utils.signals import Interrupted
+from gdrd_jax.utils.signals import Interrupted, Signals, check_signals
 
 CLOSED_PIPE = 128 + getattr(signal, "SIGPIPE", 13)  # which Windows has not
-
-
-def _terminated(number: int, _frame) -> None:
-    raise Interrupted("between two saves", number)
-
-
 EXAMPLES = "\nExamples:\n"
 
 
@@ -55,7 +49,6 @@ def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:
       The exit status: 2 for a user's mistake, 130 after Ctrl-C, 141 if the reader of the output has gone (`| head`),
       0 after SIGTERM and otherwise.
     """
-    signal.signal(signal.SIGTERM, _terminated)
     _prepare_output()
     try:
         status = _status(work, resumes)
@@ -77,8 +70,11 @@ def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:
 
 
 def _status(work: Callable[[], None], resumes: bool) -> int:
+    signals = Signals(hold=False)
     try:
-        work()
+        with signals:
+            work()
+            check_signals()
     except GdrdError as error:
         return print_error(str(error), error.code)
     except BrokenPipeError:
@@ -95,7 +91,8 @@ def _status(work: Callable[[], None], resumes: bool) -> int:
             signal.signal(number, signal.SIG_IGN)
         how = f": {str(stop) or 'between two saves'}; the same command continues" if resumes else ""
         print(f"\nstopped{how}", file=sys.stderr)
-        return 0 if getattr(stop, "signal", signal.SIGINT) == signal.SIGTERM else 130
+        number = getattr(stop, "signal", signals.received)  # not received here if another process was stopped
+        return 0 if number == signal.SIGTERM else 130
     return 0
 
 

@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         given = arguments(argv)
-        from gdrd_jax.export.exporter import FORMATS, Settings, export
+        from gdrd_jax.export.exporter import Settings, export
+        from gdrd_jax.export.formats import FORMATS
         from gdrd_jax.utils.errors import GdrdError
 
         if unknown := [name for name in given.format if name not in FORMATS]:

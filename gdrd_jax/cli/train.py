@@ -76,6 +76,12 @@ def _config_file(text: str) -> str:
     return f"{name}{colon}{mode}"
 
 
+def _last_in(files: list[str], frames: list[tuple[str, str]]) -> tuple[str, str] | None:
+    """The last `(path, line)` of a traceback that is in one of these config files, given with their modes."""
+    paths = {os.path.realpath(file.partition(":")[0]) for file in files}
+    return next((frame for frame in reversed(frames) if os.path.realpath(frame[0]) in paths), None)
+
+
 def config_names() -> list[str]:
     """Names of the configs that come with this package."""
     return sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -105,7 +111,8 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     except flags.Error as error:
         message, _, trace = str(error).partition("Traceback (most recent call last):")
         if trace:  # of a config file that raises
-            path, line = re.findall(r'File "(.+)", line (\d+)', trace)[-1]
+            frames = re.findall(r'File "(.+)", line (\d+)', trace)
+            path, line = _last_in(files, frames) or frames[-1]
             raised = trace.strip().splitlines()
             said = next(i for i, text in enumerate(raised) if i and not text.startswith(" "))
             message = f"{path}, line {line}, raises {' '.join(' '.join(raised[said:]).split())}"
@@ -125,8 +132,11 @@ def parse_flags(argv: list[str]) -> ConfigDict:
                 raise GdrdError(message, "config-unknown") from error
         last = str(error).splitlines()[-1].strip()
         raise GdrdError(f"the config could not be loaded: {last}", "config-unreadable") from error
-    except GdrdError:  # of a setting that is gone
-        raise
+    except GdrdError as error:  # of a setting that is gone, or of another type
+        frames = [(frame.filename, str(frame.lineno)) for frame in traceback.extract_tb(error.__traceback__)]
+        if not (place := _last_in(files, frames)):
+            raise
+        raise GdrdError(f"{', line '.join(place)}: {error}", error.code) from error
     except Exception as error:  # a user's config file may raise anything
         unknown = [name for name in given if name not in settings.keys(known)]
         if unknown:

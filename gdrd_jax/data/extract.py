@@ -18,6 +18,7 @@ from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.mixup import MixupFaces
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.launch import SINGLE_PROCESS, ProcessInfo
+from gdrd_jax.utils.signals import check_signals
 
 LOG = logging.getLogger(__name__)
 VERIFIED = 64  # rows of each view
@@ -68,6 +69,7 @@ def extract(*jobs: Extraction, process: ProcessInfo = SINGLE_PROCESS) -> None:
             job.store.write(view, rows, values)
             done[number] += len(rows)
             progress.update(len(rows))
+            check_signals()
     seconds = time.monotonic() - start
     for job, count, busy in zip(jobs, done, spent):
         if count:

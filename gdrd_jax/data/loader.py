@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from gdrd_jax.utils.signals import check_signals
+
 ITEMS_PER_TASK = 16  # handing over a single item costs more than decoding a face
 MAX_THREADS = 32  # bounds the results that wait, and the interpreter's lock lets no more of them work
 
@@ -56,6 +58,7 @@ def in_parallel(function: Callable[[int], object], numbers: Sequence[int]) -> It
     pool, waiting = ThreadPoolExecutor(threads), collections.deque()
     try:
         for start in range(0, len(numbers), ITEMS_PER_TASK):
+            check_signals()
             waiting.append(pool.submit(several, start))
             if len(waiting) > 2 * threads:  # more results waiting would only take memory
                 yield from waiting.popleft().result()

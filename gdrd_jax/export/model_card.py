@@ -1,11 +1,16 @@
 """The model card that goes with an exported student."""
 
+import json
+from pathlib import Path
+
 from gdrd_jax.config import used_losses, with_current_names
+from gdrd_jax.data.degradation import STRENGTHS
 from gdrd_jax.data.task import FACES, Task
 from gdrd_jax.export import verify
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.models.arguments import DEFAULT
+from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.tables import markdown_table
 
 OTHER_FACES = (
@@ -34,6 +39,38 @@ def text(manifest: dict) -> str:
     }
     (title, first), *rest = sections.items()
     return "\n\n".join([f"# {title}\n\n{first}", *(f"## {name}\n\n{body}" for name, body in rest)]) + "\n"
+
+
+def evaluation(folder: Path, fingerprint: str) -> dict:
+    """The part of an evaluation that the model card shows.
+
+    Raises:
+      GdrdError: the folder holds no evaluation, or not one of this student.
+    """
+    try:
+        document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        settings, results = document["settings"], document["results"]
+        models = [model["fingerprint"] for model in settings["models"].values()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GdrdError(
+            f"--evaluation: {folder} holds no metrics.json of gdrd evaluate", "evaluation-missing"
+        ) from error
+    if fingerprint not in models:
+        raise GdrdError(
+            f"--evaluation: {folder} is not an evaluation of this student ({fingerprint[:12]}); run gdrd evaluate on "
+            "the exported folder, then export again",
+            "evaluation-other-student",
+        )
+    strengths = ", ".join(f"{name} {settings[name]:g}" for name in STRENGTHS if settings[name])
+    data = Path(settings.get("protocol_settings", settings).get("pairs") or settings["data"]).name
+    rows = [
+        {"row": row, **{name: [found[name], *ends] for name, ends in found["intervals"].items() if name in found}}
+        for row, found in results.items()
+    ]
+    return {
+        "protocol": document["protocol"], "data": data, "kernel": settings["kernel"], "degraded": strengths,
+        "stand_in": document["stand_in"], "rows": rows,
+    }  # fmt: skip
 
 
 def _task(manifest: dict) -> Task:

@@ -22,6 +22,7 @@ from gdrd_jax.teachers.preprocessing import parse_preprocessing
 from gdrd_jax.utils.arrays import to_rgb, unit
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
+from gdrd_jax.utils.signals import check_signals
 
 FORMAT = 1  # of stored embeddings; raised when the same model and faces would give others
 BATCH = 128  # faces embedded at once
@@ -212,6 +213,7 @@ def embed_faces(
         raise ValueError("an array of faces has no names, by which noise is drawn; degrade it first")
 
     def load(_view: int, rows: np.ndarray | range) -> np.ndarray:
+        check_signals()
         if isinstance(faces, np.ndarray):
             return resize_all(faces[np.asarray(rows)], embedder.input_size, embedder.kernel)
         return np.stack(list(in_parallel(lambda row: embedder.input_of(faces, row, degradation, seed), list(rows))))

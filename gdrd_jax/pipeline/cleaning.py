@@ -1,4 +1,4 @@
-"""Removes output of steps that a workdir no longer uses."""
+"""Removes output of steps that no workdir uses any more."""
 
 import contextlib
 import os
@@ -13,6 +13,7 @@ from gdrd_jax.pipeline.steps import steps
 from gdrd_jax.pipeline.workdir import USERS, read_users
 from gdrd_jax.utils.errors import GdrdError, did_you_mean
 from gdrd_jax.utils.files import LOCK, is_locked, locked
+from gdrd_jax.utils.outputs import is_run
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Unused:
     Attributes:
       folder: of the output; may be a link of version 0.4 to another workdir's output.
       size: in bytes.
-      trained: whether it is a trained network, or of a step that the workdir's config has not, and may be one.
+      trained: whether it is a trained network, or of a step that no config of the workdirs has, and may be one.
     """
 
     folder: Path
@@ -31,18 +32,24 @@ class Unused:
 
 
 @contextlib.contextmanager
-def find_unused(workdir: Path) -> Iterator[list[Unused]]:
-    """A context in which no run can begin to use the output in `WORKDIR/steps`; gives what is unused there.
+def find_unused(folder: Path) -> Iterator[list[Unused]]:
+    """A context in which no run can begin to use the output in a folder; gives what is unused there.
 
-    Used is what a link `WORKDIR/STEP` leads to, here or in a workdir whose `config.outputs` was `WORKDIR/steps`: runs
-    write their workdirs into the file `.workdirs` there. The folder `config.outputs` of this workdir is not looked at.
+    Used is what a link `WORKDIR/STEP` leads to, in the workdir that the folder belongs to or in one whose
+    `config.outputs` was this folder: runs write their workdirs into the file `.workdirs` there.
+
+    Args:
+      folder: a workdir, whose own `WORKDIR/steps` is looked at and not its `config.outputs`; or a folder that workdirs
+        share by `config.outputs`.
 
     Raises:
-      GdrdError: it is no workdir, `WORKDIR/steps` is a link, a run uses it or its output, or a workdir in `.workdirs`
+      GdrdError: it is neither, `WORKDIR/steps` is a link, a run uses a workdir or output, or a workdir in `.workdirs`
         is missing.
     """
-    untrained = {step.name for step in steps(Run.open(workdir).config) if not step.trains}
-    outputs = workdir / "steps"
+    if (folder / USERS).exists():
+        outputs, owners = folder, [folder.parent] if folder.name == "steps" and is_run(folder.parent) else []
+    else:
+        outputs, owners = folder / "steps", [Run.open(folder).workdir]
     if not outputs.is_dir():
         yield []
         return
@@ -53,10 +60,10 @@ def find_unused(workdir: Path) -> Iterator[list[Unused]]:
             "clean-steps-link",
         )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(locked(workdir))
+        for owner in owners:
+            stack.enter_context(locked(owner))
         stack.enter_context(locked(outputs))  # in which others are entered into `.workdirs`
-        users = read_users(outputs)
-        for user in users:
+        for user in (users := read_users(outputs)):
             if not (user / "config.json").exists():
                 raise GdrdError(
                     f"{outputs / USERS} lists the workdir {user}, which uses this output, but it is not there; if it "
@@ -64,16 +71,19 @@ def find_unused(workdir: Path) -> Iterator[list[Unused]]:
                     "clean-workdir-missing",
                 )
             stack.enter_context(locked(user))
-        links = [path for user in (workdir, *users) for path in user.iterdir() if path.is_symlink()]
+        workdirs = [*owners, *users]
+        configs = [Run.open(workdir).config for workdir in workdirs]
+        untrained = {step.name for config in configs for step in steps(config) if not step.trains}
+        links = [path for workdir in workdirs for path in workdir.iterdir() if path.is_symlink()]
         used = {os.path.realpath(link) for link in links}
         found = []
-        for folder in sorted(outputs.iterdir()):
-            path = os.path.join(os.path.realpath(outputs), folder.name)
-            if not folder.is_dir() and not folder.is_symlink() or path in used or os.path.realpath(path) in used:
+        for output in sorted(outputs.iterdir()):
+            path = os.path.join(os.path.realpath(outputs), output.name)
+            if not output.is_dir() and not output.is_symlink() or path in used or os.path.realpath(path) in used:
                 continue
-            if not folder.is_symlink() and is_locked(folder):
-                raise GdrdError(f"another run is working in {folder}; wait for it", "folder-in-use")
-            found.append(Unused(folder, _size(folder), folder.name.partition("-")[0] not in untrained))
+            if not output.is_symlink() and is_locked(output):
+                raise GdrdError(f"another run is working in {output}; wait for it", "folder-in-use")
+            found.append(Unused(output, _size(output), output.name.partition("-")[0] not in untrained))
         yield found
 
 

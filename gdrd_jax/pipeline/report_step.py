@@ -17,8 +17,7 @@ from gdrd_jax.evaluation.report import GREEN, RED
 from gdrd_jax.inference.embedders import add_flips, network_embedder, pixel_embedder, student_embedder
 from gdrd_jax.inference.pretrained import describe_student, find_student, list_pretrained
 from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.pipeline import inputs
-from gdrd_jax.pipeline.inputs import recognizer_name
+from gdrd_jax.pipeline import inputs, teacher_options, view_settings
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import discriminative, generative
 from gdrd_jax.teachers import SuperResolver
@@ -42,7 +41,7 @@ def report(run: Run) -> None:
     protocol: HeldOutPeople | ClosedSet = HeldOutPeople(images, known, tested)
     if config.data.test_images:
         protocol = ClosedSet(images, known, train=np.arange(tested, len(known)), test=np.arange(tested))
-    teacher_name, resolution = recognizer_name(config), config.views.resolution
+    teacher_name, resolution = teacher_options.discriminative_name(config), config.views.resolution
     student = student_embedder("student", Recognizer.load(run.folder("dis") / "student"))
     pretrained = list_pretrained() if task == FACES else ()
     sizes = {name: describe_student(find_student(name))["student"]["resolution"] for name in pretrained}
@@ -107,7 +106,7 @@ def _rows(config: ConfigDict, faces: dict[str, Faces]) -> dict[str, np.ndarray]:
 
 def _native_embeddings(run: Run, rows: dict[str, np.ndarray]) -> np.ndarray:
     """The teacher's stored embeddings of the faces at full size, which are not computed again: `[N, D]`."""
-    embeddings, exact = [], inputs.views(run.config).exact
+    embeddings, exact = [], view_settings.views(run.config).exact
     for split, chosen in rows.items():
         stored = run.store("discriminative", split).read_all()[chosen, :exact].astype(np.float32)
         # One view of a training face may be all there is.

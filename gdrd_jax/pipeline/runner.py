@@ -28,7 +28,7 @@ from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import LOCK, digest, is_locked, locked, write_json
 from gdrd_jax.utils.launch import SINGLE_PROCESS, ProcessInfo
 from gdrd_jax.utils.platforms import check_platform
-from gdrd_jax.utils.signals import deferred
+from gdrd_jax.utils.signals import check_signals, deferred
 
 LOG = logging.getLogger(__name__)
 POLL_SECONDS, SECONDS_BEFORE_MESSAGE, SECONDS_BEFORE_FAILURE = 0.2, 5.0, 120.0
@@ -63,6 +63,7 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process
         walk.restart()
         take_part = _run_steps if process.rank == 0 else _follow_first_process
         while together := _next_steps(walk):
+            check_signals()
             states = [walk.state(step) for step in together]
             current.folders |= {state.step.name: state.folder for state in states}
             walk.fingerprints |= take_part(states, current)
@@ -71,8 +72,8 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process
 
 
 def _register(config: ConfigDict, workdir: Path) -> None:
-    shared = Path(config.outputs)
-    if not config.outputs or shared.resolve() == (workdir / "steps").resolve():
+    shared = Path(config.outputs or workdir / "steps").resolve()
+    if shared == workdir.resolve() / "steps":  # its own, and no link to a folder that others use
         return
     if workdir.resolve() not in read_users(shared):
         with _sole_user(shared, wait=True):
@@ -210,6 +211,7 @@ def _sole_user(folder: Path, *, wait: bool) -> Iterator[None]:
             if wait and is_locked(folder):
                 LOG.info("waiting for another run, which is working in %s", folder)
             while wait and is_locked(folder):
+                check_signals()
                 time.sleep(POLL_SECONDS)
             try:
                 stack.enter_context(locked(folder))
@@ -227,6 +229,7 @@ def _follow_first_process(states: Sequence[StepState], current: Run) -> dict[str
     def wait(state: StepState, what: str, enough: Callable[[], object]) -> None:
         since, logged = time.monotonic(), False
         while not enough():
+            check_signals()
             time.sleep(POLL_SECONDS)
             alone = time.monotonic() - since
             if alone < SECONDS_BEFORE_MESSAGE:

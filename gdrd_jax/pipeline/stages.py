@@ -10,25 +10,15 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from gdrd_jax.config import LOSS_DEFAULTS, Config, used_losses
-from gdrd_jax.models import arguments
-from gdrd_jax.pipeline import inputs
-from gdrd_jax.registry import losses, samplers, selections, students
+from gdrd_jax.models.arguments import TEACHER_FEATURES
+from gdrd_jax.pipeline import view_settings
+from gdrd_jax.registry import losses
 from gdrd_jax.utils.errors import GdrdError, did_you_mean
 
 LAST = "dis"
-ANY_DIM = 24  # of an embedding, where that of the teacher is not known yet
 REFERENCES = {"init": ("gen", "random"), "teacher": ("",), "assistant": ("",)}  # and what is no stage of `stages`
 # Needs of losses that a feature store meets, and the step that makes the store.
 STORES = {"generative": "generative", "hr_small": "hr_small", "hr_features": "hr_features"}
-# What losses can need, see `losses.interface.Loss`: what every stage gives them, and what depends on the config.
-OF_HEAD = {"embedding", "logits"}
-OF_EVERY_STAGE = {*OF_HEAD, "label", "index", "discriminative", "stages"}
-NEEDED = {
-    "second": "a second image of each row", "balanced": "batches with several images of an identity",
-    "assistant": "the embeddings of an assistant", "selected": "a selection of images",
-    "generative": "T_g's features", "hr_small": "faces at a higher resolution", "hr_features": "T_d's feature maps",
-}  # fmt: skip
-NEED_OF = {"assistant": "assistant", "selection": "selected"}  # settings that meet a need
 
 
 def place_of(name: str) -> str:
@@ -103,9 +93,33 @@ def stage_config(config: ConfigDict, name: str) -> ConfigDict:
         found.dis = own
         found.student.update(own.student.to_dict())
         if own.input == "hr_small":
-            found.views.update(dataclasses.asdict(inputs.hr_views(config)))
+            found.views.update(dataclasses.asdict(view_settings.hr_views(config)))
             found.degradation.random = False
     return found
+
+
+def entry(section: ConfigDict) -> tuple[str, dict]:
+    """Name and settings of an entry of a registry, such as `dis.sampler`."""
+    given = section.to_dict()
+    return given.pop("name"), given
+
+
+def is_teacher_features(config: ConfigDict) -> bool:
+    """Whether the student is a head on T_g's features, the "SR" of the paper's ablation."""
+    return config.student.name == TEACHER_FEATURES
+
+
+def losses_need(config: ConfigDict, what: str) -> bool:
+    """Whether a loss of stage dis reads `what`, one of `losses.interface.Loss.needs` that a config has to meet."""
+    names = used_losses(config.dis.losses)
+    if set(names) <= set(LOSS_DEFAULTS):  # the losses themselves import JAX, which takes seconds
+        return what == "discriminative"
+    return any(what in losses[name].needs for name in names)
+
+
+def trains_backbone(config: ConfigDict) -> bool:
+    """Whether stage dis trains the backbone, too."""
+    return "backbone" not in config.dis.freeze and not is_teacher_features(config)
 
 
 def stores(config: ConfigDict) -> dict[str, str]:
@@ -117,13 +131,13 @@ def stores(config: ConfigDict) -> dict[str, str]:
     dis = config.dis
     if config.degradation.random:
         found = {"small": "small_faces"}
-    elif inputs.is_teacher_features(config):
+    elif is_teacher_features(config):
         found = {"lr": "generative"}
     else:
         found = {"lr": images_step(config)}
     found["discriminative"] = embeddings_step(dis.teacher) if dis.teacher else "discriminative"
-    found |= {need: step for need, step in STORES.items() if inputs.losses_need(config, need)}
-    if inputs.losses_need(config, "assistant"):
+    found |= {need: step for need, step in STORES.items() if losses_need(config, need)}
+    if losses_need(config, "assistant"):
         found["assistant"] = embeddings_step(dis.assistant)
     return found
 
@@ -133,7 +147,7 @@ def unlabeled_splits(config: ConfigDict) -> list[str]:
     if not config.dis.use_unlabeled or set(used_losses(config.dis.losses)) == {"cls"}:
         return []  # cross-entropy learns nothing from unlabeled faces
     # There are no features of T_g of mixup images.
-    mixup = config.data.mixup_per_face and not inputs.is_teacher_features(config)
+    mixup = config.data.mixup_per_face and not is_teacher_features(config)
     return ["unlabeled", "mixup"] if mixup else ["unlabeled"]
 
 
@@ -144,7 +158,7 @@ def images_step(config: ConfigDict) -> str:
 
 def any_loss_needs(config: ConfigDict, what: str) -> bool:
     """Whether a loss of any stage reads `what`."""
-    return any(inputs.losses_need(stage_config(config, name), what) for name in (*names(config), LAST))
+    return any(losses_need(stage_config(config, name), what) for name in (*names(config), LAST))
 
 
 def embeddings_step(stage: str) -> str:
@@ -155,125 +169,3 @@ def embeddings_step(stage: str) -> str:
 def selection_step(stage: str) -> str:
     """Name of the step that selects images for a stage."""
     return f"{stage}_selection"
-
-
-def check(config: ConfigDict, name: str) -> None:
-    """Refuses settings of a stage that do not fit together.
-
-    Args:
-      config: of the stage, see `stage_config`.
-      name: of the stage.
-    """
-    dis, place = config.dis, f"config.{place_of(name)}"
-    asked = arguments.of_config(config)
-    # The paper's student is known without importing JAX, which takes seconds.
-    if asked["name"] != arguments.DEFAULT and not students[asked["name"]].__module__.startswith("gdrd_jax."):
-        from gdrd_jax.models.student import check_output
-
-        check_output({**asked, "embedding_dim": ANY_DIM})
-    if config.student.init:
-        inputs.initial_student(config)
-    for loss, settings in used_losses(dis.losses).items():
-        given = {key: value for key, value in settings.items() if key != "weight"}
-        if loss not in LOSS_DEFAULTS or given:  # the losses themselves import JAX, which takes seconds
-            losses.settings(loss, given)
-            known = OF_EVERY_STAGE | NEEDED.keys()
-            if unknown := sorted(losses[loss].needs - known):
-                raise GdrdError(
-                    f"the loss {loss!r} needs {unknown[0]!r}, which no batch has; {did_you_mean(unknown[0], known)}"
-                    f"a loss can need {', '.join(sorted(known))}",
-                    "loss-needs",
-                )
-    sampler, given = inputs.entry(dis.sampler)
-    samplers.settings(sampler, given)
-    gives = samplers[sampler].gives
-    for need in ("second", "balanced"):
-        if inputs.losses_need(config, need) and need not in gives:
-            able = ", ".join(other for other in samplers.names() if need in samplers[other].gives)
-            raise GdrdError(
-                f"a loss of {place}.losses needs {NEEDED[need]}, which the sampler {sampler!r} does not give; set "
-                f"{place}.sampler.name to {able}",
-                "loss-needs",
-            )
-    if name != LAST and inputs.is_teacher_features(config):
-        raise GdrdError(
-            f"the student of {place} is 'teacher_features', which other stages cannot use; set "
-            f'{place}.student={{"name": "gdrd"}}, or another network',
-            "stage-student",
-        )
-    if inputs.losses_need(config, "stages") and inputs.is_teacher_features(config):
-        raise GdrdError(
-            f"a loss of {place}.losses needs the features of each stage, which config.student.name=teacher_features "
-            "does not have",
-            "loss-needs",
-        )
-    for need in ("assistant", "selection"):
-        if inputs.losses_need(config, NEED_OF[need]) and not dis[need]:
-            raise GdrdError(
-                f"a loss of {place}.losses needs {NEEDED[NEED_OF[need]]}, and {place}.{need} is not set", "loss-needs"
-            )
-        if dis[need] and not inputs.losses_need(config, NEED_OF[need]):
-            raise GdrdError(f"{place}.{need} is set, but no loss of {place}.losses reads it", "loss-needs")
-    if dis.selection:
-        selections.settings(*inputs.entry(dis.selection))
-    if dis.mixup and "second" in gives:
-        raise GdrdError(f"{place}.mixup needs a sampler without a second image", "mixup-settings")
-    stored = [need for need in (*STORES, "assistant", "selected") if inputs.losses_need(config, need)]
-    if stored and (config.data.packed or dis.mixup):
-        raise GdrdError(
-            f"a loss of {place}.losses needs {NEEDED[stored[0]]}, which packed faces and mixup images do not have; set "
-            f"config.data.packed='' and {place}.mixup=0",
-            "loss-needs",
-        )
-    maps = [need for need in ("generative", "hr_features") if inputs.losses_need(config, need)]
-    if maps and config.degradation.random:  # which mirrors half of the images, and not the stored maps
-        raise GdrdError(
-            f"a loss of {place}.losses needs {NEEDED[maps[0]]}, which belong to stored views; set "
-            "config.degradation.random=false",
-            "loss-needs",
-        )
-    if inputs.losses_need(config, "generative") and config.data.mixup_per_face:
-        raise GdrdError(
-            f"a loss of {place}.losses needs {NEEDED['generative']}, which mixup images do not have; set "
-            "config.data.mixup_per_face=0",
-            "loss-needs",
-        )
-    if name == LAST:
-        return
-    if dis.init == "gen" and (dis.student or dis.input != "lr"):
-        raise GdrdError(
-            f"{place}.init is 'gen', the backbone that config.student describes, and the stage has another student or "
-            f"input; set {place}.init=random",
-            "stage-init",
-        )
-
-
-def check_embedding(config: ConfigDict, name: str) -> None:
-    """Refuses a stage whose embeddings are used, but which trains the backbone alone; arguments as of `check`."""
-    if not any(loss in LOSS_DEFAULTS or losses[loss].needs & OF_HEAD for loss in used_losses(config.dis.losses)):
-        raise GdrdError(
-            f"no loss of config.{place_of(name)}.losses reads the student's embedding, which "
-            "would stay untrained; add another loss, such as embedding_cosine",
-            "loss-embedding",
-        )
-
-
-def check_init(config: ConfigDict, name: str) -> None:
-    """Refuses a stage that begins with the student of a stage that trains another network.
-
-    Args:
-      config: of all stages.
-      name: of the stage.
-    """
-    init = section(config, name).init
-    if init in ("gen", "random"):
-        return
-    own, other = (arguments.of_config(stage_config(config, stage)) for stage in (name, init))
-    for key in sorted((own.keys() | other.keys()) - {"dtype"}):
-        if own.get(key) != other.get(key):
-            raise GdrdError(
-                f"config.{place_of(name)}.init is {init!r}, whose student has "
-                f"{key}={other.get(key)!r}, and the student of {name!r} has {key}={own.get(key)!r}; make them equal, "
-                "or set init=random",
-                "stage-init",
-            )

@@ -11,7 +11,7 @@ from gdrd_jax.data.extract import Extraction, extract
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.task import FACES
-from gdrd_jax.pipeline import inputs, stages
+from gdrd_jax.pipeline import inputs, stages, teacher_options, view_settings
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.registry import load_plugins
 from gdrd_jax.utils.errors import GdrdError
@@ -32,18 +32,18 @@ def target_extraction(run: Run, step: str, split: str, shape: tuple[int, ...], n
       load: see `Extraction`.
       compute: see `Extraction`.
     """
-    config, faces, views = run.config, run.faces(split), inputs.views(run.config)
-    count = config.views.count if step == "generative" else inputs.target_views(config)
+    config, faces, views = run.config, run.faces(split), view_settings.views(run.config)
+    count = config.views.count if step == "generative" else view_settings.target_views(config)
     versions = {"gdrd_jax": __version__} | {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}
     store = FeatureStore.create(
-        run.path(step, split), rows=len(faces), views=inputs.view_count(split, count, views.exact), shape=shape,
+        run.path(step, split), rows=len(faces), views=view_settings.view_count(split, count, views.exact), shape=shape,
         dtype="float16",
         provenance={"faces": faces.fingerprint, "teacher": network.fingerprint},
         about={
             "teacher": network.settings, "views": views.settings(), "versions": versions,
             "data": config.data.path, "machine": platform.platform(),
         },
-        arrays=inputs.array_url(config, step, split, views),
+        arrays=view_settings.array_url(config, step, split, views),
     )  # fmt: skip
     return Extraction(store, load, compute, f"{step} targets, {split}")
 
@@ -56,13 +56,14 @@ def embed_stage(run: Run, name: str) -> None:
     sharding.start(run.process)  # which has to come before JAX is used, and later stages may train
     config, step = stages.stage_config(run.config, name), stages.embeddings_step(name)
     recognizer = Recognizer.load(run.folder(name) / "student")
-    for split in inputs.splits(run.config):
+    for split in view_settings.splits(run.config):
         if split == "test" or not len(run.faces(split)):
             continue
         images, faces = run.store(stages.images_step(config), split), run.faces(split)
         store = FeatureStore.create(
-            run.path(step, split), rows=len(faces), views=inputs.target_views(run.config), shape=(recognizer.dim,),
-            dtype="float16", provenance={"faces": faces.fingerprint, "teacher": recognizer.fingerprint()},
+            run.path(step, split), rows=len(faces), views=view_settings.target_views(run.config),
+            shape=(recognizer.dim,), dtype="float16",
+            provenance={"faces": faces.fingerprint, "teacher": recognizer.fingerprint()},
             about={"student": name, "images": images.manifest["provenance"] | images.manifest["about"]},
         )  # fmt: skip
         read = lambda view, rows, images=images: images.read(view, np.asarray(rows))  # noqa: E731
@@ -102,6 +103,6 @@ def training_faces(workdir: Path) -> tuple[list[tuple[Faces, np.ndarray, np.ndar
 def teacher_of(config: ConfigDict, targets: FeatureStore) -> dict[str, str]:
     """`name` and `fingerprint` of the T_d, or assistant, that made these targets of stage dis."""
     return {
-        "name": config.dis.teacher or inputs.recognizer_name(config),
+        "name": config.dis.teacher or teacher_options.discriminative_name(config),
         "fingerprint": targets.manifest["provenance"]["teacher"],
     }

@@ -25,7 +25,7 @@ from gdrd_jax.models import arguments
 from gdrd_jax.models.residual import Head
 from gdrd_jax.models.student import Student, make_student
 from gdrd_jax.models.weights import adopt
-from gdrd_jax.pipeline import inputs, stages
+from gdrd_jax.pipeline import dev_set, initial_student, inputs, stages, view_settings
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import generative
 from gdrd_jax.pipeline.targets import teacher_of
@@ -101,8 +101,8 @@ def train(run: Run, name: str) -> None:
     training_set = _packed_set(config) if config.data.packed else _training_set(run, config, name)
     dataset, centers = training_set.dataset, training_set.centers
     student = _initial_student(run, config, embedding_dim=centers.shape[1])
-    target_info = _generative_info(run) if inputs.losses_need(config, "generative") else {}
-    if inputs.losses_need(config, "hr_features"):
+    target_info = _generative_info(run) if stages.losses_need(config, "generative") else {}
+    if stages.losses_need(config, "hr_features"):
         target_info["hr_shape"] = tuple(run.store("hr_features", "train").manifest["shape"])
     stage = make_dis(config, student, centers, len(dataset.labels), **target_info)
 
@@ -113,7 +113,7 @@ def train(run: Run, name: str) -> None:
         metadata |= {} if task == FACES else {"task": task.recorded()}
         Recognizer.save(student, description, config.views.kernel, folder / name, teacher=teacher, **metadata)
 
-    best, exportable = folder / "best", not inputs.is_teacher_features(config)
+    best, exportable = folder / "best", not stages.is_teacher_features(config)
     dev_set = _dev_set(run, config) if run.process.rank == 0 else None
     embedded = _embedder(run, config, student, dev_set.faces) if dev_set else None
 
@@ -129,7 +129,7 @@ def train(run: Run, name: str) -> None:
             save("best", step=step, **metrics)
         return metrics
 
-    sampler, given = inputs.entry(config.dis.sampler)
+    sampler, given = stages.entry(config.dis.sampler)
     settings = samplers.settings(sampler, given)
     # Checked before for listed faces; the identities of packed ones are not known until these are loaded.
     samplers[sampler].check(settings, config.dis.batch, np.bincount(dataset.labels[dataset.labels >= 0]))
@@ -152,12 +152,12 @@ def make_dis(config: ConfigDict, student: Student, centers: np.ndarray, images: 
       **target_info: `target_shape` and `target_statistics`, or `hr_shape`, of `DataInfo`, where losses need these.
     """
     identities, dim = centers.shape
-    shape = {} if inputs.is_teacher_features(config) else {"feature_shape": feature_shape(student)}
+    shape = {} if stages.is_teacher_features(config) else {"feature_shape": feature_shape(student)}
     info = DataInfo(identities, images, dim, centers, **shape, **target_info)
-    frozen = () if inputs.trains_backbone(config) else ("backbone",)
+    frozen = () if stages.trains_backbone(config) else ("backbone",)
     return Stage(
         student, used_losses(config.dis.losses), info, frozen=frozen, rngs=nnx.Rngs(config.seed + 2),
-        degradation=inputs.degradation(config), mixup=config.dis.mixup,
+        degradation=view_settings.degradation(config), mixup=config.dis.mixup,
     )  # fmt: skip
 
 
@@ -198,7 +198,7 @@ def select(run: Run, name: str) -> None:
     labels, extra_splits = _labels(run)[0], stages.unlabeled_splits(config)
     dataset = _dataset(run, labels, extra_splits, targets=stages.stores(config)["discriminative"])
     embeddings = np.concatenate([s.stores["targets"].read(0, s.rows).astype(np.float32) for s in dataset.subsets])
-    selection, settings = inputs.entry(config.dis.selection)
+    selection, settings = stages.entry(config.dis.selection)
     make = selections[selection](selections.settings(selection, settings))
     weights = np.float32(make(unit(embeddings), dataset.labels))
     LOG.info("%s: %d of %d faces have a weight", selection, np.count_nonzero(weights), len(weights))
@@ -224,11 +224,11 @@ def _packed_set(config: ConfigDict) -> _TrainingSet:
 def _initial_student(run: Run, config: ConfigDict, embedding_dim: int) -> Student:
     """The student at the start of a stage."""
     init, student = config.dis.init, _student(config, embedding_dim)
-    if init == "gen" and not inputs.is_teacher_features(config):
+    if init == "gen" and not stages.is_teacher_features(config):
         load_weights(student.backbone, run.folder("gen") / "backbone")
-    elif init != "random" and not inputs.is_teacher_features(config):
+    elif init != "random" and not stages.is_teacher_features(config):
         _take_weights(student, run.folder(init) / "student")
-    if inputs.is_teacher_features(config):
+    if stages.is_teacher_features(config):
         targets = run.store("generative", "train")
         channels, size, _ = targets.manifest["shape"]
         student.backbone = TeacherFeatures(*_statistics(targets))
@@ -241,7 +241,7 @@ def _initial_student(run: Run, config: ConfigDict, embedding_dim: int) -> Studen
 
 def _embedder(run: Run, config: ConfigDict, student: Student, faces: np.ndarray) -> Callable[[], np.ndarray]:
     """A function that embeds these low-resolution faces with the student as it then is: float32 `[N, D]`."""
-    if not inputs.is_teacher_features(config):
+    if not stages.is_teacher_features(config):
         # A new one each time, for it keeps the weights that it first embedded with.
         return lambda: Recognizer(student, config.views.kernel).embed(faces)
     network = generative.load(run)
@@ -262,7 +262,7 @@ def _dev_set(run: Run, config: ConfigDict) -> DevSet | None:
     """What the config names, or the calibration people, whose identities are not trained on; None if neither."""
     if config.dev.path:
         pairs = Path(config.dev.pairs) if config.dev.pairs else None
-        return dev.of_pairs(Path(config.dev.path), pairs, inputs.dev_degradation(config))
+        return dev.of_pairs(Path(config.dev.path), pairs, dev_set.degradation(config))
     if config.data.calibration_people < 2 or config.data.packed:
         return None
     faces = run.faces("train")
@@ -297,7 +297,7 @@ def _held_out_r2(run: Run) -> Callable[[Stage, int], dict[str, float]]:
 def _student_settings(config: ConfigDict, embedding_dim: int) -> dict:
     settings = arguments.of_config(config)
     if config.student.init:
-        settings = {**inputs.initial_student(config), **{key: settings[key] for key in ("dtype",) if key in settings}}
+        settings = {**initial_student.settings(config), **{key: settings[key] for key in ("dtype",) if key in settings}}
     return {**settings, "embedding_dim": embedding_dim}
 
 

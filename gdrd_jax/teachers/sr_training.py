@@ -244,8 +244,6 @@ def _as_user_error(directory: Path) -> Iterator[None]:
     """Turns what torch, safetensors and diffusers raise where they cannot write into one of our errors."""
     try:
         yield
-    except (Interrupted, KeyboardInterrupt):
-        raise
     except Exception as error:
         raise not_written(directory, error) from error
 

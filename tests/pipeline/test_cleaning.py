@@ -41,8 +41,8 @@ def workdir(tmp_path):
     return folder
 
 
-def names(workdir):
-    return sorted(path.name for path in (workdir / "steps").iterdir() if not path.name.startswith("."))
+def names(workdir, outputs="steps"):
+    return sorted(path.name for path in (workdir / outputs).iterdir() if not path.name.startswith("."))
 
 
 def call(capsys, *words):
@@ -136,6 +136,32 @@ def test_a_shared_folder_of_outputs_is_not_touched(workdir, tmp_path, capsys):
     status, out, _ = call(capsys, other, "--yes")
     assert status == 0 and "removed: 0 folders" in out
     assert len(names(workdir)) == 4
+
+
+def test_a_folder_that_workdirs_share_loses_what_none_of_them_uses(tmp_path, capsys):
+    outputs = tmp_path / "outputs"
+    for step, name in (("views", "a"), ("dis", "b")):
+        user = make_workdir(tmp_path / name, outputs=str(outputs))
+        make_output(outputs, f"{step}-ffffffffffff")
+        runner._register(runner.Run.open(user).config, user)
+        link(step, make_output(outputs, f"{step}-{HASH}"), user)
+    with cleaning.find_unused(outputs) as unused:
+        assert {output.folder: output.trained for output in unused} == {
+            outputs / OLD_DIS: True, outputs / OLD_VIEWS: False
+        }  # fmt: skip
+    with locked(tmp_path / "b"):
+        assert call(capsys, outputs, "--yes")[0] == 2
+    assert call(capsys, outputs, "--yes")[0] == 0
+    assert names(tmp_path, "outputs") == sorted([*USED, OLD_DIS])
+
+
+def test_the_steps_of_a_workdir_that_others_share_can_be_given_themselves(workdir, tmp_path, capsys):
+    other = make_workdir(tmp_path / "other")
+    (other / "steps").symlink_to(workdir / "steps")  # shares them without `config.outputs`
+    runner._register(runner.Run.open(other).config, other)
+    link("faces", make_output(other / "steps", f"faces-{HASH}"), other)
+    assert call(capsys, workdir / "steps", "--yes")[0] == 0
+    assert names(workdir) == sorted([*USED, OLD_DIS, f"faces-{HASH}"])
 
 
 def test_a_workdir_is_not_entered_into_its_own_list(workdir):

@@ -16,7 +16,7 @@ from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.models.arguments import of_config
 from gdrd_jax.models.student import abstract_student, make_student
 from gdrd_jax.models.weights import adopt
-from gdrd_jax.pipeline import inputs, records, runner, stages, train_stages
+from gdrd_jax.pipeline import initial_student, records, runner, stage_checks, stages, train_stages
 from gdrd_jax.pipeline.steps import steps
 
 STEP = {step.name: step for step in steps(default())}
@@ -61,14 +61,14 @@ def test_it_is_the_beginning_of_another_training(trained):
         np.testing.assert_array_equal(a, b)
     config.student.name = "gdrd"
     with raises("init-student", "'resnet'", "'gdrd'", "config.student.name"):
-        inputs.initial_student(config)
+        initial_student.settings(config)
     config.student.update(name="resnet", settings={"depth": 34})
     with raises("init-student", "depth=18", "config.student.settings.depth is 34"):
-        inputs.initial_student(config)
+        initial_student.settings(config)
     config.student.settings = {}
     config.views.resolution = 16
     with raises("init-resolution", 24, 16):
-        inputs.initial_student(config)
+        initial_student.settings(config)
 
 
 def test_a_student_without_a_name_is_the_papers(tmp_path):
@@ -123,12 +123,12 @@ def test_a_stage_begins_with_the_student_of_a_stage_of_the_same_network():
     config.stages = {"first": stage(init="random", student={"width": 0.5})}
     config.dis.init = "first"
     with raises("stage-init", "config.dis.init is 'first'", "width=0.5", "width=1.0"):
-        stages.check_init(config, "dis")
+        stage_checks.check_init(config, "dis")
     config.student.width = 0.5
-    stages.check_init(config, "dis")
+    stage_checks.check_init(config, "dis")
     config.stages.first.student = {"name": "resnet", "settings": {"dept": 34}}
     with raises("entry-setting", "'dept'", "'depth'"):
-        stages.check(stages.stage_config(config, "first"), "first")
+        stage_checks.check(stages.stage_config(config, "first"), "first")
 
 
 @pytest.mark.parametrize(

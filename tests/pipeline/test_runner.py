@@ -25,8 +25,7 @@ from runs import (
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.pipeline import planning, records, runner, train_stages
-from gdrd_jax.pipeline.inputs import dev_files
+from gdrd_jax.pipeline import dev_set, planning, records, runner, train_stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.teachers import arcface
 from gdrd_jax.utils.errors import GdrdError
@@ -430,10 +429,10 @@ def test_students_of_other_resolutions_share_the_targets_of_the_discriminative_t
 def test_a_dev_set_that_is_only_touched_costs_no_training(faces_folder, tmp_path):
     config, dev = small_config(faces_folder), shutil.copytree(faces_folder, tmp_path / "dev")
     config.dev.path = str(dev)
-    before, face = dev_files(config), next(dev.rglob("*.png"))
+    before, face = dev_set.files(config), next(dev.rglob("*.png"))
     os.utime(face, (0, 0))
-    assert dev_files(config) == before
+    assert dev_set.files(config) == before
     pixels = bytearray(face.read_bytes())
     pixels[-20] ^= 1
     face.write_bytes(pixels)
-    assert dev_files(config) != before
+    assert dev_set.files(config) != before

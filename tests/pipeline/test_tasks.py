@@ -14,7 +14,7 @@ from gdrd_jax.config import default
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.export.demo import Demo
 from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.pipeline import inputs, planning, records, runner, train_stages
+from gdrd_jax.pipeline import planning, records, runner, stages, train_stages
 from gdrd_jax.pipeline.steps import generative, steps
 from gdrd_jax.pipeline.targets import training_faces
 from gdrd_jax.utils.arrays import to_rgb, unit
@@ -218,7 +218,7 @@ def test_a_head_on_features_of_a_teacher_is_judged_without_mirror_images_of_what
             return features.reshape(len(features), -1)
 
     monkeypatch.setattr(generative, "load", lambda run: network)
-    monkeypatch.setattr(inputs, "is_teacher_features", lambda config: True)
+    monkeypatch.setattr(stages, "is_teacher_features", lambda config: True)
     found = train_stages._embedder(None, None, Student(), images)()
     wanted = to_rgb(images).transpose(0, 3, 1, 2).astype(np.float32)
     np.testing.assert_allclose(found, unit(wanted + wanted[..., ::-1] if mirror else wanted), rtol=1e-5)

@@ -15,7 +15,8 @@ from gdrd_jax.data.prepare import prepare
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.evaluation import verification
 from gdrd_jax.inference.embedders import network_embedder, with_flips
-from gdrd_jax.pipeline.inputs import SFACE, locate
+from gdrd_jax.pipeline.inputs import locate
+from gdrd_jax.pipeline.teacher_options import SFACE
 from gdrd_jax.teachers.arcface import ArcFace
 from gdrd_jax.teachers.preprocessing import parse_preprocessing
 

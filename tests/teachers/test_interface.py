@@ -12,7 +12,7 @@ from conftest import PLUGINS, make_faces, save_recognizer, tiny_config, use_tiny
 
 from gdrd_jax.config import default, of_workdir
 from gdrd_jax.data.degradation import resize_all
-from gdrd_jax.pipeline import inputs, records, runner
+from gdrd_jax.pipeline import records, runner, view_settings
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import discriminative, generative
 from gdrd_jax.registry import load_plugins
@@ -124,7 +124,7 @@ def test_output_of_version_0_4_is_that_of_the_same_settings(tmp_path):
     }  # fmt: skip
     recorded = origin_of_embeddings()
     assert recorded["files"].keys() == {"discriminative.path"} and recorded["settings"].keys() == {
-        "discriminative.preprocessing", "discriminative.precision", *inputs.MOVED
+        "discriminative.preprocessing", "discriminative.precision", *view_settings.MOVED
     }  # fmt: skip
     for same in ({"input_size": 112}, {"kind": "onnx"}):
         config.discriminative.update(same)

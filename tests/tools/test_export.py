@@ -23,7 +23,7 @@ from gdrd_jax.cli import (
 from gdrd_jax.config import default  # noqa: E402
 from gdrd_jax.data.degradation import STRENGTHS, resize  # noqa: E402
 from gdrd_jax.data.task import ObjectTask  # noqa: E402
-from gdrd_jax.export import exporter, networks, verify  # noqa: E402
+from gdrd_jax.export import exporter, model_card, networks, verify  # noqa: E402
 from gdrd_jax.inference.embedders import Embedder  # noqa: E402
 from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.inference.thresholds import Thresholds  # noqa: E402
@@ -313,7 +313,7 @@ def test_the_card_names_the_pairs_of_an_evaluation_also_of_an_earlier_version(tm
     settings = {"models": {"m": {"fingerprint": "f"}}, "data": "x/lfw", "kernel": "area", **dict.fromkeys(STRENGTHS, 0)}
     document = {"protocol": "lfw", "stand_in": None, "settings": settings | pairs, "results": {}}
     (tmp_path / "metrics.json").write_text(json.dumps(document))
-    assert exporter._evaluation(tmp_path, "f")["data"] == ("pairs.txt" if pairs else "lfw")
+    assert model_card.evaluation(tmp_path, "f")["data"] == ("pairs.txt" if pairs else "lfw")
 
 
 def test_lfw_is_for_students_of_rgb_faces(tmp_path):

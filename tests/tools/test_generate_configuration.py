@@ -1,4 +1,4 @@
-"""docs/configuration.md says what gdrd_jax/config.py says."""
+"""docs/configuration.md says what gdrd_jax/config says."""
 
 import sys
 import textwrap

@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from conftest import finished, free_address, raises, run_script
+from conftest import finished, free_address, raises, run_script, send_while_collecting
 from flax import nnx
 
 from gdrd_jax.data import input_pipeline as feeding
@@ -128,6 +128,12 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_curve(tmp_path, monkeypat
     jax.tree.map(np.testing.assert_array_equal, weights, uninterrupted[0])
     assert metrics == uninterrupted[1]
     assert curve(tmp_path) == uninterrupted[2]
+
+
+def test_a_signal_that_was_dropped_before_the_training_stops_it_at_its_first_step(tmp_path):
+    with pytest.raises(Interrupted, match=f"step 1 of {STEPS}"), Signals(hold=False):
+        send_while_collecting()
+        fit(tmp_path)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch, uninterrupted):

@@ -93,7 +93,9 @@ def test_a_tilde_is_the_home_folder_and_an_existing_path_wins(here):
     given = config.default()
     given.data.path, given.dev.pairs, given.discriminative.path = "~/faces", "pairs.txt", "sface"
     given.data.unlabeled = "~/a,b,~/c"
+    given.stages = {"a": config.stage(student={"init": "~/student"}), "b": config.stage(student={"init": "gdrd-16"})}
     config.expand_paths(given)
+    assert [given.stages[name].student.init for name in "ab"] == [str(home / "student"), "gdrd-16"]
     assert (given.data.path, given.dev.pairs) == (str(home / "faces"), "pairs.txt")
     assert given.data.unlabeled == f"{home / 'a'},b,{home / 'c'}" and given.discriminative.path == "sface"
 

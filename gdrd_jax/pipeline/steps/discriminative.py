@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.data.degradation import resize_all
 from gdrd_jax.data.extract import Extraction, view_loader
-from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline import teacher_options, view_settings
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
 from gdrd_jax.pipeline.targets import target_extraction
@@ -19,14 +19,14 @@ BY_CONTENT = ("onnx", "iresnet")  # kinds that the file shows
 
 def check(config: ConfigDict) -> None:
     """Refuses a T_d that cannot be read, or whose packages are not installed."""
-    options = inputs.recognizer(config)
-    inputs.require_packages(discriminative_teachers[options.kind].packages)
+    options = teacher_options.discriminative(config)
+    teacher_options.require_packages(discriminative_teachers[options.kind].packages)
     discriminative_teachers[options.kind].check(options)
 
 
 def files(config: ConfigDict) -> dict[str, str]:
     """Fingerprint of T_d's file, and settings that earlier versions did not have, where they change something."""
-    options = inputs.recognizer(config)
+    options = teacher_options.discriminative(config)
     found = {"path": discriminative_teachers[options.kind].fingerprint_of(options)}
     if options.output:
         found["output"] = options.output
@@ -41,30 +41,30 @@ def files(config: ConfigDict) -> dict[str, str]:
 
 def extractions(run: Run) -> dict[str, Extraction]:
     """T_d's embeddings of every view at full size."""
-    network, views = load(run.config), inputs.views(run.config)
+    network, views = load(run.config), view_settings.views(run.config)
     return {
         split: target_extraction(
             run, "discriminative", split, (network.dim,), network, view_loader(run.reader(split), views, low=False),
             lambda images: network.embed(resize_all(to_rgb(images), network.input_size)),
         )
-        for split in inputs.splits(run.config) if len(run.faces(split))
+        for split in view_settings.splits(run.config) if len(run.faces(split))
     }  # fmt: skip
 
 
 def load(config: ConfigDict) -> DiscriminativeTeacher:
     """T_d."""
-    options = inputs.recognizer(config)
+    options = teacher_options.discriminative(config)
     return discriminative_teachers[options.kind].load(options)
 
 
 def _adjust(config: ConfigDict, settings: dict) -> None:
-    inputs.adjust_targets(config, settings)
+    view_settings.adjust_targets(config, settings)
     if settings["discriminative.preprocessing"] == "in_graph":
         settings["discriminative.preprocessing"] = IN_GRAPH_BEFORE  # as the output of earlier versions recorded it
 
 
 STEP = Step(
-    "discriminative", None, ("discriminative.preprocessing", "discriminative.precision", *inputs.MOVED),
+    "discriminative", None, ("discriminative.preprocessing", "discriminative.precision", *view_settings.MOVED),
     after=lambda config: ("faces",), files=files, check=check, adjust=_adjust,
     extractions=extractions, shared=True,
 )  # fmt: skip

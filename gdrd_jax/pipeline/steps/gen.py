@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline import initial_student, stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
 
@@ -18,13 +18,13 @@ def run(run: Run) -> None:
 
 def _adjust(config: ConfigDict, settings: dict) -> None:
     # Versions up to 0.4 had one network, whose backbone stage gen trained also where stage dis did not use it.
-    if inputs.is_teacher_features(config):
+    if stages.is_teacher_features(config):
         del settings["student.name"]
     if not settings["student.settings"]:
         del settings["student.settings"]
 
 
 STEP = Step(
-    "gen", run, ("seed", *BACKBONE, "gen"), after=lambda config: ("generative",), files=inputs.init_files,
+    "gen", run, ("seed", *BACKBONE, "gen"), after=lambda config: ("generative",), files=initial_student.files,
     neutral={"student.name": "gdrd"}, adjust=_adjust, shared=True, trains=True, batched=True,
 )  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gdrd_jax.data.extract import Extraction
-from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline import teacher_options
 from gdrd_jax.pipeline.run import REAL, Run
 from gdrd_jax.pipeline.step import Step
 from gdrd_jax.pipeline.targets import target_extraction
@@ -17,17 +17,17 @@ from gdrd_jax.utils.arrays import to_rgb
 
 def check(config: ConfigDict) -> None:
     """Refuses a T_g or a tap that does not exist, and missing packages."""
-    options = inputs.feature_teacher(config)
-    inputs.require_packages(generative_teachers[options.kind].packages)
+    options = teacher_options.generative(config)
+    teacher_options.require_packages(generative_teachers[options.kind].packages)
     if _is_trained(config):
-        inputs.sr_settings(config).check_tap(options.tap)
+        teacher_options.sr_settings(config).check_tap(options.tap)
     else:
         generative_teachers[options.kind].check(options)
 
 
 def files(config: ConfigDict) -> dict[str, str]:
     """Settings of T_g, with the kind's own filled in, and fingerprints of its files if the user gave it."""
-    options = inputs.feature_teacher(config)
+    options = teacher_options.generative(config)
     teacher = generative_teachers[options.kind]
     settings = {"tap": options.tap, "input_size": options.input_size, **teacher.recorded(options.config)}
     return {name: str(value) for name, value in settings.items()} | teacher.files(options)
@@ -49,7 +49,7 @@ def extractions(run: Run) -> dict[str, Extraction]:
 
 def load(run: Run) -> GenerativeTeacher:
     """T_g: the user's, or the one that the step `teacher` trained."""
-    options = inputs.feature_teacher(run.config)
+    options = teacher_options.generative(run.config)
     if _is_trained(run.config):
         options = dataclasses.replace(options, path=run.folder("teacher"))
     return generative_teachers[options.kind].load(options)

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gdrd_jax.data.extract import Extraction, view_loader
-from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline import inputs, teacher_options, view_settings
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
 from gdrd_jax.pipeline.steps import discriminative
@@ -22,7 +22,7 @@ SHOWN = 3  # names in an error
 def check(config: ConfigDict) -> None:
     """Refuses a T_d that is no ONNX file, and a tap that its graph does not have."""
     discriminative.check(config)
-    options, tap = inputs.recognizer(config), config.discriminative.tap
+    options, tap = teacher_options.discriminative(config), config.discriminative.tap
     if options.kind != "onnx":
         raise GdrdError(
             f"a loss needs T_d's feature maps, which only ONNX files give, and config.discriminative.path is of the "
@@ -54,7 +54,7 @@ def files(config: ConfigDict) -> dict[str, str]:
 
 def extractions(run: Run) -> dict[str, Extraction]:
     """The maps of every view, averaged to 4x4 positions."""
-    options, views = inputs.recognizer(run.config), inputs.views(run.config)
+    options, views = teacher_options.discriminative(run.config), view_settings.views(run.config)
     network = load_generative(
         "onnx", options.path, tap=run.config.discriminative.tap, input_size=options.input_size,
         preprocessing=options.preprocessing,
@@ -66,7 +66,7 @@ def extractions(run: Run) -> dict[str, Extraction]:
         split: target_extraction(
             run, "hr_features", split, shape, network, view_loader(run.reader(split), views, low=False), compute
         )
-        for split in inputs.splits(run.config) if split != "test" and len(run.faces(split))
+        for split in view_settings.splits(run.config) if split != "test" and len(run.faces(split))
     }  # fmt: skip
 
 
@@ -83,6 +83,6 @@ def averaged(maps: np.ndarray, side: int) -> np.ndarray:
 
 
 STEP = Step(
-    "hr_features", None, ("discriminative.preprocessing", *inputs.MOVED), after=lambda config: ("faces",),
-    files=files, check=check, adjust=inputs.adjust_targets, extractions=extractions, shared=True,
+    "hr_features", None, ("discriminative.preprocessing", *view_settings.MOVED), after=lambda config: ("faces",),
+    files=files, check=check, adjust=view_settings.adjust_targets, extractions=extractions, shared=True,
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from gdrd_jax.data.degradation import STRENGTHS
-from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline import teacher_options, view_settings
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
 
@@ -15,13 +15,13 @@ def run(run: Run) -> None:
     from gdrd_jax.teachers import sr_training
 
     sr_training.train(
-        run.faces("train").in_colors(), inputs.views(run.config), inputs.sr_settings(run.config), run.folder("teacher"),
-        seed=run.config.seed,
+        run.faces("train").in_colors(), view_settings.views(run.config), teacher_options.sr_settings(run.config),
+        run.folder("teacher"), seed=run.config.seed,
     )  # fmt: skip
 
 
 def _adjust(config: ConfigDict, settings: dict) -> None:
-    settings |= inputs.mirror_settings(config)
+    settings |= view_settings.mirror_settings(config)
 
 
 STEP = Step(

@@ -7,7 +7,7 @@ it.
 from ml_collections import ConfigDict
 
 from gdrd_jax.config import used_losses
-from gdrd_jax.pipeline import inputs, records, stages
+from gdrd_jax.pipeline import dev_set, initial_student, records, stage_checks, stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
 from gdrd_jax.utils.files import digest, listed_paths, sha256
@@ -26,10 +26,10 @@ def stage_steps(name: str) -> tuple[Step, ...]:
     config_of = lambda config: stages.stage_config(config, name)  # noqa: E731
 
     def check(config: ConfigDict) -> None:
-        stages.check(config_of(config), name)
-        stages.check_init(config, name)
+        stage_checks.check(config_of(config), name)
+        stage_checks.check_init(config, name)
         if name == stages.LAST:
-            stages.check_embedding(config, name)
+            stage_checks.check_embedding(config, name)
 
     def adjust(config: ConfigDict, settings: dict) -> None:
         found = config_of(config)
@@ -69,7 +69,7 @@ def stage_steps(name: str) -> tuple[Step, ...]:
         embed,
         (),
         after=lambda config: (name, stages.images_step(config_of(config))),
-        check=lambda config: stages.check_embedding(config_of(config), name),
+        check=lambda config: stage_checks.check_embedding(config_of(config), name),
         shared=True,
     )
     return (selection, training) if name == stages.LAST else (selection, training, embeddings)
@@ -79,14 +79,14 @@ def files(config: ConfigDict) -> dict[str, str]:
     """Fingerprints of the dev set, of packed training faces, and of the student that the training begins with."""
     packed = [sha256(path) for path in listed_paths(config.data.packed)]
     found = {"data.packed": digest(sorted(packed))} if packed else {}
-    return inputs.dev_files(config) | found | inputs.init_files(config)
+    return dev_set.files(config) | found | initial_student.files(config)
 
 
 def _after(config: ConfigDict, name: str) -> tuple[str, ...]:
     if config.data.packed:
         return ()
     found = [*stages.stores(config).values()]
-    if not inputs.is_teacher_features(config):
+    if not stages.is_teacher_features(config):
         found += [stages.images_step(config)]
         found += [config.dis.init] if config.dis.init != "random" else []
     found += ["discriminative"] if name == stages.LAST else []  # which the report compares with
@@ -101,5 +101,5 @@ def _adjust(config: ConfigDict, settings: dict) -> None:
         del settings["student"]["settings"]
     if not config.degradation.random:
         del settings["degradation"]
-    if inputs.is_teacher_features(config):
+    if stages.is_teacher_features(config):
         settings["dis"] |= {"init": "random", "freeze": []}  # there is no backbone of our own

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from gdrd_jax.data.degradation import Views
 from gdrd_jax.data.extract import Extraction, view_loader
 from gdrd_jax.data.feature_store import FeatureStore
-from gdrd_jax.pipeline import inputs
+from gdrd_jax.pipeline import inputs, view_settings
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
 
@@ -17,13 +17,12 @@ SMALL = 3  # times the low resolution, at which blur, crop and reduction lose ne
 
 def low_resolution_views(run: Run) -> dict[str, Extraction]:
     """Every view of every image at low resolution."""
-    views = inputs.views(run.config)
+    views = view_settings.views(run.config)
+    count = lambda split: view_settings.view_count(split, views.count, views.exact)  # noqa: E731
     return {
-        split: _reduced(
-            run, "views", split, views, inputs.view_count(split, views.count, views.exact), "low-resolution views"
-        )
-        for split in inputs.splits(run.config)
-    }  # fmt: skip
+        split: _reduced(run, "views", split, views, count(split), "low-resolution views")
+        for split in view_settings.splits(run.config)
+    }
 
 
 def small_faces(run: Run) -> dict[str, Extraction]:
@@ -38,10 +37,10 @@ def small_faces(run: Run) -> dict[str, Extraction]:
 
 def hr_faces(run: Run) -> dict[str, Extraction]:
     """Every view of every face, not degraded, at twice the low resolution."""
-    views = inputs.hr_views(run.config)
+    views = view_settings.hr_views(run.config)
     return {
         split: _reduced(run, "hr_small", split, views, views.count, "faces at twice the resolution")
-        for split in inputs.splits(run.config)
+        for split in view_settings.splits(run.config)
         if split != "test"
     }
 
@@ -52,13 +51,13 @@ def _reduced(run: Run, step: str, split: str, views: Views, count: int, what: st
     store = FeatureStore.create(
         run.path(step, split), rows=len(faces), views=count, shape=(views.resolution, views.resolution, channels),
         dtype="uint8", provenance={"faces": faces.fingerprint}, about=views.settings(),
-        arrays=inputs.array_url(run.config, step, split, views),
+        arrays=view_settings.array_url(run.config, step, split, views),
     )  # fmt: skip
     return Extraction(store, view_loader(run.reader(split), views, low=True), None, f"{what}, {split}")
 
 
 def _adjust(config: ConfigDict, settings: dict) -> None:
-    settings |= inputs.mirror_settings(config)
+    settings |= view_settings.mirror_settings(config)
 
 
 VIEWS = Step(
@@ -69,6 +68,6 @@ SMALL_FACES = Step(
     "small_faces", None, ("views.resolution",), after=lambda config: ("faces",), extractions=small_faces, shared=True
 )
 HR_SMALL = Step(
-    "hr_small", None, ("views.resolution", "views.kernel", *inputs.MOVED), after=lambda config: ("faces",),
-    adjust=inputs.adjust_targets, extractions=hr_faces, shared=True,
+    "hr_small", None, ("views.resolution", "views.kernel", *view_settings.MOVED), after=lambda config: ("faces",),
+    adjust=view_settings.adjust_targets, extractions=hr_faces, shared=True,
 )  # fmt: skip
