@@ -1,6 +1,6 @@
 """A run stops in any step, also where Python drops what the signal raises, and resumes to the same result.
 
-`test_trainer` has trainings, `test_runner` the whole command in a process of its own (slow).
+`test_trainer` has trainings, `test_whole_runs` the whole command in a process of its own (slow).
 """
 
 import signal
