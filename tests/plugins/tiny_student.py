@@ -1,7 +1,7 @@
-"""A student that compiles in a moment, for tests whose question is not the network.
+"""Students that compile fast, without convolutions and with one block, for tests whose question is not the network.
 
 config.plugins = ("tiny_student",)
-config.student.name = "colors"
+config.student.name = "colors"  # or "one_block"
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from flax import nnx
 
+from gdrd_jax.models.residual import Head, ResidualBackbone, Stage, side_after
 from gdrd_jax.models.student import Backbone, Student
 from gdrd_jax.registry import students
 
@@ -56,3 +57,22 @@ class TinyStudent(Student):
         channels = max(4, round(64 * config.width))
         self.backbone = Colors(shape.channels, channels, rngs)
         self.head = TinyHead([SIDE * SIDE * channels, *config.hidden, shape.embedding_dim], rngs)
+
+
+@students.register("one_block")
+class OneBlockStudent(Student):
+    """The paper's student with one basic block for its stages, of a quarter of the side, and one for those of the head."""
+
+    @dataclass(frozen=True)
+    class Config:
+        hidden: tuple[int, ...] = ()
+        head_stages: int = 0
+
+    def __init__(self, config, shape, *, rngs):
+        super().__init__(config, shape, rngs=rngs)
+        stage, dtype = Stage(32, 1, 2), jnp.float32
+        self.backbone = ResidualBackbone(shape.channels, 2, [stage], dtype=dtype, rngs=rngs)
+        self.head = Head(
+            stage.channels, [Stage(32, 1, 1)] * config.head_stages, config.hidden, shape.embedding_dim,
+            size=side_after(shape.resolution, (2, 2)), dtype=dtype, rngs=rngs,
+        )  # fmt: skip

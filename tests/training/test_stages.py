@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_student  # noqa: F401  registers the students
 from conftest import raises
 from flax import nnx
 
@@ -26,7 +27,7 @@ KEY = jax.random.key(0)
 
 
 def student():
-    return make_student(resolution=16, width=0.0625, hidden=(32,), embedding_dim=DIM, rngs=nnx.Rngs(0))
+    return make_student(name="one_block", resolution=16, hidden=(32,), embedding_dim=DIM, rngs=nnx.Rngs(0))
 
 
 def statistics(target_shape=(12, 4, 4)):

@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+import tiny_student  # noqa: F401  registers the students
 from conftest import finished, free_address, raises, run_script, send_while_collecting
 from flax import nnx
 
@@ -59,7 +60,7 @@ def schedule(**changes):
 
 
 def stage():
-    student = make_student(resolution=16, width=0.0625, hidden=(8,), embedding_dim=4, rngs=nnx.Rngs(0))
+    student = make_student(name="one_block", resolution=16, hidden=(8,), embedding_dim=4, rngs=nnx.Rngs(0))
     info = DataInfo(
         feature_shape=(4, 4, 32), target_shape=(8, 4, 4),
         target_statistics=lambda: (np.zeros((8, 4, 4), np.float32), np.ones(8, np.float32)),
@@ -68,7 +69,9 @@ def stage():
 
 
 def dis_stage(classes=4):
-    student = make_student(resolution=16, width=0.0625, hidden=(8,), embedding_dim=16, head_stages=1, rngs=nnx.Rngs(0))
+    student = make_student(
+        name="one_block", resolution=16, hidden=(8,), embedding_dim=16, head_stages=1, rngs=nnx.Rngs(0)
+    )
     losses = {
         "cls": {"weight": 1.0}, "kd": {"weight": 0.25, "teacher_scale": 8.0}, "rcd": {"weight": 4.0},
         "embedding_cosine": {}, "similarity_preserving": {},
