@@ -75,7 +75,8 @@ class TowardsAssistant(Loss):
 
 @losses.register("assistant_cosine")
 class AssistantCosine(TowardsAssistant, EmbeddingCosine):
-    """One minus the cosine between the student's embedding and an assistant's."""
+    """One minus the cosine between the student's embedding and an assistant's (HORKD, Ge et al., arXiv 2409.05384; our
+    reading)."""
 
 
 @losses.register("similarity_preserving")

@@ -13,11 +13,13 @@ from flax import nnx
 from gdrd_jax.distributed import sharding
 from gdrd_jax.losses.embeddings import NEEDS
 from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs, State
-from gdrd_jax.losses.pairwise import whole_batch
+from gdrd_jax.losses.pairwise import products, whole_batch
 from gdrd_jax.registry import losses
 
 RATES = 10 ** np.arange(1, 7)  # one false accept in so many pairs
-TEMPERATURE, UPDATE, NEAR = 0.01, 0.01, 0.05
+TEMPERATURE = 0.01  # of a soft rank, in units of cosines
+UPDATE = 0.01  # weight of a batch in the averages of the thresholds
+NEAR = 0.05  # how far from a threshold a soft rank still has a gradient
 
 
 def soft_rank(cosines: jax.Array, thresholds: jax.Array) -> jax.Array:
@@ -41,15 +43,16 @@ def thresholds_of(negatives: jax.Array, count: jax.Array) -> jax.Array:
 
 @losses.register("ekd_evaluation")
 class EvaluationOriented(Loss):
-    """Squared difference between the student's and T_d's number of thresholds, of false accept rates 10^-1 to 10^-6,
-    that a pair passes; over positive pairs and hard negative ones (evaluation-oriented EKD, CVPR 2022).
+    """Squared difference between the number of thresholds, of false accept rates 10^-1 to 10^-6, that a pair of images
+    passes in the student's space and in T_d's; mean over positive pairs, and over hard negative pairs
+    (evaluation-oriented knowledge distillation, EKD, Huang et al., arXiv 2206.02325).
 
-    After the authors' code (Tencent/TFace, arXiv 2206.02325), with its weights beside an ArcFace loss. Ours: the moving
-    averages of the thresholds are corrected for their start at 0; the hard negatives are a share of the pairs, which
-    makes 2,000 in batches of 512; pairs with an unlabeled image do not count. Rates below one in the number of negative
-    pairs of a batch all have the same threshold, so that larger batches say more. Logged: `ekd_active`, the share of
-    the compared pairs within 0.05 of a threshold of the student, beyond which they have no gradient; `ekd_positives`,
-    the number of positive pairs.
+    After the authors' code (TFace), with its weights beside an ArcFace loss. Ours: the moving averages of the
+    thresholds are corrected for their start at 0; the hard negatives are a share of the pairs, which makes 2,000 in
+    batches of 512; pairs with an unlabeled image do not count. Rates below one in the number of negative pairs of a
+    batch share a threshold, so larger batches say more. Logged: `ekd_active`, the share of the compared pairs within
+    0.05 of a threshold of the student, beyond which they have no gradient; `ekd_positives`, the number of positive
+    pairs.
     """
 
     needs = NEEDS | {"label", "balanced"}  # a uniform batch of many identities has almost no positive pairs
@@ -81,7 +84,7 @@ class EvaluationOriented(Loss):
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         embeddings, label = whole_batch(outputs), sharding.gathered(batch["label"])
         first, second = np.triu_indices(len(label), 1)
-        cosines = [jnp.matmul(x, x.T, precision="highest")[first, second] for x in embeddings]
+        cosines = [products(x)[first, second] for x in embeddings]
         known, same = (label[first] >= 0) & (label[second] >= 0), label[first] == label[second]
         positive, negative = known & same, known & ~same
         order = jnp.argsort(jnp.where(negative, cosines[0], -2), descending=True)

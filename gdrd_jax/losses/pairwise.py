@@ -29,11 +29,16 @@ def whole_batch(outputs: Outputs) -> tuple[jax.Array, jax.Array]:
     return sharding.gathered(student), sharding.gathered(jax.lax.stop_gradient(outputs.teacher))
 
 
+def products(x: jax.Array) -> jax.Array:
+    """Inner products of all rows of `[B, D]`, cosines where these are of unit length: `[B, B]`."""
+    return jnp.matmul(x, x.T, precision="highest")
+
+
 def squared_distances(x: jax.Array) -> jax.Array:
     """Squared Euclidean distances between the rows of float32 `[B, D]`: `[B, B]`, at least 0."""
-    products = jnp.matmul(x, x.T, precision="highest")
-    norms = jnp.diagonal(products)
-    return jnp.maximum(norms[:, None] + norms[None, :] - 2 * products, 0)
+    product = products(x)
+    norms = jnp.diagonal(product)
+    return jnp.maximum(norms[:, None] + norms[None, :] - 2 * product, 0)
 
 
 def relative_distances(x: jax.Array) -> jax.Array:
@@ -60,7 +65,7 @@ def angles(x: jax.Array) -> jax.Array:
 def probabilities(x: jax.Array) -> jax.Array:
     """PKT's probability that image i is near image j: `(cos + 1) / 2` over its sum over j; `[B, D]` of unit length ->
     `[B, B]`."""
-    near = (jnp.matmul(x, x.T, precision="highest") + 1) / 2
+    near = (products(x) + 1) / 2
     return near / jnp.sum(near, axis=1, keepdims=True)
 
 
@@ -73,7 +78,7 @@ def divergence(teacher: jax.Array, student: jax.Array) -> jax.Array:
 def gaussian_series(x: jax.Array, gamma: float, degree: int) -> jax.Array:
     """CCKD's kernel: the Taylor series of `exp(-gamma |x_i - x_j|^2)` in the cosine, up to a degree; `[B, D]` of unit
     length -> `[B, B]`."""
-    cosine = jnp.matmul(x, x.T, precision="highest")
+    cosine = products(x)
     factors = [math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) for p in range(degree + 1)]
     return sum(factor * cosine**p for p, factor in enumerate(factors))
 
@@ -82,7 +87,7 @@ def correlation(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """Correlation between the student's cosines of two images and T_d's, over all pairs; both `[B, D]`, of unit length.
     About 0 for a student that knows nothing, or whose embeddings are all the same."""
     pairs = np.triu_indices(len(student), 1)
-    ours, theirs = (jnp.matmul(x, x.T, precision="highest")[pairs] for x in (student, teacher))
+    ours, theirs = (products(x)[pairs] for x in (student, teacher))
     ours, theirs = ours - jnp.mean(ours), theirs - jnp.mean(theirs)
     return jnp.sum(ours * theirs) / jnp.sqrt(jnp.maximum(jnp.sum(ours**2) * jnp.sum(theirs**2), 1e-12))
 
@@ -143,8 +148,8 @@ class RelationalDistillation(Loss):
 class AssistantRelationalDistillation(TowardsAssistant, RelationalDistillation):
     """As `rkd`, towards an assistant's embeddings (HORKD, Ge et al., arXiv 2409.05384; our reading).
 
-    With `embedding_cosine` and `rkd`, and `assistant_cosine`, it is HORKD's three orders towards both teachers: weights
-    0.5 of both cosines, and 0.01 of both `rkd`, make the three of one size.
+    HORKD's three orders towards both teachers are `embedding_cosine`, `rkd`, `assistant_cosine` and this; with equal
+    weights their first gradients are of about one size.
     """
 
 
