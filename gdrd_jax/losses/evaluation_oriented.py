@@ -2,6 +2,7 @@
 student's space as they do in T_d's."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,22 +24,9 @@ NEAR = 0.05  # how far from a threshold a soft rank still has a gradient
 
 
 def soft_rank(cosines: jax.Array, thresholds: jax.Array) -> jax.Array:
-    """How many thresholds `[K]` each cosine `[n]` passes, between 0 and K, as a sum of sigmoids."""
-    exponent = (cosines[:, None] - thresholds) / TEMPERATURE
-    return jnp.sum(jax.nn.sigmoid(jnp.clip(exponent, -50, 50)), axis=1)
-
-
-def thresholds_of(negatives: jax.Array, count: jax.Array) -> jax.Array:
-    """The cosines that one in 10, 100, ..., 10^6 negative pairs passes; the largest one where there are fewer pairs.
-
-    Args:
-      negatives: float `[n]`, of which the `count` largest are cosines of negative pairs.
-      count: int.
-
-    Returns:
-      float `[6]`.
-    """
-    return jnp.sort(negatives, descending=True)[count // RATES]
+    """How many thresholds `[K]` each cosine passes, between 0 and K, as a sum of sigmoids; shape of `cosines`."""
+    exponent = (cosines[..., None] - thresholds) / TEMPERATURE
+    return jnp.sum(jax.nn.sigmoid(jnp.clip(exponent, -50, 50)), axis=-1)
 
 
 @losses.register("ekd_evaluation")
@@ -83,29 +71,34 @@ class EvaluationOriented(Loss):
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         embeddings, label = whole_batch(outputs), sharding.gathered(batch["label"])
-        first, second = np.triu_indices(len(label), 1)
-        cosines = [products(x)[first, second] for x in embeddings]
-        known, same = (label[first] >= 0) & (label[second] >= 0), label[first] == label[second]
+        cosines, size = [products(x) for x in embeddings], len(label)
+        known = (label[:, None] >= 0) & (label[None, :] >= 0) & jnp.triu(jnp.ones((size, size), bool), 1)
+        same = label[:, None] == label[None, :]
         positive, negative = known & same, known & ~same
-        order = jnp.argsort(jnp.where(negative, cosines[0], -2), descending=True)
-        hardest = order[: math.ceil(self.config.hardest * len(order))]
-        hard = negative[hardest]  # all, unless there are fewer
+        ordered = [
+            jnp.sort(jnp.where(negative, jax.lax.stop_gradient(x), -2), axis=None, descending=True) for x in cosines
+        ]
+        thresholds = self._averaged(ordered, jnp.sum(negative))
+        hardest = math.ceil(self.config.hardest * size * (size - 1) / 2)
+        hard = negative & (cosines[0] >= ordered[0][hardest - 1])  # all negative pairs, if there are fewer
 
-        found = [thresholds_of(jnp.where(negative, x, -2), jnp.sum(negative)) for x in cosines]
-        thresholds = self._averaged(jnp.stack(found), jnp.sum(negative))
         ranks = [soft_rank(x, limits) for x, limits in zip(cosines, thresholds)]
         squared = (ranks[0] - ranks[1]) ** 2
-        of_positives = _mean_where(squared, positive)
-        value = self.config.positive * of_positives + self.config.negative * _mean_where(squared[hardest], hard)
+        of_positives, of_negatives = _mean_where(squared, positive), _mean_where(squared, hard)
+        near = jnp.any(jnp.abs(cosines[0][..., None] - thresholds[0]) < NEAR, axis=-1)
+        metrics = {"ekd_active": _mean_where(near, positive | hard), "ekd_positives": jnp.sum(1.0 * positive)}
+        return sharding.mean(self.config.positive * of_positives + self.config.negative * of_negatives), metrics
 
-        near = jnp.any(jnp.abs(cosines[0][:, None] - thresholds[0]) < NEAR, axis=1)
-        active = _mean_where(jnp.concatenate([near, near[hardest]]), jnp.concatenate([positive, hard]))
-        return sharding.mean(value), {"ekd_active": active, "ekd_positives": jnp.sum(positive).astype(jnp.float32)}
+    def _averaged(self, ordered: Sequence[jax.Array], count: jax.Array) -> jax.Array:
+        """Adds the thresholds of a batch to the averages, and returns these, `[2, K]`.
 
-    def _averaged(self, found: jax.Array, count: jax.Array) -> jax.Array:
-        """Adds the thresholds `[2, K]` of a batch with so many negative pairs to the averages; returns these."""
+        Args:
+          ordered: cosines in descending order, the student's and T_d's; the first ones are of negative pairs.
+          count: number of negative pairs. Where there are fewer than a rate takes, it has the largest cosine.
+        """
+        found = jnp.stack([x[count // RATES] for x in ordered])
         # The same on all devices, which `mean` and `maximum` let JAX know.
-        found, there = sharding.mean(jax.lax.stop_gradient(found)), sharding.maximum(count) > 0
+        found, there = sharding.mean(found), sharding.maximum(count) > 0
         moved = (1 - UPDATE) * self.averages[...] + UPDATE * found
         self.averages[...] = jnp.where(there, moved, self.averages[...])
         self.updates[...] = self.updates[...] + there

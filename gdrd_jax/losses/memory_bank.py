@@ -35,13 +35,28 @@ def log_mean_exp(x: jax.Array) -> jax.Array:
     return largest + jnp.log(sharding.mean(jnp.mean(jnp.exp(x - largest))))
 
 
+def with_rows(bank: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:
+    """A bank `[N, ...]` with the rows `index` `[B]` replaced; where an index occurs more than once, by the first."""
+    first = jnp.argmax(index[:, None] == index[None, :], axis=1)
+    place = jnp.arange(len(index))
+    # Different places, so that their order does not matter; those outside of the bank are dropped.
+    places = jnp.where(first == place, index, len(bank) + place)
+    return bank.at[places].set(rows, mode="drop", unique_indices=True)
+
+
 def updated_bank(bank: jax.Array, index: jax.Array, values: jax.Array, momentum: float) -> jax.Array:
     """A bank `[N, P]` of unit-length rows after a batch: the rows `index` `[B]` have moved to `values` `[B, P]`, or to
     their mean where an index occurs more than once, and keep a share `momentum` of what they were."""
     same = index[:, None] == index[None, :]
     mean = jnp.matmul(same.astype(values.dtype), values, precision="highest") / jnp.sum(same, axis=1, keepdims=True)
-    rows = normalize(momentum * bank[index] + (1 - momentum) * mean)
-    return bank.at[index].set(rows[jnp.argmax(same, axis=1)])  # the same bits for the same index, whatever the order
+    return with_rows(bank, index, normalize(momentum * bank[index] + (1 - momentum) * mean))
+
+
+def updated_identities(known: jax.Array, index: jax.Array, labels: jax.Array) -> jax.Array:
+    """The identities of all images, int `[N]`, -1 where unknown, after a batch with `labels` `[B]`; a label of -1
+    changes nothing, because mixup images have it and the index of a labeled image."""
+    found = jnp.max(jnp.where(index[:, None] == index[None, :], labels[None, :], -1), axis=1)
+    return with_rows(known, index, jnp.maximum(found, known[index]))
 
 
 @losses.register("crd")
@@ -96,10 +111,9 @@ class ContrastiveRepresentation(Loss):
         student = normalize(self.project_student(outputs.embedding.astype(jnp.float32)))
         teacher = normalize(self.project_teacher(jax.lax.stop_gradient(outputs.teacher)))
         index, everyone = batch["index"], sharding.replicated(batch["index"])
-        # Mixup images have label -1 and the index of a labeled image.
-        self.identities[...] = self.identities[...].at[everyone].max(sharding.replicated(batch["label"]))
-        drawn = jax.random.randint(key, (self.config.negatives,), 0, len(self.identities[...]))
-        own, others = self.identities[...][index][:, None], self.identities[...][drawn]
+        identities = updated_identities(self.identities[...], everyone, sharding.replicated(batch["label"]))
+        drawn = jax.random.randint(key, (self.config.negatives,), 0, len(identities))
+        own, others = identities[index][:, None], identities[drawn]
         counted = ((own != others) | (others < 0)) & (index[:, None] != drawn)
 
         value, positive, offsets = jnp.zeros(()), jnp.zeros(()), []
@@ -113,7 +127,7 @@ class ContrastiveRepresentation(Loss):
             offsets.append(jnp.where(self.started[...], before, first))
             value += jnp.mean(contrastive_terms(positives, negatives, counted, offsets[-1]))
             positive += jnp.mean(jax.nn.sigmoid(positives - offsets[-1])) / 2
-        self.offsets[...], self.started[...] = jnp.stack(offsets), jnp.array(True)
+        self.identities[...], self.offsets[...], self.started[...] = identities, jnp.stack(offsets), jnp.array(True)
         for bank, projected in ((self.student_bank, student), (self.teacher_bank, teacher)):
             found = sharding.replicated(jax.lax.stop_gradient(projected))
             bank[...] = updated_bank(bank[...], everyone, found, self.config.momentum)
