@@ -4,6 +4,7 @@ Symbols as in the paper (arXiv 2409.06371). Losses are float32 scalars of the wh
 part of it. A new loss is one file: a subclass of `Loss` with `@losses.register("name")`, see docs/extending.md.
 """
 
+from gdrd_jax.losses import evaluation_oriented, memory_bank, pairwise
 from gdrd_jax.losses.embeddings import contrastive_loss, embedding_cosine, similarity_preserving
 from gdrd_jax.losses.feature_regression import TeacherFeatures, generative_loss
 from gdrd_jax.losses.interface import Batch, DataInfo, Fixed, Loss, Metrics, Outputs, State
@@ -13,5 +14,6 @@ from gdrd_jax.losses.relational import relation_loss, relation_scores
 __all__ = [
     "Batch", "DataInfo", "Fixed", "Loss", "Metrics", "Outputs", "State", "TeacherFeatures", "accuracy",
     "center_logits", "classification_loss", "contrastive_loss", "distillation_loss", "embedding_cosine",
-    "generative_loss", "relation_loss", "relation_scores", "similarity_preserving",
+    "evaluation_oriented", "generative_loss", "memory_bank", "pairwise", "relation_loss", "relation_scores",
+    "similarity_preserving",
 ]  # fmt: skip

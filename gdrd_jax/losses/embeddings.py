@@ -1,5 +1,6 @@
 """Losses between the student's embeddings and T_d's; none is in the paper."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -59,6 +60,23 @@ class EmbeddingCosine(Loss):
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         return embedding_cosine(outputs.embedding, outputs.teacher), {}
+
+
+class TowardsAssistant(Loss):
+    """Comes before a loss that compares with T_d's embeddings, and puts the assistant's in their place."""
+
+    needs = frozenset({"embedding", "assistant"})
+
+    def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        assistant = normalize(batch["assistant"].astype(jnp.float32))
+        value, metrics = super().__call__(dataclasses.replace(outputs, teacher=assistant), batch, key)
+        return value, {f"assistant_{name}": figure for name, figure in metrics.items()}
+
+
+@losses.register("assistant_cosine")
+class AssistantCosine(TowardsAssistant, EmbeddingCosine):
+    """One minus the cosine between the student's embedding and an assistant's (HORKD, Ge et al., arXiv 2409.05384; our
+    reading)."""
 
 
 @losses.register("similarity_preserving")

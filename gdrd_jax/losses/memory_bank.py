@@ -1,0 +1,134 @@
+"""Contrastive representation distillation: an image's own embedding among those of other images in a memory bank."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gdrd_jax.distributed import sharding
+from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs, State
+from gdrd_jax.models.relation import normalize
+from gdrd_jax.registry import losses
+
+
+def contrastive_terms(positives: jax.Array, negatives: jax.Array, counted: jax.Array, offset: jax.Array) -> jax.Array:
+    """`-log h(u)` of the positive plus `-log(1 - h(u))` of all negatives, with `h(u) = e^u / (e^u + e^offset)`.
+
+    Args:
+      positives: scores u, `[b]`.
+      negatives: scores u, `[b, n]`.
+      counted: bool `[b, n]`, the negatives that count.
+      offset: scalar, `log(Z n / N)` in CRD.
+
+    Returns:
+      float32 `[b]`.
+    """
+    return jax.nn.softplus(offset - positives) + jnp.sum(jax.nn.softplus(negatives - offset) * counted, axis=1)
+
+
+def log_mean_exp(x: jax.Array) -> jax.Array:
+    """`log(mean(exp(x)))` over the arrays of all devices; no gradient."""
+    x = jax.lax.stop_gradient(x)
+    largest = sharding.maximum(jnp.max(x))
+    return largest + jnp.log(sharding.mean(jnp.mean(jnp.exp(x - largest))))
+
+
+def with_rows(bank: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:
+    """A bank `[N, ...]` with the rows `index` `[B]` replaced; where an index occurs more than once, by the first."""
+    first = jnp.argmax(index[:, None] == index[None, :], axis=1)
+    place = jnp.arange(len(index))
+    # Different places, so that their order does not matter; those outside of the bank are dropped.
+    places = jnp.where(first == place, index, len(bank) + place)
+    return bank.at[places].set(rows, mode="drop", unique_indices=True)
+
+
+def updated_bank(bank: jax.Array, index: jax.Array, values: jax.Array, momentum: float) -> jax.Array:
+    """A bank `[N, P]` of unit-length rows after a batch: the rows `index` `[B]` have moved to `values` `[B, P]`, or to
+    their mean where an index occurs more than once, and keep a share `momentum` of what they were."""
+    same = index[:, None] == index[None, :]
+    mean = jnp.matmul(same.astype(values.dtype), values, precision="highest") / jnp.sum(same, axis=1, keepdims=True)
+    return with_rows(bank, index, normalize(momentum * bank[index] + (1 - momentum) * mean))
+
+
+def updated_identities(known: jax.Array, index: jax.Array, labels: jax.Array) -> jax.Array:
+    """The identities of all images, int `[N]`, -1 where unknown, after a batch with `labels` `[B]`; a label of -1
+    changes nothing, because mixup images have it and the index of a labeled image."""
+    found = jnp.max(jnp.where(index[:, None] == index[None, :], labels[None, :], -1), axis=1)
+    return with_rows(known, index, jnp.maximum(found, known[index]))
+
+
+@losses.register("crd")
+class ContrastiveRepresentation(Loss):
+    """A projection of the student's embedding has to tell T_d's of the same image from those of other images, which a
+    memory bank keeps, and the other way round (CRD, Tian et al., arXiv 1910.10699).
+
+    After the authors' code (RepDistiller), where the weight beside a cross-entropy of weight 1 is 0.8. Ours: all images
+    of a batch share one draw of negatives, which are images of other identities, uniform with replacement. With n
+    negatives the loss begins near `2 (log(1 + n) + 1 + 1 / (256 tau^2))`. The state has 1 KB per image of the training
+    set. Logged: `crd_positive`, the mean probability `h` of the positives; it begins below 1 / n.
+    """
+
+    needs = frozenset({"embedding", "discriminative", "label", "index"})
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings.
+
+        Attributes:
+          negatives: number of negatives, n, at least 1.
+          dim: of the projections, at least 1.
+          tau: temperature, above 0.
+          momentum: share of a bank's row that an update leaves, at least 0 and below 1.
+        """
+
+        negatives: int = 16384
+        dim: int = 128
+        tau: float = 0.07
+        momentum: float = 0.5
+
+        def __post_init__(self) -> None:
+            if min(self.negatives, self.dim) < 1:
+                raise ValueError("negatives and dim must be at least 1")
+            if not self.tau > 0:
+                raise ValueError(f"tau is {self.tau}; it must be above 0")
+            if not 0 <= self.momentum < 1:
+                raise ValueError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
+
+    def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.project_student = nnx.Linear(info.embedding_dim, config.dim, rngs=rngs)
+        self.project_teacher = nnx.Linear(info.embedding_dim, config.dim, rngs=rngs)
+        self.student_bank, self.teacher_bank = (
+            State(normalize(jax.random.normal(rngs.params(), (info.images, config.dim)))) for _ in range(2)
+        )
+        self.identities = State(jnp.full(info.images, -1))  # of the rows that were in a batch; the others are noise
+        self.offsets, self.started = State(jnp.zeros(2)), State(jnp.array(False))
+
+    def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        assert outputs.embedding is not None and outputs.teacher is not None  # `needs` has both
+        student = normalize(self.project_student(outputs.embedding.astype(jnp.float32)))
+        teacher = normalize(self.project_teacher(jax.lax.stop_gradient(outputs.teacher)))
+        index, everyone = batch["index"], sharding.replicated(batch["index"])
+        identities = updated_identities(self.identities[...], everyone, sharding.replicated(batch["label"]))
+        drawn = jax.random.randint(key, (self.config.negatives,), 0, len(identities))
+        own, others = identities[index][:, None], identities[drawn]
+        counted = ((own != others) | (others < 0)) & (index[:, None] != drawn)
+
+        value, positive, offsets = jnp.zeros(()), jnp.zeros(()), []
+        for anchors, bank, before in zip((student, teacher), (self.teacher_bank, self.student_bank), self.offsets[...]):
+            own_row, rows = bank[...][index], bank[...][drawn]
+            positives = jnp.sum(anchors * own_row, axis=-1) / self.config.tau
+            negatives = jnp.matmul(anchors, rows.T, precision="highest") / self.config.tau
+            every = jnp.concatenate([positives[:, None], negatives], axis=1)
+            # Z of the first batch stays: log(Z n / N) is log n + log(mean(e^u)).
+            first = jnp.log(self.config.negatives) + log_mean_exp(every)
+            offsets.append(jnp.where(self.started[...], before, first))
+            value += jnp.mean(contrastive_terms(positives, negatives, counted, offsets[-1]))
+            positive += jnp.mean(jax.nn.sigmoid(positives - offsets[-1])) / 2
+        self.identities[...], self.offsets[...], self.started[...] = identities, jnp.stack(offsets), jnp.array(True)
+        for bank, projected in ((self.student_bank, student), (self.teacher_bank, teacher)):
+            found = sharding.replicated(jax.lax.stop_gradient(projected))
+            bank[...] = updated_bank(bank[...], everyone, found, self.config.momentum)
+        return sharding.mean(value), {"crd_positive": positive}
