@@ -376,7 +376,8 @@ def bucket(monkeypatch):
 def run_script(script, *arguments, devices):
     """Starts a script, in which `t` is test_trainer, with this many virtual devices."""
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    head = "import sys, pathlib, jax; sys.path[:0] = ['tests', 'tests/plugins', 'tests/training']; import test_trainer as t\n"
+    path = ["tests", "tests/plugins", "tests/training"]
+    head = f"import sys, pathlib, jax; sys.path[:0] = {path}; import test_trainer as t\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + script, *map(str, arguments)], env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],

@@ -61,7 +61,7 @@ class TinyStudent(Student):
 
 @students.register("one_block")
 class OneBlockStudent(Student):
-    """The paper's student with one basic block for its stages, of a quarter of the side, and one for those of the head."""
+    """The paper's student with one basic block in the place of its stages, and one for each of the head's."""
 
     @dataclass(frozen=True)
     class Config:
