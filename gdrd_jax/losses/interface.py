@@ -19,8 +19,9 @@ class Fixed(nnx.Variable):
 class State(nnx.Variable):
     """State that a loss updates itself, such as a memory bank or a moving average; saved with checkpoints.
 
-    It must stay the same on all devices: compute updates from the whole batch, by `distributed.sharding.replicated`. A
-    row that occurs twice in a batch must not be set twice, for the order is undefined: take the mean.
+    It must stay the same on all devices: compute updates from the whole batch, by `distributed.sharding.replicated`.
+    Only state that has an entry a class can be divided among them, by `distributed.class_parallel.divide`. A row that
+    occurs twice in a batch must not be set twice, for the order is undefined: take the mean.
     """
 
 
@@ -37,7 +38,10 @@ class DataInfo:
       target_shape: `(C, h, w)` of T_g's features; None without T_g.
       target_statistics: function without arguments that gives mean `[C, h, w]` and standard deviation `[C]` of T_g's
         features over the training set, float32; None without T_g.
+      stage_shapes: `(h, w, C)` of the features of each stage of the backbone; empty where no loss needs them.
       hr_shape: `(C, 4, 4)` of T_d's feature maps; None where no loss needs them.
+      hr_statistics: as `target_statistics`, of T_d's feature maps.
+      hr_small_shape: `(S, S, C)` of the images at a higher resolution, S at most 2R; None where no loss needs them.
     """
 
     identities: int = 0
@@ -47,7 +51,10 @@ class DataInfo:
     feature_shape: tuple[int, int, int] = (0, 0, 0)
     target_shape: tuple[int, int, int] | None = None
     target_statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    stage_shapes: tuple[tuple[int, int, int], ...] = ()
     hr_shape: tuple[int, int, int] | None = None
+    hr_statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    hr_small_shape: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,8 @@ class Stage(nnx.Module):
         self.backbone = student.backbone
         self.head = student.head if needs & OF_HEAD else None
         self.identities = info.identities
-        self.classifier = nnx.Linear(info.embedding_dim, info.identities, rngs=rngs) if "logits" in needs else None
-        if self.classifier:
-            class_parallel.divide(self.classifier.kernel, axis=1)
-            class_parallel.divide(self.classifier.bias, axis=0)
+        size = info.embedding_dim, info.identities
+        self.classifier = class_parallel.classifier(*size, rngs=rngs) if "logits" in needs else None
         self.has_teacher, self.has_second = "discriminative" in needs, "second" in needs
         self.has_stages = "stages" in needs
         self.weights, terms = {}, {}
@@ -130,7 +128,8 @@ def _checked(name: str, result: Any, loss: Loss) -> tuple[jax.Array, Metrics]:
         raise GdrdError(
             f"the loss {name!r} returns {found}; it has to return a scalar and a dict of figures to log", "loss-result"
         )
-    for what, value in (("a value", result[0]), ("state", nnx.state(loss, State))):
+    state = [x for _, x in nnx.to_flat_state(nnx.state(loss, State)) if not class_parallel.per_class(x)]
+    for what, value in (("a value", result[0]), ("state", state)):
         if any(map(sharding.may_differ, jax.tree.leaves(value))):
             remedy = "sharding.mean(value)" if what == "a value" else "an update by sharding.replicated"
             raise GdrdError(
