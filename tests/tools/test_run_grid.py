@@ -1,6 +1,5 @@
 """The grid tool: what it runs and how it compares."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -15,6 +14,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from gdrd_jax.cli import run_grid  # noqa: E402
+from gdrd_jax.evaluation import grid_table, judges  # noqa: E402
+from gdrd_jax.evaluation.grid_table import DEV, Row  # noqa: E402
 
 
 def test_braces_are_every_combination():
@@ -26,14 +27,13 @@ def test_braces_are_every_combination():
     assert run_grid.expanded(["--config=a.py"]) == [("", ["--config=a.py"])]
 
 
-def written(folder, scores, same, folds, resolution=16):
-    """What a run leaves, read again."""
+def written(folder, scores, same, folds, resolution=16, seed=0):
+    """The row of what a run leaves."""
     (folder / "dis").mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"views": {"resolution": resolution}}))
     of = {"first": np.arange(len(same)), "second": np.arange(len(same)) + 1}
     of["people"] = np.stack([np.arange(len(same))] * 2, axis=1)  # each pair has people of its own
     np.savez(folder / "dis" / "dev.npz", scores=scores, same=same, folds=folds, **of)
-    return run_grid.trained(folder.name, folder)
+    return Row(folder.name, seed, {DEV: judges.of_training(folder / "dis")}, {"resolution": resolution})
 
 
 def test_differences_are_paired(tmp_path):
@@ -42,16 +42,16 @@ def test_differences_are_paired(tmp_path):
     runs = {"worse": [], "better": []}
     for seed in range(3):
         sign = np.where(same, 1.0, -1.0) * np.where(rng.permutation(600) < 120, -1, 1)  # 120 of 600 are wrong
-        runs["better"].append(written(tmp_path / f"b{seed}", sign, same, folds))
+        runs["better"].append(written(tmp_path / f"b{seed}", sign, same, folds, seed=seed))
         changed = sign.copy()
         changed[np.flatnonzero(sign == np.where(same, 1.0, -1.0))[:12]] *= -1  # 2 % more
-        runs["worse"].append(written(tmp_path / f"w{seed}", changed, same, folds))
-    worse, better = run_grid.compared(runs, "better")
+        runs["worse"].append(written(tmp_path / f"w{seed}", changed, same, folds, seed=seed))
+    worse, better = grid_table.compared(runs, "better")
     assert better["accuracy"] == pytest.approx(80) and worse["accuracy"] == pytest.approx(78)
     assert worse["difference"] == pytest.approx(-2) and "difference" not in better
     assert 0.1 < worse["its_standard_error"] < 1.0
     assert worse["standard_error"] == pytest.approx(np.sqrt(0.78 * 0.22 / 600) * 100, rel=0.5)
-    text = run_grid.table([worse, better])
+    text = grid_table.table([worse, better], "better")
     assert text.count("\n") == 4 and "-2.00" in text
 
 
@@ -62,7 +62,7 @@ def test_a_run_that_does_not_say_who_is_in_its_pairs_is_told(tmp_path):
     del found["people"]
     np.savez(tmp_path / "run" / "dis" / "dev.npz", **found)
     with raises("dev-scores-outdated", tmp_path / "run" / "dis" / "dev.npz"):
-        run_grid.trained("run", tmp_path / "run")
+        judges.of_training(tmp_path / "run" / "dis")
 
 
 def test_one_seed_has_no_standard_error_and_the_paper_only_its_own_resolution(tmp_path):
@@ -71,10 +71,10 @@ def test_one_seed_has_no_standard_error_and_the_paper_only_its_own_resolution(tm
         name: [written(tmp_path / name, same * 1.0, same, folds, resolution)]
         for name, resolution in (("none", 8), ("gen_dis", 16))
     }
-    rows = run_grid.compared(runs, "none")
+    rows = grid_table.compared(runs, "none")
     assert [row["paper"] for row in rows] == [None, 96.13]
     assert rows[1]["standard_error"] is None and rows[1]["its_standard_error"] is None
-    assert "nan" not in run_grid.table(rows)
+    assert "nan" not in grid_table.table(rows)
 
 
 def test_the_runs_of_a_grid_share_the_output_of_steps():
@@ -120,33 +120,39 @@ def test_rows_of_another_evaluation_stand_beside(tmp_path):
     names = np.array([f"P{i:04}" for i in range(82)[::-1]])  # evaluation has names, training has rows
     of = {"same": same, "fold": folds, "first": names[np.arange(80)], "second": names[np.arange(80) + 1]}
     np.savez(tmp_path / "teacher" / "scores.npz", **{"teacher_16/scores": same * 1.0}, **of)
-    beside = run_grid.evaluated(tmp_path / "teacher")
+    beside = judges.of_evaluation(tmp_path / "teacher")
     scores = np.random.default_rng(0).normal(size=(2, 80)) + same
-    runs = {"plain": [written(tmp_path / str(i), scores[i], same, folds) for i in range(2)]}
-    plain, teacher = run_grid.compared(runs | beside, "plain")
+    runs = {"plain": [written(tmp_path / str(i), scores[i], same, folds, seed=i) for i in range(2)]}
+    subject = runs["plain"][0].judged[DEV].subject
+    judges.check_baseline(subject, beside["teacher_16"])
+    plain, teacher = grid_table.compared(runs | beside, "plain")
     assert teacher["name"] == "teacher_16" and teacher["accuracy"] == 100 and teacher["standard_error"] is None
     assert teacher["difference"] == pytest.approx(100 - plain["accuracy"]) and teacher["its_standard_error"] > 0
     with raises("baseline-missing", "--baseline", tmp_path / "scores.npz"):
-        run_grid.evaluated(tmp_path)
+        judges.of_evaluation(tmp_path)
     np.savez(
         tmp_path / "teacher" / "scores.npz",
         **{"other_16/scores": same * 1.0},
         **{**of, "first": names[np.arange(80) + 2]},
     )
     with raises("baseline-pairs", "--baseline", "--config.dev.pairs"):
-        run_grid.compared(runs | run_grid.evaluated(tmp_path / "teacher"), "plain")
+        judges.check_baseline(subject, judges.of_evaluation(tmp_path / "teacher")["other_16"])
+    with raises("row-data", "other_16.json", f"{0}-seed0.json"):
+        grid_table.compared(runs | judges.of_evaluation(tmp_path / "teacher"), "plain")
     turned = {"other_16/scores": same * 1.0, **of, "same": ~same}
     np.savez(tmp_path / "teacher" / "scores.npz", **turned)
     with raises("baseline-pairs", "--baseline", "--config.dev.pairs"):
-        run_grid.compared(runs | run_grid.evaluated(tmp_path / "teacher"), "plain")
+        judges.check_baseline(subject, judges.of_evaluation(tmp_path / "teacher")["other_16"])
+    with raises("row-data", "other_16.json", f"{0}-seed0.json"):
+        grid_table.compared(runs | judges.of_evaluation(tmp_path / "teacher"), "plain")
 
 
 def test_whose_faces_are_in_one_pair_each_cannot_be_told_from_others(tmp_path):
     same, folds = np.tile([True, False], 40), np.repeat([0, 1], 40)
     each = {"first": np.arange(80) * 2, "second": np.arange(80) * 2 + 1}
-    found = run_grid.Verified.of({"s": same * 1.0, "same": same, "f": folds, **each}, "s", "f")
+    np.savez(tmp_path / "scores.npz", **{"teacher_16/scores": same * 1.0}, same=same, fold=folds, **each)
     with raises("baseline-bin", "--baseline", ".bin", "pairs.txt"):
-        run_grid.compared({"teacher": [found]}, None)
+        judges.of_evaluation(tmp_path)
 
 
 def grid(tmp_path, faces_folder, *words):
