@@ -39,13 +39,34 @@ EQ_3 = {**PAPER_LOSSES, "kd": {"weight": 0.25, **KD}}
 # RepDistiller's weight of 3,000 for batches of 64 is 47 times the squared distance of a row of similarities; the loss
 # here is the mean over the BATCH - 1 pairs of such a row.
 SIMILARITIES = {"similarity_preserving": {"weight": 47.0 * (BATCH - 1)}}
+RAMP = STEPS // 10  # steps in which margins rise from 0: at once, they can stall a classifier that begins at random
+
+
+def _margin(loss, **settings):
+    return {loss: {"weight": 1.0, "ramp": RAMP, **settings}}
+
+
 # Losses of methods that change nothing else.
 LOSSES = {
     "cls": CLS,
+    "cosface": _margin("cosface"),
+    "arcface": _margin("arcface"),
+    "magface": _margin("magface"),
+    "adaface": _margin("adaface"),
+    "rpcl_cos": _margin("rpcl"),
+    "rpcl_arc": _margin("rpcl", base="arc", margin=0.5),
+    "rpcl_mag": _margin("rpcl", base="mag", rival_margin=0.225),
     "cosine": COSINE,
     "cosine_cls": {**CLS, **COSINE},
     "kd": LOGITS,
+    "rkd": {**CLS, "rkd": {"weight": 1.0}},
     "sp": {**CLS, **SIMILARITIES},
+    "pkt": {**CLS, "pkt": {"weight": 1.0}},
+    "cckd": {**CLS, "cckd": {"weight": 1.0}},
+    "mk_mmd": {**CLS, "mk_mmd": {"weight": 1.0}},
+    "crd": {**CLS, "crd": {"weight": 0.8}},
+    "arc_distill": _margin("arc_distill"),
+    "ada_distill": _margin("ada_distill"),
     "crrcd": EQ_3,
     "ours": OUR_LOSSES,
 }

@@ -46,14 +46,18 @@ def of_mean(
 
 
 def resamples_of_pairs(people: np.ndarray, *, replicates: int = REPLICATES, seed: int = 0) -> np.ndarray:
-    """Weights, float32 `[replicates, P]`, by which a mean over P pairs becomes that of each resample.
+    """Weights, float32 `[R, P]`, by which a mean over P pairs becomes that of each resample.
+
+    R is the number of replicates, without those that have none of the pairs.
 
     Args:
       people: in the pairs, int `[P, 2]`; what concerns one person, such as a probe, has that person twice.
     """
     every = np.arange(len(people))
     weights = np.concatenate(list(_weights(people[:, 0], people[:, 1], every, replicates, seed)))
-    return weights / weights.sum(axis=1, keepdims=True)
+    total = weights.sum(axis=1, keepdims=True)
+    there = total[:, 0] > 0
+    return weights[there] / total[there]
 
 
 def of_pairs(

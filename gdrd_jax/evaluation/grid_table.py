@@ -2,12 +2,13 @@
 
 A stored row is a small JSON file, `NAME-seedN.json`, with the decisions behind its figures. So the difference of two
 methods is paired by pair or probe and by seed, also where they were trained on different machines. Who is in the pairs
-or probes of a protocol is in a file of its own, `SUBJECT.people.json`, which all rows share.
+or probes of a protocol is in a file of its own, `DIGEST.people.json`, which all rows share.
 """
 
 import base64
 import dataclasses
 import functools
+import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,8 +59,7 @@ class Row:
       name: of the combination of settings.
       seed: of its training; None if it was not trained here.
       judged: by column, the dev pairs first, under `DEV`.
-      about: what can be said of the training: `settings` that differ from the defaults, `resolution`, `parameters` of
-        the student, and `steps`, name to `seconds` and `core_seconds`.
+      about: what can be said of the training, see `pipeline.run_record.described`.
     """
 
     name: str
@@ -74,16 +74,19 @@ class Row:
 
     def save(self, folder: Path) -> None:
         """Writes it, and who is in its decisions, into `folder`."""
-        results = {}
+        results: dict[str, dict[str, Any]] = {}
         for column, one in self.judged.items():
             results[column] = {
                 "subject": one.subject, "count": len(one.right), "figures": dict(one.figures),
                 "right": base64.b64encode(np.packbits(one.right).tobytes()).decode(),
             }  # fmt: skip
-            path = folder / f"{one.subject}{PEOPLE}"
-            if one.people is not None and not path.exists():
-                packed = zlib.compress(one.people.astype("<i4").tobytes(), 9)
-                write_json(path, {"people": base64.b64encode(packed).decode()})
+            if one.people is None:
+                continue
+            content = one.people.astype("<i4").tobytes()
+            results[column]["people"] = hashlib.sha256(content).hexdigest()[:16]
+            path = folder / f"{results[column]['people']}{PEOPLE}"
+            if not path.exists():
+                write_json(path, {"people": base64.b64encode(zlib.compress(content, 9)).decode()})
         head = {"format": FORMAT, "name": self.name, "seed": self.seed}
         write_json(folder / self.file, {**head, **self.about, "results": results})
 
@@ -100,7 +103,7 @@ class Row:
             if content.pop("format") != FORMAT:
                 raise ValueError("a later version wrote it")
             return cls(name, seed, {column: _judged(one, path) for column, one in results.items()}, content)
-        except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
             raise GdrdError(
                 f"{path} is no row of a grid ({type(error).__name__}: {error}); move it elsewhere", "row-damaged"
             ) from error
@@ -108,10 +111,9 @@ class Row:
 
 def _judged(stored: dict, path: Path) -> Judged:
     right = np.unpackbits(np.frombuffer(base64.b64decode(stored["right"]), np.uint8), count=stored["count"])
-    of_people = path.parent / f"{stored['subject']}{PEOPLE}"
     people = None
-    if of_people.exists():
-        packed = json.loads(of_people.read_text(encoding="utf-8"))["people"]
+    if digest := stored.get("people"):
+        packed = json.loads((path.parent / f"{digest}{PEOPLE}").read_text(encoding="utf-8"))["people"]
         people = np.frombuffer(zlib.decompress(base64.b64decode(packed)), "<i4").reshape(-1, 2)
     return Judged(right.astype(bool), people, stored["subject"], stored["figures"])
 
@@ -187,7 +189,7 @@ def _column(column: str, found: Mapping[str, Sequence[Row]], against: str | None
     judged = {of: {row.seed: row.judged[column] for row in rows if column in row.judged} for of, rows in found.items()}
     people = next((one.people for of in judged.values() for one in of.values() if one.people is not None), None)
     if people is None:
-        raise GdrdError(f"nothing says who is in the decisions of {column!r}: a {PEOPLE} file is missing", "row-people")
+        raise GdrdError(f"no row says who is in the decisions of {column!r}", "row-people")
     weights = bootstrap.resamples_of_pairs(people)
     other, lines = judged.get(against or "", {}), {}
     for name, own in judged.items():

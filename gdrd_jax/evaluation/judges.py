@@ -15,6 +15,7 @@ from gdrd_jax.evaluation.interface import ReportedProtocol
 from gdrd_jax.evaluation.run import Settings, check_resolution, open_protocol
 from gdrd_jax.evaluation.verification import Pairs
 from gdrd_jax.inference.embedders import Embedder
+from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import digest
 
@@ -143,6 +144,12 @@ class Judge:
                     f"--evaluate: the resolution {resolution!r} is of a gallery, too, which a grid has not; give one",
                     "resolution-unknown",
                 )
+        if protocols[settings.protocol].decisions is ReportedProtocol.decisions:
+            raise GdrdError(
+                f"--evaluate: the protocol {settings.protocol!r} has no decisions that could be paired; its class "
+                "needs the method `decisions`",
+                "protocol-decisions",
+            )
         protocol, found = open_protocol(settings), []
         for resolution in settings.resolutions:
             several = f" {resolution}" if len(settings.resolutions) > 1 or settings.protocol == DEV else ""

@@ -1,39 +1,47 @@
 """What a finished run says of itself in the table of a grid: its settings, its student, and what it cost."""
 
+import datetime
+import os
 import platform
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from gdrd_jax.config import PATHS, default, keys, stage, value_of
-from gdrd_jax.pipeline import records
+from gdrd_jax.pipeline import planning, records
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import FIRST, gen, steps
 
-# Settings that do not change what is trained, or how it is judged.
+# Settings that do not change what is trained, or how it is judged; and sections of steps that not every run has.
 NEUTRAL = ("name", "outputs", "resume", "profile", "until", "seed", "data.residency", "data.cache")
+OF_STEP = {"gen": "gen", "sr": "teacher", "generative": "generative"}
 TARGETS = {step.name for step in FIRST} - {gen.STEP.name}  # steps that all methods which need them share
 
 
 def changed_settings(config: ConfigDict) -> dict[str, Any]:
-    """The settings of a config that differ from the defaults, by dotted name; of paths only the last part."""
-    known, changed = default(), {}
+    """The settings of a config that differ from the defaults and count in its run, by dotted name; of paths only the
+    last part, so that runs on several machines can be compared."""
+    known, changed, needed = default(), {}, planning.with_ancestors((), config)
     for name in keys(config):
         value = records.plain(value_of(config, name))
         usual = stage() if name.startswith("stages.") else known
         of = name.split(".", 2)[2] if name.startswith("stages.") else name
-        if name in NEUTRAL or value == records.plain(value_of(usual, of)):
+        idle = OF_STEP.get(name.partition(".")[0], "faces") not in needed
+        if name in NEUTRAL or idle or value == records.plain(value_of(usual, of)):
             continue
         changed[name] = ",".join(Path(path).name for path in value.split(",")) if name in PATHS else value
     return changed
 
 
 def described(workdir: Path) -> dict[str, Any]:
-    """What `evaluation.grid_table.Row.about` has of the run in a workdir.
+    """What the row of a grid has of the run in a workdir.
 
-    `steps` has the seconds of each step; `core_seconds` is the sum of those that train, select or embed, without the
-    targets of T_d and T_g and without the views.
+    Returns:
+      `settings` that differ from the defaults, `resolution`, `parameters` of the student without its classifier, `date`
+      and `machine`; `steps`, name to `seconds` and `core_seconds`; and `core_seconds`, the sum over the steps that
+      train, select or embed, without the targets of T_d and T_g and without the views.
     """
     run = Run.open(workdir)
     found = {
@@ -46,7 +54,8 @@ def described(workdir: Path) -> dict[str, Any]:
     own = [seconds.get("core_seconds") for name, seconds in cost.items() if name not in TARGETS]
     about = {
         "settings": changed_settings(run.config), "resolution": run.config.views.resolution,
-        "machine": f"{platform.machine()}, {platform.system()}", "steps": cost,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, jax {metadata.version('jax')}", "steps": cost,
     }  # fmt: skip
     if own and None not in own:
         about["core_seconds"] = round(sum(own), 1)

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_faces, raises
+from conftest import make_faces, raises, save_student
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from gdrd_jax.cli import run_grid  # noqa: E402
+from gdrd_jax.config import default, stage  # noqa: E402
 from gdrd_jax.evaluation import grid_table, judges  # noqa: E402
-from gdrd_jax.evaluation.grid_table import DEV, Row  # noqa: E402
+from gdrd_jax.evaluation.grid_table import DEV, Judged, Row  # noqa: E402
+from gdrd_jax.pipeline import run_record  # noqa: E402
 
 
 def test_braces_are_every_combination():
@@ -153,6 +155,105 @@ def test_whose_faces_are_in_one_pair_each_cannot_be_told_from_others(tmp_path):
     np.savez(tmp_path / "scores.npz", **{"teacher_16/scores": same * 1.0}, same=same, fold=folds, **each)
     with raises("baseline-bin", "--baseline", ".bin", "pairs.txt"):
         judges.of_evaluation(tmp_path)
+
+
+@pytest.fixture
+def rows():
+    """Two methods with two seeds each, on 40 pairs and 30 probes."""
+    random, people = np.random.default_rng(0), np.random.default_rng(1).integers(9, size=(40, 2))
+
+    def row(name, seed, share):
+        pairs = Judged(random.random(40) < share, people, "pairs", {"auc": 90.0 + seed})
+        probes = Judged(random.random(30) < share, people[:30, :1].repeat(2, axis=1), "probes")
+        about = {"resolution": 16, "settings": {"dis.steps": 3}, "parameters": 1_500_000, "core_seconds": 60.0 * seed}
+        return Row(name, seed, {DEV: pairs, "uccs stand-in": probes}, about)
+
+    return {name: [row(name, seed, share) for seed in (7, 8)] for name, share in (("cosine", 0.9), ("crrcd", 0.6))}
+
+
+def test_stored_rows_give_the_same_table_as_the_runs_themselves(rows, tmp_path, capsys):
+    for row in (row for several in rows.values() for row in several):
+        row.save(tmp_path)
+    assert all(path.stat().st_size < 100_000 for path in tmp_path.iterdir())
+    assert len(list(tmp_path.glob("*.people.json"))) == 2  # shared by all
+    again = grid_table.read_rows([tmp_path])
+    assert list(again) == ["cosine", "crrcd"] and [row.seed for row in again["crrcd"]] == [7, 8]
+    assert grid_table.compared(again, "cosine") == grid_table.compared(rows, "cosine")
+    run_grid.work([f"--rows={tmp_path}", "--against=cosine"])
+    text = (tmp_path / "table.md").read_text()
+    assert text == capsys.readouterr().out.rstrip("\n") + "\n"
+    assert "CRRCD `crrcd`" in text and "95.25" in text and "97.3" in text and "1.50" in text and "7.5" in text
+    assert (tmp_path / "cost.png").stat().st_size > 1000 and not (tmp_path / "roc.png").exists()
+    run_grid.work([f"--rows={tmp_path}", "--against=cosine"])  # its own table is no row
+
+
+def test_a_seed_is_paired_with_the_same_seed_only(rows):
+    lines = {line["name"]: line for line in grid_table.compared({**rows, "cosine": rows["cosine"][::-1]}, "cosine")}
+    expected = [np.mean(own.judged[DEV].right * 1.0 - of.judged[DEV].right) for own, of in zip(*rows.values())]
+    assert lines["crrcd"]["difference"] == pytest.approx(-100 * np.mean(expected))
+    other = grid_table.compared({**rows, "cosine": rows["cosine"][:1]}, "cosine")[1]
+    assert other["difference"] == pytest.approx(-100 * expected[0]) and other["its_standard_error"] is None
+
+
+def test_rows_that_cannot_be_collected_are_refused(rows, tmp_path):
+    with raises("rows-none", tmp_path):
+        grid_table.read_rows([tmp_path])
+    row = rows["cosine"][0]
+    row.save(tmp_path)
+    (tmp_path / "copy.json").write_bytes((tmp_path / row.file).read_bytes())
+    with raises("row-twice", "copy.json", "cosine-seed7.json"):
+        grid_table.read_rows([tmp_path])
+    (tmp_path / "copy.json").write_text('{"format": 99}')
+    with raises("row-damaged", "copy.json"):
+        grid_table.read_rows([tmp_path])
+
+
+def test_a_run_that_has_a_row_is_not_trained_again_unless_its_settings_changed(rows, tmp_path):
+    row = rows["cosine"][0]
+    row.save(tmp_path)
+    run = run_grid.Run("cosine", 7, tmp_path / "nowhere", ["--config=none.py"])
+    assert run_grid.trained(run, tmp_path, {"dis.steps": 3}, ()).judged[DEV].subject == "pairs"
+    with raises("row-settings", "cosine-seed7.json", "dis.steps, dis.warmup", "nowhere"):
+        run_grid.trained(run, tmp_path, {"dis.steps": 4, "dis.warmup": 0.1}, ())
+    run.workdir.mkdir()
+    with raises("run-failed", run.workdir):  # here it can be trained again
+        run_grid.trained(run, tmp_path, {"dis.steps": 4}, ())
+
+
+def test_settings_are_compared_across_machines():
+    config = default()
+    config.until = "dis"
+    config.data.path, config.dis.steps, config.gen.steps, config.seed = "/here/a.rec,/here/b.rec", 7, 8, 9
+    config.stages = {"first": stage(steps=5, init="random", losses={"cls": {"weight": 1.0}})}
+    config.dis.init = "first"
+    found = run_record.changed_settings(config)
+    assert found == {
+        "data.path": "a.rec,b.rec", "dis.steps": 7, "dis.init": "first", "stages.first.steps": 5,
+        "stages.first.init": "random", "stages.first.losses": {"cls": {"weight": 1.0}},
+    }  # fmt: skip
+    config.dis.init = "gen"  # then stage gen is trained, too
+    config.stages = {}
+    assert run_record.changed_settings(config)["gen.steps"] == 8
+
+
+def test_students_are_judged_by_further_protocols(tmp_path):
+    people = make_faces(tmp_path / "made", 3, 4)
+    for path in list(people.glob("*/*.png")):
+        part = "test" if path.stem == "3" else "train"
+        (tmp_path / "uccs" / part / path.parent.name).mkdir(parents=True, exist_ok=True)
+        path.rename(tmp_path / "uccs" / part / path.parent.name / path.name)
+    (tmp_path / "uccs" / "STAND_IN.txt").write_text("made")
+    found = run_grid.opened([f"--protocol uccs --data {tmp_path / 'uccs'} --resolution 8 16 32"])
+    assert [judge.column for judge in found] == [f"uccs stand-in {side}" for side in (8, 16, 32)]
+    save_student(tmp_path / "run")
+    row = run_grid.judged_too(Row("a", 7, {}), tmp_path / "run", found)
+    assert list(row.judged) == ["uccs stand-in 8", "uccs stand-in 16"]  # 32 pixels are more than it takes
+    assert len(row.judged["uccs stand-in 8"].right) == 3 and "rank_5" in row.judged["uccs stand-in 8"].figures
+    assert len({one.subject for one in row.judged.values()}) == 2
+    with raises("protocol-decisions", "templates"):
+        run_grid.opened([f"--protocol templates --data {tmp_path}"])
+    with raises("flag-value", "--model"):
+        run_grid.opened([f"--protocol uccs --data {tmp_path} --model gdrd-16"])
 
 
 def grid(tmp_path, faces_folder, *words):
