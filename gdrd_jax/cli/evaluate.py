@@ -20,6 +20,7 @@ Examples:
 import argparse
 import dataclasses
 import inspect
+from typing import TYPE_CHECKING
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.data.degradation import KERNELS
@@ -27,6 +28,9 @@ from gdrd_jax.inference.pretrained import DEFAULT
 from gdrd_jax.registry import explanations, protocols
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
+
+if TYPE_CHECKING:
+    from gdrd_jax.evaluation.run import Settings
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -102,17 +106,21 @@ def _add_settings(parser: ArgumentParser, protocol: str) -> list[str]:
     return [field.name for field in dataclasses.fields(entry.Config)]
 
 
+def settings_of(given: argparse.Namespace, models: tuple[str, ...]) -> "Settings":
+    """What the arguments ask for, of these models."""
+    from gdrd_jax.evaluation.run import Settings
+
+    values = vars(given) | {"models": models, "resolutions": tuple(dict.fromkeys(given.resolution))}
+    return Settings(**{field.name: values[field.name] for field in dataclasses.fields(Settings)})
+
+
 def main(argv: list[str]) -> int:
     """Runs the tool; returns the exit status."""
 
     def work() -> None:
         given = arguments(argv)
-        from gdrd_jax.evaluation.run import Settings, evaluate_and_report
+        from gdrd_jax.evaluation.run import evaluate_and_report
 
-        values = vars(given) | {
-            "models": tuple(given.model or [DEFAULT]), "resolutions": tuple(dict.fromkeys(given.resolution))
-        }  # fmt: skip
-        settings = Settings(**{field.name: values[field.name] for field in dataclasses.fields(Settings)})
-        evaluate_and_report(settings, given.out)
+        evaluate_and_report(settings_of(given, tuple(given.model or [DEFAULT])), given.out)
 
     return guarded(work)

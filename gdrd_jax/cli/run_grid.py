@@ -5,10 +5,16 @@ several, give every combination, so --config.views.resolution={8,16,32} after `-
 its own workdir, OUT/NAME-seedN, named by what varies; equal steps are shared, in OUT/steps or in --config.outputs. A
 finished run is not repeated; the same command continues what was stopped.
 
-OUT/table.md and table.json have, for each combination, the mean accuracy over seeds with its standard error, AUC, the
-difference from --against, paired by dev pair and seed, with its standard error, and at 16x16 the paper's accuracy. The
-standard errors cover both other seeds and other people in the pairs. roc.png has the curves of the first seed.
---baseline adds rows of gdrd evaluate on the same pairs, such as the teacher fed with enlarged faces.
+OUT/table.md and table.json have, for each combination, the mean accuracy over seeds with its standard error and its
+95 % interval over people, AUC, the difference from --against, paired by dev pair and seed, with its standard error, the
+student's parameters, the core minutes of its training, and what the paper reports. The standard errors cover both other
+seeds and other people in the pairs. roc.png has the curves of the first seed, cost.png the accuracy over the training
+cost. --baseline adds rows of gdrd evaluate on the same pairs, such as the teacher fed with enlarged faces. --evaluate
+judges every student by further protocols of gdrd evaluate, each of which is a column.
+
+--rows is a folder of small files, one for each run, from which the table is made, by default OUT/rows. A run that has a
+row there is not trained again, so runs of several machines can be collected in one folder. Without --configs nothing is
+trained, and the table of all rows is written beside them.
 
 Commands with different seeds may run side by side, on different GPUs or cores; one with all seeds then makes the table.
 
@@ -16,10 +22,13 @@ Examples:
   gdrd grid --out runs/ablation --configs 'ablation:{none,sr,gen,dis,gen_dis,plain}' \\
       --seeds 7 8 9 --against gen_dis -- --config.data.path=FACES --config.discriminative.path=ARCFACE.onnx \\
       --config.generative.path=SR --config.dev.path=LFW --config.dev.pairs=pairs.txt
+  gdrd grid --rows docs/zoo --against cosine    # the table of what was trained before
 """
 
+import argparse
 import dataclasses
 import itertools
+import json
 import logging
 import re
 import shlex
@@ -27,33 +36,39 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+import jax
 from ml_collections import ConfigDict
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
+from gdrd_jax.cli.evaluate import arguments as evaluate_arguments
+from gdrd_jax.cli.evaluate import settings_of
 from gdrd_jax.config import Config, of_workdir
-from gdrd_jax.evaluation import bootstrap, dev, report, verification
-from gdrd_jax.evaluation.verification import Pairs
-from gdrd_jax.pipeline import planning
+from gdrd_jax.evaluation import grid_table, judges, report
+from gdrd_jax.evaluation.grid_table import DEV, Row
+from gdrd_jax.evaluation.judges import Judge
+from gdrd_jax.inference.embedders import student_embedder
+from gdrd_jax.inference.recognizer import Recognizer
+from gdrd_jax.pipeline import planning, run_record
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path, write_json, write_text
 from gdrd_jax.utils.outputs import claim_folder
 from gdrd_jax.utils.signals import Interrupted, Signals
-from gdrd_jax.utils.tables import markdown_table
 
 LOG = logging.getLogger("gdrd_jax.run_grid")
 SECONDS_BETWEEN_LOOKS = 0.2
 OUTPUTS = "--config.outputs="
-CHECK = """import sys
+CHECK = """import json, sys
 from gdrd_jax.cli import train
-from gdrd_jax.pipeline import planning
-sys.exit(train.cli(sys.argv, lambda config, workdir, rank: planning.validate(config, workdir)))"""
-DEV = "--config.dev.path="
+from gdrd_jax.pipeline import planning, run_record
+def check(config, workdir, rank):
+    planning.validate(config, workdir)
+    print(json.dumps(run_record.changed_settings(config)))
+sys.exit(train.cli(sys.argv, check))"""
+DEV_PATH = "--config.dev.path="
 BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
-# LFW at 16x16, trained on 494,414 WebFace faces: figure 3 of arXiv 2409.06371.
-PAPER = {"none": 92.61, "sr": 93.30, "gen": 93.87, "dis": 95.25, "gen_dis": 96.13}
 
 
 def expanded(words: list[str]) -> list[tuple[str, list[str]]]:
@@ -77,15 +92,20 @@ def arguments(words: list[str], seed: int, workdir: Path) -> list[str]:
     return [*words, f"--config.seed={seed}", f"--workdir={workdir}", *shared]
 
 
-def check(name: str, given: list[str]) -> None:
+def check(name: str, given: list[str]) -> dict:
     """Finds mistakes in a combination's flags, faces and teachers, without training or writing anything.
+
+    Returns:
+      The settings that differ from the defaults.
 
     Raises:
       GdrdError: there is a mistake, which the command that checked it has printed.
     """
-    if subprocess.run([sys.executable, "-c", CHECK, *given]).returncode:
+    done = subprocess.run([sys.executable, "-c", CHECK, *given], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
         which = f"combination {name}" if name else "config"
         raise GdrdError(f"the {which} cannot be trained, see above; no run was started", "combination-invalid")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def train(given: list[str], workdir: Path) -> None:
@@ -120,189 +140,174 @@ def _config(workdir: Path) -> ConfigDict:
     return Config(of_workdir(workdir))
 
 
+def judged_too(row: Row, workdir: Path, others: Sequence[Judge]) -> Row:
+    """The row with the columns of further protocols, as far as its student is there."""
+    folder = workdir / "dis" / "student"
+    wanted = [judge for judge in others if judge.column not in row.judged]
+    if not wanted or not folder.exists():
+        return row
+    embedder = student_embedder(row.name, Recognizer.load(folder))
+    found = {judge.column: judge.judged(embedder) for judge in wanted if judge.fits(embedder)}
+    return dataclasses.replace(row, judged={**row.judged, **found})
+
+
 @dataclasses.dataclass(frozen=True)
-class Verified:
-    """Results on the dev pairs.
+class Run:
+    """A run of the grid: `name` and `seed` of its row, its workdir, and the `arguments` of its command."""
 
-    Attributes:
-      pairs: the pairs with their scores, in the order of the pairs file.
-      faces: the faces of each pair, numbered by first appearance, int `[2, P]`.
-      right: whether the LFW protocol decides each pair correctly, bool `[P]`.
-      people: the identities of each pair, int `[P, 2]`; None for a row of gdrd evaluate.
-      paper: the paper's accuracy, in percent; None if it has none.
-    """
-
-    pairs: Pairs
-    faces: np.ndarray
-    right: np.ndarray
-    people: np.ndarray | None = None
-    paper: float | None = None
-
-    @classmethod
-    def of(cls, found, scores: str, folds: str, **more) -> "Verified":
-        """Evaluates scores with the arrays written beside them: those of these names, `same`, `first` and `second`."""
-        _require_folds(found[folds])
-        pairs = Pairs(found[scores], found["same"])
-        _, thresholds = verification.fold_accuracies(pairs, found[folds])
-        at = thresholds[np.searchsorted(np.unique(found[folds]), found[folds])]
-        faces = _numbered(np.stack([found["first"], found["second"]]))
-        return cls(pairs, faces, (pairs.scores >= at) == pairs.same, **more)
+    name: str
+    seed: int
+    workdir: Path
+    arguments: list[str]
 
 
-def _numbered(faces: np.ndarray) -> np.ndarray:
-    """Numbers faces by first appearance, so that rows (of training) and names (of evaluation) can be compared."""
-    _, first, inverse = np.unique(faces, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse].reshape(faces.shape)
+def trained(run: Run, folder: Path, settings: dict, others: Sequence[Judge]) -> Row:
+    """The row of a run, which is trained unless it was, here or elsewhere.
 
-
-def trained(name: str, workdir: Path) -> Verified:
-    """Results of a run of the combination `name`."""
-    found = np.load(workdir / "dis" / "dev.npz")
-    if "people" not in found:
-        raise GdrdError(
-            f"{workdir / 'dis' / 'dev.npz'} is of an earlier version, which did not record who is in the dev pairs; to "
-            f"train it again, rename {workdir / 'dis'} and run the same command",
-            "dev-scores-outdated",
-        )
-    paper = PAPER.get(name) if _config(workdir).views.resolution == 16 else None
-    return Verified.of(found, "scores", "folds", people=found["people"], paper=paper)
-
-
-def evaluated(folder: Path) -> dict[str, list[Verified]]:
-    """The rows of an output of gdrd evaluate."""
-    path = folder / "scores.npz"
-    if not path.exists():
-        raise GdrdError(
-            f"--baseline: there is no {path}; give a folder that gdrd evaluate --protocol lfw wrote", "baseline-missing"
-        )
-    found = np.load(path)
-    rows = [key.removesuffix("/scores") for key in found if key.endswith("/scores")]
-    return {row: [Verified.of(found, f"{row}/scores", "fold")] for row in rows}
-
-
-def check_same_pairs(faces: np.ndarray, same: np.ndarray, others: list[Verified]) -> None:
-    """Makes sure that others have results on the pairs of these faces, `[2, P]`, and labels, `[P]`.
+    Args:
+      run: the run.
+      folder: of the rows.
+      settings: of the run, those that differ from the defaults.
+      others: further protocols.
 
     Raises:
-      GdrdError: they have not, or that cannot be known.
+      GdrdError: the row that is there is of other settings, or the run failed.
+      Interrupted: a signal arrived.
     """
-    if not all(np.array_equal(faces, one.faces) and np.array_equal(same, one.pairs.same) for one in others):
-        raise GdrdError(
-            "--baseline holds other pairs than --config.dev.pairs; evaluate it with the same file", "baseline-pairs"
-        )
-    baseline = any(one.people is None for one in others)
-    if baseline and len(np.unique(faces)) == faces.size:  # as in a .bin, whose faces have no names
-        raise GdrdError(
-            "--baseline needs LFW's pairs.txt: the faces of a .bin have no names, so two .bin files cannot be compared",
-            "baseline-bin",
-        )
+    workdir, path = run.workdir, folder / Row(run.name, run.seed, {}).file
+    before = Row.load(path) if path.exists() else None
+    if before and before.about.get("settings") != settings:
+        if not workdir.exists():
+            known = before.about.get("settings", {})
+            differing = sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key))
+            raise GdrdError(
+                f"{path} is of other settings ({', '.join(differing)}), and {workdir}, where it was trained, is not "
+                "here; give another folder with --rows, or remove the file to train it again",
+                "row-settings",
+            )
+        before = None
+    if before and not workdir.exists():
+        LOG.info("%s: trained before, %s", path.stem, path)
+        return before
+    train(run.arguments, workdir)
+    judged = {**(before.judged if before else {}), DEV: judges.of_training(workdir / "dis")}
+    row = judged_too(Row(run.name, run.seed, judged, run_record.described(workdir)), workdir, others)
+    row.save(folder)
+    return row
 
 
-def check_dev(words: list[str], baseline: dict[str, list[Verified]]) -> None:
+def check_dev(words: Sequence[str], baseline: dict[str, list[Row]]) -> None:
     """Opens the dev pairs of a combination's flags, and compares those of --baseline with them, before any training.
 
     Raises:
       GdrdError: the pairs cannot be used.
     """
-    given = {}
-    for key in ("path", "pairs"):
+
+    def given(key: str) -> list[Path]:
         start = f"--config.dev.{key}="
-        given[key] = next((user_path(word.removeprefix(start)) for word in words if word.startswith(start)), None)
-    found = dev.open_pairs(given["path"], given["pairs"])
-    _require_folds(found.folds)
-    faces = _numbered(np.stack([found.first, found.second]))
-    check_same_pairs(faces, found.same, [one for several in baseline.values() for one in several])
+        return [user_path(word.removeprefix(start)) for word in words if word.startswith(start)]
+
+    subject = judges.dev_subject(given("path")[0], next(iter(given("pairs")), None))
+    judges.check_baseline(subject, [row for rows in baseline.values() for row in rows])
 
 
-def _require_folds(folds: np.ndarray) -> None:
-    if not np.ptp(folds):
-        raise GdrdError(
-            "the dev pairs have no folds; give LFW with --config.dev.path and --config.dev.pairs", "dev-folds"
-        )
+def write_table(folder: Path, found: dict[str, list[Row]], against: str | None, argv: list[str]) -> str:
+    """Writes table.md, table.json and the pictures of some rows; returns the first."""
+    lines = grid_table.compared(found, against)
+    text = grid_table.table(lines, against)
+    write_json(folder / "table.json", {"command": ["gdrd", "grid", *argv], "rows": lines})
+    write_text(folder / "table.md", text)
+    curves = {name: rows[0].judged[DEV].pairs for name, rows in found.items() if DEV in rows[0].judged}
+    if scored := {name: pairs for name, pairs in curves.items() if pairs is not None}:
+        report.draw_roc(folder / "roc.png", scored, "dev pairs")
+    if picture := grid_table.draw_cost(lines):
+        (folder / "cost.png").write_bytes(picture)
+    return text
 
 
-def compared(found: dict[str, list[Verified]], against: str | None) -> list[dict]:
-    """One row for each combination, from the results of its seeds."""
-    results = [one for several in found.values() for one in several]
-    check_same_pairs(results[0].faces, results[0].pairs.same, results)
-    people = next(one.people for several in found.values() for one in several if one.people is not None)
-    decided = {name: np.array([one.right for one in several], float) for name, several in found.items()}  # [S, P]
-    rows = []
-    for name, several in found.items():
-        accuracies = 100 * decided[name].mean(axis=1)
-        row = {
-            "name": name, "seeds": len(several), "accuracy": accuracies.mean(),
-            "standard_error": _error(100 * decided[name], people),
-            "lowest": accuracies.min(), "highest": accuracies.max(),
-            "auc": 100 * np.mean([verification.auc(one.pairs) for one in several]), "paper": several[0].paper,
-        }  # fmt: skip
-        if against and name != against:
-            difference = 100 * (decided[name] - decided[against])  # of the same seed and pair
-            row["difference"], row["its_standard_error"] = difference.mean(), _error(difference, people)
-        rows.append({key: float(v) if isinstance(v, np.floating) else v for key, v in row.items()})
-    return rows
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments.
+
+    Raises:
+      GdrdError: they contradict each other.
+    """
+    parser = ArgumentParser(__doc__)
+    add = parser.add_argument
+    add("--out", type=user_path, help="folder for workdirs and table")
+    add("--configs", help="config, see gdrd train, with braces for several")
+    add("--seeds", type=int, nargs="+", default=(7, 8, 9), help="seeds (default: 7 8 9)")
+    add("--against", metavar="NAME", help="combination to compare the others with")
+    add("--baseline", "--beside", type=user_path, metavar="DIR", help="gdrd evaluate's output: more rows")
+    add("--evaluate", nargs="+", default=(), metavar="OPTIONS", help="options of gdrd evaluate, quoted: more columns")
+    add("--rows", type=user_path, metavar="DIR", help="where the rows of runs are kept (default: OUT/rows)")
+    add("rest", nargs="*", metavar="-- --config.X=Y", help="flags for every run")
+    given = parser.parse_args(argv)
+    if given.configs and not given.out:
+        parser.error("--configs needs --out, the folder for workdirs and table")
+    if not given.configs and not given.rows:
+        parser.error("give --configs, what is trained, or --rows, what was trained before")
+    given.rows = given.rows or given.out / "rows"
+    return given
 
 
-def _error(found: np.ndarray, people: np.ndarray) -> float | None:
-    """Standard error of the mean of `[S, P]`, over seeds and over people."""
-    if len(found) < 2:
-        return None
-    of_seeds = found.mean(axis=1).std(ddof=1) / np.sqrt(len(found))
-    return float(np.hypot(of_seeds, bootstrap.error_of_pairs(found.mean(axis=0), people)))
-
-
-def table(rows: list[dict]) -> str:
-    """Markdown."""
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    return markdown_table([names, *([_cell(row.get(name)) for name in names] for row in rows)])
-
-
-def _cell(value) -> str:
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+def opened(texts: Sequence[str]) -> list[Judge]:
+    """The judges of `--evaluate`; all data are read."""
+    found = []
+    for text in texts:
+        options = evaluate_arguments([*shlex.split(text), "--out=unused"])
+        if options.model:
+            raise GdrdError(f"--evaluate={text!r} names a model; the students of the grid are judged", "flag-value")
+        found += Judge.open(settings_of(options, ()))
+    columns = [judge.column for judge in found]
+    if twice := [column for column in columns if columns.count(column) > 1]:
+        raise GdrdError(f"--evaluate has two columns {twice[0]!r}", "run-twice")
+    return found
 
 
 def work(argv: list[str]) -> None:
     """Checks everything, then trains all combinations and compares them."""
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("--out", type=user_path, required=True, help="folder for workdirs and table")
-    parser.add_argument("--configs", required=True, help="config, see gdrd train, with braces for several")
-    parser.add_argument("--seeds", type=int, nargs="+", default=(7, 8, 9), help="seeds (default: 7 8 9)")
-    parser.add_argument("--against", metavar="NAME", help="combination to compare the others with")
-    parser.add_argument(
-        "--baseline", "--beside", type=user_path, metavar="DIR", help="gdrd evaluate's output: more rows"
-    )
-    parser.add_argument("rest", nargs="*", metavar="-- --config.X=Y", help="flags for every run")
-    given = parser.parse_args(argv)
+    given = parse(argv)
+    baseline = judges.of_evaluation(given.baseline) if given.baseline else {}
+    if not given.configs:
+        found = grid_table.read_rows([given.rows]) | baseline
+        if given.against and given.against not in found:
+            raise GdrdError(f"--against={given.against} is none of {', '.join(found)}", "flag-value")
+        print(write_table(given.rows, found, given.against, argv))
+        return
     combinations = expanded([f"--config={given.configs}", *given.rest])
-    names = [name for name, _ in combinations]
-    if given.against and given.against not in names:
-        raise GdrdError(f"--against={given.against} is none of {', '.join(names)}", "flag-value")
-    for several, what in ((names, "combinations have the name"), (given.seeds, "seeds are")):
+    labels = [name or given.configs.rpartition(":")[2] for name, _ in combinations]
+    if given.against and given.against not in labels:
+        raise GdrdError(f"--against={given.against} is none of {', '.join(labels)}", "flag-value")
+    for several, what in ((labels, "combinations have the name"), (given.seeds, "seeds are")):
         if twice := [one for one in several if several.count(one) > 1]:
             raise GdrdError(f"two {what} {twice[0]!r}; each run needs a workdir of its own", "run-twice")
-    if not any(DEV in word for _, words in combinations for word in words):
+    if not all(any(DEV_PATH in word for word in words) for _, words in combinations):
         raise GdrdError(
-            f"the runs are compared on LFW's pairs; give {DEV}LFW and --config.dev.pairs=pairs.txt after --",
+            f"the runs are compared on LFW's pairs; give {DEV_PATH}LFW and --config.dev.pairs=pairs.txt after --",
             "dev-missing",
         )
     claim_folder(given.out, "a grid of runs", "--out")
-    baseline = evaluated(given.baseline) if given.baseline else {}
+    claim_folder(given.rows, "the rows of a grid", "--rows")
+    # An accelerator is the runs': the first process that uses it takes most of its memory.
+    jax.config.update("jax_platforms", "cpu")
+    settings = {}
     for name, words in combinations:  # a mistake in the last one is found before the first one is trained
-        check(name, arguments(words, given.seeds[0], given.out / name))
-        check_dev(words, baseline)
-    given.out.mkdir(parents=True, exist_ok=True)
-    found = {name: [] for name in names}
+        settings[name] = check(name, arguments(words, given.seeds[0], given.out / name))
+    for dev in {tuple(word for word in words if word.startswith("--config.dev.")) for _, words in combinations}:
+        check_dev(dev, baseline)
+    others = opened(given.evaluate)
+    for folder in (given.out, given.rows):
+        folder.mkdir(parents=True, exist_ok=True)
+    for row in (row for rows in baseline.values() for row in rows):
+        row.save(given.rows)
+    found: dict[str, list[Row]] = {name: [] for name in labels}
     for seed in given.seeds:
-        for name, words in combinations:
+        for label, (name, words) in zip(labels, combinations):
             workdir = given.out / "-".join(filter(None, (name, f"seed{seed}")))
-            train(arguments(words, seed, workdir), workdir)
-            found[name].append(trained(name, workdir))
-        rows = compared(found | baseline, given.against)
-        write_json(given.out / "table.json", {"command": ["gdrd", "grid", *argv], "rows": rows})
-        write_text(given.out / "table.md", table(rows))
-        curves = {name: several[0].pairs for name, several in (found | baseline).items()}
-        report.draw_roc(given.out / "roc.png", curves, "dev pairs")
-    print(table(rows))
+            run = Run(label, seed, workdir, arguments(words, seed, workdir))
+            found[label].append(trained(run, given.rows, settings[name], others))
+        text = write_table(given.out, found | baseline, given.against, argv)
+    print(text)
 
 
 def main(argv: list[str]) -> int:

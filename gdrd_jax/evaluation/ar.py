@@ -133,6 +133,11 @@ class AR(ReportedProtocol):
         """What the arrays of every row belong to."""
         return {"names": np.array(self.faces.names), "probes": self._probes()}
 
+    def decisions(self, result: Result) -> tuple[np.ndarray, np.ndarray]:
+        """Of each probe, of all groups."""
+        truth = self.faces.labels[self._probes()]
+        return self.faces.labels[result.arrays["nearest"]] == truth, np.stack([truth, truth], axis=1)
+
     def figures(self, results: Mapping[str, Result]) -> list[Figure]:
         """Bars of the groups."""
         keys = [f"rank_1_{group}" for group in GROUPS]

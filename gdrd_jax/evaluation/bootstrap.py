@@ -45,11 +45,19 @@ def of_mean(
     return interval(total / (drawn @ count))
 
 
-def error_of_pairs(values: np.ndarray, people: np.ndarray, *, replicates: int = REPLICATES, seed: int = 0) -> float:
-    """Standard error of the mean of `values` `[P]`, one a pair, with `people`, int `[P, 2]`, in them."""
+def resamples_of_pairs(people: np.ndarray, *, replicates: int = REPLICATES, seed: int = 0) -> np.ndarray:
+    """Weights, float32 `[R, P]`, by which a mean over P pairs becomes that of each resample.
+
+    R is the number of replicates, without those that have none of the pairs.
+
+    Args:
+      people: in the pairs, int `[P, 2]`; what concerns one person, such as a probe, has that person twice.
+    """
     every = np.arange(len(people))
     weights = np.concatenate(list(_weights(people[:, 0], people[:, 1], every, replicates, seed)))
-    return float((weights @ values / weights.sum(axis=1)).std(ddof=1))
+    total = weights.sum(axis=1, keepdims=True)
+    there = total[:, 0] > 0
+    return weights[there] / total[there]
 
 
 def of_pairs(

@@ -70,7 +70,6 @@ class ReportedProtocol:
         `--pairs VALUE`). Fields are str, int, float or bool, each with a default value. Its docstring documents them
         under "Attributes:"; its `__post_init__` raises `ValueError` for values out of range.
       files: names of all files that `figures` may return; those of an earlier evaluation are removed first.
-      paper: resolution ("16") to the main figure, in percent, of the paper's GDRD student (WebFace, arXiv 2409.06371).
       title: of the report.
       main: the metric by which rows are compared and whose curve over resolutions is drawn.
       columns: metric ("a.b" for the figure b of the metric a) to its heading in the report's table.
@@ -87,7 +86,6 @@ class ReportedProtocol:
         """No settings."""
 
     files: ClassVar[tuple[str, ...]] = ()
-    paper: ClassVar[Mapping[str, float]] = {}
     title: str
     main: str
     columns: Mapping[str, str]
@@ -128,6 +126,13 @@ class ReportedProtocol:
     def shared_arrays(self) -> Mapping[str, np.ndarray]:
         """What the arrays of every row belong to, for `scores.npz`."""
         return {}
+
+    def decisions(self, result: Result) -> tuple[np.ndarray, np.ndarray]:
+        """Which decisions of a row are right, bool `[P]`, and the people in them, int `[P, 2]`.
+
+        The share that is right is the main figure. A probe has its person twice. `gdrd grid` needs this, others do not.
+        """
+        raise NotImplementedError
 
     def curves(self, results: Mapping[str, Result]) -> Mapping[str, Pairs]:
         """Row to the pairs whose ROC is drawn; empty where the protocol has none."""

@@ -102,6 +102,12 @@ class PairList(ReportedProtocol):
         names = np.array(self.named_faces.names)
         return {"same": self.same, "fold": self.folds, "first": names[self.first], "second": names[self.second]}
 
+    def decisions(self, result: Result) -> tuple[np.ndarray, np.ndarray]:
+        """Of each pair, at the threshold that is best on the other folds."""
+        pairs = self._pairs(result.arrays["scores"])
+        orders = len(pairs.scores) // len(self.same)
+        return verification.fold_decisions(pairs, np.tile(self.folds, orders)), np.tile(self.people, (orders, 1))
+
     def curves(self, results: Mapping[str, Result]) -> Mapping[str, Pairs]:
         """ROC of every row."""
         return {name: self._pairs(result.arrays["scores"]) for name, result in results.items()}
@@ -168,7 +174,6 @@ class LFW(PairList):
     """NAME/NAME_0001.jpg at any depth, with --pairs: LFW's pairs.txt, or the list of another benchmark of pairs."""
 
     title = "LFW"
-    paper = {"16": 96.13}  # figure 3
     native_floor = FLOOR
 
     @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gdrd_jax.data import readers
 from gdrd_jax.data.task import FACES
-from gdrd_jax.evaluation import report
+from gdrd_jax.evaluation import paper_tables, report
 from gdrd_jax.evaluation.evaluate import Row
 from gdrd_jax.evaluation.interface import Figure, NativeFloor, ReportedProtocol
 from gdrd_jax.evaluation.result import Result
@@ -24,7 +24,7 @@ from gdrd_jax.version import __version__
 
 LOG = logging.getLogger(__name__)
 FILES = ("metrics.json", "roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png")  # of any protocol
-PAPER_COLUMN = "paper's GDRD % (WebFace)"
+PAPER, PAPER_COLUMN = "paper", "paper's GDRD"
 
 
 def write(
@@ -39,7 +39,9 @@ def write(
     for row, resolution in rows:
         result, model = results[row.name], row.embedder
         comparable = model.is_student and not settings.degraded
-        paper = {"paper": protocol.paper.get(resolution) if comparable else None}
+        reported = paper_tables.figures(settings.protocol, resolution=_side(resolution)) if comparable else {}
+        paper = {PAPER: reported.get(protocol.main)}
+        paper |= {f"{PAPER}_{metric}": value for metric, value in reported.items() if metric != protocol.main}
         results[row.name] = dataclasses.replace(result, metrics={**result.metrics, **paper})
         figure, floor = result.figure(protocol.main), protocol.native_floor
         if row.degradation is None and not model.is_student and floor and figure is not None:
@@ -84,8 +86,11 @@ def _write_files(
         "warnings": warnings,
     }  # fmt: skip
     columns = dict(protocol.columns)
-    if any(result.metrics["paper"] for result in results.values()):
-        columns["paper"] = PAPER_COLUMN
+    trained_on = "WebFace, the real benchmark" if stand_in else "WebFace"
+    for metric, heading in protocol.columns.items():
+        key = PAPER if metric == protocol.main else f"{PAPER}_{metric}"
+        if any(result.metrics.get(key) for result in results.values()):
+            columns[key] = f"{PAPER_COLUMN} {heading} ({trained_on})"
     figures = protocol.figures(results)
     if any(len(line) > 1 for line in lines.values()):
         caption = "The same faces at falling resolution, with 95 % intervals."
@@ -133,6 +138,12 @@ def _too_low(model: Embedder, figure: float, floor: NativeFloor) -> str:
         f"training: look at its preprocessing ({model.settings['preprocessing']}), at the order of its colors (it is "
         "given RGB), and at how the faces are aligned"
     )
+
+
+def _side(resolution: str) -> int:
+    """The side of probes in pixels; 0 of native ones."""
+    probe = resolution.partition(":")[0]
+    return 0 if ":" in resolution or probe == "native" else int(probe)
 
 
 def _input_of(row: Row, protocol: ReportedProtocol, seed: int, number: int) -> np.ndarray:

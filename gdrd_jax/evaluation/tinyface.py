@@ -159,6 +159,11 @@ class TinyFace(ReportedProtocol):
         """What the arrays of every row belong to."""
         return {"probe": np.array(self.faces.names)[self.probes], "identity": self.ids[self.probes]}
 
+    def decisions(self, result: Result) -> tuple[np.ndarray, np.ndarray]:
+        """Of each probe, by the face that is most similar."""
+        people = self.ids[self.probes]
+        return result.arrays["rank_of_first_mate"] == 1, np.stack([people, people], axis=1)
+
     def figures(self, results: Mapping[str, Result]) -> list[Figure]:
         """The CMC curves."""
         lines = {name: (np.arange(1, LONGEST + 1), 100 * result.arrays["cmc"]) for name, result in results.items()}

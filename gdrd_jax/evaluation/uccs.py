@@ -128,6 +128,11 @@ class UCCS(ReportedProtocol):
             "truth": self.faces.labels[self.test], "identities": np.array(self.faces.identities),
         }  # fmt: skip
 
+    def decisions(self, result: Result) -> tuple[np.ndarray, np.ndarray]:
+        """Of each test face."""
+        truth = self.faces.labels[self.test]
+        return result.arrays["predicted"] == truth, np.stack([truth, truth], axis=1)
+
     def figures(self, results: Mapping[str, Result]) -> list[Figure]:
         """t-SNE of the people with most faces, all rows side by side."""
         from sklearn.manifold import TSNE

@@ -243,6 +243,12 @@ def fold_accuracies(pairs: Pairs, folds: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.array(shares), np.array(thresholds)
 
 
+def fold_decisions(pairs: Pairs, folds: np.ndarray) -> np.ndarray:
+    """Whether the LFW protocol decides each pair correctly, bool `[P]`; arguments as of `fold_accuracies`."""
+    _, thresholds = fold_accuracies(pairs, folds)
+    return (pairs.scores >= thresholds[np.searchsorted(np.unique(folds), folds)]) == pairs.same
+
+
 def _correct(far: np.ndarray, tar: np.ndarray, genuine: int, impostor: int) -> np.ndarray:
     """Number of right decisions at each threshold, strictest first."""
     return np.rint(tar * genuine + (1 - far) * impostor)

@@ -142,7 +142,7 @@ def _do(states: Sequence[StepState], reasons: dict[str, str], current: Run) -> d
         open_records[state.step.name] = record = _begin(state, reasons[state.step.name])
         write_json(state.folder / records.NAME, record)
         link(state.step.name, state.folder, state.workdir)
-    start = time.monotonic()
+    start, core_start = time.monotonic(), time.process_time()
     try:
         fingerprint = _work([state.step for state in states], current)
         for state in states:
@@ -154,6 +154,7 @@ def _do(states: Sequence[StepState], reasons: dict[str, str], current: Run) -> d
         for state in states:
             record = open_records[state.step.name]
             record["seconds"] = round(record["seconds"] + time.monotonic() - start, 1)
+            record["core_seconds"] = round(record["core_seconds"] + time.process_time() - core_start, 1)
             # The step's own error, such as a full disk, must not be hidden by another one here.
             with contextlib.nullcontext() if record["complete"] else contextlib.suppress(OSError):
                 write_json(state.folder / records.NAME, record)
@@ -175,7 +176,8 @@ def _begin(state: StepState, reason: str) -> dict:
         if any(path.name != LOCK for path in state.folder.iterdir()):
             _set_aside(state.folder)
         record = {"origin": state.origin}
-    return record | {"complete": False, "seconds": record.get("seconds", 0.0)}
+    spent = {key: record.get(key, 0.0) for key in ("seconds", "core_seconds")}
+    return record | {"complete": False, **spent}
 
 
 def _work(together: Sequence[Step], current: Run) -> str | None:

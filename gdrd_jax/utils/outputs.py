@@ -54,9 +54,13 @@ def _is_evaluation(folder: Path) -> bool:
     )
 
 
+def _is_rows(folder: Path) -> bool:
+    return any(name.endswith(".people.json") for name in _entries(folder))
+
+
 def _is_grid(folder: Path) -> bool:
     def may_be_run(entry: Path) -> bool:  # an empty one was interrupted
-        return entry.is_dir() and (is_run(entry) or _is_outputs(entry) or not _entries(entry))
+        return entry.is_dir() and (is_run(entry) or _is_outputs(entry) or _is_rows(entry) or not _entries(entry))
 
     entries = [folder / name for name in _entries(folder)]
     return (folder / "table.json").exists() or (any(map(is_run, entries)) and all(map(may_be_run, entries)))
@@ -75,6 +79,7 @@ KINDS: dict[str, Callable[[Path], bool]] = {
     "an evaluation": _is_evaluation,
     "a stand-in": _has("STAND_IN.txt"),
     "a benchmark of an accelerator": _has("results.json"),
+    "the rows of a grid": _is_rows,
     "a grid of runs": _is_grid,
 }
 

@@ -107,7 +107,11 @@ def test_resamples_without_genuine_pairs_do_not_count():
 def test_pairs_of_the_same_people_are_not_independent():
     values = np.repeat(np.random.default_rng(0).normal(size=200), 10)
     alone, shared = np.arange(2000), np.repeat(np.arange(200), 10)
-    independent = bootstrap.error_of_pairs(values, np.stack([alone, alone], axis=1))
+
+    def error(people):
+        weights = bootstrap.resamples_of_pairs(np.stack([people, people], axis=1))
+        return (weights @ values).std(ddof=1)
+
+    independent = error(alone)
     assert independent == pytest.approx(values.std() / np.sqrt(2000), rel=0.1)
-    found = bootstrap.error_of_pairs(values, np.stack([shared, shared], axis=1))
-    assert found == pytest.approx(independent * np.sqrt(10), rel=0.15)
+    assert error(shared) == pytest.approx(independent * np.sqrt(10), rel=0.15)

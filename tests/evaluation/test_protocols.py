@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from conftest import raises, save_recognizer
+from conftest import raises, save_recognizer, save_student
 from flax import nnx
 from sklearn.metrics import roc_auc_score
 
@@ -22,7 +22,7 @@ from gdrd_jax.cli import evaluate as command
 from gdrd_jax.data.degradation import Degradation
 from gdrd_jax.data.readers import STAND_IN, stand_in
 from gdrd_jax.evaluation import ar, lfw, tinyface, uccs
-from gdrd_jax.evaluation.run import Settings, evaluate_and_report
+from gdrd_jax.evaluation.run import Settings, evaluate_and_report, open_protocol
 from gdrd_jax.inference.embedders import open_model, parse_model
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.models import student
@@ -554,6 +554,33 @@ def test_a_fold_that_leaves_one_kind_outside_is_refused(network, tmp_path):
     (tmp_path / "b.bin").write_bytes(pickle.dumps((images, [True, False]), protocol=4))  # two pairs are two folds
     with raises("pairs-fold-one-kind"):
         evaluate_and_report(settings("bin", tmp_path / "b.bin", network), tmp_path / "out")
+
+
+@pytest.mark.parametrize("protocol", ["lfw", "ar", "tinyface", "uccs"])
+def test_the_share_of_right_decisions_is_the_main_figure(protocol, request, lfw_folder, network):
+    data = lfw_folder if protocol == "lfw" else request.getfixturevalue(f"{protocol}_folder")
+    pairs = {"pairs": lfw_folder / "pairs.txt"} if protocol == "lfw" else {}
+    opened = open_protocol(settings(protocol, data, network, **pairs))
+    random = np.random.default_rng(0).normal(size=(len(opened.faces), 8))
+    result = opened.evaluate(random / np.linalg.norm(random, axis=1, keepdims=True), seed=0)
+    right, people = opened.decisions(result)
+    assert people.shape == (len(right), 2) and right.mean() < 1
+    assert 100 * right.mean() == pytest.approx(result.figure(opened.main), abs=1e-3)
+    if protocol != "lfw":
+        assert (people[:, 0] == people[:, 1]).all()
+
+
+def test_the_papers_figures_stand_beside_those_of_a_student(ar_folder, tmp_path):
+    how = settings("ar", ar_folder, None, models=(str(save_student(tmp_path / "run")),), resolutions=("16", "8"))
+    results = evaluate_and_report(how, tmp_path / "out")
+    metrics = results["run_16"].metrics
+    assert metrics["paper"] is None and metrics["paper_rank_1_eyes"] == 84.33
+    assert not any("paper" in key for key in results["run_8"].metrics if key != "paper")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "mouth % (WebFace)" in page and "expression % (WebFace)" not in page
+    (ar_folder / STAND_IN).write_text("not the real thing")
+    evaluate_and_report(how, tmp_path / "out")
+    assert "mouth % (WebFace, the real benchmark)" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw_folder, network, tmp_path):

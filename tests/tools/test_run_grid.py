@@ -1,6 +1,5 @@
 """The grid tool: what it runs and how it compares."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -9,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_faces, raises
+from conftest import make_faces, raises, save_student
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from gdrd_jax.cli import run_grid  # noqa: E402
+from gdrd_jax.config import default, stage  # noqa: E402
+from gdrd_jax.evaluation import grid_table, judges  # noqa: E402
+from gdrd_jax.evaluation.grid_table import DEV, Judged, Row  # noqa: E402
+from gdrd_jax.pipeline import run_record  # noqa: E402
 
 
 def test_braces_are_every_combination():
@@ -26,14 +29,13 @@ def test_braces_are_every_combination():
     assert run_grid.expanded(["--config=a.py"]) == [("", ["--config=a.py"])]
 
 
-def written(folder, scores, same, folds, resolution=16):
-    """What a run leaves, read again."""
+def written(folder, scores, same, folds, resolution=16, seed=0):
+    """The row of what a run leaves."""
     (folder / "dis").mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"views": {"resolution": resolution}}))
     of = {"first": np.arange(len(same)), "second": np.arange(len(same)) + 1}
     of["people"] = np.stack([np.arange(len(same))] * 2, axis=1)  # each pair has people of its own
     np.savez(folder / "dis" / "dev.npz", scores=scores, same=same, folds=folds, **of)
-    return run_grid.trained(folder.name, folder)
+    return Row(folder.name, seed, {DEV: judges.of_training(folder / "dis")}, {"resolution": resolution})
 
 
 def test_differences_are_paired(tmp_path):
@@ -42,16 +44,16 @@ def test_differences_are_paired(tmp_path):
     runs = {"worse": [], "better": []}
     for seed in range(3):
         sign = np.where(same, 1.0, -1.0) * np.where(rng.permutation(600) < 120, -1, 1)  # 120 of 600 are wrong
-        runs["better"].append(written(tmp_path / f"b{seed}", sign, same, folds))
+        runs["better"].append(written(tmp_path / f"b{seed}", sign, same, folds, seed=seed))
         changed = sign.copy()
         changed[np.flatnonzero(sign == np.where(same, 1.0, -1.0))[:12]] *= -1  # 2 % more
-        runs["worse"].append(written(tmp_path / f"w{seed}", changed, same, folds))
-    worse, better = run_grid.compared(runs, "better")
+        runs["worse"].append(written(tmp_path / f"w{seed}", changed, same, folds, seed=seed))
+    worse, better = grid_table.compared(runs, "better")
     assert better["accuracy"] == pytest.approx(80) and worse["accuracy"] == pytest.approx(78)
     assert worse["difference"] == pytest.approx(-2) and "difference" not in better
     assert 0.1 < worse["its_standard_error"] < 1.0
     assert worse["standard_error"] == pytest.approx(np.sqrt(0.78 * 0.22 / 600) * 100, rel=0.5)
-    text = run_grid.table([worse, better])
+    text = grid_table.table([worse, better], "better")
     assert text.count("\n") == 4 and "-2.00" in text
 
 
@@ -62,7 +64,7 @@ def test_a_run_that_does_not_say_who_is_in_its_pairs_is_told(tmp_path):
     del found["people"]
     np.savez(tmp_path / "run" / "dis" / "dev.npz", **found)
     with raises("dev-scores-outdated", tmp_path / "run" / "dis" / "dev.npz"):
-        run_grid.trained("run", tmp_path / "run")
+        judges.of_training(tmp_path / "run" / "dis")
 
 
 def test_one_seed_has_no_standard_error_and_the_paper_only_its_own_resolution(tmp_path):
@@ -71,10 +73,10 @@ def test_one_seed_has_no_standard_error_and_the_paper_only_its_own_resolution(tm
         name: [written(tmp_path / name, same * 1.0, same, folds, resolution)]
         for name, resolution in (("none", 8), ("gen_dis", 16))
     }
-    rows = run_grid.compared(runs, "none")
+    rows = grid_table.compared(runs, "none")
     assert [row["paper"] for row in rows] == [None, 96.13]
     assert rows[1]["standard_error"] is None and rows[1]["its_standard_error"] is None
-    assert "nan" not in run_grid.table(rows)
+    assert "nan" not in grid_table.table(rows)
 
 
 def test_the_runs_of_a_grid_share_the_output_of_steps():
@@ -120,33 +122,138 @@ def test_rows_of_another_evaluation_stand_beside(tmp_path):
     names = np.array([f"P{i:04}" for i in range(82)[::-1]])  # evaluation has names, training has rows
     of = {"same": same, "fold": folds, "first": names[np.arange(80)], "second": names[np.arange(80) + 1]}
     np.savez(tmp_path / "teacher" / "scores.npz", **{"teacher_16/scores": same * 1.0}, **of)
-    beside = run_grid.evaluated(tmp_path / "teacher")
+    beside = judges.of_evaluation(tmp_path / "teacher")
     scores = np.random.default_rng(0).normal(size=(2, 80)) + same
-    runs = {"plain": [written(tmp_path / str(i), scores[i], same, folds) for i in range(2)]}
-    plain, teacher = run_grid.compared(runs | beside, "plain")
+    runs = {"plain": [written(tmp_path / str(i), scores[i], same, folds, seed=i) for i in range(2)]}
+    subject = runs["plain"][0].judged[DEV].subject
+    judges.check_baseline(subject, beside["teacher_16"])
+    plain, teacher = grid_table.compared(runs | beside, "plain")
     assert teacher["name"] == "teacher_16" and teacher["accuracy"] == 100 and teacher["standard_error"] is None
     assert teacher["difference"] == pytest.approx(100 - plain["accuracy"]) and teacher["its_standard_error"] > 0
     with raises("baseline-missing", "--baseline", tmp_path / "scores.npz"):
-        run_grid.evaluated(tmp_path)
+        judges.of_evaluation(tmp_path)
     np.savez(
         tmp_path / "teacher" / "scores.npz",
         **{"other_16/scores": same * 1.0},
         **{**of, "first": names[np.arange(80) + 2]},
     )
     with raises("baseline-pairs", "--baseline", "--config.dev.pairs"):
-        run_grid.compared(runs | run_grid.evaluated(tmp_path / "teacher"), "plain")
+        judges.check_baseline(subject, judges.of_evaluation(tmp_path / "teacher")["other_16"])
+    with raises("row-data", "other_16.json", f"{0}-seed0.json"):
+        grid_table.compared(runs | judges.of_evaluation(tmp_path / "teacher"), "plain")
     turned = {"other_16/scores": same * 1.0, **of, "same": ~same}
     np.savez(tmp_path / "teacher" / "scores.npz", **turned)
     with raises("baseline-pairs", "--baseline", "--config.dev.pairs"):
-        run_grid.compared(runs | run_grid.evaluated(tmp_path / "teacher"), "plain")
+        judges.check_baseline(subject, judges.of_evaluation(tmp_path / "teacher")["other_16"])
+    with raises("row-data", "other_16.json", f"{0}-seed0.json"):
+        grid_table.compared(runs | judges.of_evaluation(tmp_path / "teacher"), "plain")
 
 
 def test_whose_faces_are_in_one_pair_each_cannot_be_told_from_others(tmp_path):
     same, folds = np.tile([True, False], 40), np.repeat([0, 1], 40)
     each = {"first": np.arange(80) * 2, "second": np.arange(80) * 2 + 1}
-    found = run_grid.Verified.of({"s": same * 1.0, "same": same, "f": folds, **each}, "s", "f")
+    np.savez(tmp_path / "scores.npz", **{"teacher_16/scores": same * 1.0}, same=same, fold=folds, **each)
     with raises("baseline-bin", "--baseline", ".bin", "pairs.txt"):
-        run_grid.compared({"teacher": [found]}, None)
+        judges.of_evaluation(tmp_path)
+
+
+@pytest.fixture
+def rows():
+    """Two methods with two seeds each, on 40 pairs and 30 probes."""
+    random, people = np.random.default_rng(0), np.random.default_rng(1).integers(9, size=(40, 2))
+
+    def row(name, seed, share):
+        pairs = Judged(random.random(40) < share, people, "pairs", {"auc": 90.0 + seed})
+        probes = Judged(random.random(30) < share, people[:30, :1].repeat(2, axis=1), "probes")
+        about = {"resolution": 16, "settings": {"dis.steps": 3}, "parameters": 1_500_000, "core_seconds": 60.0 * seed}
+        return Row(name, seed, {DEV: pairs, "uccs stand-in": probes}, about)
+
+    return {name: [row(name, seed, share) for seed in (7, 8)] for name, share in (("cosine", 0.9), ("crrcd", 0.6))}
+
+
+def test_stored_rows_give_the_same_table_as_the_runs_themselves(rows, tmp_path, capsys):
+    for row in (row for several in rows.values() for row in several):
+        row.save(tmp_path)
+    assert all(path.stat().st_size < 100_000 for path in tmp_path.iterdir())
+    assert len(list(tmp_path.glob("*.people.json"))) == 2  # shared by all
+    again = grid_table.read_rows([tmp_path])
+    assert list(again) == ["cosine", "crrcd"] and [row.seed for row in again["crrcd"]] == [7, 8]
+    assert grid_table.compared(again, "cosine") == grid_table.compared(rows, "cosine")
+    run_grid.work([f"--rows={tmp_path}", "--against=cosine"])
+    text = (tmp_path / "table.md").read_text()
+    assert text == capsys.readouterr().out.rstrip("\n") + "\n"
+    assert "CRRCD `crrcd`" in text and "95.25" in text and "97.3" in text and "1.50" in text and "7.5" in text
+    assert (tmp_path / "cost.png").stat().st_size > 1000 and not (tmp_path / "roc.png").exists()
+    run_grid.work([f"--rows={tmp_path}", "--against=cosine"])  # its own table is no row
+
+
+def test_a_seed_is_paired_with_the_same_seed_only(rows):
+    lines = {line["name"]: line for line in grid_table.compared({**rows, "cosine": rows["cosine"][::-1]}, "cosine")}
+    expected = [np.mean(own.judged[DEV].right * 1.0 - of.judged[DEV].right) for own, of in zip(*rows.values())]
+    assert lines["crrcd"]["difference"] == pytest.approx(-100 * np.mean(expected))
+    other = grid_table.compared({**rows, "cosine": rows["cosine"][:1]}, "cosine")[1]
+    assert other["difference"] == pytest.approx(-100 * expected[0]) and other["its_standard_error"] is None
+
+
+def test_rows_that_cannot_be_collected_are_refused(rows, tmp_path):
+    with raises("rows-none", tmp_path):
+        grid_table.read_rows([tmp_path])
+    row = rows["cosine"][0]
+    row.save(tmp_path)
+    (tmp_path / "copy.json").write_bytes((tmp_path / row.file).read_bytes())
+    with raises("row-twice", "copy.json", "cosine-seed7.json"):
+        grid_table.read_rows([tmp_path])
+    (tmp_path / "copy.json").write_text('{"format": 99}')
+    with raises("row-damaged", "copy.json"):
+        grid_table.read_rows([tmp_path])
+
+
+def test_a_run_that_has_a_row_is_not_trained_again_unless_its_settings_changed(rows, tmp_path):
+    row = rows["cosine"][0]
+    row.save(tmp_path)
+    run = run_grid.Run("cosine", 7, tmp_path / "nowhere", ["--config=none.py"])
+    assert run_grid.trained(run, tmp_path, {"dis.steps": 3}, ()).judged[DEV].subject == "pairs"
+    with raises("row-settings", "cosine-seed7.json", "dis.steps, dis.warmup", "nowhere"):
+        run_grid.trained(run, tmp_path, {"dis.steps": 4, "dis.warmup": 0.1}, ())
+    run.workdir.mkdir()
+    with raises("run-failed", run.workdir):  # here it can be trained again
+        run_grid.trained(run, tmp_path, {"dis.steps": 4}, ())
+
+
+def test_settings_are_compared_across_machines():
+    config = default()
+    config.until = "dis"
+    config.data.path, config.dis.steps, config.gen.steps, config.seed = "/here/a.rec,/here/b.rec", 7, 8, 9
+    config.stages = {"first": stage(steps=5, init="random", losses={"cls": {"weight": 1.0}})}
+    config.dis.init = "first"
+    found = run_record.changed_settings(config)
+    assert found == {
+        "data.path": "a.rec,b.rec", "dis.steps": 7, "dis.init": "first", "stages.first.steps": 5,
+        "stages.first.init": "random", "stages.first.losses": {"cls": {"weight": 1.0}},
+    }  # fmt: skip
+    config.dis.init = "gen"  # then stage gen is trained, too
+    config.stages = {}
+    assert run_record.changed_settings(config)["gen.steps"] == 8
+
+
+def test_students_are_judged_by_further_protocols(tmp_path):
+    people = make_faces(tmp_path / "made", 3, 4)
+    for path in list(people.glob("*/*.png")):
+        part = "test" if path.stem == "3" else "train"
+        (tmp_path / "uccs" / part / path.parent.name).mkdir(parents=True, exist_ok=True)
+        path.rename(tmp_path / "uccs" / part / path.parent.name / path.name)
+    (tmp_path / "uccs" / "STAND_IN.txt").write_text("made")
+    found = run_grid.opened([f"--protocol uccs --data {tmp_path / 'uccs'} --resolution 8 16 32"])
+    assert [judge.column for judge in found] == [f"uccs stand-in {side}" for side in (8, 16, 32)]
+    save_student(tmp_path / "run")
+    row = run_grid.judged_too(Row("a", 7, {}), tmp_path / "run", found)
+    assert list(row.judged) == ["uccs stand-in 8", "uccs stand-in 16"]  # 32 pixels are more than it takes
+    assert len(row.judged["uccs stand-in 8"].right) == 3 and "rank_5" in row.judged["uccs stand-in 8"].figures
+    assert len({one.subject for one in row.judged.values()}) == 2
+    with raises("protocol-decisions", "templates"):
+        run_grid.opened([f"--protocol templates --data {tmp_path}"])
+    with raises("flag-value", "--model"):
+        run_grid.opened([f"--protocol uccs --data {tmp_path} --model gdrd-16"])
 
 
 def grid(tmp_path, faces_folder, *words):

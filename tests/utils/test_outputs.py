@@ -30,6 +30,7 @@ def make(folder, kind):
         "an evaluation": {"metrics.json": {"protocol": "mine", "stand_in": None}},
         "a stand-in": {"STAND_IN.txt": {}},
         "a grid of runs": {"table.json": {}},
+        "the rows of a grid": {"a-seed7.json": {}, "0123456789abcdef.people.json": {}},
         "a benchmark of an accelerator": {"results.json": {}},
         "somebody's thesis": {"metrics.json": {"accuracy": 99}, "thesis.tex": {}},
     }[kind]
@@ -92,6 +93,8 @@ def test_a_grid_that_was_interrupted_in_its_first_run_is_one(tmp_path):
     make(tmp_path / "x" / "a-seed7", RUN)
     (tmp_path / "x" / "b-seed7").mkdir()
     (tmp_path / "x" / "b-seed7" / ".lock").touch()
+    assert outputs.kind_of(tmp_path / "x") == "a grid of runs"
+    make(tmp_path / "x" / "rows", "the rows of a grid")
     assert outputs.kind_of(tmp_path / "x") == "a grid of runs"
     (tmp_path / "x" / "roc.png").touch()
     assert outputs.kind_of(tmp_path / "x") is None

@@ -1,0 +1,86 @@
+"""The methods of the zoo (docs/zoo.md) by name: what each is called, where it was published, and what ours rests on.
+
+`configs/zoo.py` trains the method of the same name. What is our reading of a paper, whose code or formulas could not be
+read, is called so wherever it is shown.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Grounding = Literal["authors' code", "others' code", "the paper", "our reading", "this project"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that students are trained by.
+
+    Attributes:
+      name: in tables.
+      source: where it was published.
+      grounding: what its formulas and settings here were taken from. "authors' code" and "others' code" are public
+        implementations, "the paper" is GDRD's (arXiv 2409.06371); "our reading" is made from an abstract or a title.
+      reported: under which name `evaluation.paper_tables` has it; "" is its own.
+    """
+
+    name: str
+    source: str
+    grounding: Grounding
+    reported: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name, and that it is our reading, if it is."""
+        return f"{self.name} (our reading)" if self.grounding == "our reading" else self.name
+
+
+def _rpcl(base: str) -> Method:
+    return Method(f"RPCL-{base}", "Neural Networks 2022, arXiv 2108.01286", "authors' code", "rpcl")
+
+
+METHODS: dict[str, Method] = {
+    # Without a teacher.
+    "cls": Method("Softmax", "GDRD's ablation, without distillation", "the paper", "none"),
+    "facenet": Method("FaceNet", "CVPR 2015, arXiv 1503.03832", "others' code"),
+    "cosface": Method("CosFace", "CVPR 2018, arXiv 1801.09414", "authors' code"),
+    "arcface": Method("ArcFace", "CVPR 2019, arXiv 1801.07698", "authors' code"),
+    "magface": Method("MagFace", "CVPR 2021, arXiv 2103.06627", "authors' code"),
+    "adaface": Method("AdaFace", "CVPR 2022, arXiv 2204.00964", "authors' code"),
+    "rpcl_cos": _rpcl("CosFace"),
+    "rpcl_arc": _rpcl("ArcFace"),
+    "rpcl_mag": _rpcl("MagFace"),
+    "siamese": Method("SiameseFace", "ICIIP 2023", "our reading"),
+    "mobilenet_v3_se": Method("MobileNetV3-SE", "ICCECE 2024", "our reading"),
+    "directcaps": Method("DirectCapsNet", "ICCV 2019, arXiv 1908.10027", "our reading"),
+    "resnet34": Method("ResNet-34", "CVPR 2016, arXiv 1512.03385", "our reading"),
+    "mobilenet": Method("MobileNet", "arXiv 1704.04861", "our reading"),
+    # Distillation from T_d's embeddings.
+    "cosine": Method("Cosine", "FitNet's idea, arXiv 1412.6550, of embeddings", "others' code"),
+    "cosine_cls": Method("Cosine and softmax", "the same, and softmax", "others' code"),
+    "kd": Method("KD", "arXiv 1503.02531", "others' code"),
+    "rkd": Method("RKD", "CVPR 2019, arXiv 1904.05068", "others' code"),
+    "sp": Method("SP", "ICCV 2019, arXiv 1907.09682", "others' code"),
+    "pkt": Method("PKT", "ECCV 2018, arXiv 1803.10837", "others' code"),
+    "cckd": Method("CCKD (kernel)", "ICCV 2019, arXiv 1904.01802", "others' code"),
+    "mk_mmd": Method("MK-MMD", "ICML 2015, arXiv 1502.02791", "others' code"),
+    "crd": Method("CRD", "ICLR 2020, arXiv 1910.10699", "authors' code"),
+    "ekd_evaluation": Method("EKD, evaluation-oriented", "CVPR 2022, arXiv 2206.02325", "authors' code"),
+    "octuplet": Method("Octuplet", "FG 2023, arXiv 2207.06726", "authors' code"),
+    "arc_distill": Method("ArcDistill", "ECCV 2024, arXiv 2407.01332", "authors' code"),
+    "ada_distill": Method("AdaDistill", "ECCV 2024, arXiv 2407.01332", "authors' code"),
+    "ccface": Method("CCFace", "IJCB 2023, arXiv 2308.09230", "our reading"),
+    "crrcd": Method("CRRCD", "TCSVT 2024, arXiv 2409.02555", "the paper"),
+    # In several stages, or from more than T_d's embeddings.
+    "skd": Method("SKD", "TIP 2019, arXiv 1811.09998", "our reading"),
+    "bridge": Method("BridgeDistill", "TIP 2020, arXiv 2409.11786", "our reading"),
+    "takd": Method("TAKD", "AAAI 2020, arXiv 1902.03393", "authors' code"),
+    "horkd": Method("HORKD", "AAAI 2020, arXiv 2409.05384", "our reading"),
+    "fitnet": Method("FitNet", "ICLR 2015, arXiv 1412.6550", "others' code"),
+    "fskd": Method("F-SKD", "arXiv 2303.04681", "authors' code"),
+    "askd": Method("A-SKD", "ECCV 2022, arXiv 2209.14498", "authors' code"),
+    "adsram": Method("ADSRAM", "PRML 2023", "our reading"),
+    "srw": Method("SRW", "PRML 2023", "our reading"),
+    "wave": Method("WaveResNet", "VCIP 2023, arXiv 2303.08665", "our reading"),
+    "ekd_evolutionary": Method("EKD, evolutionary", "TCSVT 2022, arXiv 2103.13811", "our reading"),
+    "gdrd": Method("GDRD", "arXiv 2409.06371", "the paper"),
+    "ours": Method("Cosine and similarities", "the default of this project", "this project"),
+}
