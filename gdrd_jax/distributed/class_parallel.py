@@ -24,7 +24,7 @@ def divide(variable: nnx.Variable, axis: int) -> None:
     variable.set_metadata(per_class=(axis, variable.shape[axis]))
 
 
-def _per_class(leaf) -> tuple[int, int] | None:
+def per_class(leaf) -> tuple[int, int] | None:
     """`(axis, classes)` of a variable that is divided."""
     return leaf.get_metadata().get("per_class") if isinstance(leaf, nnx.Variable) else None
 
@@ -34,7 +34,7 @@ def _map(function, state):
 
 
 def _spec(leaf) -> PartitionSpec:
-    divided = _per_class(leaf)
+    divided = per_class(leaf)
     return PartitionSpec(*[None] * divided[0], sharding.AXIS) if divided else PartitionSpec()
 
 
@@ -47,7 +47,7 @@ def to_devices(state, mesh: Mesh):
     """Puts a state from the host's memory on the devices."""
 
     def padded(leaf):
-        if divided := _per_class(leaf):
+        if divided := per_class(leaf):
             axis, classes = divided
             if missing := -classes % mesh.size:
                 widths = [(0, missing if i == axis else 0) for i in range(leaf.ndim)]
@@ -61,7 +61,7 @@ def to_host(state):
     """The inverse of `to_devices`. Where there are several processes all of them have to call it."""
 
     def whole(leaf):
-        if divided := _per_class(leaf):
+        if divided := per_class(leaf):
             axis, classes = divided
             array = leaf[...]
             if not array.is_fully_addressable:
@@ -86,12 +86,36 @@ def log_softmax(logits: jax.Array) -> jax.Array:
     return shifted - jnp.log(sharding.total(jnp.exp(shifted).sum(axis=-1)))[:, None]
 
 
+def _places(labels: jax.Array, classes: int) -> tuple[jax.Array, jax.Array]:
+    """Where each face's own class is among the `classes` of this device, int `[B]`, and whether it is, bool `[B]`."""
+    column = labels - sharding.device_index() * classes
+    here = (labels >= 0) & (column >= 0) & (column < classes)
+    return jnp.where(here, column, 0), here
+
+
 def of_labels(values: jax.Array, labels: jax.Array) -> jax.Array:
     """The value of each face's own class, on whichever device it is: `[B, K]`, int `[B]` -> `[B]`; 0 for label -1."""
-    column = labels - sharding.device_index() * values.shape[1]
-    here = (labels >= 0) & (column >= 0) & (column < values.shape[1])
-    picked = jnp.take_along_axis(values, jnp.where(here, column, 0)[:, None], axis=1)[:, 0]
+    column, here = _places(labels, values.shape[1])
+    picked = jnp.take_along_axis(values, column[:, None], axis=1)[:, 0]
     return sharding.total(jnp.where(here, picked, 0))
+
+
+def with_labels(values: jax.Array, labels: jax.Array, new: jax.Array) -> jax.Array:
+    """`values` with `new` in the place of `of_labels(values, labels)`: `[B, K]`, int `[B]`, `[B]` -> `[B, K]`."""
+    column, here = _places(labels, values.shape[1])
+    return values.at[jnp.arange(len(values)), jnp.where(here, column, values.shape[1])].set(new, mode="drop")
+
+
+def rows_of_labels(rows: jax.Array, labels: jax.Array) -> jax.Array:
+    """The row of each face's own class, on whichever device it is: `[K, D]`, int `[B]` -> `[B, D]`; 0 for label -1."""
+    column, here = _places(labels, len(rows))
+    return sharding.total(jnp.where(here[:, None], rows[column], 0))
+
+
+def sums_of_labels(values: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
+    """Sums over the faces of each of the `classes` of this device: `[B, ...]`, int `[B]` -> `[K, ...]`."""
+    column, here = _places(labels, classes)
+    return jnp.zeros((classes, *values.shape[1:])).at[jnp.where(here, column, classes)].add(values, mode="drop")
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
@@ -99,7 +123,7 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
     def square(leaf):
         own = jnp.sum(jnp.square(leaf[...]))
-        return sharding.total(own) if _per_class(leaf) else own
+        return sharding.total(own) if per_class(leaf) else own
 
     def update(gradients, state, params=None):
         norm = jnp.sqrt(sum(jax.tree.leaves(_map(square, gradients))))

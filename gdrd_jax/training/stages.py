@@ -130,7 +130,8 @@ def _checked(name: str, result: Any, loss: Loss) -> tuple[jax.Array, Metrics]:
         raise GdrdError(
             f"the loss {name!r} returns {found}; it has to return a scalar and a dict of figures to log", "loss-result"
         )
-    for what, value in (("a value", result[0]), ("state", nnx.state(loss, State))):
+    state = [x for _, x in nnx.to_flat_state(nnx.state(loss, State)) if not class_parallel.per_class(x)]
+    for what, value in (("a value", result[0]), ("state", state)):
         if any(map(sharding.may_differ, jax.tree.leaves(value))):
             remedy = "sharding.mean(value)" if what == "a value" else "an update by sharding.replicated"
             raise GdrdError(
