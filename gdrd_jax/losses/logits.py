@@ -20,17 +20,18 @@ def classification_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
       labels: int `[B]`, -1 for a face without identity.
     """
     entropy = -class_parallel.of_labels(class_parallel.log_softmax(logits), labels)
-    return _mean_of_known(entropy, labels)
+    return mean_of_known(entropy, labels)
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Share of the faces of known identity whose own class has the largest logit, alone or with others; arguments as of
     `classification_loss`."""
     largest = sharding.maximum(jax.lax.stop_gradient(logits.max(axis=-1)))
-    return _mean_of_known(class_parallel.of_labels(logits, labels) >= largest, labels)
+    return mean_of_known(class_parallel.of_labels(logits, labels) >= largest, labels)
 
 
-def _mean_of_known(values: jax.Array, labels: jax.Array) -> jax.Array:
+def mean_of_known(values: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean of values `[B]` of the whole batch over the faces whose identity is known; 0 where none is."""
     known = labels >= 0
     return sharding.mean(jnp.sum(values * known) / jnp.maximum(known.sum(), 1))
 

@@ -1,0 +1,102 @@
+"""AdaFace: a margin that follows image quality, of which the length of the embedding is the measure."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gdrd_jax.distributed import sharding
+from gdrd_jax.losses import margin
+from gdrd_jax.losses.interface import Batch, DataInfo, Metrics, Outputs, State
+from gdrd_jax.losses.logits import mean_of_known
+from gdrd_jax.losses.margin import MarginLoss, check_margin
+from gdrd_jax.registry import losses
+
+EPSILON = 1e-3  # of AdaFace, for angles, cosines, lengths and their deviation
+LONGEST = 100.0
+FIRST_MEAN, FIRST_DEVIATION = 20.0, 100.0
+
+
+def quality_scaler(norms: jax.Array, mean: jax.Array, deviation: jax.Array, sharpness: float) -> jax.Array:
+    """AdaFace's `q`, the normalized length of embeddings, -1 to 1: `[B]` -> `[B]`."""
+    return jnp.clip(sharpness * (norms - mean) / (deviation + EPSILON), -1, 1)
+
+
+def adaptive_margin(cosine: jax.Array, scaler: jax.Array, size: jax.Array | float) -> jax.Array:
+    """AdaFace's `cos(theta - m q) - (m + m q)` for the own class: ArcFace at q = -1, CosFace at q = 0.
+
+    Args:
+      cosine: with the own class, `[B]`, between -1 and 1 by `EPSILON`.
+      scaler: `q`, `[B]`, -1 to 1.
+      size: `m`.
+    """
+    angle = jnp.clip(jnp.arccos(cosine) - size * scaler, EPSILON, jnp.pi - EPSILON)
+    return jnp.cos(angle) - (size + size * scaler)
+
+
+@losses.register("adaface")
+class AdaFace(MarginLoss):
+    """AdaFace (Kim et al., arXiv 2204.00964; grounded in the authors' code): a margin that stresses hard faces where
+    the embedding is long, a sign of a good image, and easy ones where it is short.
+
+    Mean and deviation of the lengths are moving averages, updated from the whole batch first. `scaler_mean` and
+    `scaler_deviation` are those of the normalized length `q`, -1 to 1; a deviation of 0 is CosFace.
+    """
+
+    @dataclass(frozen=True)
+    class Config(MarginLoss.Config):
+        """Settings, beside those of `MarginLoss`.
+
+        Attributes:
+          margin: `m`, an angle of 0 to 1.5.
+          sharpness: `h`, the scaler of a length of one deviation above the mean, at least 0.
+          update: share of a batch in the moving averages, above 0, at most 1.
+        """
+
+        scale: float = 64.0
+        margin: float = 0.4
+        sharpness: float = 0.333
+        update: float = 0.01
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_margin("margin", self.margin)
+            if self.sharpness < 0:
+                raise ValueError(f"sharpness is {self.sharpness}; it must be at least 0")
+            if not 0 < self.update <= 1:
+                raise ValueError(f"update is {self.update}; it must be above 0 and at most 1")
+
+    def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, info, rngs=rngs)
+        self.mean, self.deviation = State(jnp.asarray(FIRST_MEAN)), State(jnp.asarray(FIRST_DEVIATION))
+
+    def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        faces = self.compared(outputs, batch)
+        faces = replace(faces, **{name: _within(getattr(faces, name)) for name in ("cosines", "own")})
+        scaler = self.scaler(outputs, batch)
+        average = mean_of_known(scaler, faces.labels)
+        figures = {
+            "scaler_mean": average,
+            "scaler_deviation": jnp.sqrt(mean_of_known((scaler - average) ** 2, faces.labels)),
+        }
+        targets = adaptive_margin(faces.own, scaler, self.share() * self.config.margin)
+        return self.entropy(faces, targets), {**faces.figures, **figures}
+
+    def scaler(self, outputs: Outputs, batch: Batch) -> jax.Array:
+        """`q` of the whole batch, `[B]`, without gradient, after an update of the averages."""
+        norms, labels = margin.norms(jax.lax.stop_gradient(outputs.embedding)), batch["label"]
+        norms, labels = sharding.replicated(jnp.clip(norms, EPSILON, LONGEST)), sharding.replicated(labels)
+        known = labels >= 0
+        count = known.sum()
+        mean = jnp.sum(norms * known) / jnp.maximum(count, 1)
+        variance = jnp.sum((norms - mean) ** 2 * known) / jnp.maximum(count - 1, 1)
+        for average, value in ((self.mean, mean), (self.deviation, jnp.sqrt(variance))):
+            moved = average[...] + self.config.update * (value - average[...])
+            average[...] = jnp.where(count > 1, moved, average[...])  # a single face has no deviation
+        return quality_scaler(norms, self.mean[...], self.deviation[...], self.config.sharpness)
+
+
+def _within(cosines: jax.Array) -> jax.Array:
+    return jnp.clip(cosines, -1 + EPSILON, 1 - EPSILON)
