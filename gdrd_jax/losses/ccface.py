@@ -85,7 +85,7 @@ class CCFace(CenterLoss):
         margins = milder_margins(student, teacher, own, self.config.margin, self.config.power)
         loss = self.entropy(faces, angular_margin(faces.own, self.share() * margins))
         views = self.view_cosine(outputs, batch["has_second"])
-        figures = {"margin_mean": mean_of_known(margins, faces.labels), "view_cosine": views}
+        figures = {"milder_margin": mean_of_known(margins, faces.labels), "view_cosine": views}
         return loss + self.config.view_weight * (1 - views), {**faces.figures, **figures}
 
     def view_cosine(self, outputs: Outputs, known: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ class State(nnx.Variable):
     """State that a loss updates itself, such as a memory bank or a moving average; saved with checkpoints.
 
     It must stay the same on all devices: compute updates from the whole batch, by `distributed.sharding.replicated`.
-    Only state that has an entry a class can be divided among them, by `distributed.class_parallel.divide`. A row that
+    Only state that has one entry a class can be divided among them, by `distributed.class_parallel.divide`. A row that
     occurs twice in a batch must not be set twice, for the order is undefined: take the mean.
     """
 

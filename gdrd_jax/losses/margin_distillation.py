@@ -83,7 +83,8 @@ class CenterLoss(MarginLoss):
 
 @losses.register("arc_distill")
 class ArcDistill(CenterLoss):
-    """ArcDistill (Boutros et al., arXiv 2407.01332; grounded in the authors' code): ArcFace whose classes are fixed.
+    """ArcDistill (Boutros et al., arXiv 2407.01332; grounded in the authors' code): ArcFace on class
+    centers in T_d's space, which are fixed.
 
     The authors fix the classifier that T_d was trained with. It is not public for most T_d, and not of the identities
     at hand, so that here the mean T_d embedding of each identity stands for it, which is our reading.
