@@ -38,7 +38,10 @@ class DataInfo:
       target_shape: `(C, h, w)` of T_g's features; None without T_g.
       target_statistics: function without arguments that gives mean `[C, h, w]` and standard deviation `[C]` of T_g's
         features over the training set, float32; None without T_g.
+      stage_shapes: `(h, w, C)` of the features of each stage of the backbone; empty where no loss needs them.
       hr_shape: `(C, 4, 4)` of T_d's feature maps; None where no loss needs them.
+      hr_statistics: as `target_statistics`, of T_d's feature maps.
+      hr_small_shape: `(S, S, C)` of the images at a higher resolution, S at most 2R; None where no loss needs them.
     """
 
     identities: int = 0
@@ -48,7 +51,10 @@ class DataInfo:
     feature_shape: tuple[int, int, int] = (0, 0, 0)
     target_shape: tuple[int, int, int] | None = None
     target_statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    stage_shapes: tuple[tuple[int, int, int], ...] = ()
     hr_shape: tuple[int, int, int] | None = None
+    hr_statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    hr_small_shape: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)

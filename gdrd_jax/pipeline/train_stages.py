@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,6 +63,17 @@ def _generative_info(run: Run) -> dict:
     return {"target_shape": tuple(targets.manifest["shape"]), "target_statistics": lambda: _statistics(targets)}
 
 
+def _target_info(run: Run, config: ConfigDict) -> dict:
+    """What `DataInfo` says of the stores that the losses of a stage read."""
+    found = _generative_info(run) if inputs.losses_need(config, "generative") else {}
+    if inputs.losses_need(config, "hr_features"):
+        maps = run.store("hr_features", "train")
+        found |= {"hr_shape": tuple(maps.manifest["shape"]), "hr_statistics": lambda: _statistics(maps)}
+    if inputs.losses_need(config, "hr_small"):
+        found["hr_small_shape"] = tuple(run.store("hr_small", "train").manifest["shape"])
+    return found
+
+
 def _dataset(run: Run, labels: np.ndarray, extra_splits: Sequence[str], **steps: str) -> Dataset:
     """The training people but those of label -1, then the extra splits, with the stores of these steps."""
     subsets = []
@@ -101,10 +113,7 @@ def train(run: Run, name: str) -> None:
     training_set = _packed_set(config) if config.data.packed else _training_set(run, config, name)
     dataset, centers = training_set.dataset, training_set.centers
     student = _initial_student(run, config, embedding_dim=centers.shape[1])
-    target_info = _generative_info(run) if inputs.losses_need(config, "generative") else {}
-    if inputs.losses_need(config, "hr_features"):
-        target_info["hr_shape"] = tuple(run.store("hr_features", "train").manifest["shape"])
-    stage = make_dis(config, student, centers, len(dataset.labels), **target_info)
+    stage = make_dis(config, student, centers, len(dataset.labels), **_target_info(run, config))
 
     task = inputs.task(config)
 
@@ -149,11 +158,13 @@ def make_dis(config: ConfigDict, student: Student, centers: np.ndarray, images: 
       student: the student to train.
       centers: see `DataInfo`.
       images: number of training images.
-      **target_info: `target_shape` and `target_statistics`, or `hr_shape`, of `DataInfo`, where losses need these.
+      **target_info: what `DataInfo` says of stores, where losses need these.
     """
     identities, dim = centers.shape
-    shape = {} if inputs.is_teacher_features(config) else {"feature_shape": feature_shape(student)}
-    info = DataInfo(identities, images, dim, centers, **shape, **target_info)
+    shapes: dict = {} if inputs.is_teacher_features(config) else {"feature_shape": feature_shape(student)}
+    if inputs.losses_need(config, "stages"):
+        shapes["stage_shapes"] = stage_shapes(student)
+    info = DataInfo(identities, images, dim, centers, **shapes, **target_info)
     frozen = () if inputs.trains_backbone(config) else ("backbone",)
     return Stage(
         student, used_losses(config.dis.losses), info, frozen=frozen, rngs=nnx.Rngs(config.seed + 2),
@@ -273,9 +284,19 @@ def _dev_set(run: Run, config: ConfigDict) -> DevSet | None:
 
 def feature_shape(student: Student) -> tuple[int, int, int]:
     """`(h, w, C)` of the backbone's features."""
+    return _shapes(student, lambda backbone, face: backbone(face)).shape[1:]
+
+
+def stage_shapes(student: Student) -> tuple[tuple[int, int, int], ...]:
+    """`(h, w, C)` of the features of each stage of the backbone."""
+    return tuple(found.shape[1:] for found in _shapes(student, lambda backbone, face: backbone.stages(face)))
+
+
+def _shapes(student: Student, of: Callable[[Any, np.ndarray], Any]) -> Any:
+    """The shapes of what a function makes of the student's backbone and one image."""
     face = np.zeros((1, student.resolution, student.resolution, student.shape.channels), np.uint8)
     student.backbone.eval()
-    return nnx.eval_shape(lambda backbone: backbone(face), student.backbone).shape[1:]
+    return nnx.eval_shape(lambda backbone: of(backbone, face), student.backbone)
 
 
 def _held_out_r2(run: Run) -> Callable[[Stage, int], dict[str, float]]:

@@ -109,8 +109,8 @@ def split(stage: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     stage.train()
     for name in stage.frozen:
         getattr(stage, name).eval()
-    frozen = nnx.Any(*(nnx.PathContains(name) for name in stage.frozen)) if stage.frozen else nnx.Nothing()
-    return nnx.split(stage, nnx.All(nnx.Param, nnx.Not(frozen)), ...)
+    # The first name of a path alone: a network that a loss owns has a backbone, too.
+    return nnx.split(stage, nnx.All(nnx.Param, lambda path, _: path[0] not in stage.frozen), ...)
 
 
 def make_run(graphdef: nnx.GraphDef, schedule: Schedule, mesh: Mesh, *, seed: int, loop: bool) -> Callable:

@@ -28,11 +28,15 @@ COSINE = {"embedding_cosine": {"weight": 1.0}}
 class Needy(Loss):
     """Reads everything that a batch can have beside the usual."""
 
-    needs = frozenset({"embedding", "discriminative", "assistant", "selected", "hr_small", "balanced", "hr_features"})
+    needs = frozenset(
+        {"embedding", "discriminative", "assistant", "selected", "hr_small", "balanced", "hr_features", "stages"}
+    )
 
     def __init__(self, config, info, *, rngs):
         super().__init__(config, info, rngs=rngs)
-        assert info.hr_shape == (3, 4, 4)
+        assert info.hr_shape == (3, 4, 4) and info.hr_small_shape == (32, 32, 3)
+        assert [values.shape for values in info.hr_statistics()] == [(3, 4, 4), (3,)]
+        assert info.stage_shapes == ((16, 16, 8), (8, 8, 16), (4, 4, 32))
 
     def __call__(self, outputs, batch, key):
         assert batch["hr_small"].shape[1:] == (32, 32, 3) and batch["balanced"].dtype == bool

@@ -172,7 +172,7 @@ def test_a_loss_can_own_a_second_network(tmp_path, monkeypatch):
 
     def make():
         student = make_student(resolution=16, width=0.0625, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(0))
-        return Stage(student, {"test_network": {}}, info, rngs=nnx.Rngs(1))
+        return Stage(student, {"test_network": {}}, info, frozen=("backbone",), rngs=nnx.Rngs(1))
 
     before = nnx.to_pure_dict(nnx.state(make()))["criteria"]["test_network"]["network"]
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
@@ -180,6 +180,7 @@ def test_a_loss_can_own_a_second_network(tmp_path, monkeypatch):
         base.fit(tmp_path, data, {}, make, batch=8, steps=5, learning_rate=0.01)
     weights, _ = base.fit(tmp_path, data, {}, make, batch=8, steps=5, learning_rate=0.01)  # from the checkpoint
     after = weights["criteria"]["test_network"]["network"]
+    # Frozen is the backbone of the student, not that of this network.
     assert np.abs(after["backbone"]["stem"]["kernel"] - before["backbone"]["stem"]["kernel"]).max() > 1e-5
     assert np.abs(after["backbone"]["norm"]["mean"] - before["backbone"]["norm"]["mean"]).max() > 1e-5
 

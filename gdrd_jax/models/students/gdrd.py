@@ -12,7 +12,8 @@ from gdrd_jax.registry import students
 
 CHANNELS = (128, 256, 512)
 BLOCKS = 2  # of a stage
-# Stem stride and stage strides by input resolution: the last stage has 4, 6 or 7 pixels.
+# Stem stride and stage strides by input resolution: the last stage has 4, 6 or 7 pixels. The second network of a loss
+# can have another resolution, and the strides of the next lower one.
 STRIDES = {
     8: (1, (1, 2, 1)), 16: (1, (1, 2, 2)), 24: (1, (1, 2, 2)), 32: (2, (1, 2, 2)), 48: (2, (1, 2, 2)),
     64: (2, (2, 2, 2)), 112: (2, (2, 2, 2)),
@@ -46,7 +47,7 @@ class GDRDStudent(Student):
 
     def __init__(self, config: Config, shape: Shape, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, shape, rngs=rngs)
-        stem, strides = STRIDES[shape.resolution]
+        stem, strides = STRIDES[max(side for side in STRIDES if side <= shape.resolution)]
         stages = [Stage(scaled(c, config.width), BLOCKS, stride) for c, stride in zip(CHANNELS, strides)]
         kept, dtype = len(stages) - config.head_stages, jnp.dtype(config.dtype)
         self.backbone = ResidualBackbone(shape.channels, stem, stages[:kept], dtype=dtype, rngs=rngs)
