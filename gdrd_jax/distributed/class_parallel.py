@@ -72,6 +72,14 @@ def to_host(state):
     return jax.device_get(_map(whole, state))
 
 
+def classifier(inputs: int, classes: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear classifier, `[B, inputs]` -> logits `[B, K]`, that is divided among the devices."""
+    linear = nnx.Linear(inputs, classes, rngs=rngs)
+    divide(linear.kernel, axis=1)
+    divide(linear.bias, axis=0)
+    return linear
+
+
 def own_logits(logits: jax.Array, classes: int) -> jax.Array:
     """Logits `[B, K]` of this device's classes, in which those beyond the number of all `classes` do not count."""
     if logits.shape[1] * sharding.device_count() == classes:

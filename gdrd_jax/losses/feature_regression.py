@@ -1,5 +1,6 @@
-"""Eq. 1 of GDRD (arXiv 2409.06371): the backbone's features are regressed onto T_g's."""
+"""Eq. 1 of GDRD (arXiv 2409.06371): the backbone's features are regressed onto T_g's; FitNet's hint onto T_d's."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,9 +65,7 @@ class FeatureRegression(Loss):
         features = _pooled(features, self.target_size)
         if self.regressor is not None:
             features = _spread(self.regressor(features), self.finer)
-        if features.shape[1:3] != self.target_size:  # no whole number of times larger or smaller
-            features = jax.image.resize(features, (*features.shape[:1], *self.target_size, features.shape[3]), "linear")
-        return features
+        return resized(features, self.target_size)
 
     def statistics(self) -> tuple[jax.Array, jax.Array]:
         """Mean `[C,h,w]` and standard deviation `[C]` of T_g's features."""
@@ -75,6 +74,29 @@ class FeatureRegression(Loss):
     def standardize(self, target: jax.Array) -> jax.Array:
         """Teacher features `[B,C,h,w]` -> `[B,h,w,C]`, zero mean at each position and unit variance per channel."""
         return standardized(target, *self.statistics())
+
+
+@losses.register("hint")
+class Hint(FeatureRegression):
+    """FitNet's hint: mean squared error between `R(S_b(lr))` and T_d's feature map on the full-size image, standardized
+    (arXiv 1412.6550).
+
+    After others' code (RepDistiller), whose weight is 100, and whose `R` has batch normalization and a ReLU: targets
+    that are standardized are of either sign, so `R` is that of `feature_regression` here, and the mean over faces is
+    subtracted at each position, too.
+
+    Logged: `hint_r2`, the share of the variance that is explained.
+    """
+
+    needs = frozenset({"hr_features"})
+
+    def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
+        of_teacher = {"target_shape": info.hr_shape, "target_statistics": info.hr_statistics}
+        super().__init__(config, dataclasses.replace(info, **of_teacher), rngs=rngs)
+
+    def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        loss, metrics = super().__call__(outputs, {**batch, "generative": batch["hr_features"]}, key)
+        return loss, {"hint_r2": metrics["r2"]}
 
 
 class TeacherFeatures(nnx.Module):
@@ -95,6 +117,15 @@ class TeacherFeatures(nnx.Module):
 def standardized(features: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     """`[B,C,h,w]`, mean `[C,h,w]`, standard deviation `[C]` -> float32 `[B,h,w,C]`."""
     return (features.astype(jnp.float32) - mean).transpose(0, 2, 3, 1) / std
+
+
+def resized(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Feature maps of another size, `[B,h,w,C]` -> `[B,*size,C]`: means of blocks where that is a whole number of times
+    smaller, else interpolated."""
+    if x.shape[1:3] == size:
+        return x
+    x = _pooled(x, size)
+    return x if x.shape[1:3] == size else jax.image.resize(x, (*x.shape[:1], *size, x.shape[3]), "linear")
 
 
 def _times(size: Sequence[int], of: Sequence[int]) -> tuple[int, int]:

@@ -201,10 +201,11 @@ def check(config: ConfigDict, name: str) -> None:
             f'{place}.student={{"name": "gdrd"}}, or another network',
             "stage-student",
         )
-    if inputs.losses_need(config, "stages") and inputs.is_teacher_features(config):
+    of_backbone = [need for need in ("stages", "hr_features") if inputs.losses_need(config, need)]
+    if of_backbone and inputs.is_teacher_features(config):
         raise GdrdError(
-            f"a loss of {place}.losses needs the features of each stage, which config.student.name=teacher_features "
-            "does not have",
+            f"a loss of {place}.losses needs {of_backbone[0]!r}, to compare the features of a backbone, which "
+            "config.student.name=teacher_features does not have; set another student",
             "loss-needs",
         )
     for need in ("assistant", "selection"):

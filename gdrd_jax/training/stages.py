@@ -53,10 +53,8 @@ class Stage(nnx.Module):
         self.backbone = student.backbone
         self.head = student.head if needs & OF_HEAD else None
         self.identities = info.identities
-        self.classifier = nnx.Linear(info.embedding_dim, info.identities, rngs=rngs) if "logits" in needs else None
-        if self.classifier:
-            class_parallel.divide(self.classifier.kernel, axis=1)
-            class_parallel.divide(self.classifier.bias, axis=0)
+        size = info.embedding_dim, info.identities
+        self.classifier = class_parallel.classifier(*size, rngs=rngs) if "logits" in needs else None
         self.has_teacher, self.has_second = "discriminative" in needs, "second" in needs
         self.has_stages = "stages" in needs
         self.weights, terms = {}, {}
