@@ -1,24 +1,27 @@
 """Losses of pairs, triplets and feature maps, and those with networks of their own, against NumPy in float64."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import raises
+from conftest import finished, raises, run_script
 from flax import nnx
 
 from gdrd_jax import registry
-from gdrd_jax.losses import DataInfo, Outputs, evolutionary, feature_maps
+from gdrd_jax.distributed import class_parallel
+from gdrd_jax.losses import DataInfo, Outputs, evolutionary, feature_maps, metric_learning
+from gdrd_jax.models.student import make_student
 from gdrd_jax.models.students.gdrd import GDRDStudent
 
 KEY = jax.random.key(3)
 B, D, K = 10, 16, 20
 LABELS = np.array([0, 0, 0, 5, 5, 7, 7, -1, 9, 0])
 STAGES = ((8, 8, 3), (4, 4, 4), (4, 4, 6))
-CHANNELS = 5  # of T_d's maps
-STATISTICS = np.random.default_rng(9).normal(size=(CHANNELS, 4, 4)).astype(np.float32), np.float32([1, 2, 0.5, 3, 1])
+CHANNELS = 6  # of T_d's maps
+STATISTICS = np.random.default_rng(9).normal(size=(CHANNELS, 4, 4)).astype(np.float32), np.float32([1, 2, 0.5, 3, 1, 1])
 CENTERS = np.random.default_rng(8).normal(size=(K, D)).astype(np.float32)
 CENTERS /= np.linalg.norm(CENTERS, axis=1, keepdims=True)
 INFO = DataInfo(
@@ -64,9 +67,10 @@ class TinyBackbone(nnx.Module):
         self.layers = nnx.List(nnx.Linear(*size, rngs=rngs) for size in ((3, 8), (8, 16), (16, 32)))
 
     def stages(self, images):
-        x, found = images.astype(jnp.float32) / 127.5 - 1, []
+        x, found = images / 127.5 - 1, []
         for layer in self.layers:
-            x = layer(2 * feature_maps.haar_low(x))
+            x = x.reshape(B, x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).mean(axis=(2, 4))
+            x = x @ layer.kernel[...] + layer.bias[...]
             found.append(x)
         return tuple(found)
 
@@ -92,35 +96,78 @@ def called(loss, given):
 
 
 def made(name, info=INFO, **settings):
-    settings = {**SETTINGS.get(name, {}), **settings}
+    settings = registry.losses.settings(name, {**SETTINGS.get(name, {}), **settings})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evolutionary, "GDRDStudent", TinyNetwork)
-        return registry.losses[name](registry.losses.settings(name, settings), info, rngs=nnx.Rngs(1))
+        return registry.losses[name](settings, info, rngs=nnx.Rngs(1))
 
 
-def differentiated(loss):
-    """`(arrays, parameters) -> value, figures, gradients of the parameters and of the arrays`, compiled."""
-    graphdef, params, rest = nnx.split(loss, nnx.Param, ...)
+def drawn(name, **settings):
+    """With weights from NumPy: JAX would compile a function for each of their shapes."""
+    loss, rng = nnx.eval_shape(lambda: made(name, **settings)), np.random.default_rng(1)
+    draw = lambda leaf: jnp.asarray(rng.normal(scale=len(leaf) ** -0.5, size=leaf.shape), jnp.float32)  # noqa: E731
+    nnx.update(loss, jax.tree.map(draw, nnx.state(loss)))
+    return loss
 
-    def value(params, floats, others):
-        merged = nnx.merge(graphdef, params, rest, copy=True)
-        return called(merged, {**floats, **others})
 
-    compiled = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
+class Identity(nnx.Module):
+    def __call__(self, x):
+        return x
 
-    def evaluate(given):
-        floats = {name: given[name] for name in (*OF_TEACHER, *OF_STUDENT)}
-        others = {name: given[name] for name in given.keys() - floats.keys()}
-        (found, figures), (of_params, of_arrays) = compiled(params, floats, others)
-        return float(found), {key: float(x) for key, x in figures.items()}, of_params, of_arrays
 
-    return evaluate
+def without(part, loss):
+    setattr(loss, part, Identity())
+    return loss
 
 
 @functools.cache
-def default(name):
-    loss = made(name)
-    return loss, differentiated(loss)
+def all_losses():
+    """The losses with their default settings by name, and those of limiting cases."""
+    found = {name: drawn(name) for name in NAMES if name != "hint"}
+    found |= {"hint": made("hint"), "same hint": made("hint"), "same attention": made("attention")}
+    found["hint"].regressor = nnx.data(found["feature_similarity"].projection.layers[0])
+    return found | {
+        "same feature_similarity": without("projection", drawn("feature_similarity")),
+        "same wavelet": without("projection", drawn("wavelet")),
+        "unadapted bridge": without("adaptor", drawn("bridge", regression=0.0)),
+        "untaught student": drawn("ekd_evolutionary", distillation=0.0, guidance=0.0),
+    }
+
+
+@functools.cache
+def compiled():
+    """All losses and their gradients in one function, which is compiled once."""
+    parts = {name: nnx.split(loss, nnx.Param, ...) for name, loss in all_losses().items()}
+
+    def one(name, floats, others):
+        graphdef, params, rest = parts[name]
+
+        def value(params, floats):
+            return called(nnx.merge(graphdef, params, rest, copy=True), {**floats, **others})
+
+        if name == "untaught student":
+            return (), jax.grad(value, argnums=1, has_aux=True)(params, floats)[:1]
+        if name not in NAMES:
+            return value(params, floats), ()
+        return jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(params, floats)
+
+    def everything(floats, others):
+        return {name: one(name, floats, others) for name in parts}
+
+    return jax.jit(everything)
+
+
+def evaluate(given):
+    """By loss: value, figures, gradients of the parameters, and of the arrays."""
+    floats = {name: given[name] for name in (*OF_TEACHER, *OF_STUDENT)}
+    others = {name: given[name] for name in given.keys() - floats.keys()}
+    found = jax.device_get(compiled()(floats, others))
+    return {name: (*values, *gradients) for name, (values, gradients) in found.items()}
+
+
+@functools.cache
+def evaluated(seed=0):
+    return evaluate(arrays(seed))
 
 
 def mean(values):
@@ -180,8 +227,14 @@ def contrastive_pairs(given, loss):
 def projected(features, loss):
     """A 1x1 convolution and batch normalization of a batch."""
     kernel = np.float64(loss.projection.layers[0].kernel[...])[0, 0]
-    x = np.float64(features) @ kernel
-    return (x - x.mean(axis=(0, 1, 2))) / np.sqrt(x.var(axis=(0, 1, 2)) + 1e-5)
+    return normalized(np.float64(features) @ kernel, loss.projection.layers[1])
+
+
+def normalized(x, norm):
+    """Batch normalization in training."""
+    axes = tuple(range(x.ndim - 1))
+    x = (x - x.mean(axis=axes)) / np.sqrt(x.var(axis=axes) + 1e-5)
+    return x * np.float64(norm.scale[...]) + np.float64(norm.bias[...])
 
 
 def cosine(a, b):
@@ -194,9 +247,9 @@ def channels_last(maps):
 
 
 def hint(given, loss):
-    kernel, bias = (np.float64(x[...]) for x in (loss.regressor.kernel, loss.regressor.bias))
+    kernel = np.float64(loss.regressor.kernel[...])[0, 0]
     wanted = (channels_last(given["hr_features"]) - STATISTICS[0].transpose(1, 2, 0)) / STATISTICS[1]
-    value = np.mean((given["stages"][-1] @ kernel[0, 0] + bias - wanted) ** 2)
+    value = np.mean((given["stages"][-1] @ kernel - wanted) ** 2)
     return value, {"hint_r2": 1 - value / np.mean(wanted**2)}
 
 
@@ -256,9 +309,8 @@ def accuracy(logits, label):
 
 def bridge(given, loss):
     student, teacher, label = np.float64(given["embedding"]), np.float64(given["teacher"]), given["label"]
-    first, _, _, last = loss.adaptor.layers
-    x = linear(first, teacher)
-    adapted = linear(last, np.maximum((x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5), 0))
+    first, norm, _, last = loss.adaptor.layers
+    adapted = linear(last, np.maximum(normalized(linear(first, teacher), norm), 0))
     logits = linear(loss.classifier, adapted)
     regression = mean([np.sum((a - b) ** 2) for a, b in zip(linear(loss.regressor, adapted), teacher)])
     distance = mean([np.sum((a - b) ** 2) for a, b in zip(student, adapted)])
@@ -267,8 +319,11 @@ def bridge(given, loss):
 
 
 def ekd_evolutionary(given, loss):
-    stages, label = loss.network.backbone.stages(given["hr_small"]), given["label"]
-    logits = linear(loss.classifier, np.float64(loss.network.head(stages[-1])))
+    x, stages, label = given["hr_small"] / 127.5 - 1, [], given["label"]
+    for layer in loss.network.backbone.layers:
+        x = linear(layer, (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4)
+        stages.append(x)
+    logits = linear(loss.classifier, linear(loss.network.linear, x.mean(axis=(1, 2))))
 
     def guides(modules, stages):
         pooled = [np.float64(x).mean(axis=(1, 2)) for x in stages]
@@ -284,20 +339,16 @@ def ekd_evolutionary(given, loss):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_are_their_formulas(name):
-    loss, evaluate = default(name)
     for seed in range(3):
-        given = arrays(seed)
-        value, figures, *_ = evaluate(given)
-        expected, expected_figures = globals()[name](given, loss)
+        value, figures, *_ = evaluated(seed)[name]
+        expected, expected_figures = globals()[name](arrays(seed), all_losses()[name])
         assert value == pytest.approx(expected, rel=1e-5, abs=1e-5)
         assert figures == pytest.approx(expected_figures, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_the_student_and_no_teacher(name):
-    _, evaluate = default(name)
-    given = arrays()
-    value, _, of_params, of_arrays = evaluate(given)
+    given, (_, _, of_params, of_arrays) = arrays(), evaluated()[name]
     for teacher in OF_TEACHER:
         assert not np.any(of_arrays[teacher])
     assert all(np.any(x) for x in jax.tree.leaves(of_params))
@@ -307,5 +358,197 @@ def test_gradients_reach_the_student_and_no_teacher(name):
     values = []
     for step in (1e-2, -1e-2):
         moved = jax.tree.map(lambda x, g, step=step: np.float32(x + step * g / slope), {k: given[k] for k in own}, own)
-        values.append(evaluate({**given, **moved})[0])
+        values.append(evaluate({**given, **moved})[name][0])
     assert slope > 0 and (values[0] - values[1]) / 2e-2 == pytest.approx(slope, rel=2e-2)
+
+
+def is_zero(tree):
+    return not any(np.any(x) for x in jax.tree.leaves(tree))
+
+
+def at_points(points, **changes):
+    """Arrays whose embeddings are rows of the identity matrix with these numbers."""
+    points = np.eye(D, dtype=np.float32)[points]
+    return {**arrays(), **{name: points for name in ("embedding", "second_embedding", "teacher")}, **changes}
+
+
+@pytest.mark.parametrize("name, collapsed", [("triplet", 0.2), ("octuplet", 1.5)])
+def test_triplets_that_are_apart_have_no_loss_and_those_of_a_collapse_the_margin(name, collapsed):
+    value, figures, _, of_arrays = evaluate(at_points(LABELS))[name]
+    assert value == 0 and is_zero(of_arrays)
+    assert figures.get("semi_hard", 0) == figures.get("active_triplets", 0) == 0
+    value, figures, *_ = evaluate(at_points(np.zeros(B, int)))[name]
+    assert value == pytest.approx(collapsed, abs=1e-6) and figures.get("negative_distance", 0) == 0
+
+
+def test_a_semi_hard_negative_is_each_of_several_equally_often():
+    # Two faces of an identity at one point, and four others, of which two are semi-hard.
+    label, angles = np.array([0, 0, 1, 2, 3, 4]), np.array([0, 0, 0.2, 0.3, 1.5, 3.0])
+    x = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+    @jax.jit
+    def draw(keys):
+        distance, masks = metric_learning.squared_distances(x, x), metric_learning.identity_masks(label)
+        return jax.vmap(lambda key: metric_learning.semi_hard_negatives(distance, *masks, key, 0.2)[0][0, 1])(keys)
+
+    counts = np.bincount(draw(jax.random.split(KEY, 300)), minlength=6)
+    assert counts.sum() == counts[2] + counts[3] and min(counts[2], counts[3]) > 110
+
+
+def test_equal_pairs_have_no_loss_and_negatives_that_are_apart_none_either():
+    value, figures, _, of_arrays = evaluate(at_points(np.arange(B)))["contrastive_pairs"]
+    assert value == 0 and is_zero(of_arrays) and figures["active_negatives"] == 0
+    # A second view of an unlabeled face is a positive pair, too.
+    alone = at_points(np.arange(B), label=np.full(B, -1), second_label=np.full(B, -1), has_second=np.arange(B) == 7)
+    alone["second_embedding"] = -alone["embedding"]
+    assert evaluate(alone)["contrastive_pairs"][0] == pytest.approx(4)
+
+
+def test_maps_are_compared_by_direction():
+    """A T_d whose maps are 7 times larger is the same, and a student with T_d's own maps has nothing to learn."""
+    given = arrays()
+    larger = {key: 7 * given[key] for key in ("hr_features", "second_hr_features")}
+    scaled = evaluate({**given, **larger})
+    first, second = (channels_last(given[key]).astype(np.float32) for key in larger)
+    same = evaluate({**given, "stages": (*given["stages"][:2], first), "second_features": second})
+    for name in ("feature_similarity", "attention", "wavelet"):
+        assert scaled[name][0] == pytest.approx(evaluated()[name][0], rel=1e-5)
+        assert same[f"same {name}"][0] == pytest.approx(0, abs=1e-5)
+
+
+def test_low_frequencies_of_a_constant_are_twice_as_large():
+    np.testing.assert_array_equal(feature_maps.haar_low(np.full((1, 4, 6, 2), 3.0)), np.full((1, 2, 3, 2), 6.0))
+
+
+def test_maps_of_other_sizes_are_brought_to_that_of_the_teacher():
+    coarse = np.float32(np.random.default_rng(0).uniform(1, 2, (B, 4, 4, 3)))
+    fine, wanted = coarse.repeat(2, axis=1).repeat(2, axis=2), np.mean(coarse**2, axis=-1)
+    found, six = jax.jit(lambda *maps: [feature_maps.attention(x, (4, 4)) for x in maps])(fine, fine[:, :6, :6])
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert six.shape == wanted.shape and np.isfinite(six).all()
+
+
+def test_a_hint_that_explains_everything_is_worth_nothing():
+    given = arrays()
+    explained = (channels_last(given["hr_features"]) - STATISTICS[0].transpose(1, 2, 0)) / STATISTICS[1]
+    value, figures, *_ = evaluate({**given, "stages": (*given["stages"][:2], np.float32(explained))})["same hint"]
+    assert value == pytest.approx(0, abs=1e-10) and figures["hint_r2"] == pytest.approx(1)
+
+
+def test_a_bridge_with_nothing_to_adapt_is_the_distance_to_the_teacher():
+    given, (value, figures, *_) = arrays(), evaluated()["unadapted bridge"]
+    expected = mean([np.sum((a - b) ** 2) for a, b in zip(given["embedding"], given["teacher"])])
+    assert figures["adapted_distance"] == pytest.approx(expected, rel=1e-5)
+    classifier = all_losses()["unadapted bridge"].classifier
+    entropies = [entropy(linear(classifier, given[name]), LABELS) for name in ("teacher", "embedding")]
+    assert value == pytest.approx(sum(entropies) + expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bridge", "ekd_evolutionary"])
+def test_the_students_part_of_the_loss_changes_nothing_in_the_teachers_part(name):
+    given, other = arrays(), arrays(1)
+    moved = evaluate({**given, **{key: other[key] for key in ("embedding", "logits", "stages")}})
+    before, after = (dict(nnx.to_flat_state(found[name][2])) for found in (evaluated(), moved))
+    for path in before:
+        assert np.array_equal(before[path], after[path]) != ("student_modules" in path), path
+
+
+def test_the_online_teachers_part_of_the_loss_gives_the_student_no_gradient():
+    (of_arrays,) = evaluated()["untaught student"]
+    assert of_arrays.keys() == {*OF_TEACHER, *OF_STUDENT} and is_zero(of_arrays)
+
+
+@pytest.mark.parametrize("stages, teacher, student", [(2, [16, 32], [4, 6]), (4, [8, 16, 32], [3, 4, 6])])
+def test_stages_are_guided_from_the_last_one(stages, teacher, student):
+    info = dataclasses.replace(INFO, stage_shapes=((16, 16, 3), *STAGES)[-stages:])
+    loss = nnx.eval_shape(lambda: made("ekd_evolutionary", info))
+    assert [module.first.kernel.shape[0] for module in loss.teacher_modules] == teacher
+    assert [module.first.kernel.shape[0] for module in loss.student_modules] == student
+
+
+def hard_cases():
+    """Arrays at which formulas as they are written divide by 0, take its root, or have nothing to count."""
+    given = arrays()
+    zero = np.zeros_like(given["embedding"])
+    yield {**given, "embedding": zero, "second_embedding": zero}
+    yield {**given, "embedding": given["teacher"], "second_embedding": given["teacher"]}
+    yield at_points(np.arange(B) // 2)  # cosines of 1, between faces of one identity and of two
+    yield at_points(np.zeros(B, int), teacher=-np.eye(D, dtype=np.float32)[np.zeros(B, int)])
+    for label, second in ((0, True), (-1, False)):
+        labels = np.full(B, label)
+        yield {**given, "label": labels, "second_label": labels, "has_second": np.full(B, second)}
+    nothing = {name: jax.tree.map(np.zeros_like, given[name]) for name in ("stages", "second_features", "hr_features")}
+    yield {**given, **nothing}
+
+
+@pytest.mark.parametrize("case", range(7))
+def test_values_and_gradients_are_finite_in_hard_cases(case):
+    found = evaluate(list(hard_cases())[case])
+    assert not [name for name in NAMES if not all(np.isfinite(x).all() for x in jax.tree.leaves(found[name]))]
+
+
+def test_a_student_that_computes_in_bfloat16_has_losses_in_float32():
+    given = {**arrays(), "hr_features": arrays()["hr_features"].astype(np.float16)}
+    given |= {key: jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), given[key]) for key in OF_STUDENT}
+    found = jax.eval_shape(lambda: {name: called(nnx.clone(all_losses()[name]), given)[0] for name in NAMES})
+    assert {name: value.dtype for name, value in found.items()} == dict.fromkeys(NAMES, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "name, setting",
+    [
+        ("triplet", {"margin": 0.0}), ("octuplet", {"margin": -1.0}), ("contrastive_pairs", {"margin": 0.0}),
+        ("feature_similarity", {"relation": -1.0}), ("bridge", {"distance": -1.0}),
+        ("ekd_evolutionary", {"temperature": 0.0}), ("ekd_evolutionary", {"guidance": -1.0}),
+        ("ekd_evolutionary", {"dtype": "int8"}),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(name, setting):
+    with raises("entry-setting", repr(name), *setting):
+        registry.losses.settings(name, setting)
+
+
+def curves(devices):
+    """Figures of three steps of a stage with all losses, and its weights."""
+    from gdrd_jax.training import trainer
+    from gdrd_jax.training.stages import Stage
+
+    rng = np.random.default_rng(0)
+    data = {
+        "label": np.repeat(np.arange(-1, 5), 4).astype(np.int32),
+        "lr": rng.integers(256, size=(24, 2, 16, 16, 3), dtype=np.uint8),
+        "hr_small": rng.integers(256, size=(24, 2, 32, 32, 3), dtype=np.uint8),
+        "discriminative": np.float16(rng.normal(size=(24, 2, D)) + 0.5),
+        "hr_features": np.float16(rng.normal(size=(24, 2, CHANNELS, 4, 4))),
+    }
+    shapes = ((16, 16, 8), (8, 8, 16), (4, 4, 32))
+    info = dataclasses.replace(INFO, feature_shape=shapes[-1], stage_shapes=shapes, hr_small_shape=(32, 32, 3))
+    student = make_student(resolution=16, width=0.0625, hidden=(), embedding_dim=D, rngs=nnx.Rngs(0))
+    stage = Stage(student, {name: SETTINGS.get(name, {}) for name in NAMES}, info, rngs=nnx.Rngs(1))
+    graphdef, params, rest = trainer.split(stage)
+    how = trainer.Schedule(
+        steps=3, batch=16, learning_rate=0.001, warmup=0.0, decay_at=(), momentum=0.9, weight_decay=0.0, clip_norm=1.0
+    )
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    run, pairs = trainer.make_run(graphdef, how, mesh, seed=7, loop=False), registry.samplers["pairs"]
+    state, found = class_parallel.to_devices(trainer.begin(params, rest, how), mesh), []
+    for step in range(3):
+        rows = pairs(pairs.Config(), data["label"], 2)(7, range(step, step + 1), 16)
+        rows["balanced"] = np.ones((1, 16), bool)
+        state, metrics = run(state, data, rows, np.arange(step, step + 1))
+        found.append({name: float(value[0]) for name, value in metrics.items()})
+    return found, [nnx.to_pure_dict(part) for part in class_parallel.to_host(state[:2])]
+
+
+@pytest.mark.slow
+def test_four_devices_have_the_same_losses_as_one():
+    script = (
+        "sys.path.insert(0, 'tests/losses')\n"
+        "import test_pairs_and_features as f\n"
+        "(one, weights), (four, others) = (f.curves(n) for n in (1, 4))\n"
+        "assert {*f.NAMES, 'semi_hard', 'related_pairs'} <= one[0].keys()\n"
+        "for expected, found in zip(one, four):\n"
+        "    assert found == f.pytest.approx(expected, rel=1e-4, abs=1e-5)\n"
+        "f.jax.tree.map(lambda a, b: t.np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), weights, others)\n"
+    )
+    finished(run_script(script, devices=4))
