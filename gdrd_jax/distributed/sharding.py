@@ -99,6 +99,11 @@ def total(x):
     return jax.lax.psum(x, AXIS) if _mapped() else x
 
 
+def mean_where(values: jax.Array, counted: jax.Array) -> jax.Array:
+    """Mean over the devices of the values that count, of two arrays of the same shape; 0 where none does."""
+    return total(jnp.sum(jnp.where(counted, values, 0))) / jnp.maximum(total(counted.sum()), 1)
+
+
 def maximum(x):
     """Largest over the devices; without gradient."""
     return jax.lax.pmax(x, AXIS) if _mapped() else x

@@ -4,7 +4,7 @@ Symbols as in the paper (arXiv 2409.06371). Losses are float32 scalars of the wh
 part of it. A new loss is one file: a subclass of `Loss` with `@losses.register("name")`, see docs/extending.md.
 """
 
-from gdrd_jax.losses import arcface, bridge, evolutionary, feature_maps, metric_learning  # noqa: F401  register losses
+from gdrd_jax.losses import arcface, bridge, evolutionary, metric_learning, reweighting  # noqa: F401  register losses
 from gdrd_jax.losses.adaface import adaptive_margin, quality_scaler
 from gdrd_jax.losses.ccface import milder_margins
 from gdrd_jax.losses.embeddings import contrastive_loss, embedding_cosine, similarity_preserving

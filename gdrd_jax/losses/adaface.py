@@ -11,7 +11,7 @@ from gdrd_jax.distributed import sharding
 from gdrd_jax.losses import margin
 from gdrd_jax.losses.interface import Batch, DataInfo, Metrics, Outputs, State
 from gdrd_jax.losses.logits import mean_of_known
-from gdrd_jax.losses.margin import MarginLoss, check_margin
+from gdrd_jax.losses.margin import Compared, MarginLoss, check_margin
 from gdrd_jax.registry import losses
 
 EPSILON = 1e-3  # of AdaFace, for angles, cosines, lengths and their deviation
@@ -73,6 +73,11 @@ class AdaFace(MarginLoss):
         self.mean, self.deviation = State(jnp.asarray(FIRST_MEAN)), State(jnp.asarray(FIRST_DEVIATION))
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        faces, targets, figures = self.adapted(outputs, batch)
+        return self.entropy(faces, targets), figures
+
+    def adapted(self, outputs: Outputs, batch: Batch) -> tuple[Compared, jax.Array, Metrics]:
+        """The faces, what stands for their cosines with the own class, `[B]`, and figures."""
         faces = self.compared(outputs, batch)
         faces = replace(faces, **{name: _within(getattr(faces, name)) for name in ("cosines", "own")})
         scaler = self.scaler(outputs, batch)
@@ -82,7 +87,7 @@ class AdaFace(MarginLoss):
             "scaler_deviation": jnp.sqrt(mean_of_known((scaler - average) ** 2, faces.labels)),
         }
         targets = adaptive_margin(faces.own, scaler, self.share() * self.config.margin)
-        return self.entropy(faces, targets), {**faces.figures, **figures}
+        return faces, targets, {**faces.figures, **figures}
 
     def scaler(self, outputs: Outputs, batch: Batch) -> jax.Array:
         """`q` of the whole batch, `[B]`, without gradient, after an update of the averages."""

@@ -1,13 +1,15 @@
 """Losses between the student's embeddings and T_d's; none is in the paper."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
-from gdrd_jax.distributed import sharding
-from gdrd_jax.losses.interface import Batch, Loss, Metrics, Outputs
+from gdrd_jax.distributed import class_parallel, sharding
+from gdrd_jax.losses.interface import Batch, DataInfo, Fixed, Loss, Metrics, Outputs
 from gdrd_jax.models.relation import normalize
 from gdrd_jax.registry import losses
 
@@ -81,6 +83,30 @@ class SelectedDistance(Loss):
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         distance = jnp.sum((normalize(outputs.embedding) - jax.lax.stop_gradient(outputs.teacher)) ** 2, axis=-1)
         return sharding.mean(jnp.mean(batch["selected"] * distance)), {"selected": jnp.mean(batch["selected"])}
+
+
+@losses.register("center_distance")
+class CenterDistance(Loss):
+    """Squared distance between the student's embedding and T_d's mean embedding of the same identity, both of unit
+    length (HR-anchor loss of DirectCapsNet, arXiv 1908.10027; our reading of the abstract, with the weight 0.1).
+
+    Faces without identity do not count. The anchors could also be learned from high-resolution faces with the network.
+
+    Logged: `anchored`, the share of the faces that count.
+    """
+
+    needs = NEEDS | {"label"}
+
+    def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, info, rngs=rngs)
+        self.centers = Fixed(jnp.asarray(info.centers))
+        class_parallel.divide(self.centers, axis=0)
+
+    def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        embedding, label = normalize(outputs.embedding.astype(jnp.float32)), batch["label"]
+        anchors = class_parallel.rows_of_labels(self.centers[...], sharding.gathered(label))
+        distance = jnp.sum((embedding - sharding.local_shard(anchors, len(label))) ** 2, axis=-1)
+        return sharding.mean_where(distance, label >= 0), {"anchored": jnp.mean(label >= 0)}
 
 
 @losses.register("nce")

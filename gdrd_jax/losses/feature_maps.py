@@ -169,10 +169,8 @@ class FeatureSimilarity(Loss):
         alike = jnp.sum(outputs.teacher * second.teacher, axis=-1)
         counted = batch["has_second"] & (alike > 0) & (alike < SAME_FACE)
         relation = affinity_distance(*jnp.split(student, 2), *jnp.split(teacher, 2))
-        total = sharding.total(jnp.sum(jnp.where(counted, relation, 0)))
-        relation = total / jnp.maximum(sharding.total(counted.sum()), 1)
-        loss = self.config.cosine * sharding.mean(cosine) + self.config.relation * relation
-        return loss, {"related_pairs": jnp.mean(counted)}
+        relation = self.config.relation * sharding.mean_where(relation, counted)
+        return self.config.cosine * sharding.mean(cosine) + relation, {"related_pairs": jnp.mean(counted)}
 
 
 def affinity_distance(low: jax.Array, low2: jax.Array, high: jax.Array, high2: jax.Array) -> jax.Array:

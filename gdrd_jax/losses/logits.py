@@ -12,15 +12,16 @@ from gdrd_jax.losses.interface import Batch, DataInfo, Fixed, Loss, Metrics, Out
 from gdrd_jax.registry import losses
 
 
-def classification_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def classification_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
     """`L_cls` of Eq. 3: softmax cross-entropy, mean over the faces whose identity is known.
 
     Args:
       logits: `[B, K]` of the whole batch, of the classes that this device has (see `class_parallel`).
       labels: int `[B]`, -1 for a face without identity.
+      weights: of the faces, `[B]`; the mean is over as many faces, whatever their weights.
     """
     entropy = -class_parallel.of_labels(class_parallel.log_softmax(logits), labels)
-    return mean_of_known(entropy, labels)
+    return mean_of_known(weights * entropy, labels)
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:

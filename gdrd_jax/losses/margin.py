@@ -60,7 +60,8 @@ def angular_margin(
 
 
 def margin_loss(
-    cosines: jax.Array, labels: jax.Array, targets: jax.Array, *, scale: float, identities: int
+    cosines: jax.Array, labels: jax.Array, targets: jax.Array, *, scale: float, identities: int,
+    weights: jax.Array | float = 1.0,
 ) -> jax.Array:  # fmt: skip
     """Softmax cross-entropy of scaled cosines, in which other values stand for a face's own class; mean over the faces
     whose identity is known.
@@ -71,9 +72,10 @@ def margin_loss(
       targets: what stands for the own class, `[B]`.
       scale: of all of them.
       identities: number of classes on all devices together.
+      weights: of the faces, `[B]`.
     """
     logits = scale * class_parallel.with_labels(cosines, labels, targets)
-    return classification_loss(class_parallel.own_logits(logits, identities), labels)
+    return classification_loss(class_parallel.own_logits(logits, identities), labels, weights)
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,11 @@ class MarginLoss(Loss):
         self.steps[...] = self.steps[...] + 1
         return share
 
-    def entropy(self, faces: Compared, targets: jax.Array) -> jax.Array:
+    def entropy(self, faces: Compared, targets: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
         """`margin_loss` with `targets` `[B]` in the place of the cosines with the own class."""
         return margin_loss(
-            faces.cosines, faces.labels, targets, scale=self.config.scale, identities=self.identities
-        )  # fmt: skip
+            faces.cosines, faces.labels, targets, scale=self.config.scale, identities=self.identities, weights=weights
+        )
 
 
 def check_margin(name: str, margin: float) -> None:

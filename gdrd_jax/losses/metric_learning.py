@@ -41,11 +41,6 @@ def identity_masks(labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     return known & same & (itself[:, None] != jnp.arange(len(everyone))), known & ~same
 
 
-def _mean_of(values: jax.Array, counted: jax.Array) -> jax.Array:
-    """Mean over all devices of the values that count, 0 where none does."""
-    return sharding.total(jnp.sum(jnp.where(counted, values, 0))) / jnp.maximum(sharding.total(counted.sum()), 1)
-
-
 def _check(margin: float) -> None:
     if not margin > 0:
         raise ValueError(f"margin is {margin}; it must be above 0")
@@ -86,8 +81,9 @@ class SemiHardTriplet(Loss):
         positive, negative = identity_masks(batch["label"])
         chosen, semi_hard, counted = semi_hard_negatives(distance, positive, negative, key, self.config.margin)
         farther = jnp.take_along_axis(distance, chosen, axis=1)
-        loss = _mean_of(jax.nn.relu(distance - farther + self.config.margin), counted)
-        return loss, {"semi_hard": _mean_of(semi_hard, positive), "negative_distance": _mean_of(farther, counted)}
+        loss = sharding.mean_where(jax.nn.relu(distance - farther + self.config.margin), counted)
+        share, collapse = sharding.mean_where(semi_hard, positive), sharding.mean_where(farther, counted)
+        return loss, {"semi_hard": share, "negative_distance": collapse}
 
 
 def semi_hard_negatives(
@@ -157,8 +153,8 @@ class Octuplet(Loss):
             hardest = jnp.max(distance, axis=1, where=positive, initial=0.0)
             nearest = jnp.min(distance, axis=1, where=negative, initial=FARTHEST)
             terms.append(jax.nn.relu(hardest - nearest + self.config.margin))
-        active = jnp.mean(jnp.stack(terms) > 0, axis=0)
-        return sum(_mean_of(term, counted) for term in terms), {"active_triplets": _mean_of(active, counted)}
+        active = sharding.mean_where(jnp.mean(jnp.stack(terms) > 0, axis=0), counted)
+        return sum(sharding.mean_where(term, counted) for term in terms), {"active_triplets": active}
 
 
 def _root(squared: jax.Array) -> jax.Array:
@@ -200,7 +196,7 @@ class ContrastivePairs(Loss):
         near = jnp.sum((first - second) ** 2, axis=-1)
         gap = jax.nn.relu(self.config.margin - jnp.sqrt(jnp.sum((first - before) ** 2, axis=-1) + 1e-12))
         values, counted = jnp.stack([near, gap**2]), jnp.stack([batch["has_second"], negative])
-        return _mean_of(values, counted), {"active_negatives": _mean_of(gap > 0, negative)}
+        return sharding.mean_where(values, counted), {"active_negatives": sharding.mean_where(gap > 0, negative)}
 
 
 def _rolled(x: jax.Array) -> jax.Array:

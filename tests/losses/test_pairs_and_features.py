@@ -12,7 +12,7 @@ from flax import nnx
 
 from gdrd_jax import registry
 from gdrd_jax.distributed import class_parallel
-from gdrd_jax.losses import DataInfo, Outputs, evolutionary, feature_maps, metric_learning
+from gdrd_jax.losses import DataInfo, Outputs, evolutionary, feature_maps, metric_learning, reweighting
 from gdrd_jax.models.student import make_student
 from gdrd_jax.models.students.gdrd import GDRDStudent
 
@@ -29,9 +29,11 @@ INFO = DataInfo(
     hr_statistics=lambda: STATISTICS, hr_small_shape=(16, 16, 3),
 )  # fmt: skip
 SETTINGS = {"ekd_evolutionary": {"width": 0.0625}}
+# Those with networks of their own, and the others.
+DRAWN = ("feature_similarity", "wavelet", "bridge", "ekd_evolutionary")
 NAMES = (
-    "triplet", "octuplet", "contrastive_pairs", "hint", "feature_similarity", "attention", "wavelet", "bridge",
-    "ekd_evolutionary",
+    *DRAWN, "triplet", "octuplet", "contrastive_pairs", "center_distance", "hint", "attention", "reweighted_attention",
+    "reweighted_adaface",
 )  # fmt: skip
 OF_TEACHER = ("teacher", "second_teacher", "hr_features", "second_hr_features")
 OF_STUDENT = ("embedding", "second_embedding", "logits", "stages", "second_features")
@@ -123,8 +125,9 @@ def without(part, loss):
 @functools.cache
 def all_losses():
     """The losses with their default settings by name, and those of limiting cases."""
-    found = {name: drawn(name) for name in NAMES if name != "hint"}
-    found |= {"hint": made("hint"), "same hint": made("hint"), "same attention": made("attention")}
+    found = {name: drawn(name) if name in DRAWN else made(name) for name in NAMES}
+    found |= {"same hint": made("hint"), "same attention": found["attention"]}
+    found |= {"adaface": made("adaface"), "constant weights": made("reweighted_adaface", temperature=1e9)}
     found["hint"].regressor = nnx.data(found["feature_similarity"].projection.layers[0])
     return found | {
         "same feature_similarity": without("projection", drawn("feature_similarity")),
@@ -337,12 +340,50 @@ def ekd_evolutionary(given, loss):
     return online + divergence + guided, {"online_accuracy": accuracy(logits, label), "guided_distance": guided}
 
 
+def center_distance(given, loss):
+    known = [i for i in range(B) if given["label"][i] >= 0]
+    student = unit(np.float64(given["embedding"]))
+    return mean([np.sum((student[i] - CENTERS[given["label"][i]]) ** 2) for i in known]), {"anchored": len(known) / B}
+
+
+def weights(given):
+    cosines = [a @ b for a, b in zip(unit(np.float64(given["embedding"])), given["teacher"])]
+    shares = [np.exp(c / 0.5) / sum(np.exp(np.array(cosines) / 0.5)) for c in cosines]
+    return np.array([min(max(B * share, 0.2), 5) for share in shares])
+
+
+def reweighted_attention(given, loss):
+    maps = given["stages"][-1], channels_last(given["hr_features"])
+    found, wanted = ((np.float64(x) ** 2).mean(axis=-1) for x in maps)
+    _, figures = attention(given, loss)
+    value = mean([w * (1 - cosine(a, b)) for w, a, b in zip(weights(given), found, wanted)])
+    return value, {**figures, "weight_deviation": np.std(weights(given))}
+
+
+def reweighted_adaface(given, loss):
+    """The figures are those of `adaface`, whose tests have them."""
+    label, norms = given["label"], np.linalg.norm(np.float64(given["embedding"]), axis=1)
+    known = norms[label >= 0]
+    average, deviation = 20 + 0.01 * (known.mean() - 20), 100 + 0.01 * (known.std(ddof=1) - 100)
+    classes, terms = unit(np.float64(loss.classes[...])), []
+    for x, y, norm, weight in zip(unit(np.float64(given["embedding"])), label, norms, weights(given)):
+        if y >= 0:
+            logits, scaler = (
+                np.clip(classes @ x, -0.999, 0.999),
+                np.clip(0.333 * (norm - average) / (deviation + 1e-3), -1, 1),
+            )
+            logits[y] = np.cos(np.arccos(logits[y]) - 0.4 * scaler) - (0.4 + 0.4 * scaler)
+            terms.append(-weight * log_softmax(64 * logits[None])[0, y])
+    return mean(terms), {"weight_deviation": np.std(weights(given))}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_are_their_formulas(name):
     for seed in range(3):
         value, figures, *_ = evaluated(seed)[name]
         expected, expected_figures = globals()[name](arrays(seed), all_losses()[name])
         assert value == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        figures = figures if name != "reweighted_adaface" else {key: figures[key] for key in expected_figures}
         assert figures == pytest.approx(expected_figures, rel=1e-5, abs=1e-5)
 
 
@@ -352,6 +393,8 @@ def test_gradients_reach_the_student_and_no_teacher(name):
     for teacher in OF_TEACHER:
         assert not np.any(of_arrays[teacher])
     assert all(np.any(x) for x in jax.tree.leaves(of_params))
+    if name == "reweighted_adaface":  # whose margins and weights follow the embeddings without gradient
+        return
     # Along the gradient the loss rises as the gradient says.
     own = {key: of_arrays[key] for key in OF_STUDENT}
     slope = np.sqrt(sum(np.sum(np.float64(x) ** 2) for x in jax.tree.leaves(own)))
@@ -435,6 +478,18 @@ def test_a_hint_that_explains_everything_is_worth_nothing():
     assert value == pytest.approx(0, abs=1e-10) and figures["hint_r2"] == pytest.approx(1)
 
 
+def test_constant_weights_leave_adaface_as_it_is():
+    assert evaluated()["constant weights"][0] == pytest.approx(evaluated()["adaface"][0], rel=1e-6)
+
+
+def test_weights_favor_easy_or_hard_faces_and_their_mean_is_one_unless_clipped():
+    cosine = np.float32([-0.2, 0, 0.1, 0.5])
+    easy, hard = (np.asarray(reweighting.resemblance_weights(cosine, 0.5, favor)) for favor in ("easy", "hard"))
+    assert list(np.argsort(easy)) == [0, 1, 2, 3] == list(np.argsort(-hard))
+    assert np.mean(easy) == pytest.approx(1) == np.mean(hard)
+    np.testing.assert_allclose(reweighting.resemblance_weights(np.eye(1, 8)[0], 0.1, "easy"), [5] + [0.2] * 7)
+
+
 def test_a_bridge_with_nothing_to_adapt_is_the_distance_to_the_teacher():
     given, (value, figures, *_) = arrays(), evaluated()["unadapted bridge"]
     expected = mean([np.sum((a - b) ** 2) for a, b in zip(given["embedding"], given["teacher"])])
@@ -500,7 +555,8 @@ def test_a_student_that_computes_in_bfloat16_has_losses_in_float32():
         ("triplet", {"margin": 0.0}), ("octuplet", {"margin": -1.0}), ("contrastive_pairs", {"margin": 0.0}),
         ("feature_similarity", {"relation": -1.0}), ("bridge", {"distance": -1.0}),
         ("ekd_evolutionary", {"temperature": 0.0}), ("ekd_evolutionary", {"guidance": -1.0}),
-        ("ekd_evolutionary", {"dtype": "int8"}),
+        ("ekd_evolutionary", {"dtype": "int8"}), ("reweighted_adaface", {"favor": "none"}),
+        ("reweighted_attention", {"temperature": 0.0}),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(name, setting):
