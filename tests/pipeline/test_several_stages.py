@@ -232,6 +232,18 @@ def change(config, **changes):
         (
             {
                 "stages": {},
+                "student__name": "teacher_features",
+                "dis__init": "random",
+                "dis__assistant": "",
+                "dis__selection": {},
+                "dis__losses": {"hint": {"weight": 1.0}, **COSINE},
+            },
+            "loss-needs",
+            ("'hr_features'", "config.student.name=teacher_features"),
+        ),
+        (
+            {
+                "stages": {},
                 "dis__init": "random",
                 "dis__assistant": "",
                 "dis__selection": {},
