@@ -10,6 +10,7 @@ from flax import nnx
 
 from gdrd_jax.distributed import class_parallel, sharding
 from gdrd_jax.losses.interface import Batch, DataInfo, Fixed, Loss, Metrics, Outputs
+from gdrd_jax.losses.margin import unit
 from gdrd_jax.models.relation import normalize
 from gdrd_jax.registry import losses
 
@@ -103,7 +104,7 @@ class CenterDistance(Loss):
         class_parallel.divide(self.centers, axis=0)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        embedding, label = normalize(outputs.embedding.astype(jnp.float32)), batch["label"]
+        embedding, label = unit(outputs.embedding), batch["label"]
         anchors = class_parallel.rows_of_labels(self.centers[...], sharding.gathered(label))
         distance = jnp.sum((embedding - sharding.local_shard(anchors, len(label))) ** 2, axis=-1)
         return sharding.mean_where(distance, label >= 0), {"anchored": jnp.mean(label >= 0)}

@@ -123,14 +123,13 @@ class WaveletSimilarity(Loss):
 @losses.register("feature_similarity")
 class FeatureSimilarity(Loss):
     """F-SKD: cosine of feature maps, and of their affinities with those of another face of the same identity
-    (arXiv 2303.04681).
+    (arXiv 2303.04681; grounded in the authors' code).
 
     `L = cosine * mean(1 - cos(R f, F)) + relation * L_x`. With the maps H of T_d and L = R f of the student, H' and L'
     of the second image, and the affinity `A(u, v)` of all positions of u with all of v,
     `L_x = (d(A(H, H'), A(H, L')) + d(A(H, H'), A(L, H'))) / 2 + d(A(H, H'), A(L, L'))`, d being one minus the cosine.
-    `R` is a 1x1 convolution without bias and batch normalization. After the authors' code
-    (gist-ailab/feature-similarity-KD), which compares four stages of equal size; here it is the last alone (our
-    reading). Its other terms are the losses `cosface` and `kd`.
+    `R` is a 1x1 convolution without bias and batch normalization. The authors' code (gist-ailab/feature-similarity-KD)
+    compares four stages; here it is the last alone (our reading). Its other terms are the losses `cosface` and `kd`.
 
     Logged: `related_pairs`, the share of the rows in `L_x`: those with a second image of the same identity, and T_d's
     cosine between both above 0 and below 0.99.

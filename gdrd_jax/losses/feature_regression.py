@@ -79,11 +79,11 @@ class FeatureRegression(Loss):
 @losses.register("hint")
 class Hint(FeatureRegression):
     """FitNet's hint: mean squared error between `R(S_b(lr))` and T_d's feature map on the full-size image, standardized
-    (arXiv 1412.6550).
+    (Romero et al., arXiv 1412.6550; grounded in others' code).
 
-    After others' code (RepDistiller), whose weight is 100, and whose `R` has batch normalization and a ReLU: targets
-    that are standardized are of either sign, so `R` is that of `feature_regression` here, and the mean over faces is
-    subtracted at each position, too.
+    The others' code is RepDistiller, whose weight is 100. Its `R` has batch normalization and a ReLU; targets that are
+    standardized are of either sign, so `R` is that of `feature_regression` here, and the mean over faces is subtracted
+    at each position, too.
 
     Logged: `hint_r2`, the share of the variance that is explained.
     """
@@ -91,8 +91,8 @@ class Hint(FeatureRegression):
     needs = frozenset({"hr_features"})
 
     def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
-        of_teacher = {"target_shape": info.hr_shape, "target_statistics": info.hr_statistics}
-        super().__init__(config, dataclasses.replace(info, **of_teacher), rngs=rngs)
+        info = dataclasses.replace(info, target_shape=info.hr_shape, target_statistics=info.hr_statistics)
+        super().__init__(config, info, rngs=rngs)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         loss, metrics = super().__call__(outputs, {**batch, "generative": batch["hr_features"]}, key)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gdrd_jax.distributed import sharding
 from gdrd_jax.losses.interface import Batch, Loss, Metrics, Outputs
-from gdrd_jax.models.relation import normalize
+from gdrd_jax.losses.margin import unit
 from gdrd_jax.registry import losses
 
 FARTHEST = 2.0  # distance of opposite points of the unit sphere
@@ -48,13 +48,14 @@ def _check(margin: float) -> None:
 
 @losses.register("triplet")
 class SemiHardTriplet(Loss):
-    """FaceNet's triplet loss of squared distances with semi-hard negatives (arXiv 1503.03832).
+    """FaceNet's triplet loss of squared distances with semi-hard negatives (Schroff et al., arXiv 1503.03832; grounded
+    in others' code).
 
     Every two faces of an identity are anchor and positive. Their negative is drawn among those that are farther from
     the anchor than the positive by less than the margin. Where there is none the nearest of those at least as far as
     the positive takes its place, and where there is none of these either the triplet is left out. The loss is the mean
-    over the triplets. As known from the paper and from others' code (davidsandberg/facenet), which trained with larger
-    batches.
+    over the triplets. The others' code is davidsandberg/facenet, whose batches are larger, and which takes any negative
+    nearer than the margin allows.
 
     Logged: `semi_hard`, the share of anchors and positives with a semi-hard negative; `negative_distance`, the mean
     squared distance between anchor and negative, which falls to 0 where all embeddings collapse to one.
@@ -76,7 +77,7 @@ class SemiHardTriplet(Loss):
             _check(self.margin)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        embedding = normalize(outputs.embedding.astype(jnp.float32))
+        embedding = unit(outputs.embedding)
         distance = squared_distances(embedding, sharding.gathered(embedding))
         positive, negative = identity_masks(batch["label"])
         chosen, semi_hard, counted = semi_hard_negatives(distance, positive, negative, key, self.config.margin)
@@ -116,13 +117,14 @@ def semi_hard_negatives(
 
 @losses.register("octuplet")
 class Octuplet(Loss):
-    """Batch-hard triplet losses within the student's embeddings and across to T_d's (octuplet loss, arXiv 2207.06726).
+    """Batch-hard triplet losses within the student's embeddings and across to T_d's (octuplet loss, arXiv 2207.06726;
+    grounded in the authors' code).
 
     The sum over (student, student), (student, T_d) and (T_d, student) of the mean over anchors of
     `[max_p d(u_i, v_p) - min_n d(u_i, v_n) + margin]+`, of Euclidean distances; the anchor itself is no positive, and
-    anchors without positive or negative do not count. After the authors' code (Martlgap/octuplet-loss), which trains
-    the network of both resolutions; here T_d stays as it is, which leaves out the term within T_d's embeddings (our
-    reading), and embeddings are of unit length.
+    anchors without positive or negative do not count. The authors' code (Martlgap/octuplet-loss) trains one network for
+    both resolutions; here T_d stays as it is, which leaves out the term within T_d's embeddings (our reading), and
+    embeddings are of unit length.
 
     Logged: `active_triplets`, the share of the terms of anchors that are not 0.
     """
@@ -143,7 +145,7 @@ class Octuplet(Loss):
             _check(self.margin)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        student = normalize(outputs.embedding.astype(jnp.float32))
+        student = unit(outputs.embedding)
         teacher = jax.lax.stop_gradient(outputs.teacher)
         positive, negative = identity_masks(batch["label"])
         counted = positive.any(axis=1) & negative.any(axis=1)
@@ -190,7 +192,7 @@ class ContrastivePairs(Loss):
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         assert outputs.second is not None  # `needs` has it
-        first, second = (normalize(x.embedding.astype(jnp.float32)) for x in (outputs, outputs.second))
+        first, second = unit(outputs.embedding), unit(outputs.second.embedding)
         before, label = (_rolled(x) for x in (second, batch["second_label"]))
         negative = (batch["label"] >= 0) & (label >= 0) & (batch["label"] != label)
         near = jnp.sum((first - second) ** 2, axis=-1)
