@@ -45,6 +45,7 @@ class GDRDStudent(Student):
 
     def __init__(self, config: Config, shape: Shape, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, shape, rngs=rngs)
+        # The second network of a loss can have another resolution, and the strides of the next lower one.
         stem, strides = STRIDES[max(side for side in STRIDES if side <= shape.resolution)]
         stages = [Stage(scaled(c, config.width), BLOCKS, stride) for c, stride in zip(CHANNELS, strides)]
         kept, dtype = len(stages) - config.head_stages, jnp.dtype(config.dtype)
