@@ -9,7 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gdrd_jax.config import PATHS, default, keys, stage, value_of
+from gdrd_jax.config import default, keys, stage, value_of
+from gdrd_jax.config.sections import PATHS
 from gdrd_jax.pipeline import planning, records
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import FIRST, gen, steps
