@@ -205,7 +205,11 @@ def test_a_student_with_embeddings_of_another_size_is_refused_first(
 
 def test_a_command_imports_a_plugin_first(student_plugin, capsys):
     assert commands.main(["--plugin", student_plugin, "list", "students"]) == 0
-    assert "my_separable: Two blocks of depthwise separable convolutions" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    (own,) = (line for line in lines if line.startswith("my_separable: Two blocks of depthwise separable convolutions"))
+    weights = 896 + 2528 + 9152 + 129 * 512  # of the stem, the blocks and the head
+    assert "channels=32" in own and own.endswith(f"Parameters at 16x16: {weights / 1e6:.2f} M.")
+    assert len(lines) == len(registry.students.names()) and all(" at 16x16: " in line for line in lines)
     assert commands.main(["--plugin", "not_there", "list", "students"]) == 2
     assert "[plugin-import]" in capsys.readouterr().err
 
