@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,28 +35,6 @@ def normalized(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-class DepthwiseConvolution(nnx.Conv):
-    """A convolution of each channel on its own, of odd size, without bias, padded by half of its size."""
-
-    deterministic = False  # nnx's name for evaluation mode: `eval()` and `train()` set it
-
-    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """`[B, h, w, C]` -> `[B, h', w', C]`."""
-        if self.deterministic or jax.default_backend() != "cpu":
-            return super().__call__(inputs, out_sharding)
-        # A sum of products of shifted images. XLA's CPU backend is slow at convolutions in groups: forward and backward
-        # 189 ms of two cores against 31 for 5x5 on 96 images of 4x4x240, 73 against 13 for 3x3 on 16x16x32 (jaxlib
-        # 0.10.2). In evaluation mode it is one convolution, as in exported networks.
-        x, kernel = (value.astype(self.dtype or jnp.float32) for value in (inputs, self.kernel[...]))
-        size, (_, height, width, _) = len(kernel), x.shape
-        x = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
-        parts = [
-            x[:, i : i + height : self.strides, j : j + width : self.strides] * kernel[i, j, 0]
-            for i in range(size) for j in range(size)
-        ]  # fmt: skip
-        return sum(parts[1:], parts[0])
-
-
 def convolution(
     inputs: int, outputs: int, size: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs, *, groups: int = 1,
     bias: bool = False, kind: type[nnx.Conv] = nnx.Conv,
@@ -86,8 +63,7 @@ class ConvNorm(nnx.Module):
         self, inputs: int, outputs: int, size: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs, *,
         depthwise: bool = False, activation: Callable[[jax.Array], jax.Array] | None = relu,
     ):  # fmt: skip
-        groups, kind = (inputs, DepthwiseConvolution) if depthwise else (1, nnx.Conv)
-        self.conv = convolution(inputs, outputs, size, stride, dtype, rngs, groups=groups, kind=kind)
+        self.conv = convolution(inputs, outputs, size, stride, dtype, rngs, groups=inputs if depthwise else 1)
         self.norm = BatchNorm(outputs, dtype=dtype)
         self.activation = activation
 

@@ -101,7 +101,7 @@ def traced(monkeypatch, model, layout="nhwc"):
         return networks.onnx_model(model, layout=layout, metadata=METADATA)
 
 
-@pytest.mark.parametrize(("name", "resolution"), [*EACH, ("wave", 16)])
+@pytest.mark.parametrize(("name", "resolution"), [*EACH, ("wave", 32)])
 def test_both_ways_to_write_a_graph_agree(monkeypatch, name, resolution):
     model = student(name=name, resolution=resolution, width=0.03)
     written, faces = networks.onnx_model(model, layout="nhwc", metadata={}), smooth(3, resolution)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import raises
 from flax import nnx
 
 from gdrd_jax.models.arguments import RESOLUTIONS
@@ -26,16 +25,12 @@ TAKES = {"siamese": (8, 16, 24, 32, 48), "directcaps": (8, 16, 24, 32, 48)}  # o
 TINY = {"width": 0.03, "embedding_dim": 16}
 
 
-def each(at_16):
-    """All students at all resolutions; the core suite has two of them, and some others at 16 pixels."""
-    return [
-        pytest.param(name, side, marks=[] if name in ("gdrd", "resnet") or (name in at_16 and side == 16) else SLOW)
-        for name in CHANNELS
-        for side in TAKES.get(name, RESOLUTIONS)
-    ]
-
-
-SLOW = pytest.mark.slow
+EACH = [(name, resolution) for name in ("gdrd", "resnet") for resolution in RESOLUTIONS]
+COMPARED = ("wave", "mobilenet", "mobilenet_v3_se", "siamese", "directcaps")  # at 16 pixels in the core suite
+SLOW = [
+    pytest.param(name, resolution, marks=pytest.mark.slow)
+    for name in COMPARED for resolution in TAKES.get(name, RESOLUTIONS) if resolution != 16
+]  # fmt: skip
 
 
 @functools.cache
@@ -52,7 +47,7 @@ def loss_of(student, images):
     return jnp.mean(optax.cosine_distance(student(images), jnp.ones(16)))
 
 
-@pytest.mark.parametrize(("name", "resolution"), each(CHANNELS))
+@pytest.mark.parametrize(("name", "resolution"), [*EACH, *((name, 16) for name in COMPARED), *SLOW])
 def test_features_and_embeddings_have_their_sizes(name, resolution):
     assert students[name].resolutions == TAKES.get(name, RESOLUTIONS)
     model = abstract(name, resolution)
@@ -66,7 +61,7 @@ def test_features_and_embeddings_have_their_sizes(name, resolution):
     assert nnx.eval_shape(lambda m, x: m(x), model, faces).shape == (2, 512)
 
 
-@pytest.mark.parametrize(("name", "resolution"), each(("wave", "siamese", "directcaps")))
+@pytest.mark.parametrize(("name", "resolution"), [*EACH, ("wave", 32), ("siamese", 16), ("directcaps", 16)])
 def test_every_weight_has_a_gradient(name, resolution):
     model = abstract_student({"name": name, "resolution": resolution, **TINY})
     model.train()
@@ -76,7 +71,7 @@ def test_every_weight_has_a_gradient(name, resolution):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "resolution"), each(()))
+@pytest.mark.parametrize(("name", "resolution"), [*EACH, *((name, 16) for name in COMPARED)])
 def test_a_few_steps_lower_the_loss(name, resolution):
     model = make_student(name=name, resolution=resolution, **TINY, rngs=nnx.Rngs(0))
     faces = np.random.default_rng(0).integers(256, size=(8, resolution, resolution, 3), dtype=np.uint8)
@@ -175,9 +170,10 @@ def test_wave_has_the_weights_of_gdrd_and_no_strides():
     assert sorted(reduce) == [(1, 1), (1, 1), (3, 3), (3, 3), (3, 3)]
 
 
-def test_capsules_need_embeddings_of_whole_capsules():
-    with raises("student-embedding", "'directcaps'", "16", "24"):
-        abstract_student({"name": "directcaps", "resolution": 16, "embedding_dim": 24})
+@pytest.mark.parametrize(("dim", "capsules"), [(48, (3, 16)), (24, (3, 8)), (1, (1, 1))])
+def test_an_embedding_is_divided_into_capsules_as_large_as_it_allows(dim, capsules):
+    model = abstract_student({"name": "directcaps", "resolution": 16, "width": 0.03, "embedding_dim": dim})
+    assert model.head.weights.shape == (16, capsules[0], 8, capsules[1])
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])

@@ -12,11 +12,10 @@ from gdrd_jax.models.arguments import check_shared
 from gdrd_jax.models.layers import STRIDES, SequentialBackbone, convolution, relu, scaled, side_after
 from gdrd_jax.models.student import Shape, Student
 from gdrd_jax.registry import students
-from gdrd_jax.utils.errors import GdrdError
 
 CHANNELS = (128, 256)  # of the two convolutions before the primary capsules
 TYPES = 32  # of primary capsules at a position
-PRIMARY, CAPSULE = 8, 16  # dimensions of a primary capsule and of one of the embedding
+PRIMARY, CAPSULE = 8, 16  # dimensions of a primary capsule, and at most of one of the embedding
 ROUNDS = 3  # of routing
 
 
@@ -51,15 +50,16 @@ class EmbeddingCapsules(nnx.Module):
     Args:
       inputs: channels of the features.
       size: side of the features.
-      embedding_dim: dimension of the embedding, a multiple of `CAPSULE`.
+      embedding_dim: dimension of the embedding, which is divided into capsules as large as it allows.
       dtype: computation type of the predictions.
     """
 
     def __init__(self, inputs: int, size: int, embedding_dim: int, dtype: DTypeLike, rngs: nnx.Rngs):
-        number, outputs = size**2 * inputs // PRIMARY, embedding_dim // CAPSULE
+        number, capsule = size**2 * inputs // PRIMARY, math.gcd(embedding_dim, CAPSULE)
+        outputs = embedding_dim // capsule
         # The first round divides a sum over `number` capsules by `outputs`; lengths are about 1 after it.
-        init = nnx.initializers.normal(outputs / math.sqrt(number * CAPSULE))
-        self.weights, self.dtype = nnx.Param(init(rngs.params(), (number, outputs, PRIMARY, CAPSULE))), dtype
+        init = nnx.initializers.normal(outputs / math.sqrt(number * capsule))
+        self.weights, self.dtype = nnx.Param(init(rngs.params(), (number, outputs, PRIMARY, capsule))), dtype
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """`[B, h, w, C]` -> float32 `[B, D]`, not normalized."""
@@ -73,9 +73,9 @@ class EmbeddingCapsules(nnx.Module):
 class DirectCapsNet(Student):
     """Convolutions and capsules whose outputs are the embedding, after DirectCapsNet (arXiv 1908.10027).
 
-    1.94 M parameters at 16x16 and, for 512 dimensions, 2.10 M of 32 capsules in the head. Sizes are our reading of the
-    abstract, capsules and routing those of arXiv 1710.09829. A capsule for each identity, as the abstract has it, would
-    take 65,536 parameters an identity; that layer is left out.
+    1.94 M parameters at 16x16 and 2.10 M in the head, whose 32 capsules have 16 dimensions each. The layers are our
+    reading of the abstract; capsules and routing are those of arXiv 1710.09829. A layer with a capsule for each
+    identity would have 65,536 parameters an identity and is left out.
     """
 
     resolutions = (8, 16, 24, 32, 48)
@@ -97,12 +97,6 @@ class DirectCapsNet(Student):
 
     def __init__(self, config: Config, shape: Shape, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, shape, rngs=rngs)
-        if shape.embedding_dim % CAPSULE:
-            raise GdrdError(
-                f"the student 'directcaps' has capsules of {CAPSULE} dimensions, and its embedding should have "
-                f"{shape.embedding_dim}, the teacher's; take a teacher with a multiple of {CAPSULE} or another student",
-                "student-embedding",
-            )
         stem, (first, *rest) = STRIDES[shape.resolution]
         strides, dtype = (stem * first, *rest), jnp.dtype(config.dtype)
         one, two = (scaled(channels, config.width) for channels in CHANNELS)
