@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import raises, tiny_config, use_tiny_teachers
+from conftest import raises, tiny_config, use_tiny_student, use_tiny_teachers
 from flax import nnx
 
 from gdrd_jax import registry
@@ -24,6 +24,7 @@ from gdrd_jax.losses import DataInfo, Outputs
 from gdrd_jax.pipeline import planning, runner, train_stages
 from gdrd_jax.pipeline.run import Run
 
+pytestmark = pytest.mark.usefixtures("few_rows")
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
@@ -104,7 +105,7 @@ def student_plugin(tmp_path, monkeypatch):
 
 
 def test_a_loss_of_another_module_trains_a_student(plugin, faces_folder, tmp_path):
-    config = use_tiny_teachers(tiny_config(faces_folder))
+    config = use_tiny_student(use_tiny_teachers(tiny_config(faces_folder)))
     config.plugins = (*config.plugins, plugin)
     config.dis.losses = {"my_arcface": {"weight": 1.0, "margin": 0.3}, "embedding_cosine": {"weight": 0.5}}
     config.dis.steps = 20
@@ -154,8 +155,8 @@ def test_the_list_shows_losses_and_those_of_plugins(plugin, capsys):
 def test_a_student_of_another_module_is_trained_evaluated_exported_and_continued(
     student_plugin, faces_folder, tmp_path
 ):
-    config = tiny_config(faces_folder)
-    config.plugins = (student_plugin,)
+    config = use_tiny_teachers(tiny_config(faces_folder))
+    config.plugins = (*config.plugins, student_plugin)
     config.student.update(name="my_separable", settings={"channels": 8}, width=1.0, hidden=(), head_stages=0)
     config.dis.update(init="random", freeze=(), steps=5)
     config.until = "dis"
@@ -168,7 +169,7 @@ def test_a_student_of_another_module_is_trained_evaluated_exported_and_continued
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["student"] == {
         "name": "my_separable", "module": "my_students", "settings": {"channels": 8}, "resolution": 16, "channels": 3,
-        "embedding_dim": 128,
+        "embedding_dim": 48,
     }  # fmt: skip
     assert "Network `my_separable`, channels 8." in (folder / "README.md").read_text(encoding="utf-8")
     recognizer = Recognizer.load(folder)
@@ -178,7 +179,7 @@ def test_a_student_of_another_module_is_trained_evaluated_exported_and_continued
         found = session.run(None, {"faces": faces[:count]})[0]
         np.testing.assert_allclose(found, wanted[:count], atol=1e-5)
     config.student.init = str(folder)
-    begun = train_stages._student(config, 128)
+    begun = train_stages._student(config, 48)
     np.testing.assert_array_equal(begun.backbone.stem.kernel[...], recognizer.student.backbone.stem.kernel[...])
     config.views.resolution = 8
     with raises("student-resolution", "'my_separable'", "16, 32"):
@@ -205,7 +206,11 @@ def test_a_student_with_embeddings_of_another_size_is_refused_first(
 
 def test_a_command_imports_a_plugin_first(student_plugin, capsys):
     assert commands.main(["--plugin", student_plugin, "list", "students"]) == 0
-    assert "my_separable: Two blocks of depthwise separable convolutions" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    (own,) = (line for line in lines if line.startswith("my_separable: Two blocks of depthwise separable convolutions"))
+    weights = 896 + 2528 + 9152 + 129 * 512  # of the stem, the blocks and the head
+    assert "channels=32" in own and own.endswith(f"Parameters at 16x16: {weights / 1e6:.2f} M.")
+    assert len(lines) == len(registry.students.names()) and all(" at 16x16: " in line for line in lines)
     assert commands.main(["--plugin", "not_there", "list", "students"]) == 2
     assert "[plugin-import]" in capsys.readouterr().err
 
@@ -226,8 +231,8 @@ def teachers(tmp_path, monkeypatch):
 
 
 def test_teachers_of_other_modules_train_a_student(teachers, faces_folder, tmp_path):
-    config = tiny_config(faces_folder)
-    config.plugins = teachers
+    config = use_tiny_student(tiny_config(faces_folder))
+    config.plugins = (*config.plugins, *teachers)
     config.generative.update(kind="my_filters", path=str(tmp_path / "bank.npz"), settings={"stride": 4})
     config.discriminative.update(kind="my_eigenfaces", path=str(tmp_path / "faces.npz"))
     config.gen.steps = config.dis.steps = 9

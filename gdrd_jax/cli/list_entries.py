@@ -1,4 +1,4 @@
-"""List what configs can choose by name, with one line and the settings of each.
+"""List what configs can choose by name, with one line and the settings of each, and the sizes of students.
 
 Examples:
   gdrd list
@@ -32,7 +32,8 @@ def main(argv: list[str]) -> int:
                 print(f"{kind}: {', '.join(entries.names())}")
             return
         for name in KINDS[given.kind].names():
-            print(described(KINDS[given.kind], name))
+            size = f" {size_of(name)}" if given.kind == "students" else ""
+            print(described(KINDS[given.kind], name) + size)
 
     return guarded(work, resumes=False)
 
@@ -43,3 +44,15 @@ def described(entries: registry.Registry, name: str) -> str:
     settings = ", ".join(f"{field.name}={field.default!r}" for field in dataclasses.fields(entry.Config))
     about = (inspect.getdoc(entry) or "").partition("\n\n")[0].replace("\n", " ")
     return f"{name}: {about}" + (f" Settings: {settings}." if settings else "")
+
+
+def size_of(student: str) -> str:
+    """The number of a student's parameters for images of 16x16, or of the size nearest to it, and 512 dimensions."""
+    from gdrd_jax.models.arguments import RGB
+    from gdrd_jax.models.student import abstract_student, parameters
+
+    entry = registry.students[student]
+    side = min(entry.resolutions, key=lambda side: abs(side - 16))
+    channels = RGB if RGB in entry.channel_counts else max(entry.channel_counts)
+    made = {"name": student, "resolution": side, "channels": channels, "embedding_dim": 512}
+    return f"Parameters at {side}x{side}: {parameters(abstract_student(made)) / 1e6:.2f} M."

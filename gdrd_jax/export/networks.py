@@ -13,6 +13,7 @@ from flax import nnx
 
 from gdrd_jax.export import jaxpr_onnx
 from gdrd_jax.export.graph import Graph
+from gdrd_jax.models.haar import HaarConvolution
 from gdrd_jax.models.norm import BatchNorm
 from gdrd_jax.models.residual import BasicBlock, Head, ResidualBackbone
 from gdrd_jax.models.student import Student, embed
@@ -125,12 +126,15 @@ def _block(graph: Graph, x: str, block: BasicBlock) -> str:
 
 def _conv(graph: Graph, x: str, conv: nnx.Conv, norm: BatchNorm) -> str:
     scale, shift = _affine(norm)
-    kernel = np.transpose(_exact(conv.kernel) * scale, (3, 2, 0, 1))
+    reduces = isinstance(conv, HaarConvolution)
+    kernel = np.transpose(_exact(conv.kernel) * scale * (1 + reduces), (3, 2, 0, 1))
     size = kernel.shape[2]
-    return graph.add(
+    y = graph.add(
         "Conv", x, np.float32(kernel), np.float32(shift),
         kernel_shape=[size] * 2, strides=[conv.strides] * 2, pads=[size // 2] * 4,
     )  # fmt: skip
+    # LL is twice the mean.
+    return graph.add("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2]) if reduces else y
 
 
 def _head(graph: Graph, student: Student, x: str) -> str:

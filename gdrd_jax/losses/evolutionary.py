@@ -12,8 +12,8 @@ from gdrd_jax.distributed import class_parallel, sharding
 from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs
 from gdrd_jax.losses.logits import accuracy, classification_loss, distillation_loss
 from gdrd_jax.models.arguments import check_shared
+from gdrd_jax.models.layers import scaled
 from gdrd_jax.models.relation import normalize
-from gdrd_jax.models.residual import scaled
 from gdrd_jax.models.student import Shape
 from gdrd_jax.models.students.gdrd import CHANNELS, GDRDStudent
 from gdrd_jax.registry import losses

@@ -130,6 +130,11 @@ def abstract_student(arguments: Mapping) -> Student:
     return nnx.eval_shape(lambda: make_student(**arguments, rngs=nnx.Rngs(0)))
 
 
+def parameters(student: Student) -> int:
+    """Number of a student's parameters, those of batch normalization too, but not its running statistics."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(student, nnx.Param)))
+
+
 def embed(student: Student, images: jax.Array) -> jax.Array:
     """The embedding that is compared: L2-normalized sum over the image and, if `shape.mirror`, its mirror image.
 

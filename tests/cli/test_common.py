@@ -176,7 +176,7 @@ def test_closed_streams_are_no_obstacle(redirect, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "platform", ["cuda", "cpu,nonsense", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nonsense", "tpu"))]
+    "platform", ["cuda", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cpu,nonsense", "nonsense", "tpu"))]
 )
 def test_a_platform_that_jax_cannot_use_is_one_sentence(platform, tmp_path):
     save_student(tmp_path / "run")
@@ -202,6 +202,7 @@ def test_training_finds_a_platform_that_jax_cannot_use_before_any_work(tmp_path)
     assert error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path):
     """The report has signs beyond ASCII in it; so has what is printed."""
     lfw = make_lfw(tmp_path)

@@ -111,24 +111,23 @@ def test_refuses_a_folder_that_is_no_store(tmp_path):
 
 
 def _create_when_told(path, barrier, failures):
-    barrier.wait()
-    try:
-        create(path)
-    except Exception as error:
-        failures.put(repr(error))
+    for number in range(20):
+        barrier.wait()
+        try:
+            create(path / str(number))
+        except Exception as error:
+            failures.put(repr(error))
 
 
 def test_any_number_of_processes_may_begin_it_at_once(tmp_path):
     context = multiprocessing.get_context("fork")
-    failures = context.Queue()
-    for number in range(20):
-        barrier = context.Barrier(4)
-        told = (tmp_path / str(number), barrier, failures)
-        processes = [context.Process(target=_create_when_told, args=told) for _ in range(4)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
+    failures, barrier = context.Queue(), context.Barrier(4)
+    processes = [context.Process(target=_create_when_told, args=(tmp_path, barrier, failures)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert len(list(tmp_path.iterdir())) == 20
     assert failures.empty(), failures.get()
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from flax import nnx
 
-from gdrd_jax.models.residual import Head, ResidualBackbone, Stage, side_after
+from gdrd_jax.models.layers import side_after
+from gdrd_jax.models.residual import Head, ResidualBackbone, Stage
 from gdrd_jax.models.student import Backbone, Student
 from gdrd_jax.registry import students
 

@@ -77,14 +77,14 @@ def register(patch):
 
 
 def stage(degradation=None):
-    student = make_student(resolution=16, width=0.0625, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(0))
+    student = make_student(resolution=16, width=0.0625, embedding_dim=DIM, rngs=nnx.Rngs(0))  # of three stages
     info = DataInfo(identities=5, images=ROWS, embedding_dim=DIM, feature_shape=(4, 4, 32))
     losses = {"test_agreement": {"weight": 1.0}, "test_bank": {"weight": 0.5}, "embedding_cosine": {"weight": 1.0}}
     return Stage(student, losses, info, rngs=nnx.Rngs(1), degradation=degradation)
 
 
 def bank_stage():
-    student = make_student(resolution=16, width=0.0625, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(0))
+    student = make_student(name="one_block", resolution=16, embedding_dim=DIM, rngs=nnx.Rngs(0))
     info = DataInfo(identities=5, images=ROWS, embedding_dim=DIM, feature_shape=(4, 4, 32))
     return Stage(student, {"test_bank": {}, "embedding_cosine": {}}, info, rngs=nnx.Rngs(1))
 
@@ -158,7 +158,7 @@ class SecondNetwork(Loss):
 
     def __init__(self, config, info, *, rngs):
         super().__init__(config, info, rngs=rngs)
-        self.network = make_student(resolution=32, width=0.0625, hidden=(), embedding_dim=info.embedding_dim, rngs=rngs)
+        self.network = make_student(name="one_block", resolution=32, embedding_dim=info.embedding_dim, rngs=rngs)
 
     def __call__(self, outputs, batch, key):
         cosine = jnp.sum(normalize(outputs.embedding) * normalize(self.network(batch["hr_small"])), axis=-1)
@@ -171,7 +171,7 @@ def test_a_loss_can_own_a_second_network(tmp_path, monkeypatch):
     info = DataInfo(identities=5, images=ROWS, embedding_dim=DIM, feature_shape=(4, 4, 32))
 
     def make():
-        student = make_student(resolution=16, width=0.0625, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(0))
+        student = make_student(name="one_block", resolution=16, embedding_dim=DIM, rngs=nnx.Rngs(0))
         return Stage(student, {"test_network": {}}, info, frozen=("backbone",), rngs=nnx.Rngs(1))
 
     before = nnx.to_pure_dict(nnx.state(make()))["criteria"]["test_network"]["network"]
@@ -216,7 +216,7 @@ def test_a_loss_that_is_wrong_is_named(loss, code, facts, monkeypatch):
     if not isinstance(loss, type):
         loss = type("Wrong", (Local,), {"result": staticmethod(loss)})
     monkeypatch.setitem(registry.losses._entries, "test_wrong", loss)
-    student = make_student(resolution=16, width=0.0625, hidden=(), embedding_dim=DIM, rngs=nnx.Rngs(0))
+    student = make_student(name="one_block", resolution=16, embedding_dim=DIM, rngs=nnx.Rngs(0))
     info = DataInfo(identities=5, images=ROWS, embedding_dim=DIM, feature_shape=(4, 4, 32))
     graphdef, params, rest = trainer.split(Stage(student, {"test_wrong": {}}, info, rngs=nnx.Rngs(1)))
     how = base.schedule(steps=1)

@@ -1,5 +1,5 @@
 """This package's students, see `gdrd_jax.registry.students`."""
 
-from gdrd_jax.models.students import gdrd, resnet
+from gdrd_jax.models.students import directcaps, gdrd, mobilenet, mobilenet_v3, resnet, siamese, wave
 
-__all__ = ["gdrd", "resnet"]
+__all__ = ["directcaps", "gdrd", "mobilenet", "mobilenet_v3", "resnet", "siamese", "wave"]

@@ -1,23 +1,19 @@
 """The paper's student (GDRD, arXiv 2409.06371, section III)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 
 from gdrd_jax.models.arguments import check_shared
-from gdrd_jax.models.residual import Head, ResidualBackbone, Stage, scaled, side_after
+from gdrd_jax.models.layers import STRIDES, convolution, scaled, side_after
+from gdrd_jax.models.residual import Convolution, Head, ResidualBackbone, Stage
 from gdrd_jax.models.student import Shape, Student
 from gdrd_jax.registry import students
 
 CHANNELS = (128, 256, 512)
 BLOCKS = 2  # of a stage
-# Stem stride and stage strides by input resolution: the last stage has 4, 6 or 7 pixels. The second network of a loss
-# can have another resolution, and the strides of the next lower one.
-STRIDES = {
-    8: (1, (1, 2, 1)), 16: (1, (1, 2, 2)), 24: (1, (1, 2, 2)), 32: (2, (1, 2, 2)), 48: (2, (1, 2, 2)),
-    64: (2, (2, 2, 2)), 112: (2, (2, 2, 2)),
-}  # fmt: skip
 
 
 @students.register("gdrd")
@@ -45,13 +41,16 @@ class GDRDStudent(Student):
             if self.head_stages not in (0, 1, 2):
                 raise ValueError(f"head_stages is {self.head_stages}; it can be 0, 1 or 2")
 
+    convolution: ClassVar[Convolution] = staticmethod(convolution)
+
     def __init__(self, config: Config, shape: Shape, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, shape, rngs=rngs)
         stem, strides = STRIDES[max(side for side in STRIDES if side <= shape.resolution)]
         stages = [Stage(scaled(c, config.width), BLOCKS, stride) for c, stride in zip(CHANNELS, strides)]
         kept, dtype = len(stages) - config.head_stages, jnp.dtype(config.dtype)
-        self.backbone = ResidualBackbone(shape.channels, stem, stages[:kept], dtype=dtype, rngs=rngs)
+        conv = type(self).convolution
+        self.backbone = ResidualBackbone(shape.channels, stem, stages[:kept], dtype=dtype, rngs=rngs, conv=conv)
         self.head = Head(
             stages[kept - 1].channels, stages[kept:], config.hidden, shape.embedding_dim,
-            size=side_after(shape.resolution, (stem, *strides)), dtype=dtype, rngs=rngs,
+            size=side_after(shape.resolution, (stem, *strides)), dtype=dtype, rngs=rngs, conv=conv,
         )  # fmt: skip

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gdrd_jax.models.arguments import check_shared
-from gdrd_jax.models.residual import Head, ResidualBackbone, Stage, scaled, side_after
+from gdrd_jax.models.layers import scaled, side_after
+from gdrd_jax.models.residual import Head, ResidualBackbone, Stage
 from gdrd_jax.models.student import Shape, Student
 from gdrd_jax.registry import students
 
