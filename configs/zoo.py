@@ -42,6 +42,11 @@ on top of that, and the table has its cost.
 | skd | softmax, then softmax and the distance to T_d's embeddings of 70 % of the faces | the selection |
 | gdrd | Eq. 1, then Eq. 3 behind a frozen backbone | T_g's training and features |
 | ours | 1 - cosine, and the cosines between the faces of a batch | no classifier |
+| resnet34, mobilenet | softmax, in that network | |
+| mobilenet_v3_se | ArcFace, in that network | |
+| siamese | softmax, and pairs of faces, in a network of three streams | both faces |
+| wave | ArcFace, cosine, and T_d's feature maps, in a network with wavelets | T_d's feature maps |
+| directcaps | CosFace, and the distance to T_d's class centers, in a network of capsules | the routing |
 
 T_d's feature maps are those of the tensor `discriminative.tap`, which depends on the file; docs/zoo.md has the flag.
 """
@@ -103,9 +108,22 @@ LOSSES = {
     "fskd": {**MARGIN, "feature_similarity": {"weight": 1.0}, "kd": {"weight": 1.0, **KD}},
     "ekd_evolutionary": {**CLS, "ekd_evolutionary": {"weight": 1.0, "width": WIDTH}},
     "ours": OUR_LOSSES,
+    "resnet34": CLS,
+    "mobilenet": CLS,
+    "mobilenet_v3_se": _margin("arcface"),
+    "siamese": {**CLS, "contrastive_pairs": {"weight": 1.0}},
+    "wave": {**_margin("arcface"), **COSINE, "wavelet": {"weight": 1.0}},
+    "directcaps": {**MARGIN, "center_distance": {"weight": 0.1}},
 }
 # How batches are made, where not uniformly.
-SAMPLERS = {"facenet": "balanced", "ekd_evaluation": "half_balanced", "ccface": "views", "fskd": "pairs"}
+SAMPLERS = {
+    "facenet": "balanced", "ekd_evaluation": "half_balanced", "ccface": "views", "fskd": "pairs", "siamese": "pairs",
+}  # fmt: skip
+# Students of their own.
+NETWORKS = {
+    "resnet34": {"name": "resnet", "settings": {"depth": 34}},
+    **{name: {"name": name} for name in ("mobilenet", "mobilenet_v3_se", "siamese", "wave", "directcaps")},
+}
 
 
 def _takd(config):
@@ -184,4 +202,5 @@ def get_config(name: str = "cosine"):
         config.dis.losses = LOSSES[name]
     if name in SAMPLERS:
         config.dis.sampler = {"name": SAMPLERS[name]}
+    config.student.update(NETWORKS.get(name, {}))
     return config
