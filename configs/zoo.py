@@ -129,7 +129,7 @@ NETWORKS = {
 def _takd(config):
     losses = {**LOGITS, **COSINE}
     config.stages = {"assistant": _stage(input="hr_small", steps=STEPS, losses=losses)}
-    config.dis.update(teacher="assistant", losses=losses)
+    config.dis.teacher, config.dis.losses = "assistant", losses
 
 
 def _horkd(config):
@@ -152,12 +152,14 @@ def _octuplet(config):
 
 def _fitnet(config):
     config.stages = {"hint": _stage(steps=STEPS // 2, losses={"hint": {"weight": 1.0}})}
-    config.dis.update(init="hint", steps=STEPS // 2, losses=LOGITS)
+    config.dis.update(init="hint", steps=STEPS // 2)
+    config.dis.losses = LOGITS
 
 
 def _skd(config):
     config.stages = {"first": _stage(steps=STEPS // 2, losses=CLS)}
-    config.dis.update(init="first", steps=STEPS // 2, losses={**CLS, "selected_distance": {"weight": 1.0}})
+    config.dis.update(init="first", steps=STEPS // 2)
+    config.dis.losses = {**CLS, "selected_distance": {"weight": 1.0}}
     config.dis.selection = {"name": "sparse_graph", "keep": 0.7}
 
 
@@ -166,7 +168,8 @@ def _gdrd(config):
     # Behind a frozen backbone the head needs a hidden layer, or it could do no more than a linear map, and a lower
     # rate, or the layer's units die.
     config.student.hidden = (512,)
-    config.dis.update(init="gen", freeze=("backbone",), steps=STEPS // 2, learning_rate=0.002, losses=EQ_3)
+    config.dis.update(init="gen", freeze=("backbone",), steps=STEPS // 2, learning_rate=0.002)
+    config.dis.losses = EQ_3
 
 
 # Methods that change more than the losses of stage dis.
