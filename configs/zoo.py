@@ -15,21 +15,47 @@ on top of that, and the table has its cost.
 | name | loss of the student | cost beside a softmax's |
 |---|---|---|
 | cls | softmax | |
+| facenet | triplets of 24 identities with 4 faces | no classifier |
+| cosface, arcface, magface, adaface | softmax of cosines, with a margin | |
+| rpcl_cos, rpcl_arc, rpcl_mag | the same, and a margin for the most similar other identity | |
 | cosine | 1 - cosine with T_d's embedding | no classifier: the cheapest |
 | cosine_cls | the same, and softmax | |
 | kd | softmax, and T_d's softmax at temperature 4 | a second product with all classes |
-| sp | softmax, and the cosines between the faces of a batch | |
+| rkd | softmax, distances and angles between the faces of a batch | angles of 64^3 triplets |
+| sp, pkt, cckd | softmax, and the cosines between the faces of a batch | |
+| mk_mmd | softmax, and the discrepancy between two sets of embeddings | |
+| crd | softmax, and one face among 16,384 others | banks of 1 KB per face |
+| ekd_evaluation | ArcFace on half of the batch, and pairs of faces at low false accept rates | |
+| arc_distill, ada_distill | ArcFace on T_d's class centers, fixed or moving | |
+| ccface | the same with a milder margin, and agreement with the mirror image | both go through the student |
+| bridge | softmax, on T_d's embeddings as an adaptor changes them | a second classifier |
 | crrcd | Eq. 3 of GDRD | relations of all pairs, 96^2 rows of the critic |
+| srw | AdaFace, in which a face counts by its cosine with T_d's embedding | |
+| adsram | the same, and attention | T_d's feature maps |
+| askd | CosFace, and attention | T_d's feature maps |
+| fskd | CosFace, kd, feature maps and their affinities between two faces | T_d's feature maps; both faces |
+| ekd_evolutionary | softmax, and a network at 32x32 that learns at the same time | about four times the step |
+| octuplet | cosine, then triplets of embeddings of both networks | no classifier |
+| fitnet | T_d's feature maps, then as kd | T_d's feature maps |
 | takd | as kd, and cosine, from an assistant at 32x32, which learns so from T_d | the assistant's training |
+| horkd | softmax, cosine, distances and angles, from T_d and such an assistant | the assistant's training |
 | skd | softmax, then softmax and the distance to T_d's embeddings of 70 % of the faces | the selection |
 | gdrd | Eq. 1, then Eq. 3 behind a frozen backbone | T_g's training and features |
 | ours | 1 - cosine, and the cosines between the faces of a batch | no classifier |
+| resnet34, mobilenet | softmax, in that network | |
+| mobilenet_v3_se | ArcFace, in that network | |
+| siamese | softmax, and pairs of faces, in a network of three streams | both faces |
+| wave | ArcFace, cosine, and T_d's feature maps, in a network with wavelets | T_d's feature maps |
+| directcaps | CosFace, and the distance to T_d's class centers, in a network of capsules | the routing |
+
+T_d's feature maps are those of the tensor `discriminative.tap`, which depends on the file; docs/zoo.md has the flag.
 """
 
 from gdrd_jax.config import OUR_LOSSES, PAPER_LOSSES, default, stage
 
 STEPS = 1500
 BATCH = 96
+WIDTH = 0.25
 CLS = {"cls": {"weight": 1.0}}
 COSINE = {"embedding_cosine": {"weight": 1.0}}
 # T_d's cosines become logits by a scale of 64: at 32 its softmax at temperature 4 is nearly uniform over 11,369 people.
@@ -46,9 +72,14 @@ def _margin(loss, **settings):
     return {loss: {"weight": 1.0, "ramp": RAMP, **settings}}
 
 
+# For low resolution the authors of F-SKD and A-SKD take CosFace.
+MARGIN = _margin("cosface")
+REWEIGHTED = _margin("reweighted_adaface")
+
 # Losses of methods that change nothing else.
 LOSSES = {
     "cls": CLS,
+    "facenet": {"triplet": {"weight": 1.0}},
     "cosface": _margin("cosface"),
     "arcface": _margin("arcface"),
     "magface": _margin("magface"),
@@ -65,22 +96,70 @@ LOSSES = {
     "cckd": {**CLS, "cckd": {"weight": 1.0}},
     "mk_mmd": {**CLS, "mk_mmd": {"weight": 1.0}},
     "crd": {**CLS, "crd": {"weight": 0.8}},
+    "ekd_evaluation": {**_margin("arcface", scale=64.0, margin=0.4), "ekd_evaluation": {"weight": 1.0}},
     "arc_distill": _margin("arc_distill"),
     "ada_distill": _margin("ada_distill"),
+    "ccface": _margin("ccface"),
+    "bridge": {"bridge": {"weight": 1.0}},
     "crrcd": EQ_3,
+    "srw": REWEIGHTED,
+    "adsram": {**REWEIGHTED, "reweighted_attention": {"weight": 5.0}},
+    "askd": {**MARGIN, "attention": {"weight": 5.0}},
+    "fskd": {**MARGIN, "feature_similarity": {"weight": 1.0}, "kd": {"weight": 1.0, **KD}},
+    "ekd_evolutionary": {**CLS, "ekd_evolutionary": {"weight": 1.0, "width": WIDTH}},
     "ours": OUR_LOSSES,
+    "resnet34": CLS,
+    "mobilenet": CLS,
+    "mobilenet_v3_se": _margin("arcface"),
+    "siamese": {**CLS, "contrastive_pairs": {"weight": 1.0}},
+    "wave": {**_margin("arcface"), **COSINE, "wavelet": {"weight": 1.0}},
+    "directcaps": {**MARGIN, "center_distance": {"weight": 0.1}},
+}
+# How batches are made, where not uniformly.
+SAMPLERS = {
+    "facenet": "balanced", "ekd_evaluation": "half_balanced", "ccface": "views", "fskd": "pairs", "siamese": "pairs",
+}  # fmt: skip
+# Students of their own.
+NETWORKS = {
+    "resnet34": {"name": "resnet", "settings": {"depth": 34}},
+    **{name: {"name": name} for name in ("mobilenet", "mobilenet_v3_se", "siamese", "wave", "directcaps")},
 }
 
 
 def _takd(config):
     losses = {**LOGITS, **COSINE}
     config.stages = {"assistant": _stage(input="hr_small", steps=STEPS, losses=losses)}
-    config.dis.update(teacher="assistant", losses=losses)
+    config.dis.teacher, config.dis.losses = "assistant", losses
+
+
+def _horkd(config):
+    relations = {"weight": 0.5, "images": 32}
+    orders = {**COSINE, "rkd": {"weight": 1.0, "images": 32}}
+    config.stages = {"assistant": _stage(input="hr_small", steps=STEPS, losses={**CLS, **orders})}
+    config.dis.assistant = "assistant"
+    config.dis.losses = {
+        **CLS, "embedding_cosine": {"weight": 0.5}, "rkd": relations,
+        "assistant_cosine": {"weight": 0.5}, "assistant_rkd": relations,
+    }  # fmt: skip
+
+
+def _octuplet(config):
+    # The authors begin with a network that recognizes faces, and the triplets with T_d's embeddings need its space.
+    config.stages = {"first": _stage(steps=STEPS // 2, losses=COSINE)}
+    config.dis.update(init="first", steps=STEPS // 2, sampler={"name": "balanced"})
+    config.dis.losses = {"octuplet": {"weight": 1.0}}
+
+
+def _fitnet(config):
+    config.stages = {"hint": _stage(steps=STEPS // 2, losses={"hint": {"weight": 1.0}})}
+    config.dis.update(init="hint", steps=STEPS // 2)
+    config.dis.losses = LOGITS
 
 
 def _skd(config):
     config.stages = {"first": _stage(steps=STEPS // 2, losses=CLS)}
-    config.dis.update(init="first", steps=STEPS // 2, losses={**CLS, "selected_distance": {"weight": 1.0}})
+    config.dis.update(init="first", steps=STEPS // 2)
+    config.dis.losses = {**CLS, "selected_distance": {"weight": 1.0}}
     config.dis.selection = {"name": "sparse_graph", "keep": 0.7}
 
 
@@ -89,11 +168,14 @@ def _gdrd(config):
     # Behind a frozen backbone the head needs a hidden layer, or it could do no more than a linear map, and a lower
     # rate, or the layer's units die.
     config.student.hidden = (512,)
-    config.dis.update(init="gen", freeze=("backbone",), steps=STEPS // 2, learning_rate=0.002, losses=EQ_3)
+    config.dis.update(init="gen", freeze=("backbone",), steps=STEPS // 2, learning_rate=0.002)
+    config.dis.losses = EQ_3
 
 
 # Methods that change more than the losses of stage dis.
-RECIPES = {"takd": _takd, "skd": _skd, "gdrd": _gdrd}
+RECIPES = {
+    "octuplet": _octuplet, "fitnet": _fitnet, "takd": _takd, "horkd": _horkd, "skd": _skd, "gdrd": _gdrd,
+}  # fmt: skip
 
 
 def _stage(**changes):
@@ -113,7 +195,7 @@ def get_config(name: str = "cosine"):
     config.data.update(test_people=0, calibration_people=0, mixup_per_face=0.0)
     config.views.count = 2
     config.sr.update(channels=(32, 64, 96, 128), steps=1500, batch=16, learning_rate=5e-4, ema=0.998)
-    config.student.width = 0.25
+    config.student.width = WIDTH
     for section in (config.gen, config.dis):
         section.update(steps=STEPS, batch=BATCH, learning_rate=0.008, evaluate_every=0)
     config.dis.update(init="random", use_unlabeled=False)
@@ -121,4 +203,7 @@ def get_config(name: str = "cosine"):
         RECIPES[name](config)
     else:
         config.dis.losses = LOSSES[name]
+    if name in SAMPLERS:
+        config.dis.sampler = {"name": SAMPLERS[name]}
+    config.student.update(NETWORKS.get(name, {}))
     return config
