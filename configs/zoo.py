@@ -1,4 +1,4 @@
-"""The zoo: methods of low-resolution face recognition, each trained on the same faces, in the same student, as long.
+"""The zoo: methods of low-resolution face recognition, all trained in one student, on the same faces and schedule.
 
   gdrd grid --out runs/zoo --rows docs/zoo --configs 'zoo:{cls,kd,cosine,cosine_cls,sp,crrcd}' --seeds 7 8 \\
       --against cosine -- --config.data.path=train.rec,people.rec --config.discriminative.path=w600k_mbf.onnx \\

@@ -13,7 +13,7 @@ from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.platforms import platform_problem
 from gdrd_jax.utils.signals import Interrupted, Signals, check_signals
 
-CLOSED_PIPE = 128 + getattr(signal, "SIGPIPE", 13)  # which Windows has not
+CLOSED_PIPE = 128 + getattr(signal, "SIGPIPE", 13)  # which Windows does not have
 EXAMPLES = "\nExamples:\n"
 
 

@@ -30,7 +30,7 @@ from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
 
 if TYPE_CHECKING:
-    from gdrd_jax.evaluation.run import Settings
+    from gdrd_jax.evaluation.settings import Settings
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -108,7 +108,7 @@ def _add_settings(parser: ArgumentParser, protocol: str) -> list[str]:
 
 def settings_of(given: argparse.Namespace, models: tuple[str, ...]) -> "Settings":
     """What the arguments ask for, of these models."""
-    from gdrd_jax.evaluation.run import Settings
+    from gdrd_jax.evaluation.settings import Settings
 
     values = vars(given) | {"models": models, "resolutions": tuple(dict.fromkeys(given.resolution))}
     return Settings(**{field.name: values[field.name] for field in dataclasses.fields(Settings)})

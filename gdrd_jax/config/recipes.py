@@ -12,7 +12,7 @@ PAPER_LOSSES = {
 
 
 def paper() -> ConfigDict:
-    """The paper's own way of training, of whose data and teachers nothing is said here."""
+    """The paper's training; data and teachers are left to the caller."""
     config = default()
     config.data.mixup_per_face = 0.0
     config.views.count = 2

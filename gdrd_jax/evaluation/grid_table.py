@@ -1,8 +1,8 @@
 """The table of a grid: runs, each judged under the same protocols, as rows that can be stored, collected and compared.
 
 A stored row is a small JSON file, `NAME-seedN.json`, with the decisions behind its figures. So the difference of two
-methods is paired by pair or probe and by seed, also where they were trained on different machines. Who is in the pairs
-or probes of a protocol is in a file of its own, `DIGEST.people.json`, which all rows share.
+methods is paired by pair or probe and by seed, also where they were trained on different machines. The identities in
+the pairs or probes of a protocol are in a file of their own, `DIGEST.people.json`, which all rows share.
 """
 
 import base64
@@ -73,7 +73,7 @@ class Row:
         return f"{self.name}.json" if self.seed is None else f"{self.name}-seed{self.seed}.json"
 
     def save(self, folder: Path) -> None:
-        """Writes it, and who is in its decisions, into `folder`."""
+        """Writes the row, and the identities of its decisions, into `folder`."""
         results: dict[str, dict[str, Any]] = {}
         for column, one in self.judged.items():
             results[column] = {
@@ -95,7 +95,7 @@ class Row:
         """Reads what `save` wrote.
 
         Raises:
-          GdrdError: the file is damaged, or that with the people is missing.
+          GdrdError: the file is damaged, or the file of its identities is missing.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -214,7 +214,7 @@ def _column(column: str, found: Mapping[str, Sequence[Row]], against: str | None
 
 
 def _paired(own: Mapping[int | None, Judged], other: Mapping[int | None, Judged]) -> list[tuple[Judged, Judged]]:
-    """What was judged of equal seeds; what was not trained, and has no seed, is paired with all."""
+    """Decisions of equal seeds; those of a model that was not trained here, and has no seed, are paired with all."""
     if None in own:
         return [(own[None], one) for one in other.values()]
     return [(one, other[seed]) for seed, one in own.items() if seed in other]

@@ -12,7 +12,8 @@ from gdrd_jax.evaluation.evaluate import Row as Evaluated
 from gdrd_jax.evaluation.evaluate import evaluate
 from gdrd_jax.evaluation.grid_table import DEV, STAND_IN, Judged, Row
 from gdrd_jax.evaluation.interface import ReportedProtocol
-from gdrd_jax.evaluation.run import Settings, check_resolution, open_protocol
+from gdrd_jax.evaluation.run import open_protocol
+from gdrd_jax.evaluation.settings import Settings, check_resolution
 from gdrd_jax.evaluation.verification import Pairs
 from gdrd_jax.inference.embedders import Embedder
 from gdrd_jax.registry import protocols
@@ -141,7 +142,7 @@ class Judge:
             check_resolution(resolution)
             if ":" in resolution:
                 raise GdrdError(
-                    f"--evaluate: the resolution {resolution!r} is of a gallery, too, which a grid has not; give one",
+                    f"--evaluate: the resolution {resolution!r} names a gallery, which a grid does not have; give one",
                     "resolution-unknown",
                 )
         if protocols[settings.protocol].decisions is ReportedProtocol.decisions:

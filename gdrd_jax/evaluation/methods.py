@@ -1,7 +1,7 @@
 """The methods of the zoo (docs/zoo.md) by name: what each is called, where it was published, and what ours rests on.
 
-`configs/zoo.py` trains the method of the same name. What is our reading of a paper, whose code or formulas could not be
-read, is called so wherever it is shown.
+`configs/zoo.py` trains the method of the same name. A method of which neither code nor formulas could be read is marked
+as our reading wherever it is shown.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ METHODS: dict[str, Method] = {
     "ada_distill": Method("AdaDistill", "ECCV 2024, arXiv 2407.01332", "authors' code"),
     "ccface": Method("CCFace", "IJCB 2023, arXiv 2308.09230", "our reading"),
     "crrcd": Method("CRRCD", "TCSVT 2024, arXiv 2409.02555", "the paper"),
-    # In several stages, or from more than T_d's embeddings.
+    # In several stages, or from other things than T_d's embeddings.
     "skd": Method("SKD", "TIP 2019, arXiv 1811.09998", "our reading"),
     "bridge": Method("BridgeDistill", "TIP 2020, arXiv 2409.11786", "our reading"),
     "takd": Method("TAKD", "AAAI 2020, arXiv 1902.03393", "authors' code"),

@@ -15,8 +15,6 @@ from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import locked
 from gdrd_jax.utils.outputs import claim_folder
 
-__all__ = ["Settings", "evaluate_and_report", "open_protocol"]
-
 LOG = logging.getLogger(__name__)
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation is of: protocol, data, models, resolutions and degradation."""
+"""The settings of an evaluation: protocol, data, models, resolutions and degradation."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""AdaFace: a margin that follows image quality, of which the length of the embedding is the measure."""
+"""AdaFace: a margin that follows image quality, measured by the length of the embedding."""
 
 from dataclasses import dataclass, replace
 from typing import Any

@@ -94,4 +94,4 @@ class CCFace(CenterLoss):
         first = unit(self.predictor(outputs.embedding.astype(jnp.float32)))
         second = jax.lax.stop_gradient(unit(outputs.second.embedding))
         distance = 1 - jnp.sum(first * second, axis=-1)
-        return 1 - sharding.total(jnp.sum(distance * known)) / jnp.maximum(sharding.total(known.sum()), 1)
+        return 1 - sharding.mean_where(distance, known)

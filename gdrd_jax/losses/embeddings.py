@@ -66,7 +66,7 @@ class EmbeddingCosine(Loss):
 
 
 class TowardsAssistant(Loss):
-    """Comes before a loss that compares with T_d's embeddings, and puts the assistant's in their place."""
+    """A mixin before a loss that compares with T_d's embeddings: the assistant's embeddings take their place."""
 
     needs = frozenset({"embedding", "assistant"})
 

@@ -14,6 +14,7 @@ from flax import nnx
 from gdrd_jax.distributed import sharding
 from gdrd_jax.losses.feature_regression import resized
 from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs
+from gdrd_jax.models import haar
 from gdrd_jax.models.norm import BatchNorm
 from gdrd_jax.models.relation import normalize
 from gdrd_jax.registry import losses
@@ -89,12 +90,6 @@ class Attention(Loss):
         return sharding.mean(jnp.mean(distance)), {"attention_of_others": others}
 
 
-def haar_low(maps: jax.Array) -> jax.Array:
-    """LL of the Haar wavelet transform, half the sum of 2x2 positions: `[b, h, w, C]` -> `[b, h/2, w/2, C]`."""
-    batch, height, width, channels = maps.shape
-    return maps.reshape(batch, height // 2, 2, width // 2, 2, channels).sum(axis=(2, 4)) / 2
-
-
 @losses.register("wavelet")
 class WaveletSimilarity(Loss):
     """One minus the cosine of the student's and T_d's feature maps after a Haar wavelet transform, low frequencies
@@ -115,7 +110,7 @@ class WaveletSimilarity(Loss):
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         teacher = teacher_maps(batch["hr_features"])
         student = resized(self.projection(outputs.features), teacher.shape[1:3])
-        student, teacher = haar_low(student), haar_low(teacher)
+        student, teacher = haar.transform(student)[0], haar.transform(teacher)[0]
         loss = sharding.mean(jnp.mean(1 - map_cosine(student, teacher)))
         return loss, {"wavelet_of_others": _of_others(student, teacher)}
 

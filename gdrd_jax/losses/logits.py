@@ -18,7 +18,7 @@ def classification_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array
     Args:
       logits: `[B, K]` of the whole batch, of the classes that this device has (see `class_parallel`).
       labels: int `[B]`, -1 for a face without identity.
-      weights: of the faces, `[B]`; the mean is over as many faces, whatever their weights.
+      weights: of the faces, `[B]`; the sum is divided by the number of faces, not by the sum of the weights.
     """
     entropy = -class_parallel.of_labels(class_parallel.log_softmax(logits), labels)
     return mean_of_known(weights * entropy, labels)

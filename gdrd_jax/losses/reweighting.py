@@ -1,7 +1,8 @@
 """Losses in which a face counts by how much the student's embedding resembles T_d's (ADSRAM, PRML 2023, no arXiv).
 
-Of the paper the title alone could be read: "attention distillation with sample re-weighting and adaptive margin". It
-is the sum of `reweighted_adaface` and, with the weight 5, `reweighted_attention`; the former alone is SRW in tables.
+Only the title of the paper could be read: "attention distillation with sample re-weighting and adaptive margin". Our
+reading is the sum of `reweighted_adaface` and, with the weight 5, `reweighted_attention`; the former alone is called
+SRW in tables.
 """
 
 from dataclasses import dataclass

@@ -17,8 +17,8 @@ from gdrd_jax.utils.errors import GdrdError, did_you_mean
 
 LAST = "dis"
 REFERENCES = {"init": ("gen", "random"), "teacher": ("",), "assistant": ("",)}  # and what is no stage of `stages`
-# Needs of losses that a feature store meets, and the step that makes the store.
-STORES = {"generative": "generative", "hr_small": "hr_small", "hr_features": "hr_features"}
+# Needs of losses that a feature store meets, which the step of the same name makes.
+STORES = ("generative", "hr_small", "hr_features")
 
 
 def place_of(name: str) -> str:
@@ -136,7 +136,7 @@ def stores(config: ConfigDict) -> dict[str, str]:
     else:
         found = {"lr": images_step(config)}
     found["discriminative"] = embeddings_step(dis.teacher) if dis.teacher else "discriminative"
-    found |= {need: step for need, step in STORES.items() if losses_need(config, need)}
+    found |= {need: need for need in STORES if losses_need(config, need)}
     if losses_need(config, "assistant"):
         found["assistant"] = embeddings_step(dis.assistant)
     return found

@@ -61,17 +61,18 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            Signals._innermost = self
-            self._report_before, sys.unraisablehook = sys.unraisablehook, self._report_dropped
+            # SIGINT first, and last in `__exit__`: where its handler before raises, nothing is left half changed.
             self._handlers = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+            self._report_before, sys.unraisablehook = sys.unraisablehook, self._report_dropped
+            Signals._innermost = self
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._handlers:
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
-            sys.unraisablehook = self._report_before
             Signals._innermost = self._outer
+            sys.unraisablehook = self._report_before
+            for number, handler in reversed(self._handlers.items()):
+                signal.signal(number, handler)
 
 
 def check_signals(where: str = "between two saves") -> None:

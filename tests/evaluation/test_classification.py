@@ -9,7 +9,7 @@ from conftest import make_faces, raises
 
 from gdrd_jax.evaluation.classification import Classification
 from gdrd_jax.evaluation.closed_set import ClosedSet, class_means, nearest_classes
-from gdrd_jax.evaluation.run import Settings
+from gdrd_jax.evaluation.settings import Settings
 from gdrd_jax.registry import protocols
 from gdrd_jax.utils.arrays import unit
 

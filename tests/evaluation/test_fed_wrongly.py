@@ -9,7 +9,8 @@ from conftest import make_faces, save_recognizer
 from onnx import helper, numpy_helper
 
 from gdrd_jax.config import default
-from gdrd_jax.evaluation.run import Settings, evaluate_and_report
+from gdrd_jax.evaluation.run import evaluate_and_report
+from gdrd_jax.evaluation.settings import Settings
 from gdrd_jax.inference.embedders import open_model
 from gdrd_jax.pipeline.steps import discriminative, generative
 from gdrd_jax.teachers import load_discriminative

@@ -22,7 +22,8 @@ from gdrd_jax.cli import evaluate as command
 from gdrd_jax.data.degradation import Degradation
 from gdrd_jax.data.readers import STAND_IN, stand_in
 from gdrd_jax.evaluation import ar, lfw, tinyface, uccs
-from gdrd_jax.evaluation.run import Settings, evaluate_and_report, open_protocol
+from gdrd_jax.evaluation.run import evaluate_and_report, open_protocol
+from gdrd_jax.evaluation.settings import Settings
 from gdrd_jax.inference.embedders import open_model, parse_model
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.models import student

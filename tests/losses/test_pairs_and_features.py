@@ -459,10 +459,6 @@ def test_maps_are_compared_by_direction():
         assert same[f"same {name}"][0] == pytest.approx(0, abs=1e-5)
 
 
-def test_low_frequencies_of_a_constant_are_twice_as_large():
-    np.testing.assert_array_equal(feature_maps.haar_low(np.full((1, 4, 6, 2), 3.0)), np.full((1, 2, 3, 2), 6.0))
-
-
 def test_maps_of_other_sizes_are_brought_to_that_of_the_teacher():
     coarse = np.float32(np.random.default_rng(0).uniform(1, 2, (B, 4, 4, 3)))
     fine, wanted = coarse.repeat(2, axis=1).repeat(2, axis=2), np.mean(coarse**2, axis=-1)

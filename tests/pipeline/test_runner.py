@@ -214,7 +214,7 @@ def test_settings_can_be_changed_back_and_forth_and_nothing_is_lost(copy, faces_
     ("change", "run", "reason"),
     [
         ({}, (), ""),
-        ({"generative.tap": "parts"}, ("generative", "gen", "dis", "report"), "-> parts)"),
+        ({"generative.tap": "parts"}, ("generative", "gen", "dis", "report"), "files.tap (whole -> parts)"),
         (
             {"discriminative.settings": {"size": 56}}, ("discriminative", "dis", "report"),
             "files.discriminative.settings.size (112 -> 56)",

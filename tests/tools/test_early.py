@@ -13,7 +13,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import make_stand_ins  # noqa: E402
 
 from gdrd_jax.cli import recognize, run_grid, study_taps, train_sr_teacher  # noqa: E402
-from gdrd_jax.evaluation.run import Settings, evaluate_and_report  # noqa: E402
+from gdrd_jax.evaluation.run import evaluate_and_report  # noqa: E402
+from gdrd_jax.evaluation.settings import Settings  # noqa: E402
 from gdrd_jax.export import demo as serving_demo  # noqa: E402
 from gdrd_jax.export import exporter  # noqa: E402
 from gdrd_jax.inference import folders, preprocess  # noqa: E402

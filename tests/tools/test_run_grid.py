@@ -139,13 +139,13 @@ def test_rows_of_another_evaluation_stand_beside(tmp_path):
     )
     with raises("baseline-pairs", "--baseline", "--config.dev.pairs"):
         judges.check_baseline(subject, judges.of_evaluation(tmp_path / "teacher")["other_16"])
-    with raises("row-data", "other_16.json", f"{0}-seed0.json"):
+    with raises("row-data", "other_16.json", "0-seed0.json"):
         grid_table.compared(runs | judges.of_evaluation(tmp_path / "teacher"), "plain")
     turned = {"other_16/scores": same * 1.0, **of, "same": ~same}
     np.savez(tmp_path / "teacher" / "scores.npz", **turned)
     with raises("baseline-pairs", "--baseline", "--config.dev.pairs"):
         judges.check_baseline(subject, judges.of_evaluation(tmp_path / "teacher")["other_16"])
-    with raises("row-data", "other_16.json", f"{0}-seed0.json"):
+    with raises("row-data", "other_16.json", "0-seed0.json"):
         grid_table.compared(runs | judges.of_evaluation(tmp_path / "teacher"), "plain")
 
 

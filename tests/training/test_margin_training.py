@@ -23,7 +23,7 @@ LOSSES = {
 
 
 def data(faces=32):
-    """Faces that look like their person; the first four are of nobody known."""
+    """Faces that look like their person; the first four have no identity."""
     rng = np.random.default_rng(0)
     label = np.arange(faces) % PEOPLE
     lr = rng.integers(40, 216, size=(PEOPLE, 1, 4, 4, 3)).repeat(4, 2).repeat(4, 3)[label]

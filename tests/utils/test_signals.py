@@ -66,6 +66,33 @@ def test_contexts_leave_no_trace():
         assert not signals.received
 
 
+@pytest.mark.parametrize("method", ["__enter__", "__exit__"])
+def test_a_signal_while_the_context_begins_or_ends_leaves_no_trace(method):
+    state = lambda: [*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)), sys.unraisablehook, Signals._innermost]  # noqa: E731
+    before, tracer = state(), sys.gettrace()
+    code = getattr(Signals, method).__code__
+    lines = sorted({line for *_, line in code.co_lines() if line and line > code.co_firstlineno})
+    raised = []
+    for line in lines:
+
+        def at_line(frame, event, _, line=line):
+            if frame.f_code is code and event == "line" and frame.f_lineno == line:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)
+            return at_line
+
+        try:
+            sys.settrace(at_line)
+            with Signals():
+                pass
+        except KeyboardInterrupt:
+            raised.append(line)
+        finally:
+            sys.settrace(tracer)
+        assert state() == before
+    assert len(lines) > 3 and bool(raised) == (method == "__enter__")
+
+
 def test_other_threads_may_enter_the_context():
     problems = []
 

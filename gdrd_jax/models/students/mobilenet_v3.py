@@ -99,8 +99,8 @@ class FaceHead(nnx.Module):
 class MobileNetV3SE(Student):
     """MobileNetV3-Large (arXiv 1905.02244) with strides for low resolutions and MobileFaceNet's head.
 
-    2.97 M parameters at 16x16 and 0.51 M in the head (arXiv 1804.07573). That this is the network of the face method
-    MobileNetV3-SE (ICCECE 2024, LFW 92.86) is our reading of its title. There is no dropout before the embedding.
+    2.97 M parameters at 16x16 and 0.51 M in the head (arXiv 1804.07573). The network is our reading of the title of
+    the face method MobileNetV3-SE (ICCECE 2024, LFW 92.86). There is no dropout before the embedding.
     """
 
     @dataclass(frozen=True)

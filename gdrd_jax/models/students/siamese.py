@@ -51,8 +51,8 @@ class Streams(Backbone):
 class SiameseFace(Student):
     """Three streams of convolutions, of 3, 5 and 7 pixels, and GDRD's head on their concatenated features.
 
-    3.42 M parameters at 16x16 and 6.32 M in the head. That this is the network of the face method SiameseFace (ICIIP
-    2023, "multi-stream CNN in siamese framework", LFW 92.41) is our reading of its title.
+    3.42 M parameters at 16x16 and 6.32 M in the head. The network is our reading of the title of SiameseFace (ICIIP
+    2023, "multi-stream CNN in siamese framework", LFW 92.41).
     """
 
     resolutions = (8, 16, 24, 32, 48)
