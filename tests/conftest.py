@@ -36,9 +36,10 @@ TESTS = Path(__file__).parent
 # Folders and files whose tests need torch, ONNX or other extras, or run whole commands; all others are `unit`.
 INTEGRATION = (
     "benchmarks", "cli", "distributed", "export", "pipeline", "teachers", "tools", "test_extending.py", "test_real.py",
-    "test_tutorial.py", "data/test_packed.py", "data/test_packed_mixup.py", "evaluation/test_fed_wrongly.py",
-    "evaluation/test_protocols.py", "evaluation/test_tap_study.py", "evaluation/test_templates.py",
-    "inference/test_embedders.py", "inference/test_pretrained.py", "utils/test_outputs.py",
+    "test_tutorial.py", "test_zoo.py", "data/test_packed.py", "data/test_packed_mixup.py",
+    "evaluation/test_fed_wrongly.py", "evaluation/test_protocols.py", "evaluation/test_tap_study.py",
+    "evaluation/test_templates.py", "inference/test_embedders.py", "inference/test_pretrained.py",
+    "utils/test_outputs.py",
 )  # fmt: skip
 
 

@@ -65,6 +65,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "--no-mirror", dest="mirror", action="store_false",
         help="embed without the mirror image, as of digits and text; a student knows it by itself",
     )  # fmt: skip
+    add(
+        "--super-resolve", dest="super_resolver", default="", metavar="DIR",
+        help="an SR network of gdrd train-sr-teacher: ONNX models have further rows, of the faces that it draws",
+    )  # fmt: skip
     add("--skip-bad", action="store_true", help="leave bad faces and their pairs out, counted and listed")
     add("--seed", type=int, default=0, help="of noise, motion and bootstrap")
     add(

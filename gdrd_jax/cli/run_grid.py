@@ -9,8 +9,9 @@ OUT/table.md and table.json have, for each combination, the mean accuracy over s
 95 % interval over people, AUC, the difference from --against, paired by dev pair and seed, with its standard error, the
 student's parameters, the core minutes of its training, and what the paper reports. The standard errors cover both other
 seeds and other people in the pairs. roc.png has the curves of the first seed, cost.png the accuracy over the training
-cost. --baseline adds rows of gdrd evaluate on the same pairs, such as the teacher fed with enlarged faces. --evaluate
-judges every student by further protocols of gdrd evaluate, each of which is a column.
+cost. --evaluate judges every student by further protocols of gdrd evaluate, each of which is a column. --baseline adds
+rows without training: recognizers as gdrd evaluate takes them, which are fed with enlarged faces, and with
+--super-resolve also with super-resolved ones, or what gdrd evaluate wrote of the same pairs.
 
 --rows is a folder of small files, one for each run, from which the table is made, by default OUT/rows. A run that has a
 row there is not trained again, so runs of several machines can be collected in one folder. Without --configs nothing is
@@ -45,13 +46,15 @@ from ml_collections import ConfigDict
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.cli.evaluate import arguments as evaluate_arguments
 from gdrd_jax.cli.evaluate import settings_of
-from gdrd_jax.config import Config, of_workdir
-from gdrd_jax.evaluation import grid_table, judges, report
+from gdrd_jax.config import Config, default, of_workdir
+from gdrd_jax.data.degradation import Degradation
+from gdrd_jax.evaluation import baselines, dev, grid_table, judges, report
 from gdrd_jax.evaluation.grid_table import DEV, Row
 from gdrd_jax.evaluation.judges import Judge
+from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.inference.embedders import student_embedder
 from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.pipeline import planning, run_record
+from gdrd_jax.pipeline import dev_set, planning, run_record
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path, write_json, write_text
 from gdrd_jax.utils.outputs import claim_folder
@@ -143,12 +146,11 @@ def _config(workdir: Path) -> ConfigDict:
 def judged_too(row: Row, workdir: Path, others: Sequence[Judge]) -> Row:
     """The row with the columns of further protocols, as far as its student is there."""
     folder = workdir / "dis" / "student"
-    wanted = [judge for judge in others if judge.column not in row.judged]
-    if not wanted or not folder.exists():
+    if not folder.exists() or all(judge.column in row.judged for judge in others):
         return row
     embedder = student_embedder(row.name, Recognizer.load(folder))
-    found = {judge.column: judge.judged(embedder) for judge in wanted if judge.fits(embedder)}
-    return dataclasses.replace(row, judged={**row.judged, **found})
+    fitting = [judge for judge in others if judge.fits(embedder.input_size)]
+    return dataclasses.replace(row, judged=judges.columns(embedder, fitting, row.judged))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +198,7 @@ def trained(run: Run, folder: Path, settings: dict, others: Sequence[Judge]) -> 
     return row
 
 
-def check_dev(words: Sequence[str], baseline: dict[str, list[Row]]) -> None:
+def open_dev(words: Sequence[str], baseline: dict[str, list[Row]]) -> PairList:
     """Opens the dev pairs of a combination's flags, and compares those of --baseline with them, before any training.
 
     Raises:
@@ -207,8 +209,16 @@ def check_dev(words: Sequence[str], baseline: dict[str, list[Row]]) -> None:
         start = f"--config.dev.{key}="
         return [user_path(word.removeprefix(start)) for word in words if word.startswith(start)]
 
-    subject = judges.dev_subject(given("path")[0], next(iter(given("pairs")), None))
-    judges.check_baseline(subject, [row for rows in baseline.values() for row in rows])
+    pairs = dev.open_pairs(given("path")[0], next(iter(given("pairs")), None))
+    judges.check_baseline(judges.dev_subject(pairs), [row for rows in baseline.values() for row in rows])
+    return pairs
+
+
+def dev_degradation(settings: dict) -> Degradation:
+    """What the faces of the dev pairs go through in a run, whose settings differ from the defaults in these."""
+    config = default()
+    config.update_from_flattened_dict({key: settings[key] for key in settings if key.startswith(("dev.", "views."))})
+    return dev_set.degradation(config)
 
 
 def write_table(folder: Path, found: dict[str, list[Row]], against: str | None, argv: list[str]) -> str:
@@ -237,7 +247,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--configs", help="config, see gdrd train, with braces for several")
     add("--seeds", type=int, nargs="+", default=(7, 8, 9), help="seeds (default: 7 8 9)")
     add("--against", metavar="NAME", help="combination to compare the others with")
-    add("--baseline", "--beside", type=user_path, metavar="DIR", help="gdrd evaluate's output: more rows")
+    add(
+        "--baseline", "--beside", nargs="+", default=(), metavar="MODEL",
+        help="more rows: recognizers as gdrd evaluate takes them, or its output",
+    )  # fmt: skip
+    add("--super-resolve", default="", metavar="DIR", help="an SR network in front of --baseline, see gdrd evaluate")
     add("--evaluate", nargs="+", default=(), metavar="OPTIONS", help="options of gdrd evaluate, quoted: more columns")
     add("--rows", type=user_path, metavar="DIR", help="where the rows of runs are kept (default: OUT/rows)")
     add("rest", nargs="*", metavar="-- --config.X=Y", help="flags for every run")
@@ -267,8 +281,13 @@ def opened(texts: Sequence[str]) -> list[Judge]:
 def work(argv: list[str]) -> None:
     """Checks everything, then trains all combinations and compares them."""
     given = parse(argv)
-    baseline = judges.of_evaluation(given.baseline) if given.baseline else {}
+    baseline, models = baselines.opened(given.baseline, given.super_resolve)
     if not given.configs:
+        if models:
+            raise GdrdError(
+                f"--baseline: {models[0].name} is judged by the dev pairs of the runs; give --configs, too",
+                "flag-value",
+            )
         found = grid_table.read_rows([given.rows]) | baseline
         if given.against and given.against not in found:
             raise GdrdError(f"--against={given.against} is none of {', '.join(found)}", "flag-value")
@@ -293,13 +312,16 @@ def work(argv: list[str]) -> None:
     settings = {}
     for name, words in combinations:  # a mistake in the last one is found before the first one is trained
         settings[name] = check(name, arguments(words, given.seeds[0], given.out / name))
-    for dev in {tuple(word for word in words if word.startswith("--config.dev.")) for _, words in combinations}:
-        check_dev(dev, baseline)
+    flags = {tuple(word for word in words if word.startswith("--config.dev.")) for _, words in combinations}
+    pairs = [open_dev(words, baseline) for words in flags]
     others = opened(given.evaluate)
     for folder in (given.out, given.rows):
         folder.mkdir(parents=True, exist_ok=True)
     for row in (row for rows in baseline.values() for row in rows):
         row.save(given.rows)
+    for model, how in itertools.product(models, dict.fromkeys(map(dev_degradation, settings.values()))):
+        row = baselines.judged(model, how, pairs[0], others, given.rows)
+        baseline[row.name] = [row]
     found: dict[str, list[Row]] = {name: [] for name in labels}
     for seed in given.seeds:
         for label, (name, words) in zip(labels, combinations):

@@ -178,8 +178,7 @@ class Balanced(Sampler):
 class HalfBalanced(Sampler):
     """A uniform part of each batch, then a part of P identities with `images` images each.
 
-    A batch's `balanced` tells the parts apart: classifiers learn from the uniform part, losses of pairs and triplets
-    from both.
+    A batch's `balanced` tells the parts apart, for losses that read it; all others learn from both.
     """
 
     gives = frozenset({"balanced"})

@@ -1,17 +1,22 @@
-"""What judges the models of a grid: the dev pairs, and any protocols of `gdrd evaluate`."""
+"""What judges the models of a grid: the dev pairs, and any protocols of `gdrd evaluate`.
+
+Models that are not trained, such as T_d on enlarged faces, are judged in the same way (`of_model`).
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gdrd_jax.data import readers
+from gdrd_jax.data.degradation import Degradation
 from gdrd_jax.evaluation import dev, verification
 from gdrd_jax.evaluation.evaluate import Row as Evaluated
 from gdrd_jax.evaluation.evaluate import evaluate
 from gdrd_jax.evaluation.grid_table import DEV, STAND_IN, Judged, Row
 from gdrd_jax.evaluation.interface import ReportedProtocol
+from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.evaluation.run import open_protocol
 from gdrd_jax.evaluation.settings import Settings, check_resolution
 from gdrd_jax.evaluation.verification import Pairs
@@ -69,6 +74,13 @@ def of_training(stage: Path) -> Judged:
     return judged_pairs(found["scores"], found["same"], found["folds"], faces, found["people"])
 
 
+def of_model(embedder: Embedder, pairs: PairList, how: Degradation) -> Judged:
+    """What a model decides on the dev pairs, whose faces are degraded as in training."""
+    row = Evaluated(embedder.name, embedder, how)
+    scores = evaluate([row], pairs, seed=dev.SEED)[row.name].arrays["scores"]
+    return judged_pairs(scores, pairs.same, pairs.folds, np.stack([pairs.first, pairs.second]), pairs.people)
+
+
 def of_evaluation(folder: Path) -> dict[str, list[Row]]:
     """The rows of an output of `gdrd evaluate --protocol lfw`, by name.
 
@@ -104,15 +116,14 @@ def check_baseline(subject: str, rows: Sequence[Row]) -> None:
         )
 
 
-def dev_subject(path: Path, pairs: Path | None) -> str:
-    """Fingerprint of the dev pairs, which are opened and checked.
+def dev_subject(pairs: PairList) -> str:
+    """Fingerprint of the dev pairs.
 
     Raises:
-      GdrdError: the pairs cannot be used.
+      GdrdError: they have no folds.
     """
-    found = dev.open_pairs(path, pairs)
-    require_folds(found.folds)
-    return subject_of_pairs(np.stack([found.first, found.second]), found.same)
+    require_folds(pairs.folds)
+    return subject_of_pairs(np.stack([pairs.first, pairs.second]), pairs.same)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +182,11 @@ class Judge:
         figures = {key: value for key in further if (value := result.figure(key)) is not None}
         return Judged(right, people, digest(subject)[:16], figures)
 
-    def fits(self, embedder: Embedder) -> bool:
-        """Whether a model takes faces of this size: a student would reduce larger ones a second time."""
-        return self.resolution == "native" or int(self.resolution) <= embedder.input_size
+    def fits(self, side: int) -> bool:
+        """Whether a student of this input size in pixels takes such faces: larger ones it would reduce again."""
+        return self.resolution == "native" or int(self.resolution) <= side
+
+
+def columns(embedder: Embedder, wanted: Sequence[Judge], known: Mapping[str, Judged]) -> dict[str, Judged]:
+    """What is known of a model, and what it decides under the protocols that are missing."""
+    return {**known, **{judge.column: judge.judged(embedder) for judge in wanted if judge.column not in known}}

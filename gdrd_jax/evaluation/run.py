@@ -1,5 +1,6 @@
 """Evaluates recognizers under a protocol and writes a report: the library behind `gdrd evaluate`."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from gdrd_jax.evaluation.result import Result
 from gdrd_jax.evaluation.settings import Settings, check_resolution
 from gdrd_jax.inference.embedders import Embedder, open_model, parse_model
 from gdrd_jax.registry import protocols
+from gdrd_jax.teachers import load_super_resolver
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import locked
 from gdrd_jax.utils.outputs import claim_folder
@@ -47,13 +49,7 @@ def evaluate_and_report(settings: Settings, out: Path) -> dict[str, Result]:
     for resolution in settings.resolutions:
         check_resolution(resolution)
         settings.degradation(resolution)
-    names = [parse_model(text)[0] for text in settings.models]
-    if len(set(names)) < len(names):
-        raise GdrdError(
-            f"two models are called {max(names, key=names.count)!r}; name them: --model NAME=PATH", "model-twice"
-        )
-    # Before the faces, because decoding all of them takes longer.
-    models = [open_model(text, settings.output, mirror=settings.mirror) for text in settings.models]
+    models = open_models(settings)  # before the faces, because decoding all of them takes longer
     rows, remarks = _rows(settings, models)
     protocol = open_protocol(settings)
     for model in models:
@@ -65,6 +61,34 @@ def evaluate_and_report(settings: Settings, out: Path) -> dict[str, Result]:
         results = evaluate([row for row, _ in rows], protocol, seed=settings.seed, cache=out / "embeddings")
         run_report.write(settings, out, protocol, models, rows, results)
         return results
+
+
+def open_models(settings: Settings) -> list[Embedder]:
+    """The models of the settings, and the networks among them once more after super-resolution.
+
+    Raises:
+      GdrdError: two have one name, or one cannot be loaded.
+    """
+    names = [parse_model(text)[0] for text in settings.models]
+    if len(set(names)) < len(names):
+        raise GdrdError(
+            f"two models are called {max(names, key=names.count)!r}; name them: --model NAME=PATH", "model-twice"
+        )
+    models = [open_model(text, settings.output, mirror=settings.mirror) for text in settings.models]
+    if not settings.super_resolver:
+        return models
+    if all(model.is_student for model in models):
+        raise GdrdError(
+            "--super-resolve: all models are students, which take small faces as they are; give a recognizer of "
+            "full-size faces as --model",
+            "super-resolver",
+        )
+    drawn, networks = load_super_resolver(settings.super_resolver), zip(settings.models, models)
+    again = [
+        open_model(text, settings.output, mirror=settings.mirror, super_resolver=drawn)
+        for text, model in networks if not model.is_student
+    ]  # fmt: skip
+    return [*models, *(dataclasses.replace(model, name=f"{model.name}_sr") for model in again)]
 
 
 def _rows(settings: Settings, models: list[Embedder]) -> tuple[list[tuple[Row, str]], list[str]]:

@@ -31,6 +31,8 @@ class Settings:
       seed: of noise, directions and bootstrap.
       output: name of the ONNX models' output that is the embedding; "" is the only one that can be.
       mirror: whether networks embed the mirror image, too; a student knows it by itself.
+      super_resolver: folder of an SR network, see `teachers.load_super_resolver`; every model that is no student then
+        has another row, NAME_sr, of the faces that this network draws. "" has none.
       protocol_settings: the protocol's own, see its `Config`; others have their defaults.
     """
 
@@ -48,6 +50,7 @@ class Settings:
     seed: int = 0
     output: str = ""
     mirror: bool = True
+    super_resolver: str = ""
     protocol_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def degradation(self, resolution: str) -> Degradation | None:

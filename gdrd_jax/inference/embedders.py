@@ -17,15 +17,16 @@ from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.inference.pretrained import WEIGHTS, find_student, is_pretrained, list_pretrained
-from gdrd_jax.teachers import load_discriminative
+from gdrd_jax.teachers import SuperResolver, load_discriminative
 from gdrd_jax.teachers.preprocessing import parse_preprocessing
 from gdrd_jax.utils.arrays import to_rgb, unit
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.files import user_path
+from gdrd_jax.utils.files import digest, user_path
 from gdrd_jax.utils.signals import check_signals
 
 FORMAT = 1  # of stored embeddings; raised when the same model and faces would give others
 BATCH = 128  # faces embedded at once
+SEED = 0  # of super-resolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +87,29 @@ def student_embedder(name: str, recognizer: Any, *, path: str = "") -> Embedder:
     )  # fmt: skip
 
 
-def network_embedder(name: str, network: Any, *, path: str = "", output: str = "", mirror: bool = True) -> Embedder:
-    """A recognizer of full-size images, see `teachers.load_discriminative`; smaller images are enlarged for it."""
+def network_embedder(
+    name: str, network: Any, *, path: str = "", output: str = "", mirror: bool = True,
+    super_resolver: SuperResolver | None = None,
+) -> Embedder:  # fmt: skip
+    """A recognizer of full-size images, see `teachers.load_discriminative`; smaller images are enlarged for it.
+
+    With `super_resolver` it is fed with what that draws of an image, and of its mirror image.
+    """
     settings = {
         "path": path, "fingerprint": network.fingerprint, "preprocessing": network.preprocessing,
         "enlarged_by": "bicubic", **({"output": output} if output else {}),
         **({"warnings": list(network.warnings)} if network.warnings else {}),
     }  # fmt: skip
-    forward, fingerprint, size = _prepared(network.embed, mirror), network.fingerprint, network.input_size
+    embed, fingerprint, size = network.embed, network.fingerprint, network.input_size
+    if super_resolver:
+        fingerprint, size = digest([fingerprint, super_resolver.fingerprint, SEED]), super_resolver.size
+        settings["super_resolver"] = super_resolver.fingerprint
+
+        def embed(faces: np.ndarray) -> np.ndarray:
+            drawn = super_resolver.super_resolve(faces, SEED)
+            return network.embed(resize_all(drawn, network.input_size, "bicubic"))
+
+    forward = _prepared(embed, mirror)
     return Embedder(name, size, forward, "area", fingerprint, fingerprint, settings=settings, mirror=mirror)
 
 
@@ -120,7 +136,10 @@ def add_flips(embeddings: np.ndarray, flipped: np.ndarray) -> np.ndarray:
     return unit(embeddings + flipped)
 
 
-def open_model(text: str, output: str = "", *, option: str = "--model", mirror: bool = True) -> Embedder:
+def open_model(
+    text: str, output: str = "", *, option: str = "--model", mirror: bool = True,
+    super_resolver: SuperResolver | None = None,
+) -> Embedder:  # fmt: skip
     """Loads a recognizer.
 
     Args:
@@ -131,6 +150,7 @@ def open_model(text: str, output: str = "", *, option: str = "--model", mirror: 
       output: name of an ONNX file's output that is the embedding; "" is the only one that can be. A workdir has none.
       option: of the command line that the text was given with, for errors.
       mirror: whether a network's embedding is that of an image and of its mirror image; a student knows it by itself.
+      super_resolver: see `network_embedder`; a student takes small faces as they are.
 
     Raises:
       GdrdError: there is no such recognizer, or it cannot be loaded.
@@ -141,7 +161,9 @@ def open_model(text: str, output: str = "", *, option: str = "--model", mirror: 
 
         return student_embedder(name, Recognizer.load(path), path=path.name if path.parent == WEIGHTS else str(path))
     network = load_discriminative(path, preprocessing=preprocessing, output=output, input_size=size)
-    return network_embedder(name, network, path=str(path), output=output, mirror=mirror)
+    return network_embedder(
+        name, network, path=str(path), output=output, mirror=mirror, super_resolver=super_resolver
+    )  # fmt: skip
 
 
 def parse_model(text: str, option: str = "--model") -> tuple[str, Path, str, int]:

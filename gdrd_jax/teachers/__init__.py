@@ -20,6 +20,7 @@ from gdrd_jax.utils.errors import GdrdError
 __all__ = [
     "AUTO", "PRECISIONS", "DiscriminativeOptions", "DiscriminativeTeacher", "GenerativeOptions", "GenerativeTeacher",
     "SuperResolver", "discriminative_options", "generative_options", "load_discriminative", "load_generative",
+    "load_super_resolver",
 ]  # fmt: skip
 AUTO = "auto"  # the kind of a discriminative teacher, by the content of its file
 
@@ -67,6 +68,22 @@ def load_generative(
     )  # fmt: skip
     generative_teachers[kind].check(options)
     return generative_teachers[kind].load(options)
+
+
+def load_super_resolver(path: str | os.PathLike) -> SuperResolver:
+    """A network that draws the faces it makes of low-resolution ones, from a folder of `gdrd train-sr-teacher`.
+
+    Raises:
+      GdrdError: the folder has no such network.
+    """
+    network = load_generative("diffusers", path)
+    if not isinstance(network, SuperResolver):
+        raise GdrdError(
+            f"{path} has an unconditional network, which does not super-resolve; give a folder of gdrd "
+            "train-sr-teacher, or the step `teacher` of a workdir",
+            "super-resolver",
+        )
+    return network
 
 
 def discriminative_options(

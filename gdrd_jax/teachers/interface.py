@@ -178,10 +178,20 @@ class GenerativeTeacher:
 
 @runtime_checkable
 class SuperResolver(Protocol):
-    """What a generative teacher is, too, if it can draw the image that it makes of a low-resolution one."""
+    """What a generative teacher is, too, if it can draw the image that it makes of a low-resolution one.
+
+    Attributes:
+      size: side of the images that it draws, in pixels, S.
+      fingerprint: of the network.
+    """
+
+    size: int
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def super_resolve(self, lr: np.ndarray, seed: int) -> np.ndarray:
-        """uint8 RGB `[N, R, R, 3]` -> uint8 RGB `[N, S, S, 3]` of a side S of its own; `seed` is that of the noise."""
+        """uint8 RGB `[N, R, R, 3]` -> uint8 RGB `[N, S, S, 3]`; `seed` is that of the noise."""
 
 
 class DiscriminativeTeacher:

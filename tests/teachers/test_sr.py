@@ -9,10 +9,20 @@ import numpy as np
 import pytest
 from conftest import raises, save_recognizer
 
-from gdrd_jax.data.degradation import Views, resize
+from gdrd_jax.data.degradation import Views, resize, resize_all
 from gdrd_jax.data.readers import open_faces
+from gdrd_jax.evaluation.run import open_models
+from gdrd_jax.evaluation.settings import Settings
 from gdrd_jax.evaluation.sr_quality import SampleCallback
-from gdrd_jax.teachers import SuperResolver, load_discriminative, load_generative, sr_training
+from gdrd_jax.inference.embedders import add_flips, open_model
+from gdrd_jax.teachers import (
+    SuperResolver,
+    load_discriminative,
+    load_generative,
+    load_super_resolver,
+    sr_diffusion,
+    sr_training,
+)
 from gdrd_jax.teachers.sr_diffusion import to_tensor, to_uint8
 from gdrd_jax.teachers.sr_training import SrSettings
 from gdrd_jax.utils.signals import Interrupted
@@ -116,6 +126,20 @@ def test_super_resolution_is_seeded_and_keeps_what_it_was_given(trained):
     assert np.corrcoef(faces.ravel(), enlarged.ravel())[0, 1] > 0.7
 
 
+def test_a_recognizer_is_fed_with_what_is_drawn_of_the_face_and_of_its_mirror_image(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(sr_diffusion, "SAMPLING_STEPS", 2)
+    path = save_recognizer(tmp_path / "colors.onnx")
+    resolver, network = load_super_resolver(trained), load_discriminative(path)
+    model, faces = open_model(str(path), super_resolver=resolver), resize_all(LOW, 16, "bicubic")
+    drawn = (resolver.super_resolve(images, 0) for images in (faces, faces[:, :, ::-1]))
+    raw = [network.embed(resize_all(images, 112, "bicubic")) for images in drawn]
+    np.testing.assert_allclose(model.embed(LOW), add_flips(*raw), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.embed(LOW[1:]), model.embed(LOW)[1:], atol=2e-3)  # whatever other faces there are
+    assert model.input_size == 16 and model.fingerprint not in ("", network.fingerprint)
+    both = open_models(Settings("lfw", tmp_path, (str(path),), ("8",), super_resolver=str(trained)))
+    assert [one.name for one in both] == ["colors", "colors_sr"] and both[1].fingerprint == model.fingerprint
+
+
 def test_any_unconditional_diffusers_network_serves(tmp_path):
     from diffusers import UNet2DModel
 
@@ -126,6 +150,8 @@ def test_any_unconditional_diffusers_network_serves(tmp_path):
     teacher = load_generative("diffusers", tmp_path, tap="down1", timestep=0)
     assert not isinstance(teacher, SuperResolver)
     assert teacher.features(LOW).shape == (3, 8, 8, 8)
+    with raises("super-resolver", tmp_path):
+        load_super_resolver(tmp_path)
 
 
 def test_the_fingerprint_is_of_weights_tap_and_timestep(trained):

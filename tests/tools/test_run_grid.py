@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_faces, raises, save_student
+from conftest import make_faces, make_lfw, raises, save_recognizer, save_student
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from gdrd_jax.cli import run_grid  # noqa: E402
 from gdrd_jax.config import default, stage  # noqa: E402
-from gdrd_jax.evaluation import grid_table, judges  # noqa: E402
+from gdrd_jax.data.degradation import Degradation  # noqa: E402
+from gdrd_jax.evaluation import baselines, grid_table, judges  # noqa: E402
 from gdrd_jax.evaluation.grid_table import DEV, Judged, Row  # noqa: E402
 from gdrd_jax.pipeline import run_record  # noqa: E402
 
@@ -254,6 +255,29 @@ def test_students_are_judged_by_further_protocols(tmp_path):
         run_grid.opened([f"--protocol templates --data {tmp_path}"])
     with raises("flag-value", "--model"):
         run_grid.opened([f"--protocol uccs --data {tmp_path} --model gdrd-16"])
+
+
+def test_a_recognizer_is_a_row_without_training(tmp_path, monkeypatch):
+    lfw, path = make_lfw(tmp_path), save_recognizer(tmp_path / "colors.onnx")
+    flags = [f"--config.dev.path={lfw}", f"--config.dev.pairs={tmp_path / 'pairs.txt'}"]
+    pairs, how = run_grid.open_dev(flags, {}), run_grid.dev_degradation({"views.resolution": 8, "dev.path": "lfw"})
+    assert how == Degradation(8, "area")
+    stored, (model,) = baselines.opened([str(path)])
+    others = run_grid.opened([f"--protocol lfw --data {lfw} --pairs {tmp_path / 'pairs.txt'} --resolution 8 16 native"])
+    row = baselines.judged(model, how, pairs, others, tmp_path)
+    assert not stored and row.name == "colors_8" and row.seed is None and row.about["resolution"] == 8
+    assert list(row.judged) == [DEV, "lfw 8"]  # others have larger faces than the runs that it is compared with
+    np.testing.assert_array_equal(row.judged[DEV].right, row.judged["lfw 8"].right)
+    judges.check_baseline(judges.dev_subject(pairs), [row])
+    monkeypatch.setattr(judges, "of_model", None)  # is not called again
+    again = baselines.judged(model, how, pairs, others, tmp_path)
+    assert grid_table.compared({row.name: [again]}, None) == grid_table.compared({row.name: [row]}, None)
+    with raises("model-missing", "nothing.onnx"):
+        baselines.opened([str(tmp_path / "nothing.onnx")])
+    with raises("super-resolver", "--super-resolve"):
+        baselines.opened([str(save_student(tmp_path / "run"))], "sr")
+    with raises("flag-value", "colors", "--configs"):
+        run_grid.work([f"--rows={tmp_path}", "--baseline", str(path)])
 
 
 def grid(tmp_path, faces_folder, *words):
