@@ -104,7 +104,7 @@ def check(name: str, given: list[str]) -> dict:
     Raises:
       GdrdError: there is a mistake, which the command that checked it has printed.
     """
-    done = subprocess.run([sys.executable, "-c", CHECK, *given], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, "-c", CHECK, *given], stdout=subprocess.PIPE, encoding="utf-8")
     if done.returncode:
         which = f"combination {name}" if name else "config"
         raise GdrdError(f"the {which} cannot be trained, see above; no run was started", "combination-invalid")

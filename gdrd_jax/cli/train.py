@@ -1,7 +1,7 @@
 """Train a student as a config describes, and report how well it recognizes held-out people.
 
   --config=NAME[:MODE]       a config of this package (ablation, accelerator, objects, paper, pretrained, quickstart,
-                             stage_dis, stage_gen), or the path of a config file
+                             stage_dis, stage_gen, zoo), or the path of a config file
   --workdir=DIR              where everything is written (default: runs/ and the config's name)
   --config.SECTION.KEY=VALUE
                              change a setting, see below

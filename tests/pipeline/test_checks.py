@@ -146,7 +146,7 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"views.count": 1}, "views-count", ["config.views.count", 2]),
         ({"gen.steps": 0}, "config-range", ["config.gen.steps"]),
         ({"dis.losses.rcd.positive": "both"}, "entry-setting", ["'rcd'", "'both'", "pair, identity"]),
-        ({"dis.losses": {"rdc": {"weight": 1.0}}}, "entry-unknown", ["'rdc'", "'rcd'"]),
+        ({"dis.losses": {"rccd": {"weight": 1.0}}}, "entry-unknown", ["'rccd'", "did you mean 'rcd'"]),
         ({"dis.losses": {"rcd": {"tua": 1.0}}}, "entry-setting", ["'rcd'", "'tua'", "'tau'"]),
         ({"dis.losses": {"rcd": {"tau": "hot"}}}, "entry-setting", ["'tau'", "'hot'", "float"]),
         ({"dis.losses": {"rcd": {"weight": -1.0}}}, "config-range", ["config.dis.losses.rcd.weight", -1.0]),

@@ -17,6 +17,7 @@ from gdrd_jax.distributed import sharding
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.losses import Loss
 from gdrd_jax.models.relation import normalize
+from gdrd_jax.models.student import abstract_student
 from gdrd_jax.pipeline import planning, records, runner, stages, targets, train_stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import hr_features, steps
@@ -36,7 +37,7 @@ class Needy(Loss):
         super().__init__(config, info, rngs=rngs)
         assert info.hr_shape == (3, 4, 4) and info.hr_small_shape == (32, 32, 3)
         assert [values.shape for values in info.hr_statistics()] == [(3, 4, 4), (3,)]
-        assert info.stage_shapes == ((16, 16, 8), (8, 8, 16), (4, 4, 32))
+        assert info.stage_shapes == ((4, 4, 4),)
 
     def __call__(self, outputs, batch, key):
         assert batch["hr_small"].shape[1:] == (32, 32, 3) and batch["balanced"].dtype == bool
@@ -92,6 +93,11 @@ def chain_config(folder, workdir):
     config.dis.sampler = {"name": "half_balanced", "images": 2}
     config.dis.selection = {"name": "sparse_graph", "keep": 0.5}
     return config
+
+
+def test_losses_know_the_shapes_of_each_stage_of_the_papers_student():
+    student = abstract_student({"resolution": 16, "width": 0.0625, "embedding_dim": 8})
+    assert train_stages.stage_shapes(student) == ((16, 16, 8), (8, 8, 16), (4, 4, 32))
 
 
 def test_a_chain_of_stages_is_trained_in_the_order_of_its_references(chain, faces_folder):
