@@ -18,7 +18,8 @@ class Method:
       name: in tables.
       source: where it was published.
       grounding: what its formulas and settings here were taken from. "authors' code" and "others' code" are public
-        implementations, "the paper" is GDRD's (arXiv 2409.06371); "our reading" is made from an abstract or a title.
+        implementations, "the paper" is GDRD's (arXiv 2409.06371); "our reading" is made from an abstract or a title, or
+        has other terms in the place of those of the authors' code.
       reported: under which name `evaluation.paper_tables` has it; "" is its own.
     """
 
@@ -75,8 +76,8 @@ METHODS: dict[str, Method] = {
     "takd": Method("TAKD", "AAAI 2020, arXiv 1902.03393", "authors' code"),
     "horkd": Method("HORKD", "AAAI 2020, arXiv 2409.05384", "our reading"),
     "fitnet": Method("FitNet", "ICLR 2015, arXiv 1412.6550", "others' code"),
-    "fskd": Method("F-SKD", "arXiv 2303.04681", "authors' code"),
-    "askd": Method("A-SKD", "ECCV 2022, arXiv 2209.14498", "authors' code"),
+    "fskd": Method("F-SKD", "arXiv 2303.04681", "our reading"),
+    "askd": Method("A-SKD", "ECCV 2022, arXiv 2209.14498", "our reading"),
     "adsram": Method("ADSRAM", "PRML 2023", "our reading"),
     "srw": Method("SRW", "PRML 2023", "our reading"),
     "wave": Method("WaveResNet", "VCIP 2023, arXiv 2303.08665", "our reading"),

@@ -1,0 +1,31 @@
+"""The generated parts of docs/zoo.md."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+import generate_zoo  # noqa: E402
+
+from gdrd_jax.evaluation.grid_table import DEV, Judged, Row
+
+
+def test_the_methods_and_notes_of_the_page_are_up_to_date():
+    now = generate_zoo.PAGE.read_text(encoding="utf-8")
+    new = generate_zoo.replaced(now, "methods", generate_zoo.methods())
+    assert generate_zoo.replaced(new, "notes", generate_zoo.notes()) == now, "run: python tools/generate_zoo.py"
+    with pytest.raises(ValueError, match="other: begin"):
+        generate_zoo.replaced(now, "other", "")
+
+
+def test_the_table_is_of_the_stored_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate_zoo, "ROWS", tmp_path)
+    assert generate_zoo.results() == (generate_zoo.NONE, None)
+    people = np.arange(40).reshape(20, 2)
+    for name, share in (("cosine", 0.9), ("wave", 0.5)):
+        right = np.arange(20) < 20 * share
+        Row(name, 7, {DEV: Judged(right, people, "pairs")}, {"resolution": 16, "core_seconds": 60.0}).save(tmp_path)
+    table, picture = generate_zoo.results()
+    assert "WaveResNet (our reading) `wave`" in table and "-40.00" in table and "93.94" in table and picture
