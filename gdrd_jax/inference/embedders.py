@@ -102,8 +102,9 @@ def network_embedder(
     }  # fmt: skip
     embed, fingerprint, size = network.embed, network.fingerprint, network.input_size
     if super_resolver:
-        fingerprint, size = digest([fingerprint, super_resolver.fingerprint, SEED]), super_resolver.size
-        settings["super_resolver"] = super_resolver.fingerprint
+        drawn_by = {"super_resolver": super_resolver.fingerprint, "super_resolution_seed": SEED}
+        settings |= drawn_by
+        fingerprint, size = digest({"network": fingerprint, **drawn_by}), super_resolver.size
 
         def embed(faces: np.ndarray) -> np.ndarray:
             drawn = super_resolver.super_resolve(faces, SEED)
