@@ -23,9 +23,8 @@ def run(monkeypatch, tmp_path):
     return run
 
 
-@pytest.mark.parametrize(
-    ("flags", "stages"), [(("--stage", "gen"), ("gen",)), pytest.param((), ("gen", "dis"), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "stages"), [(("--stage", "gen"), ("gen",)), ((), ("gen", "dis"))])
 def test_both_compute_the_same_and_are_timed(run, capsys, flags, stages):
     rows = run(*flags)
     assert [(row["stage"], row["contender"]) for row in rows] == [

@@ -93,6 +93,7 @@ for tool in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_help_of_any_tool_into_a_closed_pipe_ends_quietly(tmp_path):
     """Each tool in a process of its own, which is forked because starting Python takes longer."""
     (tmp_path / "help.py").write_text(HELP)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import make_faces, raises, tiny_config
+from conftest import make_faces, raises, tiny_config, use_tiny_student
 from PIL import Image
 
 from gdrd_jax.data import packed
@@ -95,7 +95,7 @@ def test_damage_is_told(parts, tmp_path):
 
 @pytest.mark.parametrize("residency", ["device", pytest.param("host", marks=pytest.mark.slow)])
 def test_a_student_learns_from_a_packed_set_alone(parts, tmp_path, residency):
-    config = tiny_config("")
+    config = use_tiny_student(tiny_config(""))
     config.discriminative.path = ""
     config.data.packed = ",".join(map(str, pack(parts, tmp_path / "a", tmp_path / "b")))
     config.data.residency, config.until = residency, "dis"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import raises, tiny_config
+from conftest import raises, tiny_config, use_tiny_student
 
 from gdrd_jax.data import packed, packed_mixup
 from gdrd_jax.data.packed import PackedSet, Stored
@@ -82,7 +82,7 @@ def test_a_student_learns_from_mixup_targets(tmp_path, monkeypatch, residency):
     packed_mixup.make(own, flattened, tmp_path / "m", views=2, seed=7)
     (tmp_path / "a").write_bytes(b"stands for the packed set")
     monkeypatch.setattr(packed, "load", lambda paths: own)
-    config = tiny_config("")
+    config = use_tiny_student(tiny_config(""))
     config.until, config.discriminative.path, config.degradation.random = "dis", "", True
     config.data.update(packed=f"{tmp_path / 'a'},{tmp_path / 'm'}", residency=residency)
     config.student.update(hidden=(), head_stages=0)

@@ -103,6 +103,7 @@ def measured(probes, gallery):
     return map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_distractors_run_in_bounded_memory():
     _, memory = measured(2000, 100_000)  # 800 MB as a similarity matrix, 200 MB of embeddings
     assert memory < 1.5

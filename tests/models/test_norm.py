@@ -15,7 +15,10 @@ def random_like(module):
     return values
 
 
-@pytest.mark.parametrize("shape", [(8, 16, 16, 6), (3, 5, 7, 4), (1, 4, 4, 2), (6, 3)])
+@pytest.mark.parametrize(
+    "shape",
+    [(8, 16, 16, 6), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((3, 5, 7, 4), (1, 4, 4, 2), (6, 3)))],
+)
 def test_values_gradients_and_statistics_are_flaxs(shape):
     ours = BatchNorm(shape[-1], dtype=jnp.float32)
     theirs = nnx.BatchNorm(shape[-1], momentum=0.9, epsilon=1e-5, rngs=nnx.Rngs(0))

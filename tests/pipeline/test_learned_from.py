@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("few_rows")
     [
         ({"dis.freeze": ()}, ["dis", "report"]),
         ({"dis.init": "random", "dis.freeze": ()}, ["dis", "report"]),
-        ({"student.name": "teacher_features"}, ["dis"]),
+        pytest.param({"student.name": "teacher_features"}, ["dis"], marks=pytest.mark.slow),
     ],
 )
 def test_what_stage_dis_begins_with(copy, faces_folder, caplog, change, redone):

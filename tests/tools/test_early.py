@@ -197,4 +197,4 @@ def test_a_grid_checks_all_combinations_before_the_first_is_trained(here, capfd)
 def test_a_grid_opens_its_dev_pairs_first(here):
     Path("pairs.txt").write_text("2\t1\n")
     with pytest.raises(run_grid.GdrdError, match="pairs.txt promises 2 folds"):
-        run_grid.check_dev(["--config.dev.path=faces", "--config.dev.pairs=pairs.txt"], {})
+        run_grid.open_dev(["--config.dev.path=faces", "--config.dev.pairs=pairs.txt"], {})

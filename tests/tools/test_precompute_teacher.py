@@ -63,6 +63,7 @@ def whole(many_faces, tmp_path_factory):
     return finish(start(many_faces, workdir, "--verify")), targets(workdir), workdir
 
 
+@pytest.mark.slow
 def test_both_caches_are_made_verified_and_say_what_made_them(tmp_path):
     faces, workdir = make_faces(tmp_path / "faces", people=8, images=4), tmp_path / "w"
     text = finish(start(faces, workdir, "--verify", "--config.data.calibration_people=2"))

@@ -66,8 +66,16 @@ def test_contexts_leave_no_trace():
         assert not signals.received
 
 
+@pytest.fixture
+def interruptible():
+    """A command that was stopped earlier in this process may have left signals ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("method", ["__enter__", "__exit__"])
-def test_a_signal_while_the_context_begins_or_ends_leaves_no_trace(method):
+def test_a_signal_while_the_context_begins_or_ends_leaves_no_trace(method, interruptible):
     state = lambda: [*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)), sys.unraisablehook, Signals._innermost]  # noqa: E731
     before, tracer = state(), sys.gettrace()
     code = getattr(Signals, method).__code__
