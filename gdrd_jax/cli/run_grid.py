@@ -41,6 +41,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
@@ -192,7 +193,9 @@ def trained(run: Run, folder: Path, settings: dict, others: Sequence[Judge]) -> 
         LOG.info("%s: trained before, %s", path.stem, path)
         return before
     train(run.arguments, workdir)
-    judged = {**(before.judged if before else {}), DEV: judges.of_training(workdir / "dis")}
+    judged = {DEV: judges.of_training(workdir / "dis")}
+    if before and np.array_equal(before.judged[DEV].right, judged[DEV].right):  # of the same student, not a later one
+        judged = {**before.judged, **judged}
     row = judged_too(Row(run.name, run.seed, judged, run_record.described(workdir)), workdir, others)
     row.save(folder)
     return row

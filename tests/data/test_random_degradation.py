@@ -81,9 +81,7 @@ REDUCED = (
 )
 
 
-@pytest.mark.parametrize(
-    "resolution", [pytest.param(8, marks=pytest.mark.slow), 16, pytest.param(32, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("resolution", [16, *(pytest.param(side, marks=pytest.mark.slow) for side in (8, 32))])
 def test_clean_faces_are_reduced_as_opencv_and_pillow_do_and_every_kernel_has_its_share(resolution):
     expected = np.stack([[reduced(face, resolution) for face in FACES] for reduced in REDUCED]).astype(float)
     shares = (0.4, 0.3, 0.2, 0.1)

@@ -15,9 +15,11 @@ def random_like(module):
     return values
 
 
+OTHER_SHAPES = (3, 5, 7, 4), (1, 4, 4, 2), (6, 3)
+
+
 @pytest.mark.parametrize(
-    "shape",
-    [(8, 16, 16, 6), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((3, 5, 7, 4), (1, 4, 4, 2), (6, 3)))],
+    "shape", [(8, 16, 16, 6), *(pytest.param(shape, marks=pytest.mark.slow) for shape in OTHER_SHAPES)]
 )
 def test_values_gradients_and_statistics_are_flaxs(shape):
     ours = BatchNorm(shape[-1], dtype=jnp.float32)
