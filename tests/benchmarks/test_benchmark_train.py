@@ -39,6 +39,7 @@ def test_both_compute_the_same_and_are_timed(run, capsys, flags, stages):
     assert "PyTorch eager" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_loss_is_refused(run, monkeypatch):
     right = torch_student.Gen.forward
     monkeypatch.setattr(torch_student.Gen, "forward", lambda *a: 1.01 * right(*a))

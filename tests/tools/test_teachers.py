@@ -52,6 +52,7 @@ def teacher(faces_folder, tmp_path_factory):
     return folder / "sr", text
 
 
+@pytest.mark.slow
 def test_a_trained_teacher_loads_and_tells_how_good_it_is(teacher, faces_folder, capfd):
     folder, text = teacher
     assert re.search(r"step 3: sr PSNR .* dB, identity cosine .*; bicubic PSNR .* dB, identity cosine", text)
