@@ -170,6 +170,8 @@ def draw_cost(points: dict[str, tuple[float, float, tuple[float, float]]], *, x:
         axes.errorbar(cost, value, [[value - low], [high - value]], marker="o", capsize=2, alpha=0.6)
         axes.annotate(name, (cost, value), xytext=(5, 4 if number % 2 else -11), textcoords="offset points", size=8)
     axes.set(xscale="log", xlabel=x, ylabel=y)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     return saved(figure)
 
