@@ -55,6 +55,7 @@ from gdrd_jax.config import OUR_LOSSES, PAPER_LOSSES, default, stage
 
 STEPS = 1500
 BATCH = 96
+SCHEDULE = {"batch": BATCH, "learning_rate": 0.008, "evaluate_every": 0}
 WIDTH = 0.25
 CLS = {"cls": {"weight": 1.0}}
 COSINE = {"embedding_cosine": {"weight": 1.0}}
@@ -180,8 +181,7 @@ RECIPES = {
 
 def _stage(**changes):
     """A stage before stage dis, on the schedule of all."""
-    common = {"batch": BATCH, "learning_rate": 0.008, "evaluate_every": 0, "init": "random", "use_unlabeled": False}
-    return stage(**common, **changes)
+    return stage(**SCHEDULE, init="random", use_unlabeled=False, **changes)
 
 
 def get_config(name: str = "cosine"):
@@ -197,7 +197,7 @@ def get_config(name: str = "cosine"):
     config.sr.update(channels=(32, 64, 96, 128), steps=1500, batch=16, learning_rate=5e-4, ema=0.998)
     config.student.width = WIDTH
     for section in (config.gen, config.dis):
-        section.update(steps=STEPS, batch=BATCH, learning_rate=0.008, evaluate_every=0)
+        section.update(steps=STEPS, **SCHEDULE)
     config.dis.update(init="random", use_unlabeled=False)
     if name in RECIPES:
         RECIPES[name](config)

@@ -1,5 +1,6 @@
 """Runs of `gdrd train` with networks that compile in a moment, for the tests of the steps; a plugin of conftest.py."""
 
+import contextlib
 import json
 import logging
 import shutil
@@ -31,11 +32,17 @@ def random_config(path):
     return config
 
 
-@pytest.fixture(scope="module")
-def few_rows():
+@contextlib.contextmanager
+def without_pretrained():
     """The reports have no rows of the pretrained students, each of which is compiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gdrd_jax.pipeline.report_step.list_pretrained", lambda: ())
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_rows():
+    with without_pretrained():
         yield
 
 
@@ -43,8 +50,7 @@ def few_rows():
 def finished(faces_folder, tmp_path_factory):
     """The workdir of a run, which no test changes."""
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gdrd_jax.pipeline.report_step.list_pretrained", lambda: ())
+    with without_pretrained():
         runner.run(small_config(faces_folder), workdir)
     return workdir
 

@@ -14,7 +14,7 @@ import io
 import sys
 import textwrap
 import tokenize
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -184,28 +184,46 @@ def _escaped(text: str) -> str:
 
 def page(now: str) -> str:
     """The page with its generated part made anew."""
-    head, _, rest = now.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not end:
-        raise ValueError(f"{PAGE} lacks the lines {BEGIN!r} and {END!r}")
-    return f"{head}{BEGIN}\n\n{tables()}\n{END}{tail}"
+    return replaced(now, PAGE, BEGIN, END, tables())
+
+
+def replaced(now: str, path: Path, begin: str, end: str, new: str) -> str:
+    """A page with what is between two of its lines made anew; `path` is where the page lies."""
+    head, found, rest = now.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{path} lacks the lines {begin!r} and {end!r}")
+    return f"{head}{begin}\n\n{new}\n{end}{tail}"
+
+
+def generate(description: str, path: Path, make: Callable[[str], tuple[str, dict[Path, bytes]]]) -> int:
+    """The tool that writes a page, or with --check only compares it; returns the exit status.
+
+    Args:
+      description: of the tool.
+      path: of the page, `NAME.md`; the tool is `generate_NAME.py`.
+      make: of what the page holds, what it should hold, and pictures to write beside it.
+    """
+
+    def work() -> None:
+        parser = ArgumentParser(description)
+        parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
+        given = parser.parse_args()
+        now = path.read_text(encoding="utf-8")
+        new, pictures = make(now)
+        if given.check and new != now:
+            raise GdrdError(f"{path} is stale; run: python tools/generate_{path.stem}.py", f"{path.stem}-stale")
+        if not given.check:
+            path.write_text(new, encoding="utf-8")
+            for place, content in pictures.items():
+                place.write_bytes(content)
+
+    return guarded(work, resumes=False)
 
 
 def main() -> int:
     """Runs the tool; returns the exit status."""
-
-    def work() -> None:
-        parser = ArgumentParser(__doc__)
-        parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
-        given = parser.parse_args()
-        now = PAGE.read_text(encoding="utf-8")
-        new = page(now)
-        if not given.check:
-            PAGE.write_text(new, encoding="utf-8")
-        elif new != now:
-            raise GdrdError(f"{PAGE} is stale; run: python tools/generate_configuration.py", "configuration-stale")
-
-    return guarded(work, resumes=False)
+    return generate(__doc__, PAGE, lambda now: (page(now), {}))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ import sys
 import textwrap
 from pathlib import Path
 
-from gdrd_jax.cli.common import ArgumentParser, guarded
+import generate_configuration
+
 from gdrd_jax.evaluation import grid_table
 from gdrd_jax.evaluation.methods import METHODS
 from gdrd_jax.evaluation.paper_tables import NOTES
-from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.tables import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
@@ -52,31 +52,19 @@ def results() -> tuple[str, bytes | None]:
 def replaced(page: str, name: str, new: str) -> str:
     """The page with what is between its two lines of this name made anew."""
     begin, end = f"<!-- {name}: begin (tools/generate_zoo.py) -->", f"<!-- {name}: end -->"
-    head, found, rest = page.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"{PAGE} lacks the lines {begin!r} and {end!r}")
-    return f"{head}{begin}\n\n{new}\n{end}{tail}"
+    return generate_configuration.replaced(page, PAGE, begin, end, new)
+
+
+def made(now: str) -> tuple[str, dict[Path, bytes]]:
+    """The page with all of its generated parts made anew, and the picture."""
+    table, picture = results()
+    new = replaced(replaced(replaced(now, "methods", methods()), "notes", notes()), "results", table)
+    return new, {PICTURE: picture} if picture else {}
 
 
 def main() -> int:
     """Runs the tool; returns the exit status."""
-
-    def work() -> None:
-        parser = ArgumentParser(__doc__)
-        parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
-        given = parser.parse_args()
-        now = PAGE.read_text(encoding="utf-8")
-        table, picture = results()
-        new = replaced(replaced(replaced(now, "methods", methods()), "notes", notes()), "results", table)
-        if given.check and new != now:
-            raise GdrdError(f"{PAGE} is stale; run: python tools/generate_zoo.py", "zoo-stale")
-        if not given.check:
-            PAGE.write_text(new, encoding="utf-8")
-            if picture:
-                PICTURE.write_bytes(picture)
-
-    return guarded(work, resumes=False)
+    return generate_configuration.generate(__doc__, PAGE, made)
 
 
 if __name__ == "__main__":

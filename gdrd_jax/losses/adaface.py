@@ -9,7 +9,7 @@ from flax import nnx
 
 from gdrd_jax.distributed import sharding
 from gdrd_jax.losses import margin
-from gdrd_jax.losses.interface import Batch, DataInfo, Metrics, Outputs, State
+from gdrd_jax.losses.interface import Batch, DataInfo, Metrics, Outputs, State, check_at_least_0
 from gdrd_jax.losses.logits import mean_of_known
 from gdrd_jax.losses.margin import Compared, MarginLoss, check_margin
 from gdrd_jax.registry import losses
@@ -63,8 +63,7 @@ class AdaFace(MarginLoss):
         def __post_init__(self) -> None:
             super().__post_init__()
             check_margin("margin", self.margin)
-            if self.sharpness < 0:
-                raise ValueError(f"sharpness is {self.sharpness}; it must be at least 0")
+            check_at_least_0(self, "sharpness")
             if not 0 < self.update <= 1:
                 raise ValueError(f"update is {self.update}; it must be above 0 and at most 1")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gdrd_jax.distributed import class_parallel, sharding
-from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs
+from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs, check_at_least_0
 from gdrd_jax.losses.logits import accuracy, classification_loss
 from gdrd_jax.models.norm import BatchNorm
 from gdrd_jax.registry import losses
@@ -46,8 +46,7 @@ class BridgeDistill(Loss):
         distance: float = 1.0
 
         def __post_init__(self) -> None:
-            if self.regression < 0 or self.distance < 0:
-                raise ValueError("regression and distance must be at least 0")
+            check_at_least_0(self, "regression", "distance")
 
     def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         self.config, self.identities, dim = config, info.identities, info.embedding_dim

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gdrd_jax.distributed import sharding
-from gdrd_jax.losses.interface import Batch, DataInfo, Metrics, Outputs
+from gdrd_jax.losses.interface import Batch, DataInfo, Metrics, Outputs, check_at_least_0
 from gdrd_jax.losses.logits import mean_of_known
 from gdrd_jax.losses.margin import angular_margin, unit
 from gdrd_jax.losses.margin_distillation import CenterLoss, center_cosines
@@ -70,9 +70,7 @@ class CCFace(CenterLoss):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name in ("power", "view_weight"):
-                if getattr(self, name) < 0:
-                    raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+            check_at_least_0(self, "power", "view_weight")
 
     def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, info, rngs=rngs)

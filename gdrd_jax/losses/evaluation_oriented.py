@@ -13,7 +13,7 @@ from flax import nnx
 
 from gdrd_jax.distributed import sharding
 from gdrd_jax.losses.embeddings import NEEDS
-from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs, State
+from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs, State, check_at_least_0
 from gdrd_jax.losses.pairwise import products, whole_batch
 from gdrd_jax.registry import losses
 
@@ -60,8 +60,7 @@ class EvaluationOriented(Loss):
         hardest: float = 0.015
 
         def __post_init__(self) -> None:
-            if not (self.positive >= 0 and self.negative >= 0):
-                raise ValueError("positive and negative must be at least 0")
+            check_at_least_0(self, "positive", "negative")
             if not 0 < self.hardest <= 1:
                 raise ValueError(f"hardest is {self.hardest}; it must be above 0 and at most 1")
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gdrd_jax.distributed import class_parallel, sharding
-from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs
+from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs, check_at_least_0
 from gdrd_jax.losses.logits import accuracy, classification_loss, distillation_loss
 from gdrd_jax.models.arguments import check_shared
 from gdrd_jax.models.layers import scaled
@@ -72,8 +72,7 @@ class EvolutionaryDistillation(Loss):
             check_shared(self.width, (), self.dtype)
             if not self.temperature > 0:
                 raise ValueError("temperature must be above 0")
-            if self.distillation < 0 or self.guidance < 0:
-                raise ValueError("distillation and guidance must be at least 0")
+            check_at_least_0(self, "distillation", "guidance")
 
     def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         assert info.hr_small_shape is not None  # `needs` has the faces

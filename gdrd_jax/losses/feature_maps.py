@@ -13,7 +13,7 @@ from flax import nnx
 
 from gdrd_jax.distributed import sharding
 from gdrd_jax.losses.feature_regression import resized
-from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs
+from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs, check_at_least_0
 from gdrd_jax.models import haar
 from gdrd_jax.models.norm import BatchNorm
 from gdrd_jax.models.relation import normalize
@@ -145,8 +145,7 @@ class FeatureSimilarity(Loss):
         relation: float = 4.0
 
         def __post_init__(self) -> None:
-            if self.cosine < 0 or self.relation < 0:
-                raise ValueError("cosine and relation must be at least 0")
+            check_at_least_0(self, "cosine", "relation")
 
     def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, info, rngs=rngs)

@@ -81,6 +81,13 @@ class Outputs:
     second: "Outputs | None" = None
 
 
+def check_at_least_0(config: Any, *names: str) -> None:
+    """For the `__post_init__` of a `Config`: raises `ValueError` where one of these settings is below 0."""
+    for name in names:
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 0")
+
+
 class Loss(nnx.Module):
     """A term of a stage's loss: a float32 scalar of the whole batch, the same on all devices.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gdrd_jax.distributed import class_parallel, sharding
-from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs, State
+from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs, State, check_at_least_0
 from gdrd_jax.losses.logits import accuracy, classification_loss, mean_of_known
 from gdrd_jax.models.relation import normalize
 
@@ -120,8 +120,7 @@ class MarginLoss(Loss):
         def __post_init__(self) -> None:
             if not self.scale > 0:
                 raise ValueError(f"scale is {self.scale}; it must be above 0")
-            if self.ramp < 0:
-                raise ValueError(f"ramp is {self.ramp}; it must be at least 0")
+            check_at_least_0(self, "ramp")
 
     def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         self.config, self.identities = config, info.identities

@@ -13,8 +13,8 @@ import optax
 
 from gdrd_jax.distributed import sharding
 from gdrd_jax.losses.embeddings import NEEDS, TowardsAssistant
-from gdrd_jax.losses.interface import Batch, Loss, Metrics, Outputs
-from gdrd_jax.models.relation import normalize
+from gdrd_jax.losses.interface import Batch, Loss, Metrics, Outputs, check_at_least_0
+from gdrd_jax.losses.margin import unit
 from gdrd_jax.registry import losses
 
 WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)  # of the kernels of MK-MMD, in units of the mean squared distance
@@ -24,9 +24,8 @@ PKT_SCALE, CCKD_SCALE = 30000 / 64, 400.0  # see `ProbabilisticKnowledgeTransfer
 def whole_batch(outputs: Outputs) -> tuple[jax.Array, jax.Array]:
     """The student's embeddings and T_d's of the whole batch, float32 `[B, D]`, of unit length; T_d's receive no
     gradient."""
-    assert outputs.embedding is not None and outputs.teacher is not None  # `needs` has both
-    student = normalize(outputs.embedding.astype(jnp.float32))
-    return sharding.gathered(student), sharding.gathered(jax.lax.stop_gradient(outputs.teacher))
+    assert outputs.teacher is not None  # `needs` has both
+    return sharding.gathered(unit(outputs.embedding)), sharding.gathered(jax.lax.stop_gradient(outputs.teacher))
 
 
 def products(x: jax.Array) -> jax.Array:
@@ -128,8 +127,7 @@ class RelationalDistillation(Loss):
         images: int = 64
 
         def __post_init__(self) -> None:
-            if not (self.distance >= 0 and self.angle >= 0):
-                raise ValueError("distance and angle must be at least 0")
+            check_at_least_0(self, "distance", "angle")
             if self.images < 3:
                 raise ValueError(f"images is {self.images}; it must be at least 3")
 

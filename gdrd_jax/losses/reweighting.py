@@ -6,7 +6,6 @@ SRW in tables.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +33,26 @@ def resemblance_weights(cosine: jax.Array, temperature: float, favor: str) -> ja
     return jnp.clip(len(cosine) * shares, LEAST, MOST)
 
 
-def _check(config: Any) -> None:
-    if not config.temperature > 0:
-        raise ValueError("temperature must be above 0")
-    if config.favor not in SIGNS:
-        raise ValueError(f"favor is {config.favor!r}; it can be {', '.join(SIGNS)}")
+@dataclass(frozen=True)
+class Reweighting:
+    """Settings of the weights.
+
+    Attributes:
+      temperature: of the softmax over the batch that makes weights of cosines, above 0.
+      favor: the faces that count more, "easy", which resemble their embedding by T_d, or "hard", which do not.
+    """
+
+    temperature: float = 0.5
+    favor: str = "easy"
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError("temperature must be above 0")
+        if self.favor not in SIGNS:
+            raise ValueError(f"favor is {self.favor!r}; it can be {', '.join(SIGNS)}")
 
 
-def _weights(config: Any, outputs: Outputs) -> tuple[jax.Array, Metrics]:
+def _weights(config: Reweighting, outputs: Outputs) -> tuple[jax.Array, Metrics]:
     """Weights of the whole batch, and their standard deviation: with 0 all faces count alike."""
     cosine = jnp.sum(unit(outputs.embedding) * outputs.teacher, axis=-1)
     weights = resemblance_weights(sharding.gathered(cosine), config.temperature, config.favor)
@@ -59,20 +70,12 @@ class ReweightedAdaFace(AdaFace):
     needs = AdaFace.needs | {"discriminative"}
 
     @dataclass(frozen=True)
-    class Config(AdaFace.Config):
-        """Settings, beside those of `adaface`.
-
-        Attributes:
-          temperature: of the softmax over the batch that makes weights of cosines, above 0.
-          favor: the faces that count more, "easy", which resemble their embedding by T_d, or "hard", which do not.
-        """
-
-        temperature: float = 0.5
-        favor: str = "easy"
+    class Config(Reweighting, AdaFace.Config):
+        """Settings: those of `adaface` and `Reweighting`."""
 
         def __post_init__(self) -> None:
-            super().__post_init__()
-            _check(self)
+            AdaFace.Config.__post_init__(self)
+            Reweighting.__post_init__(self)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         faces, targets, figures = self.adapted(outputs, batch)
@@ -93,19 +96,8 @@ class ReweightedAttention(Loss):
     needs = frozenset({"embedding", "discriminative", "hr_features"})
 
     @dataclass(frozen=True)
-    class Config:
-        """Settings.
-
-        Attributes:
-          temperature: of the softmax over the batch that makes weights of cosines, above 0.
-          favor: the faces that count more, "easy", which resemble their embedding by T_d, or "hard", which do not.
-        """
-
-        temperature: float = 0.5
-        favor: str = "easy"
-
-        def __post_init__(self) -> None:
-            _check(self)
+    class Config(Reweighting):
+        """Settings, see `Reweighting`."""
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         distance, others = attention_distance(outputs.features, batch["hr_features"])

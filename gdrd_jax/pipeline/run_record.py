@@ -61,11 +61,8 @@ def described(workdir: Path) -> dict[str, Any]:
     if own and None not in own:
         about["core_seconds"] = round(sum(own), 1)
     if (workdir / "dis" / "student").exists():
-        import jax  # which takes seconds
-        from flax import nnx
+        from gdrd_jax.inference.recognizer import Recognizer  # which imports JAX, and takes seconds
+        from gdrd_jax.models.student import parameters
 
-        from gdrd_jax.inference.recognizer import Recognizer
-
-        student = Recognizer.load(workdir / "dis" / "student").student
-        about["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(student, nnx.Param)))
+        about["parameters"] = parameters(Recognizer.load(workdir / "dis" / "student").student)
     return about

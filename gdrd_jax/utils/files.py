@@ -191,7 +191,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(settings: dict | list) -> str:
+def digest(settings: dict) -> str:
     """sha256 of what JSON can hold, in hexadecimal."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
