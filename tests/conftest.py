@@ -42,10 +42,18 @@ INTEGRATION = (
     "utils/test_outputs.py",
 )  # fmt: skip
 
+# One compilation of a program, not one for each of its parts, and the older code generator, which takes half the time.
+QUICK_TO_COMPILE = ("--xla_cpu_parallel_codegen_split_count=1", "--xla_cpu_use_fusion_emitters=false")
+
+
+def add_xla_flags(environment, *flags):
+    environment["XLA_FLAGS"] = " ".join((environment.get("XLA_FLAGS", ""), *flags)).strip()
+
 
 def pytest_configure(config):
     if config.option.markexpr == "not slow":  # where compiling takes most of the time, not what is compiled
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        add_xla_flags(os.environ, *QUICK_TO_COMPILE)
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
@@ -376,7 +384,8 @@ def bucket(monkeypatch):
 
 def run_script(script, *arguments, devices):
     """Starts a script, in which `t` is test_trainer, with this many virtual devices."""
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = dict(os.environ)
+    add_xla_flags(environment, f"--xla_force_host_platform_device_count={devices}")
     path = ["tests", "tests/plugins", "tests/training"]
     head = f"import sys, pathlib, jax; sys.path[:0] = {path}; import test_trainer as t\n"
     return subprocess.Popen(
