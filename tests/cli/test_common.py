@@ -177,7 +177,7 @@ def test_closed_streams_are_no_obstacle(redirect, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "platform", ["cuda", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cpu,nonsense", "nonsense", "tpu"))]
+    "platform", [pytest.param(name, marks=pytest.mark.slow) for name in ("cuda", "cpu,nonsense", "nonsense", "tpu")]
 )
 def test_a_platform_that_jax_cannot_use_is_one_sentence(platform, tmp_path):
     save_student(tmp_path / "run")

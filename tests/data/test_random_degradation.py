@@ -94,7 +94,7 @@ def test_clean_faces_are_reduced_as_opencv_and_pillow_do_and_every_kernel_has_it
         assert error[kernel == number].mean() < 0.3 and abs((kernel == number).mean() - share) < 0.05
 
 
-@pytest.mark.parametrize("resolution", [8, 16, 32])
+@pytest.mark.parametrize("resolution", [16, *(pytest.param(side, marks=pytest.mark.slow) for side in (8, 32))])
 def test_one_kernel_alone_reduces_all_faces(resolution):
     expected = np.stack([REDUCED[0](face, resolution) for face in FACES]).astype(float)
     found = degraded(clean=1, resolution=resolution)
@@ -139,7 +139,7 @@ def test_every_strength_does_something(name):
 
 
 @pytest.mark.parametrize(("name", "strength"), [("blur", 5), ("motion", 24), ("noise", 8), ("jpeg", 50)])
-@pytest.mark.parametrize("resolution", [8, 16])
+@pytest.mark.parametrize("resolution", [16, pytest.param(8, marks=pytest.mark.slow)])
 def test_strengths_mean_what_they_do_to_full_size_faces(name, strength, resolution):
     """The mean squared change is that of `data.degradation`, but for the faces that an effect is left out of."""
     random, clean = np.random.default_rng(0), degraded(clean=1, resolution=resolution)

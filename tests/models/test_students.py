@@ -61,7 +61,10 @@ def test_features_and_embeddings_have_their_sizes(name, resolution):
     assert nnx.eval_shape(lambda m, x: m(x), model, faces).shape == (2, 512)
 
 
-@pytest.mark.parametrize(("name", "resolution"), [*EACH, ("wave", 32), ("siamese", 16), ("directcaps", 16)])
+@pytest.mark.parametrize(
+    ("name", "resolution"),
+    [("gdrd", 8), ("gdrd", 16), ("gdrd", 24), ("resnet", 16), ("wave", 32), ("siamese", 16), ("directcaps", 16)],
+)
 def test_every_weight_has_a_gradient(name, resolution):
     model = abstract_student({"name": name, "resolution": resolution, **TINY})
     model.train()

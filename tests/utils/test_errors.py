@@ -36,10 +36,14 @@ def kinds_of_error():
     return found
 
 
+def name_of(function):
+    return getattr(function, "id", getattr(function, "attr", None))
+
+
 def calls_without_code(tree, kinds):
     """`line: call` of each error that is made without a code of its own or that of another error."""
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or ast.unparse(node.func).split(".")[-1] not in kinds:
+        if not isinstance(node, ast.Call) or name_of(node.func) not in kinds:
             continue
         given = [*node.args[1:2], *(keyword.value for keyword in node.keywords if keyword.arg == "code")]
         literal = [code.value for code in given if isinstance(code, ast.Constant)]
