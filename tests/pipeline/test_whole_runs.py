@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import guided_diffusion, raises, tiny_config
 from runs import ROOT, STEPS, command, contents, metrics, overrides, steps_run
+from test_workdir_v04 import from_version
 
 from gdrd_jax.data.feature_store import FeatureStore
 from gdrd_jax.inference.pretrained import describe_student, find_student, list_pretrained
@@ -17,6 +18,7 @@ from gdrd_jax.pipeline import planning, runner
 from gdrd_jax.pipeline.run import Run
 
 pytestmark = pytest.mark.slow
+ALL_STEPS = [*STEPS[:3], "teacher", *STEPS[3:]]
 PRETRAINED = [name for name in list_pretrained() if describe_student(find_student(name))["student"]["resolution"] == 16]
 ROWS = ["student", *PRETRAINED, "sface_native", "sface_16", "pixels_16"]
 
@@ -55,6 +57,29 @@ def test_a_setting_of_the_sr_teacher_trains_it_again_and_all_that_follows(finish
     plan = {step.name: step for step in planning.plan(config, finished) if step.action == "run"}
     assert list(plan) == ["teacher", "generative", "gen", "dis", "report"]
     assert "settings.sr.learning_rate (" in plan["teacher"].reason and "-> 0.001)" in plan["teacher"].reason
+
+
+def test_another_preprocessing_of_the_discriminative_teacher_redoes_its_targets_and_what_follows(
+    copy, faces_folder, caplog
+):
+    config = tiny_config(faces_folder)
+    before = FeatureStore.open(copy / "discriminative" / "train").manifest["about"]["teacher"]
+    config.discriminative.preprocessing, config.until = "0/255", "dis"
+    plan = {step.name: step for step in planning.plan(config, copy) if step.action == "run"}
+    assert "settings.discriminative.preprocessing (" in plan["discriminative"].reason
+    assert steps_run(config, copy, caplog) == ["discriminative", "dis"]
+    after = FeatureStore.open(copy / "discriminative" / "train").manifest["about"]["teacher"]
+    assert (before["mean"], before["std"]) == ([0.0], [1.0]) and after["std"] == [255.0], after
+    assert before["sha256"] == after["sha256"]
+
+
+def test_an_sr_teacher_of_an_earlier_version_is_moved_and_not_trained_again(copy, faces_folder, caplog):
+    results = metrics(copy)
+    from_version(copy, "0.4.0", ALL_STEPS)
+    before = {step: contents(copy / step) for step in ALL_STEPS if step != "report"}
+    assert steps_run(tiny_config(faces_folder), copy, caplog) == [] and metrics(copy) == results
+    assert {step: contents(copy / step) for step in before} == before
+    assert all((copy / step).is_symlink() for step in ALL_STEPS)
 
 
 def test_a_changed_face_trains_the_sr_teacher_again(copy, faces_folder, tmp_path, caplog):
@@ -114,7 +139,7 @@ def interruptible():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("step", [*STEPS[:3], "teacher", *STEPS[3:]])
+@pytest.mark.parametrize("step", ALL_STEPS)
 def test_ctrl_c_in_any_step_and_the_same_command_gives_the_same_result(faces_folder, tmp_path, by_command, step):
     stopped = tmp_path / "stopped"
     process = subprocess.Popen(

@@ -35,9 +35,9 @@ def test_an_earlier_name_of_a_preprocessing_redoes_nothing(faces_folder):
     assert recorded == ["inside", "inside", "unit"]
 
 
-def from_version(workdir, version):
+def from_version(workdir, version, steps=STEPS):
     """Rewrites the records, and names and places the files, as versions up to 0.4.0 did."""
-    for step in STEPS:
+    for step in steps:
         folder = (workdir / step).resolve()
         (workdir / step).unlink()
         folder.rename(workdir / step)
