@@ -13,7 +13,7 @@ from pathlib import Path
 
 import generate_configuration
 
-from gdrd_jax.evaluation import grid_table
+from gdrd_jax.evaluation import grid_rows, grid_table
 from gdrd_jax.evaluation.methods import METHODS
 from gdrd_jax.evaluation.paper_tables import NOTES
 from gdrd_jax.utils.tables import markdown_table
@@ -42,7 +42,7 @@ def results() -> tuple[str, bytes | None]:
     """The table of the stored rows, and the picture."""
     if not list(ROWS.glob("*.json")):
         return NONE, None
-    found = grid_table.read_rows([ROWS])
+    found = grid_rows.read_rows([ROWS])
     against = AGAINST if AGAINST in found else None
     lines = grid_table.compared(found, against)
     picture = grid_table.draw_cost(lines)

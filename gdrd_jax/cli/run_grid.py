@@ -49,8 +49,8 @@ from gdrd_jax.cli.evaluate import arguments as evaluate_arguments
 from gdrd_jax.cli.evaluate import settings_of
 from gdrd_jax.config import Config, default, of_workdir
 from gdrd_jax.data.degradation import Degradation
-from gdrd_jax.evaluation import baselines, dev, grid_table, judges, report
-from gdrd_jax.evaluation.grid_table import DEV, Row
+from gdrd_jax.evaluation import baselines, dev, grid_rows, grid_table, judges, report
+from gdrd_jax.evaluation.grid_rows import DEV, Row
 from gdrd_jax.evaluation.judges import Judge
 from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.inference.embedders import student_embedder
@@ -291,7 +291,7 @@ def work(argv: list[str]) -> None:
                 f"--baseline: {models[0].name} is judged by the dev pairs of the runs; give --configs, too",
                 "flag-value",
             )
-        found = grid_table.read_rows([given.rows]) | baseline
+        found = grid_rows.read_rows([given.rows]) | baseline
         if given.against and given.against not in found:
             raise GdrdError(f"--against={given.against} is none of {', '.join(found)}", "flag-value")
         print(write_table(given.rows, found, given.against, argv))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gdrd_jax.data.degradation import Degradation
 from gdrd_jax.evaluation import judges
-from gdrd_jax.evaluation.grid_table import DEV, Row
+from gdrd_jax.evaluation.grid_rows import DEV, Row
 from gdrd_jax.evaluation.judges import Judge
 from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.evaluation.run import open_models

@@ -14,7 +14,7 @@ from gdrd_jax.data.degradation import Degradation
 from gdrd_jax.evaluation import dev, verification
 from gdrd_jax.evaluation.evaluate import Row as Evaluated
 from gdrd_jax.evaluation.evaluate import evaluate
-from gdrd_jax.evaluation.grid_table import DEV, STAND_IN, Judged, Row
+from gdrd_jax.evaluation.grid_rows import DEV, STAND_IN, Judged, Row
 from gdrd_jax.evaluation.interface import ReportedProtocol
 from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.evaluation.run import open_protocol

@@ -38,7 +38,7 @@ def adaptive_margin(cosine: jax.Array, scaler: jax.Array, size: jax.Array | floa
 
 @losses.register("adaface")
 class AdaFace(MarginLoss):
-    """AdaFace (Kim et al., arXiv 2204.00964; grounded in the authors' code): a margin that stresses hard faces where
+    """AdaFace (Kim et al., arXiv 2204.00964; after the authors' code): a margin that stresses hard faces where
     the embedding is long, a sign of a good image, and easy ones where it is short.
 
     Mean and deviation of the lengths are moving averages, updated from the whole batch first. `scaler_mean` and

@@ -11,7 +11,7 @@ from gdrd_jax.registry import losses
 
 @losses.register("cosface")
 class CosFace(MarginLoss):
-    """CosFace (Wang et al., arXiv 1801.09414; grounded in public code): `cos(theta) - m` for the own class."""
+    """CosFace (Wang et al., arXiv 1801.09414; after public code): `cos(theta) - m` for the own class."""
 
     @dataclass(frozen=True)
     class Config(MarginLoss.Config):
@@ -35,7 +35,7 @@ class CosFace(MarginLoss):
 
 @losses.register("arcface")
 class ArcFace(MarginLoss):
-    """ArcFace (Deng et al., arXiv 1801.07698; grounded in public code): `cos(theta + m)` for the own class."""
+    """ArcFace (Deng et al., arXiv 1801.07698; after public code): `cos(theta + m)` for the own class."""
 
     @dataclass(frozen=True)
     class Config(MarginLoss.Config):

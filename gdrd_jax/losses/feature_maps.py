@@ -118,7 +118,7 @@ class WaveletSimilarity(Loss):
 @losses.register("feature_similarity")
 class FeatureSimilarity(Loss):
     """F-SKD: cosine of feature maps, and of their affinities with those of another face of the same identity
-    (arXiv 2303.04681; grounded in the authors' code).
+    (arXiv 2303.04681; after the authors' code).
 
     `L = cosine * mean(1 - cos(R f, F)) + relation * L_x`. With the maps H of T_d and L = R f of the student, H' and L'
     of the second image, and the affinity `A(u, v)` of all positions of u with all of v,

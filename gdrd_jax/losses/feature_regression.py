@@ -79,7 +79,7 @@ class FeatureRegression(Loss):
 @losses.register("hint")
 class Hint(FeatureRegression):
     """FitNet's hint: mean squared error between `R(S_b(lr))` and T_d's feature map on the full-size image, standardized
-    (Romero et al., arXiv 1412.6550; grounded in others' code).
+    (Romero et al., arXiv 1412.6550; after others' code).
 
     The others' code is RepDistiller, whose weight is 100. Its `R` has batch normalization and a ReLU; targets that are
     standardized are of either sign, so `R` is that of `feature_regression` here, and the mean over faces is subtracted

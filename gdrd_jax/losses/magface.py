@@ -92,7 +92,7 @@ def magnitude_targets(
 
 @losses.register("magface")
 class MagFace(MarginLoss):
-    """MagFace (Meng et al., arXiv 2103.06627; grounded in the authors' code): ArcFace with a margin that grows with the
+    """MagFace (Meng et al., arXiv 2103.06627; after the authors' code): ArcFace with a margin that grows with the
     length of the embedding, and a term that lengthens embeddings.
 
     Both have gradients with respect to the length, between `min_norm` and `max_norm`; outside there is none, which

@@ -83,7 +83,7 @@ class CenterLoss(MarginLoss):
 
 @losses.register("arc_distill")
 class ArcDistill(CenterLoss):
-    """ArcDistill (Boutros et al., arXiv 2407.01332; grounded in the authors' code): ArcFace on class
+    """ArcDistill (Boutros et al., arXiv 2407.01332; after the authors' code): ArcFace on class
     centers in T_d's space, which are fixed.
 
     The authors fix the classifier that T_d was trained with. It is not public for most T_d, and not of the identities
@@ -97,7 +97,7 @@ class ArcDistill(CenterLoss):
 
 @losses.register("ada_distill")
 class AdaDistill(CenterLoss):
-    """AdaDistill (Boutros et al., arXiv 2407.01332; grounded in the authors' code): ArcFace whose class centers move to
+    """AdaDistill (Boutros et al., arXiv 2407.01332; after the authors' code): ArcFace whose class centers move to
     T_d's embeddings of the batch, the further the less student and T_d agree.
 
     A center is updated before its cosines are computed, and is not normalized again. Where an identity occurs twice in

@@ -48,8 +48,8 @@ def _check(margin: float) -> None:
 
 @losses.register("triplet")
 class SemiHardTriplet(Loss):
-    """FaceNet's triplet loss of squared distances with semi-hard negatives (Schroff et al., arXiv 1503.03832; grounded
-    in others' code).
+    """FaceNet's triplet loss of squared distances with semi-hard negatives (Schroff et al., arXiv 1503.03832; after
+    others' code).
 
     Every two faces of an identity are anchor and positive. Their negative is drawn among those that are farther from
     the anchor than the positive by less than the margin. Where there is none the nearest of those at least as far as
@@ -118,7 +118,7 @@ def semi_hard_negatives(
 @losses.register("octuplet")
 class Octuplet(Loss):
     """Batch-hard triplet losses within the student's embeddings and across to T_d's (octuplet loss, arXiv 2207.06726;
-    grounded in the authors' code).
+    after the authors' code).
 
     The sum over (student, student), (student, T_d) and (T_d, student) of the mean over anchors of
     `[max_p d(u_i, v_p) - min_n d(u_i, v_n) + margin]+`, of Euclidean distances; the anchor itself is no positive, and

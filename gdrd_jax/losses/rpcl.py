@@ -35,7 +35,7 @@ def rivals(cosines: jax.Array, labels: jax.Array, identities: int) -> jax.Array:
 
 @losses.register("rpcl")
 class RivalPenalized(MarginLoss):
-    """RPCL (Li et al., arXiv 2108.01286; grounded in the authors' code where that follows the paper): CosFace, ArcFace
+    """RPCL (Li et al., arXiv 2108.01286; after the authors' code where that follows the paper): CosFace, ArcFace
     or MagFace, for which the most similar other class counts as more similar still if its cosine is above a threshold.
 
     The authors' code of CosFace and ArcFace differs from the paper, which `rival` offers as "repo_scale": the cosine of

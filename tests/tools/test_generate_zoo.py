@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import generate_zoo  # noqa: E402
 
-from gdrd_jax.evaluation.grid_table import DEV, Judged, Row
+from gdrd_jax.evaluation.grid_rows import DEV, Judged, Row
 
 
 def test_the_methods_and_notes_of_the_page_are_up_to_date():

@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 from gdrd_jax.cli import run_grid  # noqa: E402
 from gdrd_jax.config import default, stage  # noqa: E402
 from gdrd_jax.data.degradation import Degradation  # noqa: E402
-from gdrd_jax.evaluation import baselines, grid_table, judges  # noqa: E402
-from gdrd_jax.evaluation.grid_table import DEV, Judged, Row  # noqa: E402
+from gdrd_jax.evaluation import baselines, grid_rows, grid_table, judges  # noqa: E402
+from gdrd_jax.evaluation.grid_rows import DEV, Judged, Row  # noqa: E402
 from gdrd_jax.pipeline import run_record  # noqa: E402
 
 
@@ -52,7 +52,7 @@ def test_differences_are_paired(tmp_path):
     worse, better = grid_table.compared(runs, "better")
     assert better["accuracy"] == pytest.approx(80) and worse["accuracy"] == pytest.approx(78)
     assert worse["difference"] == pytest.approx(-2) and "difference" not in better
-    assert 0.1 < worse["its_standard_error"] < 1.0
+    assert 0.1 < worse["difference_standard_error"] < 1.0
     assert worse["standard_error"] == pytest.approx(np.sqrt(0.78 * 0.22 / 600) * 100, rel=0.5)
     text = grid_table.table([worse, better], "better")
     assert text.count("\n") == 4 and "-2.00" in text
@@ -76,7 +76,7 @@ def test_one_seed_has_no_standard_error_and_the_paper_only_its_own_resolution(tm
     }
     rows = grid_table.compared(runs, "none")
     assert [row["paper"] for row in rows] == [None, 96.13]
-    assert rows[1]["standard_error"] is None and rows[1]["its_standard_error"] is None
+    assert rows[1]["standard_error"] is None and rows[1]["difference_standard_error"] is None
     assert "nan" not in grid_table.table(rows)
 
 
@@ -130,7 +130,7 @@ def test_rows_of_another_evaluation_stand_beside(tmp_path):
     judges.check_baseline(subject, beside["teacher_16"])
     plain, teacher = grid_table.compared(runs | beside, "plain")
     assert teacher["name"] == "teacher_16" and teacher["accuracy"] == 100 and teacher["standard_error"] is None
-    assert teacher["difference"] == pytest.approx(100 - plain["accuracy"]) and teacher["its_standard_error"] > 0
+    assert teacher["difference"] == pytest.approx(100 - plain["accuracy"]) and teacher["difference_standard_error"] > 0
     with raises("baseline-missing", "--baseline", tmp_path / "scores.npz"):
         judges.of_evaluation(tmp_path)
     np.savez(
@@ -177,7 +177,7 @@ def test_stored_rows_give_the_same_table_as_the_runs_themselves(rows, tmp_path, 
         row.save(tmp_path)
     assert all(path.stat().st_size < 100_000 for path in tmp_path.iterdir())
     assert len(list(tmp_path.glob("*.people.json"))) == 2  # shared by all
-    again = grid_table.read_rows([tmp_path])
+    again = grid_rows.read_rows([tmp_path])
     assert list(again) == ["cosine", "crrcd"] and [row.seed for row in again["crrcd"]] == [7, 8]
     assert grid_table.compared(again, "cosine") == grid_table.compared(rows, "cosine")
     run_grid.work([f"--rows={tmp_path}", "--against=cosine"])
@@ -193,20 +193,20 @@ def test_a_seed_is_paired_with_the_same_seed_only(rows):
     expected = [np.mean(own.judged[DEV].right * 1.0 - of.judged[DEV].right) for own, of in zip(*rows.values())]
     assert lines["crrcd"]["difference"] == pytest.approx(-100 * np.mean(expected))
     other = grid_table.compared({**rows, "cosine": rows["cosine"][:1]}, "cosine")[1]
-    assert other["difference"] == pytest.approx(-100 * expected[0]) and other["its_standard_error"] is None
+    assert other["difference"] == pytest.approx(-100 * expected[0]) and other["difference_standard_error"] is None
 
 
 def test_rows_that_cannot_be_collected_are_refused(rows, tmp_path):
     with raises("rows-none", tmp_path):
-        grid_table.read_rows([tmp_path])
+        grid_rows.read_rows([tmp_path])
     row = rows["cosine"][0]
     row.save(tmp_path)
     (tmp_path / "copy.json").write_bytes((tmp_path / row.file).read_bytes())
     with raises("row-twice", "copy.json", "cosine-seed7.json"):
-        grid_table.read_rows([tmp_path])
+        grid_rows.read_rows([tmp_path])
     (tmp_path / "copy.json").write_text('{"format": 99}')
     with raises("row-damaged", "copy.json"):
-        grid_table.read_rows([tmp_path])
+        grid_rows.read_rows([tmp_path])
 
 
 def test_a_run_that_has_a_row_is_not_trained_again_unless_its_settings_changed(rows, tmp_path):
