@@ -330,6 +330,15 @@ def faces_folder(tmp_path_factory):
     return make_faces(tmp_path_factory.mktemp("faces"), people=7, images=3)
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """The figures of reports are one pixel each; drawing them takes as long as all else in a small evaluation."""
+    from gdrd_jax.evaluation import report
+
+    pixel = cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes()
+    monkeypatch.setattr(report, "saved", lambda figure: report.plt.close(figure) or pixel)
+
+
 @pytest.fixture(scope="session")
 def shared():
     """Real faces and teachers beside the project, which stands alone without them."""

@@ -256,15 +256,15 @@ def check_server(port: int) -> None:
     """Checks, before galleries are read, that `serve` can work.
 
     Raises:
-      GdrdError: gradio is not installed, or the port is in use.
+      GdrdError: the port is in use, or gradio is not installed.
     """
-    require("gradio", "demo")
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
         raise _port_error(port) from error
+    require("gradio", "demo")  # which takes seconds to import
 
 
 def _port_error(port: int) -> GdrdError:

@@ -4,7 +4,8 @@ A new student is one file: a subclass of `Student` with `@students.register("nam
 NHWC.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -101,11 +102,17 @@ def make_student(*, rngs: nnx.Rngs, **arguments: Any) -> Student:
     Raises:
       GdrdError: there is no such student, or it does not have or take what is asked for.
     """
+    kind, config, shape = _described(arguments)
+    return kind(config, shape, rngs=rngs)
+
+
+def _described(arguments: Mapping) -> tuple[Callable[..., Student], Any, Shape]:
+    """What a student is made from; raises as `make_student`."""
     of.check(arguments)
     name = arguments.get("name", of.DEFAULT)
     channels, mirror = arguments.get("channels", of.RGB), arguments.get("mirror", True)
     shape = Shape(arguments["resolution"], channels, arguments["embedding_dim"], mirror)
-    return students[name](students.settings(name, of.settings(arguments)), shape, rngs=rngs)
+    return students[name], students.settings(name, of.settings(arguments)), shape
 
 
 def check_output(arguments: Mapping) -> None:
@@ -127,7 +134,14 @@ def check_output(arguments: Mapping) -> None:
 
 def abstract_student(arguments: Mapping) -> Student:
     """A student, made with these arguments, whose weights are still to be filled in; drawing them takes seconds."""
-    return nnx.eval_shape(lambda: make_student(**arguments, rngs=nnx.Rngs(0)))
+    kind, config, shape = _described(arguments)
+    return nnx.merge(*_traced(kind, config, shape, repr((config, shape))), copy=True)
+
+
+@functools.lru_cache(maxsize=16)  # programs load a student several times, such as before and after an export
+def _traced(kind: Callable[..., Student], config: Any, shape: Shape, _written: str) -> tuple[nnx.GraphDef, nnx.State]:
+    """`_written` tells apart arguments that are equal and yet not the same, such as 1 and 1.0."""
+    return nnx.split(nnx.eval_shape(lambda: kind(config, shape, rngs=nnx.Rngs(0))))
 
 
 def parameters(student: Student) -> int:

@@ -1,5 +1,6 @@
 """train_sr_teacher.py and study_taps.py as their users call them."""
 
+import contextlib
 import io
 import json
 import logging
@@ -19,21 +20,21 @@ ROOT = Path(__file__).parents[2]
 SMALL = ("--size", "16", "--channels", "8", "16", "--batch", "4", "--resolution", "8", "--test-people", "2")
 
 
-def called(capfd, main, *arguments, status=0):
-    """What a command prints to stderr that runs in this process, log included."""
-    capfd.readouterr()
+def called(main, *arguments, status=0):
+    """What a command that runs in this process prints to stderr and logs."""
     log, level = logging.getLogger("gdrd_jax"), logging.getLogger("gdrd_jax").level
-    handler = logging.StreamHandler(io.StringIO())
+    printed = io.StringIO()
+    handler = logging.StreamHandler(printed)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        assert main([str(argument) for argument in arguments]) == status
+        with contextlib.redirect_stderr(printed):
+            assert main([str(argument) for argument in arguments]) == status
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-    error = capfd.readouterr().err
-    assert status == 0 or "Traceback" not in error
-    return error + handler.stream.getvalue()
+    assert status == 0 or "Traceback" not in printed.getvalue()
+    return printed.getvalue()
 
 
 def run(tool, *arguments, status=0):
@@ -48,22 +49,22 @@ def run(tool, *arguments, status=0):
 def teacher(faces_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     recognizer = save_recognizer(folder / "arcface.onnx")
-    text = run("train_sr_teacher.py", faces_folder, folder / "sr", *SMALL, "--steps", 3, "--recognizer", recognizer)
-    return folder / "sr", text
+    words = ("--steps", 3, "--recognizer", recognizer)
+    return folder / "sr", called(train_sr_teacher.main, faces_folder, folder / "sr", *SMALL, *words)
 
 
 @pytest.mark.slow
-def test_a_trained_teacher_loads_and_tells_how_good_it_is(teacher, faces_folder, capfd):
+def test_a_trained_teacher_loads_and_tells_how_good_it_is(teacher, faces_folder):
     folder, text = teacher
     assert re.search(r"step 3: sr PSNR .* dB, identity cosine .*; bicubic PSNR .* dB, identity cosine", text)
     assert load_generative("diffusers", folder).size == 16
     assert (folder / "samples" / "step_000003.png").exists()
     assert json.loads((folder / "samples" / "quality.json").read_text())["3"]["faces"] == 6
-    assert "done before" in called(capfd, train_sr_teacher.main, faces_folder, folder, *SMALL, "--steps", 3)
+    assert "done before" in called(train_sr_teacher.main, faces_folder, folder, *SMALL, "--steps", 3)
 
 
-def test_mistakes_end_in_one_sentence(teacher, faces_folder, tmp_path, capfd):
-    run = partial(called, capfd, train_sr_teacher.main)
+def test_mistakes_end_in_one_sentence(teacher, faces_folder, tmp_path):
+    run = partial(called, train_sr_teacher.main)
     folder, _ = teacher
     wrong = run(faces_folder, folder, *SMALL, "--steps", 4, status=2)
     assert "made from other settings" in wrong and "[sr-other-training]" in wrong
