@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import gc
+import io
 import json
+import logging
 import os
 import signal
 import socket
@@ -227,9 +229,15 @@ def save_recognizer(path, cells=4, size=112, free=False):
     return path
 
 
-def save_student(workdir, resolution=16, seed=0, dim=24, teacher=None):
-    """What a run leaves of its student, here with random weights; `teacher` is an ONNX file."""
+def save_student(workdir, resolution=16, seed=0, dim=24, teacher=None, name="colors"):
+    """What a run leaves of its student, here with random weights.
+
+    Args:
+      teacher: an ONNX file.
+      name: of the student; "gdrd" is written without, as by version 0.4.
+    """
     import jax
+    import tiny_student  # noqa: F401
     from flax import nnx
 
     from gdrd_jax.inference.recognizer import Recognizer
@@ -237,11 +245,13 @@ def save_student(workdir, resolution=16, seed=0, dim=24, teacher=None):
     from gdrd_jax.teachers import load_discriminative
 
     settings = {"resolution": resolution, "width": 0.0625, "hidden": [], "head_stages": 0, "embedding_dim": dim}
+    settings |= {} if name == "gdrd" else {"name": name}
     student, rng = abstract_student(settings), np.random.default_rng(seed)
 
     def drawn(leaf):
         if leaf.ndim < 2:
-            return np.float32(rng.uniform(0.5, 1.5, leaf.shape))
+            low, high = (0.5, 1.5) if name == "gdrd" else (-0.1, 0.1)  # variances, or biases
+            return np.float32(rng.uniform(low, high, leaf.shape))
         return np.float32(rng.normal(scale=np.prod(leaf.shape[:-1]) ** -0.5, size=leaf.shape))
 
     nnx.update(student, jax.tree.map(drawn, nnx.state(student)))
@@ -339,6 +349,15 @@ def no_figures(monkeypatch):
     monkeypatch.setattr(report, "saved", lambda figure: report.plt.close(figure) or pixel)
 
 
+@pytest.fixture(scope="module")
+def quick_speeds():
+    """Exports measure the speed of each form once, for the tests that are not about it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gdrd_jax.export.verify.TURNS", 1)
+        patch.setattr("gdrd_jax.export.verify.SINGLE_FACES", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared():
     """Real faces and teachers beside the project, which stands alone without them."""
@@ -398,6 +417,23 @@ def bucket(monkeypatch):
         monkeypatch.setattr(GoogleCloudStorage, "bucket", f"faces-{server.server_port}")
         yield f"gs://{GoogleCloudStorage.bucket}"
         server.shutdown()
+
+
+def called(main, *arguments, status=0):
+    """What a command that runs in this process prints to stderr and logs."""
+    log, level = logging.getLogger("gdrd_jax"), logging.getLogger("gdrd_jax").level
+    printed = io.StringIO()
+    handler = logging.StreamHandler(printed)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        with contextlib.redirect_stderr(printed):
+            assert main([str(argument) for argument in arguments]) == status
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    assert status == 0 or "Traceback" not in printed.getvalue()
+    return printed.getvalue()
 
 
 def run_script(script, *arguments, devices):

@@ -180,7 +180,7 @@ def test_closed_streams_are_no_obstacle(redirect, tmp_path):
     "platform", [pytest.param(name, marks=pytest.mark.slow) for name in ("cuda", "cpu,nonsense", "nonsense", "tpu")]
 )
 def test_a_platform_that_jax_cannot_use_is_one_sentence(platform, tmp_path):
-    save_student(tmp_path / "run")
+    save_student(tmp_path / "run", name="gdrd")
     make_faces(tmp_path / "faces", 2, 2)
     tool = python(
         "tools/recognize.py", "embed", tmp_path / "faces", "--model", tmp_path / "run", "--out", tmp_path / "x"

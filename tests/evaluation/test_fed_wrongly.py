@@ -17,6 +17,7 @@ from gdrd_jax.teachers import load_discriminative
 from gdrd_jax.utils.errors import GdrdError
 
 PEOPLE, FOLDS = 8, 2
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from conftest import raises, save_recognizer, save_student
-from flax import nnx
+from conftest import called, raises, save_recognizer, save_student
 from sklearn.metrics import roc_auc_score
 
 from gdrd_jax.cli import evaluate as command
@@ -25,11 +24,10 @@ from gdrd_jax.evaluation import ar, lfw, tinyface, uccs
 from gdrd_jax.evaluation.run import evaluate_and_report, open_protocol
 from gdrd_jax.evaluation.settings import Settings
 from gdrd_jax.inference.embedders import open_model, parse_model
-from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.models import student
 from gdrd_jax.utils.errors import GdrdError
 
 ROOT = Path(__file__).parents[2]
+without_figures = pytest.mark.usefixtures("no_figures")
 
 
 def face(person, image, size=112, noise=25.0):
@@ -87,18 +85,16 @@ def settings(protocol, data, network, **changes):
 def lfw_results(lfw_folder, network, tmp_path_factory):
     """By the command itself."""
     out = tmp_path_factory.mktemp("out") / "lfw"
-    command = [
-        sys.executable, "tools/evaluate.py", "--protocol", "lfw", "--data", lfw_folder, "--pairs",
-        lfw_folder / "pairs.txt", "--model", network, "--model", f"other={network}:in_graph", "--resolution", "native",
-        "16", "8", "--kernel", "bicubic", "--out", out,
+    words = [
+        "--protocol", "lfw", "--data", lfw_folder, "--pairs", lfw_folder / "pairs.txt", "--model", network,
+        "--model", f"other={network}:in_graph", "--resolution", "native", "16", "8", "--kernel", "bicubic",
+        "--out", out,
     ]  # fmt: skip
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return out, done
+    return out, called(command.main, *words)
 
 
 def test_lfw_writes_every_file_and_says_what_made_the_numbers(lfw_results, lfw_folder):
-    out, done = lfw_results
+    out, told = lfw_results
     metrics = json.loads((out / "metrics.json").read_text())
     assert list(metrics["results"]) == [f"{m}_{r}" for m in ("colors", "other") for r in ("native", "16", "8")]
     row = metrics["results"]["colors_16"]
@@ -115,7 +111,7 @@ def test_lfw_writes_every_file_and_says_what_made_the_numbers(lfw_results, lfw_f
     assert metrics["settings"]["models"]["other"]["preprocessing"] == "in_graph"
     for name in ("roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png"):
         assert (out / name).stat().st_size > 0
-    assert "colors_native" in done.stderr and metrics["stand_in"] is None
+    assert "colors_native" in told and metrics["stand_in"] is None
     page = (out / "report.html").read_text()
     assert page.count("<img") == 2 + 6 and "bicubic" in page
 
@@ -145,8 +141,9 @@ def test_lfw_native_is_better_than_eight_pixels(lfw_results):
     assert rows["colors_native"]["auc"] > 80 and rows["colors_native"]["auc"] >= rows["colors_8"]["auc"] - 5
 
 
+@without_figures
 def test_a_repeated_run_embeds_nothing_again(lfw_folder, network, tmp_path, monkeypatch):
-    how = settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt", noise=5.0)
+    how = settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt", resolutions=("16",), noise=5.0)
     first = evaluate_and_report(how, tmp_path)
     from gdrd_jax.teachers.arcface import ArcFace
 
@@ -156,10 +153,11 @@ def test_a_repeated_run_embeds_nothing_again(lfw_folder, network, tmp_path, monk
     assert max(batches) <= 2  # only the try-out
     for row, result in first.items():
         np.testing.assert_array_equal(result.arrays["scores"], second[row].arrays["scores"])
-    evaluate_and_report(settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt", noise=6.0), tmp_path)
+    evaluate_and_report(dataclasses.replace(how, noise=6.0), tmp_path)
     assert max(batches) > 2  # another degradation is another embedding
 
 
+@without_figures
 def test_lfw_is_read_from_a_tar_and_from_a_store_alike(lfw_folder, network, tmp_path):
     with tarfile.open(tmp_path / "lfw.tar", "w") as archive:
         archive.add(lfw_folder / "lfw", "lfw")
@@ -167,16 +165,19 @@ def test_lfw_is_read_from_a_tar_and_from_a_store_alike(lfw_folder, network, tmp_
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "36 faces of 18 people, fingerprint" in done.stderr
     found = [
-        evaluate_and_report(settings("lfw", data, network, pairs=lfw_folder / "pairs.txt"), tmp_path / "out")
+        evaluate_and_report(
+            settings("lfw", data, network, pairs=lfw_folder / "pairs.txt", resolutions=("16",)), tmp_path / "out"
+        )
         for data in (lfw_folder, tmp_path / "lfw.tar", tmp_path / "store")
     ]
     assert found[0]["colors_16"].metrics == found[1]["colors_16"].metrics == found[2]["colors_16"].metrics
 
 
+@without_figures
 def test_pairs_naming_missing_images_are_told_or_counted(lfw_folder, network, tmp_path):
     shutil.copytree(lfw_folder, tmp_path / "lfw")
     (tmp_path / "lfw" / "lfw" / "P_3" / "P_3_0002.png").unlink()
-    how = settings("lfw", tmp_path / "lfw", network, pairs=lfw_folder / "pairs.txt")
+    how = settings("lfw", tmp_path / "lfw", network, pairs=lfw_folder / "pairs.txt", resolutions=("16",))
     with raises("pair-image-missing", "1 image ", "'P_3_0002'", "--skip-bad"):
         evaluate_and_report(how, tmp_path / "out")
     results = evaluate_and_report(settings(**{**vars(how), "network": network, "skip_bad": True}), tmp_path / "out")
@@ -186,6 +187,7 @@ def test_pairs_naming_missing_images_are_told_or_counted(lfw_folder, network, tm
     assert "Left out: 2" in (tmp_path / "out" / "report.html").read_text()
 
 
+@without_figures
 def test_a_corrupt_image_in_the_middle_is_told_or_counted(lfw_folder, network, tmp_path):
     shutil.copytree(lfw_folder, tmp_path / "lfw")
     bad = tmp_path / "lfw" / "lfw" / "P_9" / "P_9_0001.png"
@@ -226,20 +228,24 @@ def test_a_malformed_list_of_pairs_is_told_with_its_line(tmp_path, change, code,
         lfw.read_pairs(tmp_path / "pairs.txt")
 
 
+@without_figures
 def test_one_fold_has_no_cross_validated_accuracy(lfw_folder, network, tmp_path):
     (tmp_path / "pairs.txt").write_text("\n".join([str(COUNT), *pair_lines()[1 : 2 * COUNT + 1]]))
-    results = evaluate_and_report(settings("lfw", lfw_folder, network, pairs=tmp_path / "pairs.txt"), tmp_path / "out")
+    how = settings("lfw", lfw_folder, network, pairs=tmp_path / "pairs.txt", resolutions=("16",))
+    results = evaluate_and_report(how, tmp_path / "out")
     metrics = results["colors_16"].metrics
     assert "accuracy" not in metrics and metrics["n_pairs"] == 12 and metrics["best_threshold_accuracy"] > 50
 
 
+@without_figures
 def test_an_insightface_bin_gives_lfws_figures(lfw_folder, network, tmp_path):
     lines = lfw.read_pairs(lfw_folder / "pairs.txt")
     images = [(lfw_folder / "lfw" / name[:-5] / f"{name}.png").read_bytes() for line in lines for name in line.images]
     (tmp_path / "lfw.bin").write_bytes(pickle.dumps((images, [line.same for line in lines]), protocol=4))
-    results = evaluate_and_report(settings("bin", tmp_path / "lfw.bin", network), tmp_path / "out")
+    how = settings("bin", tmp_path / "lfw.bin", network, resolutions=("16",))
+    results = evaluate_and_report(how, tmp_path / "out")
     expected = evaluate_and_report(
-        settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt"), tmp_path / "lfw_out"
+        settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt", resolutions=("16",)), tmp_path / "lfw_out"
     )
     for row in results:
         assert results[row].metrics["auc"] == expected[row].metrics["auc"]
@@ -247,8 +253,8 @@ def test_an_insightface_bin_gives_lfws_figures(lfw_folder, network, tmp_path):
     broken = pickle.dumps((images[:5] + [images[5][:200]] + images[6:], [line.same for line in lines]), protocol=4)
     (tmp_path / "lfw.bin").write_bytes(broken)
     with pytest.raises(GdrdError, match="pair 2 b of .*lfw.bin"):
-        evaluate_and_report(settings("bin", tmp_path / "lfw.bin", network), tmp_path / "out")
-    results = evaluate_and_report(settings("bin", tmp_path / "lfw.bin", network, skip_bad=True), tmp_path / "out")
+        evaluate_and_report(how, tmp_path / "out")
+    results = evaluate_and_report(dataclasses.replace(how, skip_bad=True), tmp_path / "out")
     assert results["colors_16"].metrics["n_pairs"] == 35
 
 
@@ -272,6 +278,7 @@ def write_lists(root, probes, matches):
 
 
 @pytest.mark.parametrize("lists", [False, True])
+@without_figures
 def test_tinyface_finds_mates_among_distractors(tinyface_folder, network, tmp_path, lists):
     if lists:
         names = [
@@ -279,7 +286,8 @@ def test_tinyface_finds_mates_among_distractors(tinyface_folder, network, tmp_pa
         ]
         write_lists(tinyface_folder / "Testing_Set", *names)
     (tinyface_folder / STAND_IN).write_text("not the real thing")
-    results = evaluate_and_report(settings("tinyface", tinyface_folder, network), tmp_path / "out")
+    how = settings("tinyface", tinyface_folder, network, resolutions=("native",))
+    results = evaluate_and_report(how, tmp_path / "out")
     metrics = results["colors_native"].metrics
     assert (metrics["n_probes"], metrics["n_gallery"], metrics["n_distractors"]) == (8, 46, 30)
     assert metrics["rank_1"] > 60 and metrics["rank_1"] <= metrics["rank_5"] <= metrics["rank_10"] <= 100
@@ -363,7 +371,7 @@ def ar_folder(tmp_path):
 
 
 def test_ar_has_groups_and_a_gallery_of_neutral_faces(ar_folder, network, tmp_path):
-    results = evaluate_and_report(settings("ar", ar_folder, network), tmp_path / "out")
+    results = evaluate_and_report(settings("ar", ar_folder, network, resolutions=("native",)), tmp_path / "out")
     metrics = results["colors_native"].metrics
     assert metrics["n_gallery"] == 4 and metrics["n_probes"] == 48 and metrics["n_probes_eyes"] == 12
     assert metrics["rank_1_eyes"] > metrics["rank_1_mouth"]
@@ -383,11 +391,13 @@ def test_ar_people_without_a_neutral_face_are_told_or_counted(ar_folder):
         ar.AR.open(ar_folder, skip_bad=True)
 
 
+@without_figures
 def test_faces_that_are_not_aligned_are_refused_or_stretched(ar_folder, network, tmp_path):
     save(ar_folder / "m-002-02.bmp", np.ascontiguousarray(face(2, 2, size=150)[:, :100]))
     with pytest.raises(GdrdError, match="100x150.*gdrd prepare --align"):
         evaluate_and_report(settings("ar", ar_folder, network), tmp_path / "out")
-    assert evaluate_and_report(settings("ar", ar_folder, network, stretch=True), tmp_path / "out")
+    how = settings("ar", ar_folder, network, resolutions=("16",), stretch=True)
+    assert evaluate_and_report(how, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -451,12 +461,14 @@ def test_a_face_that_is_there_twice_is_told(ar_folder, tinyface_folder, uccs_fol
         opened[protocol]()
 
 
-def test_another_runs_figures_do_not_stay(ar_folder, uccs_folder, network, tmp_path):
-    evaluate_and_report(settings("uccs", uccs_folder, network), tmp_path / "out")
-    assert (tmp_path / "out" / "tsne.png").exists() and (tmp_path / "out" / "sweep.png").exists()
-    evaluate_and_report(settings("ar", ar_folder, network, resolutions=("16",)), tmp_path / "out")
-    assert (tmp_path / "out" / "groups.png").exists()
-    assert not (tmp_path / "out" / "tsne.png").exists() and not (tmp_path / "out" / "sweep.png").exists()
+@without_figures
+def test_another_runs_figures_do_not_stay(ar_folder, lfw_folder, network, tmp_path):
+    evaluate_and_report(settings("ar", ar_folder, network), tmp_path / "out")
+    assert (tmp_path / "out" / "groups.png").exists() and (tmp_path / "out" / "sweep.png").exists()
+    how = settings("lfw", lfw_folder, network, pairs=lfw_folder / "pairs.txt", resolutions=("16",))
+    evaluate_and_report(how, tmp_path / "out")
+    assert (tmp_path / "out" / "roc.png").exists()
+    assert not (tmp_path / "out" / "groups.png").exists() and not (tmp_path / "out" / "sweep.png").exists()
 
 
 def test_a_protocol_writes_the_figures_that_it_names(ar_folder, network, tmp_path, monkeypatch):
@@ -520,6 +532,7 @@ def test_a_model_that_embeds_all_faces_alike_writes_plain_json(lfw_folder, netwo
     assert result.metrics["accuracy"] == 50 and result.metrics["threshold"] is None
 
 
+@without_figures
 def test_native_faces_are_degraded_but_not_reduced(ar_folder, network, tmp_path):
     clean = evaluate_and_report(settings("ar", ar_folder, network, resolutions=("native",)), tmp_path / "clean")
     degrading = settings("ar", ar_folder, network, resolutions=("native",), noise=90.0, blur=30.0)
@@ -531,11 +544,12 @@ def test_native_faces_are_degraded_but_not_reduced(ar_folder, network, tmp_path)
     assert "degraded by blur 30, noise 90" in (tmp_path / "degraded" / "report.html").read_text()
 
 
+@without_figures
 def test_a_bin_in_blocks_is_warned_of(network, tmp_path, caplog):
     images = [cv2.imencode(".png", face(p, i))[1].tobytes() for p in range(12) for i in (0, 1)]
     shifted = images[1:] + images[:1]
     (tmp_path / "b.bin").write_bytes(pickle.dumps((images + shifted, [True] * 12 + [False] * 12), protocol=4))
-    evaluate_and_report(settings("bin", tmp_path / "b.bin", network), tmp_path / "out")
+    evaluate_and_report(settings("bin", tmp_path / "b.bin", network, resolutions=("16",)), tmp_path / "out")
     assert "A fold has genuine or impostor pairs only" in caplog.text
     assert "draws pairs (a .bin" in (tmp_path / "out" / "report.html").read_text()
 
@@ -571,6 +585,7 @@ def test_the_share_of_right_decisions_is_the_main_figure(protocol, request, lfw_
         assert (people[:, 0] == people[:, 1]).all()
 
 
+@without_figures
 def test_the_papers_figures_stand_beside_those_of_a_student(ar_folder, tmp_path):
     how = settings("ar", ar_folder, None, models=(str(save_student(tmp_path / "run")),), resolutions=("16", "8"))
     results = evaluate_and_report(how, tmp_path / "out")
@@ -584,10 +599,9 @@ def test_the_papers_figures_stand_beside_those_of_a_student(ar_folder, tmp_path)
     assert "mouth % (WebFace, the real benchmark)" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw_folder, network, tmp_path):
-    made = student.make_student(resolution=16, width=0.0625, hidden=(16,), embedding_dim=8, rngs=nnx.Rngs(0))
-    arguments = {"resolution": 16, "width": 0.0625, "hidden": [16], "embedding_dim": 8}
-    Recognizer.save(made, arguments, "area", tmp_path / "run" / "dis" / "student")
+@without_figures
+def test_a_student_is_one_row_beside_its_teacher_and_the_paper(lfw_folder, network, tmp_path):
+    save_student(tmp_path / "run")
     models = (str(network), f"student={tmp_path / 'run'}")
     how = settings("lfw", lfw_folder, network, models=models, pairs=lfw_folder / "pairs.txt")
     results = evaluate_and_report(how, tmp_path / "out")
@@ -602,10 +616,9 @@ def test_a_student_is_one_row_beside_its_teacher_and_the_paper(faces_folder, lfw
     ]  # by another kernel, so other faces
 
 
+@without_figures
 def test_a_student_has_no_row_at_more_pixels_than_it_is_made_for(lfw_folder, network, tmp_path):
-    made = student.make_student(resolution=8, width=0.0625, hidden=(16,), embedding_dim=8, rngs=nnx.Rngs(0))
-    arguments = {"resolution": 8, "width": 0.0625, "hidden": [16], "embedding_dim": 8}
-    Recognizer.save(made, arguments, "area", tmp_path / "run" / "dis" / "student")
+    save_student(tmp_path / "run", resolution=8)
     models = (f"student={tmp_path / 'run'}", str(network))
     how = settings(
         "lfw", lfw_folder, network, models=models, pairs=lfw_folder / "pairs.txt", resolutions=("native", "16", "8")

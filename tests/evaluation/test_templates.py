@@ -155,7 +155,7 @@ def test_a_stranger_at_the_threshold_is_not_accepted():
     assert tpir_at_fpir(mated, right, strangers, 0.24) is None
 
 
-def test_the_command_evaluates_templates_and_a_search(folder, tmp_path):
+def test_the_command_evaluates_templates_and_a_search(folder, no_figures, tmp_path):
     network = save_recognizer(tmp_path / "colors.onnx")
     words = ["--data", str(folder / "faces"), "--model", str(network), "--resolution", "native", "16:native"]
     lists = {name: ["--" + name, str(folder / f"{name}.{'csv' if name == 'templates' else 'txt'}")]

@@ -22,9 +22,9 @@ SETTINGS = {"resolution": 16, "width": 0.0625, "hidden": (16,), "embedding_dim":
 METADATA = {"kernel": "area", "fingerprint": "0123"}
 VARIANTS = [
     {"resolution": 8, "head_stages": 1},
-    {"resolution": 16, "hidden": ()},
+    pytest.param({"resolution": 16, "hidden": ()}, marks=pytest.mark.slow),
     {"resolution": 16, "hidden": (16, 12), "head_stages": 2},
-    {"resolution": 32, "head_stages": 1, "hidden": ()},
+    pytest.param({"resolution": 32, "head_stages": 1, "hidden": ()}, marks=pytest.mark.slow),
 ]
 OTHERS = ("mobilenet", "mobilenet_v3_se", "siamese", "directcaps")  # whose graphs are written from their jaxprs
 
@@ -62,6 +62,10 @@ def smooth(count, side, seed=0):
     return np.clip(faces, 0, 255).astype(np.uint8)
 
 
+def embedded(model, faces):
+    return np.asarray(jax.jit(lambda faces: embed(model, faces))(faces))
+
+
 def run(model, faces):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(["embedding"], {"faces": faces})[0]
@@ -78,7 +82,7 @@ def run(model, faces):
 def test_onnx_and_stablehlo_give_the_students_embeddings(changes):
     model = student(**changes)
     faces = smooth(64, model.resolution)
-    wanted = np.asarray(embed(model, faces))
+    wanted = embedded(model, faces)
     assert np.linalg.norm(wanted[0] - wanted[1]) > 1e-3
     nhwc = networks.onnx_model(model, layout="nhwc", metadata=METADATA)
     nchw = networks.onnx_model(model, layout="nchw", metadata=METADATA)
@@ -101,7 +105,13 @@ def traced(monkeypatch, model, layout="nhwc"):
         return networks.onnx_model(model, layout=layout, metadata=METADATA)
 
 
-@pytest.mark.parametrize(("name", "resolution"), [*EACH, ("wave", 32)])
+@pytest.mark.parametrize(
+    ("name", "resolution"),
+    [
+        ("gdrd", 8), ("resnet", 64), ("wave", 32),  # of each kind, and of strides 1 and 2 throughout
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in EACH if case not in (("gdrd", 8), ("resnet", 64))),
+    ],
+)  # fmt: skip
 def test_both_ways_to_write_a_graph_agree(monkeypatch, name, resolution):
     model = student(name=name, resolution=resolution, width=0.03)
     written, faces = networks.onnx_model(model, layout="nhwc", metadata={}), smooth(3, resolution)
@@ -115,7 +125,6 @@ def test_both_ways_to_write_a_graph_agree(monkeypatch, name, resolution):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"name": "resnet", "resolution": 8},
         {"name": "resnet", "resolution": 8, "channels": 1},
         {"name": "directcaps", "resolution": 8, "embedding_dim": 48},
         pytest.param({"name": "mobilenet_v3_se", "resolution": 8, "embedding_dim": 48}, marks=pytest.mark.slow),
@@ -136,7 +145,7 @@ def test_graphs_from_jaxprs_give_the_students_embeddings(monkeypatch, changes):
     model = student(**changes)
     channels = model.shape.channels
     faces = np.ascontiguousarray(smooth(5, model.resolution)[..., :channels])
-    wanted = np.asarray(jax.jit(lambda faces: embed(model, faces))(faces))
+    wanted = embedded(model, faces)
     assert np.linalg.norm(wanted[0] - wanted[1]) > 1e-3
     np.testing.assert_allclose(run(traced(monkeypatch, model), faces), wanted, atol=1e-5)
     normalized = np.float32((faces.transpose(0, 3, 1, 2) - np.float32(127.5)) / np.float32(127.5))
@@ -155,8 +164,8 @@ def test_a_student_that_computes_in_another_way_has_its_graph_from_its_jaxpr():
     model = Brighter(base.config, base.shape, rngs=nnx.Rngs(0))
     weights.adopt(model, base)
     model.eval()
-    wanted = np.asarray(embed(model, faces))
-    assert np.abs(wanted - np.asarray(embed(base, faces))).max() > 1e-2
+    wanted = embedded(model, faces)
+    assert np.abs(wanted - embedded(base, faces)).max() > 1e-2
     graph = networks.onnx_model(model, layout="nhwc", metadata={})
     np.testing.assert_allclose(run(graph, faces), wanted, atol=1e-5)
 
@@ -171,7 +180,7 @@ def test_a_graph_from_a_jaxpr_can_be_quantized(monkeypatch):
 def test_a_bfloat16_student_becomes_a_float32_graph():
     model = networks.onnx_model(student(dtype="bfloat16"), layout="nhwc", metadata={})
     faces = smooth(3, 16)
-    np.testing.assert_allclose(run(model, faces), embed(student(), faces), atol=1e-5)
+    np.testing.assert_allclose(run(model, faces), embedded(student(), faces), atol=1e-5)
 
 
 @pytest.mark.parametrize(("layout", "shape"), [("nhwc", ["N", 16, 16, 3]), ("nchw", ["N", 3, 16, 16])])
@@ -210,7 +219,7 @@ def test_eight_bits_are_enough():
     assert "QuantizeLinear" in {node.op_type for node in small.graph.node}
     assert any(weight.data_type == onnx.TensorProto.INT8 for weight in small.graph.initializer)
     faces = smooth(64, 16, seed=2)
-    found, wanted = run(small, faces), np.asarray(embed(model, faces))
+    found, wanted = run(small, faces), embedded(model, faces)
     assert (found * wanted).sum(axis=1).min() > 0.98
     assert np.abs(found - wanted).max() > 1e-4
     again = networks.quantized(graph, smooth(100, 16, seed=1))
@@ -237,7 +246,7 @@ def test_weights_come_back_as_they_were(tmp_path):
     weights.restore(other, arrays)
     other.eval()
     faces = smooth(3, 16)
-    np.testing.assert_array_equal(embed(other, faces), embed(model, faces))
+    np.testing.assert_array_equal(embedded(other, faces), embedded(model, faces))
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from gdrd_jax.training.checkpoints import save_weights
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_student(tmp_path_factory.mktemp("run"))
+    return save_student(tmp_path_factory.mktemp("run"), name="gdrd")
 
 
 @pytest.fixture(scope="module")

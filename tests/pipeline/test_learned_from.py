@@ -279,7 +279,7 @@ def test_a_training_begins_with_another_student(copy, faces_folder, tmp_path, ca
 def test_a_student_of_another_teacher_gets_a_new_last_layer(faces_folder, tmp_path):
     config = random_config(faces_folder)
     config.student.name = "gdrd"
-    config.student.init = str(save_student(tmp_path / "other", dim=24))
+    config.student.init = str(save_student(tmp_path / "other", dim=24, name="gdrd"))
     begun, student = Recognizer.load(tmp_path / "other").student, train_stages._student(config, 128)
     assert student.head.layers[-1].out_features == 128
     jax.tree.map(np.testing.assert_array_equal, nnx.state(begun.backbone), nnx.state(student.backbone))

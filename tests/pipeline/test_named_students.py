@@ -72,7 +72,7 @@ def test_it_is_the_beginning_of_another_training(trained):
 
 
 def test_a_student_without_a_name_is_the_papers(tmp_path):
-    workdir = save_student(tmp_path / "run")
+    workdir = save_student(tmp_path / "run", name="gdrd")
     path = workdir / "dis" / "student" / bundle.MANIFEST
     assert "name" not in json.loads(path.read_text(encoding="utf-8"))["student"]  # as version 0.4 wrote it
     assert Recognizer.load(workdir).student.backbone.ends == (2, 4, 6)

@@ -23,13 +23,13 @@ from gdrd_jax.cli import (
 from gdrd_jax.config import default  # noqa: E402
 from gdrd_jax.data.degradation import STRENGTHS, resize  # noqa: E402
 from gdrd_jax.data.task import ObjectTask  # noqa: E402
-from gdrd_jax.export import exporter, model_card, networks, verify  # noqa: E402
-from gdrd_jax.inference.embedders import Embedder  # noqa: E402
+from gdrd_jax.export import exporter, model_card, networks  # noqa: E402
 from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.inference.thresholds import Thresholds  # noqa: E402
 from gdrd_jax.models.student import abstract_student  # noqa: E402
 
 PEOPLE = 12
+pytestmark = pytest.mark.usefixtures("quick_speeds")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def lfw(faces, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    return save_student(tmp_path_factory.mktemp("run"))
+    return save_student(tmp_path_factory.mktemp("run"), name="gdrd")
 
 
 @pytest.fixture(scope="module")
@@ -283,24 +283,6 @@ def test_another_student_is_not_replaced(exported, faces, tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"{copy} " in error and error.endswith(" [output-other-student]\n")
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
-
-
-def test_speeds_are_medians_of_what_each_form_takes(monkeypatch):
-    now, calls = [0.0], []
-    monkeypatch.setattr(verify.time, "perf_counter", lambda: now[0])
-
-    def taking(seconds):
-        def forward(faces):
-            calls.append(len(faces))
-            now[0] += seconds * len(faces) * (100 if len(calls) in (1, 50) else 1)  # compiling, and a pause
-
-        return forward
-
-    embedders = [Embedder(name, 16, taking(seconds)) for name, seconds in (("slow", 0.002), ("fast", 0.0002))]
-    slow, fast = verify.speeds(embedders, np.zeros((3, 16, 16, 3), np.uint8))
-    assert slow == {"faces_per_second": pytest.approx(500), "one_face_ms": pytest.approx(2.0)}
-    assert fast == {"faces_per_second": pytest.approx(5000), "one_face_ms": pytest.approx(0.2)}
-    assert len(calls) > 50
 
 
 def test_an_onnx_file_of_today_is_read_by_old_runtimes(exported):

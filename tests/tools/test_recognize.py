@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import make_faces, save_student
+from conftest import PLUGINS, make_faces, save_student
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
@@ -174,7 +174,8 @@ def test_killed_in_the_middle_of_enrolling_the_same_command_does_it(call, workdi
         assert call(*words)[0] == 0
         words.append("--add")
     script = (
-        "import os, sys\nfrom gdrd_jax.cli import recognize\nfrom gdrd_jax.inference import gallery_database\n"
+        "import os, sys\nimport tiny_student\nfrom gdrd_jax.cli import recognize\n"
+        "from gdrd_jax.inference import gallery_database\n"
         "def die(*_):\n    os.kill(os.getpid(), 9)\n"
         "insert = gallery_database.FaceDatabase.insert\n"
         "if sys.argv.pop(1) == 'True':\n"
@@ -184,7 +185,7 @@ def test_killed_in_the_middle_of_enrolling_the_same_command_does_it(call, workdi
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(add), *words, "--model", workdir], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(PLUGINS)])},
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert is_gallery(known) == add and (not add or len(Gallery.load(known)) == 12)

@@ -1,9 +1,6 @@
 """train_sr_teacher.py and study_taps.py as their users call them."""
 
-import contextlib
-import io
 import json
-import logging
 import re
 import subprocess
 import sys
@@ -11,30 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import make_lfw, save_recognizer
+from conftest import called, make_lfw, save_recognizer
 
 from gdrd_jax.cli import train_sr_teacher
 from gdrd_jax.teachers import load_generative
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--size", "16", "--channels", "8", "16", "--batch", "4", "--resolution", "8", "--test-people", "2")
-
-
-def called(main, *arguments, status=0):
-    """What a command that runs in this process prints to stderr and logs."""
-    log, level = logging.getLogger("gdrd_jax"), logging.getLogger("gdrd_jax").level
-    printed = io.StringIO()
-    handler = logging.StreamHandler(printed)
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        with contextlib.redirect_stderr(printed):
-            assert main([str(argument) for argument in arguments]) == status
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-    assert status == 0 or "Traceback" not in printed.getvalue()
-    return printed.getvalue()
 
 
 def run(tool, *arguments, status=0):
