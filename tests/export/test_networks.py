@@ -161,7 +161,7 @@ def test_a_student_that_computes_in_another_way_has_its_graph_from_its_jaxpr():
             return super().__call__(jnp.minimum(images.astype(jnp.float32) * 2, 255))
 
     base, faces = student(), smooth(3, 16)
-    model = Brighter(base.config, base.shape, rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: Brighter(base.config, base.shape, rngs=nnx.Rngs(0)))
     weights.adopt(model, base)
     model.eval()
     wanted = embedded(model, faces)

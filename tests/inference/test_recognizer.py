@@ -21,7 +21,7 @@ from gdrd_jax.training.checkpoints import save_weights
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_student(tmp_path_factory.mktemp("run"), name="gdrd")
+    return save_student(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -91,25 +91,31 @@ def saved_by_version_04(recognizer, folder, **remarks):
     return folder
 
 
-def test_a_student_of_version_04_is_still_read(recognizer, tmp_path):
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory):
+    """The student that version 0.4 had."""
+    return Recognizer.load(save_student(tmp_path_factory.mktemp("gdrd"), name="gdrd"))
+
+
+def test_a_student_of_version_04_is_still_read(papers, tmp_path):
     teacher = {"name": "t", "fingerprint": "0123"}
-    saved_by_version_04(recognizer, tmp_path / "dis" / "best", teacher=teacher, step=7, dev_accuracy=90.0)
+    saved_by_version_04(papers, tmp_path / "dis" / "best", teacher=teacher, step=7, dev_accuracy=90.0)
     for path, which in ((tmp_path, "best"), (tmp_path / "dis" / "best", "student")):
         before = Recognizer.load(path, which)
-        assert before.fingerprint() == recognizer.fingerprint() and before.teacher == teacher
+        assert before.fingerprint() == papers.fingerprint() and before.teacher == teacher
     assert describe_student(tmp_path / "dis" / "best")["dev_accuracy"] == 90.0
 
 
-def test_a_student_replaces_a_student_and_nothing_else(recognizer, tmp_path):
+def test_a_student_replaces_a_student_and_nothing_else(papers, tmp_path):
     settings = {"resolution": 16, "width": 0.0625, "hidden": [], "head_stages": 0, "embedding_dim": 24}
-    for folder in (saved_by_version_04(recognizer, tmp_path / "old"), tmp_path / "new", tmp_path / "new"):
-        Recognizer.save(recognizer.student, settings, "bicubic", folder, step=3)
+    for folder in (saved_by_version_04(papers, tmp_path / "old"), tmp_path / "new", tmp_path / "new"):
+        Recognizer.save(papers.student, settings, "bicubic", folder, step=3)
         assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "student.safetensors"]
         assert Recognizer.load(folder).kernel == "bicubic" and describe_student(folder)["step"] == 3
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "manifest.json").write_text("{}")
     with raises("output-not-ours", tmp_path / "web"):
-        Recognizer.save(recognizer.student, settings, "area", tmp_path / "web")
+        Recognizer.save(papers.student, settings, "area", tmp_path / "web")
     assert (tmp_path / "web" / "manifest.json").read_text() == "{}"
 
 

@@ -77,4 +77,5 @@ def test_taps_are_compared(teacher, faces_folder, tmp_path):
     assert (tmp_path / "out" / "taps.png").stat().st_size > 10_000
     assert "features, train" not in run(*command)  # nothing is measured twice
     assert "NAME=KIND:PATH" in run(*command, "--teacher", "x=diffusers:none", status=2)
-    assert "diffusers or pgdiff" in run(*command, "--teacher", f"x=y:{folder}", status=2)
+    unknown = run(*command, "--teacher", f"x=y:{folder}", status=2)
+    assert "'y'" in unknown and "diffusers, onnx, pgdiff" in unknown and "[entry-unknown]" in unknown
