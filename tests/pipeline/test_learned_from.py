@@ -7,10 +7,11 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import make_faces, make_lfw, raises, save_student
+from conftest import make_faces, make_lfw, raises
 from flax import nnx
 from runs import COSINE, random_config, small_config, steps_run
 
+from gdrd_jax import registry
 from gdrd_jax.config import set_loss
 from gdrd_jax.data import object_store
 from gdrd_jax.data.degradation import resize
@@ -278,8 +279,10 @@ def test_a_training_begins_with_another_student(copy, faces_folder, tmp_path, ca
 
 def test_a_student_of_another_teacher_gets_a_new_last_layer(faces_folder, tmp_path):
     config = random_config(faces_folder)
-    config.student.name = "gdrd"
-    config.student.init = str(save_student(tmp_path / "other", dim=24))
+    registry.load_plugins(config.plugins)
+    other, settings = train_stages._student(config, 24), train_stages._student_settings(config, 24)
+    Recognizer.save(other, settings, "area", tmp_path / "other" / "dis" / "student")
+    config.student.init = str(tmp_path / "other")
     begun, student = Recognizer.load(tmp_path / "other").student, train_stages._student(config, 128)
     assert student.head.layers[-1].out_features == 128
     jax.tree.map(np.testing.assert_array_equal, nnx.state(begun.backbone), nnx.state(student.backbone))

@@ -139,7 +139,9 @@ def test_flat_losses_of_earlier_workdirs_are_the_losses_of_today():
 
 
 @pytest.mark.parametrize("version", ["0.3.9", "0.4.0", "7.0"])
-def test_another_version_of_the_program_redoes_nothing(copy, faces_folder, caplog, tmp_path, version, monkeypatch, untrained):
+def test_another_version_of_the_program_redoes_nothing(
+    copy, faces_folder, caplog, tmp_path, version, monkeypatch, untrained
+):
     results = metrics(copy)
     from_version(copy, version)
     monkeypatch.setattr("gdrd_jax.__version__", "99.0")
@@ -192,7 +194,9 @@ def test_a_link_of_an_earlier_version_is_not_written_through_where_it_leads_to_o
     assert (workdir / "views" / "step.json").exists() and not (tmp_path / "gone").exists()
 
 
-def test_a_result_that_an_earlier_version_wrote_and_that_was_lost_is_made_again(copy, faces_folder, caplog, monkeypatch):
+def test_a_result_that_an_earlier_version_wrote_and_that_was_lost_is_made_again(
+    copy, faces_folder, caplog, monkeypatch
+):
     from_version(copy, "0.4.0")
     monkeypatch.setattr(report, "draw_roc", draw_roc)
     (copy / "roc.png").unlink()
