@@ -1,6 +1,7 @@
 """Runs of `gdrd train` with networks that compile in a moment, for the tests of the steps; a plugin of conftest.py."""
 
 import contextlib
+import functools
 import json
 import logging
 import shutil
@@ -10,14 +11,12 @@ from pathlib import Path
 import pytest
 from conftest import raises, tiny_config, use_tiny_student, use_tiny_teachers
 
-from gdrd_jax.evaluation import report
 from gdrd_jax.pipeline import runner
 from gdrd_jax.utils.files import LOCK
 
 ROOT = Path(__file__).parents[1]
 STEPS = ["faces", "views", "discriminative", "generative", "gen", "dis", "report"]  # of `small_config`
 COSINE = {"embedding_cosine": {"weight": 1.0}}  # losses that compile fast
-draw_roc = report.draw_roc
 # Effects that take long to compile, left out; those that move and blur are left.
 FEW = dict.fromkeys(("rotate", "jitter", "light", "low_light", "side_light", "noise", "jpeg"), 0)
 
@@ -35,17 +34,26 @@ def random_config(path):
     return config
 
 
+@functools.cache
+def draw_roc():
+    """What draws the picture of a report, also while that is replaced."""
+    from gdrd_jax.evaluation import report
+
+    return report.draw_roc
+
+
 @contextlib.contextmanager
 def short_reports(draw):
     """The reports have no rows of the pretrained students, each of which is compiled; `draw` makes their picture."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gdrd_jax.pipeline.report_step.list_pretrained", lambda: ())
-        patch.setattr(report, "draw_roc", draw)
+        patch.setattr("gdrd_jax.evaluation.report.draw_roc", draw)
         yield
 
 
 @pytest.fixture(scope="module")
 def few_rows():
+    draw_roc()
     with short_reports(lambda path, *_: path.write_bytes(b"a picture")):
         yield
 
@@ -70,7 +78,7 @@ def untrained(monkeypatch):
 def finished(faces_folder, tmp_path_factory):
     """The workdir of a run, which no test changes."""
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    with short_reports(draw_roc):
+    with short_reports(draw_roc()):
         runner.run(small_config(faces_folder), workdir)
     return workdir
 

@@ -19,7 +19,6 @@ from gdrd_jax.config import (
     value_of,
     with_current_names,
 )
-from gdrd_jax.evaluation import report
 from gdrd_jax.pipeline import planning, records, runner, workdir_v04
 from gdrd_jax.pipeline.steps import discriminative
 from gdrd_jax.utils.launch import ProcessInfo
@@ -198,7 +197,7 @@ def test_a_result_that_an_earlier_version_wrote_and_that_was_lost_is_made_again(
     copy, faces_folder, caplog, monkeypatch
 ):
     from_version(copy, "0.4.0")
-    monkeypatch.setattr(report, "draw_roc", draw_roc)
+    monkeypatch.setattr("gdrd_jax.evaluation.report.draw_roc", draw_roc())
     (copy / "roc.png").unlink()
     assert steps_run(small_config(faces_folder), copy, caplog) == ["report"]
     assert (copy / "roc.png").stat().st_size > 1000
