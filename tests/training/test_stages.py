@@ -110,7 +110,7 @@ def overfitted():
     """The backbone before, stage dis after some steps on the same faces, and the metrics of the last."""
     stage = dis()
     before = jax.tree.map(np.array, nnx.state(stage.backbone))
-    return before, stage, overfit(stage, 200, 3e-3)
+    return before, stage, overfit(stage, 100, 1e-2)
 
 
 def test_stage_dis_overfits_a_tiny_set(overfitted):
