@@ -1,6 +1,7 @@
 """Runs of `gdrd train` with networks that compile in a moment, for the tests of the steps; a plugin of conftest.py."""
 
 import contextlib
+import functools
 import json
 import logging
 import shutil
@@ -15,6 +16,7 @@ from gdrd_jax.utils.files import LOCK
 
 ROOT = Path(__file__).parents[1]
 STEPS = ["faces", "views", "discriminative", "generative", "gen", "dis", "report"]  # of `small_config`
+COSINE = {"embedding_cosine": {"weight": 1.0}}  # losses that compile fast
 # Effects that take long to compile, left out; those that move and blur are left.
 FEW = dict.fromkeys(("rotate", "jitter", "light", "low_light", "side_light", "noise", "jpeg"), 0)
 
@@ -27,30 +29,56 @@ def small_config(path):
 def random_config(path):
     config = small_config(path)
     config.dis.update(init="random", freeze=(), steps=6, batch=4, evaluate_every=0)
-    config.dis.losses = {"embedding_cosine": {"weight": 1.0}}
+    config.dis.losses = COSINE
     config.degradation.update(random=True, **FEW)
     return config
 
 
+@functools.cache
+def draw_roc():
+    """What draws the picture of a report, also while that is replaced."""
+    from gdrd_jax.evaluation import report
+
+    return report.draw_roc
+
+
 @contextlib.contextmanager
-def without_pretrained():
-    """The reports have no rows of the pretrained students, each of which is compiled."""
+def short_reports(draw):
+    """The reports have no rows of the pretrained students, each of which is compiled; `draw` makes their picture."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gdrd_jax.pipeline.report_step.list_pretrained", lambda: ())
+        patch.setattr("gdrd_jax.evaluation.report.draw_roc", draw)
         yield
 
 
 @pytest.fixture(scope="module")
 def few_rows():
-    with without_pretrained():
+    draw_roc()
+    with short_reports(lambda path, *_: path.write_bytes(b"a picture")):
         yield
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Stages are made, judged and saved as they begin: which steps run, and with what, is the question.
+
+    Has the labels that each stage is given, by its name.
+    """
+    labels = {}
+
+    def fit(stage, dataset, schedule, directory, *, name, evaluate, **_):
+        labels[name] = dataset.labels
+        return evaluate(stage, schedule.steps)
+
+    monkeypatch.setattr("gdrd_jax.training.trainer.fit", fit)
+    return labels
 
 
 @pytest.fixture(scope="session")
 def finished(faces_folder, tmp_path_factory):
     """The workdir of a run, which no test changes."""
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    with without_pretrained():
+    with short_reports(draw_roc()):
         runner.run(small_config(faces_folder), workdir)
     return workdir
 

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from conftest import raises, tiny_config, use_tiny_student, use_tiny_teachers
 from flax import nnx
+from runs import COSINE
 
 from gdrd_jax import registry
 from gdrd_jax.cli import __main__ as commands
@@ -129,7 +130,8 @@ def test_it_is_arcface(plugin):
     info = DataInfo(identities=3, embedding_dim=8)
     settings = registry.losses.settings("my_arcface", {"scale": 16.0, "margin": 0.4})
     loss = registry.losses["my_arcface"](settings, info, rngs=nnx.Rngs(0))
-    found, _ = loss(Outputs(features=embedding, embedding=embedding), {"label": label}, jax.random.key(0))
+    call = lambda x: loss(Outputs(features=x, embedding=x), {"label": label}, jax.random.key(0))  # noqa: E731
+    found, _ = jax.jit(call)(embedding)
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     cosine = unit(np.float64(embedding)) @ unit(np.float64(loss.classes[...]).T).T
     expected = []
@@ -158,7 +160,7 @@ def test_a_student_of_another_module_is_trained_evaluated_exported_and_continued
     config = use_tiny_teachers(tiny_config(faces_folder))
     config.plugins = (*config.plugins, student_plugin)
     config.student.update(name="my_separable", settings={"channels": 8}, width=1.0, hidden=(), head_stages=0)
-    config.dis.update(init="random", freeze=(), steps=5)
+    config.dis.update(init="random", freeze=(), steps=5, losses=COSINE)
     config.until = "dis"
     runner.run(config, tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "dis" / "metrics.json").read_text(encoding="utf-8"))
@@ -204,7 +206,9 @@ def test_a_student_with_embeddings_of_another_size_is_refused_first(
         planning.validate(config, tmp_path / "run")
 
 
-def test_a_command_imports_a_plugin_first(student_plugin, capsys):
+@pytest.mark.parametrize("names", [("gdrd",), pytest.param(registry.students.names(), marks=pytest.mark.slow)])
+def test_a_command_imports_a_plugin_first(student_plugin, capsys, monkeypatch, names):
+    monkeypatch.setattr(registry.students, "_entries", {name: registry.students[name] for name in names})
     assert commands.main(["--plugin", student_plugin, "list", "students"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (own,) = (line for line in lines if line.startswith("my_separable: Two blocks of depthwise separable convolutions"))
@@ -236,6 +240,7 @@ def test_teachers_of_other_modules_train_a_student(teachers, faces_folder, tmp_p
     config.generative.update(kind="my_filters", path=str(tmp_path / "bank.npz"), settings={"stride": 4})
     config.discriminative.update(kind="my_eigenfaces", path=str(tmp_path / "faces.npz"))
     config.gen.steps = config.dis.steps = 9
+    config.dis.losses = COSINE
     runner.run(config, tmp_path / "run")
     run = Run.open(tmp_path / "run")
     low, features = (run.store(step, "test").read(0) for step in ("views", "generative"))

@@ -8,9 +8,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from gdrd_jax.utils.files import writing
@@ -92,17 +89,25 @@ class _Board:
     """TensorBoard's curves, without tensorboardX's thread: once that dies of a full disk, training waits for it."""
 
     def __init__(self, directory: Path, done: int):
+        # Imported late: tensorboardX imports torch where that is installed, which takes seconds.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
         directory.mkdir(exist_ok=True)
         self._file = EventsWriter(str(directory / "events"), f".{done}")
         # TensorBoard then forgets what an earlier file has of later steps.
-        self._file.write_event(
-            Event(wall_time=time.time(), step=done + 1, session_log=SessionLog(status=SessionLog.START))
-        )
+        self._add(done + 1, session_log=SessionLog(status=SessionLog.START))
         self.close, self._flushed = self._file.close, 0.0
 
+    def _add(self, step: int, **content: object) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._file.write_event(Event(wall_time=time.time(), step=step, **content))
+
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        values = [Summary.Value(tag=key, simple_value=value) for key, value in metrics.items()]
-        self._file.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._add(step, summary=Summary(value=[Summary.Value(tag=key, simple_value=metrics[key]) for key in metrics]))
         if time.monotonic() - self._flushed > SECONDS_BETWEEN_FLUSHES:  # each waits for the disk
             self._file.flush()
             self._flushed = time.monotonic()

@@ -1,5 +1,6 @@
 """Classes divided among devices against all of them on one."""
 
+import jax
 import numpy as np
 import optax
 from conftest import finished, run_script
@@ -59,14 +60,23 @@ def test_losses_gradients_and_clipping_are_those_of_one_device():
 def test_on_one_device_everything_is_as_optax_has_it():
     rng = np.random.default_rng(1)
     logits, labels = np.float32(rng.normal(size=(5, 7))), np.array([0, 6, 3, 3, 1])
-    expected = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    np.testing.assert_allclose(losses.classification_loss(logits, labels), expected, rtol=1e-6)
-    assert losses.accuracy(logits, labels) == (logits.argmax(1) == labels).mean()
-    for limit in (0.1, 100.0):
-        gradients = {"a": nnx.Param(logits), "b": logits[0]}
-        ours, theirs = (
-            clip.update(gradients, clip.init(gradients))[0]
-            for clip in (class_parallel.clip_by_global_norm(limit), optax.clip_by_global_norm(limit))
-        )
+    gradients = {"a": nnx.Param(logits), "b": logits[0]}
+
+    @jax.jit
+    def everything(logits, labels, gradients):
+        found = losses.classification_loss(logits, labels), losses.accuracy(logits, labels)
+        clips = [
+            [
+                clip(limit).update(gradients, None)[0]
+                for clip in (class_parallel.clip_by_global_norm, optax.clip_by_global_norm)
+            ]
+            for limit in (0.1, 100.0)
+        ]
+        return *found, optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), clips
+
+    entropy, accuracy, expected, clips = everything(logits, labels, gradients)
+    np.testing.assert_allclose(entropy, expected, rtol=1e-6)
+    assert accuracy == np.float32((logits.argmax(1) == labels).mean())
+    for ours, theirs in clips:
         np.testing.assert_allclose(ours["a"][...], theirs["a"][...], rtol=1e-6)
         np.testing.assert_allclose(ours["b"], theirs["b"], rtol=1e-6)

@@ -259,7 +259,7 @@ def test_faces_that_change_make_later_steps_uncertain_in_the_plan(finished, face
 
 def test_a_training_that_was_interrupted_is_continued_after_other_settings(copy, faces_folder, monkeypatch, caplog):
     config = small_config(faces_folder)
-    config.dis.losses.rcd.tau, config.until = 0.5, "dis"
+    config.dis.evaluate_every, config.until = 40, "dis"  # the same function trains
     with monkeypatch.context() as patched:
         patched.setattr(train_stages, "write_json", lambda *_: (_ for _ in ()).throw(Interrupted("now", signal.SIGINT)))
         with pytest.raises(Interrupted):
@@ -314,7 +314,7 @@ def test_lost_output_is_made_again(copy, faces_folder, caplog, lost):
     assert metrics(copy) == before
 
 
-def test_results_do_not_outlive_what_they_were_made_from(copy, faces_folder):
+def test_results_do_not_outlive_what_they_were_made_from(copy, faces_folder, untrained):
     config = small_config(faces_folder)
     config.dis.losses.rcd.tau = 0.5
     config.until = "dis"
@@ -340,7 +340,9 @@ def test_a_changed_face_redoes_everything(finished, faces_folder, tmp_path, capl
     assert steps_run(config, workdir, caplog) == ["faces", "views", "generative", "gen"]
 
 
-def test_stage_gen_needs_no_recognizer_and_stage_dis_goes_on_from_it(copy, faces_folder, tmp_path, caplog):
+def test_stage_gen_needs_no_recognizer_and_stage_dis_goes_on_from_it(
+    copy, faces_folder, tmp_path, caplog, untrained
+):  # fmt: skip
     config = small_config(faces_folder)
     config.update_from_flattened_dict({"until": "gen", "discriminative.kind": "auto", "gen.learning_rate": 0.01})
     plan = planning.plan(config, tmp_path / "run")
@@ -352,7 +354,7 @@ def test_stage_gen_needs_no_recognizer_and_stage_dis_goes_on_from_it(copy, faces
     assert steps_run(config, tmp_path / "run", caplog) == ["discriminative", "dis", "report"]
 
 
-def test_workdirs_share_one_folder_of_outputs(copy, faces_folder, tmp_path, caplog):
+def test_workdirs_share_one_folder_of_outputs(copy, faces_folder, tmp_path, caplog, untrained):
     before = contents(copy / "steps")
     config = small_config(faces_folder)
     config.outputs, config.dis.losses.rcd.tau = str(copy / "steps"), 0.5
@@ -367,7 +369,9 @@ def test_workdirs_share_one_folder_of_outputs(copy, faces_folder, tmp_path, capl
     assert planning.finished(small_config(faces_folder), copy) and metrics(copy) != metrics(tmp_path / "run")
 
 
-def test_runs_that_need_the_same_output_wait_for_each_other(copy, faces_folder, tmp_path, caplog, monkeypatch):
+def test_runs_that_need_the_same_output_wait_for_each_other(
+    copy, faces_folder, tmp_path, caplog, monkeypatch, untrained
+):  # fmt: skip
     config = small_config(faces_folder)
     config.outputs, config.dis.losses.rcd.tau, config.until = str(copy / "steps"), 0.5, "dis"
     runner.run(config, tmp_path / "one")
@@ -415,7 +419,7 @@ def test_whether_everything_is_done(copy, faces_folder):
 
 
 def test_students_of_other_resolutions_share_the_targets_of_the_discriminative_teacher(
-    copy, faces_folder, tmp_path, caplog
+    copy, faces_folder, tmp_path, caplog, untrained
 ):
     config = small_config(faces_folder)
     config.views.update(resolution=8, blur=1.0)

@@ -1,7 +1,7 @@
 """Students that compile fast, without convolutions and with one block, for tests whose question is not the network.
 
 config.plugins = ("tiny_student",)
-config.student.name = "colors"  # or "one_block"
+config.student.name = "colors"  # or "three_stages" or "one_block"
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gdrd_jax.models.layers import side_after
+from gdrd_jax.models.norm import BatchNorm
 from gdrd_jax.models.residual import Head, ResidualBackbone, Stage
 from gdrd_jax.models.student import Backbone, Student
 from gdrd_jax.registry import students
@@ -58,6 +59,41 @@ class TinyStudent(Student):
         channels = max(4, round(64 * config.width))
         self.backbone = Colors(shape.channels, channels, rngs)
         self.head = TinyHead([SIDE * SIDE * channels, *config.hidden, shape.embedding_dim], rngs)
+
+
+class Pyramid(Backbone):
+    """Three linear layers, the last two on means of 2x2 positions, and batch normalization."""
+
+    def __init__(self, inputs, rngs):
+        sizes = ((inputs, 8), (8, 16), (16, 32))
+        self.layers = nnx.List(
+            nnx.Linear(a, b, use_bias=False, kernel_init=nnx.initializers.uniform(0.5), rngs=rngs) for a, b in sizes
+        )
+        self.norm = BatchNorm(32, dtype=jnp.float32)
+
+    def stages(self, images):
+        x, found = images.astype(jnp.float32) / 127.5 - 1, []
+        for layer in self.layers:
+            if found:
+                count, side = x.shape[:2]
+                x = x.reshape(count, side // 2, 2, side // 2, 2, -1).mean(axis=(2, 4))
+            x = layer(x)
+            found.append(x)
+        return (*found[:2], self.norm(found[2]))
+
+
+@students.register("three_stages")
+class ThreeStageStudent(Student):
+    """Three stages of a linear layer each, whose features have the sizes of the paper's student of width 0.0625."""
+
+    @dataclass(frozen=True)
+    class Config:
+        hidden: tuple[int, ...] = ()
+
+    def __init__(self, config, shape, *, rngs):
+        super().__init__(config, shape, rngs=rngs)
+        self.backbone = Pyramid(shape.channels, rngs)
+        self.head = TinyHead([(shape.resolution // 4) ** 2 * 32, *config.hidden, shape.embedding_dim], rngs)
 
 
 @students.register("one_block")
