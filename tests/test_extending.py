@@ -166,7 +166,7 @@ def test_a_student_of_another_module_is_trained_evaluated_exported_and_continued
     metrics = json.loads((tmp_path / "run" / "dis" / "metrics.json").read_text(encoding="utf-8"))
     assert 0 <= metrics["dev_accuracy"] <= 100
     folder = tmp_path / "exported"
-    words = ["--format", "onnx", "stablehlo", "--calibration", faces_folder]
+    words = ["--format", "onnx", "--calibration", faces_folder]
     assert export.main([*map(str, (tmp_path / "run", folder, *words))]) == 0
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["student"] == {
@@ -393,7 +393,7 @@ def test_one_module_with_an_entry_of_each_kind_trains_evaluates_and_exports(face
     metrics = json.loads((tmp_path / "run" / "dis" / "metrics.json").read_text(encoding="utf-8"))
     assert {"my_arcface", "own_cosine", "feature_regression", "r2"} <= metrics.keys()
     exported, out = tmp_path / "exported", tmp_path / "out"
-    words = ["export", tmp_path / "run", exported, "--format", "onnx", "--calibration", faces_folder]
+    words = ["export", tmp_path / "run", exported, "--format", "onnx", "stablehlo", "--calibration", faces_folder]
     assert commands.main([*map(str, words)]) == 0
     words = ["evaluate", "--protocol", "neighbors", "--data", faces_folder, "--model", f"mine={exported}", "--out", out]
     assert commands.main([*map(str, words)]) == 0

@@ -24,7 +24,7 @@ from gdrd_jax.inference.recognizer import BATCH, Recognizer
 from gdrd_jax.losses import DataInfo, TeacherFeatures
 from gdrd_jax.models import arguments
 from gdrd_jax.models.residual import Head
-from gdrd_jax.models.student import Student, make_student
+from gdrd_jax.models.student import Student, abstract_student, make_student
 from gdrd_jax.models.weights import adopt
 from gdrd_jax.pipeline import dev_set, initial_student, inputs, stages, view_settings
 from gdrd_jax.pipeline.run import Run
@@ -234,19 +234,21 @@ def _packed_set(config: ConfigDict) -> _TrainingSet:
 
 def _initial_student(run: Run, config: ConfigDict, embedding_dim: int) -> Student:
     """The student at the start of a stage."""
-    init, student = config.dis.init, _student(config, embedding_dim)
-    if init == "gen" and not stages.is_teacher_features(config):
-        load_weights(student.backbone, run.folder("gen") / "backbone")
-    elif init != "random" and not stages.is_teacher_features(config):
-        _take_weights(student, run.folder(init) / "student")
     if stages.is_teacher_features(config):
         targets = run.store("generative", "train")
         channels, size, _ = targets.manifest["shape"]
+        student = abstract_student(_student_settings(config, embedding_dim))  # neither of its parts is kept
         student.backbone = TeacherFeatures(*_statistics(targets))
         student.head = Head(
             channels, [], config.student.hidden, embedding_dim, size=size, dtype=config.student.dtype,
             rngs=nnx.Rngs(config.seed),
         )  # fmt: skip
+        return student
+    init, student = config.dis.init, _student(config, embedding_dim)
+    if init == "gen":
+        load_weights(student.backbone, run.folder("gen") / "backbone")
+    elif init != "random":
+        _take_weights(student, run.folder(init) / "student")
     return student
 
 

@@ -68,11 +68,13 @@ def test_unlabeled_faces_are_learned_from_without_identities(faces_folder, tmp_p
 
 
 def labels_seen(monkeypatch):
-    """The labels that each stage is trained on, by its name, as soon as it is."""
+    """The labels that each stage is trained on, by its name, as soon as it is; a loss `cls` alone is not trained."""
     seen, original = {}, train_stages.trainer.fit
 
     def watched(stage, dataset, *rest, **how):
         seen[how["name"]] = dataset.labels
+        if list(stage.weights) == ["cls"]:
+            raise GdrdError("enough seen", "enough-seen")
         return original(stage, dataset, *rest, **how)
 
     monkeypatch.setattr(train_stages.trainer, "fit", watched)
@@ -91,8 +93,9 @@ def test_mixup_images_are_learned_from_in_stage_dis_without_those_who_choose_thr
     people = len(Run.open(tmp_path / "run").faces("train").identities)
     assert len(mixed.sources[0].identities) == people - config.data.calibration_people
     assert len(FeatureStore.open(tmp_path / "run" / "discriminative" / "mixup").read(0)) == 4
-    config.dis.losses, config.dis.steps = {"cls": {"weight": 1.0}}, 1
-    runner.run(config, tmp_path / "run")
+    config.dis.losses = {"cls": {"weight": 1.0}}
+    with raises("enough-seen"):
+        runner.run(config, tmp_path / "run")
     assert (seen["stage dis"] >= 0).all()  # the others would teach nothing
     assert not (tmp_path / "run" / "generative" / "mixup").exists()
 
