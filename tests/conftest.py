@@ -233,6 +233,26 @@ def save_recognizer(path, cells=4, size=112, free=False):
     return path
 
 
+def save_linear_recognizer(path, size, dtype=1, dim=6):
+    """An ONNX recognizer that torch can run, too: `dim` random weights of all pixels; returns its path and weights.
+
+    `dtype` is that of its pixels, a number of `onnx.TensorProto`, by default float32.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.random.default_rng(0).normal(size=(dim, 3 * size**2)).astype(np.float32) / size
+    value, node = helper.make_tensor_value_info, helper.make_node
+    graph = helper.make_graph(
+        [node("Cast", ["x"], ["c"], to=TensorProto.FLOAT), node("Flatten", ["c"], ["f"]),
+         node("Gemm", ["f", "w"], ["y"], transB=1)],
+        "g", [value("x", dtype, ["N", 3, size, size])], [value("y", TensorProto.FLOAT, ["N", dim])],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path, weight
+
+
 def save_student(workdir, resolution=16, seed=0, dim=24, teacher=None, name="colors"):
     """What a run leaves of its student, here with random weights.
 

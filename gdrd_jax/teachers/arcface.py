@@ -10,11 +10,12 @@ import numpy as np
 from gdrd_jax.data.align import FACE_SIZE
 from gdrd_jax.registry import discriminative_teachers
 from gdrd_jax.teachers import torch_network
-from gdrd_jax.teachers.interface import DiscriminativeOptions, DiscriminativeTeacher, require_file
+from gdrd_jax.teachers.interface import DiscriminativeOptions, DiscriminativeTeacher, no_gradients, require_file
 from gdrd_jax.teachers.onnx_files import load_onnx, onnx_sha256
-from gdrd_jax.teachers.onnx_graph import agrees, flat, in_torch, make_batch_dynamic, reshapes_a_batch_of_one
+from gdrd_jax.teachers.onnx_graph import make_batch_dynamic, reshapes_a_batch_of_one
 from gdrd_jax.teachers.onnx_ports import Input, check_input, choose_output, read_input
 from gdrd_jax.teachers.onnx_session import computes_batches, fed_with, open_session, unloadable
+from gdrd_jax.teachers.onnx_torch import agrees, flat, in_torch
 from gdrd_jax.teachers.preprocessing import parse_preprocessing
 from gdrd_jax.utils.errors import GdrdError, first_line, require
 
@@ -122,16 +123,33 @@ class ArcFace(DiscriminativeTeacher):
 
     def embed_tensor(self, faces) -> np.ndarray:
         """As `embed`, of a torch tensor `[N, 3, S, S]`, RGB in 0..255, of any float type and on any device."""
-        torch = require("torch", "teachers")
-        mean, std = (torch.as_tensor(value, device=faces.device).reshape(-1, 1, 1) for value in (self._mean, self._std))
-        faces = ((faces - mean) / std).permute(0, 2, 3, 1)
+        faces = self._normalized(faces)
         if not self._trusted and len(faces):
             self._check_conversion(self._input.prepared(faces[:COMPARED].cpu().numpy()))
         if self._converted is None:
             return self._reference(self._input.prepared(faces.cpu().numpy()))
-        faces = faces if self._input.last else faces.permute(0, 3, 1, 2)
-        faces = faces.to(torch.from_numpy(np.empty(0, self._input.dtype)).dtype)
+        faces = self._ordered(faces)
         return torch_network.in_batches(lambda some: self._in_torch(some, self._precision), faces, TENSOR_BATCH)
+
+    def differentiable(self):
+        network = self._converted or self._convert(self._open(self._output, self.input_size))
+        if network is None or not np.issubdtype(self._input.dtype, np.floating):
+            reason = "onnx2torch cannot convert it; see the warning above"
+            reason = f"it takes {self._input.dtype.__name__}" if network is not None else reason
+            raise no_gradients(self._path, reason)
+        return lambda faces: network(self._ordered(self._normalized(faces))).float().reshape(len(faces), -1)
+
+    def _normalized(self, faces):
+        """Tensor `[N, 3, S, S]` in 0..255 -> `[N, S, S, 3]` with the network's mean and standard deviation."""
+        torch = require("torch", "teachers")
+        mean, std = (torch.as_tensor(value, device=faces.device).reshape(-1, 1, 1) for value in (self._mean, self._std))
+        return ((faces - mean) / std).permute(0, 2, 3, 1)
+
+    def _ordered(self, faces):
+        """Tensor `[N, S, S, 3]` -> as the converted network takes it."""
+        torch = require("torch", "teachers")
+        faces = faces if self._input.last else faces.permute(0, 3, 1, 2)
+        return faces.to(torch.from_numpy(np.empty(0, self._input.dtype)).dtype)
 
     def _check_conversion(self, prepared: np.ndarray) -> None:
         """Compares torch with ONNX Runtime on the first real faces, once."""

@@ -4,6 +4,7 @@ Importing such a class must be cheap: what runs networks (torch, ONNX Runtime, .
 and `files` do without it.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -269,3 +270,23 @@ class DiscriminativeTeacher:
         Images of another size are brought to S by `data.degradation.resize_all` before.
         """
         raise NotImplementedError
+
+    def differentiable(self) -> Callable[[Any], Any]:
+        """The frozen network in torch, through which others can be trained.
+
+        Returns:
+          float tensor `[N, 3, S, S]`, RGB in 0..255, on the device of `torch_network.device` -> `[N, D]`, not
+          normalized; differentiable with respect to the images.
+
+        Raises:
+          GdrdError: torch cannot run it.
+        """
+        raise no_gradients(type(self).__name__, "torch does not run teachers of this kind")
+
+
+def no_gradients(name: object, reason: str) -> GdrdError:
+    """The error of a teacher through which no network can be trained."""
+    return GdrdError(
+        f"{name} has no gradients, through which an SR network could be trained ({reason}); give another recognizer",
+        "teacher-no-gradients",
+    )

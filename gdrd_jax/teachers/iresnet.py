@@ -71,6 +71,13 @@ class IResNet(DiscriminativeTeacher):
     def embed(self, faces: np.ndarray) -> np.ndarray:
         return torch_network.in_batches(lambda some: self._run(some, self._precision), faces, BATCH)
 
+    def differentiable(self):
+        network = self._network.requires_grad_(False)
+        mean, std = (
+            self._torch.as_tensor(value, device=self._device).reshape(-1, 1, 1) for value in (self._mean, self._std)
+        )
+        return lambda faces: network((faces - mean) / std)
+
     def _run(self, faces: np.ndarray, precision: str) -> np.ndarray:
         x = ((faces.astype(np.float32) - self._mean) / self._std).transpose(0, 3, 1, 2)
         with torch_network.precision(precision, self._device):

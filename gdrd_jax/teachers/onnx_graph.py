@@ -1,15 +1,6 @@
-"""ONNX recognizers as they are found, made to run for any batch size, in ONNX Runtime and in torch."""
-
-import logging
-from pathlib import Path
+"""ONNX recognizers as they are found, made to run for any batch size."""
 
 import numpy as np
-
-from gdrd_jax.teachers import torch_network
-from gdrd_jax.utils.errors import first_line, require
-
-LOG = logging.getLogger(__name__)
-FURTHEST = 0.01  # of a converted network's output from ONNX Runtime's, relative
 
 
 def make_batch_dynamic(model, *, free_reshapes: bool = True):
@@ -127,51 +118,3 @@ def _dequantize(node, quantized: np.ndarray, scale: np.ndarray, zero: np.ndarray
         return x.reshape([-1 if i == axis % quantized.ndim else 1 for i in range(quantized.ndim)])
 
     return ((quantized.astype(np.float32) - spread(zero)) * spread(scale)).astype(np.float32)
-
-
-def in_torch(model, path: Path):
-    """The network converted by onnx2torch, on this process' GPU or the CPU.
-
-    Args:
-      model: as `make_batch_dynamic` returns it.
-      path: of its file, for messages.
-
-    Returns:
-      A `torch.nn.Module`, or None, and the reason is logged, where onnx2torch cannot convert the graph. What it can,
-      it may convert wrongly: see `agrees`.
-    """
-    device = torch_network.device()
-    try:
-        onnx2torch = require("onnx2torch", "teachers")
-        network = onnx2torch.convert(model).to(device).eval()
-    except Exception as error:  # whatever a converter of one node raises
-        LOG.warning("%s: onnx2torch cannot convert it (%s); ONNX Runtime runs it", path, first_line(error))
-        return None
-    if device.type == "cuda":  # where convolutions of this layout are several times faster in bfloat16
-        network = network.to(memory_format=require("torch", "teachers").channels_last)
-    return network
-
-
-def flat(embeddings: np.ndarray, count: int) -> np.ndarray:
-    """A network's output `[N, D]`, `[N, D, 1, 1]`, or of one face `[D]`, as float32 `[count, D]`."""
-    return np.asarray(embeddings, np.float32).reshape(count, -1)
-
-
-def agrees(converted: np.ndarray, reference: np.ndarray, path: Path) -> bool:
-    """Whether a converted network gives what ONNX Runtime gives; logs how much it does not.
-
-    Args:
-      converted, reference: `[N, D]` of the same faces.
-      path: of the network's file, for the message.
-    """
-    difference = np.inf
-    if converted.shape == reference.shape and np.isfinite(converted).all():
-        lengths = np.maximum(np.linalg.norm(reference, axis=1), 1e-30)
-        difference = (np.linalg.norm(converted - reference, axis=1) / lengths).max()
-    if difference <= FURTHEST:
-        return True
-    LOG.warning(
-        "%s: onnx2torch converts it wrongly (its embeddings are off by %.2g, relative); ONNX Runtime runs it",
-        path, difference,
-    )  # fmt: skip
-    return False
