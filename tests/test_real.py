@@ -148,7 +148,7 @@ def test_onnx2torch_is_believed_only_where_onnx_runtime_agrees(shared, caplog):
     faces = np.stack([source[i] for i in range(0, 640, 10)])
     for name, preprocessing, backend in (
         ("mobilefacenet", "imagenet", "torch"),
-        ("edgeface_xs", "arcface", "onnxruntime"),
+        ("edgeface_xs", "arcface", "torch"),
     ):
         path = shared / f"teacher_{name}.onnx"
         teacher = ArcFace(path, preprocessing=preprocessing, backend="torch")
@@ -156,9 +156,7 @@ def test_onnx2torch_is_believed_only_where_onnx_runtime_agrees(shared, caplog):
         difference = np.abs(teacher.embed(faces) - reference).max()
         print(f"{name}: {teacher.backend}, largest difference {difference:.1e} of {np.abs(reference).max():.1f}")
         assert teacher.backend == backend and difference < 1e-4
-    assert "one by one" not in caplog.text
-    assert len(caplog.records) == 1 and "edgeface_xs.onnx: onnx2torch" in caplog.text
-    print(caplog.text)
+    assert not caplog.records
 
 
 @pytest.mark.slow

@@ -316,13 +316,15 @@ def work(argv: list[str]) -> None:
     for name, words in combinations:  # a mistake in the last one is found before the first one is trained
         settings[name] = check(name, arguments(words, given.seeds[0], given.out / name))
     flags = {tuple(word for word in words if word.startswith("--config.dev.")) for _, words in combinations}
+    hows = tuple(dict.fromkeys(map(dev_degradation, settings.values())))
+    baselines.check_sizes(models, hows)
     pairs = [open_dev(words, baseline) for words in flags]
     others = opened(given.evaluate)
     for folder in (given.out, given.rows):
         folder.mkdir(parents=True, exist_ok=True)
     for row in (row for rows in baseline.values() for row in rows):
         row.save(given.rows)
-    for model, how in itertools.product(models, dict.fromkeys(map(dev_degradation, settings.values()))):
+    for model, how in itertools.product(models, hows):
         row = baselines.judged(model, how, pairs[0], others, given.rows)
         baseline[row.name] = [row]
     found: dict[str, list[Row]] = {name: [] for name in labels}

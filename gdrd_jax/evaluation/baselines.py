@@ -12,6 +12,7 @@ from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.evaluation.run import open_models
 from gdrd_jax.evaluation.settings import Settings
 from gdrd_jax.inference.embedders import Embedder
+from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
 
 
@@ -36,6 +37,26 @@ def opened(texts: Sequence[str], super_resolver: str = "") -> tuple[dict[str, li
     return stored, open_models(settings) if models else []
 
 
+def check_sizes(models: Sequence[Embedder], hows: Sequence[Degradation]) -> None:
+    """Makes sure that no model would reduce the dev pairs' faces a second time.
+
+    Args:
+      models: of `opened`.
+      hows: what the faces of the dev pairs go through.
+
+    Raises:
+      GdrdError: one would.
+    """
+    for model in models:
+        largest = max(how.resolution for how in hows)
+        if model.is_for_small and largest > model.input_size:
+            raise GdrdError(
+                f"--baseline: {model.name} takes {model.input_size}x{model.input_size} pixels, and the runs have faces "
+                f"of {largest}; give another student, or another network with --super-resolve",
+                "baseline-size",
+            )
+
+
 def judged(embedder: Embedder, how: Degradation, pairs: PairList, others: Sequence[Judge], folder: Path) -> Row:
     """The row of a model, which is stored; what is stored of the same model already is not computed again.
 
@@ -47,6 +68,7 @@ def judged(embedder: Embedder, how: Degradation, pairs: PairList, others: Sequen
       folder: of the rows.
     """
     about = {"resolution": how.resolution, "model": embedder.fingerprint, "dev_faces": str(how)}
+    about |= {"super_resolution": embedder.super_resolution} if embedder.super_resolution else {}
     row = Row(f"{embedder.name}_{how.resolution}" + ("_degraded" if how.degraded else ""), None, {}, about)
     path = folder / row.file
     before = Row.load(path) if path.exists() else row

@@ -8,7 +8,7 @@ import numpy as np
 
 from gdrd_jax.evaluation import bootstrap, paper_tables, report
 from gdrd_jax.evaluation.grid_rows import DEV, STAND_IN, Judged, Row, check_same_subjects
-from gdrd_jax.evaluation.methods import METHODS
+from gdrd_jax.evaluation.methods import METHODS, SUPER_RESOLUTION, Method
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.tables import markdown_table
 
@@ -31,7 +31,7 @@ def compared(found: Mapping[str, Sequence[Row]], against: str | None) -> list[di
         about = rows[0].about
         own = {column: of_names[name] for column, of_names in of_columns.items() if name in of_names}
         line = {"name": name, "seeds": len(rows), **own.pop(DEV, {}), "columns": own}
-        line |= {key: about[key] for key in ("resolution", "parameters") if key in about}
+        line |= {key: about[key] for key in ("resolution", "parameters", "super_resolution") if key in about}
         costs = [row.about["core_seconds"] for row in rows if row.about.get("core_seconds")]
         lines.append({**line, **({"core_seconds": float(np.mean(costs))} if costs else {})})
     return lines
@@ -62,7 +62,7 @@ def _column(column: str, found: Mapping[str, Sequence[Row]], against: str | None
         }  # fmt: skip
         for key in next(iter(own.values())).figures:
             line[key] = np.mean([one.figures[key] for one in own.values()])
-        reported = _paper(column, name, found[name][0].about.get("resolution", 0))
+        reported = _paper(column, {"name": name, **found[name][0].about})
         line["paper"] = next((reported[main] for main in MAIN if main in reported), None)
         if name != against and (paired := _paired(own, other)):
             difference = 100 * np.array([np.subtract(a.right, b.right, dtype=float) for a, b in paired])
@@ -99,7 +99,7 @@ def table(lines: Sequence[Mapping[str, Any]], against: str | None = None) -> str
       against: as given to it, for headings.
     """
     difference: dict[str, Cell] = {f"against {against}": _difference} if against else {}
-    known: dict[str, Cell] = {"based on": _grounding} if any(line["name"] in METHODS for line in lines) else {}
+    known: dict[str, Cell] = {"based on": _grounding} if any(map(_method, lines)) else {}
     cells: dict[str, Cell] = {
         "name": _title, **known, "seeds": lambda line: str(line["seeds"]), "accuracy % (95 %)": _interval,
         "± std. error": lambda line: _number(line.get("standard_error")), "lowest to highest": _range,
@@ -130,12 +130,13 @@ def _number(value: float | None, unit: float = 1.0, digits: int = 2) -> str:
 
 
 def _title(line: Mapping[str, Any]) -> str:
-    name = line["name"]
-    return f"{METHODS[name].title} `{name}`" if name in METHODS else name
+    method, name = _method(line), line["name"]
+    return f"{method.title} `{name}`" if method else name
 
 
 def _grounding(line: Mapping[str, Any]) -> str:
-    return METHODS[line["name"]].grounding if line["name"] in METHODS else ""
+    method = _method(line)
+    return method.grounding if method else ""
 
 
 def _interval(line: Mapping[str, Any]) -> str:
@@ -163,14 +164,19 @@ def _with_difference(column: str, line: Mapping[str, Any]) -> str:
 
 
 def _reported(column: str, line: Mapping[str, Any]) -> str:
-    found = _paper(column, line["name"], line.get("resolution", 0))
+    found = _paper(column, line)
     return " / ".join(f"{value:.1f}" for value in found.values())
 
 
-def _paper(column: str, name: str, resolution: int) -> Mapping[str, float]:
-    """What the paper reports of a method under the protocol of a column."""
-    method = METHODS[name].reported if name in METHODS else ""
-    return paper_tables.figures(_protocol(column), method or name, resolution)
+def _method(line: Mapping[str, Any]) -> Method | None:
+    return SUPER_RESOLUTION.get(line.get("super_resolution", "")) or METHODS.get(line["name"])
+
+
+def _paper(column: str, line: Mapping[str, Any]) -> Mapping[str, float]:
+    """What the paper reports of the method of a line under the protocol of a column."""
+    method = _method(line)
+    name = (method.reported if method else "") or line.get("super_resolution", line["name"])
+    return paper_tables.figures(_protocol(column), name, line.get("resolution", 0))
 
 
 def _protocol(column: str) -> str:

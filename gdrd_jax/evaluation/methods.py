@@ -12,7 +12,7 @@ Grounding = Literal["authors' code", "others' code", "the paper", "our reading",
 
 @dataclass(frozen=True)
 class Method:
-    """A method that students are trained by.
+    """A method that students are trained by, or that does without one.
 
     Attributes:
       name: in tables.
@@ -32,6 +32,13 @@ class Method:
     def title(self) -> str:
         """The name, and that it is our reading, if it is."""
         return f"{self.name} (our reading)" if self.grounding == "our reading" else self.name
+
+
+# Of no method here a student is trained: a recognizer is fed with the faces that an SR network makes of small ones.
+SUPER_RESOLUTION: dict[str, Method] = {
+    "sr_diffusion": Method("SR diffusion", "after SRDiff, arXiv 2104.14951", "this project"),
+    "iasr": Method("IASR", "SPL 2020", "our reading"),
+}
 
 
 def _rpcl(base: str) -> Method:

@@ -1,6 +1,5 @@
 """Evaluates recognizers under a protocol and writes a report: the library behind `gdrd evaluate`."""
 
-import dataclasses
 import logging
 from pathlib import Path
 
@@ -88,7 +87,7 @@ def open_models(settings: Settings) -> list[Embedder]:
         open_model(text, settings.output, mirror=settings.mirror, super_resolver=drawn)
         for text, model in networks if not model.is_student
     ]  # fmt: skip
-    return [*models, *(dataclasses.replace(model, name=f"{model.name}_sr") for model in again)]
+    return [*models, *again]
 
 
 def _rows(settings: Settings, models: list[Embedder]) -> tuple[list[tuple[Row, str]], list[str]]:
@@ -153,9 +152,9 @@ def _gallery_model(model: Embedder, models: list[Embedder]) -> Embedder:
 
 
 def _is_foreign(model: Embedder, resolution: str) -> bool:
-    """Whether probes are larger than a student's input, to which it would reduce them a second time."""
+    """Whether probes are larger than those that a model is made for, to which it would reduce them a second time."""
     probe = resolution.partition(":")[0]
-    return model.is_student and probe != "native" and int(probe) > model.input_size
+    return model.is_for_small and probe != "native" and int(probe) > model.input_size
 
 
 def _repeats(model: Embedder, resolution: str, settings: Settings) -> bool:

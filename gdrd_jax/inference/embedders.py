@@ -46,6 +46,8 @@ class Embedder:
       mirror: whether an embedding is that of an image and of its mirror image.
       channels: of the images that its network takes; None takes any number, see `utils.arrays.to_rgb`.
       image_size: side in pixels of the images that a student's inputs were reduced from in training.
+      super_resolution: method of the SR network that enlarges its input, see `teachers.SuperResolver`; "" where
+        interpolation does.
       settings: where it came from, its fingerprint, its preprocessing, and "warnings" on it if there are any.
     """
 
@@ -60,6 +62,12 @@ class Embedder:
     mirror: bool = True
     channels: int | None = None
     image_size: int | None = None
+    super_resolution: str = ""
+
+    @property
+    def is_for_small(self) -> bool:
+        """Whether it is made for faces of `input_size`; larger ones it would reduce."""
+        return self.is_student or bool(self.super_resolution)
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, S, S, 3]` of any size -> float32 `[N, D]`, unit length."""
@@ -93,25 +101,29 @@ def network_embedder(
 ) -> Embedder:  # fmt: skip
     """A recognizer of full-size images, see `teachers.load_discriminative`; smaller images are enlarged for it.
 
-    With `super_resolver` it is fed with what that draws of an image, and of its mirror image.
+    With `super_resolver` it is fed with what that draws of an image, and of its mirror image, and its name ends in
+    the method of that.
     """
     settings = {
         "path": path, "fingerprint": network.fingerprint, "preprocessing": network.preprocessing,
         "enlarged_by": "bicubic", **({"output": output} if output else {}),
         **({"warnings": list(network.warnings)} if network.warnings else {}),
     }  # fmt: skip
-    embed, fingerprint, size = network.embed, network.fingerprint, network.input_size
+    embed, fingerprint, size, method = network.embed, network.fingerprint, network.input_size, ""
     if super_resolver:
         drawn_by = {"super_resolver": super_resolver.fingerprint, "super_resolution_seed": SEED}
         settings |= drawn_by
-        fingerprint, size = digest({"network": fingerprint, **drawn_by}), super_resolver.size
+        fingerprint, size = digest({"network": fingerprint, **drawn_by}), super_resolver.low_size
+        name, method = f"{name}_{super_resolver.method}", super_resolver.method
 
         def embed(faces: np.ndarray) -> np.ndarray:
             drawn = super_resolver.super_resolve(faces, SEED)
             return network.embed(resize_all(drawn, network.input_size, "bicubic"))
 
     forward = _prepared(embed, mirror)
-    return Embedder(name, size, forward, "area", fingerprint, fingerprint, settings=settings, mirror=mirror)
+    return Embedder(
+        name, size, forward, "area", fingerprint, fingerprint, settings=settings, mirror=mirror, super_resolution=method
+    )  # fmt: skip
 
 
 def pixel_embedder(name: str, size: int, *, mirror: bool = True) -> Embedder:

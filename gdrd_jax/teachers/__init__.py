@@ -15,7 +15,7 @@ from gdrd_jax.teachers.interface import (
     GenerativeTeacher,
     SuperResolver,
 )
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, require
 
 __all__ = [
     "AUTO", "PRECISIONS", "DiscriminativeOptions", "DiscriminativeTeacher", "GenerativeOptions", "GenerativeTeacher",
@@ -76,11 +76,17 @@ def load_super_resolver(path: str | os.PathLike) -> SuperResolver:
     Raises:
       GdrdError: the folder has no such network.
     """
-    network = load_generative("diffusers", path)
+    from gdrd_jax.teachers import sr_identity
+
+    path = Path(path)
+    if sr_identity.is_folder(path):
+        require("torch", "teachers")
+        return sr_identity.IdentitySr(path)
+    network = load_generative("diffusers", path) if (path / "config.json").exists() else None
     if not isinstance(network, SuperResolver):
+        reason = "has an unconditional network, which does not super-resolve" if network else "has no SR network"
         raise GdrdError(
-            f"{path} has an unconditional network, which does not super-resolve; give a folder of gdrd "
-            "train-sr-teacher, or the step `teacher` of a workdir",
+            f"{path} {reason}; give a folder of gdrd train-sr-teacher, or the step `teacher` of a workdir",
             "super-resolver",
         )
     return network

@@ -179,13 +179,17 @@ class GenerativeTeacher:
 
 @runtime_checkable
 class SuperResolver(Protocol):
-    """What a generative teacher is, too, if it can draw the image that it makes of a low-resolution one.
+    """A network that can draw the image that it makes of a low-resolution one; some generative teachers are one, too.
 
     Attributes:
+      method: name in `evaluation.methods.SUPER_RESOLUTION`, by which rows of tables are called.
+      low_size: side of the images that it takes, in pixels, R; what is smaller is enlarged to that.
       size: side of the images that it draws, in pixels, S.
       fingerprint: of the network.
     """
 
+    method: str
+    low_size: int
     size: int
 
     @property

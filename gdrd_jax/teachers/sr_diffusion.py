@@ -172,9 +172,15 @@ class DiffusionEncoder(FeatureExtractor):
 
 
 class SrDiffusion(DiffusionEncoder):
-    """A conditional network of `gdrd_jax.teachers.sr_training`, which can super-resolve."""
+    """A conditional network of `gdrd_jax.teachers.sr_training`, a `SuperResolver`."""
 
     own_timestep = LAST_TIMESTEP
+    method = "sr_diffusion"
+
+    @property
+    def low_size(self) -> int:
+        """Its condition is the face enlarged to its own size."""
+        return self.size
 
     def _input(self, faces):
         # The noisy residual at its mean, zero: features without randomness.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PLUGINS, make_faces, save_recognizer, tiny_config, use_tiny_teachers
+from conftest import PLUGINS, make_faces, raises, save_recognizer, tiny_config, use_tiny_teachers
 
 from gdrd_jax.config import default, of_workdir
 from gdrd_jax.data.degradation import resize_all
@@ -35,6 +35,8 @@ def test_a_run_stores_what_registered_teachers_give(faces_folder, tmp_path):
     np.testing.assert_allclose(embeddings, teacher.embed(faces), rtol=1e-3, atol=0.05)
     assert run.store("discriminative", "test").manifest["about"]["teacher"] == {"kind": "tiny", "size": 64}
     assert features.dtype == embeddings.dtype == np.float16
+    with raises("teacher-no-gradients", "TinyRecognizer"):
+        teacher.differentiable()
 
 
 def test_mistakes_are_found_without_what_runs_networks(tmp_path):

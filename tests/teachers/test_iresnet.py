@@ -49,6 +49,11 @@ def test_every_layout_of_a_file_gives_the_same_embeddings(weights, tmp_path):
         np.testing.assert_array_equal(teacher.embed(FACES), first)
     other = load_discriminative(tmp_path / "a.pth", preprocessing="imagenet")
     assert other.fingerprint != teachers[0].fingerprint and not np.allclose(other.embed(FACES), first)
+    pixels = torch.from_numpy(FACES).permute(0, 3, 1, 2).float().requires_grad_()
+    embedded = other.differentiable()(pixels)
+    np.testing.assert_allclose(embedded.detach(), other.embed(FACES), rtol=1e-3, atol=1e-4)
+    embedded.sum().backward()
+    assert pixels.grad.abs().amax(dim=(1, 2, 3)).min() > 0
 
 
 def test_the_input_size_is_that_of_the_last_layer(tmp_path):

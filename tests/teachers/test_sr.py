@@ -137,7 +137,7 @@ def test_a_recognizer_is_fed_with_what_is_drawn_of_the_face_and_of_its_mirror_im
     np.testing.assert_allclose(model.embed(LOW[1:]), model.embed(LOW)[1:], atol=2e-3)  # whatever other faces there are
     assert model.input_size == 16 and model.fingerprint not in ("", network.fingerprint)
     both = open_models(Settings("lfw", tmp_path, (str(path),), ("8",), super_resolver=str(trained)))
-    assert [one.name for one in both] == ["colors", "colors_sr"] and both[1].fingerprint == model.fingerprint
+    assert [one.name for one in both] == ["colors", "colors_sr_diffusion"] and both[1].fingerprint == model.fingerprint
 
 
 def test_any_unconditional_diffusers_network_serves(tmp_path):

@@ -15,10 +15,12 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from gdrd_jax.cli import run_grid  # noqa: E402
 from gdrd_jax.config import default, stage  # noqa: E402
-from gdrd_jax.data.degradation import Degradation  # noqa: E402
+from gdrd_jax.data.degradation import Degradation, Views  # noqa: E402
+from gdrd_jax.data.readers import open_faces  # noqa: E402
 from gdrd_jax.evaluation import baselines, grid_rows, grid_table, judges  # noqa: E402
 from gdrd_jax.evaluation.grid_rows import DEV, Judged, Row  # noqa: E402
 from gdrd_jax.pipeline import run_record  # noqa: E402
+from gdrd_jax.teachers import sr_identity  # noqa: E402
 
 
 def test_braces_are_every_combination():
@@ -278,6 +280,27 @@ def test_a_recognizer_is_a_row_without_training(tmp_path, monkeypatch):
         baselines.opened([str(save_student(tmp_path / "run"))], "sr")
     with raises("flag-value", "colors", "--configs"):
         run_grid.work([f"--rows={tmp_path}", "--baseline", str(path)])
+
+
+def test_iasr_is_a_row_beside_the_papers_figure(faces_folder, tmp_path):
+    identity = sr_identity.Identity(lambda images: images.flatten(1), 20, {})
+    settings = sr_identity.IdentitySettings(20, (8,), 1, 0, 2, 1e-3, 0.0)
+    (tmp_path / "sr").mkdir()
+    sr_identity.train(open_faces(faces_folder), Views.plain(16, "area"), settings, tmp_path / "sr", identity, seed=7)
+    _, (plain, model) = baselines.opened([str(save_recognizer(tmp_path / "colors.onnx"))], str(tmp_path / "sr"))
+    baselines.check_sizes([plain, model], [Degradation(8, "area"), Degradation(16, "area")])
+    with raises("baseline-size", "colors_iasr", "16x16", "32"):
+        baselines.check_sizes([plain, model], [Degradation(32, "area")])
+    flags = [f"--config.dev.path={make_lfw(tmp_path)}", f"--config.dev.pairs={tmp_path / 'pairs.txt'}"]
+    row = baselines.judged(model, Degradation(16, "area"), run_grid.open_dev(flags, {}), (), tmp_path)
+    row = Row(row.name, None, {**row.judged, "uccs stand-in": row.judged[DEV]}, row.about)
+    row.save(tmp_path)
+    text = grid_table.table(grid_table.compared(grid_rows.read_rows([tmp_path]), None))
+    assert text.count("IASR (our reading) `colors_iasr_16`") == 2 and "| our reading |" in text
+    assert "the paper's uccs %" in text and "| 89.7 |" in text
+    row = Row(row.name, None, row.judged, {**row.about, "super_resolution": "sr_diffusion"})
+    text = grid_table.table(grid_table.compared({row.name: [row]}, None))
+    assert "SR diffusion `colors_iasr_16`" in text and "paper's" not in text
 
 
 def grid(tmp_path, faces_folder, *words):

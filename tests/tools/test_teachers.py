@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import called, make_lfw, save_recognizer
+from conftest import called, make_lfw, save_linear_recognizer, save_recognizer
 
 from gdrd_jax.cli import train_sr_teacher
-from gdrd_jax.teachers import load_generative
+from gdrd_jax.teachers import load_generative, load_super_resolver
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--size", "16", "--channels", "8", "16", "--batch", "4", "--resolution", "8", "--test-people", "2")
@@ -57,6 +57,24 @@ def test_mistakes_end_in_one_sentence(teacher, faces_folder, tmp_path):
     recognizer = run(faces_folder, tmp_path / "a", *SMALL, "--recognizer", "x.onnx", status=2)
     assert "error: --recognizer x.onnx: there is no file" in recognizer
     assert not (tmp_path / "a").exists()
+
+
+def test_a_network_is_trained_through_a_recognizer(faces_folder, tmp_path, capfd):
+    run, out = partial(called, capfd, train_sr_teacher.main, faces_folder, tmp_path / "sr"), tmp_path / "sr"
+    path, _ = save_linear_recognizer(tmp_path / "linear.onnx", 16)
+    small = ("--resolution", 8, "--size", 20, "--channels", 8, "--layers", 1, "--batch", 2, "--test-people", 2)
+    command = (*small, "--steps", 2, "--identity", f"{path}:arcface", "--recognizer", f"{path}:arcface")
+    assert "step 2: sr PSNR" in run(*command) and load_super_resolver(out).size == 20
+    record = json.loads((out / "training.json").read_text())
+    assert record["kind"] == "iasr" and record["teacher"]["name"] == "linear"
+    assert "done before" in run(*command)
+    assert "[sr-resolution]" in run(*small, "--resolution", 32, "--identity", path, status=2)
+    unlike = save_recognizer(tmp_path / "colors.onnx")  # AveragePool of opset 19, which onnx2torch does not know
+    refused = run(*command, "--identity", unlike, status=2)
+    assert f"error: {unlike}" in refused and "[teacher-no-gradients]" in refused
+    whole = train_sr_teacher.arguments(["faces", "out", "--identity", str(path)])
+    assert (whole.size, whole.channels, whole.layers) == (112, (64,), 8)
+    assert train_sr_teacher.arguments(["faces", "out"]).size == 64
 
 
 @pytest.mark.slow
