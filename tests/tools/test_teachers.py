@@ -59,8 +59,8 @@ def test_mistakes_end_in_one_sentence(teacher, faces_folder, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_network_is_trained_through_a_recognizer(faces_folder, tmp_path, capfd):
-    run, out = partial(called, capfd, train_sr_teacher.main, faces_folder, tmp_path / "sr"), tmp_path / "sr"
+def test_a_network_is_trained_through_a_recognizer(faces_folder, tmp_path):
+    run, out = partial(called, train_sr_teacher.main, faces_folder, tmp_path / "sr"), tmp_path / "sr"
     path, _ = save_linear_recognizer(tmp_path / "linear.onnx", 16)
     small = ("--resolution", 8, "--size", 20, "--channels", 8, "--layers", 1, "--batch", 2, "--test-people", 2)
     command = (*small, "--steps", 2, "--identity", f"{path}:arcface", "--recognizer", f"{path}:arcface")
