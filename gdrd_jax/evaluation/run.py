@@ -131,14 +131,14 @@ def _check_channels(model: Embedder, protocol: ReportedProtocol) -> None:
 
 
 def _gallery_model(model: Embedder, models: list[Embedder]) -> Embedder:
-    """Who embeds the gallery that the probes of `model` are compared with: its teacher, or itself if it is no student.
+    """Who embeds the gallery that the probes of `model` are compared with: a student's teacher, else its recognizer.
 
     Raises:
       GdrdError: its teacher is not among `models`.
     """
-    if not model.is_student:
+    if not model.is_for_small:
         return model
-    found = next((other for other in models if not other.is_student and other.fingerprint == model.space), None)
+    found = next((other for other in models if not other.is_for_small and other.fingerprint == model.space), None)
     if found is None:
         teacher = model.settings["teacher"]
         name = f", {teacher['name']} ({teacher['fingerprint'][:12]})," if teacher else ""

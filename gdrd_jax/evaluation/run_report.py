@@ -44,7 +44,7 @@ def write(
         paper |= {f"{PAPER}_{metric}": value for metric, value in reported.items() if metric != protocol.main}
         results[row.name] = dataclasses.replace(result, metrics={**result.metrics, **paper})
         figure, floor = result.figure(protocol.main), protocol.native_floor
-        if row.degradation is None and not model.is_student and floor and figure is not None:
+        if row.degradation is None and not model.is_for_small and floor and figure is not None:
             if figure < floor.percent:
                 warnings.append(_too_low(model, figure, floor))
                 LOG.warning(warnings[-1])

@@ -32,7 +32,7 @@ class Settings:
       output: name of the ONNX models' output that is the embedding; "" is the only one that can be.
       mirror: whether networks embed the mirror image, too; a student knows it by itself.
       super_resolver: folder of an SR network, see `teachers.load_super_resolver`; every model that is no student then
-        has another row, NAME_sr, of the faces that this network draws. "" has none.
+        has another row, NAME_METHOD, of the faces that this network draws. "" has none.
       protocol_settings: the protocol's own, see its `Config`; others have their defaults.
     """
 

@@ -41,7 +41,7 @@ class Embedder:
       kernel: reduces larger faces to its input, see `data.degradation.resize`; smaller ones are enlarged.
       fingerprint: of the network and its preprocessing; "" where no embeddings are stored.
       space: fingerprint of the recognizer whose galleries its probes can be compared with: a student's teacher, or
-        itself; "" where it is not known.
+        itself, without any super-resolution; "" where it is not known.
       is_student: trained by this program.
       mirror: whether an embedding is that of an image and of its mirror image.
       channels: of the images that its network takes; None takes any number, see `utils.arrays.to_rgb`.
@@ -122,7 +122,8 @@ def network_embedder(
 
     forward = _prepared(embed, mirror)
     return Embedder(
-        name, size, forward, "area", fingerprint, fingerprint, settings=settings, mirror=mirror, super_resolution=method
+        name, size, forward, "area", fingerprint, network.fingerprint, settings=settings, mirror=mirror,
+        super_resolution=method,
     )  # fmt: skip
 
 

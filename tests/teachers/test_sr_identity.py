@@ -13,6 +13,7 @@ from conftest import raises, save_linear_recognizer, save_recognizer
 
 from gdrd_jax.data.degradation import Views, resize_all
 from gdrd_jax.data.readers import open_faces
+from gdrd_jax.evaluation import run
 from gdrd_jax.evaluation.run import evaluate_and_report, open_models
 from gdrd_jax.evaluation.settings import Settings
 from gdrd_jax.inference.embedders import add_flips
@@ -149,7 +150,10 @@ def test_it_makes_a_row_of_a_recognizer(trained, tmp_path):
     drawn = (resolver.super_resolve(images, 0) for images in (LOW, LOW[:, :, ::-1]))
     raw = [network.embed(resize_all(images, 112, "bicubic")) for images in drawn]
     np.testing.assert_allclose(model.embed(LOW), add_flips(*raw), atol=1e-6)
-    assert model.fingerprint not in ("", plain.fingerprint)
+    assert model.fingerprint not in ("", plain.fingerprint) and model.space == plain.fingerprint
+    rows, _ = run._rows(Settings("uccs", tmp_path, (), ("8:native",)), [plain, model])
+    assert [row.name for row, _ in rows] == ["colors_8:native", "colors_iasr_8:native"]
+    assert all(row.gallery[0] is plain for row, _ in rows)  # a gallery is not reduced to be super-resolved
 
 
 def test_mistakes_are_named(faces_folder, trained, tmp_path):
