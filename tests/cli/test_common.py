@@ -79,6 +79,7 @@ def test_a_match_whose_metadata_name_no_file_has_no_face():
 
 HELP = """import os, runpy, sys
 import jax, numpy  # once for all
+sys.path.insert(0, "tools")  # as Python does for a script
 for tool in sys.argv[1:]:
     if not (child := os.fork()):
         sys.argv = [f"tools/{tool}.py", "--help"]
