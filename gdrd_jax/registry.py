@@ -104,8 +104,8 @@ class Registry:
                     "entry-setting",
                 )
             default = fields[key].default
-            if type(default) is tuple and type(value) is list:  # JSON has lists for tuples
-                given[key] = value = tuple(value)
+            if type(default) is tuple:
+                given[key] = value = _as_tuples(value)
             if type(value) is not type(default) and not (type(default) is float and type(value) is int):
                 raise GdrdError(
                     f"the setting {key!r} of the {self.kind} {name!r} is {value!r}; it must be of "
@@ -121,6 +121,11 @@ class Registry:
         importlib.import_module(self._builtin)
         for name in _entry_points(tuple(sys.path)):
             _import(name, f"entry point of the group {ENTRY_POINTS}")
+
+
+def _as_tuples(value: object) -> Any:
+    """Lists, which JSON has for tuples, become tuples at every depth, so that a `Config` can be hashed."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _place(entry: Any) -> tuple[str, str]:

@@ -20,6 +20,7 @@ def animals():
         class Config:
             age: float = 3.0
             name: str = "Leo"
+            parents: tuple = ()
 
             def __post_init__(self):
                 if self.age < 0:
@@ -31,6 +32,8 @@ def animals():
 def test_an_entry_has_its_settings(animals):
     assert animals.names() == ("lion",) and animals["lion"].Config().age == 3.0
     assert animals.settings("lion", {"age": 5}).age == 5 and animals.settings("lion", {}).name == "Leo"
+    from_json = animals.settings("lion", {"parents": [["Nala", 4], []]})
+    assert from_json.parents == (("Nala", 4), ()) and hash(from_json)
 
 
 def test_unknown_names_and_wrong_settings_are_refused(animals):
