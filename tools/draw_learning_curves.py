@@ -54,7 +54,7 @@ def work(argv: list[str]) -> None:
     parser.add_argument("workdirs", type=user_path, nargs="+", help="of gdrd train")
     parser.add_argument("--out", type=user_path, required=True, help="the picture, PNG")
     given = parser.parse_args(argv)
-    curves = {workdir.name: curve(workdir) for workdir in given.workdirs}
+    curves = {str(workdir): curve(workdir) for workdir in given.workdirs}
     given.out.write_bytes(draw(curves))
     seen = sorted({images for points in curves.values() for images in points})
     rows = [[f"{images:,}", *(f"{points[images]:.2f}" if images in points else "" for points in curves.values())]

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -23,9 +24,13 @@ def workdir(tmp_path):
 
 
 def test_accuracy_is_shown_by_images_seen(workdir, tmp_path, capsys):
-    tool.work([str(workdir), "--out", str(tmp_path / "a.png")])
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row for row in rows if row] == [["320", "61.50"], ["640", "70.25"]]
+    other = shutil.copytree(workdir, tmp_path / "later" / workdir.name)
+    (other / "config.json").write_text(json.dumps({"dis": {"batch": 64}}))
+    tool.work([str(workdir), str(other), "--out", str(tmp_path / "a.png")])
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    head, _, *rows = [[cell.strip() for cell in line] for line in lines if line]
+    assert head == ["images", str(workdir), str(other)]
+    assert rows == [["320", "61.50", ""], ["640", "70.25", "61.50"], ["1,280", "", "70.25"]]
     picture = cv2.imread(str(tmp_path / "a.png"))
     assert picture.shape[1] > 500 and picture.min() < 50 and picture.std() > 5
 
