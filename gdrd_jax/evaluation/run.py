@@ -131,7 +131,7 @@ def _check_channels(model: Embedder, protocol: ReportedProtocol) -> None:
 
 
 def _gallery_model(model: Embedder, models: list[Embedder]) -> Embedder:
-    """Who embeds the gallery that the probes of `model` are compared with: a student's teacher, else its recognizer.
+    """Who embeds the gallery for the probes of `model`: a student's teacher, or a recognizer without its SR network.
 
     Raises:
       GdrdError: its teacher is not among `models`.
@@ -158,6 +158,6 @@ def _is_foreign(model: Embedder, resolution: str) -> bool:
 
 
 def _repeats(model: Embedder, resolution: str, settings: Settings) -> bool:
-    """A student reduces native faces itself: if that is all that happens to them, to the same faces as at its size."""
+    """Whether a model that reduces native faces itself gets the same faces at its input's size, where it has a row."""
     own = str(model.input_size) in settings.resolutions and model.kernel == settings.kernel
-    return model.is_student and resolution == "native" and own and not settings.degraded
+    return model.is_for_small and resolution == "native" and own and not settings.degraded

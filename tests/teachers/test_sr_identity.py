@@ -154,6 +154,8 @@ def test_it_makes_a_row_of_a_recognizer(trained, tmp_path):
     rows, _ = run._rows(Settings("uccs", tmp_path, (), ("8:native",)), [plain, model])
     assert [row.name for row, _ in rows] == ["colors_8:native", "colors_iasr_8:native"]
     assert all(row.gallery[0] is plain for row, _ in rows)  # a gallery is not reduced to be super-resolved
+    rows, _ = run._rows(Settings("uccs", tmp_path, (), ("native", "8")), [plain, model])
+    assert [row.name for row, _ in rows] == ["colors_native", "colors_8", "colors_iasr_8"]  # as a student has it
 
 
 def test_mistakes_are_named(faces_folder, trained, tmp_path):
