@@ -12,7 +12,7 @@ Grounding = Literal["authors' code", "others' code", "the paper", "our reading",
 
 @dataclass(frozen=True)
 class Method:
-    """A method that students are trained by, or that does without one.
+    """A method by which students are trained, or one that needs no student.
 
     Attributes:
       name: in tables.
@@ -34,7 +34,7 @@ class Method:
         return f"{self.name} (our reading)" if self.grounding == "our reading" else self.name
 
 
-# Of no method here a student is trained: a recognizer is fed with the faces that an SR network makes of small ones.
+# These methods train no student: a recognizer is fed with the faces that an SR network makes of small ones.
 SUPER_RESOLUTION: dict[str, Method] = {
     "sr_diffusion": Method("SR diffusion", "after SRDiff, arXiv 2104.14951", "this project"),
     "iasr": Method("IASR", "SPL 2020", "our reading"),

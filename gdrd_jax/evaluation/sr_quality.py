@@ -1,4 +1,4 @@
-"""How good an SR teacher is while it is trained: pictures, PSNR and the identity that a recognizer finds in them."""
+"""How good an SR network is while it is trained: pictures, PSNR and the identity that a recognizer finds in them."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ FACES = 96  # that are measured
 
 
 class SampleCallback:
-    """Looks at a network from time to time; for `sr_training.train`.
+    """Looks at a network from time to time; for `sr_loop.run`.
 
     Args:
       faces: aligned, of people it is not trained on; at most 96 of them, evenly chosen, are measured.
@@ -49,7 +49,7 @@ class SampleCallback:
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, step: int, super_resolve: Callable[[np.ndarray, int], np.ndarray]) -> None:
-        """Draws and measures; see `sr_training.Callback`."""
+        """Draws and measures; see `sr_loop.Callback`."""
         drawn = super_resolve(self._low, self._seed)
         figures = {"sr": self._figures(drawn), "bicubic": self._figures(self._bicubic)}
         shown = np.unique(np.linspace(0, len(drawn) - 1, SHOWN).astype(int))

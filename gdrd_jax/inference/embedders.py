@@ -102,7 +102,7 @@ def network_embedder(
     """A recognizer of full-size images, see `teachers.load_discriminative`; smaller images are enlarged for it.
 
     With `super_resolver` it is fed with what that draws of an image, and of its mirror image, and its name ends in
-    the method of that.
+    the super-resolver's method.
     """
     settings = {
         "path": path, "fingerprint": network.fingerprint, "preprocessing": network.preprocessing,

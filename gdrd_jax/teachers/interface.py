@@ -182,7 +182,7 @@ class SuperResolver(Protocol):
     """A network that can draw the image that it makes of a low-resolution one; some generative teachers are one, too.
 
     Attributes:
-      method: name in `evaluation.methods.SUPER_RESOLUTION`, by which rows of tables are called.
+      method: name in `evaluation.methods.SUPER_RESOLUTION`, which ends the names of its rows in tables.
       low_size: side of the images that it takes, in pixels, R; what is smaller is enlarged to that.
       size: side of the images that it draws, in pixels, S.
       fingerprint: of the network.

@@ -53,7 +53,7 @@ def _converted(model):
 
 
 def _slice():
-    """ONNX's Slice; onnx2torch's indexes by a list, which torch is about to read as a tensor."""
+    """ONNX's Slice; onnx2torch's indexes by a list, which torch will read as a tensor."""
     torch = require("torch", "teachers")
 
     class Slice(torch.nn.Module):

@@ -94,7 +94,7 @@ def lfw_results(lfw_folder, network, tmp_path_factory):
 
 
 def test_lfw_writes_every_file_and_says_what_made_the_numbers(lfw_results, lfw_folder):
-    out, told = lfw_results
+    out, printed = lfw_results
     metrics = json.loads((out / "metrics.json").read_text())
     assert list(metrics["results"]) == [f"{m}_{r}" for m in ("colors", "other") for r in ("native", "16", "8")]
     row = metrics["results"]["colors_16"]
@@ -111,7 +111,7 @@ def test_lfw_writes_every_file_and_says_what_made_the_numbers(lfw_results, lfw_f
     assert metrics["settings"]["models"]["other"]["preprocessing"] == "in_graph"
     for name in ("roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png"):
         assert (out / name).stat().st_size > 0
-    assert "colors_native" in told and metrics["stand_in"] is None
+    assert "colors_native" in printed and metrics["stand_in"] is None
     page = (out / "report.html").read_text()
     assert page.count("<img") == 2 + 6 and "bicubic" in page
 
