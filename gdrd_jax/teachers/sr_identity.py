@@ -239,9 +239,9 @@ class IdentitySr:
 
     def __init__(self, path: Path):
         weights = path / WEIGHTS
-        if not weights.exists():
+        if not weights.exists() or (path / sr_loop.STATE).exists():  # a process that is killed leaves a part
             raise GdrdError(
-                f"{path} has no {WEIGHTS}: its training is not finished; continue it with the same command",
+                f"the training in {path} is not finished; continue it with the same command",
                 "sr-unfinished",
             )
         from safetensors.torch import load_file

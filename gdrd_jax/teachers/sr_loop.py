@@ -26,6 +26,7 @@ from gdrd_jax.utils.signals import Interrupted, Signals
 
 LOG = logging.getLogger(__name__)
 RECORD = "training.json"
+STATE = "training.pt"  # of a training that is not finished
 WARMUP_STEPS = 50
 SECONDS_BETWEEN_SAVES = 30.0
 # Called with the step's number and a function `(uint8 low-resolution faces, seed) -> uint8 faces`.
@@ -109,7 +110,7 @@ def run(training: Training, directory: Path, watch: Callback | None = None, watc
     network.to(device, memory_format=torch.channels_last)
     ema = training_utils.EMAModel(network.parameters(), decay=settings.ema)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate)
-    state = directory / "training.pt"
+    state = directory / STATE
     if (directory / training.weights).exists() and not state.exists():
         LOG.info("%s: done before", directory)
         return

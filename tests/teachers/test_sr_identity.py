@@ -177,6 +177,9 @@ def test_mistakes_are_named(faces_folder, trained, tmp_path):
     (broken / sr_identity.WEIGHTS).write_bytes(b"no weights")
     with raises("sr-unloadable", broken):
         load_super_resolver(broken)
+    (broken / "training.pt").touch()  # killed while the weights were being written
+    with raises("sr-unfinished", broken):
+        load_super_resolver(broken)
 
 
 def test_an_onnx_recognizer_serves(faces_folder, tmp_path):
