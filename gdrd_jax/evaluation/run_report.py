@@ -25,6 +25,7 @@ from gdrd_jax.version import __version__
 LOG = logging.getLogger(__name__)
 FILES = ("metrics.json", "roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png")  # of any protocol
 PAPER, PAPER_COLUMN = "paper", "paper's GDRD"
+LEAST_AUC = 60.0  # percent; 50 is chance
 
 
 def write(
@@ -48,6 +49,10 @@ def write(
             if figure < floor.percent:
                 warnings.append(_too_low(model, figure, floor))
                 LOG.warning(warnings[-1])
+        area = result.figure("auc")
+        if area is not None and area < LEAST_AUC:
+            warnings.append(_near_chance(row, area))
+            LOG.warning(warnings[-1])
         if figure is not None and row.gallery is None:
             lines.setdefault(model.name, {})[resolution] = (
                 figure,
@@ -137,6 +142,13 @@ def _too_low(model: Embedder, figure: float, floor: NativeFloor) -> str:
         f"{model.name} has {figure:.1f} % at native size; {floor.why}. The network is most likely not fed as in its "
         f"training: look at its preprocessing ({model.settings['preprocessing']}), at the order of its colors (it is "
         "given RGB), and at how the faces are aligned"
+    )
+
+
+def _near_chance(row: Row, area: float) -> str:
+    return (
+        f"{row.name} has an AUC of {area:.1f} %, near the 50 % of chance: its embeddings hardly depend on the person. "
+        "Look at whether the model is a face recognizer, and at how the faces are aligned"
     )
 
 

@@ -13,7 +13,7 @@ from gdrd_jax.teachers import torch_network
 from gdrd_jax.teachers.interface import DiscriminativeOptions, DiscriminativeTeacher, no_gradients, require_file
 from gdrd_jax.teachers.onnx_files import load_onnx, onnx_sha256
 from gdrd_jax.teachers.onnx_graph import make_batch_dynamic, reshapes_a_batch_of_one
-from gdrd_jax.teachers.onnx_ports import Input, check_input, choose_output, read_input
+from gdrd_jax.teachers.onnx_ports import Input, check_input, check_output, choose_output, read_input
 from gdrd_jax.teachers.onnx_session import computes_batches, fed_with, open_session, unloadable
 from gdrd_jax.teachers.onnx_torch import agrees, flat, in_torch
 from gdrd_jax.teachers.preprocessing import parse_preprocessing
@@ -65,7 +65,7 @@ class ArcFace(DiscriminativeTeacher):
         super().check(options)
         parse_preprocessing(options.preprocessing)
         with unloadable(options.path):
-            check_input(options.path, options.input_size)
+            check_output(check_input(options.path, options.input_size), options.output, options.path)
 
     @classmethod
     def fingerprint_of(cls, options: DiscriminativeOptions) -> str:

@@ -18,7 +18,7 @@ from gdrd_jax.teachers.onnx_ports import Input, check_input, read_input
 from gdrd_jax.teachers.onnx_session import computes_batches, fed_with, open_session, unloadable
 from gdrd_jax.teachers.preprocessing import parse_preprocessing
 from gdrd_jax.teachers.torch_network import in_batches, trial
-from gdrd_jax.utils.errors import GdrdError, first_line, require
+from gdrd_jax.utils.errors import GdrdError, first_line
 
 LOG = logging.getLogger(__name__)
 BATCH = 32
@@ -64,8 +64,7 @@ class OnnxEncoder(GenerativeTeacher):
         if file_kind(options.path) != ONNX:
             raise GdrdError(f"config.generative.path: {options.path} is no ONNX file", "generative-not-onnx")
         with unloadable(options.path):
-            check_input(options.path, options.input_size, SETTING)
-            _check_tap(options.tap, require("onnx", "teachers").load(options.path, load_external_data=False), options)
+            _check_tap(options.tap, check_input(options.path, options.input_size, SETTING), options)
 
     @classmethod
     def files(cls, options: GenerativeOptions) -> dict[str, str]:

@@ -1,13 +1,16 @@
 """Input and output of an ONNX network: how it is to be fed with images, and which output is the embedding."""
 
+import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gdrd_jax.utils.errors import GdrdError, require
 
 DISCRIMINATIVE = "config.discriminative.input_size, or SIZE in FILE:PREPROCESSING:SIZE,"
+FEWEST = 8  # numbers of an embedding; fewer are more likely the output of a classifier
+LOG = logging.getLogger(__name__)
 TYPES = ("float32", "float16", "float64", "uint8", "int32", "int64")
 
 
@@ -38,8 +41,11 @@ class Input(NamedTuple):
         return np.ascontiguousarray(x if self.last else x.transpose(0, 3, 1, 2), self.dtype)
 
 
-def check_input(path: Path, size: int, setting: str = DISCRIMINATIVE) -> None:
+def check_input(path: Path, size: int, setting: str = DISCRIMINATIVE) -> Any:
     """Refuses a graph that cannot be fed with images, as `read_input` does, without its weights.
+
+    Returns:
+      The graph, an ONNX `ModelProto`, whose external data are not loaded.
 
     Raises:
       GdrdError: see `read_input`.
@@ -52,6 +58,38 @@ def check_input(path: Path, size: int, setting: str = DISCRIMINATIVE) -> None:
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     read_input(model, path, size, setting)
+    return model
+
+
+def check_output(model, wanted: str, path: Path) -> None:
+    """Refuses a graph without an embedding, as `choose_output` does, by the shapes that it declares, if it does.
+
+    Warns of an embedding of very few numbers.
+
+    Args:
+      model: of `check_input`.
+      wanted, path: as of `choose_output`.
+
+    Raises:
+      GdrdError: see `choose_output`.
+    """
+    from onnx import helper
+
+    declared = {}
+    for value in model.graph.output:
+        tensor = value.type.tensor_type
+        dims = [dim.dim_value for dim in tensor.shape.dim]
+        dims = [1, *dims[1:]] if len(dims) > 1 else dims  # the batch
+        if not dims or min(dims) < 1:
+            return
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else np.float32
+        declared[value.name] = np.broadcast_to(np.zeros((), dtype), dims)
+    chosen = choose_output(declared, wanted, path)
+    if declared[chosen].size < FEWEST:
+        LOG.warning(
+            "%s: the output %s has %d numbers, and embeddings of recognizers have 128 to 512; it looks like a "
+            "classifier. Give a face recognizer", path, chosen, declared[chosen].size,
+        )  # fmt: skip
 
 
 def read_input(model, path: Path, size: int = 0, setting: str = DISCRIMINATIVE) -> list[Input]:
@@ -122,6 +160,7 @@ def choose_output(found: dict[str, np.ndarray], wanted: str, path: Path) -> str:
     embeddings = [
         name for name, value in found.items()
         if isinstance(value, np.ndarray) and value.dtype.kind == "f" and 1 < value.size == max(value.shape)
+        and value.ndim != 3  # [N, BOXES, 1] is a detector's
     ]  # fmt: skip
     shown = ", ".join(f"{name} {list(getattr(value, 'shape', ['?']))}" for name, value in found.items())
     if wanted:
@@ -139,7 +178,8 @@ def choose_output(found: dict[str, np.ndarray], wanted: str, path: Path) -> str:
         return embeddings[0]
     if not embeddings:
         raise GdrdError(
-            f"{path} has no output that is an embedding [N, D]; its outputs for one face are {shown}",
+            f"{path} looks like no face recognizer: no output is an embedding [N, D]; its outputs for one face are "
+            f"{shown}. Give a recognizer, such as InsightFace's w600k_r50.onnx",
             "onnx-no-embedding",
         )
     raise GdrdError(

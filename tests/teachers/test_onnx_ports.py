@@ -9,7 +9,7 @@ from conftest import raises
 from onnx import TensorProto, helper, numpy_helper
 
 from gdrd_jax.data.degradation import resize_all
-from gdrd_jax.teachers import load_discriminative
+from gdrd_jax.teachers import discriminative_options, load_discriminative
 from gdrd_jax.teachers.arcface import ArcFace
 from gdrd_jax.teachers.onnx_files import external_files, onnx_sha256
 from gdrd_jax.utils.files import sha256
@@ -270,3 +270,23 @@ def test_more_than_protobuf_can_hold_is_refused_at_once(tmp_path):
         file.truncate(2**31)  # a hole; takes no room
     with raises("onnx-too-large", "2.0 GiB"):
         load_discriminative(path)
+
+
+@pytest.mark.parametrize(
+    "name, dims",
+    [("cls", [1, 6400, 1]), ("map", ["N", 112, 112]), ("age", ["N", 1])],
+)
+def test_a_graph_that_declares_no_embedding_is_refused_by_its_header(tmp_path, name, dims):
+    """A detector's scores, a map of pixels, and one number; the graph itself would give another shape."""
+    path = saved(tmp_path, graph(outputs=((name, dims),)))
+    options = discriminative_options(path)
+    with raises("onnx-no-embedding", path, name):
+        ArcFace.check(options)
+    ArcFace.check(discriminative_options(saved(tmp_path, graph(outputs=((name, ["N", "D"]),)))))  # not known before
+
+
+def test_an_embedding_of_few_numbers_is_warned_of(tmp_path, caplog):
+    ArcFace.check(discriminative_options(saved(tmp_path, graph(outputs=(("y", ["N", 512]),)))))
+    assert not caplog.text
+    ArcFace.check(discriminative_options(saved(tmp_path, graph(outputs=(("y", ["N", 2]),)))))
+    assert "m.onnx" in caplog.text and "y has 2 numbers" in caplog.text
