@@ -44,13 +44,12 @@ def write(
         paper = {PAPER: reported.get(protocol.main)}
         paper |= {f"{PAPER}_{metric}": value for metric, value in reported.items() if metric != protocol.main}
         results[row.name] = dataclasses.replace(result, metrics={**result.metrics, **paper})
-        figure, floor = result.figure(protocol.main), protocol.native_floor
-        if row.degradation is None and not model.is_for_small and floor and figure is not None:
-            if figure < floor.percent:
-                warnings.append(_too_low(model, figure, floor))
-                LOG.warning(warnings[-1])
-        area = result.figure("auc")
-        if area is not None and area < LEAST_AUC:
+        figure, floor, area = result.figure(protocol.main), protocol.native_floor, result.figure("auc")
+        native = row.degradation is None and not model.is_for_small
+        if native and floor and figure is not None and figure < floor.percent:
+            warnings.append(_too_low(model, figure, floor))
+            LOG.warning(warnings[-1])
+        elif area is not None and area < LEAST_AUC:
             warnings.append(_near_chance(row, area))
             LOG.warning(warnings[-1])
         if figure is not None and row.gallery is None:
