@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from gdrd_jax.utils.errors import GdrdError, check_installed
+from gdrd_jax.utils.errors import GdrdError, check_installed, did_you_mean
 
 check_installed()
 
@@ -127,8 +127,8 @@ def parse_flags(argv: list[str]) -> ConfigDict:
                     "config-path-colon",
                 ) from error
             if re.fullmatch(r"\w+", text.partition(":")[0]):
-                names = ", ".join(config_names())
-                message = f"there is no config {text!r}; give a file, or one of {names}"
+                hint = did_you_mean(text.partition(":")[0], config_names())
+                message = f"there is no config {text!r}; {hint}give a file, or one of {', '.join(config_names())}"
                 raise GdrdError(message, "config-unknown") from error
         last = str(error).splitlines()[-1].strip()
         raise GdrdError(f"the config could not be loaded: {last}", "config-unreadable") from error

@@ -20,7 +20,7 @@ from gdrd_jax.inference.pretrained import WEIGHTS, find_student, is_pretrained, 
 from gdrd_jax.teachers import SuperResolver, load_discriminative
 from gdrd_jax.teachers.preprocessing import parse_preprocessing
 from gdrd_jax.utils.arrays import to_rgb, unit
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, did_you_mean
 from gdrd_jax.utils.files import digest, user_path
 from gdrd_jax.utils.signals import check_signals
 
@@ -193,8 +193,12 @@ def parse_model(text: str, option: str = "--model") -> tuple[str, Path, str, int
     name, given, preprocessing, size = found
     if not given or not _exists(given):
         names = list_pretrained()
-        known = f"; pretrained students are {', '.join(names)}" if names else ""
-        raise GdrdError(f"{option} {text}: there is no file or workdir {given!r}{known}", "model-missing")
+        known = f"a pretrained student ({', '.join(names)}), " if names else ""
+        raise GdrdError(
+            f"{option} {text}: there is no file or workdir {given!r}; {did_you_mean(given, names)}give {known}a "
+            "workdir, an exported folder, or a recognizer's file",
+            "model-missing",
+        )
     parse_preprocessing(preprocessing)
     named = given if is_pretrained(given) else ""
     path = find_student(given) if named else user_path(given)

@@ -265,8 +265,9 @@ class Recognizer:
             teacher = " --teacher FILE.onnx" if native else ""
             against = " against a gallery of its teacher" if native else ""
             raise GdrdError(
-                f"this student has no thresholds{against}; export it with faces to learn them on: "
-                f"gdrd export WORKDIR FOLDER --calibration FACES{teacher}, and load FOLDER",
+                f"this student has no thresholds{against}, which gdrd export learns: gdrd export WORKDIR FOLDER"
+                + (teacher or " on the calibration people of the run")
+                + f", or gdrd export WORKDIR FOLDER --calibration FACES{teacher} on others; then load FOLDER",
                 "threshold-missing",
             )
         return thresholds.at(far)

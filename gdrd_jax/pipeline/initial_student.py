@@ -5,7 +5,9 @@ from ml_collections import ConfigDict
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.pretrained import describe_student, find_student
 from gdrd_jax.models import arguments
-from gdrd_jax.registry import students
+from gdrd_jax.pipeline import stages, teacher_options
+from gdrd_jax.registry import discriminative_teachers, students
+from gdrd_jax.teachers.interface import EXACT
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import digest, sha256
 
@@ -41,6 +43,29 @@ def settings(config: ConfigDict) -> dict:
             "init-resolution",
         )
     return settings
+
+
+def other_teacher(config: ConfigDict) -> str:
+    """A warning if the student learned from another T_d than the config's; "" if not, or if it names none.
+
+    T_d is loaded for its fingerprint.
+    """
+    name = config.student.init
+    if not name or config.data.packed or config.dis.teacher or not stages.losses_need(config, "discriminative"):
+        return ""
+    if not (known := describe_student(find_student(name)).get("teacher")):
+        return ""
+    options = teacher_options.discriminative(config)
+    network = discriminative_teachers[options.kind].load(options)
+    # Students that learned from bfloat16 embeddings fit a gallery of the exact ones.
+    if known["fingerprint"] in (network.fingerprint, digest({**network.settings, "precision": EXACT})):
+        return ""
+    return (
+        f"config.student.init: {name} learned from {known['name']} ({known['fingerprint'][:12]}), and "
+        f"config.discriminative is another teacher, {teacher_options.discriminative_name(config)} "
+        f"({network.fingerprint[:12]}). Embeddings of different teachers cannot be compared, so the student learns the "
+        f"new ones from scratch. To fine-tune it, set config.discriminative.path to {known['name']}"
+    )
 
 
 def files(config: ConfigDict) -> dict[str, str]:

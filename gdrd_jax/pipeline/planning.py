@@ -1,12 +1,13 @@
 """Which steps a command needs, what the output of each is made from, and what is done already."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from gdrd_jax.config import check
-from gdrd_jax.pipeline import inputs, records
+from gdrd_jax.pipeline import initial_student, inputs, records
 from gdrd_jax.pipeline.step import Step
 from gdrd_jax.pipeline.steps import steps
 from gdrd_jax.pipeline.workdir import RESULTS, check_workdir, is_link
@@ -14,6 +15,8 @@ from gdrd_jax.registry import load_plugins
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import ORBAX_FORBIDDEN, digest, storable
 from gdrd_jax.utils.outputs import is_step_output
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,12 @@ def validate(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) ->
     return needed
 
 
+def warn(config: ConfigDict, undone: set[str]) -> None:
+    """Logs what is allowed and most likely a mistake, of steps that are not done."""
+    if "dis" in undone and (remark := initial_student.other_teacher(config)):
+        LOG.warning(remark)
+
+
 def plan(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> list[PlannedStep]:
     """What `runner.run` would do, without doing or writing anything; arguments and errors as of `runner.run`."""
     walk, found, uncertain = Walk(config, workdir, validate(config, workdir, wanted)), [], set()
@@ -177,6 +186,7 @@ def plan(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = ()) -> lis
         if action != "skip" and name == "faces" or waits:
             uncertain.add(name)
         found.append(PlannedStep(name, action, reason))
+    warn(config, {step.name for step in found if step.action != "skip"})
     return found
 
 

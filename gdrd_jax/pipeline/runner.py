@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from gdrd_jax.data.extract import extract
 from gdrd_jax.pipeline import records, stages, workdir_v04
-from gdrd_jax.pipeline.planning import StepState, Walk, validate, with_ancestors
+from gdrd_jax.pipeline.planning import StepState, Walk, validate, warn, with_ancestors
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
 from gdrd_jax.pipeline.steps import steps
@@ -94,11 +94,12 @@ def _check_later_steps(walk: Walk, process: ProcessInfo) -> None:
     trains = any(step.trains and step.name in walk.needed for step in steps(config))
     uses_jax = os.environ.get("JAX_PLATFORMS") and trains and process.world_size == 1
     has_dev_set = config.dev.path and "dis" in walk.needed
-    if not uses_jax and not has_dev_set:
+    if not uses_jax and not has_dev_set and not config.student.init:
         return
     undone = {state.step.name for state in walk.look_ahead() if not state.is_done()}
     if uses_jax and undone:
         check_platform()
+    warn(config, undone)
     if has_dev_set and undone & with_ancestors(("dis",), config):
         pairs = Path(config.dev.pairs) if config.dev.pairs else None
         with deferred("loading the dev set"):

@@ -7,7 +7,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import make_faces, make_lfw, raises
+from conftest import make_faces, make_lfw, raises, save_recognizer, save_student
 from flax import nnx
 from runs import COSINE, random_config, small_config, steps_run
 
@@ -23,6 +23,7 @@ from gdrd_jax.pipeline.inputs import locate
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import LOCK
+from gdrd_jax.utils.launch import SINGLE_PROCESS
 
 pytestmark = pytest.mark.usefixtures("few_rows")
 
@@ -291,3 +292,21 @@ def test_a_student_of_another_teacher_gets_a_new_last_layer(faces_folder, tmp_pa
     np.testing.assert_array_equal(
         train_stages._student(config, 24).head.layers[-1].kernel, begun.head.layers[-1].kernel
     )
+
+
+def test_a_student_of_another_teacher_is_warned_of_in_plan_and_run(faces_folder, tmp_path, caplog):
+    taught_by, other = save_recognizer(tmp_path / "first.onnx"), save_recognizer(tmp_path / "other.onnx", cells=8)
+    config = random_config(faces_folder)
+    config.student.update(name="gdrd", init=str(save_student(tmp_path / "begun", teacher=taught_by)))
+    config.discriminative.update(kind="auto", path=str(taught_by))
+    planning.plan(config, tmp_path / "w", ("dis",))
+    assert "config.student.init" not in caplog.text
+    config.discriminative.path = str(other)
+    planning.plan(config, tmp_path / "w", ("dis",))
+    (warning,) = (record.getMessage() for record in caplog.records if "config.student.init" in record.getMessage())
+    assert all(fact in warning for fact in ("first", "other", "config.discriminative.path", str(tmp_path / "begun")))
+    needed = planning.with_ancestors(("dis",), config)
+    runner._check_later_steps(planning.Walk(config, tmp_path / "w", needed), SINGLE_PROCESS)
+    assert caplog.text.count(warning) == 2
+    planning.warn(config, {"faces"})  # stage dis is done
+    assert caplog.text.count(warning) == 2
