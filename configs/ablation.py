@@ -22,7 +22,7 @@ images. Everything else is the same.
 gdrd grid runs all of them with several seeds and makes one table; docs/studies/ablation.md has ours.
 """
 
-from gdrd_jax.config import OUR_LOSSES, PAPER_LOSSES, default
+from gdrd_jax.config import OUR_LOSSES, PAPER_LOSSES, check_mode, default
 
 IDENTITIES = {"cls": {"weight": 1.0}}
 # Backbone and losses.
@@ -43,8 +43,7 @@ MODES = {
 
 
 def get_config(mode: str = "ours"):
-    if mode not in MODES:
-        raise ValueError(f"there is no mode {mode!r}; it can be {', '.join(MODES)}")
+    check_mode("mode", mode, MODES)
     config = default()
     config.name = "ablation"
     config.until = "dis"

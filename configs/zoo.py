@@ -51,7 +51,7 @@ on top of that, and the table has its cost.
 T_d's feature maps are those of the tensor `discriminative.tap`, which depends on the file; docs/zoo.md has the flag.
 """
 
-from gdrd_jax.config import OUR_LOSSES, PAPER_LOSSES, default, stage
+from gdrd_jax.config import OUR_LOSSES, PAPER_LOSSES, check_mode, default, stage
 
 STEPS = 1500
 BATCH = 96
@@ -186,8 +186,7 @@ def _stage(**changes):
 
 def get_config(name: str = "cosine"):
     known = {**LOSSES, **RECIPES}
-    if name not in known:
-        raise ValueError(f"there is no method {name!r}; it can be {', '.join(known)}")
+    check_mode("method", name, known)
     config = default()
     config.name = "zoo"
     config.until = "dis"

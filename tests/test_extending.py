@@ -151,7 +151,7 @@ def test_the_list_shows_losses_and_those_of_plugins(plugin, capsys):
     assert any(line.startswith("rcd: ") and "tau=0.4" in line for line in lines)
     assert commands.main(["list"]) == 0
     kinds = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
-    assert "my_arcface" in kinds["losses"].split(", ") and kinds["tasks"] == "faces, objects" and len(kinds) == 8
+    assert "my_arcface" in kinds["losses"].split(", ") and kinds["tasks"] == "faces, objects" and len(kinds) == 9
 
 
 def test_a_student_of_another_module_is_trained_evaluated_exported_and_continued(

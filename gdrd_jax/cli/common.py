@@ -4,12 +4,13 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import select
 import signal
 import sys
 from collections.abc import Callable
 
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, did_you_mean
 from gdrd_jax.utils.platforms import platform_problem
 from gdrd_jax.utils.signals import Interrupted, Signals, check_signals
 
@@ -35,7 +36,9 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Raises the error of a mistake in the arguments."""
-        raise GdrdError(f"{message}; {self.prog} --help explains the arguments", "command-usage")
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        hint = did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2])) if choice else ""
+        raise GdrdError(f"{message}; {hint}{self.prog} --help explains the arguments", "command-usage")
 
 
 def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:

@@ -117,6 +117,13 @@ def parse_flags(argv: list[str]) -> ConfigDict:
             said = next(i for i, text in enumerate(raised) if i and not text.startswith(" "))
             message = f"{path}, line {line}, raises {' '.join(' '.join(raised[said:]).split())}"
             raise GdrdError(message, "config-raises") from error
+        wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
+        if wrong and wrong[1] in settings.keys(known):
+            such = settings.value_of(known, wrong[1])
+            raise GdrdError(
+                f"--config.{wrong[1]} is {wrong[2]!r}; it must be of the type {type(such).__name__}, such as {such!r}",
+                "flag-invalid",
+            ) from error
         raise GdrdError(" ".join(message.split()), "flag-invalid") from error
     except OSError as error:
         for text in files:
@@ -132,9 +139,10 @@ def parse_flags(argv: list[str]) -> ConfigDict:
                 raise GdrdError(message, "config-unknown") from error
         last = str(error).splitlines()[-1].strip()
         raise GdrdError(f"the config could not be loaded: {last}", "config-unreadable") from error
-    except GdrdError as error:  # of a setting that is gone, or of another type
+    except GdrdError as error:  # of a mode or a setting that is not there, or of another type
         frames = [(frame.filename, str(frame.lineno)) for frame in traceback.extract_tb(error.__traceback__)]
-        if not (place := _last_in(files, frames)):
+        place = _last_in(files, frames)
+        if not place or Path(place[0]).resolve().parent == CONFIGS.resolve():  # whose lines are not the user's
             raise
         raise GdrdError(f"{', line '.join(place)}: {error}", error.code) from error
     except Exception as error:  # a user's config file may raise anything

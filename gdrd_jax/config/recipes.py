@@ -1,9 +1,12 @@
 """Sets of settings that several configs start from."""
 
+from collections.abc import Iterable
+
 from ml_collections import ConfigDict
 
 from gdrd_jax.config.defaults import OUR_LOSSES, default
 from gdrd_jax.config.losses import LOSS_DEFAULTS
+from gdrd_jax.utils.errors import GdrdError, did_you_mean
 
 # Eq. 3.
 PAPER_LOSSES = {
@@ -25,6 +28,24 @@ def paper() -> ConfigDict:
     return config
 
 
+def check_mode(kind: str, name: str, known: Iterable[str]) -> None:
+    """Refuses a mode that a config file does not have, NAME in `--config=FILE:NAME`.
+
+    Args:
+      kind: what a mode of the config is called.
+      name: of the mode.
+      known: names of all.
+
+    Raises:
+      GdrdError: it is none of them.
+    """
+    if name not in known:
+        raise GdrdError(
+            f"--config: there is no {kind} {name!r}; {did_you_mean(name, known)}it can be {', '.join(known)}",
+            "config-mode",
+        )
+
+
 def robust(name: str, students: dict[str, tuple[int, float, float]]) -> ConfigDict:
     """A config that trains a student for faces as cameras give them, without stage gen.
 
@@ -33,10 +54,9 @@ def robust(name: str, students: dict[str, tuple[int, float, float]]) -> ConfigDi
       students: name to resolution, width and learning rate.
 
     Raises:
-      ValueError: there is no such student.
+      GdrdError: there is no such student.
     """
-    if name not in students:
-        raise ValueError(f"there is no student {name!r}; it can be {', '.join(students)}")
+    check_mode("student", name, students)
     config = default()
     config.name = name
     config.views.resolution, config.student.width, config.dis.learning_rate = students[name]

@@ -1,6 +1,7 @@
 """Embeds and enrolls folders of pictures; unusable ones are reported, not fatal."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from gdrd_jax.utils.files import replacing_file
 from gdrd_jax.utils.outputs import claim_folder
 from gdrd_jax.utils.pictures import grid
 
+LOG = logging.getLogger(__name__)
 SHOWN = 12  # probes in a picture
 
 
@@ -120,6 +122,11 @@ def add_people(
     files, root = preprocess.find(path), path if path.is_dir() else path.parent
     found = _embed(recognizer, files, align=align)
     people = [preprocess.person(file, root) for file in found.paths]
+    if len(people) > 1 and path.is_dir() and all(file.parent == path for file in found.paths):
+        LOG.warning(
+            "%s has no folders: each of its %d pictures is a person of its own, named by the file; if they are of one "
+            "person, give a folder FOLDER/PERSON/IMAGE", path, len(people),
+        )  # fmt: skip
     metadata = [{"path": str(file.resolve()), "align": align} for file in found.paths]
     if not update:
         gallery.add(found.embeddings, people, metadata)

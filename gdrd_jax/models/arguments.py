@@ -39,10 +39,10 @@ def of_config(config: ConfigDict) -> dict:
         name = DEFAULT
     if name != DEFAULT or own:
         if name not in students.names():
-            known = [*students.names(), TEACHER_FEATURES]
+            known = students.names()
             raise GdrdError(
-                f"config.student.name: there is no student {name!r}; {did_you_mean(name, known)}it can be "
-                f"{', '.join(known)}",
+                f"config.student.name: there is no student {name!r}; {did_you_mean(name, [*known, TEACHER_FEATURES])}"
+                f"it can be {', '.join(known)} (gdrd list students), or {TEACHER_FEATURES}, a head on T_g's features",
                 "student-name",
             )
         shared = _those_it_has(name, shared, own)

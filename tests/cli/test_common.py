@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import make_faces, make_lfw, raises, save_recognizer, save_student
 
-from gdrd_jax.cli import common, export
+from gdrd_jax.cli import common, export, list_entries
 from gdrd_jax.inference import folders
 from gdrd_jax.inference.gallery import Match
+from gdrd_jax.inference.pretrained import describe_student, find_student, list_pretrained
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.utils import errors, files
 from gdrd_jax.utils.errors import GdrdError
@@ -245,3 +246,19 @@ def test_the_packages_that_are_looked_for_are_those_of_the_plain_installation():
     listed = {re.split("[><=]", name)[0] for name in tomllib.loads(text)["project"]["dependencies"]}
     assert set(errors.PIP.values()) == listed - {"grain"}
     assert errors.PIP.keys() - errors.CORE.keys() == {"faiss"}  # which only galleries need
+
+
+def test_pretrained_students_are_listed_with_the_figures_of_their_manifests(capsys):
+    assert list_entries.main(["pretrained"]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list_pretrained() and "LFW" in heading
+    manifest = describe_student(find_student("gdrd-8"))
+    (clean,) = (e for e in manifest["evaluations"] if e["protocol"] == "lfw" and not e["degraded"])
+    figures = next(row["accuracy"] for row in clean["rows"] if row["row"] == "gdrd-8_8")
+    assert lines[-1].split()[1:5] == ["8", "4.88", "M", "w600k_mbf"]
+    assert "{:.1f} ({:.1f}-{:.1f})".format(*figures) in lines[-1]
+
+
+def test_a_wrong_choice_is_answered_with_the_nearest(capsys):
+    assert list_entries.main(["studnets"]) == 2
+    assert "did you mean 'students'" in capsys.readouterr().err

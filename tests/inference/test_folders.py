@@ -64,3 +64,11 @@ def test_a_truncated_pil_image_is_an_error(recognizer, tmp_path):
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:700])
     with raises("image-unreadable", "PIL"):
         recognizer.embed(PIL.Image.open(tmp_path / "a.jpg"))
+
+
+def test_pictures_outside_of_folders_are_people_of_their_own_with_a_warning(recognizer, tmp_path, caplog):
+    faces = make_faces(tmp_path / "faces", 2, 2)
+    folders.enroll(recognizer, faces, tmp_path / "by_folder", align=False)
+    assert "PERSON" not in caplog.text
+    gallery, _ = folders.enroll(recognizer, faces / "p0", tmp_path / "by_file", align=False)
+    assert gallery.people() == ["0", "1"] and f"{faces / 'p0'} " in caplog.text and "PERSON/IMAGE" in caplog.text
