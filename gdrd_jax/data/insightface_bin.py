@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, no_file
 
 HEADS = {"SHORT_BINBYTES": 2, "BINBYTES": 5, "BINBYTES8": 9, "SHORT_BINSTRING": 2, "BINSTRING": 5, "BYTEARRAY8": 9}
 BOOLEANS = {"NEWTRUE": True, "NEWFALSE": False}
@@ -48,7 +48,7 @@ def read_bin(path: str | os.PathLike) -> tuple[Faces, np.ndarray]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             content = _follow(buffer, path)
     except FileNotFoundError:
-        raise GdrdError(f"there is no file {str(path)!r}", "file-missing") from None
+        raise no_file(path) from None
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise GdrdError(f"{path} is damaged, or is not a pickle; copy it again", "bin-damaged") from error
     try:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.data.faces import JOINT
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, no_file
 
 MAGIC = int.from_bytes(JOINT, "little")
 WHOLE, FIRST, MIDDLE, LAST = range(4)
@@ -73,7 +73,7 @@ def read_index(path: str | os.PathLike, *, skip_bad: bool = False) -> Index:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             return _read_index(path, buffer, skip_bad)
     except FileNotFoundError:
-        raise GdrdError(f"there is no file {str(path)!r}", "file-missing") from None
+        raise no_file(path) from None
     except ValueError as error:  # an empty file cannot be mapped
         raise GdrdError(f"{path} is empty; copy it again", "rec-empty") from error
 

@@ -18,7 +18,7 @@ from gdrd_jax.data.file_tree import is_image, why_unreadable
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.readers import MANIFEST, list_files
 from gdrd_jax.data.task import FACES, Task
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, no_file
 
 LOG = logging.getLogger(__name__)
 Image = str | os.PathLike | np.ndarray | PIL.Image.Image
@@ -114,7 +114,7 @@ def _pixels(image: Image, task: Task) -> np.ndarray:
         path = Path(image)
         if problem := why_unreadable(path):
             if not os.path.lexists(path):
-                raise GdrdError(f"there is no file {str(path)!r}", "file-missing")
+                raise no_file(path)
             raise GdrdError(f"{path} cannot be read: {problem}", "file-unreadable")
         try:
             data = path.read_bytes()
@@ -152,7 +152,7 @@ def find(path: Path) -> list[Path]:
       GdrdError: the path is missing, or holds no images.
     """
     if not path.exists():
-        raise GdrdError(f"there is no file or folder {str(path)!r}", "path-missing")
+        raise no_file(path, "there is no file or folder", "path-missing")
     if path.is_file():
         return [path]
     if (path / MANIFEST).exists():

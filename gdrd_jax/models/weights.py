@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from gdrd_jax.models.student import Student
-from gdrd_jax.utils.errors import GdrdError, first_line, require
+from gdrd_jax.utils.errors import GdrdError, first_line, no_file, require
 from gdrd_jax.utils.files import writing
 
 SHOWN = 3  # names in a message
@@ -44,7 +44,7 @@ def load_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     """
     safetensors = require("safetensors", "export")
     if not path.is_file():
-        raise GdrdError(f"there is no file {str(path)!r}", "file-missing")
+        raise no_file(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             arrays = {name: np.asarray(file.get_tensor(name), np.float32) for name in sorted(file.keys())}

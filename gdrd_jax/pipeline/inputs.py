@@ -107,9 +107,9 @@ def _check_people(config: ConfigDict, needed: set[str]) -> None:
         both = f"both to at most {max(most, 0)} together"
         remedy = one if tested <= most and calibrating else both
         raise GdrdError(
-            f"config.data.path has {len(names)} {kind.labels}; config.data.calibration_people keeps {calibrating} of "
-            f"them for thresholds and config.data.test_people {tested} for testing, and at least 2 must remain to "
-            f"train on. Set {remedy}, or give more {kind.labels}",
+            f"config.data.path has {len(names)} {kind.labels}, and config.data.calibration_people ({calibrating}, for "
+            f"thresholds) and config.data.test_people ({tested}, for testing) keep {held_out} of them; at least 2 must "
+            f"remain to train on. Set {remedy}, or give more {kind.labels}",
             "people-too-few",
         )
     trained = images[: len(names) - held_out] - config.data.test_images

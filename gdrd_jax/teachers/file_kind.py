@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from gdrd_jax.teachers.onnx_files import is_onnx
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, no_file
 
 ONNX, PYTORCH, SAFETENSORS = "ONNX", "PyTorch", "safetensors"
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors header, its format's own limit
@@ -52,7 +52,7 @@ def file_kind(path: str | os.PathLike) -> str:
     if path.is_dir():
         raise GdrdError(f"{path} is a folder; give the file of a network", "network-is-a-folder")
     if not path.is_file():
-        raise GdrdError(f"there is no file {str(path)!r}", "file-missing")
+        raise no_file(path)
     with path.open("rb") as file:
         begin, size = file.read(512), path.stat().st_size
     if begin.startswith(b"PK"):

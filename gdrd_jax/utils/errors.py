@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Iterable
 from importlib import util
@@ -54,6 +55,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_lower = {one.lower(): one for one in known}
     near = difflib.get_close_matches(name.lower(), list(by_lower), n=1)
     return f"did you mean {by_lower[near[0]]!r}? " if near else ""
+
+
+def no_file(path: str | os.PathLike, what: str = "there is no file", code: str = "file-missing") -> GdrdError:
+    """The error for a path at which there is nothing; `what` is the beginning of the sentence."""
+    where = "" if os.path.isabs(path) else f" in {os.getcwd()}"
+    return GdrdError(f"{what} {str(path)!r}{where}; correct the path", code)
 
 
 def missing(package: str, extra: str | None) -> GdrdError:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import filelock
 
-from gdrd_jax.utils.errors import GdrdError, first_line
+from gdrd_jax.utils.errors import GdrdError, first_line, no_file
 
 LOCK = ".lock"
 ORBAX_FORBIDDEN = "\\["  # in a path of trained weights: Orbax takes a bracket for a pattern
@@ -175,7 +175,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise GdrdError(f"there is no file {str(path)!r}", "file-missing") from None
+        raise no_file(path) from None
     encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     try:
         text = data.decode(encoding)

@@ -213,3 +213,9 @@ def test_a_pattern_for_records_is_refused(tmp_path):
     write(tmp_path / "a.rec", PAYLOADS, LABELS)
     with raises("rec-pattern", "a.rec", "'*.jpg'"):
         open_faces(str(tmp_path / "a.rec"), pattern="*.jpg")
+
+
+def test_a_missing_relative_path_is_named_with_the_folder_that_it_is_looked_for_in(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with raises("path-missing", "'nowhere'", tmp_path):
+        open_faces("nowhere")

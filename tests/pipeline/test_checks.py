@@ -140,6 +140,7 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
         ({"data.path": "nowhere"}, "path-missing", ["'nowhere'"]),
         ({"data.path": ""}, "data-path-unset", ["config.data.path"]),
         ({"data.test_people": 6}, "people-too-few", ["config.data.test_people", 7, 8]),
+        ({"data.calibration_people": 6}, "people-too-few", ["config.data.calibration_people to at most 3", 8]),
         ({"data.glob": "0.png"}, "person-one-image", ["'p5'"]),
         ({"data.glob": "*.gif"}, "faces-none", ["*.gif"]),
         ({"views.resolution": 20}, "student-resolution", ["config.views.resolution", 20, "8, 16, 24, 32", "16 or 24"]),
