@@ -10,6 +10,7 @@ from gdrd_jax.config.sections import Config, expand_paths, keys, set_open, unkno
 
 __all__ = [
     "ABOVE_ZERO", "AT_LEAST", "AT_MOST", "BELOW_ONE", "CHOICES", "Config", "FLAT_LOSSES", "LOSS_DEFAULTS", "OUR_LOSSES",
-    "PAPER_LOSSES", "RENAMED", "check", "check_mode", "default", "expand_paths", "keys", "of_workdir", "paper", "robust",
-    "set_loss", "set_open", "stage", "unknown_key", "used_losses", "value_of", "with_current_names", "without_folders",
+    "PAPER_LOSSES", "RENAMED", "check", "check_mode", "default", "expand_paths", "keys", "of_workdir", "paper",
+    "robust", "set_loss", "set_open", "stage", "unknown_key", "used_losses", "value_of", "with_current_names",
+    "without_folders",
 ]  # fmt: skip

@@ -132,7 +132,7 @@ def _by_folder(path: Path, pattern: str, skip_bad: bool, task: Task) -> Faces:
             chosen.append(row)
     if not chosen:
         raise GdrdError(
-            f"{path} holds no {task.images}: the layout is FOLDER/{task.label.upper()}/IMAGE, and no subfolder has images"
+            f"{path} holds no {task.images}: the layout is FOLDER/{task.label.upper()}/IMAGE, and it has no such images"
             + (f" that match {pattern!r}" if pattern != "*" else "")
             + f". Formats are {', '.join(sorted(IMAGE_SUFFIXES))}",
             "faces-none",

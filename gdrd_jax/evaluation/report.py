@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import matplotlib
 import numpy as np
@@ -31,7 +32,8 @@ PAGE = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 .wide {{ overflow-x: auto }} table {{ border-collapse: collapse }} th, td {{ padding: .3rem .7rem; text-align: right }}
 th:first-child, td:first-child {{ text-align: left }} tr + tr {{ border-top: 1px solid #ddd }}
-tr.first {{ font-weight: 600 }} img {{ max-width: 100% }} figure {{ margin: 2rem 0 }}
+tr.first {{ font-weight: 600 }} .quoted, tr.first .quoted {{ font-weight: 400; font-style: italic; color: #555 }}
+img {{ max-width: 100% }} figure {{ margin: 2rem 0 }}
 figcaption, small, td span {{ color: #555 }}
 td span {{ font-size: 12px; display: block; font-weight: 400; white-space: nowrap }}
 .warning {{ background: #fff3d6; border-left: 4px solid #e0a800; padding: .6rem 1rem }}
@@ -60,6 +62,8 @@ def write(
     settings: dict,
     document: dict,
     warning: str = "",
+    labels: Mapping[str, str] = MappingProxyType({}),
+    quoted: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes metrics.json and report.html, and where there are curves roc.csv and roc.png, into `folder`.
 
@@ -72,6 +76,8 @@ def write(
       figures: `(png, caption)` shown under the curves.
       settings: shown at the end.
       document: what stands in metrics.json beside `results`.
+      labels: what rows are called in the table, where it is not the name.
+      quoted: keys of columns that hold others' figures, and a note under each figure.
     """
     rows = {name: {**result.metrics, "intervals": result.intervals} for name, result in results.items()}
     (folder / "metrics.json").write_text(json.dumps({**document, "results": rows}, indent=1), encoding="utf-8")
@@ -81,8 +87,9 @@ def write(
         caption = "ROC of all pairs; the false accept rate is on a log scale."
         figures = [((folder / "roc.png").read_bytes(), caption), *figures]
     page = PAGE.format(
-        title=html.escape(title), summary=html.escape(summary), table=html_table(results, columns),
-        legend=html.escape(legend),
+        title=html.escape(title), summary=html.escape(summary), 
+        table=html_table({labels.get(name, name): row for name, row in results.items()}, columns, quoted),
+        legend=html.escape(f"{legend} The first row is in bold."),
         warning=WARNING.format(html.escape(warning)) if warning else "",
         figures="\n".join(_figure(*figure) for figure in figures),
         settings=html.escape(json.dumps(settings, indent=1)),
@@ -95,17 +102,25 @@ def text_table(results: Mapping[str, Result], columns: Mapping[str, str]) -> str
     return tables.text_table(_lines(results, columns))
 
 
-def html_table(results: Mapping[str, Result], columns: Mapping[str, str]) -> str:
-    """The table of the page, intervals below the figures."""
-    intervals = {
+def html_table(
+    results: Mapping[str, Result], columns: Mapping[str, str], quoted: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The table of the page, intervals below the figures; `quoted` as of `write`."""
+    notes = {
         (line, column): f"{ends[0]:.1f} – {ends[1]:.1f}"
         for line, result in enumerate(results.values(), 1)
         for column, key in enumerate(columns, 1)
         if (ends := result.intervals.get(key))
     }
+    found = {column: key for column, key in enumerate(columns, 1) if key in quoted}
+    notes |= {
+        (line, column): quoted[key]
+        for line, result in enumerate(results.values(), 1)
+        for column, key in found.items() if result.figure(key) is not None
+    }  # fmt: skip
     heading, *rows = _lines(results, columns)
     rows = [[name, *(figure.replace("-", "–") for figure in figures)] for name, *figures in rows]
-    return tables.html_table([heading, *rows], intervals)
+    return tables.html_table([heading, *rows], notes, found)
 
 
 def _lines(results: Mapping[str, Result], columns: Mapping[str, str]) -> list[list[str]]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from gdrd_jax.version import __version__
 LOG = logging.getLogger(__name__)
 FILES = ("metrics.json", "roc.csv", "roc.png", "scores.npz", "report.html", "sweep.png")  # of any protocol
 PAPER, PAPER_COLUMN = "paper", "paper's GDRD"
+QUOTED = (
+    "Figures in italics are not of this evaluation: GDRD's paper (arXiv 2409.06371) reports them of its own student, "
+    "trained on the 494,414 faces of WebFace."
+)
 LEAST_AUC = 60.0  # percent; 50 is chance
 
 
@@ -60,7 +65,7 @@ def write(
         render = functools.partial(_input_of, row, protocol, settings.seed)
         image, caption = protocol.picture(result, render)
         examples.append((pictures.png(image), f"{row.name}. {caption}"))
-    _write_files(settings, out, protocol, models, results, lines, examples, warnings)
+    _write_files(settings, out, protocol, models, rows, results, lines, examples, warnings)
 
 
 def _write_files(
@@ -68,6 +73,7 @@ def _write_files(
     out: Path,
     protocol: ReportedProtocol,
     models: list[Embedder],
+    rows: list[tuple[Row, str]],
     results: dict[str, Result],
     lines: dict[str, dict[str, tuple[float, tuple[float, float]]]],
     examples: list[tuple[bytes, str]],
@@ -89,12 +95,15 @@ def _write_files(
         "data": protocol.about,
         "warnings": warnings,
     }  # fmt: skip
-    columns = dict(protocol.columns)
+    columns, quoted, legend = dict(protocol.columns), {}, protocol.legend
     trained_on = "WebFace, the real benchmark" if stand_in else "WebFace"
     for metric, heading in protocol.columns.items():
         key = PAPER if metric == protocol.main else f"{PAPER}_{metric}"
         if any(result.metrics.get(key) for result in results.values()):
-            columns[key] = f"{PAPER_COLUMN} {heading} ({trained_on})"
+            columns[key], quoted[key] = f"{PAPER_COLUMN} {heading} ({trained_on})", "other training set"
+    if quoted:
+        legend = f"{legend} {QUOTED}"
+    labels = {row.name: f"{row.embedder.name} @ {_written(resolution)}" for row, resolution in rows}
     figures = protocol.figures(results)
     if any(len(line) > 1 for line in lines.values()):
         caption = "The same faces at falling resolution, with 95 % intervals."
@@ -108,18 +117,20 @@ def _write_files(
     np.savez_compressed(out / "scores.npz", **arrays)
     report.write(
         out, results, columns=columns, curves=protocol.curves(results), title=_title(settings, protocol, stand_in),
-        summary=_summary(settings, protocol, models), legend=protocol.legend,
+        summary=_summary(settings, protocol, models, results), legend=legend,
         figures=[(figure.png, figure.caption) for figure in figures] + examples, settings=document["settings"],
-        document=document, warning=". ".join(filter(None, [stand_in, *warnings])),
+        document=document, warning=". ".join(filter(None, [stand_in, *warnings])), labels=labels, quoted=quoted,
     )  # fmt: skip
-    LOG.info("report: %s\n%s", out / "report.html", report.text_table(results, columns))
+    table = report.text_table(results, columns)
+    LOG.info("report: %s, with 95 %% intervals\n%s\n%s", out / "report.html", table, legend)
     if stand_in:
         LOG.info("STAND-IN: %s", stand_in)
 
 
 def described(model: Embedder) -> str:
     """How a model is fed, as part of a sentence."""
-    how = f"reduced by {model.kernel} in training" if model.is_student else model.settings["preprocessing"]
+    preprocessing = model.settings.get("preprocessing")
+    how = f"reduced by {model.kernel} in training" if model.is_student else f"preprocessing: {preprocessing}"
     return f"{model.name} sees {model.input_size}x{model.input_size} pixels ({how})"
 
 
@@ -177,12 +188,18 @@ def _written(resolution: str) -> str:
     return " against ".join(sides)
 
 
-def _summary(settings: Settings, protocol: ReportedProtocol, models: list[Embedder]) -> str:
+def _summary(settings: Settings, protocol: ReportedProtocol, models: list[Embedder], results: dict[str, Result]) -> str:
     about, reduced = protocol.about, any(r != "native" for r in settings.resolutions)
     degraded = ", ".join(f"{name} {value:g}" for name, value in settings.degraded.items())
     left_out = "; ".join(reason for _, reason in about.get("skipped", ())[:3])
+    metrics = next(iter(results.values())).metrics
+    pairs = f", {metrics['n_pairs']:,} pairs" if "n_pairs" in metrics else ""
+    by_fold = metrics.get("accuracy_by_fold")
+    folds = f" in {len(by_fold)} folds" if isinstance(by_fold, Sequence) else ""
     sentences = [
         counted(len(protocol.faces), "face")
+        + pairs
+        + folds
         + (f", reduced by the {settings.kernel} kernel" if reduced else "")
         + (f", degraded by {degraded}" if degraded else ""),
         *map(described, models),

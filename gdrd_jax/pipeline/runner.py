@@ -69,6 +69,11 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process
             walk.fingerprints |= take_part(states, current)
         if process.rank == 0:
             publish(current.folders, workdir)
+            if "dis" in current.folders and not stages.is_teacher_features(config):
+                LOG.info(
+                    "student: %s; next: gdrd export %s FOLDER, gdrd evaluate --model %s ...", workdir / "dis" / "student",
+                    workdir, workdir,
+                )  # fmt: skip
 
 
 def _register(config: ConfigDict, workdir: Path) -> None:
@@ -161,8 +166,10 @@ def _do(states: Sequence[StepState], reasons: dict[str, str], current: Run) -> d
                 write_json(state.folder / records.NAME, record)
     for state in states:
         others = " and ".join(other.step.name for other in states if other is not state)
-        seconds = open_records[state.step.name]["seconds"]
-        LOG.info("%s: done in %.1f s%s", state.step.name, seconds, f", together with {others}" if others else "")
+        seconds, total = time.monotonic() - start, open_records[state.step.name]["seconds"]
+        parts = [f"{state.step.name}: done in {seconds:.1f} s"]
+        parts += [f"{total:.1f} s with earlier commands"] if total > seconds + 1 else []
+        LOG.info(", ".join([*parts, f"together with {others}"] if others else parts))
     return {name: record["fingerprint"] for name, record in open_records.items()}
 
 

@@ -39,6 +39,7 @@ class Logbook:
         os.replace(temporary, path)
         self._file = path.open("a", encoding="utf-8")
         self._board = _Board(directory / "tensorboard", done)
+        self._compiled = False
         self._progress = tqdm(
             total=steps,
             initial=done,
@@ -56,7 +57,12 @@ class Logbook:
             if (step + 1) % WINDOW == 0:
                 self.finish_line(step + 1)
         shown = {key: f"{value:.3f}" for key, value in last.items()}
-        self._progress.set_postfix({**shown, "img/s": f"{self._rate():,.0f}"}, refresh=False)
+        if rate := self._rate():
+            shown["img/s"] = f"{rate:,.0f}"
+        if not self._compiled:  # the first steps include compiling, which says nothing of the speed
+            self._progress.unpause()
+            self._compiled = True
+        self._progress.set_postfix(shown, refresh=False)
         self._progress.update(len(steps))
 
     def finish_line(self, step: int) -> None:

@@ -1,7 +1,7 @@
 """Tables of text cells for a terminal, Markdown and HTML."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 Lines = Sequence[Sequence[str]]  # the first is the heading; all of one length
 
@@ -21,21 +21,23 @@ def markdown_table(lines: Lines) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in [heading, ["---"] * len(heading), *rest])
 
 
-def html_table(lines: Lines, notes: Mapping[tuple[int, int], str]) -> str:
+def html_table(lines: Lines, notes: Mapping[tuple[int, int], str], quoted: Container[int] = ()) -> str:
     """An HTML table whose first row below the heading is of the class "first".
 
     Args:
       lines: plain text, escaped here.
       notes: small print under a cell, by the numbers of its line and column.
+      quoted: numbers of columns with others' figures, whose cells are of the class "quoted".
     """
     rows = []
     for number, line in enumerate(lines):
         tag, kind = ("td" if number else "th"), (" class=first" if number == 1 else "")
         cells = [
-            html.escape(cell) + (f"<span>{html.escape(notes[number, i])}</span>" if (number, i) in notes else "")
+            f"<{tag}{' class=quoted' if i in quoted else ''}>{html.escape(cell)}"
+            + (f"<span>{html.escape(notes[number, i])}</span>" if (number, i) in notes else "")
             for i, cell in enumerate(line)
         ]
-        rows.append(f"<tr{kind}>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>")
+        rows.append(f"<tr{kind}>" + "".join(f"{cell}</{tag}>" for cell in cells) + "</tr>")
     return '<div class="wide"><table>' + "\n".join(rows) + "</table></div>"
 
 

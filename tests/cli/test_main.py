@@ -112,7 +112,11 @@ def test_a_setting_that_a_section_lacks_is_named_with_the_nearest_there(wrong, c
         (["--config=quickstart", "--processes=0"], "flag-invalid", ["--processes", "0"]),
         (["--config=quickstart", "extra"], "argument-unexpected", ["'extra'", "--config.NAME=VALUE"]),
         (["--config=quickstart", "--config.gen.steps=x"], "flag-invalid", ["config.gen.steps", "x"]),
-        (["--config=quickstart", "--config.dis.learning_rate=abc"], "flag-invalid", ["learning_rate is 'abc'", "float"]),
+        (
+            ["--config=quickstart", "--config.dis.learning_rate=abc"],
+            "flag-invalid",
+            ["learning_rate is 'abc'", "float"],
+        ),
         (["--config=quickstart", "--processes=2"], "processes-flags", ["--coordinator", "--processes", "--process"]),
         (["--config=broken.py"], "config-raises", ["'broken.py'", "ZeroDivisionError"]),
         (["--config=syntax.py"], "config-raises", ["syntax.py, line 1", "SyntaxError"]),

@@ -594,6 +594,7 @@ def test_the_papers_figures_stand_beside_those_of_a_student(ar_folder, tmp_path)
     assert not any("paper" in key for key in results["run_8"].metrics if key != "paper")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "mouth % (WebFace)" in page and "expression % (WebFace)" not in page
+    assert "<td class=quoted>84.33<span>" in page and "<td>run @ 16x16</td>" in page
     (ar_folder / STAND_IN).write_text("not the real thing")
     evaluate_and_report(how, tmp_path / "out")
     assert "mouth % (WebFace, the real benchmark)" in (tmp_path / "out" / "report.html").read_text()

@@ -93,3 +93,10 @@ def test_every_chart_is_a_picture():
     ]
     for chart in charts:
         assert cv2.imdecode(np.frombuffer(chart, np.uint8), cv2.IMREAD_COLOR).std() > 1
+
+
+def test_others_figures_are_marked_with_a_note_where_there_are_any():
+    results = {"m": Result({"a": 90.0, "b": 95.0}, {}, {}), "n": Result({"a": 80.0, "b": None}, {}, {})}
+    page = report.html_table(results, {"a": "A %", "b": "theirs %"}, {"b": "other faces"})
+    assert "<td>90.00</td><td class=quoted>95.00<span>other faces</span></td>" in page
+    assert "<td>80.00</td><td class=quoted>-</td>" in page.replace("\N{EN DASH}", "-")

@@ -17,4 +17,6 @@ def test_html_is_escaped_and_notes_stand_in_their_cells():
     page = html_table(LINES, {(2, 1): "90 & 100"})
     assert "<tr><th>row</th><th>AUC %</th></tr>" in page
     assert "<tr class=first><td>student</td><td>9.50</td></tr>" in page
+    others = html_table(LINES, {(1, 1): "theirs"}, {1})
+    assert "<td>student</td><td class=quoted>9.50<span>theirs</span></td>" in others
     assert "<tr><td>&lt;b&gt;</td><td>100.00<span>90 &amp; 100</span></td></tr>" in page
