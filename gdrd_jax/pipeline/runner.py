@@ -71,8 +71,8 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process
             publish(current.folders, workdir)
             if "dis" in current.folders and not stages.is_teacher_features(config):
                 LOG.info(
-                    "student: %s; next: gdrd export %s FOLDER, gdrd evaluate --model %s ...", workdir / "dis" / "student",
-                    workdir, workdir,
+                    "student: %s; next: gdrd export %s FOLDER, gdrd evaluate --model %s ...",
+                    workdir / "dis" / "student", workdir, workdir,
                 )  # fmt: skip
 
 

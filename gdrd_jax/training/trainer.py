@@ -279,7 +279,7 @@ def fit(
         sampler = sampler or Uniform(Uniform.Config(), dataset.labels, dataset.views)
         fed = feeding.batches(dataset, dispatches, mesh, sampler, on_device=on_device, seed=seed, batch=schedule.batch)
         if dispatches:
-            LOG.info("%s: compiling, about a minute; the progress begins after it", name)
+            LOG.info("%s: compiling, about a minute; progress is shown after it", name)
         before, stop, agreed, asked = None, 0, sharding.DelayedMax(), False
         for steps, rows, chosen in fed:
             state, metrics = run(state, resident, chosen, np.arange(steps.start, steps.stop))

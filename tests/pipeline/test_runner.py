@@ -29,7 +29,7 @@ from gdrd_jax.pipeline import dev_set, planning, records, runner, train_stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.teachers import arcface
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.files import locked
+from gdrd_jax.utils.files import locked, write_json
 from gdrd_jax.utils.launch import ProcessInfo
 from gdrd_jax.utils.signals import Interrupted
 
@@ -440,3 +440,12 @@ def test_a_dev_set_that_is_only_touched_costs_no_training(faces_folder, tmp_path
     pixels[-20] ^= 1
     face.write_bytes(pixels)
     assert dev_set.files(config) != before
+
+
+def test_the_end_names_the_student_the_next_command_and_the_time_of_this_command(copy, faces_folder, caplog):
+    record = records.read(copy / "views") | {"complete": False, "seconds": 1000.0}
+    write_json(copy / "views" / records.NAME, record)
+    assert steps_run(small_config(faces_folder), copy, caplog) == ["views"]
+    assert f"gdrd export {copy} " in caplog.text and str(copy / "dis" / "student") in caplog.text
+    (line,) = (message for message in caplog.messages if message.startswith("views: done in "))
+    assert float(line.split()[3]) < 900 and "100" in line.split(", ")[1]
