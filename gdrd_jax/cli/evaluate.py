@@ -54,23 +54,23 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         choices=KERNELS,
         help="how faces are reduced: area (OpenCV, default), bicubic (Pillow)",
     )
-    add("--blur", type=float, default=0.0, help="Gaussian blur before reducing: sigma in pixels of 112")
+    add("--blur", type=float, default=0.0, help="Gaussian blur before reducing: sigma in pixels of 112 (default: 0)")
     add("--motion", type=float, default=0.0, help="motion blur before reducing: length in pixels of 112")
     add("--noise", type=float, default=0.0, help="Gaussian noise after reducing: sigma of 255")
-    add("--jpeg", type=int, default=0, help="JPEG quality after reducing, 1-100")
+    add("--jpeg", type=int, default=0, help="JPEG quality after reducing, 1-100 (default: none)")
     add(
         "--stretch", action="store_true", help="take faces that are not 112x112 and stretch them (tinyface always does)"
     )
     add(
         "--no-mirror", dest="mirror", action="store_false",
-        help="embed without the mirror image, as of digits and text; a student knows it by itself",
+        help="embed without the mirror image, as of digits and text; a student stores this",
     )  # fmt: skip
     add(
         "--super-resolve", dest="super_resolver", default="", metavar="DIR",
         help="an SR network of gdrd train-sr-teacher: ONNX models have further rows, of the faces that it draws",
     )  # fmt: skip
     add("--skip-bad", action="store_true", help="leave bad faces and their pairs out, counted and listed")
-    add("--seed", type=int, default=0, help="of noise, motion and bootstrap")
+    add("--seed", type=int, default=0, help="of noise, motion and bootstrap (default: 0)")
     add(
         "--out",
         required=True,
@@ -98,7 +98,11 @@ def _add_settings(parser: ArgumentParser, protocol: str) -> list[str]:
     explained = explanations(entry.Config)
     for field in dataclasses.fields(entry.Config):
         option, kind = f"--{field.name.replace('_', '-')}", type(field.default)
-        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": "X"}
+        how = (
+            {"action": argparse.BooleanOptionalAction}
+            if kind is bool
+            else {"type": kind, "metavar": field.name.upper()}
+        )
         try:
             group.add_argument(option, default=field.default, help=explained.get(field.name), **how)
         except argparse.ArgumentError:

@@ -2,8 +2,8 @@
 
 PEOPLE is a folder PEOPLE/PERSON/IMAGE or PEOPLE/PERSON.jpg, CROPS a picture or a folder of them, at any depth. Pictures
 are aligned faces, square, of any size; with --align photographs of one person each. --model is the name of a
-pretrained student, what gdrd export wrote, or a workdir of gdrd train, which has no thresholds and cannot
-verify. With --with the student's teacher embeds the gallery's faces, at 112x112 pixels, where it sees more in them;
+pretrained student, what gdrd export wrote, or a workdir of gdrd train, which cannot verify: gdrd export learns the
+thresholds. With --with the student's teacher embeds the gallery's faces, at 112x112 pixels, where it sees more in them;
 search compares crops with such a gallery, too. enroll --add adds faces to a gallery, enroll --update replaces the faces
 of people who are in it already, and remove deletes people from all files of a gallery. Pictures that cannot be used are
 listed at the end with the reason, the others are done, and the exit status is 1. --json prints for programs.
@@ -44,15 +44,15 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         return commands.add_parser(name, help=what, parents=[common, output] if model else [output])
 
     embed = command("embed", "write the embeddings of pictures")
-    embed.add_argument("path", type=user_path, metavar="FOLDER")
+    embed.add_argument("path", type=user_path, metavar="FOLDER", help="pictures, at any depth")
     embed.add_argument("--out", type=user_path, required=True, help="an .npz with `paths` and `embeddings`")
     verify = command("verify", "are two faces one person's?")
-    verify.add_argument("first", type=user_path, metavar="A")
-    verify.add_argument("second", type=user_path, metavar="B")
-    verify.add_argument("--far", type=float, default=1e-3, help="the share of strangers that may pass, default 0.001")
+    verify.add_argument("first", type=user_path, metavar="A", help="a picture of an aligned face; see --align")
+    verify.add_argument("second", type=user_path, metavar="B", help="another one")
+    verify.add_argument("--far", type=float, default=1e-3, help="false accept rate (FAR), default 0.001")
     enroll = command("enroll", "make a gallery of people, or add to one")
-    enroll.add_argument("path", type=user_path, metavar="FOLDER")
-    enroll.add_argument("--gallery", type=user_path, required=True)
+    enroll.add_argument("path", type=user_path, metavar="PEOPLE", help="PEOPLE/PERSON/IMAGE or PEOPLE/PERSON.jpg")
+    enroll.add_argument("--gallery", type=user_path, required=True, help="folder of the gallery")
     into = enroll.add_mutually_exclusive_group()
     into.add_argument("--add", action="store_true", help="add the faces to a gallery that exists")
     into.add_argument("--update", action="store_true", help="as --add, but replace the faces of people who are in it")
@@ -60,8 +60,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "--with", dest="teacher", metavar="T", help="embed full-size faces by the student's teacher: FILE.onnx"
     )
     search = command("search", "who of a gallery are these?")
-    search.add_argument("path", type=user_path, metavar="IMAGE|FOLDER")
-    search.add_argument("--gallery", type=user_path, required=True)
+    search.add_argument("path", type=user_path, metavar="IMAGE|FOLDER", help="a picture, or a folder of them")
+    search.add_argument("--gallery", type=user_path, required=True, help="folder of the gallery")
     search.add_argument("-k", type=int, default=5, help="how many are listed, default 5")
     search.add_argument("--templates", action="store_true", help="compare with the mean of each person's faces")
     search.add_argument("--far", type=float, help="mark those who pass at this false accept rate of one comparison")
@@ -69,10 +69,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "--pictures", type=user_path, metavar="FILE.png", help="draw the first probes and whom they match"
     )
     gallery = command("gallery", "list the people of a gallery and how many faces they have", model=False)
-    gallery.add_argument("gallery", type=user_path, metavar="GALLERY")
+    gallery.add_argument("gallery", type=user_path, metavar="GALLERY", help="folder of the gallery")
     remove = command("remove", "remove people, or single faces, from a gallery", model=False)
     remove.add_argument("people", nargs="*", metavar="PERSON", help="remove all faces of a person")
-    remove.add_argument("--gallery", type=user_path, required=True)
+    remove.add_argument("--gallery", type=user_path, required=True, help="folder of the gallery")
     remove.add_argument(
         "--path", type=user_path, nargs="+", default=[], metavar="FILE", help="remove the faces of these pictures"
     )

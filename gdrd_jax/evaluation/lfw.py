@@ -181,7 +181,8 @@ class LFW(PairList):
         """Settings.
 
         Attributes:
-          pairs: file with the list of pairs, see `evaluation.pair_files`.
+          pairs: file with the list of pairs: LFW's pairs.txt, Kaggle's pairs.csv, lines "IMAGE FLAG" as of CALFW and
+            CPLFW, or lines "PATH1 PATH2 LABEL".
         """
 
         pairs: str = ""

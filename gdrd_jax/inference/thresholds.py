@@ -113,7 +113,7 @@ class Thresholds:
             raise GdrdError(
                 f"a false accept rate of {far:g} is finer than the calibration supports: {self.between} pairs "
                 f"of different people ({self.name}) are enough for {self.finest():.2g}; "
-                f"give --far {self.finest():.2g} (far=), or export the student again with more people (gdrd export "
+                f"give --far {self.finest():.2g} (far={self.finest():.2g}), or export the student again with more people (gdrd export "
                 "--calibration FACES)",
                 "far-too-fine",
             )

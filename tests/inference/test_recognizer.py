@@ -139,7 +139,7 @@ def test_verify_decides_at_the_threshold_of_the_rate(recognizer, files):
     found = known.verify(files[0], files[0])
     assert found.same and found.similarity == pytest.approx(1, abs=1e-5) and found.threshold == 0.9
     assert known.verify(files[0], files[2], far=0.4).threshold == 0.5
-    with raises("far-too-fine", "0.0001", "780 pairs", "made up", "0.001;"):
+    with raises("far-too-fine", "0.0001", "780 pairs", "made up", "0.001;", "--far 0.001"):
         known.verify(files[0], files[1], far=1e-4)
     with raises("threshold-missing", "gdrd export", "--calibration") as error:
         recognizer.verify(files[0], files[1])
