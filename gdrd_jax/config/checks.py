@@ -8,7 +8,7 @@ from gdrd_jax.config.losses import used_losses
 from gdrd_jax.config.sections import keys, value_of
 from gdrd_jax.data.degradation import KERNELS
 from gdrd_jax.teachers.interface import PRECISIONS
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, did_you_mean
 
 STAGE_INPUTS = ("lr", "hr_small")
 RESIDENCIES = ("auto", "device", "host")
@@ -64,7 +64,8 @@ def check(config: ConfigDict, needed: set[str]) -> None:
     for key, allowed in each(CHOICES):
         if values[key] not in allowed:
             choices = ", ".join("''" if choice == "" else str(choice) for choice in allowed)
-            raise GdrdError(f"config.{key} is {values[key]!r}; it can be {choices}", "config-choice")
+            hint = did_you_mean(str(values[key]), map(str, allowed))
+            raise GdrdError(f"config.{key} is {values[key]!r}; {hint}it can be {choices}", "config-choice")
     for key, least in each(AT_LEAST):
         if not values[key] >= least:
             raise GdrdError(f"config.{key} is {values[key]}; it must be at least {least}", "config-range")

@@ -265,7 +265,7 @@ class Recognizer:
             teacher = " --teacher FILE.onnx" if native else ""
             against = " against a gallery of its teacher" if native else ""
             raise GdrdError(
-                f"this student has no thresholds{against}, which gdrd export learns: gdrd export WORKDIR FOLDER"
+                f"this student has no thresholds{against}; export it, which learns them: gdrd export WORKDIR FOLDER"
                 + (teacher or " on the calibration people of the run")
                 + f", or gdrd export WORKDIR FOLDER --calibration FACES{teacher} on others; then load FOLDER",
                 "threshold-missing",

@@ -113,8 +113,8 @@ class Thresholds:
             raise GdrdError(
                 f"a false accept rate of {far:g} is finer than the calibration supports: {self.between} pairs "
                 f"of different people ({self.name}) are enough for {self.finest():.2g}; "
-                f"give --far {self.finest():.2g} (far={self.finest():.2g}), or export the student again with more people (gdrd export "
-                "--calibration FACES)",
+                f"give --far {self.finest():.2g} (far={self.finest():.2g}), or export the student again with more "
+                "people (gdrd export --calibration FACES)",
                 "far-too-fine",
             )
         return next(i for i, kept in enumerate(self.fars) if kept <= far * (1 + 1e-9))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gdrd_jax.utils.errors import GdrdError, require
+from gdrd_jax.utils.errors import GdrdError, did_you_mean, require
 
 DISCRIMINATIVE = "config.discriminative.input_size, or SIZE in FILE:PREPROCESSING:SIZE,"
 FEWEST = 8  # numbers of an embedding; fewer are more likely the output of a classifier
@@ -166,7 +166,8 @@ def choose_output(found: dict[str, np.ndarray], wanted: str, path: Path) -> str:
     if wanted:
         if wanted not in found:
             raise GdrdError(
-                f"{path} has no output {wanted!r}; its outputs for one face are {shown}", "onnx-output-missing"
+                f"{path} has no output {wanted!r}; {did_you_mean(wanted, found)}its outputs for one face are {shown}",
+                "onnx-output-missing",
             )
         if wanted not in embeddings:
             raise GdrdError(

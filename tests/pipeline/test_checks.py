@@ -169,6 +169,7 @@ def test_two_runs_do_not_share_a_workdir(finished, faces_folder):
             [__file__],
         ),
         ({"generative.precision": "float16"}, "config-choice", ["float32, bfloat16"]),
+        ({"views.kernel": "aera"}, "config-choice", ["did you mean 'area'"]),
         ({"generative.input_size": -1}, "config-range", ["config.generative.input_size"]),
         ({"generative.heads": 4}, "entry-setting", ["'diffusers'", "'heads'", "timestep"]),
         (
