@@ -297,7 +297,7 @@ def test_a_student_of_another_teacher_gets_a_new_last_layer(faces_folder, tmp_pa
 def test_a_student_of_another_teacher_is_warned_of_in_plan_and_run(faces_folder, tmp_path, caplog):
     taught_by, other = save_recognizer(tmp_path / "first.onnx"), save_recognizer(tmp_path / "other.onnx", cells=8)
     config = random_config(faces_folder)
-    config.student.update(name="gdrd", init=str(save_student(tmp_path / "begun", teacher=taught_by)))
+    config.student.init = str(save_student(tmp_path / "begun", teacher=taught_by))
     config.discriminative.update(kind="auto", path=str(taught_by))
     planning.plan(config, tmp_path / "w", ("dis",))
     assert "config.student.init" not in caplog.text
