@@ -61,7 +61,7 @@ def test_all_see_as_many_images_as_the_common_schedule():
 
 
 def test_a_name_that_the_zoo_lacks_is_an_error():
-    with pytest.raises(ValueError, match="'kdd'"):
+    with raises("config-mode", "'kdd'"):
         ZOO["get_config"]("kdd")
 
 

@@ -19,7 +19,7 @@ from gdrd_jax.data.faces import Faces, labeled
 from gdrd_jax.data.file_tree import IMAGE_SUFFIXES, is_image, scan, why_unreadable
 from gdrd_jax.data.recordio import read_index
 from gdrd_jax.data.task import FACES, Task
-from gdrd_jax.utils.errors import GdrdError, no_file
+from gdrd_jax.utils.errors import GdrdError, nothing_at
 
 LOG = logging.getLogger(__name__)
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".csv", ".tsv"})
@@ -48,7 +48,7 @@ def open_faces(
 
 def _open(path: Path, pattern: str, skip_bad: bool, task: Task) -> Faces:
     if not path.exists():
-        raise no_file(path, f"there are no {task.images} at", "path-missing")
+        raise GdrdError(nothing_at(path, f"there are no {task.images} at"), "path-missing")
     _refuse_unfinished(path)
     records = sorted(path.glob("*.rec")) if path.is_dir() else [path] if path.suffix.lower() == ".rec" else []
     if len(records) > 1:
@@ -80,7 +80,7 @@ def list_files(path: str | os.PathLike) -> Faces:
     """
     path = Path(path)
     if not path.exists():
-        raise no_file(path, "there is no file or folder", "path-missing")
+        raise GdrdError(nothing_at(path, "there is no file or folder"), "path-missing")
     _refuse_unfinished(path)
     if path.is_dir() and (path / MANIFEST).exists():
         return _store(path)

@@ -16,7 +16,7 @@ import numpy as np
 
 from gdrd_jax.data.faces import same_name
 from gdrd_jax.data.file_tree import IMAGE_SUFFIXES
-from gdrd_jax.utils.errors import GdrdError, no_file
+from gdrd_jax.utils.errors import GdrdError, nothing_at
 from gdrd_jax.utils.files import read_lines
 
 LOG = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def read_pairs(path: str | os.PathLike) -> list[Pair]:
     """
     path = Path(path)
     if not path.is_file():
-        raise no_file(path, "there is no list of pairs", "pairs-missing")
+        raise GdrdError(nothing_at(path, "there is no list of pairs"), "pairs-missing")
     pairs = _read(path)
     labels: dict[frozenset[str], bool] = {}
     for pair in pairs:

@@ -18,7 +18,7 @@ from gdrd_jax.data.file_tree import is_image, why_unreadable
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.readers import MANIFEST, list_files
 from gdrd_jax.data.task import FACES, Task
-from gdrd_jax.utils.errors import GdrdError, no_file
+from gdrd_jax.utils.errors import GdrdError, no_file, nothing_at
 
 LOG = logging.getLogger(__name__)
 Image = str | os.PathLike | np.ndarray | PIL.Image.Image
@@ -152,7 +152,7 @@ def find(path: Path) -> list[Path]:
       GdrdError: the path is missing, or holds no images.
     """
     if not path.exists():
-        raise no_file(path, "there is no file or folder", "path-missing")
+        raise GdrdError(nothing_at(path, "there is no file or folder"), "path-missing")
     if path.is_file():
         return [path]
     if (path / MANIFEST).exists():

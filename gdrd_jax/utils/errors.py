@@ -57,10 +57,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {by_lower[near[0]]!r}? " if near else ""
 
 
-def no_file(path: str | os.PathLike, what: str = "there is no file", code: str = "file-missing") -> GdrdError:
-    """The error for a path at which there is nothing; `what` is the beginning of the sentence."""
+def nothing_at(path: str | os.PathLike, what: str) -> str:
+    """The message for a path at which there is nothing; `what` is its beginning."""
     where = "" if os.path.isabs(path) else f" in {os.getcwd()}"
-    return GdrdError(f"{what} {str(path)!r}{where}; correct the path", code)
+    return f"{what} {str(path)!r}{where}; correct the path"
+
+
+def no_file(path: str | os.PathLike) -> GdrdError:
+    """The error for a path at which there is no file."""
+    return GdrdError(nothing_at(path, "there is no file"), "file-missing")
 
 
 def missing(package: str, extra: str | None) -> GdrdError:

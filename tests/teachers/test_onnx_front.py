@@ -11,7 +11,7 @@ from gdrd_jax.teachers.preprocessing import parse_preprocessing
 
 RNG = np.random.default_rng(0)
 FACES = RNG.integers(256, size=(3, 112, 112, 3), dtype=np.uint8)
-WEIGHT = RNG.normal(size=(3, 4)).astype(np.float32)
+WEIGHT = RNG.normal(size=(3, 8)).astype(np.float32)
 MEAN, STD = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 ONES, ZEROS = np.ones(3, np.float32), np.zeros(3, np.float32)
 
@@ -21,14 +21,14 @@ def node(kind, *inputs, to=("z",), **attributes):
 
 
 def network(folder, nodes=(), constants=None, *, kind=TensorProto.FLOAT, shape=("N", 3, 112, 112), opset=17):
-    """`nodes` make "z" of the input "x"; then the mean over the picture and a matrix, 3 -> 4 dimensions."""
+    """`nodes` make "z" of the input "x"; then the mean over the picture and a matrix, 3 -> 8 dimensions."""
     after = [
         node("GlobalAveragePool", "z" if nodes else "x", to=("p",)), node("Flatten", "p", to=("f",)),
         node("MatMul", "f", "w", to=("y",)),
     ]  # fmt: skip
     value, constants = helper.make_tensor_value_info, {"w": WEIGHT, **(constants or {})}
     graph = helper.make_graph(
-        [*nodes, *after], "g", [value("x", kind, shape)], [value("y", TensorProto.FLOAT, ["N", 4])],
+        [*nodes, *after], "g", [value("x", kind, shape)], [value("y", TensorProto.FLOAT, ["N", 8])],
         [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
