@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
         parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
         parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="options of that benchmark")
         given = parser.parse_args(argv)
-        sys.argv[0] = f"gdrd benchmark {given.name}"  # which argparse shows
+        sys.argv = [f"gdrd benchmark {given.name}", *given.options]  # which argparse, and a benchmark's results, show
         module = importlib.import_module(f"gdrd_jax.benchmarks.{given.name}")
         module.work(module.arguments(given.options))
 

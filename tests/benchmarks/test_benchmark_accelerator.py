@@ -1,6 +1,7 @@
 """The rehearsal of what runs on an accelerator."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -59,11 +60,13 @@ def test_a_part_that_fails_does_not_stop_the_next(tmp_path, monkeypatch):
     assert results["inference"] == [{"after": 1}]
 
 
-def test_no_time_is_no_work(tmp_path):
+def test_no_time_is_no_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gdrd benchmark", "accelerator", "--of-the-shell"])
     words = ["--rehearse", "--minutes", "0", "--out", str(tmp_path / "out"), "--only", "training", "host"]
     assert benchmark.main(["accelerator", *words]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["training"] == results["host"] == [{"skipped": "no time was left"}]
+    assert results["command"] == [{"command": f"gdrd benchmark accelerator {' '.join(words)}"}]
 
 
 def test_the_folder_of_something_else_is_refused(tmp_path, capsys):
