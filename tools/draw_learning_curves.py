@@ -5,14 +5,13 @@
 A run needs `config.dev.path` and `config.dis.evaluate_every`. The table that is printed has the same figures.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from gdrd_jax.cli.common import guarded
+from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.config import of_workdir
 from gdrd_jax.evaluation.report import saved
 from gdrd_jax.utils.errors import GdrdError
@@ -26,15 +25,16 @@ def curve(workdir: Path) -> dict[int, float]:
     Raises:
       GdrdError: stage dis was not evaluated on dev pairs while it was trained.
     """
-    batch, path = of_workdir(workdir)["dis"]["batch"], workdir / "dis" / "metrics.jsonl"
+    path = workdir / "dis" / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    found = {line["step"] * batch: line["dev_accuracy"] for line in lines if "dev_accuracy" in line}
+    found = {line["step"]: line["dev_accuracy"] for line in lines if "dev_accuracy" in line}
     if not found:
         raise GdrdError(
             f"{workdir} has no accuracy on dev pairs; train with config.dev.path and config.dis.evaluate_every",
             "curve-none",
         )
-    return found
+    batch = of_workdir(workdir)["dis"]["batch"]
+    return {step * batch: accuracy for step, accuracy in found.items()}
 
 
 def draw(curves: dict[str, dict[int, float]]) -> bytes:
@@ -50,7 +50,7 @@ def draw(curves: dict[str, dict[int, float]]) -> bytes:
 
 def work(argv: list[str]) -> None:
     """Reads all runs, then draws them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("workdirs", type=user_path, nargs="+", help="of gdrd train")
     parser.add_argument("--out", type=user_path, required=True, help="the picture, PNG")
     given = parser.parse_args(argv)

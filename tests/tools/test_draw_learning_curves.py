@@ -40,3 +40,8 @@ def test_a_run_without_dev_pairs_is_refused_before_anything_is_written(workdir, 
     with raises("curve-none", workdir, "config.dev.path"):
         tool.work([str(workdir), "--out", str(tmp_path / "a.png")])
     assert not (tmp_path / "a.png").exists()
+
+
+def test_a_workdir_that_does_not_exist_is_refused(tmp_path):
+    with raises("curve-none", tmp_path / "runs"):
+        tool.work([str(tmp_path / "runs"), "--out", str(tmp_path / "a.png")])
