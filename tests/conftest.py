@@ -487,6 +487,18 @@ def finished(*processes):
     return [out for out, _ in found]
 
 
+def interrupted(batches, number):
+    """The function `batches`, where SIGTERM arrives before the batch of this number."""
+
+    def stream(*args):
+        for i, batch in enumerate(batches(*args)):
+            if i == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    return stream
+
+
 def send_while_collecting(number=signal.SIGINT):
     """A signal arrives in a callback of the garbage collector, whose exceptions Python drops."""
 

@@ -47,9 +47,9 @@ def check_sizes(models: Sequence[Embedder], hows: Sequence[Degradation]) -> None
     Raises:
       GdrdError: one would.
     """
+    largest = max(how.resolution for how in hows)
     for model in models:
-        largest = max(how.resolution for how in hows)
-        if model.is_for_small and largest > model.input_size:
+        if model.reduces(largest):
             raise GdrdError(
                 f"--baseline: {model.name} takes {model.input_size}x{model.input_size} pixels, and the runs have faces "
                 f"of {largest}; give another student, or another network with --super-resolve",

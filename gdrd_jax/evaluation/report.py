@@ -87,7 +87,7 @@ def write(
         caption = "ROC of all pairs; the false accept rate is on a log scale."
         figures = [((folder / "roc.png").read_bytes(), caption), *figures]
     page = PAGE.format(
-        title=html.escape(title), summary=html.escape(summary), 
+        title=html.escape(title), summary=html.escape(summary),
         table=html_table({labels.get(name, name): row for name, row in results.items()}, columns, quoted),
         legend=html.escape(f"{legend} The first row is in bold."),
         warning=WARNING.format(html.escape(warning)) if warning else "",

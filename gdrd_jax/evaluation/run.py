@@ -154,7 +154,7 @@ def _gallery_model(model: Embedder, models: list[Embedder]) -> Embedder:
 def _is_foreign(model: Embedder, resolution: str) -> bool:
     """Whether probes are larger than those that a model is made for, to which it would reduce them a second time."""
     probe = resolution.partition(":")[0]
-    return model.is_for_small and probe != "native" and int(probe) > model.input_size
+    return probe != "native" and model.reduces(int(probe))
 
 
 def _repeats(model: Embedder, resolution: str, settings: Settings) -> bool:

@@ -69,6 +69,10 @@ class Embedder:
         """Whether it is made for faces of `input_size`; larger ones it would reduce."""
         return self.is_student or bool(self.super_resolution)
 
+    def reduces(self, side: int) -> bool:
+        """Whether it is made for smaller faces than those of `side` pixels, which it would reduce."""
+        return self.is_for_small and side > self.input_size
+
     def embed(self, faces: np.ndarray) -> np.ndarray:
         """uint8 RGB `[N, S, S, 3]` of any size -> float32 `[N, D]`, unit length."""
         return self.forward(resize_all(faces, self.input_size, self.kernel))

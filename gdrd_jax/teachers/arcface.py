@@ -133,10 +133,10 @@ class ArcFace(DiscriminativeTeacher):
 
     def differentiable(self):
         network = self._converted or self._convert(self._open(self._output, self.input_size))
-        if network is None or not np.issubdtype(self._input.dtype, np.floating):
-            reason = "onnx2torch cannot convert it; see the warning above"
-            reason = f"it takes {self._input.dtype.__name__}" if network is not None else reason
-            raise no_gradients(self._path, reason)
+        if network is None:
+            raise no_gradients(self._path, "onnx2torch cannot convert it; see the warning above")
+        if not np.issubdtype(self._input.dtype, np.floating):
+            raise no_gradients(self._path, f"it takes {self._input.dtype.__name__}")
         return lambda faces: network(self._ordered(self._normalized(faces))).float().reshape(len(faces), -1)
 
     def _normalized(self, faces):

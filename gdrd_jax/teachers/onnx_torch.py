@@ -1,4 +1,4 @@
-"""ONNX recognizers in torch, converted by onnx2torch, three of whose conversions are mended here."""
+"""ONNX recognizers in torch, converted by onnx2torch, with corrections of three of its conversions."""
 
 import logging
 from pathlib import Path

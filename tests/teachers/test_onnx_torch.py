@@ -40,7 +40,7 @@ def save_graph(path):
 
 
 @pytest.mark.filterwarnings("error")  # torch before 2.15 warns of a list of slices
-def test_what_onnx2torch_converts_wrongly_is_mended(tmp_path):
+def test_what_onnx2torch_converts_wrongly_is_corrected(tmp_path):
     faces = np.random.default_rng(0).integers(256, size=(5, SIDE, SIDE, 3), dtype=np.uint8)
     path = save_graph(tmp_path / "m.onnx")
     found, reference = (ArcFace(path, preprocessing="arcface", backend=of) for of in ("torch", "onnxruntime"))

@@ -1,14 +1,12 @@
 import dataclasses
 import json
-import os
 import shutil
-import signal
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import raises, save_recognizer
+from conftest import interrupted, raises, save_recognizer
 
 from gdrd_jax.data.degradation import Views, resize, resize_all
 from gdrd_jax.data.readers import open_faces
@@ -47,15 +45,7 @@ def trained(faces_folder, tmp_path_factory):
 
 
 def test_a_stopped_training_resumes_to_the_same_network(faces_folder, tmp_path, trained, monkeypatch):
-    original = sr_training._batches
-
-    def interrupting(*args):
-        for number, batch in enumerate(original(*args)):
-            if number == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    monkeypatch.setattr(sr_training, "_batches", interrupting)
+    monkeypatch.setattr(sr_training, "_batches", interrupted(sr_training._batches, 2))
     with pytest.raises(Interrupted, match="step 3 of 6"):
         train(faces_folder, tmp_path / "sr")
     monkeypatch.undo()

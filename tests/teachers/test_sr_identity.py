@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
 import torch
-from conftest import raises, save_linear_recognizer, save_recognizer
+from conftest import interrupted, raises, save_linear_recognizer, save_recognizer
 
 from gdrd_jax.data.degradation import Views, resize_all
 from gdrd_jax.data.readers import open_faces
@@ -98,15 +96,7 @@ def test_some_steps_bring_the_angle_closer(faces_folder, tmp_path):
 
 
 def test_a_stopped_training_resumes_to_the_same_network(faces_folder, tmp_path, trained, monkeypatch):
-    original = sr_identity._batches
-
-    def interrupting(*args):
-        for number, batch in enumerate(original(*args)):
-            if number == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    monkeypatch.setattr(sr_identity, "_batches", interrupting)
+    monkeypatch.setattr(sr_identity, "_batches", interrupted(sr_identity._batches, 2))
     with pytest.raises(Interrupted, match="step 3 of 6"):
         train(faces_folder, tmp_path / "sr")
     with raises("sr-unfinished", tmp_path / "sr"):
