@@ -37,13 +37,16 @@ class Registry:
 
         Raises:
           ValueError: the name is taken by another entry.
-          TypeError: the entry is not derived from `base`.
+          TypeError: the entry is not derived from `base`, or its `Config` is no frozen dataclass.
         """
 
         def add(entry: Any) -> Any:
             bases = [f"{base.__module__}.{base.__qualname__}" for base in getattr(entry, "__mro__", ())]
             if self._base not in bases:
                 raise TypeError(f"the {self.kind} {name!r} has to be a class derived from {self._base}")
+            config = getattr(entry, "Config", None)
+            if config and not getattr(getattr(config, "__dataclass_params__", None), "frozen", False):
+                raise TypeError(f"Config of the {self.kind} {name!r} has to be a @dataclass(frozen=True)")
             taken = self._entries.setdefault(name, entry)
             if _place(taken) != _place(entry):
                 raise ValueError(f"the {self.kind} {name!r} of {taken.__module__} is registered already")

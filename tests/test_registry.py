@@ -7,6 +7,7 @@ import pytest
 from conftest import raises
 
 from gdrd_jax import registry
+from gdrd_jax.losses.interface import Loss
 from gdrd_jax.registry import Registry
 
 
@@ -101,5 +102,17 @@ def test_an_entry_of_another_kind_is_refused():
         @registry.losses.register("lion")
         class Lion:
             pass
+
+    assert "lion" not in registry.losses.names()
+
+
+def test_settings_that_can_be_changed_are_refused():
+    with pytest.raises(TypeError, match=r"Config of the loss 'lion' has to be a @dataclass\(frozen=True\)"):
+
+        @registry.losses.register("lion")
+        class Lion(Loss):
+            @dataclass
+            class Config:
+                weight: float = 1.0
 
     assert "lion" not in registry.losses.names()

@@ -161,7 +161,8 @@ def claim(directory: Path, faces: Faces, views: Views, settings: SrSettings, see
     Args:
       directory: an existing folder.
       faces, views, settings, seed: of the training.
-      about: what else the network depends on, as JSON can hold it.
+      about: what else the network depends on, as JSON can hold it; a name, under which a file may be opened, does not
+        count.
 
     Raises:
       GdrdError: `directory` holds a training with other settings or faces.
@@ -173,13 +174,21 @@ def claim(directory: Path, faces: Faces, views: Views, settings: SrSettings, see
     if views.degradation().degraded:
         ours["degradation"] = {name: getattr(views, name) for name in STRENGTHS}
     ours, path = json.loads(json.dumps(ours)), directory / RECORD
-    if path.exists() and (theirs := json.loads(path.read_text(encoding="utf-8"))) != ours:
-        changed = ", ".join(key for key in ours | theirs if theirs.get(key) != ours.get(key))
-        raise GdrdError(
-            f"{directory} holds an SR network made from other {changed}; remove it or choose another folder",
-            "sr-other-training",
-        )
-    write_json(path, ours)
+    if not path.exists():
+        write_json(path, ours)
+    else:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in ours | theirs if _without_name(theirs.get(key)) != _without_name(ours.get(key))]
+        if changed:
+            raise GdrdError(
+                f"{directory} holds an SR network made from other {', '.join(changed)}; remove it or choose another "
+                "folder",
+                "sr-other-training",
+            )
+
+
+def _without_name(value: object) -> object:
+    return {key: one for key, one in value.items() if key != "name"} if isinstance(value, dict) else value
 
 
 def examples(

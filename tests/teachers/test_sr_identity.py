@@ -157,6 +157,7 @@ def test_mistakes_are_named(faces_folder, trained, tmp_path):
         train(faces_folder, tmp_path / "large", views=Views.plain(32, "area"))
     with raises("sr-other-training", trained, "other teacher;"):
         train(faces_folder, trained, identity=Identity(TEACHER, 16, {**ABOUT, "fingerprint": "1"}))
+    train(faces_folder, trained, identity=Identity(TEACHER, 16, {**ABOUT, "name": "renamed"}))  # done before
     with raises("sr-settings", "(8, 16)"):
         dataclasses.replace(SETTINGS, channels=(8, 16))
     path = save_recognizer(tmp_path / "colors.onnx")
