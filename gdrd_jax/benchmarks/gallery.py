@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.cli.common import ArgumentParser
-from gdrd_jax.inference.gallery import Gallery, is_gallery
+from gdrd_jax.galleries.folder import is_gallery
+from gdrd_jax.galleries.gallery import Gallery
 from gdrd_jax.utils import outputs
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import user_path, write_text

@@ -136,13 +136,13 @@ def _verify(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 
 
 def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
-    from gdrd_jax.inference import folders
+    from gdrd_jax.galleries import enroll
 
     if given.teacher:
         from gdrd_jax.inference.native import NativeRecognizer
 
         recognizer = NativeRecognizer.load(given.teacher, recognizer, option="--with")
-    gallery, found = folders.enroll(
+    gallery, found = enroll.enroll(
         recognizer, given.path, given.gallery, align=given.align, add=given.add, update=given.update
     )
     people, replaced = len(gallery.people()), {"people": found.replaced_people, "faces": found.replaced_faces}
@@ -154,8 +154,9 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 
 
 def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
+    from gdrd_jax.galleries import enroll
+    from gdrd_jax.galleries.gallery import Gallery
     from gdrd_jax.inference import folders
-    from gdrd_jax.inference.gallery import Gallery
     from gdrd_jax.utils.errors import GdrdError, require
     from gdrd_jax.utils.files import replacing_file
     from gdrd_jax.utils.outputs import marked
@@ -179,7 +180,7 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     matches = gallery.search(found.embeddings, given.k)
     if given.pictures:
         with replacing_file(given.pictures) as file:
-            file.write(marked(png(folders.picture(recognizer, found.paths, matches, align=given.align))))
+            file.write(marked(png(enroll.picture(recognizer, found.paths, matches, align=given.align))))
     probes = [
         {
             "path": str(path),
@@ -205,7 +206,7 @@ def _size(faces: int, people: int) -> str:
 
 
 def _gallery(given: argparse.Namespace) -> dict:
-    from gdrd_jax.inference.gallery import Gallery
+    from gdrd_jax.galleries.gallery import Gallery
     from gdrd_jax.inference.pretrained import known_as
 
     gallery = Gallery.load(given.gallery)
@@ -219,7 +220,7 @@ def _gallery(given: argparse.Namespace) -> dict:
 
 def _remove(given: argparse.Namespace) -> dict:
     from gdrd_jax.data.faces import same_name
-    from gdrd_jax.inference.gallery import Gallery
+    from gdrd_jax.galleries.gallery import Gallery
     from gdrd_jax.utils.errors import GdrdError
 
     if not given.people and not given.path:

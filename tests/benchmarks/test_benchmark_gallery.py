@@ -5,13 +5,13 @@ import pytest
 from conftest import raises
 
 from gdrd_jax.benchmarks import gallery as benchmarks_gallery
-from gdrd_jax.inference import gallery_index
-from gdrd_jax.inference.gallery import Gallery
+from gdrd_jax.galleries import faiss_index
+from gdrd_jax.galleries.gallery import Gallery
 
 
 @pytest.fixture
 def tool(monkeypatch):
-    monkeypatch.setattr(gallery_index, "EXACT", 500)
+    monkeypatch.setattr(faiss_index, "EXACT", 500)
     monkeypatch.setattr(benchmarks_gallery, "BLOCK", 150)
     return benchmarks_gallery
 

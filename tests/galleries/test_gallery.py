@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from conftest import raises
 
-from gdrd_jax.inference import gallery as module
-from gdrd_jax.inference import gallery_database, gallery_index
-from gdrd_jax.inference.gallery import Gallery
+from gdrd_jax.galleries import faiss_index, faiss_search, folder, sqlite
+from gdrd_jax.galleries.gallery import Gallery
 from gdrd_jax.utils import files
 from gdrd_jax.utils.errors import GdrdError
 
@@ -90,8 +89,8 @@ def run_python(script, *arguments):
     """Starts a script in another process."""
     head = (
         "import os, signal, sys, numpy as np\n"
-        "from gdrd_jax.inference import gallery_database\n"
-        "from gdrd_jax.inference.gallery import Gallery\n"
+        "from gdrd_jax.galleries import sqlite\n"
+        "from gdrd_jax.galleries.gallery import Gallery\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", head + script, *map(str, arguments)], stdout=subprocess.PIPE, text=True,
@@ -101,17 +100,17 @@ def run_python(script, *arguments):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(gallery_database, "BLOCK", 11)
-    monkeypatch.setattr(module, "PROBES", 3)
+    monkeypatch.setattr(sqlite, "BLOCK", 11)
+    monkeypatch.setattr(faiss_search, "PROBES", 3)
 
 
 @pytest.fixture
 def coded(monkeypatch):
     """Few faces count as many."""
-    monkeypatch.setattr(gallery_index, "EXACT", 500)
-    monkeypatch.setattr(gallery_index, "CANDIDATES", 200)
-    monkeypatch.setattr(gallery_index, "SAMPLE", 1000)
-    monkeypatch.setattr(gallery_database, "BLOCK", 700)
+    monkeypatch.setattr(faiss_index, "EXACT", 500)
+    monkeypatch.setattr(faiss_index, "CANDIDATES", 200)
+    monkeypatch.setattr(faiss_index, "SAMPLE", 1000)
+    monkeypatch.setattr(sqlite, "BLOCK", 700)
 
 
 @pytest.fixture
@@ -122,7 +121,7 @@ def no_build(monkeypatch):
         def built(*_):
             raise AssertionError("an index was built")
 
-        monkeypatch.setattr(gallery_index, "build", built)
+        monkeypatch.setattr(faiss_index, "build", built)
 
     return forbid
 
@@ -179,17 +178,17 @@ def test_faces_are_added_one_by_one():
 def test_a_coded_gallery_finds_what_exact_search_finds(tmp_path, coded, dim):
     values = embeddings(3001, dim)
     numbered(values).save(tmp_path / "g")
-    k = 3 if dim <= gallery_index.AXES else 1  # fewer axes than dims: distant faces may be missed
+    k = 3 if dim <= faiss_index.AXES else 1  # fewer axes than dims: distant faces may be missed
     probes = unit(values[::100] + 0.8 * embeddings(31, dim, seed=4))
     check_exact(Gallery.load(tmp_path / "g"), values, k, probes)
-    assert (tmp_path / "g" / "gallery.faiss").stat().st_size > 3001 * min(dim, gallery_index.AXES)
+    assert (tmp_path / "g" / "gallery.faiss").stat().st_size > 3001 * min(dim, faiss_index.AXES)
     check_exact(Gallery.load(tmp_path / "g"), values, k, probes)
 
 
 def axes_of(values):
     """How many principal axes the codes of these faces have."""
     blocks = lambda: [(np.arange(len(values)), values)]  # noqa: E731
-    index = gallery_index.build("g", values.shape[1], len(values), blocks)
+    index = faiss_index.build("g", values.shape[1], len(values), blocks)
     import faiss
 
     assert not index.exact and index.faiss.ntotal == len(values)
@@ -199,12 +198,12 @@ def axes_of(values):
 def test_what_all_faces_share_costs_no_axes(coded):
     values = embeddings(3000, 400, shift=3.0)  # cosines between strangers of 0.9
     assert (values[:9] @ values[9]).min() > 0.85
-    assert gallery_index.AXES < axes_of(values) < 400
+    assert faiss_index.AXES < axes_of(values) < 400
     check_exact(numbered(values), values, 1, unit(values[::100] + 0.2 * embeddings(30, 400, seed=4)))
 
 
 def test_few_axes_are_kept_of_embeddings_that_lie_along_few(coded, monkeypatch):
-    monkeypatch.setattr(gallery_index, "AXES", 8)
+    monkeypatch.setattr(faiss_index, "AXES", 8)
     turn = np.linalg.qr(np.random.default_rng(3).normal(size=(64, 64)))[0]
     values = unit(np.random.default_rng(0).normal(size=(2000, 64)) * 0.9 ** np.arange(64) @ turn)
     assert 8 <= axes_of(values) < 10
@@ -214,7 +213,7 @@ def test_few_axes_are_kept_of_embeddings_that_lie_along_few(coded, monkeypatch):
 def test_candidates_are_ordered_by_their_embeddings(coded, monkeypatch):
     """The order in which an index proposes them does not matter."""
     candidates = lambda self, probes, k: [np.arange(1000, 0, -1)] * len(probes)  # noqa: E731
-    monkeypatch.setattr(gallery_index.GalleryIndex, "candidates", candidates)
+    monkeypatch.setattr(faiss_index.GalleryIndex, "candidates", candidates)
     check_exact(numbered(embeddings(1000)), embeddings(1000), 5)
 
 
@@ -325,7 +324,7 @@ def test_loading_reads_no_face_and_the_index_is_read_from_its_file(tmp_path, cod
     def read(*_):
         raise AssertionError("faces were read")
 
-    monkeypatch.setattr(gallery_database.FaceDatabase, "_decoded", read)
+    monkeypatch.setattr(sqlite.SqliteFaces, "_decoded", read)
     assert len(Gallery.load(tmp_path)) == 2000
 
 
@@ -449,7 +448,7 @@ def test_two_processes_add_at_the_same_time(saved):
 
 
 def test_one_waits_no_longer_than_the_timeout(saved, monkeypatch):
-    monkeypatch.setattr(gallery_database, "TIMEOUT", 0.2)
+    monkeypatch.setattr(sqlite, "TIMEOUT", 0.2)
     gallery = Gallery.load(saved)
     other = sqlite3.connect(saved / "gallery.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -494,8 +493,8 @@ def test_killed_in_a_transaction_nothing_has_changed(saved):
     """The faces fill many pages, so that some are in the file already."""
     killed(
         "gallery._faces._connection.execute('PRAGMA cache_size = 1')\n"
-        "insert = gallery_database.FaceDatabase.insert\n"
-        "gallery_database.FaceDatabase.insert = lambda self, rows: (insert(self, rows), die())\n"
+        "insert = sqlite.SqliteFaces.insert\n"
+        "sqlite.SqliteFaces.insert = lambda self, rows: (insert(self, rows), die())\n"
         "gallery.update(np.repeat(np.eye(gallery.dim), 500, axis=0), ['p3', 'new'] * 250 * gallery.dim)\n",
         saved,
     )
@@ -511,7 +510,7 @@ def test_killed_while_saving_the_old_gallery_is_there_and_the_next_save_cleans_u
     target = saved if there else tmp_path / "new"
     killed(
         "other = Gallery(4, 'x')\nother.add(np.eye(4), list('abcd'))\n"
-        "os.replace = gallery_database._checked = die\n"  # a complete copy is beside the gallery then
+        "os.replace = sqlite._checked = die\n"  # a complete copy is beside the gallery then
         "other.save(sys.argv[2])\n",
         saved, target,
     )  # fmt: skip
@@ -623,7 +622,7 @@ def test_nothing_of_people_who_were_removed_in_memory_or_replaced_is_saved(tmp_p
 def test_a_removal_that_was_killed_is_finished_when_the_gallery_is_loaded(tmp_path):
     values = embeddings(300)
     made(values, [f"person-{i // 3:03}" for i in range(300)]).save(tmp_path)
-    killed("gallery_database.FaceDatabase.purge = die\ngallery.remove('person-050')\n", tmp_path)
+    killed("sqlite.SqliteFaces.purge = die\ngallery.remove('person-050')\n", tmp_path)
     connection = sqlite3.connect(tmp_path / "gallery.sqlite")
     assert connection.execute("SELECT purged, faces FROM gallery").fetchone() == (0, 297)
     connection.close()
@@ -647,7 +646,7 @@ def test_a_removal_that_cannot_be_finished_says_so(tmp_path, monkeypatch, caplog
         raise PermissionError(13, "Permission denied", "gallery.faiss")
 
     with monkeypatch.context() as patch:
-        patch.setattr(gallery_database, "_delete_leftovers", refuse)
+        patch.setattr(sqlite, "_delete_leftovers", refuse)
         with raises("gallery-not-purged", tmp_path, "Permission denied"):
             gallery.remove("person-050")
         assert len(Gallery.load(tmp_path)) == 297
@@ -772,7 +771,7 @@ def test_an_index_that_is_built_during_a_removal_does_not_stay(tmp_path, coded, 
     values, file = embeddings(600), tmp_path / "gallery.faiss"
     numbered(values).save(tmp_path)
     searcher, remover = Gallery.load(tmp_path), Gallery.load(tmp_path)
-    build, built = gallery_index.build, threading.Semaphore(0)
+    build, built = faiss_index.build, threading.Semaphore(0)
 
     def slow(*arguments):
         index = build(*arguments)
@@ -780,7 +779,7 @@ def test_an_index_that_is_built_during_a_removal_does_not_stay(tmp_path, coded, 
         time.sleep(0.5)  # without the transaction the second removal would be over by then
         return index
 
-    monkeypatch.setattr(gallery_index, "build", slow)
+    monkeypatch.setattr(faiss_index, "build", slow)
     with ThreadPoolExecutor(2) as pool:
         search = pool.submit(searcher.search, values[[0, 3]], 1)
         assert built.acquire(timeout=60)
@@ -794,8 +793,8 @@ def test_an_index_that_is_built_during_a_removal_does_not_stay(tmp_path, coded, 
 
 
 def test_a_gallery_can_be_changed_while_the_index_of_a_large_one_is_built(tmp_path, coded, monkeypatch):
-    monkeypatch.setattr(gallery_database, "TIMEOUT", 0.2)
-    values, fresh, build, builds = embeddings(600), embeddings(1, seed=3), gallery_index.build, []
+    monkeypatch.setattr(sqlite, "TIMEOUT", 0.2)
+    values, fresh, build, builds = embeddings(600), embeddings(1, seed=3), faiss_index.build, []
     numbered(values).save(tmp_path)
     searcher, adder = Gallery.load(tmp_path), Gallery.load(tmp_path)
 
@@ -804,7 +803,7 @@ def test_a_gallery_can_be_changed_while_the_index_of_a_large_one_is_built(tmp_pa
         adder.add(fresh, ["new"])
         return build(generation, dim, faces, blocks)
 
-    monkeypatch.setattr(gallery_index, "build", while_built)
+    monkeypatch.setattr(faiss_index, "build", while_built)
     found = searcher.search(np.concatenate([fresh, values[:1]]), 1)
     assert [matches[0].id for matches in found] == ["new", "p0"] and builds == [600] and len(searcher) == 601
     assert [matches[0].id for matches in Gallery.load(tmp_path).search(fresh, 1)] == ["new"] and builds == [600]
@@ -817,7 +816,7 @@ def test_a_gallery_whose_index_cannot_be_written_is_searched(tmp_path, coded, mo
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(gallery_index.os, "replace", refuse)
+    monkeypatch.setattr(faiss_index.os, "replace", refuse)
     check_exact(Gallery.load(tmp_path), values, 3)
     assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", "gallery.sqlite"]
 
@@ -841,9 +840,9 @@ def test_what_is_no_gallery_is_refused(tmp_path, text):
 
 
 def test_where_no_gallery_is_none_is_loaded(tmp_path):
-    for folder in (tmp_path, tmp_path / "missing"):
-        with raises("gallery-missing", folder):
-            Gallery.load(folder)
+    for place in (tmp_path, tmp_path / "missing"):
+        with raises("gallery-missing", place):
+            Gallery.load(place)
     assert not any(tmp_path.iterdir())
 
 
@@ -995,7 +994,7 @@ def test_people_leave_a_converted_gallery_only_with_its_old_files(v04):
 
 
 def test_a_gallery_of_version_04_that_cannot_be_written_is_read(v04, monkeypatch):
-    monkeypatch.setattr(module.os, "access", lambda *_: False)
+    monkeypatch.setattr(folder.os, "access", lambda *_: False)
     before = content(v04)
     gallery = Gallery.load(v04)
     check_exact(gallery, embeddings(), 5)
@@ -1006,7 +1005,7 @@ def test_a_gallery_of_version_04_that_cannot_be_written_is_read(v04, monkeypatch
 
 
 def test_a_gallery_that_two_convert_at_once_keeps_what_the_first_added(v04, monkeypatch):
-    read, calls = module.gallery_v04.read, []
+    read, calls = folder.version_04.read, []
 
     def and_convert(*arguments):
         if not calls:
@@ -1014,7 +1013,7 @@ def test_a_gallery_that_two_convert_at_once_keeps_what_the_first_added(v04, monk
             Gallery.load(v04).add(embeddings(1, seed=3), ["new"])
         return read(*arguments)
 
-    monkeypatch.setattr(module.gallery_v04, "read", and_convert)
+    monkeypatch.setattr(folder.version_04, "read", and_convert)
     assert Gallery.load(v04).people()[-1] == "new"
 
 
