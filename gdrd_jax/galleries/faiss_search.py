@@ -29,6 +29,9 @@ class FaissSearch:
 
     def candidates(self, faces: "SqliteFaces", probes: np.ndarray, k: int) -> Iterator[np.ndarray]:
         """For each probe, float32 `[N, D]`, ids among which the `k` most similar faces are; called within `reading`."""
+        if not faces.count():
+            yield from np.zeros((len(probes), 0), np.int64)
+            return
         index = self._prepared(faces)
         for start in range(0, len(probes), PROBES):
             yield from index.candidates(probes[start : start + PROBES], k)

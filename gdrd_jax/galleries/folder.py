@@ -16,7 +16,9 @@ from pathlib import Path
 
 from gdrd_jax.galleries import version_04
 from gdrd_jax.galleries.checks import check_space, rows
-from gdrd_jax.galleries.sqlite import DATABASE, SqliteFaces
+from gdrd_jax.galleries.database import FaceDatabase
+from gdrd_jax.galleries.sqlite import SqliteFaces
+from gdrd_jax.galleries.sqlite_connection import DATABASE
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import locked, writing
 
@@ -30,6 +32,7 @@ def is_gallery(folder: Path) -> bool:
 
 def load(folder: Path, accepted: Sequence[str] | None) -> SqliteFaces:
     """Opens the gallery in a folder, see `Gallery.load`; `accepted` are fingerprints of recognizers, None all."""
+    folder = folder.resolve()
     if not is_gallery(folder):
         raise GdrdError(
             f"there is no gallery in {str(folder)!r}; gdrd enroll, or Gallery.save, makes one", "gallery-missing"
@@ -39,12 +42,21 @@ def load(folder: Path, accepted: Sequence[str] | None) -> SqliteFaces:
     return faces
 
 
-def save(faces: SqliteFaces, folder: Path, *, new: bool) -> SqliteFaces:
+def save(faces: FaceDatabase, folder: Path, *, new: bool) -> SqliteFaces:
     """Writes a gallery into a folder and opens it, see `Gallery.save`."""
+    folder = folder.resolve()
     with writing(folder), locked(folder):
         if new and is_gallery(folder):
             raise GdrdError(f"{folder} contains a gallery already; load it and add to it", "gallery-exists")
-        return faces.save(folder)
+        return (faces if isinstance(faces, SqliteFaces) else _in_memory(faces)).save(folder)
+
+
+def _in_memory(faces: FaceDatabase) -> SqliteFaces:
+    copy = SqliteFaces.create(faces.dim, faces.fingerprint)
+    with copy.writing():
+        for block in faces.rows():
+            copy.insert(block)
+    return copy
 
 
 def _convert(folder: Path, accepted: Sequence[str] | None) -> SqliteFaces:

@@ -3,16 +3,16 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gdrd_jax.galleries import folder as folders
+from gdrd_jax.galleries import folder
+from gdrd_jax.galleries.address import Address, PostgresAddress, parse_address
 from gdrd_jax.galleries.checks import Row, rows, unit_embeddings
-from gdrd_jax.galleries.sqlite import DATABASE, SqliteFaces
+from gdrd_jax.galleries.database import FaceDatabase
+from gdrd_jax.galleries.sqlite import SqliteFaces
 from gdrd_jax.utils.errors import GdrdError, did_you_mean
-from gdrd_jax.utils.files import user_path
 
 LOG = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Gallery:
         """Makes an empty one, in memory."""
         self._use(SqliteFaces.create(dim, fingerprint))
 
-    def _use(self, faces: SqliteFaces) -> None:
+    def _use(self, faces: FaceDatabase) -> None:
         self._faces, self.dim, self.fingerprint = faces, faces.dim, faces.fingerprint
 
     def __len__(self) -> int:
@@ -189,9 +189,10 @@ class Gallery:
             raise GdrdError(f"k is {k}; ask for at least 1 match", "gallery-k")
         self._faces.prepare_search()
         with self._faces.reading():
-            if not self._faces.count():
-                raise GdrdError("the gallery is empty; add faces before searching", "gallery-empty")
-            return [[Match(*found) for found in line] for line in self._faces.nearest(probes, k)]
+            found = self._faces.nearest(probes, k)
+        if not all(found):
+            raise GdrdError("the gallery is empty; add faces before searching", "gallery-empty")
+        return [[Match(*match) for match in line] for line in found]
 
     def blocks(self, after: int = -1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All faces above an id of the database: ids int64 `[n]`, rising, and embeddings float32 `[n, D]`."""
@@ -208,49 +209,68 @@ class Gallery:
             )
         return rows(embeddings, ids, metadata)
 
-    def save(self, folder: str | Path, *, new: bool = False) -> None:
-        """Writes the gallery into a folder, in the place of one that is there already, and goes on in it.
+    def save(self, place: str | os.PathLike | Address, *, new: bool = False) -> None:
+        """Writes the gallery to a place, instead of one that is there already, and goes on in it.
 
-        Whenever it is killed, the folder holds the old gallery or the new one. Other files there are left alone. A
-        gallery that was loaded from this folder is there already.
+        Whenever it is killed, the place holds the old gallery or the new one. Other files in a folder are left alone,
+        and so are other tables of a schema. A gallery that was loaded from this place is there already.
 
         Args:
-          folder: where to; it is made if it is missing.
+          place: a folder, which is made if it is missing, or the URL of a schema in a PostgreSQL database,
+            `postgresql://USER@HOST/DATABASE?schema=NAME`, see `galleries.address`.
           new: there must be no gallery yet.
 
         Raises:
-          GdrdError: it is empty, "gallery-exists", or the folder cannot be written.
+          GdrdError: it is empty, "gallery-exists", or the place cannot be written or reached.
         """
-        folder = user_path(folder).resolve()
-        if folder == self._faces.folder and (folder / DATABASE).exists() and not new:
+        place = parse_address(place)
+        if self._faces.is_at(place) and not new:
             return
         if not len(self):
-            raise GdrdError(f"the gallery is empty; add faces before saving it in {folder}", "gallery-empty")
-        self._use(folders.save(self._faces, folder, new=new))
+            raise GdrdError(f"the gallery is empty; add faces before saving it in {place}", "gallery-empty")
+        self._use(_module(place).save(self._faces, place, new=new))
 
     @classmethod
-    def load(cls, folder: str | Path, fingerprint: str | Sequence[str] | None = None) -> "Gallery":
+    def load(cls, place: str | os.PathLike | Address, fingerprint: str | Sequence[str] | None = None) -> "Gallery":
         """Opens a saved gallery.
 
         A gallery of version 0.4 is converted: a database is made beside its files, which stay. In a folder that cannot
         be written it is read into memory, for searching only.
 
         Args:
-          folder: where it was saved.
+          place: where it was saved.
           fingerprint: of the recognizer that the probes are from, or of all whose galleries they can be compared with
             (`Recognizer.comparable`), its own first; None takes a gallery of any.
 
         Raises:
-          GdrdError: "gallery-missing", "gallery-space" (of another recognizer), "gallery-format" or "gallery-damaged".
+          GdrdError: "gallery-missing", "gallery-space" (of another recognizer), "gallery-format", "gallery-damaged",
+            and of one in PostgreSQL "gallery-url", "gallery-unreachable" or "gallery-extension".
         """
-        folder = user_path(folder).resolve()
+        place = parse_address(place)
         accepted = [fingerprint] if isinstance(fingerprint, str) else fingerprint
-        faces = folders.load(folder, accepted)
         gallery = cls.__new__(cls)
-        gallery._use(faces)
-        if not faces.is_purged():  # a process was killed while it removed faces
+        gallery._use(_module(place).load(place, accepted))
+        if not gallery._faces.is_purged():  # a process was killed while it removed faces
             try:
                 gallery._purge()
             except GdrdError as error:  # such as in a folder that only others may write
                 LOG.warning("%s", error)
         return gallery
+
+
+def is_gallery(place: Address) -> bool:
+    """Whether there is a gallery at a place.
+
+    Raises:
+      GdrdError: "gallery-unreachable" or "gallery-extension", of one in PostgreSQL.
+    """
+    return _module(place).is_gallery(place)
+
+
+def _module(place: Address) -> Any:
+    """The module that loads and saves galleries at such a place."""
+    if isinstance(place, PostgresAddress):
+        from gdrd_jax.galleries import postgresql_place  # psycopg, which no other gallery needs
+
+        return postgresql_place
+    return folder

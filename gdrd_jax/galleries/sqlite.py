@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.galleries import version_04
+from gdrd_jax.galleries.address import Address
 from gdrd_jax.galleries.checks import UNIT, Row, damaged, replaced
 from gdrd_jax.galleries.faiss_search import INDEX, FaissSearch
+from gdrd_jax.galleries.sqlite_connection import APPLICATION, DATABASE, FORMAT, checked, connect, encoded, explained
 from gdrd_jax.utils.errors import GdrdError
 
-DATABASE = "gallery.sqlite"
 BLOCK = 16_384  # faces read at once
-TIMEOUT = 60.0  # seconds to wait for another process's transaction
-APPLICATION, FORMAT = 0x67647264, 1  # "gdrd", and the version of the schema, in the header of the database
 # The triggers keep the count right, and an index from being used for other faces, also if another program changes the
 # database. Where `purged` is 0, the file may still contain bytes of deleted faces.
 SCHEMA = f"""
@@ -67,7 +66,7 @@ class SqliteFaces:
     @classmethod
     def create(cls, dim: int, fingerprint: str) -> "SqliteFaces":
         """Makes an empty one, in memory."""
-        connection = _connect(":memory:")
+        connection = connect(":memory:")
         connection.executescript(SCHEMA)
         connection.execute("INSERT INTO gallery VALUES (?, ?, '', 0, 1)", (dim, fingerprint))
         connection.execute(NEW_GENERATION)
@@ -81,7 +80,7 @@ class SqliteFaces:
           GdrdError: "gallery-format": another program's or a later version's; "gallery-damaged".
         """
         with explained(folder):
-            return cls(_checked(folder / DATABASE), folder)
+            return cls(checked(folder / DATABASE), folder)
 
     def save(self, folder: Path) -> "SqliteFaces":
         """Writes a copy into a folder, atomically, and opens it; one that is there already is replaced.
@@ -92,17 +91,21 @@ class SqliteFaces:
         with self._lock, explained(folder):
             temporary.unlink(missing_ok=True)
             temporary.touch()
-            with contextlib.closing(_connect(temporary)) as copy:
+            with contextlib.closing(connect(temporary)) as copy:
                 copy.execute("PRAGMA journal_mode = MEMORY")  # a killed process leaves one file, not two
                 self._connection.backup(copy)
                 copy.execute(NEW_GENERATION)
                 if file.exists():  # in place, because other processes may have it open
-                    with contextlib.closing(_checked(file)) as old:
+                    with contextlib.closing(checked(file)) as old:
                         copy.backup(old)
             if not file.exists():
                 os.replace(temporary, file)
             _delete_leftovers(folder)
         return SqliteFaces.open(folder)
+
+    def is_at(self, place: Address) -> bool:
+        """Whether this is the gallery in a folder, so that there is nothing to save."""
+        return isinstance(place, Path) and place.resolve() == self.folder and (self.folder / DATABASE).exists()
 
     def forbid_changes(self) -> None:
         """Makes every later change fail with "gallery-not-written"."""
@@ -175,6 +178,19 @@ class SqliteFaces:
             after = rows[-1][0]
             yield np.array([row[0] for row in rows], np.int64), embeddings
 
+    def rows(self) -> Iterator[list[Row]]:
+        """All faces, in the order in which they were added."""
+        query = "SELECT id, person, path, metadata, embedding FROM face WHERE id > ? ORDER BY id LIMIT ?"
+        with self.reading():
+            after = -1
+            while found := self._connection.execute(query, (after, BLOCK)).fetchall():
+                after = found[-1][0]
+                embeddings = self._decoded([row[-1] for row in found])
+                yield [
+                    Row(person, path, metadata, embedding)
+                    for (_, person, path, metadata, _), embedding in zip(found, embeddings)
+                ]
+
     def nearest(self, probes: np.ndarray, k: int) -> list[list[tuple[str, float, dict]]]:
         """For each probe, float32 `[N, D]`, person, cosine and metadata of the `k` most similar faces, best first."""
         return [self._nearest(*pair, k) for pair in zip(probes, self._index.candidates(self, probes, k))]
@@ -209,7 +225,7 @@ class SqliteFaces:
         self._connection.executemany(
             "INSERT INTO face (person, path, metadata, embedding) VALUES (CAST(? AS TEXT), CAST(? AS TEXT), ?, ?)",
             [
-                (_encoded(row.person), None if row.path is None else _encoded(row.path), row.metadata,
+                (encoded(row.person), None if row.path is None else encoded(row.path), row.metadata,
                  row.embedding.astype("<f4").tobytes())
                 for row in rows
             ],
@@ -218,7 +234,7 @@ class SqliteFaces:
     def delete(self, column: str, value: str) -> int:
         """Deletes the faces with a value of "person" or "path", and returns their number; call `purge` afterwards."""
         query = f"DELETE FROM face WHERE {column} = CAST(? AS TEXT)"
-        return self._connection.execute(query, (_encoded(value),)).rowcount
+        return self._connection.execute(query, (encoded(value),)).rowcount
 
     # With transactions of their own:
 
@@ -260,53 +276,3 @@ def _delete_leftovers(folder: Path) -> None:
     """Deletes the index, and what killed processes have left, for these contain embeddings."""
     for file in [*folder.glob(f"{INDEX}*"), *folder.glob(f"{DATABASE}.tmp*")]:
         file.unlink(missing_ok=True)
-
-
-def _encoded(text: str) -> bytes:
-    """Bytes for `CAST(? AS TEXT)`: names of files may not be Unicode, which SQLite's own conversion refuses."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _connect(file: Path | str) -> sqlite3.Connection:
-    uri = file if isinstance(file, str) else f"{file.as_uri()}?mode=rw"
-    connection = sqlite3.connect(uri, TIMEOUT, isolation_level=None, check_same_thread=False, uri=True)
-    connection.text_factory = lambda text: text.decode("utf-8", "surrogatepass")
-    connection.execute("PRAGMA secure_delete = ON")
-    return connection
-
-
-def _checked(file: Path) -> sqlite3.Connection:
-    """A connection to a database that is a gallery's."""
-    connection = _connect(file)
-    application, version = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-    )
-    if (application, version) != (APPLICATION, FORMAT):
-        connection.close()
-        newer = f"has format {version} of galleries and this gdrd_jax reads {FORMAT}; install a newer one"
-        other = "is not the database of a gallery; choose another folder"
-        raise GdrdError(f"{file} {newer if application == APPLICATION else other}", "gallery-format")
-    return connection
-
-
-@contextlib.contextmanager
-def explained(folder: Path | None) -> Iterator[None]:
-    """Turns SQLite's errors into a `GdrdError`: "gallery-busy", "gallery-not-written" or "gallery-damaged"."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", "")
-        where = folder / DATABASE if folder else "the gallery in memory"
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            raise GdrdError(
-                f"another process has been changing {where} for {TIMEOUT:g} seconds; wait for it and run the same "
-                "command again",
-                "gallery-busy",
-            ) from error
-        if name.startswith(("SQLITE_READONLY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-            raise GdrdError(
-                f"{where} could not be read or written: {error}; what is there already stays valid; correct that and "
-                "run the same command again",
-                "gallery-not-written",
-            ) from error
-        raise damaged(folder or "in memory", str(error)) from error
