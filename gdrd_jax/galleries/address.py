@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
@@ -33,7 +33,7 @@ class PostgresAddress:
         hidden = {"password", "passfile", "sslpassword"}
         query = [(key, value) for key, value in parse_qsl(parts.query) if key not in hidden]
         query += [("schema", self.schema)] if self.schema != SCHEMA else []
-        return urlunsplit((parts.scheme, place, parts.path, urlencode(query, safe="/"), ""))
+        return _url(parts.scheme, place, parts.path, query)
 
 
 Address = Path | PostgresAddress
@@ -53,7 +53,7 @@ def parse_address(place: str | os.PathLike | PostgresAddress) -> Address:
     try:
         parts = urlsplit(text)
         port_is_number = parts.port is None or parts.port > 0
-        query = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
+        query = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query), keep_blank_values=True))
     except ValueError as error:
         raise _bad_url("it cannot be read") from error
     if not text.startswith(f"{parts.scheme}://") or not port_is_number or parts.netloc.count("@") > 1:
@@ -63,8 +63,12 @@ def parse_address(place: str | os.PathLike | PostgresAddress) -> Address:
     schema = query.pop("schema", SCHEMA)
     if not NAME.fullmatch(schema):
         raise _bad_url(f"schema={schema} is not lowercase letters, digits and underscores")
-    url = urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(query, quote_via=quote, safe="/"), ""))
-    return PostgresAddress(url, schema)
+    return PostgresAddress(_url(parts.scheme, parts.netloc, parts.path, [*query.items()]), schema)
+
+
+def _url(scheme: str, place: str, path: str, query: list[tuple[str, str]]) -> str:
+    end = urlencode(query, quote_via=quote, safe="/")  # libpq does not read + as a space
+    return f"{scheme}://{place}{path}{'?' if end else ''}{end}"
 
 
 def _bad_url(why: str) -> GdrdError:
