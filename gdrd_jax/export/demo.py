@@ -14,8 +14,9 @@ import numpy as np
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.task import FACES
 from gdrd_jax.galleries import enroll
-from gdrd_jax.galleries.folder import is_gallery
-from gdrd_jax.galleries.gallery import Gallery, Match
+from gdrd_jax.galleries.address import Address
+from gdrd_jax.galleries.checks import missing
+from gdrd_jax.galleries.gallery import Gallery, Match, is_gallery
 from gdrd_jax.inference import preprocess
 from gdrd_jax.inference.embedders import Embedder, open_model
 from gdrd_jax.inference.recognizer import FAR, Recognizer
@@ -91,7 +92,7 @@ class Demo:
 
     @classmethod
     def load(
-        cls, models: Sequence[Path], teacher: str | None, gallery: Path | None, *, align: bool, far: float
+        cls, models: Sequence[Path], teacher: str | None, gallery: Address | None, *, align: bool, far: float
     ) -> "Demo":
         """Loads the models and the gallery.
 
@@ -189,9 +190,11 @@ def _teacher(text: str) -> Embedder:
     return model
 
 
-def _gallery(recognizer: Recognizer, path: Path, align: bool) -> Gallery:
+def _gallery(recognizer: Recognizer, path: Address, align: bool) -> Gallery:
     if is_gallery(path):
         return Gallery.load(path, recognizer.fingerprint())
+    if not isinstance(path, Path):
+        raise missing(path)
     gallery = Gallery(recognizer.dim, recognizer.fingerprint())
     found = enroll.add_people(gallery, recognizer, path, align=align)
     if found.bad:

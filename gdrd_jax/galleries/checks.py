@@ -97,6 +97,11 @@ def damaged(where: object, what: str) -> GdrdError:
     )
 
 
+def missing(where: object) -> GdrdError:
+    """The error for a place at which there is no gallery."""
+    return GdrdError(f"there is no gallery in {where}; gdrd enroll, or Gallery.save, makes one", "gallery-missing")
+
+
 def replaced(where: object) -> GdrdError:
     """The error for a gallery in whose place another one was saved meanwhile."""
     return GdrdError(

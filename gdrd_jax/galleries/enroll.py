@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.galleries.folder import is_gallery
-from gdrd_jax.galleries.gallery import Gallery, Match
+from gdrd_jax.galleries.address import Address
+from gdrd_jax.galleries.gallery import Gallery, Match, is_gallery
 from gdrd_jax.inference import preprocess
 from gdrd_jax.inference.folders import Embedded, embed_files
 from gdrd_jax.inference.native import NativeRecognizer
@@ -23,13 +23,13 @@ SHOWN = 12  # probes in a picture
 def enroll(
     recognizer: Recognizer | NativeRecognizer,
     path: Path,
-    folder: Path,
+    place: Address,
     *,
     align: bool,
     add: bool = False,
     update: bool = False,
 ) -> tuple[Gallery, Embedded]:
-    """Puts the people of `path` into the gallery `folder`, in one transaction at the end; see `add_people`.
+    """Puts the people of `path` into the gallery at `place`, in one transaction at the end; see `add_people`.
 
     Args:
       recognizer: a student, or its teacher for full-size faces.
@@ -37,22 +37,23 @@ def enroll(
       update: as `add`, and the faces of people who are in it already are replaced.
 
     Raises:
-      GdrdError: no usable picture, or `folder` is no gallery, or of another student.
+      GdrdError: no usable picture, or `place` holds no gallery, or one of another student.
     """
-    claim_folder(folder, "a gallery", "--gallery")
+    if isinstance(place, Path):
+        claim_folder(place, "a gallery", "--gallery")
     fingerprint = recognizer.fingerprint()
     if add or update:
-        gallery = Gallery.load(folder, fingerprint)
-    elif is_gallery(folder):
+        gallery = Gallery.load(place, fingerprint)
+    elif is_gallery(place):
         raise GdrdError(
-            f"{folder} exists already; add to it with --add, replace people's faces with --update, or choose another "
-            "folder",
+            f"{place} exists already; add to it with --add, replace people's faces with --update, or choose another "
+            "place",
             "gallery-exists",
         )
     else:
         gallery = Gallery(recognizer.dim, fingerprint)
     found = add_people(gallery, recognizer, path, align=align, update=update)
-    gallery.save(folder, new=not (add or update))
+    gallery.save(place, new=not (add or update))
     gallery.search(found.embeddings[:1], 1)  # builds the index, which searchers may not be allowed to write
     return gallery, found
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gdrd_jax.galleries import version_04
-from gdrd_jax.galleries.checks import check_space, rows
+from gdrd_jax.galleries.checks import check_space, missing, rows
 from gdrd_jax.galleries.database import FaceDatabase
 from gdrd_jax.galleries.sqlite import SqliteFaces
 from gdrd_jax.galleries.sqlite_connection import DATABASE
@@ -34,9 +34,7 @@ def load(folder: Path, accepted: Sequence[str] | None) -> SqliteFaces:
     """Opens the gallery in a folder, see `Gallery.load`; `accepted` are fingerprints of recognizers, None all."""
     folder = folder.resolve()
     if not is_gallery(folder):
-        raise GdrdError(
-            f"there is no gallery in {str(folder)!r}; gdrd enroll, or Gallery.save, makes one", "gallery-missing"
-        )
+        raise missing(folder)
     faces = SqliteFaces.open(folder) if (folder / DATABASE).exists() else _convert(folder, accepted)
     check_space(folder, faces.fingerprint, accepted)
     return faces

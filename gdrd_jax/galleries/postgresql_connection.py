@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gdrd_jax.galleries.address import PostgresAddress
-from gdrd_jax.galleries.checks import damaged
+from gdrd_jax.galleries.checks import damaged, missing
 from gdrd_jax.utils.errors import GdrdError, require
 
 psycopg = require("psycopg", "postgres")
@@ -135,8 +135,3 @@ def explained(where: object) -> Iterator[None]:
         if state.startswith(MISSING):
             raise missing(where) from error
         raise damaged(where, said) from error
-
-
-def missing(where: object) -> GdrdError:
-    """The error for an address at which there is no gallery."""
-    return GdrdError(f"there is no gallery in {where}; gdrd enroll, or Gallery.save, makes one", "gallery-missing")

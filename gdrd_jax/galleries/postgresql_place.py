@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import Sequence
 
 from gdrd_jax.galleries.address import PostgresAddress
-from gdrd_jax.galleries.checks import check_space
+from gdrd_jax.galleries.checks import check_space, missing
 from gdrd_jax.galleries.database import FaceDatabase
 from gdrd_jax.galleries.postgresql import PostgresFaces
-from gdrd_jax.galleries.postgresql_connection import connect, explained, missing
+from gdrd_jax.galleries.postgresql_connection import connect, explained
 from gdrd_jax.galleries.postgresql_schema import LOCK, columns, contains_gallery, create, insert
 from gdrd_jax.utils.errors import GdrdError
 

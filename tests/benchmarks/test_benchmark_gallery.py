@@ -21,7 +21,7 @@ def run(tool, *flags):
 
 
 def test_a_coded_gallery_is_measured(tool, monkeypatch, tmp_path, capsys):
-    flags = ["--faces", "2000", "--probes", "20", "--folder", str(tmp_path / "g"), "--out", str(tmp_path / "o.json")]
+    flags = ["--faces", "2000", "--probes", "20", "--gallery", str(tmp_path / "g"), "--out", str(tmp_path / "o.json")]
     run(tool, *flags)
     found = json.loads((tmp_path / "o.json").read_text())
     assert found["recall_at_1"] == 1
@@ -67,5 +67,5 @@ def test_a_gallery_of_real_faces_is_not_replaced(tool, monkeypatch, tmp_path):
     real.add(np.eye(4, dtype=np.float32), list("abcd"))
     real.save(tmp_path / "g")
     with raises("gallery-space", tmp_path / "g", "f" * 12):
-        run(tool, "--faces", "600", "--folder", str(tmp_path / "g"))
+        run(tool, "--faces", "600", "--gallery", str(tmp_path / "g"))
     assert Gallery.load(tmp_path / "g").people() == list("abcd")

@@ -1,14 +1,17 @@
 """Galleries in PostgreSQL: addresses, errors, the HNSW index, rights, and what a removal leaves."""
 
+import json
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import raises
+from conftest import make_faces, raises, save_student
 from known_faces import DIM, FACES, check_equal, check_exact, embeddings, made, names, numbered, shown, unit
 
+from gdrd_jax.benchmarks import gallery as benchmark
+from gdrd_jax.cli import recognize
 from gdrd_jax.galleries import faiss_index
 from gdrd_jax.galleries.address import PostgresAddress, parse_address
 from gdrd_jax.galleries.gallery import Gallery
@@ -302,3 +305,39 @@ def test_what_a_removal_leaves_in_the_files(indexed, sql):
 
 def test_an_address_is_a_place(schema, saved):
     assert isinstance(parse_address(schema), PostgresAddress) and len(Gallery.load(parse_address(schema))) == FACES
+
+
+# The commands
+
+
+def test_the_commands_take_a_url(postgresql, schema, tmp_path, capsys):
+    people, secret = make_faces(tmp_path / "people", 2, 2), schema.replace("postgres:@", "postgres:secret@")
+    model = ["--model", str(save_student(tmp_path / "run"))]
+
+    def call(*words):
+        status = recognize.main([str(word) for word in words])
+        printed = capsys.readouterr()
+        assert "secret" not in printed.out + printed.err
+        return status, printed.out, printed.err
+
+    assert call("enroll", people, "--gallery", secret, *model)[:2] == (
+        0, f"{shown(schema)}: 4 faces of 2 people, 4 of them new\n",
+    )  # fmt: skip
+    assert "[gallery-exists]" in call("enroll", people, "--gallery", secret, *model)[2]
+    assert call("enroll", people, "--gallery", secret, "--update", *model)[0] == 0
+    status, out, _ = call("search", people / "p1" / "0.png", "--gallery", secret, "-k", 1, "--json", *model)
+    assert status == 0 and json.loads(out)["probes"][0]["matches"][0]["id"] == "p1"
+    assert json.loads(call("gallery", secret, "--json")[1])["people"] == {"p0": 2, "p1": 2}
+    assert json.loads(call("remove", "p1", "--gallery", secret, "--json")[1])["gallery"] == shown(schema)
+    assert "[gallery-person-unknown]" in call("remove", "p1", "--gallery", secret)[2]
+    assert "[gallery-url]" in call("gallery", "postgresql://ann:secret@db:x/faces")[2]
+    assert "[gallery-unreachable]" in call("gallery", "postgresql://ann:secret@127.0.0.1:1/faces")[2]
+
+
+def test_the_benchmark_takes_a_url(schema, monkeypatch, capsys):
+    monkeypatch.setattr(faiss_index, "EXACT", 500)
+    monkeypatch.setattr(sys, "argv", ["gdrd benchmark gallery", "--gallery", schema.replace("postgres:@", "a:secret@")])
+    benchmark.work(benchmark.arguments(["--faces", "600", "--dim", "64", "--probes", "20", "--gallery", schema]))
+    printed = capsys.readouterr().out
+    assert "secret" not in printed and "| recall@1 against exact search, 20 probes | 1.0000 |" in printed
+    assert "| HNSW index | 0." in printed
