@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from gdrd_jax.version import __version__ as __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; imported on first use otherwise
-    from gdrd_jax.inference.gallery import Gallery as Gallery
+    from gdrd_jax.galleries.gallery import Gallery as Gallery
     from gdrd_jax.inference.pretrained import list_pretrained as list_pretrained
     from gdrd_jax.inference.recognizer import Recognizer as Recognizer
 
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
 
         return Recognizer
     if name == "Gallery":
-        from gdrd_jax.inference.gallery import Gallery
+        from gdrd_jax.galleries.gallery import Gallery
 
         return Gallery
     if name == "list_pretrained":

@@ -35,7 +35,7 @@ from gdrd_jax.utils.errors import GdrdError
 
 # What takes long to import, or needs more than the core dependencies, is imported where it is used.
 
-pytest_plugins = ("runs",)
+pytest_plugins = ("runs", "postgres_server")
 TESTS = Path(__file__).parent
 # Folders and files whose tests need torch, ONNX or other extras, or run whole commands; all others are `unit`.
 INTEGRATION = (

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from gdrd_jax.cli.common import ArgumentParser
-from gdrd_jax.inference.gallery import Gallery, is_gallery
+from gdrd_jax.galleries.address import Address, PostgresAddress, parse_address
+from gdrd_jax.galleries.gallery import Gallery, is_gallery
 from gdrd_jax.utils import outputs
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import user_path, write_text
@@ -98,16 +99,28 @@ def timed(work) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
-def measured(args: argparse.Namespace, folder: Path) -> dict:
+def sizes(place: Address) -> dict[str, int]:
+    """Bytes of each file of a gallery, or of its table and index in PostgreSQL."""
+    if not isinstance(place, PostgresAddress):
+        return {file.name: file.stat().st_size for file in sorted(place.glob("gallery.*"))}
+    from gdrd_jax.galleries.postgresql_connection import connect
+
+    with connect(place) as connection:
+        query = "SELECT pg_table_size('face'), coalesce(pg_relation_size(to_regclass('face_embedding')), 0)"
+        table, index = connection.execute(query).fetchone()
+    return {"table": table, "HNSW index": index}
+
+
+def measured(args: argparse.Namespace, place: Address) -> dict:
     """One figure a key; times in seconds unless the key says otherwise, sizes in bytes."""
     building, gallery = timed(lambda: built(args.faces, args.dim))
-    saving, _ = timed(lambda: gallery.save(folder))
+    saving, _ = timed(lambda: gallery.save(place))
     wanted = probes(args.probes, args.faces, args.dim)
     best = exact_best(gallery, wanted)
     indexing, _ = timed(lambda: gallery.search(wanted[:1], 1))
     del gallery  # its memory is the file cache's now
-    opening = [timed(lambda: Gallery.load(folder, MADE_UP))[0] for _ in range(OPENED)]
-    gallery = Gallery.load(folder, MADE_UP)
+    opening = [timed(lambda: Gallery.load(place, MADE_UP))[0] for _ in range(OPENED)]
+    gallery = Gallery.load(place, MADE_UP)
     first, _ = timed(lambda: gallery.search(wanted[:1], 1))
     for probe in wanted:  # brings what is mapped into memory
         gallery.search(probe[None], 1)
@@ -123,7 +136,7 @@ def measured(args: argparse.Namespace, folder: Path) -> dict:
         "search_ms_95": float(np.percentile(milliseconds, 95)),
         "search_cpu_ms": 1000 * cpu / len(wanted),
         "recall_at_1": float(np.mean(found >= best - 1e-5)),  # equal but for rounding
-        "sizes": {file.name: file.stat().st_size for file in sorted(folder.glob("gallery.*"))},
+        "sizes": sizes(place),
     }  # fmt: skip
 
 
@@ -151,7 +164,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--faces", type=int, default=1_000_000, help="number of faces (default: %(default)s)")
     parser.add_argument("--dim", type=int, default=512, help="dimension of an embedding (default: %(default)s)")
     parser.add_argument("--probes", type=int, default=500, help="number of searches (default: %(default)s)")
-    parser.add_argument("--folder", type=user_path, help="keep the gallery in this folder")
+    parser.add_argument("--gallery", type=parse_address, help="make the gallery here: a folder or a postgresql:// URL")
     parser.add_argument("--out", type=user_path, help="write the figures to this JSON file, too")
     return parser.parse_args(argv)
 
@@ -161,16 +174,18 @@ def work(args: argparse.Namespace) -> None:
     if min(args.faces, args.dim, args.probes) < 1:
         raise GdrdError("--faces, --dim or --probes is below 1; give whole numbers from 1 on", "benchmark-numbers")
     require("faiss")
-    if args.folder:
-        outputs.claim_folder(args.folder, "a gallery", "--folder")
-        if is_gallery(args.folder):
-            Gallery.load(args.folder, MADE_UP)  # refuses one of real faces, which would be replaced
+    if args.gallery:
+        if isinstance(args.gallery, Path):
+            outputs.claim_folder(args.gallery, "a gallery", "--gallery")
+        if is_gallery(args.gallery):
+            Gallery.load(args.gallery, MADE_UP)  # refuses one of real faces, which would be replaced
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         outputs.claim_file(args.out, outputs.is_report, "--out")
-    print(f"{platform.processor() or platform.machine()}; {' '.join(sys.argv)}", flush=True)
+    command = [str(parse_address(word)) if word.startswith("postgres") else word for word in sys.argv]
+    print(f"{platform.processor() or platform.machine()}; {' '.join(command)}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        found = measured(args, args.folder or Path(temporary))
+        found = measured(args, args.gallery or Path(temporary))
     print(table(found))
     if args.out:
-        write_text(args.out, json.dumps({"command": sys.argv, **found}, indent=1))
+        write_text(args.out, json.dumps({"command": command, **found}, indent=1))

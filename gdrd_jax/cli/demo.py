@@ -4,8 +4,9 @@ The page is at http://127.0.0.1:7860, for this computer alone. Nothing is sent e
 deleted when the command ends (Ctrl-C). A picture is an aligned, square face of any size; with --align it is a
 photograph of one person.
 
-PEOPLE is a folder PEOPLE/PERSON/IMAGE, or a gallery of gdrd enroll. The page shows its faces that are most similar to
-the first picture, to the student of 16 pixels if there is one, and otherwise to that of the most pixels.
+PEOPLE is a folder PEOPLE/PERSON/IMAGE, or a gallery of gdrd enroll (its folder or its postgresql:// URL). The page
+shows its faces that are most similar to the first picture, to the student of 16 pixels if there is one, and otherwise
+to that of the most pixels.
 
 Examples:
   gdrd demo
@@ -15,8 +16,8 @@ Examples:
 import argparse
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
+from gdrd_jax.galleries.address import parse_address
 from gdrd_jax.inference.pretrained import DEFAULT
-from gdrd_jax.utils.files import user_path
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -26,7 +27,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     model = f"student, see gdrd verify; repeat for other resolutions (default: {DEFAULT})"
     add("--model", action="append", metavar="M", help=model)
     add("--teacher", metavar="T", help="recognizer to compare with: FILE.onnx[:PREPROCESSING[:SIZE]]")
-    add("--gallery", type=user_path, metavar="PEOPLE", help="known people")
+    add("--gallery", type=parse_address, metavar="PEOPLE", help="known people")
     add("--align", action="store_true", help="find the face in each photograph and align it")
     add("--far", type=float, default=1e-3, help="false accept rate of the decisions (default: 0.001)")
     add("--port", type=int, default=7860, help="port of the page (default: 7860)")

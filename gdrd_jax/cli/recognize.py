@@ -5,7 +5,8 @@ are aligned faces, square, of any size; with --align photographs of one person e
 pretrained student, what gdrd export wrote, or a workdir of gdrd train, which cannot verify: gdrd export learns the
 thresholds. With --with the student's teacher embeds the gallery's faces, at 112x112 pixels, where it sees more in them;
 search compares crops with such a gallery, too. enroll --add adds faces to a gallery, enroll --update replaces the faces
-of people who are in it already, and remove deletes people from all files of a gallery. Pictures that cannot be used are
+of people who are in it already, and remove deletes people from all files of a gallery. A gallery is a folder, or
+postgresql://USER@HOST/DATABASE, with ?schema=NAME for several in one database. Pictures that cannot be used are
 listed at the end with the reason, the others are done, and the exit status is 1. --json prints for programs.
 
 Examples:
@@ -22,9 +23,12 @@ import argparse
 import json
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
+from gdrd_jax.galleries.address import parse_address
 from gdrd_jax.inference.pretrained import DEFAULT
 from gdrd_jax.utils.files import user_path
 from gdrd_jax.utils.texts import counted
+
+GALLERY = "folder of the gallery, or its postgresql:// URL"
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -52,7 +56,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     verify.add_argument("--far", type=float, default=1e-3, help="false accept rate (FAR), default 0.001")
     enroll = command("enroll", "make a gallery of people, or add to one")
     enroll.add_argument("path", type=user_path, metavar="PEOPLE", help="PEOPLE/PERSON/IMAGE or PEOPLE/PERSON.jpg")
-    enroll.add_argument("--gallery", type=user_path, required=True, help="folder of the gallery")
+    enroll.add_argument("--gallery", type=parse_address, required=True, help=GALLERY)
     into = enroll.add_mutually_exclusive_group()
     into.add_argument("--add", action="store_true", help="add the faces to a gallery that exists")
     into.add_argument("--update", action="store_true", help="as --add, but replace the faces of people who are in it")
@@ -61,7 +65,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     )
     search = command("search", "who of a gallery are these?")
     search.add_argument("path", type=user_path, metavar="IMAGE|FOLDER", help="a picture, or a folder of them")
-    search.add_argument("--gallery", type=user_path, required=True, help="folder of the gallery")
+    search.add_argument("--gallery", type=parse_address, required=True, help=GALLERY)
     search.add_argument("-k", type=int, default=5, help="how many are listed, default 5")
     search.add_argument("--templates", action="store_true", help="compare with the mean of each person's faces")
     search.add_argument("--far", type=float, help="mark those who pass at this false accept rate of one comparison")
@@ -69,10 +73,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "--pictures", type=user_path, metavar="FILE.png", help="draw the first probes and whom they match"
     )
     gallery = command("gallery", "list the people of a gallery and how many faces they have", model=False)
-    gallery.add_argument("gallery", type=user_path, metavar="GALLERY", help="folder of the gallery")
+    gallery.add_argument("gallery", type=parse_address, metavar="GALLERY", help=GALLERY)
     remove = command("remove", "remove people, or single faces, from a gallery", model=False)
     remove.add_argument("people", nargs="*", metavar="PERSON", help="remove all faces of a person")
-    remove.add_argument("--gallery", type=user_path, required=True, help="folder of the gallery")
+    remove.add_argument("--gallery", type=parse_address, required=True, help=GALLERY)
     remove.add_argument(
         "--path", type=user_path, nargs="+", default=[], metavar="FILE", help="remove the faces of these pictures"
     )
@@ -136,13 +140,13 @@ def _verify(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 
 
 def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
-    from gdrd_jax.inference import folders
+    from gdrd_jax.galleries import enroll
 
     if given.teacher:
         from gdrd_jax.inference.native import NativeRecognizer
 
         recognizer = NativeRecognizer.load(given.teacher, recognizer, option="--with")
-    gallery, found = folders.enroll(
+    gallery, found = enroll.enroll(
         recognizer, given.path, given.gallery, align=given.align, add=given.add, update=given.update
     )
     people, replaced = len(gallery.people()), {"people": found.replaced_people, "faces": found.replaced_faces}
@@ -154,8 +158,9 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 
 
 def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
+    from gdrd_jax.galleries import enroll
+    from gdrd_jax.galleries.gallery import Gallery
     from gdrd_jax.inference import folders
-    from gdrd_jax.inference.gallery import Gallery
     from gdrd_jax.utils.errors import GdrdError, require
     from gdrd_jax.utils.files import replacing_file
     from gdrd_jax.utils.outputs import marked
@@ -179,7 +184,7 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     matches = gallery.search(found.embeddings, given.k)
     if given.pictures:
         with replacing_file(given.pictures) as file:
-            file.write(marked(png(folders.picture(recognizer, found.paths, matches, align=given.align))))
+            file.write(marked(png(enroll.picture(recognizer, found.paths, matches, align=given.align))))
     probes = [
         {
             "path": str(path),
@@ -205,7 +210,7 @@ def _size(faces: int, people: int) -> str:
 
 
 def _gallery(given: argparse.Namespace) -> dict:
-    from gdrd_jax.inference.gallery import Gallery
+    from gdrd_jax.galleries.gallery import Gallery
     from gdrd_jax.inference.pretrained import known_as
 
     gallery = Gallery.load(given.gallery)
@@ -219,7 +224,7 @@ def _gallery(given: argparse.Namespace) -> dict:
 
 def _remove(given: argparse.Namespace) -> dict:
     from gdrd_jax.data.faces import same_name
-    from gdrd_jax.inference.gallery import Gallery
+    from gdrd_jax.galleries.gallery import Gallery
     from gdrd_jax.utils.errors import GdrdError
 
     if not given.people and not given.path:

@@ -13,9 +13,12 @@ import numpy as np
 
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.task import FACES
-from gdrd_jax.inference import folders, preprocess
+from gdrd_jax.galleries import enroll
+from gdrd_jax.galleries.address import Address
+from gdrd_jax.galleries.checks import missing
+from gdrd_jax.galleries.gallery import Gallery, Match, is_gallery
+from gdrd_jax.inference import preprocess
 from gdrd_jax.inference.embedders import Embedder, open_model
-from gdrd_jax.inference.gallery import Gallery, Match, is_gallery
 from gdrd_jax.inference.recognizer import FAR, Recognizer
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.pictures import png
@@ -89,7 +92,7 @@ class Demo:
 
     @classmethod
     def load(
-        cls, models: Sequence[Path], teacher: str | None, gallery: Path | None, *, align: bool, far: float
+        cls, models: Sequence[Path], teacher: str | None, gallery: Address | None, *, align: bool, far: float
     ) -> "Demo":
         """Loads the models and the gallery.
 
@@ -172,7 +175,7 @@ class Demo:
     def matches(self, face: np.ndarray) -> list[tuple[np.ndarray | None, Match]]:
         """The faces of the gallery that are most similar to `face`: uint8 RGB, None if the file is gone."""
         found = self.gallery.search(self.searcher.embed(face), MATCHES)[0]
-        return [(folders.enrolled(self.searcher, match), match) for match in found]
+        return [(enroll.enrolled(self.searcher, match), match) for match in found]
 
 
 def _similarity(embed: Callable[[np.ndarray], np.ndarray], faces: Sequence[np.ndarray]) -> float:
@@ -187,11 +190,13 @@ def _teacher(text: str) -> Embedder:
     return model
 
 
-def _gallery(recognizer: Recognizer, path: Path, align: bool) -> Gallery:
+def _gallery(recognizer: Recognizer, path: Address, align: bool) -> Gallery:
     if is_gallery(path):
         return Gallery.load(path, recognizer.fingerprint())
+    if not isinstance(path, Path):
+        raise missing(path)
     gallery = Gallery(recognizer.dim, recognizer.fingerprint())
-    found = folders.add_people(gallery, recognizer, path, align=align)
+    found = enroll.add_people(gallery, recognizer, path, align=align)
     if found.bad:
         LOG.warning("left out %d pictures of %s; the first: %s", len(found.bad), path, found.bad[0][1])
     return gallery

@@ -5,13 +5,13 @@ import pytest
 from conftest import raises
 
 from gdrd_jax.benchmarks import gallery as benchmarks_gallery
-from gdrd_jax.inference import gallery_index
-from gdrd_jax.inference.gallery import Gallery
+from gdrd_jax.galleries import faiss_index
+from gdrd_jax.galleries.gallery import Gallery
 
 
 @pytest.fixture
 def tool(monkeypatch):
-    monkeypatch.setattr(gallery_index, "EXACT", 500)
+    monkeypatch.setattr(faiss_index, "EXACT", 500)
     monkeypatch.setattr(benchmarks_gallery, "BLOCK", 150)
     return benchmarks_gallery
 
@@ -21,7 +21,7 @@ def run(tool, *flags):
 
 
 def test_a_coded_gallery_is_measured(tool, monkeypatch, tmp_path, capsys):
-    flags = ["--faces", "2000", "--probes", "20", "--folder", str(tmp_path / "g"), "--out", str(tmp_path / "o.json")]
+    flags = ["--faces", "2000", "--probes", "20", "--gallery", str(tmp_path / "g"), "--out", str(tmp_path / "o.json")]
     run(tool, *flags)
     found = json.loads((tmp_path / "o.json").read_text())
     assert found["recall_at_1"] == 1
@@ -67,5 +67,5 @@ def test_a_gallery_of_real_faces_is_not_replaced(tool, monkeypatch, tmp_path):
     real.add(np.eye(4, dtype=np.float32), list("abcd"))
     real.save(tmp_path / "g")
     with raises("gallery-space", tmp_path / "g", "f" * 12):
-        run(tool, "--faces", "600", "--folder", str(tmp_path / "g"))
+        run(tool, "--faces", "600", "--gallery", str(tmp_path / "g"))
     assert Gallery.load(tmp_path / "g").people() == list("abcd")

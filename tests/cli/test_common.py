@@ -14,8 +14,8 @@ import pytest
 from conftest import make_faces, make_lfw, raises, save_recognizer, save_student
 
 from gdrd_jax.cli import common, export, list_entries
-from gdrd_jax.inference import folders
-from gdrd_jax.inference.gallery import Match
+from gdrd_jax.galleries import enroll
+from gdrd_jax.galleries.gallery import Match
 from gdrd_jax.inference.pretrained import describe_student, find_student, list_pretrained
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.utils import errors, files
@@ -75,7 +75,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 def test_a_match_whose_metadata_name_no_file_has_no_face():
     for metadata in ({}, {"path": None}, {"path": 3}):
-        assert folders.enrolled(Recognizer, Match("x", 0.5, metadata)) is None
+        assert enroll.enrolled(Recognizer, Match("x", 0.5, metadata)) is None
 
 
 HELP = """import os, runpy, sys

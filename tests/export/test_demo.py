@@ -13,7 +13,7 @@ from conftest import make_faces, raises, save_recognizer, save_student
 from gdrd_jax.cli import demo as tool
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.export.demo import RESOLUTIONS, Demo, answer, serve
-from gdrd_jax.inference import folders
+from gdrd_jax.galleries import enroll
 from gdrd_jax.inference.embedders import open_model
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.inference.thresholds import Thresholds
@@ -99,7 +99,7 @@ def test_the_false_accept_rate_decides(recognizer, people, far, same, remark):
 
 def test_the_gallery_is_enrolled_or_loaded(workdir, people, tmp_path, caplog):
     recognizer = Recognizer.load(workdir)
-    folders.enroll(recognizer, people, tmp_path / "known", align=False, add=False)
+    enroll.enroll(recognizer, people, tmp_path / "known", align=False, add=False)
     probe = read(people / "p2/1.png")
     expected = recognizer.embed(probe) @ recognizer.embed(sorted(people.rglob("*.png"))).T
     for gallery in (people, tmp_path / "known"):
@@ -179,7 +179,7 @@ def test_photographs_without_and_with_two_faces(recognizer, tmp_path):
 
 def test_what_cannot_start_is_told_in_a_sentence(workdir, people, tmp_path, capsys, monkeypatch):
     other = save_student(tmp_path / "other", seed=2)
-    folders.enroll(Recognizer.load(other), people, tmp_path / "known", align=False, add=False)
+    enroll.enroll(Recognizer.load(other), people, tmp_path / "known", align=False, add=False)
     capsys.readouterr()
     model = ["--model", str(workdir)]
     cases = [
@@ -224,7 +224,7 @@ def served(recognizer, teacher, people, tmp_path, monkeypatch):
     """Address of the page, and what it shows."""
     pytest.importorskip("gradio")
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    known = folders.enroll(recognizer, people, tmp_path / "known", align=False, add=False)[0]
+    known = enroll.enroll(recognizer, people, tmp_path / "known", align=False, add=False)[0]
     shown, port = Demo({16: recognizer}, teacher, known), free_port()
     running = serve(shown, port)
     yield f"http://127.0.0.1:{port}", shown

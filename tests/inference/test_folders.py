@@ -7,6 +7,7 @@ from conftest import make_faces, raises, save_student
 
 from gdrd_jax.data.prepare import prepare
 from gdrd_jax.data.readers import open_faces
+from gdrd_jax.galleries import enroll
 from gdrd_jax.inference import folders, preprocess
 from gdrd_jax.inference.recognizer import Recognizer
 
@@ -51,10 +52,10 @@ def test_a_folder_without_pictures_is_an_error(tmp_path):
 
 def test_a_gallery_is_extended_only_if_asked(recognizer, tmp_path):
     faces = make_faces(tmp_path / "faces", 2, 1)
-    folders.enroll(recognizer, faces, tmp_path / "known", align=False, add=False)
+    enroll.enroll(recognizer, faces, tmp_path / "known", align=False, add=False)
     with raises("gallery-exists", tmp_path / "known", "--add"):
-        folders.enroll(recognizer, faces, tmp_path / "known", align=False, add=False)
-    gallery, _ = folders.enroll(recognizer, faces, tmp_path / "known", align=False, add=True)
+        enroll.enroll(recognizer, faces, tmp_path / "known", align=False, add=False)
+    gallery, _ = enroll.enroll(recognizer, faces, tmp_path / "known", align=False, add=True)
     assert len(gallery) == 4
 
 
@@ -68,7 +69,7 @@ def test_a_truncated_pil_image_is_an_error(recognizer, tmp_path):
 
 def test_pictures_outside_of_folders_are_people_of_their_own_with_a_warning(recognizer, tmp_path, caplog):
     faces = make_faces(tmp_path / "faces", 2, 2)
-    folders.enroll(recognizer, faces, tmp_path / "by_folder", align=False)
+    enroll.enroll(recognizer, faces, tmp_path / "by_folder", align=False)
     assert "PERSON" not in caplog.text
-    gallery, _ = folders.enroll(recognizer, faces / "p0", tmp_path / "by_file", align=False)
+    gallery, _ = enroll.enroll(recognizer, faces / "p0", tmp_path / "by_file", align=False)
     assert gallery.people() == ["0", "1"] and f"{faces / 'p0'} " in caplog.text and "PERSON/IMAGE" in caplog.text

@@ -18,9 +18,9 @@ from gdrd_jax.cli import (
 )
 from gdrd_jax.data.degradation import Degradation  # noqa: E402
 from gdrd_jax.evaluation.dev import open_pairs  # noqa: E402
+from gdrd_jax.galleries.gallery import Gallery  # noqa: E402
 from gdrd_jax.inference import pretrained  # noqa: E402
 from gdrd_jax.inference.embedders import open_model  # noqa: E402
-from gdrd_jax.inference.gallery import Gallery  # noqa: E402
 from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.models import weights
 

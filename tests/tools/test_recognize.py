@@ -15,7 +15,8 @@ from conftest import PLUGINS, make_faces, save_student
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from gdrd_jax.cli import recognize  # noqa: E402
-from gdrd_jax.inference.gallery import Gallery, is_gallery  # noqa: E402
+from gdrd_jax.galleries.folder import is_gallery  # noqa: E402
+from gdrd_jax.galleries.gallery import Gallery  # noqa: E402
 from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 
 
@@ -175,11 +176,11 @@ def test_killed_in_the_middle_of_enrolling_the_same_command_does_it(call, workdi
         words.append("--add")
     script = (
         "import os, sys\nimport tiny_student\nfrom gdrd_jax.cli import recognize\n"
-        "from gdrd_jax.inference import gallery_database\n"
+        "from gdrd_jax.galleries import sqlite\n"
         "def die(*_):\n    os.kill(os.getpid(), 9)\n"
-        "insert = gallery_database.FaceDatabase.insert\n"
+        "insert = sqlite.SqliteFaces.insert\n"
         "if sys.argv.pop(1) == 'True':\n"
-        "    gallery_database.FaceDatabase.insert = lambda self, rows: (insert(self, rows), die())\n"
+        "    sqlite.SqliteFaces.insert = lambda self, rows: (insert(self, rows), die())\n"
         "os.replace = die\n"
         "recognize.main(sys.argv[1:])\n"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import make_faces, raises, save_recognizer, save_student
 
-from gdrd_jax.inference.gallery import Gallery
+from gdrd_jax.galleries.gallery import Gallery
 from gdrd_jax.utils import outputs
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from gdrd_jax.galleries import version_04
+from gdrd_jax.galleries.address import Address
+from gdrd_jax.galleries.checks import UNIT, Row, damaged, replaced
+from gdrd_jax.galleries.faiss_search import INDEX, FaissSearch
+from gdrd_jax.galleries.sqlite_connection import APPLICATION, DATABASE, FORMAT, checked, connect, encoded, explained
 from gdrd_jax.utils.errors import GdrdError
 
-DATABASE, INDEX = "gallery.sqlite", "gallery.faiss"
 BLOCK = 16_384  # faces read at once
-UNIT = 0.01  # how far from 1 the length of an embedding may be: float16 is
-TIMEOUT = 60.0  # seconds to wait for another process's transaction
-APPLICATION, FORMAT = 0x67647264, 1  # "gdrd", and the version of the schema, in the header of the database
 # The triggers keep the count right, and an index from being used for other faces, also if another program changes the
 # database. Where `purged` is 0, the file may still contain bytes of deleted faces.
 SCHEMA = f"""
@@ -37,7 +38,7 @@ CREATE TRIGGER face_changed AFTER UPDATE ON face BEGIN
 NEW_GENERATION = "UPDATE gallery SET generation = lower(hex(randomblob(16)))"
 
 
-class FaceDatabase:
+class SqliteFaces:
     """Faces with person, path, metadata and embedding.
 
     Attributes:
@@ -50,32 +51,38 @@ class FaceDatabase:
         """Takes a connection to a database with the tables of `SCHEMA`; see `create` and `open`."""
         self.folder, self._connection, self._lock = folder, connection, threading.RLock()
         self.close = weakref.finalize(self, connection.close)
+        self._index = FaissSearch()
         with explained(folder):
             row = connection.execute("SELECT dim, fingerprint FROM gallery").fetchone()
         if row is None:
-            raise damaged(folder, "its description is missing")
+            raise damaged(self.where, "its description is missing")
         self.dim, self.fingerprint = row
 
+    @property
+    def where(self) -> str:
+        """The folder, as part of a sentence."""
+        return str(self.folder) if self.folder else "in memory"
+
     @classmethod
-    def create(cls, dim: int, fingerprint: str) -> "FaceDatabase":
+    def create(cls, dim: int, fingerprint: str) -> "SqliteFaces":
         """Makes an empty one, in memory."""
-        connection = _connect(":memory:")
+        connection = connect(":memory:")
         connection.executescript(SCHEMA)
         connection.execute("INSERT INTO gallery VALUES (?, ?, '', 0, 1)", (dim, fingerprint))
         connection.execute(NEW_GENERATION)
         return cls(connection, None)
 
     @classmethod
-    def open(cls, folder: Path) -> "FaceDatabase":
+    def open(cls, folder: Path) -> "SqliteFaces":
         """Opens the one in a folder.
 
         Raises:
           GdrdError: "gallery-format": another program's or a later version's; "gallery-damaged".
         """
         with explained(folder):
-            return cls(_checked(folder / DATABASE), folder)
+            return cls(checked(folder / DATABASE), folder)
 
-    def save(self, folder: Path) -> "FaceDatabase":
+    def save(self, folder: Path) -> "SqliteFaces":
         """Writes a copy into a folder, atomically, and opens it; one that is there already is replaced.
 
         Only one process may do so at a time.
@@ -84,17 +91,21 @@ class FaceDatabase:
         with self._lock, explained(folder):
             temporary.unlink(missing_ok=True)
             temporary.touch()
-            with contextlib.closing(_connect(temporary)) as copy:
+            with contextlib.closing(connect(temporary)) as copy:
                 copy.execute("PRAGMA journal_mode = MEMORY")  # a killed process leaves one file, not two
                 self._connection.backup(copy)
                 copy.execute(NEW_GENERATION)
                 if file.exists():  # in place, because other processes may have it open
-                    with contextlib.closing(_checked(file)) as old:
+                    with contextlib.closing(checked(file)) as old:
                         copy.backup(old)
             if not file.exists():
                 os.replace(temporary, file)
             _delete_leftovers(folder)
-        return FaceDatabase.open(folder)
+        return SqliteFaces.open(folder)
+
+    def is_at(self, place: Address) -> bool:
+        """Whether this is the gallery in a folder, so that there is nothing to save."""
+        return isinstance(place, Path) and place.resolve() == self.folder and (self.folder / DATABASE).exists()
 
     def forbid_changes(self) -> None:
         """Makes every later change fail with "gallery-not-written"."""
@@ -130,12 +141,13 @@ class FaceDatabase:
     def _check_recognizer(self) -> None:
         found = self._connection.execute("SELECT dim, fingerprint FROM gallery").fetchone()
         if found != (self.dim, self.fingerprint):
-            raise GdrdError(
-                f"the gallery {self.folder} was replaced by one of another recognizer; load it again",
-                "gallery-replaced",
-            )
+            raise replaced(self.where)
 
     # Called within `reading` or `writing`:
+
+    def count(self) -> int:
+        """The number of faces."""
+        return self.state()[1]
 
     def state(self) -> tuple[str, int]:
         """The generation, which is another one after each deletion, and the number of faces."""
@@ -154,17 +166,42 @@ class FaceDatabase:
         query = f"SELECT DISTINCT {column} FROM face WHERE {column} NOT NULL"
         return [value for (value,) in self._connection.execute(query)]
 
-    def block(self, after: int) -> tuple[np.ndarray, np.ndarray]:
-        """The next `BLOCK` faces above an id: ids int64 `[n]`, rising, and embeddings float32 `[n, D]`."""
+    def blocks(self, after: int = -1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All faces above an id: ids int64 `[n]`, rising, and embeddings float32 `[n, D]`; with its own `reading`."""
         query = "SELECT id, embedding FROM face WHERE id > ? ORDER BY id LIMIT ?"
-        rows = self._connection.execute(query, (after, BLOCK)).fetchall()
-        return np.array([row[0] for row in rows], np.int64), self._decoded([row[1] for row in rows])
+        while True:
+            with self.reading():
+                rows = self._connection.execute(query, (after, BLOCK)).fetchall()
+                embeddings = self._decoded([row[1] for row in rows])
+            if not rows:
+                return
+            after = rows[-1][0]
+            yield np.array([row[0] for row in rows], np.int64), embeddings
 
-    def embeddings(self, ids: list[int]) -> tuple[list[int], np.ndarray]:
-        """Faces in the order of their ids: ids, of those that exist, and embeddings float32 `[n, D]`."""
+    def rows(self) -> Iterator[list[Row]]:
+        """All faces, in the order in which they were added."""
+        query = "SELECT id, person, path, metadata, embedding FROM face WHERE id > ? ORDER BY id LIMIT ?"
+        with self.reading():
+            after = -1
+            while found := self._connection.execute(query, (after, BLOCK)).fetchall():
+                after = found[-1][0]
+                embeddings = self._decoded([row[-1] for row in found])
+                yield [
+                    Row(person, path, metadata, embedding)
+                    for (_, person, path, metadata, _), embedding in zip(found, embeddings)
+                ]
+
+    def nearest(self, probes: np.ndarray, k: int) -> list[list[tuple[str, float, dict]]]:
+        """For each probe, float32 `[N, D]`, person, cosine and metadata of the `k` most similar faces, best first."""
+        return [self._nearest(*pair, k) for pair in zip(probes, self._index.candidates(self, probes, k))]
+
+    def _nearest(self, probe: np.ndarray, candidates: np.ndarray, k: int) -> list[tuple[str, float, dict]]:
         query = "SELECT id, embedding FROM face WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
-        rows = self._connection.execute(query, (json.dumps(ids),)).fetchall()
-        return [row[0] for row in rows], self._decoded([row[1] for row in rows])
+        found = self._connection.execute(query, (json.dumps(candidates.tolist()),)).fetchall()
+        similarities = self._decoded([row[1] for row in found]) @ probe
+        best = [int(i) for i in np.argsort(-similarities, kind="stable")[:k]]
+        known = [self.face(found[i][0]) for i in best]
+        return [(person, float(similarities[i]), metadata) for i, (person, metadata) in zip(best, known)]
 
     def face(self, number: int) -> tuple[str, dict]:
         """Person and metadata of the face with this id."""
@@ -173,28 +210,50 @@ class FaceDatabase:
         try:
             return person, ({} if path is None else {"path": path}) | json.loads(text)
         except (ValueError, TypeError) as error:
-            raise damaged(self.folder, "the metadata of a face cannot be read") from error
+            raise damaged(self.where, "the metadata of a face cannot be read") from error
 
     def _decoded(self, embeddings: list[bytes]) -> np.ndarray:
         if any(not isinstance(one, bytes) or len(one) != 4 * self.dim for one in embeddings):
-            raise damaged(self.folder, f"an embedding does not have {self.dim} numbers")
+            raise damaged(self.where, f"an embedding does not have {self.dim} numbers")
         values = np.frombuffer(b"".join(embeddings), "<f4").reshape(-1, self.dim)
         if not (np.abs(np.linalg.norm(values, axis=1) - 1) <= UNIT).all():
-            raise damaged(self.folder, "an embedding is not of unit length")
+            raise damaged(self.where, "an embedding is not of unit length")
         return values
 
-    def insert(self, rows: list[tuple]) -> None:
-        """Adds faces, each as `row` makes it."""
+    def insert(self, rows: list[Row]) -> None:
+        """Adds faces."""
         self._connection.executemany(
-            "INSERT INTO face (person, path, metadata, embedding) VALUES (CAST(? AS TEXT), CAST(? AS TEXT), ?, ?)", rows
-        )
+            "INSERT INTO face (person, path, metadata, embedding) VALUES (CAST(? AS TEXT), CAST(? AS TEXT), ?, ?)",
+            [
+                (encoded(row.person), None if row.path is None else encoded(row.path), row.metadata,
+                 row.embedding.astype("<f4").tobytes())
+                for row in rows
+            ],
+        )  # fmt: skip
 
     def delete(self, column: str, value: str) -> int:
         """Deletes the faces with a value of "person" or "path", and returns their number; call `purge` afterwards."""
         query = f"DELETE FROM face WHERE {column} = CAST(? AS TEXT)"
-        return self._connection.execute(query, (_encoded(value),)).rowcount
+        return self._connection.execute(query, (encoded(value),)).rowcount
 
     # With transactions of their own:
+
+    def prepare_search(self) -> None:
+        """Builds the index of a large gallery if it is missing, which may take minutes; others may work meanwhile."""
+        self._index.build_ahead(self)
+
+    def check_removable(self) -> None:
+        """Checks, before faces are removed, that no other copy of them is in the folder.
+
+        Raises:
+          GdrdError: "gallery-old-files".
+        """
+        if self.folder and (old := version_04.files(self.folder)):
+            raise GdrdError(
+                f"{self.folder} still contains the gallery of version 0.4 from which this one was made, with the faces "
+                f"of everybody in it; delete {', '.join(file.name for file in old)}, then run the same command again",
+                "gallery-old-files",
+            )
 
     def is_purged(self) -> bool:
         """Whether nothing of deleted faces is left in the files."""
@@ -203,6 +262,7 @@ class FaceDatabase:
 
     def purge(self) -> None:
         """Deletes what the database and the files beside it still contain of deleted faces."""
+        self._index.forget()
         with self._lock, explained(self.folder):
             (generation,) = self._connection.execute("SELECT generation FROM gallery").fetchone()
             if self.folder:
@@ -216,83 +276,3 @@ def _delete_leftovers(folder: Path) -> None:
     """Deletes the index, and what killed processes have left, for these contain embeddings."""
     for file in [*folder.glob(f"{INDEX}*"), *folder.glob(f"{DATABASE}.tmp*")]:
         file.unlink(missing_ok=True)
-
-
-def row(number: int, name: str, metadata: dict, embedding: np.ndarray) -> tuple:
-    """Face `number` of those to be added, as `FaceDatabase.insert` takes it; `embedding` is float32 `[D]`.
-
-    Raises:
-      GdrdError: "gallery-face" or "gallery-metadata": the name or the metadata cannot be stored.
-    """
-    if not isinstance(name, str) or not isinstance(metadata, dict):
-        raise GdrdError(
-            f"face {number} has the id {name!r} and the metadata {metadata!r}; give text as id and a dict as metadata",
-            "gallery-face",
-        )
-    path = metadata.get("path") if isinstance(metadata.get("path"), str) else None
-    try:
-        text = json.dumps({key: value for key, value in metadata.items() if path is None or key != "path"})
-    except (TypeError, ValueError) as error:
-        raise GdrdError(
-            f"the metadata of face {number} ({name}) cannot be written as JSON: {error}", "gallery-metadata"
-        ) from error
-    return _encoded(name), None if path is None else _encoded(path), text, embedding.astype("<f4").tobytes()
-
-
-def _encoded(text: str) -> bytes:
-    """Bytes for `CAST(? AS TEXT)`: names of files may not be Unicode, which SQLite's own conversion refuses."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _connect(file: Path | str) -> sqlite3.Connection:
-    uri = file if isinstance(file, str) else f"{file.as_uri()}?mode=rw"
-    connection = sqlite3.connect(uri, TIMEOUT, isolation_level=None, check_same_thread=False, uri=True)
-    connection.text_factory = lambda text: text.decode("utf-8", "surrogatepass")
-    connection.execute("PRAGMA secure_delete = ON")
-    return connection
-
-
-def _checked(file: Path) -> sqlite3.Connection:
-    """A connection to a database that is a gallery's."""
-    connection = _connect(file)
-    application, version = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-    )
-    if (application, version) != (APPLICATION, FORMAT):
-        connection.close()
-        newer = f"has format {version} of galleries and this gdrd_jax reads {FORMAT}; install a newer one"
-        other = "is not the database of a gallery; choose another folder"
-        raise GdrdError(f"{file} {newer if application == APPLICATION else other}", "gallery-format")
-    return connection
-
-
-@contextlib.contextmanager
-def explained(folder: Path | None) -> Iterator[None]:
-    """Turns SQLite's errors into a `GdrdError`: "gallery-busy", "gallery-not-written" or "gallery-damaged"."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", "")
-        where = folder / DATABASE if folder else "the gallery in memory"
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            raise GdrdError(
-                f"another process has been changing {where} for {TIMEOUT:g} seconds; wait for it and run the same "
-                "command again",
-                "gallery-busy",
-            ) from error
-        if name.startswith(("SQLITE_READONLY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-            raise GdrdError(
-                f"{where} could not be read or written: {error}; what is there already stays valid; correct that and "
-                "run the same command again",
-                "gallery-not-written",
-            ) from error
-        raise damaged(folder, str(error)) from error
-
-
-def damaged(folder: Path | None, what: str) -> GdrdError:
-    """The error for a gallery that cannot be relied on."""
-    return GdrdError(
-        f"the gallery {folder or 'in memory'} is damaged: {what}; restore it from a backup or enroll its people again, "
-        "in another folder",
-        "gallery-damaged",
-    )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gdrd_jax.inference.gallery_database import UNIT, damaged
+from gdrd_jax.galleries.checks import UNIT, damaged
 from gdrd_jax.utils.errors import GdrdError
 
 MANIFEST = "gallery.json"
