@@ -9,6 +9,8 @@ thresholds.
 Formats:
   onnx       student.onnx: uint8 RGB [N, R, R, 3] -> float32 [N, D]; includes preprocessing and unit length
   onnx_nchw  student.nchw.onnx: float32 RGB [N, 3, R, R], (x - 127.5) / 127.5, as InsightFace's tools feed it
+  onnx_112   student.112.onnx: float32 RGB [N, 3, 112, 112], (x - 127.5) / 127.5, reduced inside: takes the place of
+             InsightFace's recognizers in InsightFace, Frigate and OpenCV
   int8       student.int8.onnx: as onnx, in 8 bits
   stablehlo  student.stablehlo: `jax.export`
 
@@ -37,6 +39,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--lfw", type=user_path, help="aligned faces of LFW, or an InsightFace .bin")
     add("--pairs", type=user_path, help="pairs.txt of LFW")
     add("--half", action="store_true", help="round the weights to float16")
+    add("--no-mirror", action="store_true", help="embed faces without their mirror images, in half the time")
     teacher = "teacher of the student, FILE.onnx: learn thresholds for galleries that it embeds"
     add("--teacher", default="", metavar="T", help=teacher)
     evaluations = "output folders of gdrd evaluate, for the model card"
@@ -62,8 +65,8 @@ def main(argv: list[str]) -> int:
         export(
             Settings(
                 given.student, which, tuple(given.format), given.calibration, given.lfw, given.pairs,
-                tuple(given.baseline), given.half, given.teacher, tuple(given.evaluation),
-                given.license,
+                tuple(given.baseline), given.half, not given.no_mirror, given.teacher,
+                tuple(given.evaluation), given.license,
             ),
             given.folder,
         )  # fmt: skip

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from gdrd_jax.config import of_workdir
 from gdrd_jax.data.degradation import resize_all
 from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.export import formats
@@ -35,6 +36,11 @@ class Calibration:
     name: str
     faces: Faces
     low: np.ndarray
+
+    def some(self, count: int) -> np.ndarray:
+        """At most so many of the faces at full size, drawn at random: uint8 `[N, S, S, C]`."""
+        rows = np.random.default_rng(0).permutation(len(self.faces))[:count]
+        return np.stack(list(in_parallel(lambda row: self.faces[row], list(rows))))
 
     def learn(self, recognizer: Recognizer, teacher: NativeRecognizer | None) -> Recognizer:
         """The recognizer with thresholds, and with those for galleries of its teacher if that is given."""

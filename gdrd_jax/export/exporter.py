@@ -24,13 +24,11 @@ from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.models import weights
 from gdrd_jax.models.arguments import RGB, for_inference
-from gdrd_jax.models.student import Shape
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import replacing, writable_folder, write_json, write_text
 from gdrd_jax.version import __version__
 
 LOG = logging.getLogger(__name__)
-COLORS = {1: "gray", 2: "gray and one more", 3: "RGB", 4: "RGB and one more"}  # by number of channels
 PROVED = 1000  # faces on which the files are compared with the student, at most
 LEAST_COSINE = 0.99999
 FEW = 64  # made-up images
@@ -49,6 +47,7 @@ class Settings:
       lfw, pairs: LFW's faces and its pairs.txt, or a `.bin` and None; None measures no accuracy.
       baselines: recognizers, as gdrd evaluate takes them, measured on the same faces.
       half: round the weights to float16 first; the files take half the space.
+      mirror: False leaves out the mirror image: embeddings take half the time, and need thresholds of their own.
       teacher: the student's teacher, `FILE.onnx[:PREPROCESSING]`, for thresholds against galleries that it embeds.
       evaluations: output folders of gdrd evaluate with this student, whose results the model card shows.
       license: terms of use, for the card and the files; "" takes those of an exported student, or else
@@ -63,6 +62,7 @@ class Settings:
     pairs: Path | None
     baselines: tuple[str, ...] = ()
     half: bool = False
+    mirror: bool = True
     teacher: str = ""
     evaluations: tuple[Path, ...] = ()
     license: str = ""
@@ -87,9 +87,15 @@ def export(settings: Settings, folder: Path) -> dict:
     if source.resolve() == folder.resolve():
         raise GdrdError(f"{folder} is the student that is to be exported; choose another folder", "output-is-input")
     recognizer = Recognizer.load(settings.student, settings.which)
+    formats.check(settings.formats, recognizer)
     known = describe_student(source)
+    arguments = for_inference(known["student"])
     if settings.half:
         weights.round_weights(recognizer.student)
+    if recognizer.student.shape.mirror and not settings.mirror:
+        arguments["mirror"] = False
+        recognizer.student.shape = dataclasses.replace(recognizer.student.shape, mirror=False)
+        recognizer = dataclasses.replace(recognizer, thresholds=None, native_thresholds=None)
     fingerprint = recognizer.fingerprint()
     if (folder / bundle.MANIFEST).exists() and bundle.described_by(folder)["fingerprint"] != fingerprint:
         raise GdrdError(
@@ -103,20 +109,19 @@ def export(settings: Settings, folder: Path) -> dict:
     calibrated = calibration.find(settings.calibration, settings.student, source, recognizer)
     if calibrated:
         recognizer = calibrated.learn(recognizer, teacher)
-        few = calibrated.low[np.random.default_rng(0).permutation(len(calibrated.low))[:PROVED]]
+        few = calibrated.some(PROVED)
         named = calibrated.name
     elif "int8" in settings.formats or teacher:
         raise GdrdError("--format int8 and --teacher need faces; give --calibration FACES", "calibration-missing")
     else:
-        few, named = _images(benchmark, recognizer.student.shape)
+        few, named = _images(benchmark, recognizer)
     license = settings.license or known.get("license") or known.get("licence", model_card.LICENSE)
     names = dict.fromkeys(("safetensors", *settings.formats))
     remarks = {
         "fingerprint": fingerprint, "resolution": str(recognizer.resolution), "kernel": recognizer.kernel,
-        "colors": COLORS[recognizer.student.shape.channels], "license": license,
+        "colors": formats.COLORS[recognizer.student.shape.channels], "license": license,
         "thresholds": json.dumps(_plain(recognizer.thresholds)), "made_by": f"gdrd_jax {__version__}",
     }  # fmt: skip
-    arguments = for_inference(known["student"])
     with replacing(folder) as new:
         paths = {name: new / formats.FORMATS[name] for name in names}
         for name, path in paths.items():
@@ -182,18 +187,23 @@ def _refuse_others(folder: Path) -> None:
         raise GdrdError(f"{folder} holds the student of a training run; choose another folder", "output-not-ours")
 
 
-def _images(benchmark: PairList | None, shape: Shape) -> tuple[np.ndarray, str]:
-    """What to compare files on where there are no calibration faces: those of the pairs, or made-up ones."""
+def _images(benchmark: PairList | None, recognizer: Recognizer) -> tuple[np.ndarray, str]:
+    """What to compare files on where there are no calibration faces: those of the pairs, or made-up ones.
+
+    uint8 `[N, S, S, C]` of the task's size, and a name for them.
+    """
+    size = recognizer.task.image_size
     if benchmark:
-        return benchmark.faces[:PROVED], Path(benchmark.about.get("pairs", "the pairs")).name
+        faces = benchmark.named_faces
+        few = [faces[row] for row in range(min(len(faces), PROVED))]
+        return np.stack(few), Path(benchmark.about.get("pairs", "the pairs")).name
     random = np.random.default_rng(0)
-    side = shape.resolution
-    rough = random.integers(0, 256, (FEW, side // 4, side // 4, shape.channels), np.uint8)
-    return resize_all(rough, side), "made-up images"
+    cells, channels = recognizer.resolution // 4, recognizer.student.shape.channels
+    return resize_all(random.integers(0, 256, (FEW, cells, cells, channels), np.uint8), size), "made-up images"
 
 
 def _benchmark(settings: Settings, recognizer: Recognizer) -> PairList | None:
-    """The pairs, their faces as the student gets them: uint8 RGB `[N, R, R, 3]`."""
+    """The pairs of faces at full size."""
     if not settings.lfw:
         if settings.pairs:
             raise GdrdError("--pairs needs the faces that it names; give --lfw FACES", "flag-missing")
@@ -203,8 +213,7 @@ def _benchmark(settings: Settings, recognizer: Recognizer) -> PairList | None:
             f"--lfw measures students of RGB faces, and this one takes other {recognizer.task.images}; leave it out",
             "task-lfw",
         )
-    pairs = dev.open_pairs(settings.lfw, settings.pairs)
-    return dataclasses.replace(pairs, faces=resize_all(pairs.faces, recognizer.resolution, recognizer.kernel))
+    return dev.open_pairs(settings.lfw, settings.pairs)
 
 
 def _baseline(text: str, *, mirror: bool) -> Embedder:

@@ -1,23 +1,27 @@
 """The files that a student is exported as: writing one, and running it as it will run elsewhere."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
+from gdrd_jax.data.degradation import resize_all
 from gdrd_jax.export import networks
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.embedders import Embedder, student_embedder
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.models import weights
+from gdrd_jax.models.arguments import RGB
 from gdrd_jax.models.student import abstract_student
-from gdrd_jax.utils.errors import require
+from gdrd_jax.utils.errors import GdrdError, require
 
 FORMATS = {
     "safetensors": bundle.WEIGHTS, "onnx": "student.onnx", "onnx_nchw": "student.nchw.onnx",
-    "int8": "student.int8.onnx", "stablehlo": "student.stablehlo",
+    "onnx_112": "student.112.onnx", "int8": "student.int8.onnx", "stablehlo": "student.stablehlo",
 }  # fmt: skip
+LAYOUTS = {"onnx": "nhwc", "onnx_nchw": "nchw", "onnx_112": "nchw_112", "int8": "nhwc"}  # of ONNX files
+COLORS = {1: "gray", 2: "gray and one more", 3: "RGB", 4: "RGB and one more"}  # by number of channels
 INEXACT = ("int8",)
 CALIBRATED = 256  # faces to quantize on, at most
 
@@ -25,16 +29,18 @@ CALIBRATED = 256  # faces to quantize on, at most
 def write(
     name: str, path: Path, recognizer: Recognizer, remarks: dict[str, str], faces: np.ndarray, half: bool
 ) -> None:
-    """Writes a student in a format, with remarks; an 8-bit file is quantized on these faces."""
+    """Writes a student in a format, with remarks; an 8-bit file is quantized on these faces, uint8 `[N, S, S, C]`."""
     if name == "safetensors":
         weights.save_safetensors(recognizer.student, path, remarks, half=half)
     elif name == "stablehlo":
         path.write_bytes(networks.stablehlo(recognizer.student))
     else:
-        layout = "nchw" if name == "onnx_nchw" else "nhwc"
-        model = networks.onnx_model(recognizer.student, layout=layout, metadata=remarks)
+        model = networks.onnx_model(
+            recognizer.student, layout=LAYOUTS[name], metadata=remarks, kernel=recognizer.kernel
+        )  # fmt: skip
         if name == "int8":
-            model = networks.quantized(model, faces[:CALIBRATED])
+            low = resize_all(faces[:CALIBRATED], recognizer.resolution, recognizer.kernel)
+            model = networks.quantized(model, low)
         path.write_bytes(model.SerializeToString())
 
 
@@ -45,18 +51,36 @@ def opened(name: str, path: Path, recognizer: Recognizer, arguments: dict) -> Em
         weights.restore(student, weights.load_safetensors(path)[0])
         student.eval()
         return student_embedder(name, dataclasses.replace(recognizer, student=student))
+    side = networks.FULL_SIZE if name == "onnx_112" else recognizer.resolution
     if name == "stablehlo":
-        return Embedder(name, recognizer.resolution, networks.stablehlo_function(path.read_bytes()))
-    run = session(path)
-    forward = (lambda faces: run(_for_insightface(faces))) if name == "onnx_nchw" else run
-    return Embedder(name, recognizer.resolution, forward)
+        forward = networks.stablehlo_function(path.read_bytes())
+    else:
+        run = session(path)
+        forward = run if LAYOUTS[name] == "nhwc" else lambda faces: run(_for_insightface(faces))
+    return Embedder(name, side, forward, recognizer.kernel)
 
 
 def session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """What an ONNX file computes of uint8 faces `[N, R, R, C]`: float32 `[N, D]`."""
+    """What an ONNX file computes of the faces that it takes: float32 `[N, D]`."""
     opened = require("onnxruntime", "export").InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda faces: opened.run(None, {networks.INPUT: faces})[0]
+    (given,) = opened.get_inputs()
+    return lambda faces: opened.run([networks.OUTPUT], {given.name: faces})[0]
 
 
 def _for_insightface(faces: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((faces.transpose(0, 3, 1, 2) - np.float32(127.5)) / np.float32(127.5))
+
+
+def check(names: Iterable[str], recognizer: Recognizer) -> None:
+    """Refuses formats that a student does not have.
+
+    Raises:
+      GdrdError: "onnx_112" is for recognizers of aligned RGB faces only.
+    """
+    task, channels, side = recognizer.task, recognizer.student.shape.channels, recognizer.task.image_size
+    if "onnx_112" in names and not (task.aligned and side == networks.FULL_SIZE and channels == RGB):
+        raise GdrdError(
+            "--format onnx_112 takes the place of a recognizer of aligned RGB faces of 112x112 pixels, and this "
+            f"student takes {COLORS[channels]} {task.images} of {side}x{side}; leave it out",
+            "format-task",
+        )

@@ -221,6 +221,8 @@ def _files(manifest: dict) -> str:
         "student.onnx": f"input uint8 {shown}[N, {size}, {size}, {channels}]; {inside} inside",
         "student.nchw.onnx": f"the same, input float32 {shown}[N, {channels}, {size}, {size}], (x - 127.5) / 127.5 "
         "(InsightFace's)",
+        "student.112.onnx": "the same, input float32 RGB [N, 3, 112, 112], (x - 127.5) / 127.5, reduced inside: takes "
+        "the place of InsightFace's recognizers",
         "student.int8.onnx": "as student.onnx, 8-bit weights and activations: other embeddings, with a fingerprint and "
         "thresholds of their own in the file's metadata",
         "student.stablehlo": f"`jax.export` of a function of uint8 {shown}[N, {size}, {size}, {channels}]",

@@ -4,7 +4,6 @@ import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +12,24 @@ from flax import nnx
 
 from gdrd_jax.export import jaxpr_onnx
 from gdrd_jax.export.graph import Graph
+from gdrd_jax.export.reduction import reduced
 from gdrd_jax.models.haar import HaarConvolution
 from gdrd_jax.models.norm import BatchNorm
 from gdrd_jax.models.residual import BasicBlock, Head, ResidualBackbone
 from gdrd_jax.models.student import Student, embed
 from gdrd_jax.utils.errors import GdrdError, require
 
-INPUT, OUTPUT = "faces", "embedding"
+OUTPUT = "embedding"
+INPUTS = {"nhwc": "faces", "nchw": "faces", "nchw_112": "data"}  # by layout; Frigate calls ArcFace's input "data"
+INPUT = INPUTS["nhwc"]
+FULL_SIZE = 112  # side of the faces of "nchw_112"
 # The oldest pair with all operators used here: old runtimes read it, too.
 OPSET, IR_VERSION = 17, 8
 PLATFORMS = ("cpu", "cuda")
 CALIBRATION_BATCH = 64
 
 
-def onnx_model(student: Student, *, layout: Literal["nhwc", "nchw"], metadata: dict[str, str]):
+def onnx_model(student: Student, *, layout: str, metadata: dict[str, str], kernel: str = "area"):
     """`models.student.embed` as an ONNX graph, batch normalization folded into the weights.
 
     Its output "embedding" is float32 `[N, D]`, unit length, for any N. It computes in float32 even if the student
@@ -34,9 +37,11 @@ def onnx_model(student: Student, *, layout: Literal["nhwc", "nchw"], metadata: d
 
     Args:
       student: trained; of its running statistics, not of a batch's.
-      layout: of the input "faces". "nhwc": uint8 `[N, R, R, C]`. "nchw": float32 `[N, C, R, R]`,
-        (x - 127.5) / 127.5, as InsightFace's tools feed recognizers.
+      layout: of the input. "nhwc": "faces", uint8 `[N, R, R, C]`. "nchw": "faces", float32 `[N, C, R, R]`,
+        (x - 127.5) / 127.5, as InsightFace's tools feed recognizers. "nchw_112": "data", the same of faces of 112
+        pixels, `[N, C, 112, 112]`, which the graph reduces.
       metadata: becomes the model's `metadata_props`.
+      kernel: by which "nchw_112" reduces faces, see `data.degradation.resize`.
 
     Returns:
       An `onnx.ModelProto` that onnx's checker has passed.
@@ -48,11 +53,12 @@ def onnx_model(student: Student, *, layout: Literal["nhwc", "nchw"], metadata: d
     helper, types = onnx.helper, onnx.TensorProto
     graph, side, channels = Graph(onnx), student.resolution, student.shape.channels
     sizes, kind = (side, side, channels), types.UINT8
-    if layout == "nchw":
+    if layout != "nhwc":
+        side = FULL_SIZE if layout == "nchw_112" else side
         sizes, kind = (channels, side, side), types.FLOAT
-    given = helper.make_tensor_value_info(INPUT, kind, ["N", *sizes])
+    given = helper.make_tensor_value_info(INPUTS[layout], kind, ["N", *sizes])
     write = _residual if is_residual(student) else _traced
-    _embed(graph, student, write(graph, student, layout))
+    _embed(graph, student, write(graph, student, layout, kernel))
     wanted = helper.make_tensor_value_info(OUTPUT, types.FLOAT, ["N", student.shape.embedding_dim])
     model = helper.make_model(
         helper.make_graph(graph.nodes, "student", [given], [wanted], graph.weights),
@@ -69,24 +75,36 @@ def is_residual(student: Student) -> bool:
     return own and type(student.backbone) is ResidualBackbone and type(student.head) is Head
 
 
-def _residual(graph: Graph, student: Student, layout: str) -> str:
+def _residual(graph: Graph, student: Student, layout: str, kernel: str) -> str:
     """Embeddings `[2 N, D]` of all faces and then of their mirror images, if there are any, not normalized."""
-    x = INPUT
+    x = INPUTS[layout]
     if layout == "nhwc":
-        x = graph.add("Transpose", graph.add("Cast", INPUT, to=graph.onnx.TensorProto.FLOAT), perm=[0, 3, 1, 2])
+        x = graph.add("Transpose", graph.add("Cast", x, to=graph.onnx.TensorProto.FLOAT), perm=[0, 3, 1, 2])
+    elif layout == "nchw_112":
+        x = _reduced_pixels(graph, student, x, kernel)
+    if layout != "nchw":
         x = graph.add("Sub", graph.add("Div", x, np.float32(127.5)), np.float32(1))
     return _head(graph, student, _backbone(graph, student, _with_mirrored(graph, student, x, 3)))
 
 
-def _traced(graph: Graph, student: Student, layout: str) -> str:
+def _traced(graph: Graph, student: Student, layout: str, kernel: str) -> str:
     """As `_residual`, for any student."""
-    x = INPUT
-    if layout == "nchw":  # back to what the student takes
-        x = graph.add("Mul", graph.add("Transpose", x, perm=[0, 2, 3, 1]), np.float32(127.5))
-        x = graph.add("Round", graph.add("Add", x, np.float32(127.5)))
-        x = graph.add("Cast", graph.add("Clip", x, np.float32(0), np.float32(255)), to=graph.onnx.TensorProto.UINT8)
+    x = INPUTS[layout]
+    if layout != "nhwc":  # back to what the student takes
+        x = _pixels(graph, x) if layout == "nchw" else _reduced_pixels(graph, student, x, kernel)
+        x = graph.add("Cast", graph.add("Transpose", x, perm=[0, 2, 3, 1]), to=graph.onnx.TensorProto.UINT8)
     side, channels = student.resolution, student.shape.channels
     return jaxpr_onnx.write(graph, student, _with_mirrored(graph, student, x, 2), (side, side, channels))
+
+
+def _pixels(graph: Graph, x: str) -> str:
+    """(x - 127.5) / 127.5 -> whole numbers from 0 to 255, as float32."""
+    x = graph.add("Add", graph.add("Mul", x, np.float32(127.5)), np.float32(127.5))
+    return graph.add("Clip", graph.add("Round", x), np.float32(0), np.float32(255))
+
+
+def _reduced_pixels(graph: Graph, student: Student, x: str, kernel: str) -> str:
+    return reduced(graph, _pixels(graph, x), FULL_SIZE, student.resolution, kernel)
 
 
 def _with_mirrored(graph: Graph, student: Student, x: str, axis: int) -> str:

@@ -1,5 +1,6 @@
 """Does an exported file do what the student does, and how fast? Measured before it is handed out."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 
@@ -26,12 +27,14 @@ def verify_exports(
     """A row for each embedder, with the names in `COLUMNS`.
 
     Args:
-      forms: the student and its exported files, compared with the first one.
-      baselines: other recognizers, of which only accuracy and speed are measured.
-      faces: real ones, uint8 RGB `[N, R, R, 3]`.
-      pairs: of faces as the student gets them; None measures no accuracy.
+      forms: the student and its exported files, compared with the first one, the student.
+      baselines: other recognizers, of which only accuracy and speed are measured, on faces as the student gets them.
+      faces: real ones at full size, uint8 RGB `[N, S, S, 3]`.
+      pairs: of faces at full size; None measures no accuracy.
     """
-    reference, rows = forms[0].embed(faces), []
+    student, reference, rows = forms[0], forms[0].embed(faces), []
+    if pairs:
+        low = dataclasses.replace(pairs, faces=resize_all(pairs.faces, student.input_size, student.kernel))
     for number, embedder in enumerate(embedders := [*forms, *baselines]):
         row = {"name": embedder.name}
         if number < len(forms):
@@ -39,7 +42,8 @@ def verify_exports(
             row["least_cosine"] = float(np.einsum("nd,nd->n", embeddings, reference).min())
             row["largest_difference"] = float(np.abs(embeddings - reference).max())
         if pairs:
-            row |= _accuracy(evaluate([Row(embedder.name, embedder)], pairs)[embedder.name])
+            own = low if number >= len(forms) or embedder.input_size == student.input_size else pairs
+            row |= _accuracy(evaluate([Row(embedder.name, embedder)], own)[embedder.name])
         rows.append(row)
     for row, speed in zip(rows, speeds(embedders, faces)):
         row |= speed

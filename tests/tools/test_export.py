@@ -63,7 +63,7 @@ def workdir(tmp_path_factory):
 def exported(workdir, faces, lfw, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "student"
     other = save_recognizer(tmp_path_factory.mktemp("teacher") / "cells.onnx")
-    words = ["--format", "onnx", "onnx_nchw", "int8", "stablehlo", "--calibration", faces, "--lfw", lfw]
+    words = ["--format", "onnx", "onnx_nchw", "onnx_112", "int8", "stablehlo", "--calibration", faces, "--lfw", lfw]
     words += ["--pairs", lfw / "pairs.txt", "--baseline", f"cells={other}"]
     assert export.main([*map(str, (workdir, folder, *words))]) == 0
     return folder
@@ -101,8 +101,8 @@ def test_every_file_has_proved_itself(exported):
     manifest = json.loads((exported / "manifest.json").read_text())
     rows = {row["name"]: row for row in manifest["proof"]["rows"]}
     beside = "cells, faces enlarged to 112"
-    assert list(rows) == ["JAX", "safetensors", "onnx", "onnx_nchw", "int8", "stablehlo", beside]
-    for name in ("safetensors", "onnx", "onnx_nchw", "stablehlo"):
+    assert list(rows) == ["JAX", "safetensors", "onnx", "onnx_nchw", "onnx_112", "int8", "stablehlo", beside]
+    for name in ("safetensors", "onnx", "onnx_nchw", "onnx_112", "stablehlo"):
         assert rows[name]["least_cosine"] > 0.99999 and rows[name]["largest_difference"] < 1e-4
         assert rows[name]["accuracy"] == rows["JAX"]["accuracy"]
     for row in rows.values():
@@ -110,6 +110,19 @@ def test_every_file_has_proved_itself(exported):
     card = (exported / "README.md").read_text()
     assert "16x16" in card and "| int8 |" in card and f"{PEOPLE} people, 66 pairs" in card and "| 0.1 |" in card
     assert "not for finding people" in card and not list(exported.parent.glob("student.*"))
+
+
+def test_a_student_without_the_mirror_image_is_another_one(exported, workdir, faces, tmp_path):
+    assert export.main([str(exported), str(tmp_path / "out"), "--format", "onnx_112", "--no-mirror"]) == 0
+    both, one = Recognizer.load(workdir), Recognizer.load(tmp_path / "out")
+    assert one.fingerprint() != both.fingerprint() and one.thresholds is None
+    ready = low(faces)
+    found, mirrored = one.embed(ready), one.embed(ready[:, :, ::-1].copy())
+    assert np.abs(found - mirrored).max() > 1e-3
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "student.112.onnx")
+    files = sorted(faces.rglob("*.png"))
+    x = cv2.dnn.blobFromImages([cv2.imread(str(file)) for file in files], 1 / 127.5, mean=(127.5,) * 3, swapRB=True)
+    np.testing.assert_allclose(session.run(None, {"data": x})[0], found, atol=1e-5)
 
 
 def test_a_file_that_does_something_else_is_not_written(workdir, faces, tmp_path, monkeypatch, capsys):
