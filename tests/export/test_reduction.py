@@ -19,20 +19,18 @@ from gdrd_jax.models.arguments import RESOLUTIONS
 
 def faces(count, seed=0):
     """Smooth faces, and noise, in which sums are halves now and then."""
-    return np.concatenate(
-        [smooth(count, 112, seed), np.random.default_rng(seed).integers(0, 256, (count, 112, 112, 3))]
-    )
+    noise = np.random.default_rng(seed).integers(0, 256, (count, 112, 112, 3), np.uint8)
+    return np.concatenate([smooth(count, 112, seed), noise])
 
 
 def normalized(faces):
-    bgr = [np.uint8(face[..., ::-1]) for face in faces]
-    return cv2.dnn.blobFromImages(bgr, 1 / 127.5, (112, 112), mean=(127.5,) * 3, swapRB=True)
+    return cv2.dnn.blobFromImages([face[..., ::-1] for face in faces], 1 / 127.5, mean=(127.5,) * 3, swapRB=True)
 
 
 @pytest.mark.parametrize("kernel", ["area", "bicubic"])
 @pytest.mark.parametrize("side", [*RESOLUTIONS, 56, 128])
 def test_pixels_are_those_of_opencv_and_pillow(kernel, side):
-    graph, images, types = Graph(onnx), np.uint8(faces(8)), onnx.TensorProto
+    graph, images, types = Graph(onnx), faces(8), onnx.TensorProto
     graph.add("Identity", reduced(graph, "x", 112, side, kernel), output="y")
     described = [onnx.helper.make_tensor_value_info(name, types.FLOAT, None) for name in "xy"]
     model = onnx.helper.make_model(
@@ -48,14 +46,14 @@ CASES = [
     ({"resolution": 8}, "area"),
     ({"resolution": 16}, "bicubic"),
     ({"resolution": 24, "mirror": False}, "area"),
-    ({"name": "mobilenet", "resolution": 16, "embedding_dim": 48}, "area"),  # written from its jaxpr
+    ({"name": "siamese", "resolution": 8, "embedding_dim": 48}, "area"),  # written from its jaxpr
 ]
 
 
 @pytest.mark.parametrize(("changes", "kernel"), CASES, ids=str)
 def test_three_runtimes_give_the_students_embeddings_of_full_size_faces(changes, kernel, tmp_path):
     model, path = student(**changes), tmp_path / "student.112.onnx"
-    images = np.uint8(faces(3))
+    images = faces(3)
     wanted = Recognizer(model, kernel).embed(images)
     assert np.linalg.norm(wanted[0] - wanted[1]) > 1e-3
     formats.write("onnx_112", path, Recognizer(model, kernel), {}, images, half=False)
@@ -73,7 +71,7 @@ def test_insightface_takes_the_file_for_one_of_its_recognizers(tmp_path):
     module = pytest.importorskip(
         "insightface.model_zoo.arcface_onnx", reason="insightface brings a second OpenCV: install it to run this test"
     )
-    recognizer, images = Recognizer(student(), "area"), np.uint8(faces(3))
+    recognizer, images = Recognizer(student(), "area"), faces(3)
     formats.write("onnx_112", tmp_path / "student.112.onnx", recognizer, {}, images, half=False)
     found = module.ArcFaceONNX(str(tmp_path / "student.112.onnx"))
     assert (found.input_mean, found.input_std, found.input_size) == (127.5, 127.5, (112, 112))
@@ -82,7 +80,7 @@ def test_insightface_takes_the_file_for_one_of_its_recognizers(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("name", "changes"), [("gdrd", {}), ("mobilenet", {"embedding_dim": 48})])
+@pytest.mark.parametrize(("name", "changes"), [("gdrd", {}), ("siamese", {"embedding_dim": 48})])
 def test_the_graph_has_what_insightface_and_frigate_look_for(name, changes):
     graph = networks.onnx_model(student(name=name, **changes), layout="nchw_112", metadata={}).graph
     assert not any(node.name.startswith(("Sub", "_minus", "Mul", "_mul")) for node in graph.node[:8])
