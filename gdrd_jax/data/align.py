@@ -17,6 +17,7 @@ FACE_SIZE = 112
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]],
 )  # fmt: skip
+MIDDLE_TEMPLATE = np.concatenate([TEMPLATE[:3], TEMPLATE[3:].mean(axis=0, keepdims=True)])  # the mouth as one point
 MIN_SCORE = 0.6
 LARGEST = 1280  # pixels of the longer side in which faces are looked for; the face is cut from the original
 # Pixels of a face: larger ones than the first are looked for again, reduced to the second. YuNet (int8) turns the
@@ -66,6 +67,28 @@ def estimate_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
         raise GdrdError(f"the landmarks {source.tolist()} determine no rotation", "landmarks-degenerate")
     linear = (strengths @ signs / (x**2).sum()) * (left * signs) @ right
     return np.column_stack([linear, target_mean - linear @ source_mean])
+
+
+def align(image: np.ndarray, landmarks: np.ndarray, where: str) -> np.ndarray:
+    """Cuts a face out of an image and places it on InsightFace's template.
+
+    Args:
+      image: uint8 `[H, W, 3]`.
+      landmarks: x and y in pixels of the image, of the person's right eye (left in the image), left eye, nose tip and
+        both corners of the mouth, `[5, 2]`, or of its middle, `[4, 2]`.
+      where: the face's name, for the error.
+
+    Returns:
+      uint8 `[112, 112, 3]`; black outside of the image.
+
+    Raises:
+      GdrdError: the landmarks determine no face.
+    """
+    template = TEMPLATE if len(landmarks) == len(TEMPLATE) else MIDDLE_TEMPLATE
+    try:
+        return _warp(image, estimate_similarity(landmarks, template))
+    except GdrdError as error:
+        raise GdrdError(f"{where}: {error}", error.code) from error
 
 
 class Aligner:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gdrd_jax.data.align import align
 from gdrd_jax.data.decoding import HEAD_BYTES, decode
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.task import FACES, Task
@@ -40,6 +41,8 @@ class Faces:
         of faces that are files of a folder are negative.
       part: which of `roots` holds each face, int `[N]`; None of a set that was not joined.
       task: what the images show, by which they are read.
+      landmarks: of each face, float `[N, P, 2]`, see `data.align.align`, which cuts it out of its image; None of faces
+        that are aligned already.
     """
 
     root: Path
@@ -54,17 +57,20 @@ class Faces:
     roots: tuple[Path, ...] = ()
     part: np.ndarray | None = None
     task: Task = FACES
+    landmarks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """uint8 `[H, W, C]`, C being the task's channels; `[S, S, C]` of tasks that do not align.
+        """uint8 `[H, W, C]`, C being the task's channels; `[S, S, C]` of tasks that do not align, and with landmarks.
 
         Raises:
-          GdrdError: damaged, or of other channels.
+          GdrdError: damaged, of other channels, or with landmarks that determine no face.
         """
         image = decode(self.read(index), self.where(index), self.task.channels, self.task.maximum)
+        if self.landmarks is not None:
+            return align(image, self.landmarks[index], self.where(index))
         return image if self.task.aligned else resize(middle_square(image), self.task.image_size, "area")
 
     def read(self, index: int) -> bytes:
@@ -123,6 +129,7 @@ class Faces:
             self, names=tuple(self.names[i] for i in rows), labels=self.labels[rows], parts=parts, in_memory=in_memory,
             spans=None if self.spans is None else self.spans[rows], fingerprint="",
             part=None if self.part is None else self.part[rows],
+            landmarks=None if self.landmarks is None else self.landmarks[rows],
         )  # fmt: skip
 
     def with_task(self, task: Task) -> "Faces":
@@ -202,10 +209,13 @@ class Faces:
             "root": root, "roots": roots, "labels": self.labels.tolist(),
             "spans": None if self.spans is None else self.spans.tolist(),
             "part": None if self.part is None else self.part.tolist(),
+            "landmarks": None if self.landmarks is None else self.landmarks.tolist(),
             "task": self.task.recorded(),
         }  # fmt: skip
         if self.task == FACES:
             del text["task"]
+        if self.landmarks is None:
+            del text["landmarks"]
         path.write_text(json.dumps(text), encoding="utf-8")
 
     @classmethod
@@ -221,6 +231,7 @@ class Faces:
             tuple(map(tuple, text["skipped"])), roots=tuple(home / root for root in text.get("roots", ())),
             part=None if part is None else np.array(part, np.int32),
             task=Task(**text["task"]) if "task" in text else FACES,
+            landmarks=np.array(text["landmarks"]) if "landmarks" in text else None,
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gdrd_jax.data import recordio
-from gdrd_jax.data.align import FACE_SIZE, Aligner
+from gdrd_jax.data.align import FACE_SIZE, VERSION, Aligner, align
 from gdrd_jax.data.decoding import decode
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.file_tree import UNREADABLE_ERRNOS
@@ -63,6 +63,9 @@ def checked(faces: Faces, *, stretch: bool = False, skip_bad: bool = False) -> F
             raise _with_remedy(problem)
     kept = faces if len(rows) == len(faces) else faces.take(rows)
     fingerprint = faces.task.of_contents(_fingerprint(kept.labels, digests))
+    if kept.landmarks is not None:
+        aligned = kept.landmarks.astype("<f8").tobytes() + f"{fingerprint}:{VERSION}".encode()
+        fingerprint = hashlib.sha256(aligned).hexdigest()
     return dataclasses.replace(kept, fingerprint=fingerprint, skipped=tuple(skipped))
 
 
@@ -122,6 +125,9 @@ def _fit(faces: Faces, row: int, aligner: Aligner | None, stretch: bool) -> byte
                 "no-face",
             )
         return cv2.imencode(".png", cv2.cvtColor(face, cv2.COLOR_RGB2BGR))[1].tobytes()
+    if faces.landmarks is not None:
+        align(image, faces.landmarks[row], faces.where(row))
+        return data
     (height, width), size = image.shape[:2], task.image_size
     if task.aligned and (height, width) != (size, size) and not stretch:
         raise UnusableImage(

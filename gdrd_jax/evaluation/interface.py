@@ -76,7 +76,8 @@ class ReportedProtocol:
       legend: explains the columns, plain text.
       native_floor: see `NativeFloor`; None where no such figure is known.
       faces: all N faces, checked by `data.prepare.checked`; `evaluate` gets one embedding for each.
-      about: counts and remarks for `metrics.json`: "n_skipped" and "skipped", a list of `(name, reason)`, of what was
+      about: counts and remarks for `metrics.json`: "alignment", how the faces came to the model's input, where the
+        protocol decides that; "n_skipped" and "skipped", a list of `(name, reason)`, of what was
         left out; where there are such, "remark", a sentence for the report, and "drawn", what the bootstrap draws
         ("people" without it).
     """

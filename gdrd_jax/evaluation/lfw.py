@@ -15,7 +15,7 @@ from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import list_files
 from gdrd_jax.evaluation import bootstrap, verification
 from gdrd_jax.evaluation.interface import NativeFloor, ReportedProtocol
-from gdrd_jax.evaluation.pair_files import find_images, read_pairs
+from gdrd_jax.evaluation.pair_files import Pair, find_images, read_pairs
 from gdrd_jax.evaluation.report import GREEN, RED
 from gdrd_jax.evaluation.result import Result
 from gdrd_jax.evaluation.verification import FARS, Pairs, cosines, hardest_pairs
@@ -53,7 +53,7 @@ class PairList(ReportedProtocol):
     people: np.ndarray
     about: dict[str, Any]
 
-    main = "accuracy"
+    main, fars = "accuracy", FARS
     columns = {
         "accuracy": "accuracy %", "accuracy_std_error": "± std. error", "best_threshold_accuracy": "best threshold %",
         "auc": "AUC %", "eer": "EER %", "tar_at_far.0.01": "TAR % at FAR 1e-2", "tar_at_far.0.001": "TAR % at FAR 1e-3",
@@ -84,8 +84,8 @@ class PairList(ReportedProtocol):
         pairs = self.score(embeddings, gallery)
         orders = len(pairs.scores) // len(self.same)
         folds, people = np.tile(self.folds, orders), np.tile(self.people, (orders, 1))
-        found = bootstrap.of_pairs(pairs, people[:, 0], people[:, 1], folds, FARS, seed=seed)
-        metrics = verification.pair_metrics(pairs, folds=folds)
+        found = bootstrap.of_pairs(pairs, people[:, 0], people[:, 1], folds, self.fars, seed=seed)
+        metrics = verification.pair_metrics(pairs, folds=folds, fars=self.fars)
         return verification.result(pairs, metrics, found)
 
     def score(self, embeddings: np.ndarray, gallery: np.ndarray | None = None) -> Pairs:
@@ -127,6 +127,52 @@ class PairList(ReportedProtocol):
             "genuine pairs with the lowest (false rejects). Under each face is the model's input."
         )
         return grid(lines, frames), caption
+
+    @classmethod
+    def of_listed(
+        cls, files: Faces, listed: Sequence[Pair], where: Path, *, stretch: bool = False, skip_bad: bool = False
+    ) -> Self:
+        """The pairs of a list.
+
+        Args:
+          files: among which the images are, see `pair_files.find_images`.
+          listed: the pairs.
+          where: the list, for messages and the report.
+          stretch, skip_bad: see `ReportedProtocol.open`.
+
+        Raises:
+          GdrdError: an image is missing, damaged or there twice, or all pairs are of one kind.
+        """
+        wanted = {name for pair in listed for name in pair.images}
+        found = {
+            name: images for name, rows in find_images(files.names, wanted).items()
+            if (images := [row for row in rows if is_image(files, row)])
+        }  # fmt: skip
+        for name, rows in sorted(found.items()):
+            check_unique(files, rows, lambda _: name)
+        absent = sorted(wanted - found.keys())
+        if absent and not skip_bad:
+            raise GdrdError(
+                f"{where} names {counted(len(absent), 'image')} that {files.root} does not hold, the first "
+                f"{absent[0]!r}; check --data, or leave their pairs out with --skip-bad",
+                "pair-image-missing",
+            )
+        if not found:
+            raise GdrdError(f"{files.root} holds none of the images that {where} names", "pair-images-none")
+        chosen = sorted(found)
+        usable = checked(files.take([found[name][0] for name in chosen]), stretch=stretch, skip_bad=skip_bad)
+        name_of = {files.names[found[name][0]]: name for name in chosen}
+        row_of = {name_of[file]: row for row, file in enumerate(usable.names)}
+        kept = [pair for pair in listed if all(name in row_of for name in pair.images)]
+        skipped = [(name, "it is missing") for name in absent] + list(usable.skipped)
+        people = {person: i for i, person in enumerate(sorted({person for pair in kept for person in pair.people}))}
+        about = {"pairs": str(where), "n_skipped": len(listed) - len(kept), "skipped": skipped}
+        if all(a == b for a, b in (pair.people for pair in listed)):
+            about["drawn"] = "pairs (the list does not say who is in them)"
+        return cls._checked(
+            usable, [[row_of[name] for name in pair.images] for pair in kept], [pair.same for pair in kept],
+            [pair.fold for pair in kept], [[people[person] for person in pair.people] for pair in kept], about,
+        )  # fmt: skip
 
     @classmethod
     def _checked(
@@ -193,38 +239,7 @@ class LFW(PairList):
         if not config.pairs:
             raise GdrdError("the protocol lfw needs the list of pairs: --pairs pairs.txt", "pairs-not-given")
         pairs = user_path(config.pairs)
-        listed = read_pairs(pairs)
-        files = list_files(data)
-        wanted = {name for pair in listed for name in pair.images}
-        found = {
-            name: images for name, rows in find_images(files.names, wanted).items()
-            if (images := [row for row in rows if is_image(files, row)])
-        }  # fmt: skip
-        for name, rows in sorted(found.items()):
-            check_unique(files, rows, lambda _: name)
-        absent = sorted(wanted - found.keys())
-        if absent and not skip_bad:
-            raise GdrdError(
-                f"{pairs} names {counted(len(absent), 'image')} that {data} does not hold, the first {absent[0]!r}; "
-                "check --data, or leave their pairs out with --skip-bad",
-                "pair-image-missing",
-            )
-        if not found:
-            raise GdrdError(f"{data} holds none of the images that {pairs} names", "pair-images-none")
-        chosen = sorted(found)
-        usable = checked(files.take([found[name][0] for name in chosen]), stretch=stretch, skip_bad=skip_bad)
-        name_of = {files.names[found[name][0]]: name for name in chosen}
-        row_of = {name_of[file]: row for row, file in enumerate(usable.names)}
-        kept = [pair for pair in listed if all(name in row_of for name in pair.images)]
-        skipped = [(name, "it is missing") for name in absent] + list(usable.skipped)
-        people = {person: i for i, person in enumerate(sorted({person for pair in kept for person in pair.people}))}
-        about = {"pairs": str(pairs), "n_skipped": len(listed) - len(kept), "skipped": skipped}
-        if all(a == b for a, b in (pair.people for pair in listed)):
-            about["drawn"] = "pairs (the list does not say who is in them)"
-        return cls._checked(
-            usable, [[row_of[name] for name in pair.images] for pair in kept], [pair.same for pair in kept],
-            [pair.fold for pair in kept], [[people[person] for person in pair.people] for pair in kept], about,
-        )  # fmt: skip
+        return cls.of_listed(list_files(data), read_pairs(pairs), pairs, stretch=stretch, skip_bad=skip_bad)
 
 
 @protocols.register("bin")

@@ -89,7 +89,7 @@ def _read(path: Path) -> list[Pair]:
             f"{path} does not begin with LFW's header, nor as another list of pairs does; give {FORMS}", "pairs-format"
         )
     if [field.lower() for field in rows[0][:3]] == KAGGLE_HEADER:
-        return _without_folds([_numbered(path, n, fields) for n, fields in enumerate(rows[1:], 2)])
+        return without_folds([_numbered(path, n, fields) for n, fields in enumerate(rows[1:], 2)])
     if len(rows[0]) <= 2 and all(map(_is_count, rows[0])):
         return _lfw(path, rows)
     if len(rows[0]) == 2:
@@ -189,7 +189,7 @@ def _paths(listed: Sequence[tuple[str, str, bool]]) -> list[Pair]:
     ]
     if len(people) < len(listed):
         people = [(str(number), str(number)) for number in range(len(listed))]
-    return _without_folds([Pair(i, p, same, 0) for i, p, (_, _, same) in zip(images, people, listed)])
+    return without_folds([Pair(i, p, same, 0) for i, p, (_, _, same) in zip(images, people, listed)])
 
 
 def image_name(name: str) -> str:
@@ -203,7 +203,8 @@ def _person(image: str) -> str | None:
     return found and found[1]
 
 
-def _without_folds(pairs: list[Pair]) -> list[Pair]:
+def without_folds(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs in folds, as LFW's are: genuine and impostor pairs, each in order, are cut into ten equal parts."""
     kinds = [np.flatnonzero([pair.same == same for pair in pairs]) for same in (True, False)]
     count = min(FOLDS, *map(len, kinds)) or 1
     folds = np.zeros(len(pairs), int)

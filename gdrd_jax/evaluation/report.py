@@ -21,6 +21,7 @@ from gdrd_jax.evaluation.result import Result  # noqa: E402
 from gdrd_jax.evaluation.verification import Pairs  # noqa: E402
 from gdrd_jax.utils import tables  # noqa: E402
 from gdrd_jax.utils.files import write_text  # noqa: E402
+from gdrd_jax.utils.pictures import with_line  # noqa: E402
 
 COLORS = 10  # of curves, before they repeat
 GREEN, RED = (40, 160, 60), (210, 50, 40)
@@ -61,6 +62,7 @@ def write(
     figures: list[tuple[bytes, str]],
     settings: dict,
     document: dict,
+    note: str,
     warning: str = "",
     labels: Mapping[str, str] = MappingProxyType({}),
     quoted: Mapping[str, str] = MappingProxyType({}),
@@ -76,6 +78,7 @@ def write(
       figures: `(png, caption)` shown under the curves.
       settings: shown at the end.
       document: what stands in metrics.json beside `results`.
+      note: a line below the ROC curves.
       labels: what rows are called in the table, where it is not the name.
       quoted: keys of columns that hold others' figures, and a note under each figure.
     """
@@ -84,6 +87,7 @@ def write(
     if curves:
         _write_roc_csv(folder / "roc.csv", curves)
         draw_roc(folder / "roc.png", curves, title)
+        (folder / "roc.png").write_bytes(with_line((folder / "roc.png").read_bytes(), note))
         caption = "ROC of all pairs; the false accept rate is on a log scale."
         figures = [((folder / "roc.png").read_bytes(), caption), *figures]
     page = PAGE.format(

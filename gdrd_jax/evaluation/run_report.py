@@ -64,7 +64,7 @@ def write(
             )
         render = functools.partial(_input_of, row, protocol, settings.seed)
         image, caption = protocol.picture(result, render)
-        examples.append((pictures.png(image), f"{row.name}. {caption}"))
+        examples.append((pictures.png(image), f"{row.name}. {caption} {alignment(settings, protocol)}."))
     _write_files(settings, out, protocol, models, rows, results, lines, examples, warnings)
 
 
@@ -92,7 +92,7 @@ def _write_files(
             "faces": {"count": len(protocol.faces), "fingerprint": protocol.faces.fingerprint},
             "versions": {"gdrd_jax": __version__, **{name: _version(name) for name in packages}},
         },
-        "data": protocol.about,
+        "data": {"alignment": alignment(settings, protocol), **protocol.about},
         "warnings": warnings,
     }  # fmt: skip
     columns, quoted, legend = dict(protocol.columns), {}, protocol.legend
@@ -111,20 +111,33 @@ def _write_files(
     for figure in figures:
         if figure.name not in (*FILES, *protocol.files):
             raise ValueError(f"the protocol {settings.protocol!r} has no {figure.name!r} among its `files`")
-        (out / figure.name).write_bytes(figure.png)
+        (out / figure.name).write_bytes(pictures.with_line(figure.png, alignment(settings, protocol)))
     arrays: dict[str, Any] = dict(protocol.shared_arrays())
     arrays |= {f"{row}/{key}": value for row, result in results.items() for key, value in result.arrays.items()}
     np.savez_compressed(out / "scores.npz", **arrays)
     report.write(
         out, results, columns=columns, curves=protocol.curves(results), title=_title(settings, protocol, stand_in),
         summary=_summary(settings, protocol, models, results), legend=legend,
-        figures=[(figure.png, figure.caption) for figure in figures] + examples, settings=document["settings"],
+        figures=[((out / figure.name).read_bytes(), figure.caption) for figure in figures] + examples,
+        settings=document["settings"], note=alignment(settings, protocol),
         document=document, warning=". ".join(filter(None, [stand_in, *warnings])), labels=labels, quoted=quoted,
     )  # fmt: skip
     table = report.text_table(results, columns)
     LOG.info("report: %s, with 95 %% intervals\n%s\n%s", out / "report.html", table, legend)
     if stand_in:
         LOG.info("STAND-IN: %s", stand_in)
+
+
+def alignment(settings: Settings, protocol: ReportedProtocol) -> str:
+    """How the faces came to the model's input, for every figure: aligned or stretched, and by what."""
+    task = getattr(protocol.faces, "task", FACES)
+    if found := protocol.about.get("alignment"):
+        return found
+    if not task.aligned:
+        return f"{task.images.capitalize()}: middle squares, brought to {task.image_size}x{task.image_size}"
+    if settings.stretch:
+        return "Faces as they are, other sizes than 112x112 stretched to the model's input (--stretch)"
+    return "Faces of 112x112, aligned before the evaluation"
 
 
 def described(model: Embedder) -> str:
@@ -203,6 +216,7 @@ def _summary(settings: Settings, protocol: ReportedProtocol, models: list[Embedd
         + (f", reduced by the {settings.kernel} kernel" if reduced else "")
         + (f", degraded by {degraded}" if degraded else ""),
         *map(described, models),
+        alignment(settings, protocol),
         f"Left out: {about['n_skipped']}" + (f" ({left_out}; all in metrics.json)" if left_out else ""),
         f"Intervals hold 95 %, from a bootstrap that draws {about.get('drawn', 'people')}",
         about.get("remark", "").rstrip("."),

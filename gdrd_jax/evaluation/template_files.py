@@ -33,6 +33,7 @@ class TemplateList:
       images: paths without the suffix of an image, M.
       templates: of each membership, int32 `[M]`, below T.
       media: of each membership, int32 `[M]`; one number is one medium.
+      weights: how much each image counts in its template, float32 `[M]`; None where all count alike.
     """
 
     names: tuple[str, ...]
@@ -40,6 +41,7 @@ class TemplateList:
     images: tuple[str, ...]
     templates: np.ndarray
     media: np.ndarray
+    weights: np.ndarray | None = None
 
 
 def read_templates(path: Path) -> TemplateList:

@@ -53,6 +53,7 @@ class Templates:
       subjects: of each template, int `[T]`.
       names: of the templates, T.
       about: "n_skipped" and "skipped", see `ReportedProtocol`.
+      weights: of the memberships, see `TemplateList`.
     """
 
     faces: Faces
@@ -62,9 +63,13 @@ class Templates:
     subjects: np.ndarray
     names: tuple[str, ...]
     about: dict[str, Any]
+    weights: np.ndarray | None = None
 
     @classmethod
-    def open(cls, data: Path, listed: TemplateList, *, stretch: bool = False, skip_bad: bool = False) -> Self:
+    def open(
+        cls, data: Path, listed: TemplateList, *, stretch: bool = False, skip_bad: bool = False,
+        landmarks: Mapping[str, np.ndarray] | None = None,
+    ) -> Self:  # fmt: skip
         """Finds the images of a list under a folder, in a tar or a store.
 
         Args:
@@ -72,6 +77,7 @@ class Templates:
           listed: the memberships; names of images as `pair_files.find_images` takes them.
           stretch: take faces that are not 112x112.
           skip_bad: leave missing and damaged images out, and templates without any other image, instead of raising.
+          landmarks: of each image of the list, by which faces are aligned, see `data.align.align`.
 
         Raises:
           GdrdError: an image is missing, damaged or there twice, or a template has no image.
@@ -92,7 +98,10 @@ class Templates:
                 "template-image-missing",
             )
         chosen = sorted(found)
-        usable = checked(files.take([found[name][0] for name in chosen]), stretch=stretch, skip_bad=skip_bad)
+        images = files.take([found[name][0] for name in chosen])
+        if landmarks is not None:
+            images = dataclasses.replace(images, landmarks=np.stack([landmarks[name] for name in chosen]))
+        usable = checked(images, stretch=stretch, skip_bad=skip_bad)
         row_of_file = {file: row for row, file in enumerate(usable.names)}
         row_of = {name: row_of_file.get(files.names[found[name][0]], -1) for name in chosen}
         rows = np.array([row_of.get(name, -1) for name in listed.images], int)
@@ -113,11 +122,12 @@ class Templates:
         return cls(
             usable, rows[there], numbers.astype(np.int32), listed.media[there], subjects[kept].astype(np.int32),
             tuple(listed.names[row] for row in kept), {"n_skipped": len(skipped), "skipped": skipped},
+            None if listed.weights is None else listed.weights[there],
         )  # fmt: skip
 
     def pool(self, embeddings: np.ndarray) -> np.ndarray:
         """Embeddings of faces, float32 `[N, D]`, to those of templates, float32 `[T, D]`, unit length."""
-        return pooled(embeddings, self.rows, self.templates, self.media)
+        return pooled(embeddings, self.rows, self.templates, self.media, self.weights)
 
     def numbered(self, numbers: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
         """Numbers of templates of a list with `names`, any shape, as numbers here; -1 for those that are left out."""
@@ -129,7 +139,10 @@ class Templates:
         return int(self.rows[np.argmax(self.templates == template)])
 
 
-def pooled(embeddings: np.ndarray, rows: np.ndarray, templates: np.ndarray, media: np.ndarray) -> np.ndarray:
+def pooled(
+    embeddings: np.ndarray, rows: np.ndarray, templates: np.ndarray, media: np.ndarray,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """Averages within each medium of a template, then over its media, scaled to unit length.
 
     Args:
@@ -137,6 +150,7 @@ def pooled(embeddings: np.ndarray, rows: np.ndarray, templates: np.ndarray, medi
       rows: of `embeddings`, int `[M]`.
       templates: int `[M]`; the numbers below the largest one all have a row.
       media: int `[M]`; a medium of two templates is one of each.
+      weights: by which embeddings are multiplied first, float `[M]`; None multiplies by 1.
 
     Returns:
       float32 `[T, D]`.
@@ -150,10 +164,9 @@ def pooled(embeddings: np.ndarray, rows: np.ndarray, templates: np.ndarray, medi
     own_media = templates.astype(np.int64) * (int(media.max()) + 1) + media
     _, medium, images = np.unique(own_media, return_inverse=True, return_counts=True)
     # The number of media, by which a mean would be divided, does not change its direction.
-    weights = sparse.csr_array(
-        ((1 / images[medium]).astype(np.float32), (templates, rows)), shape=(count, len(embeddings))
-    )
-    return unit(weights @ embeddings)
+    shares = (1 if weights is None else weights) / images[medium]
+    means = sparse.csr_array((shares.astype(np.float32), (templates, rows)), shape=(count, len(embeddings)))
+    return unit(means @ embeddings)
 
 
 @dataclasses.dataclass(frozen=True)

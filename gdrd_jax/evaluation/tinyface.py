@@ -1,20 +1,18 @@
 """The TinyFace protocol: find a probe's mates among a gallery with distractors."""
 
 import dataclasses
-import io
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import numpy as np
-import scipy.io
 
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.file_tree import check_unique, is_image
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import list_files
-from gdrd_jax.evaluation import bootstrap, retrieval
+from gdrd_jax.evaluation import bootstrap, mat_lists, retrieval
 from gdrd_jax.evaluation.interface import Figure, ReportedProtocol
 from gdrd_jax.evaluation.report import GREEN, RED, draw_lines
 from gdrd_jax.evaluation.result import Result, percent, percents
@@ -28,6 +26,8 @@ RANKS = (1, 5, 10)
 LONGEST = 50  # of the CMC curve
 SHOWN, NEAREST = 6, 5
 PROBE, MATCH, DISTRACTOR = "Probe", "Gallery_Match", "Gallery_Distractor"
+ALIGNED = "Crops aligned to 112x112 by others, such as AdaFace's aligned_pad_0.1_pad_high"
+STRETCHED = "TinyFace's own crops, stretched to the model's input, not aligned"
 LISTS = {PROBE: ("probe_img_ID_pairs.mat", "probe"), MATCH: ("gallery_match_img_ID_pairs.mat", "gallery")}
 
 
@@ -36,7 +36,8 @@ LISTS = {PROBE: ("probe_img_ID_pairs.mat", "probe"), MATCH: ("gallery_match_img_
 class TinyFace(ReportedProtocol):
     """Testing_Set/{Probe,Gallery_Match,Gallery_Distractor} at any depth, with or without the two .mat lists.
 
-    Probes are searched for in a gallery with distractors.
+    Probes are searched for in a gallery with distractors. AdaFace's repository (arXiv 2204.00964,
+    validation_lq/validate_tinyface.py) has other crops, aligned_pad_0.1_pad_high/Probe and so on, aligned to 112x112.
 
     Attributes:
       faces: all of them.
@@ -44,6 +45,16 @@ class TinyFace(ReportedProtocol):
       probes, gallery: rows of `faces`.
       about: counts and remarks for the report.
     """
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        """Settings.
+
+        Attributes:
+          aligned: the crops are aligned to 112x112, such as AdaFace's aligned_pad_0.1_pad_high; others are refused.
+        """
+
+        aligned: bool = False
 
     faces: Faces
     ids: np.ndarray
@@ -64,11 +75,11 @@ class TinyFace(ReportedProtocol):
     )
 
     @classmethod
-    def open(cls, data: Path, config: object = None, *, stretch: bool = False, skip_bad: bool = False) -> Self:
+    def open(cls, data: Path, config: Any = None, *, stretch: bool = False, skip_bad: bool = False) -> Self:
         """Identities are those of the two `.mat` lists beside the folders, if they exist, else a file's name up to "_".
 
-        Faces are of any size: TinyFace's are about 20x16 pixels, not aligned, and are stretched to the input. A probe
-        without a mate is an error, see `ReportedProtocol.open`.
+        TinyFace's own faces are about 20x16 pixels, not aligned, and are stretched to the input. A probe without a mate
+        is an error, see `ReportedProtocol.open`.
         """
         files = list_files(data)
         rows: dict[str, list[int]] = {PROBE: [], MATCH: [], DISTRACTOR: []}
@@ -104,7 +115,7 @@ class TinyFace(ReportedProtocol):
             skipped += [(name, "it is missing") for name in absent]
             skipped += [(name, f"{listing[0]} does not name it") for name in unlisted]
         chosen = np.array([*rows[PROBE], *rows[MATCH], *rows[DISTRACTOR]])
-        usable = checked(files.take(chosen), stretch=True, skip_bad=skip_bad)
+        usable = checked(files.take(chosen), stretch=not (config and config.aligned), skip_bad=skip_bad)
         number = {name: row for row, name in zip(chosen, files.take(chosen).names)}
         ids = np.array([identity.get(number[name], -1) for name in usable.names])
         kinds = np.array([PurePosixPath(name).parent.name for name in usable.names])
@@ -124,7 +135,7 @@ class TinyFace(ReportedProtocol):
         about = {
             "n_probes": len(probes), "n_gallery": len(gallery), "n_distractors": int((kinds == DISTRACTOR).sum()),
             "n_skipped": len(skipped), "skipped": skipped,
-            "remark": "Faces are stretched to the model's input, not aligned.",
+            "alignment": ALIGNED if config and config.aligned else STRETCHED,
         }  # fmt: skip
         return cls(usable, ids, probes, gallery, about)
 
@@ -189,7 +200,7 @@ def _identities(files: Faces, rows: list[int], mat: str, prefix: str) -> tuple[d
     """Row to identity, and names in the list that are not among the rows."""
     check_unique(files, rows, lambda name: PurePosixPath(name).name)
     by_name = {PurePosixPath(files.names[row]).name: row for row in rows}
-    found = next((name for name in files.names if PurePosixPath(name).name == mat), None)
+    found = mat_lists.find(files, mat)
     if found is None:
         ids = {}
         for name, row in by_name.items():
@@ -200,15 +211,6 @@ def _identities(files: Faces, rows: list[int], mat: str, prefix: str) -> tuple[d
                 )
             ids[row] = int(person)
         return ids, []
-    try:
-        lists = scipy.io.loadmat(io.BytesIO(files.read(files.names.index(found))))
-        names = [str(np.asarray(cell).ravel()[0]) for cell in lists[f"{prefix}_set"].ravel()]
-        people = lists[f"{prefix}_ids"].ravel().astype(int)
-        if len(names) != len(people) or len(set(names)) < len(names) or (people < 0).any():
-            raise ValueError(f"{len(set(names))} different names, {len(people)} identities, the least {people.min()}")
-    except Exception as error:  # scipy raises whatever its parser met
-        raise GdrdError(
-            f"{files.where(files.names.index(found))} is not TinyFace's list: {error}", "tinyface-list"
-        ) from error
-    ids = {by_name[name]: int(person) for name, person in zip(names, people) if name in by_name}
-    return ids, [name for name in names if name not in by_name]
+    people = mat_lists.read_identities(files, found, prefix, "tinyface-list")
+    ids = {by_name[name]: person for name, person in people.items() if name in by_name}
+    return ids, [name for name in people if name not in by_name]

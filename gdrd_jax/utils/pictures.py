@@ -1,9 +1,12 @@
 """Pictures of faces."""
 
+import io
+import textwrap
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from gdrd_jax.utils.arrays import to_rgb
 
@@ -36,6 +39,20 @@ def grid(lines: Sequence[Sequence[np.ndarray]], frames: Sequence[Sequence[Frame]
                 to_rgb(face), (CELL, CELL), interpolation=interpolation
             )
     return canvas
+
+
+def with_line(image: bytes, text: str) -> bytes:
+    """A PNG with a line of text below it."""
+    picture = Image.open(io.BytesIO(image)).convert("RGB")
+    size = max(picture.width // 70, 9)
+    font = ImageFont.load_default(size)
+    lines = textwrap.wrap(text, max(int(picture.width / font.getlength("x" * 10) * 10), 10))
+    whole = Image.new("RGB", (picture.width, picture.height + 2 * size * len(lines)), "white")
+    whole.paste(picture)
+    ImageDraw.Draw(whole).multiline_text((size, picture.height), "\n".join(lines), "#444", font, spacing=size // 2)
+    file = io.BytesIO()
+    whole.save(file, "png")
+    return file.getvalue()
 
 
 def png(image: np.ndarray) -> bytes:
