@@ -10,7 +10,8 @@ Formats:
   onnx       student.onnx: uint8 RGB [N, R, R, 3] -> float32 [N, D]; includes preprocessing and unit length
   onnx_nchw  student.nchw.onnx: float32 RGB [N, 3, R, R], (x - 127.5) / 127.5, as InsightFace's tools feed it
   onnx_112   student.112.onnx: float32 RGB [N, 3, 112, 112], (x - 127.5) / 127.5, reduced inside: takes the place of
-             InsightFace's recognizers in InsightFace, Frigate and OpenCV
+             InsightFace's recognizers in InsightFace and OpenCV
+  onnx_112_bgr  student.112.bgr.onnx: the same for BGR faces, as Frigate feeds them
   int8       student.int8.onnx: as onnx, in 8 bits
   stablehlo  student.stablehlo: `jax.export`
 

@@ -94,7 +94,7 @@ def read_split(lists: Path, split: str) -> list[Pair]:
 
 def _images(path: Path) -> list[str]:
     """Names of the images "001/frontal/01", in the order of their numbers."""
-    found = []
+    found: list[str] = []
     for number, line in _lines(path):
         fields = line.split()
         if len(fields) != 2 or fields[0] != str(len(found) + 1) or len(PurePosixPath(fields[1]).parts) < 3:

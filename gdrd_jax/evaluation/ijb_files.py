@@ -13,8 +13,10 @@ IJB-B's are called ijbb_..., and its galleries S1 and S2.
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from scipy.sparse import coo_array, csgraph
@@ -183,7 +185,7 @@ def read_numbers(path: Path, columns: int, form: str) -> np.ndarray:
       GdrdError: missing or malformed.
     """
     try:
-        with _opened(path) as file:
+        with _opened(path) as file, warnings.catch_warnings(action="ignore"):  # of an empty file
             values = np.loadtxt(file, np.int32, comments=None, ndmin=2)
         if values.shape[1:] == (columns,) and len(values):
             return values
@@ -205,7 +207,7 @@ def _fields(path: Path, count: int, form: str) -> Iterator[tuple[int, list[str]]
             yield number, fields
 
 
-def _opened(path: Path):
+def _opened(path: Path) -> TextIO:
     if not path.is_file():
         raise GdrdError(f"there is no list {str(path)!r}", "template-list-missing")
     return path.open(encoding="utf-8")

@@ -58,15 +58,15 @@ class SurvFacePairs(PairList):
         listed = []
         for variable, same in PAIRS.items():
             row = _list(files, f"{variable}.mat")
-            for images in mat_lists.read_pairs(files, row, variable, "survface-list"):
-                people = tuple(_person(image) for image in images)
+            for first, second in mat_lists.read_pairs(files, row, variable, "survface-list"):
+                people = _person(first), _person(second)
                 if (people[0] == people[1]) != same:
                     raise GdrdError(
-                        f"{files.where(row)} has the pair {' '.join(images)}, whose names are of "
+                        f"{files.where(row)} has the pair {first} {second}, whose names are of "
                         f"{'two people' if same else 'one person'}",
                         "survface-list",
                     )
-                listed.append(Pair((image_name(images[0]), image_name(images[1])), people, same, 0))
+                listed.append(Pair((image_name(first), image_name(second)), people, same, 0))
         images = files.take([row for row, name in enumerate(files.names) if _folder(name) == VERIFICATION])
         found = cls.of_listed(images, without_folds(listed), data, stretch=True, skip_bad=skip_bad)
         found.about["alignment"] = STRETCHED

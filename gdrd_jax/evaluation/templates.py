@@ -98,10 +98,10 @@ class Templates:
                 "template-image-missing",
             )
         chosen = sorted(found)
-        images = files.take([found[name][0] for name in chosen])
+        given = files.take([found[name][0] for name in chosen])
         if landmarks is not None:
-            images = dataclasses.replace(images, landmarks=np.stack([landmarks[name] for name in chosen]))
-        usable = checked(images, stretch=stretch, skip_bad=skip_bad)
+            given = dataclasses.replace(given, landmarks=np.stack([landmarks[name] for name in chosen]))
+        usable = checked(given, stretch=stretch, skip_bad=skip_bad)
         row_of_file = {file: row for row, file in enumerate(usable.names)}
         row_of = {name: row_of_file.get(files.names[found[name][0]], -1) for name in chosen}
         rows = np.array([row_of.get(name, -1) for name in listed.images], int)

@@ -18,9 +18,14 @@ from gdrd_jax.utils.errors import GdrdError, require
 
 FORMATS = {
     "safetensors": bundle.WEIGHTS, "onnx": "student.onnx", "onnx_nchw": "student.nchw.onnx",
-    "onnx_112": "student.112.onnx", "int8": "student.int8.onnx", "stablehlo": "student.stablehlo",
+    "onnx_112": "student.112.onnx", "onnx_112_bgr": "student.112.bgr.onnx", "int8": "student.int8.onnx",
+    "stablehlo": "student.stablehlo",
 }  # fmt: skip
-LAYOUTS = {"onnx": "nhwc", "onnx_nchw": "nchw", "onnx_112": "nchw_112", "int8": "nhwc"}  # of ONNX files
+# Layouts of ONNX files.
+LAYOUTS = {
+    "onnx": "nhwc", "onnx_nchw": "nchw", "onnx_112": "nchw_112", "onnx_112_bgr": "nchw_112_bgr", "int8": "nhwc",
+}  # fmt: skip
+FULL_SIZE = ("onnx_112", "onnx_112_bgr")
 COLORS = {1: "gray", 2: "gray and one more", 3: "RGB", 4: "RGB and one more"}  # by number of channels
 INEXACT = ("int8",)
 CALIBRATED = 256  # faces to quantize on, at most
@@ -51,12 +56,13 @@ def opened(name: str, path: Path, recognizer: Recognizer, arguments: dict) -> Em
         weights.restore(student, weights.load_safetensors(path)[0])
         student.eval()
         return student_embedder(name, dataclasses.replace(recognizer, student=student))
-    side = networks.FULL_SIZE if name == "onnx_112" else recognizer.resolution
+    side = networks.FULL_SIZE if name in FULL_SIZE else recognizer.resolution
     if name == "stablehlo":
         forward = networks.stablehlo_function(path.read_bytes())
     else:
         run = session(path)
-        forward = run if LAYOUTS[name] == "nhwc" else lambda faces: run(_for_insightface(faces))
+        colors = -1 if name == "onnx_112_bgr" else 1
+        forward = run if LAYOUTS[name] == "nhwc" else lambda faces: run(_for_insightface(faces[..., ::colors]))
     return Embedder(name, side, forward, recognizer.kernel)
 
 
@@ -75,12 +81,13 @@ def check(names: Iterable[str], recognizer: Recognizer) -> None:
     """Refuses formats that a student does not have.
 
     Raises:
-      GdrdError: "onnx_112" is for recognizers of aligned RGB faces only.
+      GdrdError: files of 112 pixels are for recognizers of aligned RGB faces only.
     """
     task, channels, side = recognizer.task, recognizer.student.shape.channels, recognizer.task.image_size
-    if "onnx_112" in names and not (task.aligned and side == networks.FULL_SIZE and channels == RGB):
+    given = next((name for name in names if name in FULL_SIZE), None)
+    if given and not (task.aligned and side == networks.FULL_SIZE and channels == RGB):
         raise GdrdError(
-            "--format onnx_112 takes the place of a recognizer of aligned RGB faces of 112x112 pixels, and this "
+            f"--format {given} takes the place of a recognizer of aligned RGB faces of 112x112 pixels, and this "
             f"student takes {COLORS[channels]} {task.images} of {side}x{side}; leave it out",
             "format-task",
         )

@@ -20,9 +20,10 @@ from gdrd_jax.models.student import Student, embed
 from gdrd_jax.utils.errors import GdrdError, require
 
 OUTPUT = "embedding"
-INPUTS = {"nhwc": "faces", "nchw": "faces", "nchw_112": "data"}  # by layout; Frigate calls ArcFace's input "data"
+# By layout; Frigate calls ArcFace's input "data".
+INPUTS = {"nhwc": "faces", "nchw": "faces", "nchw_112": "data", "nchw_112_bgr": "data"}
 INPUT = INPUTS["nhwc"]
-FULL_SIZE = 112  # side of the faces of "nchw_112"
+FULL_SIZE = 112  # side of the faces of "nchw_112" and "nchw_112_bgr"
 # The oldest pair with all operators used here: old runtimes read it, too.
 OPSET, IR_VERSION = 17, 8
 PLATFORMS = ("cpu", "cuda")
@@ -39,9 +40,9 @@ def onnx_model(student: Student, *, layout: str, metadata: dict[str, str], kerne
       student: trained; of its running statistics, not of a batch's.
       layout: of the input. "nhwc": "faces", uint8 `[N, R, R, C]`. "nchw": "faces", float32 `[N, C, R, R]`,
         (x - 127.5) / 127.5, as InsightFace's tools feed recognizers. "nchw_112": "data", the same of faces of 112
-        pixels, `[N, C, 112, 112]`, which the graph reduces.
+        pixels, `[N, C, 112, 112]`, which the graph reduces; "nchw_112_bgr": of BGR faces.
       metadata: becomes the model's `metadata_props`.
-      kernel: by which "nchw_112" reduces faces, see `data.degradation.resize`.
+      kernel: by which the latter two reduce faces, see `data.degradation.resize`.
 
     Returns:
       An `onnx.ModelProto` that onnx's checker has passed.
@@ -54,7 +55,7 @@ def onnx_model(student: Student, *, layout: str, metadata: dict[str, str], kerne
     graph, side, channels = Graph(onnx), student.resolution, student.shape.channels
     sizes, kind = (side, side, channels), types.UINT8
     if layout != "nhwc":
-        side = FULL_SIZE if layout == "nchw_112" else side
+        side = side if layout == "nchw" else FULL_SIZE
         sizes, kind = (channels, side, side), types.FLOAT
     given = helper.make_tensor_value_info(INPUTS[layout], kind, ["N", *sizes])
     write = _residual if is_residual(student) else _traced
@@ -80,8 +81,8 @@ def _residual(graph: Graph, student: Student, layout: str, kernel: str) -> str:
     x = INPUTS[layout]
     if layout == "nhwc":
         x = graph.add("Transpose", graph.add("Cast", x, to=graph.onnx.TensorProto.FLOAT), perm=[0, 3, 1, 2])
-    elif layout == "nchw_112":
-        x = _reduced_pixels(graph, student, x, kernel)
+    elif layout != "nchw":
+        x = _reduced_pixels(graph, student, layout, kernel)
     if layout != "nchw":
         x = graph.add("Sub", graph.add("Div", x, np.float32(127.5)), np.float32(1))
     return _head(graph, student, _backbone(graph, student, _with_mirrored(graph, student, x, 3)))
@@ -91,7 +92,7 @@ def _traced(graph: Graph, student: Student, layout: str, kernel: str) -> str:
     """As `_residual`, for any student."""
     x = INPUTS[layout]
     if layout != "nhwc":  # back to what the student takes
-        x = _pixels(graph, x) if layout == "nchw" else _reduced_pixels(graph, student, x, kernel)
+        x = _pixels(graph, x) if layout == "nchw" else _reduced_pixels(graph, student, layout, kernel)
         x = graph.add("Cast", graph.add("Transpose", x, perm=[0, 2, 3, 1]), to=graph.onnx.TensorProto.UINT8)
     side, channels = student.resolution, student.shape.channels
     return jaxpr_onnx.write(graph, student, _with_mirrored(graph, student, x, 2), (side, side, channels))
@@ -103,8 +104,10 @@ def _pixels(graph: Graph, x: str) -> str:
     return graph.add("Clip", graph.add("Round", x), np.float32(0), np.float32(255))
 
 
-def _reduced_pixels(graph: Graph, student: Student, x: str, kernel: str) -> str:
-    return reduced(graph, _pixels(graph, x), FULL_SIZE, student.resolution, kernel)
+def _reduced_pixels(graph: Graph, student: Student, layout: str, kernel: str) -> str:
+    """RGB `[N, 3, R, R]` from the input of 112 pixels."""
+    x = reduced(graph, _pixels(graph, INPUTS[layout]), FULL_SIZE, student.resolution, kernel)
+    return graph.add("Gather", x, np.array([2, 1, 0], np.int64), axis=1) if layout == "nchw_112_bgr" else x
 
 
 def _with_mirrored(graph: Graph, student: Student, x: str, axis: int) -> str:

@@ -67,6 +67,16 @@ def test_three_runtimes_give_the_students_embeddings_of_full_size_faces(changes,
         np.testing.assert_allclose(network.forward(), wanted[:count], atol=1e-5)
 
 
+def test_bgr_faces_have_a_file_of_their_own(tmp_path):
+    recognizer, images = Recognizer(student(resolution=8), "area"), faces(3)
+    formats.write("onnx_112_bgr", tmp_path / "student.112.bgr.onnx", recognizer, {}, images, half=False)
+    session = onnxruntime.InferenceSession(tmp_path / "student.112.bgr.onnx")
+    found = session.run(None, {"data": normalized(images)[:, ::-1]})
+    np.testing.assert_allclose(found[0], recognizer.embed(images), atol=1e-5)
+    opened = formats.opened("onnx_112_bgr", tmp_path / "student.112.bgr.onnx", recognizer, {})
+    np.testing.assert_allclose(opened.embed(images), recognizer.embed(images), atol=1e-5)
+
+
 def test_insightface_takes_the_file_for_one_of_its_recognizers(tmp_path):
     module = pytest.importorskip(
         "insightface.model_zoo.arcface_onnx", reason="insightface brings a second OpenCV: install it to run this test"
@@ -93,5 +103,6 @@ def test_the_graph_has_what_insightface_and_frigate_look_for(name, changes):
 def test_other_students_than_those_of_faces_are_refused(channels):
     recognizer = Recognizer(student(name="resnet", channels=channels), "area", task=ObjectTask(channels=channels))
     formats.check(["onnx", "onnx_nchw"], recognizer)
-    with raises("format-task", "112", "64x64"):
-        formats.check(["onnx", "onnx_112"], recognizer)
+    for name in ("onnx_112", "onnx_112_bgr"):
+        with raises("format-task", name, "64x64"):
+            formats.check(["onnx", name], recognizer)
