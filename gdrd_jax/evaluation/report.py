@@ -62,8 +62,8 @@ def write(
     figures: list[tuple[bytes, str]],
     settings: dict,
     document: dict,
-    note: str,
     warning: str = "",
+    note: str = "",
     labels: Mapping[str, str] = MappingProxyType({}),
     quoted: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
@@ -87,7 +87,8 @@ def write(
     if curves:
         _write_roc_csv(folder / "roc.csv", curves)
         draw_roc(folder / "roc.png", curves, title)
-        (folder / "roc.png").write_bytes(with_line((folder / "roc.png").read_bytes(), note))
+        if note:
+            (folder / "roc.png").write_bytes(with_line((folder / "roc.png").read_bytes(), note))
         caption = "ROC of all pairs; the false accept rate is on a log scale."
         figures = [((folder / "roc.png").read_bytes(), caption), *figures]
     page = PAGE.format(
