@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import shutil
 
@@ -7,9 +8,10 @@ import pytest
 import simplejpeg
 from conftest import LABELS, PAYLOADS, raises, write_records
 
+from gdrd_jax.data.align import MIDDLE_TEMPLATE, TEMPLATE
 from gdrd_jax.data.faces import Faces, decode, joined, packaged
 from gdrd_jax.data.prepare import checked
-from gdrd_jax.data.readers import open_faces
+from gdrd_jax.data.readers import list_files, open_faces
 from gdrd_jax.utils.errors import GdrdError
 
 FACE = cv2.GaussianBlur(np.random.default_rng(0).integers(256, size=(112, 112, 3), dtype=np.uint8), (0, 0), 3)
@@ -118,3 +120,23 @@ def test_several_sets_are_joined_whatever_they_are(tmp_path, faces_folder):
     os.utime(tmp_path / "a.rec", ns=(1, 1))
     assert faces.signature() != before
     assert joined([records]) is records
+
+
+@pytest.mark.parametrize("points", [5, 4])
+def test_faces_with_landmarks_are_aligned_as_they_are_read(tmp_path, points):
+    template = TEMPLATE if points == 5 else MIDDLE_TEMPLATE
+    wide = np.random.default_rng(0).integers(0, 256, (14, 14, 3)).astype(np.float32)
+    wide = cv2.resize(wide, (224, 224), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+    for name in "ab":
+        cv2.imwrite(str(tmp_path / f"{name}.png"), wide[..., ::-1])
+    moved = np.stack([template + [30, 60], template + [70, 20]])
+    faces = dataclasses.replace(list_files(tmp_path), landmarks=moved)
+    np.testing.assert_array_equal(faces[0], wide[60:172, 30:142])
+    np.testing.assert_array_equal(faces.take([1])[0], wide[20:132, 70:182])
+    faces.save(tmp_path / "described.json")
+    np.testing.assert_array_equal(Faces.load(tmp_path / "described.json").take([1])[0], faces[1])
+    known = checked(faces).fingerprint
+    other = checked(dataclasses.replace(faces, landmarks=moved + 1)).fingerprint
+    assert len({known, other, checked(list_files(tmp_path).take([0, 1]), stretch=True).fingerprint}) == 3
+    with raises("landmarks-degenerate", tmp_path / "b.png"):
+        checked(dataclasses.replace(faces, landmarks=np.stack([moved[0], np.zeros((points, 2))])))
