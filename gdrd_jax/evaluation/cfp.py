@@ -50,10 +50,8 @@ class CFP(PairList):
     def open(cls, data: Path, config: Config, *, stretch: bool = False, skip_bad: bool = False) -> Self:
         """Images anywhere under a folder, in a tar or a store; see `ReportedProtocol.open`."""
         lists = user_path(config.lists) if config.lists else data / "Protocol"
-        return cls.of_listed(
-            list_files(data), read_split(lists, config.split), lists / "Split" / config.split, stretch=stretch,
-            skip_bad=skip_bad,
-        )  # fmt: skip
+        listed, where = read_split(lists, config.split), lists / "Split" / config.split
+        return cls.of_listed(list_files(data), listed, where, stretch=stretch, skip_bad=skip_bad)
 
 
 def read_split(lists: Path, split: str) -> list[Pair]:

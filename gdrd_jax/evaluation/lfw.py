@@ -239,7 +239,8 @@ class LFW(PairList):
         if not config.pairs:
             raise GdrdError("the protocol lfw needs the list of pairs: --pairs pairs.txt", "pairs-not-given")
         pairs = user_path(config.pairs)
-        return cls.of_listed(list_files(data), read_pairs(pairs), pairs, stretch=stretch, skip_bad=skip_bad)
+        listed = read_pairs(pairs)
+        return cls.of_listed(list_files(data), listed, pairs, stretch=stretch, skip_bad=skip_bad)
 
 
 @protocols.register("bin")
