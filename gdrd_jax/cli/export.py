@@ -40,7 +40,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--lfw", type=user_path, help="aligned faces of LFW, or an InsightFace .bin")
     add("--pairs", type=user_path, help="pairs.txt of LFW")
     add("--half", action="store_true", help="round the weights to float16")
-    add("--no-mirror", action="store_true", help="embed faces without their mirror images, in half the time")
+    add("--no-mirror", action="store_true", help="embed faces without their mirror images, which takes less time")
     teacher = "teacher of the student, FILE.onnx: learn thresholds for galleries that it embeds"
     add("--teacher", default="", metavar="T", help=teacher)
     evaluations = "output folders of gdrd evaluate, for the model card"

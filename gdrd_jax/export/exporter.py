@@ -47,7 +47,7 @@ class Settings:
       lfw, pairs: LFW's faces and its pairs.txt, or a `.bin` and None; None measures no accuracy.
       baselines: recognizers, as gdrd evaluate takes them, measured on the same faces.
       half: round the weights to float16 first; the files take half the space.
-      mirror: False leaves out the mirror image: embeddings take half the time, and need thresholds of their own.
+      mirror: False leaves out the mirror image: embeddings take less time, and need thresholds of their own.
       teacher: the student's teacher, `FILE.onnx[:PREPROCESSING]`, for thresholds against galleries that it embeds.
       evaluations: output folders of gdrd evaluate with this student, whose results the model card shows.
       license: terms of use, for the card and the files; "" takes those of an exported student, or else
