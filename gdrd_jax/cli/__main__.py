@@ -28,6 +28,7 @@ GROUPS = {
         "remove": ("recognize", "remove people from a gallery"),
         "embed": ("recognize", "write the embeddings of a folder of faces to an .npz file"),
         "demo": ("demo", "compare and search faces in a browser"),
+        "serve": ("serve", "serve a student and a gallery over HTTP"),
     },
     "Export": {
         "export": ("export", "write a student as ONNX, StableHLO or safetensors, with thresholds and a model card"),
