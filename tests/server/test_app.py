@@ -290,18 +290,6 @@ def test_more_requests_than_allowed_are_put_off(start, people, monkeypatch):
     assert client.post("/v1/embed", files=good).status_code == 200
 
 
-def test_a_request_that_does_not_arrive_is_given_up(start):
-    client = start(seconds=0.05)
-
-    def parts():
-        yield b"{"
-        threading.Event().wait(0.2)
-        yield b"}"
-
-    found = client.post("/v1/embed", content=parts(), headers={"Content-Type": "application/json"})
-    assert found.status_code in (408, 422)  # the test's client sends all of it at once
-
-
 @pytest.mark.parametrize(
     ("path", "body", "facts"),
     [
