@@ -85,7 +85,8 @@ def test_what_cannot_start_is_refused_before_the_student_is_loaded(tmp_path, cap
         cases = [
             (["--host", "0.0.0.0"], "[server-open]"), (["--port", "70000"], "[flag-value]"),
             (["--port", port], "[port-in-use]"), (["--max-pictures", "0"], "[server-limit]"),
-            (["--host", "no such name", "--allow-anyone"], "[host-unknown]"), (["--api-key-file", tmp_path / "none"], "[file-missing]"),
+            (["--host", "no such name", "--allow-anyone"], "[host-unknown]"),
+            (["--api-key-file", tmp_path / "none"], "[file-missing]"),
             (["--gallery", "postgresql://ann:secret@db:x/f"], "[gallery-url]"),
         ]  # fmt: skip
         for arguments, code in cases:
