@@ -2,7 +2,8 @@
 
 Starts gdrd serve on this computer, with a gallery of made-up faces, and sends pictures of 112x112 pixels (JPEG, one a
 request) to /v1/embed and /v1/search. Each client sends its next request when it has the answer to the last one. The
-clients are threads of this process, so they take part of the cores that the server could use.
+clients are threads of this process, so they take part of the cores that the server could use. CPU is the server's time
+for a request, which other work on the computer changes less than the rest.
 
 Examples:
   gdrd benchmark server --faces 10000 --seconds 15 --out runs/server.json
@@ -24,6 +25,7 @@ from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
+import psutil
 
 from gdrd_jax.benchmarks.gallery import built
 from gdrd_jax.cli.common import ArgumentParser
@@ -69,14 +71,14 @@ def started(model: str, gallery: Path) -> tuple[subprocess.Popen, str]:
     raise GdrdError(f"gdrd serve ended with status {process.wait()}; see above", "benchmark-server")
 
 
-def load(address: str, endpoint: str, clients: int, seconds: float) -> dict:
-    """Sends requests for some seconds: `requests_per_second`, `p50_ms`, `p99_ms`."""
+def load(address: str, endpoint: str, clients: int, seconds: float, server: psutil.Process) -> dict:
+    """Sends requests for some seconds: `requests_per_second`, `p50_ms`, `p99_ms`, and `cpu_ms` of the server's for one."""
     body, begin = upload(picture()), threading.Barrier(clients)
     headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
-    def work(_: int) -> list[float]:
+    def work(_: int) -> list[tuple[bool, float]]:
         connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
-        found: list[float] = []
+        found: list[tuple[bool, float]] = []
         begin.wait()
         first = time.perf_counter() + WARM_UP
         while (start := time.perf_counter()) < first + seconds:
@@ -85,16 +87,19 @@ def load(address: str, endpoint: str, clients: int, seconds: float) -> dict:
             content = answer.read()
             if answer.status != 200:
                 raise GdrdError(f"/v1/{endpoint} answered {answer.status}: {content.decode()}", "benchmark-server")
-            if start >= first:
-                found.append(time.perf_counter() - start)
+            found.append((start >= first, time.perf_counter() - start))
         connection.close()
         return found
 
+    before = server.cpu_times()
     with ThreadPoolExecutor(clients) as pool:
-        times = np.concatenate(list(pool.map(work, range(clients))))
+        done = np.concatenate(list(pool.map(work, range(clients))))
+    after, times = server.cpu_times(), done[done[:, 0] == 1, 1]
+    cpu = after.user + after.system - before.user - before.system
     return {
         "endpoint": endpoint, "clients": clients, "requests": len(times), "requests_per_second": len(times) / seconds,
         "p50_ms": 1000 * float(np.percentile(times, 50)), "p99_ms": 1000 * float(np.percentile(times, 99)),
+        "cpu_ms": 1000 * cpu / len(done),
     }  # fmt: skip
 
 
@@ -111,10 +116,10 @@ def table(rows: list[dict]) -> str:
     """Markdown."""
     lines = [
         [f"/v1/{row['endpoint']}", str(row["clients"]), f"{row['requests_per_second']:.0f}", f"{row['p50_ms']:.1f}",
-         f"{row['p99_ms']:.1f}"]
+         f"{row['p99_ms']:.1f}", f"{row['cpu_ms']:.1f}"]
         for row in rows
     ]  # fmt: skip
-    return markdown_table([["endpoint", "clients", "requests/s", "p50, ms", "p99, ms"], *lines])
+    return markdown_table([["endpoint", "clients", "requests/s", "p50, ms", "p99, ms", "CPU, ms"], *lines])
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -144,8 +149,11 @@ def work(args: argparse.Namespace) -> None:
             made.add(block, [f"person {number // 5}" for number in range(len(block))])
         made.save(Path(folder) / "gallery")
         process, address = started(args.model, Path(folder) / "gallery")
+        watched = psutil.Process(process.pid)
         try:
-            rows = [load(address, endpoint, count, args.seconds) for endpoint in ENDPOINTS for count in CLIENTS]
+            rows = [
+                load(address, endpoint, count, args.seconds, watched) for endpoint in ENDPOINTS for count in CLIENTS
+            ]
             faces = batch_sizes(address)
         finally:
             process.terminate()

@@ -26,7 +26,7 @@ LOG = logging.getLogger(__name__)
 IMAGES = {"images": True}
 PAIR = {"first": False, "second": False}
 ABOUT = """Faces of 8 to 32 pixels. Pictures are aligned, square faces of any size, or with `align` photographs of one
-person each; nothing of them is kept. Errors are JSON: `code`, which is stable, and `message`."""
+person each; they are not kept. Errors are JSON: `code`, which is stable, and `message`."""
 
 
 class Error(pydantic.BaseModel):
@@ -126,7 +126,7 @@ def create_app(service: Service, metrics: Metrics, *, key: str | None = None, lo
     v1 = fastapi.APIRouter(prefix="/v1", dependencies=[fastapi.Depends(bearer)] if key else [])
     recognizer = service.recognizer.fingerprint()
 
-    @app.get("/health")
+    @app.get("/health", tags=["server"])
     async def health() -> Health:
         """Is the server up, and which recognizer does it have?"""
         gallery = service.people.place is not None
@@ -135,14 +135,14 @@ def create_app(service: Service, metrics: Metrics, *, key: str | None = None, lo
             gallery=gallery,
         )  # fmt: skip
 
-    @v1.post("/embed", openapi_extra=requests.described(requests.Options, IMAGES))
+    @v1.post("/embed", tags=["faces"], openapi_extra=requests.described(requests.Options, IMAGES))
     async def embed(request: fastapi.Request) -> Embeddings:
         """Embed faces."""
         call = await requests.read(request, requests.Options, IMAGES, service.limits)
         embeddings = await service.embed(call.pictures["images"], align=call.options.align)
         return Embeddings(recognizer=recognizer, embeddings=embeddings.tolist())
 
-    @v1.post("/verify", openapi_extra=requests.described(requests.VerifyOptions, PAIR))
+    @v1.post("/verify", tags=["faces"], openapi_extra=requests.described(requests.VerifyOptions, PAIR))
     async def verify(request: fastapi.Request) -> Verdict:
         """Are two faces one person's?"""
         call = await requests.read(request, requests.VerifyOptions, PAIR, service.limits)
@@ -150,7 +150,7 @@ def create_app(service: Service, metrics: Metrics, *, key: str | None = None, lo
         found = await service.verify(*pair, align=call.options.align, far=call.options.far)
         return Verdict(**vars(found))
 
-    @v1.post("/enroll", openapi_extra=requests.described(requests.EnrollOptions, IMAGES))
+    @v1.post("/enroll", tags=["gallery"], openapi_extra=requests.described(requests.EnrollOptions, IMAGES))
     async def enroll(request: fastapi.Request) -> Enrolled:
         """Add faces of a person to the gallery. They are on disk when this is answered."""
         call = await requests.read(request, requests.EnrollOptions, IMAGES, service.limits)
@@ -158,7 +158,7 @@ def create_app(service: Service, metrics: Metrics, *, key: str | None = None, lo
         replaced = await service.enroll(options.person, pictures, align=options.align, update=options.update)
         return Enrolled(person=options.person, faces=len(pictures), replaced=replaced)
 
-    @v1.post("/search", openapi_extra=requests.described(requests.SearchOptions, IMAGES))
+    @v1.post("/search", tags=["gallery"], openapi_extra=requests.described(requests.SearchOptions, IMAGES))
     async def search(request: fastapi.Request) -> Found:
         """Who of the gallery are these?"""
         call = await requests.read(request, requests.SearchOptions, IMAGES, service.limits)
@@ -169,13 +169,13 @@ def create_app(service: Service, metrics: Metrics, *, key: str | None = None, lo
         matches = [[Match(id=m.person, similarity=m.similarity, accepted=m.accepted) for m in line] for line in lines]
         return Found(threshold=threshold, probes=[Probe(matches=line) for line in matches])
 
-    @v1.post("/remove", openapi_extra=requests.described(requests.RemoveOptions, {}))
+    @v1.post("/remove", tags=["gallery"], openapi_extra=requests.described(requests.RemoveOptions, {}))
     async def remove(request: fastapi.Request) -> Removed:
         """Remove people from the gallery, with all their faces; all of them or none."""
         call = await requests.read(request, requests.RemoveOptions, {}, service.limits)
         return Removed(removed=await service.remove(call.options.people))
 
-    @v1.get("/gallery")
+    @v1.get("/gallery", tags=["gallery"])
     async def gallery() -> People:
         """Who is in the gallery, with how many faces?"""
         counts = await service.counts()

@@ -16,6 +16,7 @@ class Metrics:
 
     def __init__(self) -> None:
         """Makes empty ones."""
+        prometheus.disable_created_metrics()
         self._registry = prometheus.CollectorRegistry()
         self._requests = prometheus.Counter(
             "gdrd_requests", "Requests, by endpoint and HTTP status.", ["endpoint", "status"], registry=self._registry

@@ -115,7 +115,8 @@ async def _upload(headers: Any, body: Any, fields: dict[str, bool], limits: Limi
     pictures: dict[str, list[bytes]] = {name: [] for name in fields}
     for name, value in form.multi_items():
         if isinstance(value, str):
-            options[name] = value
+            if value:  # forms send fields that were left empty, too
+                options[name] = value
         elif name in pictures:
             pictures[name].append(await value.read())
         else:
@@ -143,8 +144,11 @@ def _json(body: bytes, fields: dict[str, bool]) -> tuple[dict, dict]:
 
 def described(kind: type[Any], fields: dict[str, bool]) -> dict:
     """The part of the OpenAPI description that is about a request."""
-    options = kind.model_json_schema()
-    content = {}
+    options, content = kind.model_json_schema(), {}
+    for option in options["properties"].values():  # "or null" has no word in OpenAPI 3.0
+        option |= option.pop("anyOf", [{}])[0]
+        if option.get("default") is None:
+            option.pop("default", None)
     for media in (UPLOAD, JSON) if fields else (JSON,):
         one = {"type": "string", "format": "binary" if media == UPLOAD else "byte"}
         pictures = {name: {"type": "array", "items": one} if several else one for name, several in fields.items()}

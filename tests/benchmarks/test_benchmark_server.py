@@ -1,6 +1,8 @@
 import json
+import os
 import threading
 
+import psutil
 import pytest
 from conftest import raises
 
@@ -40,12 +42,12 @@ def address():
 def test_requests_are_counted_and_timed(address, monkeypatch):
     monkeypatch.setattr(benchmark, "WARM_UP", 0.05)
     url, sizes = address
-    found = benchmark.load(url, "embed", 3, 0.2)
+    found = benchmark.load(url, "embed", 3, 0.2, psutil.Process(os.getpid()))
     assert (found["endpoint"], found["clients"]) == ("embed", 3) and 0 < found["p50_ms"] <= found["p99_ms"]
     assert 3 <= found["requests"] < len(sizes) and found["requests_per_second"] == found["requests"] / 0.2
-    assert max(sizes) > 1000
+    assert max(sizes) > 1000 and found["cpu_ms"] > 0
     with raises("benchmark-server", "/v1/none", 404):
-        benchmark.load(url, "none", 1, 0.1)
+        benchmark.load(url, "none", 1, 0.1, psutil.Process(os.getpid()))
     assert "| /v1/embed | 3 |" in benchmark.table([found])
 
 

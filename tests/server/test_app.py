@@ -319,6 +319,7 @@ def test_wrong_uploads_are_named(client, people):
     error(client.post("/v1/embed", content=good, headers={"Content-Type": "image/png"}), 415, "media-type", "image/png")
     error(client.post("/v1/embed"), 415, "media-type")
     error(client.post("/v1/remove", files=uploads(good)), 415, "media-type", "application/json")
+    assert client.post("/v1/embed", files=uploads(good), data={"align": ""}).status_code == 200
     files = [*uploads(good, good, name="first"), *uploads(good, name="second")]
     error(client.post("/v1/verify", files=files), 422, "request-invalid", "first")
 
@@ -396,3 +397,11 @@ def test_without_a_key_other_web_sites_are_not_answered(start, people):
     for headers in ({"Origin": "http://localhost:8000"}, {"Host": "127.0.0.1:8000"}, {"Host": "[::1]:8000"}):
         assert client.post("/v1/embed", json=probe, headers=headers).status_code == 200
     assert start(local=False).post("/v1/embed", json=probe, headers={"Host": "faces.lan"}).status_code == 200
+
+
+def test_options_are_described_in_the_words_of_openapi_30(client):
+    content = client.get("/openapi.json").json()["paths"]["/v1/search"]["post"]["requestBody"]["content"]
+    options = content["multipart/form-data"]["schema"]["properties"]
+    assert options["far"]["type"] == "number" and "default" not in options["far"]
+    assert (options["k"]["default"], options["k"]["maximum"], options["align"]["default"]) == (5, 100, False)
+    assert options["images"] == {"type": "array", "items": {"type": "string", "format": "binary"}}
