@@ -72,7 +72,7 @@ def started(model: str, gallery: Path) -> tuple[subprocess.Popen, str]:
 
 
 def load(address: str, endpoint: str, clients: int, seconds: float, server: psutil.Process) -> dict:
-    """Sends requests for some seconds: `requests_per_second`, `p50_ms`, `p99_ms`, and `cpu_ms` of the server's for one."""
+    """Sends requests for some seconds: `requests_per_second`, `p50_ms`, `p99_ms`; `cpu_ms` is the server's for one."""
     body, begin = upload(picture()), threading.Barrier(clients)
     headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
