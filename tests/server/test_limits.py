@@ -1,6 +1,7 @@
 """Limits on the time in which a request arrives, batches, keys and addresses, without a server."""
 
 import asyncio
+import sys
 
 import numpy as np
 import pytest
@@ -76,6 +77,15 @@ def test_a_server_without_a_key_is_for_this_computer_alone(host, open_):
             guard.check_host(host, None, anyone=False)
     else:
         guard.check_host(host, None, anyone=False)
+
+
+def test_without_its_packages_the_extra_is_named(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("gdrd_jax.server")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "starlette.responses", None)
+    assert serve.main([]) == 2
+    printed = capsys.readouterr().err
+    assert "[package-missing]" in printed and "gdrd_jax[server]" in printed and printed.count("\n") == 1
 
 
 def test_what_cannot_start_is_refused_before_the_student_is_loaded(tmp_path, capsys, monkeypatch):
