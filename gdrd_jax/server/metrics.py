@@ -1,8 +1,9 @@
 """Metrics for Prometheus."""
 
+import math
 from collections.abc import Callable
 
-from gdrd_jax.utils.errors import require
+from gdrd_jax.utils.errors import GdrdError, require
 
 prometheus = require("prometheus_client", "server")
 
@@ -40,9 +41,16 @@ class Metrics:
         self._batches.observe(faces)
 
     def gallery(self, count: Callable[[], int]) -> None:
-        """Shows the number of faces in the gallery, which `count` returns, whenever metrics are read."""
+        """Shows the faces in the gallery, whose number `count` returns when metrics are read; NaN if it fails."""
+
+        def counted() -> float:
+            try:
+                return count()
+            except GdrdError:  # the database cannot be reached, which is when the other metrics matter
+                return math.nan
+
         gauge = prometheus.Gauge("gdrd_gallery_faces", "Faces in the gallery.", registry=self._registry)
-        gauge.set_function(count)
+        gauge.set_function(counted)
 
     def text(self) -> bytes:
         """All of it, in Prometheus's text format."""

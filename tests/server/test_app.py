@@ -350,6 +350,8 @@ def test_errors_of_galleries_have_their_status(client, start, people, monkeypatc
 
     for code, status in (("gallery-unreachable", 503), ("gallery-busy", 503), ("gallery-damaged", 500)):
         error(fail(code), status, code, "gone")
+    monkeypatch.setattr(Gallery, "__len__", Gallery.search)  # which fails
+    assert "gdrd_gallery_faces NaN" in client.get("/metrics").text
     found = fail(None)
     error(found, 500, "internal")
     assert "secret" not in found.text
