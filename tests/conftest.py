@@ -39,11 +39,11 @@ pytest_plugins = ("runs", "postgres_server")
 TESTS = Path(__file__).parent
 # Folders and files whose tests need torch, ONNX or other extras, or run whole commands; all others are `unit`.
 INTEGRATION = (
-    "benchmarks", "cli", "distributed", "export", "pipeline", "teachers", "tools", "test_extending.py", "test_real.py",
-    "test_tutorial.py", "test_zoo.py", "data/test_packed.py", "data/test_packed_mixup.py",
+    "benchmarks", "cli", "distributed", "export", "pipeline", "server", "teachers", "tools", "test_extending.py",
+    "test_real.py", "test_tutorial.py", "test_zoo.py", "data/test_packed.py", "data/test_packed_mixup.py",
     "evaluation/test_fed_wrongly.py", "evaluation/test_protocols.py", "evaluation/test_tap_study.py",
-    "evaluation/test_templates.py", "inference/test_embedders.py", "inference/test_pretrained.py",
-    "utils/test_outputs.py",
+    "evaluation/test_templates.py", "galleries/test_postgresql.py", "inference/test_embedders.py",
+    "inference/test_pretrained.py", "utils/test_outputs.py",
 )  # fmt: skip
 
 # One compilation of a program, not one for each of its parts; and, before jaxlib 0.11, which has no other, the older

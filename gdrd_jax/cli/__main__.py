@@ -28,12 +28,13 @@ GROUPS = {
         "remove": ("recognize", "remove people from a gallery"),
         "embed": ("recognize", "write the embeddings of a folder of faces to an .npz file"),
         "demo": ("demo", "compare and search faces in a browser"),
+        "serve": ("serve", "serve a student and a gallery over HTTP"),
     },
     "Export": {
         "export": ("export", "write a student as ONNX, StableHLO or safetensors, with thresholds and a model card"),
     },
     "Tools": {
-        "benchmark": ("benchmark", "measure training, an accelerator and galleries"),
+        "benchmark": ("benchmark", "measure training, an accelerator, galleries and a server"),
         "pack": ("pack_training_set", "pack a training set into small files for a machine with a GPU"),
         "pack-mixup": ("pack_mixup", "embed mixup images of a packed training set with the teacher"),
         "train-sr-teacher": ("train_sr_teacher", "train an SR diffusion model as generative teacher"),

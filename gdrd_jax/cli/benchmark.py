@@ -1,8 +1,9 @@
-"""Measure the speed of training, of an accelerator and of galleries, and what hardware allows at most.
+"""Measure the speed of training, of an accelerator, of galleries and of a server, and what hardware allows at most.
 
   train        both stages beside the same in PyTorch, and how they scale with data and devices
   accelerator  everything worth knowing about a GPU in a given time; then trains students on it
   gallery      building, opening and searching a large gallery
+  server       requests a second of gdrd serve, and how long they take
   roofline     how fast a training step can be at most, layer by layer, on paper
 
 `gdrd benchmark NAME --help` explains one of them.
@@ -18,7 +19,7 @@ import sys
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
 
-NAMES = ("train", "accelerator", "gallery", "roofline")
+NAMES = ("train", "accelerator", "gallery", "server", "roofline")
 
 
 def main(argv: list[str]) -> int:

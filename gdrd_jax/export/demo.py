@@ -5,7 +5,6 @@ import dataclasses
 import html
 import logging
 import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,7 +21,9 @@ from gdrd_jax.inference.embedders import Embedder, open_model
 from gdrd_jax.inference.recognizer import FAR, Recognizer
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.pictures import png
+from gdrd_jax.utils.ports import listening, port_error
 
+HOST = "127.0.0.1"
 RESOLUTIONS = (8, 16, 32)
 SEARCHES = 16  # resolution of the student that searches the gallery, if there is one
 MATCHES = 5
@@ -263,19 +264,8 @@ def check_server(port: int) -> None:
     Raises:
       GdrdError: the port is in use, or gradio is not installed.
     """
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-    except (OSError, OverflowError) as error:
-        raise _port_error(port) from error
+    listening(HOST, port).close()
     require("gradio", "demo")  # which takes seconds to import
-
-
-def _port_error(port: int) -> GdrdError:
-    if not 0 <= port < 2**16:
-        return GdrdError(f"--port {port}: a port is a number from 0 to {2**16 - 1}", "flag-value")
-    return GdrdError(f"port {port} is in use, or not allowed; choose another with --port", "port-in-use")
 
 
 def serve(demo: Demo, port: int):
@@ -304,9 +294,9 @@ def serve(demo: Demo, port: int):
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # others would be downloaded
     try:
         page.launch(
-            server_name="127.0.0.1", server_port=port, share=False, ssr_mode=False, quiet=True, inbrowser=False,
+            server_name=HOST, server_port=port, share=False, ssr_mode=False, quiet=True, inbrowser=False,
             prevent_thread_lock=True, footer_links=[], css=STYLE, theme=gradio.themes.Default(**fonts),
         )  # fmt: skip
     except (OSError, OverflowError) as error:
-        raise _port_error(port) from error
+        raise port_error(HOST, port) from error
     return page

@@ -1,5 +1,6 @@
 """What holds of every gallery, wherever it is."""
 
+import contextlib
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,14 +24,16 @@ from known_faces import (
     unit,
 )
 
-from gdrd_jax.galleries import faiss_index, faiss_search, postgresql, sqlite
+from gdrd_jax.galleries import faiss_index, faiss_search, sqlite
 from gdrd_jax.galleries.gallery import Gallery
+from gdrd_jax.utils.errors import GdrdError
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(sqlite, "BLOCK", 11)
-    monkeypatch.setattr(postgresql, "BLOCK", 11)
+    with contextlib.suppress(GdrdError):  # psycopg is not installed
+        monkeypatch.setattr("gdrd_jax.galleries.postgresql.BLOCK", 11)
     monkeypatch.setattr(faiss_search, "PROBES", 3)
 
 

@@ -144,7 +144,7 @@ class TestTools:
             ("study_taps", "--train", "faces", *lfw, "--teacher", "x=diffusers:faces", "--out", "theirs"),
             ("prepare_faces", "faces", "theirs"),
             ("run_grid", "--out", "theirs", "--configs", "configs/x.py", "--", "--config.dev.path=faces"),
-            ("benchmark_gallery", "--folder", "theirs"),
+            ("benchmark_gallery", "--gallery", "theirs"),
         ):
             error = call(*words)
             assert f"theirs is {RUN}" in error and "[output-not-ours]" in error, words
@@ -159,7 +159,7 @@ class TestTools:
         gallery = Gallery(4, "real")
         gallery.add(np.eye(4, dtype=np.float32), list("abcd"))
         gallery.save("known")
-        assert "is of another recognizer" in call("benchmark_gallery", "--folder", "known")
+        assert "is of another recognizer" in call("benchmark_gallery", "--gallery", "known")
 
     def test_files(self, call, tmp_path):
         model = save_student(tmp_path / "student")
