@@ -15,44 +15,46 @@ def find(files: Faces, name: str) -> int | None:
     return next((row for row, path in enumerate(files.names) if PurePosixPath(path).name == name), None)
 
 
-def read_identities(files: Faces, row: int, prefix: str, code: str) -> dict[str, int]:
+def read_identities(files: Faces, row: int, prefix: str) -> dict[str, int]:
     """Names of images to identities: the cells `PREFIX_set` and the numbers `PREFIX_ids` of a file.
 
     Raises:
-      GdrdError: with this code, if the file is something else, names an image twice, or has a negative number.
+      GdrdError: "mat-list", if the file is something else, names an image twice, or has a negative number.
     """
-    lists = _load(files, row, code)
+    lists = _load(files, row)
     try:
         names = [_text(cell) for cell in lists[f"{prefix}_set"].ravel()]
         people = lists[f"{prefix}_ids"].ravel().astype(int)
         if len(names) != len(people) or len(set(names)) < len(names) or (people < 0).any():
             raise ValueError(f"{len(set(names))} different names, {len(people)} identities, the least {people.min()}")
     except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
-        raise GdrdError(f"{files.where(row)} is not a list {prefix}_set and {prefix}_ids: {error}", code) from error
+        raise GdrdError(
+            f"{files.where(row)} is not a list {prefix}_set and {prefix}_ids: {error}", "mat-list"
+        ) from error
     return dict(zip(names, people.tolist()))
 
 
-def read_pairs(files: Faces, row: int, variable: str, code: str) -> list[tuple[str, str]]:
+def read_pairs(files: Faces, row: int, variable: str) -> list[tuple[str, str]]:
     """Names of the two images of each pair: the cells `[P, 2]` of a variable.
 
     Raises:
-      GdrdError: with this code, if the file is something else.
+      GdrdError: "mat-list", if the file is something else.
     """
-    lists = _load(files, row, code)
+    lists = _load(files, row)
     try:
         cells = lists[variable]
         if cells.ndim != 2 or cells.shape[1] != 2 or not len(cells):
             raise ValueError(f"it is {list(cells.shape)}, not [P, 2]")
         return [(_text(first), _text(second)) for first, second in cells]
     except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
-        raise GdrdError(f"{files.where(row)} has no pairs {variable}: {error}", code) from error
+        raise GdrdError(f"{files.where(row)} has no pairs {variable}: {error}", "mat-list") from error
 
 
-def _load(files: Faces, row: int, code: str) -> dict:
+def _load(files: Faces, row: int) -> dict:
     try:
         return scipy.io.loadmat(io.BytesIO(files.read(row)))
     except Exception as error:  # scipy raises whatever its parser met
-        raise GdrdError(f"{files.where(row)} is not a .mat file that SciPy reads: {error}", code) from error
+        raise GdrdError(f"{files.where(row)} is not a .mat file that SciPy reads: {error}", "mat-list") from error
 
 
 def _text(cell: object) -> str:

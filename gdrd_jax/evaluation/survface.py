@@ -58,7 +58,7 @@ class SurvFacePairs(PairList):
         listed = []
         for variable, same in PAIRS.items():
             row = _list(files, f"{variable}.mat")
-            for first, second in mat_lists.read_pairs(files, row, variable, "survface-list"):
+            for first, second in mat_lists.read_pairs(files, row, variable):
                 people = _person(first), _person(second)
                 if (people[0] == people[1]) != same:
                     raise GdrdError(
@@ -116,7 +116,7 @@ class SurvFaceSearch(ReportedProtocol):
             check_unique(files, rows[kind], lambda name: PurePosixPath(name).name)
             by_name = {PurePosixPath(files.names[row]).name: row for row in rows[kind]}
             list_row = _list(files, f"{kind}_img_ID_pairs.mat")
-            listed = mat_lists.read_identities(files, list_row, kind, "survface-list")
+            listed = mat_lists.read_identities(files, list_row, kind)
             absent = [name for name in listed if name not in by_name]
             if absent and not skip_bad:
                 raise GdrdError(

@@ -211,6 +211,6 @@ def _identities(files: Faces, rows: list[int], mat: str, prefix: str) -> tuple[d
                 )
             ids[row] = int(person)
         return ids, []
-    people = mat_lists.read_identities(files, found, prefix, "tinyface-list")
+    people = mat_lists.read_identities(files, found, prefix)
     ids = {by_name[name]: person for name, person in people.items() if name in by_name}
     return ids, [name for name in people if name not in by_name]

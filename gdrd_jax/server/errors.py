@@ -6,7 +6,7 @@ from gdrd_jax.utils.errors import GdrdError, require
 responses = require("starlette.responses", "server")
 
 STATUS = {
-    "api-key": 401, "origin": 403, "gallery-person-unknown": 404, "request-slow": 408, "request-too-large": 413,
+    "api-key": 401, "other-origin": 403, "gallery-person-unknown": 404, "request-slow": 408, "request-too-large": 413,
     "picture-too-large": 413, "pictures-too-many": 413, "media-type": 415, "server-busy": 503, "gallery-busy": 503,
     "gallery-unreachable": 503, "gallery-empty": 409, "gallery-space": 409, "server-without-gallery": 409,
     "threshold-missing": 409, "gallery-k": 422,

@@ -131,5 +131,5 @@ def _check_origin(headers: dict[bytes, bytes]) -> None:
     if not is_loopback(name) or (origin is not None and urlsplit(origin.decode("latin-1")).netloc != host):
         raise GdrdError(
             "the request comes from another web site; a server without an API key answers this computer's own only",
-            "origin",
+            "other-origin",
         )

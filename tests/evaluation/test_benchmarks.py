@@ -219,10 +219,10 @@ def test_bad_lists_of_survface_are_refused(survface_root, tmp_path):
     for name in ("positive", "negative"):
         content = (verification / "positive_pairs_names.mat").read_bytes()
         (broken / f"{name}_pairs_names.mat").write_bytes(content)
-    with raises("survface-list", "negative_pairs_names"):  # the variable has another name
+    with raises("mat-list", "negative_pairs_names"):  # the variable has another name
         survface.SurvFacePairs.open(broken)
     (broken / "positive_pairs_names.mat").write_bytes(b"MATLAB")
-    with raises("survface-list", "positive_pairs_names.mat"):
+    with raises("mat-list", "positive_pairs_names.mat"):
         survface.SurvFacePairs.open(broken)
 
 

@@ -311,10 +311,10 @@ def test_tinyface_lists_rule_over_names(tinyface_folder):
         tinyface.TinyFace.open(tinyface_folder)
     assert ("77_1.png", "it is missing") in tinyface.TinyFace.open(tinyface_folder, skip_bad=True).about["skipped"]
     write_lists(root, ["1_1.png", "1_1.png"], ["1_2.png"])
-    with raises("tinyface-list", "1 different names, 2 identities"):
+    with raises("mat-list", "1 different names, 2 identities"):
         tinyface.TinyFace.open(tinyface_folder, skip_bad=True)
     (root / "probe_img_ID_pairs.mat").write_bytes(b"MATLAB 5.0 MAT-file, cut short")
-    with raises("tinyface-list", ".mat"):
+    with raises("mat-list", ".mat"):
         tinyface.TinyFace.open(tinyface_folder)
 
 

@@ -395,7 +395,7 @@ def test_with_a_key_nothing_is_answered_without_it(start, people):
 def test_without_a_key_other_web_sites_are_not_answered(start, people):
     client, probe = start(), {"images": text(picture(people, 0, 0))}
     for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example:8000"}, {"Origin": "null"}):
-        error(client.post("/v1/embed", json=probe, headers=headers), 403, "origin")
+        error(client.post("/v1/embed", json=probe, headers=headers), 403, "other-origin")
     for headers in ({"Origin": "http://localhost:8000"}, {"Host": "127.0.0.1:8000"}, {"Host": "[::1]:8000"}):
         assert client.post("/v1/embed", json=probe, headers=headers).status_code == 200
     assert start(local=False).post("/v1/embed", json=probe, headers={"Host": "faces.lan"}).status_code == 200
