@@ -133,7 +133,7 @@ def export(settings: Settings, folder: Path) -> dict:
         manifest = {
             **bundle.described(
                 arguments, recognizer.kernel, fingerprint, recognizer.thresholds, list(paths.values()),
-                recognizer.teacher, recognizer.native_thresholds,
+                recognizer.teacher, recognizer.native_thresholds, recognizer.quality,
             ),
             **({} if recognizer.task == FACES else {"task": recognizer.task.recorded()}),
             "proof": {

@@ -8,11 +8,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from gdrd_jax.data.align import Aligner
 from gdrd_jax.data.file_tree import IMAGE_SUFFIXES
 from gdrd_jax.inference import preprocess
 from gdrd_jax.inference.recognizer import Recognizer
-from gdrd_jax.utils.errors import GdrdError, nothing_at
+from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.signals import check_signals
 
 OVERLAP = 0.3  # intersection over union from which on a box continues a track
