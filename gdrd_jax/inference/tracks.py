@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from gdrd_jax.data.file_tree import IMAGE_SUFFIXES
 from gdrd_jax.inference import preprocess
+from gdrd_jax.inference.quality import mean_embedding
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.signals import check_signals
@@ -32,6 +34,29 @@ class Track:
     path: Path
     faces: np.ndarray
     frames: tuple[int, ...] | None = None
+
+
+class Template(NamedTuple):
+    """A track as one face.
+
+    Attributes:
+      embedding: float32 `[D]`, unit length.
+      best: position of the face of the highest quality; the middle one without quality.
+      quality: of that face, in [0, 1]; None where the student does not say.
+    """
+
+    embedding: np.ndarray
+    best: int
+    quality: float | None
+
+
+def template(recognizer: Recognizer, track: Track) -> Template:
+    """The mean of a track's embeddings, weighted by quality where the student has it."""
+    if recognizer.quality is None:
+        return Template(mean_embedding(recognizer.embed(track.faces)), len(track.faces) // 2, None)
+    embeddings, quality = recognizer.embed(track.faces, quality=True)
+    best = int(quality.argmax())
+    return Template(mean_embedding(embeddings, quality), best, float(quality[best]))
 
 
 class Tracker:
