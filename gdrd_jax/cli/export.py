@@ -11,6 +11,7 @@ Formats:
   onnx_nchw  student.nchw.onnx: float32 RGB [N, 3, R, R], (x - 127.5) / 127.5, as InsightFace's tools feed it
   int8       student.int8.onnx: as onnx, in 8 bits
   stablehlo  student.stablehlo: `jax.export`
+  onnx_quality  student.quality.onnx: as onnx, with a second output "quality", float32 [N]; see docs/quality.md
 
 student.safetensors and manifest.json are always written: `Recognizer.load(FOLDER)` reads them.
 

@@ -73,7 +73,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     search.add_argument("--gallery", type=parse_address, required=True, help=GALLERY)
     search.add_argument("-k", type=int, default=5, help="how many are listed, default 5")
     search.add_argument("--templates", action="store_true", help="compare with the mean of each person's faces")
-    track = "search for people, not pictures: each folder in PATH is of one person; or PATH is a video, which is tracked"
+    track = (
+        "search for people, not pictures: each folder in PATH is of one person; or PATH is a video, which is tracked"
+    )
     search.add_argument("--track", action="store_true", help=track)
     search.add_argument("--far", type=float, help="mark those who pass at this false accept rate of one comparison")
     search.add_argument(

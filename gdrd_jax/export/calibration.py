@@ -40,7 +40,7 @@ class Calibration:
     low: np.ndarray
 
     def learn(self, recognizer: Recognizer, teacher: NativeRecognizer | None) -> Recognizer:
-        """The recognizer with thresholds and quality, and with thresholds for its teacher's galleries if it is given."""
+        """The recognizer with thresholds, also for galleries of its teacher if that is given, and with a quality score."""
         labels, embeddings, native = self.faces.labels, recognizer.embed(self.low), None
         if teacher:
             full = []
@@ -53,7 +53,13 @@ class Calibration:
         own = Thresholds.learn(embeddings, labels, self.name)
         far = max(quality.FAR, own.finest())
         score = quality.learn(
-            recognizer.embed_with_lengths, self.faces, recognizer.resolution, recognizer.kernel, own.at(far), far, self.name
+            recognizer.embed_with_lengths,
+            self.faces,
+            recognizer.resolution,
+            recognizer.kernel,
+            own.at(far),
+            far,
+            self.name,
         )
         if score is None:
             LOG.warning("no quality score was learned: %s has too few faces of a person that are recognized", self.name)

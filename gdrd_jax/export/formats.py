@@ -16,7 +16,7 @@ from gdrd_jax.utils.errors import require
 
 FORMATS = {
     "safetensors": bundle.WEIGHTS, "onnx": "student.onnx", "onnx_nchw": "student.nchw.onnx",
-    "int8": "student.int8.onnx", "stablehlo": "student.stablehlo",
+    "int8": "student.int8.onnx", "stablehlo": "student.stablehlo", "onnx_quality": "student.quality.onnx",
 }  # fmt: skip
 INEXACT = ("int8",)
 CALIBRATED = 256  # faces to quantize on, at most
@@ -32,7 +32,8 @@ def write(
         path.write_bytes(networks.stablehlo(recognizer.student))
     else:
         layout = "nchw" if name == "onnx_nchw" else "nhwc"
-        model = networks.onnx_model(recognizer.student, layout=layout, metadata=remarks)
+        quality = recognizer.require_quality() if name == "onnx_quality" else None
+        model = networks.onnx_model(recognizer.student, layout=layout, metadata=remarks, quality=quality)
         if name == "int8":
             model = networks.quantized(model, faces[:CALIBRATED])
         path.write_bytes(model.SerializeToString())

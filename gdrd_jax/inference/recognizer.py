@@ -269,7 +269,9 @@ class Recognizer:
           GdrdError: there is no picture, other weights, or as `embed`.
         """
         if weights not in ("quality", "uniform"):
-            raise GdrdError(f"the weights of a template are {weights!r}; give 'quality' or 'uniform'", "template-weights")
+            raise GdrdError(
+                f"the weights of a template are {weights!r}; give 'quality' or 'uniform'", "template-weights"
+            )
         if weights == "uniform":
             return mean_embedding(self.embed(images, align=align))
         return mean_embedding(*self.embed(images, align=align, quality=True))

@@ -139,7 +139,8 @@ def find(recognizer: Recognizer, path: Path, *, align: bool) -> tuple[list[Track
 def _of_video(recognizer: Recognizer, path: Path) -> list[Track]:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise GdrdError(
-            f"{path} is a picture, and a track is a folder of pictures or a video; leave --track out", "track-is-picture"
+            f"{path} is a picture, and a track is a folder of pictures or a video; leave --track out",
+            "track-is-picture",
         )
     aligner, tracker = recognizer.require_aligner(), Tracker()
     found: dict[int, list[tuple[int, np.ndarray]]] = {}
@@ -166,7 +167,9 @@ def _frames(path: Path) -> Iterator[np.ndarray]:
     try:
         ok, frame = video.read()
         if not ok:
-            raise GdrdError(f"{path} is not a video that OpenCV can read; convert it to MP4 (H.264)", "video-unreadable")
+            raise GdrdError(
+                f"{path} is not a video that OpenCV can read; convert it to MP4 (H.264)", "video-unreadable"
+            )
         total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         with tqdm(total=total if total > 0 else None, desc="frames", unit="frame") as progress:
             while ok:

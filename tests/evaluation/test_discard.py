@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from gdrd_jax.evaluation import discard
+from gdrd_jax.evaluation.evaluate import Row, evaluate
+from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.evaluation.result import Result
 from gdrd_jax.evaluation.verification import Pairs
+from gdrd_jax.inference.embedders import Embedder
+from gdrd_jax.utils.arrays import unit
 
 RNG = np.random.default_rng(0)
 
@@ -76,3 +80,55 @@ def test_the_metrics_are_percentages_with_intervals():
         low, high = found.intervals[name]
         assert 0 <= low <= found.figure(name) <= high <= 100 and low < high
     assert found.arrays["quality"].dtype == np.float32 and len(found.arrays["quality"]) == 400
+
+
+def pair_list(count):
+    first, second = RNG.integers(count, size=(2, 200))
+    same = np.arange(200) < 100
+    return PairList(
+        np.zeros((count, 8, 8, 3), np.uint8),
+        first,
+        second,
+        same,
+        np.arange(200) % 2,
+        RNG.integers(9, size=(200, 2)),
+        {},
+    )
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_pair_is_as_good_as_its_worse_face_and_in_a_gallery_as_its_probe():
+    pairs, quality = pair_list(30), RNG.random(30).astype(np.float32)
+    embeddings, gallery = unit(RNG.normal(size=(30, 4))), unit(RNG.normal(size=(30, 4)))
+    first, second = quality[pairs.first], quality[pairs.second]
+    results = {}
+    for name, other, expected in (
+        ("16", None, np.minimum(first, second)), ("16:native", gallery, np.concatenate([first, second]))
+    ):  # fmt: skip
+        plain = pairs.evaluate(embeddings, other, seed=0)
+        results[name] = pairs.with_quality(plain, quality, seed=0)
+        np.testing.assert_array_equal(results[name].arrays["quality"], expected)
+        scored = Pairs(plain.arrays["scores"], np.tile(pairs.same, len(expected) // 200))
+        wrong = discard.false_rejects(scored)[scored.same]
+        area = 100 * discard.area(expected[scored.same], wrong)
+        assert results[name].metrics["edc_area"] == pytest.approx(area, abs=1e-3)
+        assert plain.metrics.items() <= results[name].metrics.items()
+        results[f"{name} without"] = plain
+    (figure,) = pairs.figures(results)
+    assert figure.name in PairList.files and "0.01" in figure.caption
+    assert pairs.figures({"16 without": results["16 without"]}) == []
+
+
+def test_rows_of_students_with_scores_are_judged():
+    pairs, asked = pair_list(12), []
+    forward = lambda faces: unit(np.random.default_rng(0).normal(size=(len(faces), 4))).astype(np.float32)  # noqa: E731
+    scored = lambda faces: asked.append(1) or np.column_stack([forward(faces), np.arange(len(faces), dtype=np.float32)])  # noqa: E731
+    rows = [
+        Row("plain", Embedder("a", 8, forward)),
+        Row("scored", Embedder("b", 8, forward, scored=scored, settings={"quality": {}})),
+    ]
+    found = evaluate(rows, pairs)
+    assert asked and "edc_area" not in found["plain"].metrics
+    assert found["scored"].metrics.keys() - found["plain"].metrics.keys() == {"fnmr", "fnmr_discarded", "edc_area"}
+    np.testing.assert_array_equal(found["scored"].arrays["scores"], found["plain"].arrays["scores"])
+    np.testing.assert_array_equal(found["scored"].arrays["quality"], np.minimum(pairs.first, pairs.second))
