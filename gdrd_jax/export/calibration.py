@@ -40,7 +40,7 @@ class Calibration:
     low: np.ndarray
 
     def learn(self, recognizer: Recognizer, teacher: NativeRecognizer | None) -> Recognizer:
-        """The recognizer with thresholds, also for galleries of its teacher if that is given, and with a quality score."""
+        """The recognizer with thresholds, also for galleries of its teacher if that is given, and with quality."""
         labels, embeddings, native = self.faces.labels, recognizer.embed(self.low), None
         if teacher:
             full = []
