@@ -96,7 +96,7 @@ class PairList(ReportedProtocol):
         return self._pairs(np.concatenate([cosines(a, b, self.first, self.second) for a, b in orders]))
 
     def with_quality(self, result: Result, quality: np.ndarray, *, seed: int) -> Result:
-        """The error-versus-discard curve, see `evaluation.discard`: a pair's quality is the lower one of its probes'."""
+        """The error-versus-discard curve, see `evaluation.discard`; a pair has the quality of its worse probe."""
         pairs = self._pairs(result.arrays["scores"])
         orders = len(pairs.scores) // len(self.same)
         first, second = quality[self.first], quality[self.second]

@@ -99,7 +99,7 @@ def learn(
         return None
     faces = faces.take(several)
     labels = faces.labels
-    views = [embed(_view(faces, view, resolution, kernel)) for view in range(VIEWS)]
+    views = [embed(view_of(faces, view, resolution, kernel)) for view in range(VIEWS)]
     clean = views[0][0]
     lengths, shares = [], []
     for row in np.flatnonzero(np.bincount(labels)[labels] > 1):  # `MOST` may have parted the last person's
@@ -112,7 +112,7 @@ def learn(
     return Quality(slope, intercept, far, len(lengths) // VIEWS, name) if slope > 0 else None
 
 
-def _view(faces: Faces, view: int, resolution: int, kernel: str) -> np.ndarray:
+def view_of(faces: Faces, view: int, resolution: int, kernel: str) -> np.ndarray:
     """uint8 `[N, R, R, C]`; view 0 is of the faces as they are, others are degraded."""
     strongest = Degradation(resolution, kernel, **STRONGEST)
 
@@ -121,7 +121,7 @@ def _view(faces: Faces, view: int, resolution: int, kernel: str) -> np.ndarray:
         if view == 0:
             return resize(face, resolution, kernel)
         if random.random() < FEWER:
-            side = int(random.integers(max(resolution // 4, 2), resolution, endpoint=True))
+            side = int(random.integers(max(resolution // 4, 3), resolution, endpoint=True))
             face = resize(resize(face, side, kernel), len(face), "bicubic")
         return strongest.weakened(random)(face, random)
 
