@@ -46,7 +46,7 @@ from gdrd_jax.utils.files import user_path
 from gdrd_jax.utils.tables import markdown_table
 
 CONDITIONS = {"clean": {}, "degraded": {"blur": 2.0, "motion": 8.0, "noise": 8.0, "jpeg": 50}}
-VIEWS, LAMBDA, NOISE = 2, 30.0, 8.0
+LAMBDA, NOISE = 30.0, 8.0
 SHIFTS = ((0, 1), (0, -1), (1, 0))
 DRAWN = ("length", "mirror", "moved", "unrecognizable", "sharpness", "random")
 BINS = 5
@@ -85,8 +85,8 @@ def outputs(recognizer: Recognizer, pairs: PairList, calibration: Faces, jitter:
             others = [raw(x) for x in (*moved, np.clip(np.rint(noisy), 0, 255).astype(np.uint8))]
             own = unit(found[f"lfw_{condition}_a"])
             found[f"lfw_{condition}_jit"] = np.stack([(own * unit(other)).sum(axis=1) for other in others], axis=1)
-    for view in range(VIEWS):
-        add(f"cal{view}", quality.view_of(calibration, view, side, kernel))
+    for view in range(quality.VIEWS):
+        add(f"cal{view}", quality.view_of(calibration, view, side, kernel, range(len(calibration))))
     few = [resize(resize(calibration[row], max(2, side // 4), kernel), side, "bicubic") for row in range(1000)]
     add("ur", np.stack(few))
     return found
@@ -101,7 +101,7 @@ def cv2_moved(faces: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
 
 def scores(arrays: Mapping[str, np.ndarray], labels: np.ndarray, teacher: np.ndarray | None) -> dict[str, dict]:
     """Condition -> candidate -> score of each face, `[N]`; and "embedding", `[N, D]`."""
-    views = [_features(arrays, f"cal{view}") for view in range(VIEWS)]
+    views = [_features(arrays, f"cal{view}") for view in range(quality.VIEWS)]
     clean, several = views[0][0], np.bincount(labels)[labels] > 1
     total = np.zeros((labels.max() + 1, clean.shape[1]))
     np.add.at(total, labels, clean)
@@ -131,8 +131,8 @@ def scores(arrays: Mapping[str, np.ndarray], labels: np.ndarray, teacher: np.nda
             jitter = arrays[f"lfw_{condition}_jit"]
             of |= {"moved": jitter[:, : len(SHIFTS)].mean(axis=1), "noise": jitter[:, -1]}
         for name, target in targets.items():
-            y = (embeddings * np.tile(target, (VIEWS, 1))).sum(axis=1)
-            kept = np.tile(several, VIEWS) if name == "person" else np.ones(len(y), bool)
+            y = (embeddings * np.tile(target, (quality.VIEWS, 1))).sum(axis=1)
+            kept = np.tile(several, quality.VIEWS) if name == "person" else np.ones(len(y), bool)
             for kind in ("e", "lm", "elm"):
                 x = design(embeddings, lengths, mirrors, kind)[kept]
                 of[f"ridge {kind} {name}"] = _ridge(x, y[kept], design(*own, kind))
@@ -163,7 +163,7 @@ def judged(pairs: PairList, found: dict[str, dict], recognizer: Recognizer) -> t
     weights = bootstrap.resamples_of_pairs(pairs.people[genuine])
     rows, reliable, curves = (
         {},
-        [["condition", "score of the pair", "pairs", "mean score", "accepted at the threshold"]],
+        [["condition", "score of the probe", "pairs", "mean score", "accepted at the threshold"]],
         {},
     )
     for condition, of in found.items():
@@ -181,14 +181,16 @@ def judged(pairs: PairList, found: dict[str, dict], recognizer: Recognizer) -> t
             text = "" if name == "length" else f" ({difference:+.1f}; {low:+.1f} to {high:+.1f})"
             rows.setdefault(name, []).append(f"{100 * area:.1f}{text}")
         rows.setdefault("nothing discarded", []).append(f"{100 * wrong.mean():.1f}")
-        if recognizer.quality:
-            worse = np.minimum(*(recognizer.quality(of["length"][side]) for side in (pairs.first, pairs.second)))[
-                genuine
-            ]
-            accepted = cosines[genuine] >= recognizer.threshold(quality.FAR)
-            for part in np.array_split(np.argsort(worse, kind="stable"), BINS):
-                ends = f"{worse[part].min():.2f} to {worse[part].max():.2f}"
-                cells = (condition, ends, str(len(part)), f"{worse[part].mean():.2f}", f"{accepted[part].mean():.2f}")
+        if recognizer.quality and condition in CONDITIONS:
+            # As the score is defined: against the other face of the pair as it is, either way round.
+            other = found["clean"]["embedding"]
+            orders = [(pairs.first[genuine], pairs.second[genuine]), (pairs.second[genuine], pairs.first[genuine])]
+            similar = np.concatenate([(of["embedding"][a] * other[b]).sum(axis=1) for a, b in orders])
+            score = np.concatenate([recognizer.quality(of["length"][a]) for a, _ in orders])
+            accepted = similar >= recognizer.threshold(quality.FAR)
+            for part in np.array_split(np.argsort(score, kind="stable"), BINS):
+                ends = f"{score[part].min():.2f} to {score[part].max():.2f}"
+                cells = (condition, ends, str(len(part)), f"{score[part].mean():.2f}", f"{accepted[part].mean():.2f}")
                 reliable.append(list(cells))
     table = markdown_table([["score", *found], *([name, *cells] for name, cells in rows.items())])
     return table + "\n\n" + markdown_table(reliable), curves
