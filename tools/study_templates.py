@@ -10,7 +10,7 @@ Printed as Markdown, in percent with 95 % intervals from a bootstrap of people: 
 comparisons is 1e-2, and rank-1; and the difference to uniform weights.
 
 Examples:
-  python tools/study_templates.py --data lfw_dev.tar --model gdrd-16 gdrd-8
+  python tools/study_templates.py --data lfw_dev.tar --model gdrd-16 gdrd-8 --out study
 """
 
 import sys
@@ -34,7 +34,7 @@ from gdrd_jax.utils.tables import markdown_table
 LEAST, MOST = 4, 8  # images of a person, and of one side of the comparison
 FRAMES = (1, 4, 16)
 FAR = 1e-2
-STRENGTHS = {"fixed": (2.0, 8.0, 8.0, 50), "random": (4.0, 16.0, 16.0, 25)}
+STRENGTHS = {"random": (4.0, 16.0, 16.0, 25), "fixed": (2.0, 8.0, 8.0, 50)}
 WEIGHTS = {
     "uniform": lambda lengths, quality: np.ones(len(lengths)),
     "quality": lambda lengths, quality: quality,
@@ -78,7 +78,7 @@ def cell(values: np.ndarray, reference: np.ndarray | None = None) -> str:
     return f"{100 * (values - shift).mean():{form}} ({100 * low:{form}} to {100 * high:{form}})"
 
 
-def study(name: str, data: Path) -> str:
+def study(name: str, data: Path, out: Path) -> str:
     """The table of one student."""
     recognizer = Recognizer.load(name)
     score = recognizer.require_quality()
@@ -87,7 +87,10 @@ def study(name: str, data: Path) -> str:
     rows = [own for own in rows if len(own) >= LEAST]
     sources, known = [own[: len(own) // 2][:MOST] for own in rows], [own[len(own) // 2 :][:MOST] for own in rows]
     clean = [np.stack([resize(faces[row], recognizer.resolution, recognizer.kernel) for row in own]) for own in known]
-    enrolled = recognizer.embed(np.concatenate(clean))
+    file = out / f"{Path(name).name}_gallery.npz"
+    if not file.exists():
+        np.savez(file, embeddings=recognizer.embed(np.concatenate(clean)))
+    enrolled = np.load(file)["embeddings"]
     ends = np.cumsum([len(own) for own in known])
     parts = np.split(enrolled, ends[:-1])
     galleries = {
@@ -97,9 +100,14 @@ def study(name: str, data: Path) -> str:
     table = [["strengths", "gallery", "frames", "weights", "TAR at FAR 1e-2", "rank-1", "TAR, difference to uniform"]]
     for strengths, values in STRENGTHS.items():
         degradation = Degradation(recognizer.resolution, recognizer.kernel, *values)
-        frames = frames_of(faces, sources, degradation, strengths == "random")
-        embeddings, lengths = recognizer.embed_with_lengths(frames.reshape(-1, *frames.shape[2:]))
-        embeddings, lengths = embeddings.reshape(*frames.shape[:2], -1), lengths.reshape(frames.shape[:2])
+        file = out / f"{Path(name).name}_{strengths}.npz"
+        if not file.exists():
+            frames = frames_of(faces, sources, degradation, strengths == "random")
+            embeddings, lengths = recognizer.embed_with_lengths(frames.reshape(-1, *frames.shape[2:]))
+            shape = frames.shape[:2]
+            np.savez(file, embeddings=embeddings.reshape(*shape, -1), lengths=lengths.reshape(shape))
+        stored = np.load(file)
+        embeddings, lengths = stored["embeddings"], stored["lengths"]
         for gallery, entries in galleries.items():
             for count in FRAMES:
                 uniform = None
@@ -124,9 +132,11 @@ def main(argv: list[str]) -> int:
         parser = ArgumentParser(__doc__)
         parser.add_argument("--data", type=user_path, required=True, help="aligned faces, PERSON/IMAGE")
         parser.add_argument("--model", nargs="+", required=True, help="students with a quality score")
+        parser.add_argument("--out", type=user_path, required=True, help="folder where the frames' embeddings are kept")
         given = parser.parse_args(argv)
+        given.out.mkdir(parents=True, exist_ok=True)
         for name in given.model:
-            print(study(name, given.data), flush=True)
+            print(study(name, given.data, given.out), flush=True)
 
     return guarded(work, resumes=False)
 
