@@ -86,7 +86,7 @@ def with_curve(result: Result, pairs: Pairs, quality: np.ndarray, people: np.nda
     weights = bootstrap.resamples_of_pairs(people[genuine], seed=seed)
     rates, spread = curve(kept, wrong, at), curve(kept, wrong, at, weights)
     metrics = {
-        "fnmr": percent(rates[0]), "edc_area": percent(area(kept, wrong)),
+        "fnmr": percent(rates[0]), "edc_area": percent(float(area(kept, wrong))),
         "fnmr_discarded": {f"{share:g}": percent(rate) for share, rate in zip(SHOWN, rates[1:])},
     }  # fmt: skip
     names = ["fnmr", *(f"fnmr_discarded.{share:g}" for share in SHOWN)]

@@ -56,7 +56,8 @@ def evaluate(
 def _scored(row: Row, protocol: EvaluationProtocol, seed: int, cache: Path | None) -> Result:
     """The result of a row, whose embeddings are freed before those of the next one are made."""
     quality = gallery = None
-    if row.embedder.scored and isinstance(protocol, ReportedProtocol) and protocol.judges_quality:
+    judge = protocol if isinstance(protocol, ReportedProtocol) and protocol.judges_quality else None
+    if judge and row.embedder.scored:
         probes, quality = embed_and_score(row.embedder, protocol.faces, row.degradation, seed=seed, cache=cache)
     else:
         probes = embed_faces(row.embedder, protocol.faces, row.degradation, seed=seed, cache=cache)
@@ -64,4 +65,4 @@ def _scored(row: Row, protocol: EvaluationProtocol, seed: int, cache: Path | Non
         embedder, degradation = row.gallery
         gallery = embed_faces(embedder, protocol.faces, degradation, seed=seed, cache=cache)
     result = protocol.evaluate(probes, gallery, seed=seed)
-    return result if quality is None else protocol.with_quality(result, quality, seed=seed)
+    return judge.with_quality(result, quality, seed=seed) if judge and quality is not None else result

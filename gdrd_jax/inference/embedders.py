@@ -245,6 +245,8 @@ def embed_and_score(
     embedder: Embedder, faces: Faces | np.ndarray, degradation: Degradation | None, *, seed: int, cache: Path | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """`embed_faces` of a recognizer with `scored`, and the quality of each face, float32 `[N]`, in [0, 1]."""
+    if embedder.scored is None:
+        raise ValueError(f"{embedder.name} has no quality score")
     fingerprint = digest({"model": embedder.fingerprint, "quality": embedder.settings["quality"]})
     both = dataclasses.replace(embedder, forward=embedder.scored, fingerprint=fingerprint)
     found = embed_faces(both, faces, degradation, seed=seed, cache=cache)

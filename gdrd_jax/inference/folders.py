@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -83,6 +84,6 @@ def save(found: Embedded, path: Path) -> None:
     Raises:
       GdrdError: the file cannot be written.
     """
-    quality = {} if found.quality is None else {"quality": found.quality}
+    quality: dict[str, Any] = {} if found.quality is None else {"quality": found.quality}
     with replacing_file(path) as file:  # np.savez would add a suffix to a name
         np.savez(file, paths=np.array([*map(str, found.paths)]), embeddings=found.embeddings, **quality)

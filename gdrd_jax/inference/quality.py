@@ -19,7 +19,7 @@ from gdrd_jax.utils.errors import GdrdError
 FAR = 0.01  # of the threshold that accepts
 VIEWS = 2  # of a calibration face: as it is, and degraded at random
 MOST = 6000  # faces
-STRONGEST = {"blur": 4.0, "motion": 14.0, "noise": 16.0, "jpeg": 25}  # of those, see `Degradation`
+STRONGEST = (4.0, 14.0, 16.0, 25)  # of those: blur, motion, noise and jpeg of `Degradation`
 FEWER = 0.3  # share of them that have fewer pixels than the student's input, down to a quarter
 SEED = 7
 STEPS = 50  # of Newton's method
@@ -114,7 +114,7 @@ def learn(
 
 def view_of(faces: Faces, view: int, resolution: int, kernel: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     """Rows of the faces, uint8 `[N, R, R, C]`; view 0 shows them as they are, others are degraded."""
-    strongest = Degradation(resolution, kernel, **STRONGEST)
+    strongest = Degradation(resolution, kernel, *STRONGEST)
 
     def one(row: int) -> np.ndarray:
         face, random = faces[row], np.random.default_rng([SEED, row, view])
@@ -125,7 +125,7 @@ def view_of(faces: Faces, view: int, resolution: int, kernel: str, rows: Sequenc
             face = resize(resize(face, side, kernel), len(face), "bicubic")
         return strongest.weakened(random)(face, random)
 
-    return np.stack(list(in_parallel(one, rows)))
+    return np.stack(list(in_parallel(one, [int(row) for row in rows])))
 
 
 def logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
