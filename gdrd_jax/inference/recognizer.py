@@ -252,7 +252,7 @@ class Recognizer:
     def template(
         self,
         images: np.ndarray | Sequence[Image],
-        weights: Literal["quality", "uniform"] = "quality",
+        weights: Literal["quality", "uniform"] = "uniform",
         *,
         align: bool = False,
     ) -> np.ndarray:
@@ -260,7 +260,7 @@ class Recognizer:
 
         Args:
           images, align: as `faces` and `align` of `embed`; at least one picture.
-          weights: of the mean, "quality", each face's, or "uniform".
+          weights: of the mean, "uniform", or "quality", each face's, which was not better (docs/quality.md).
 
         Returns:
           float32 `[D]`, unit length.

@@ -51,12 +51,12 @@ class Template(NamedTuple):
 
 
 def template(recognizer: Recognizer, track: Track) -> Template:
-    """The mean of a track's embeddings, weighted by quality where the student has it."""
+    """The mean of a track's embeddings; weights by quality were not better, see docs/quality.md."""
     if recognizer.quality is None:
         return Template(mean_embedding(recognizer.embed(track.faces)), len(track.faces) // 2, None)
     embeddings, quality = recognizer.embed(track.faces, quality=True)
     best = int(quality.argmax())
-    return Template(mean_embedding(embeddings, quality), best, float(quality[best]))
+    return Template(mean_embedding(embeddings), best, float(quality[best]))
 
 
 class Tracker:

@@ -88,10 +88,10 @@ def test_scores_come_with_the_same_embeddings(recognizer, plain):
 
 
 def test_a_student_without_scores_says_how_to_get_them(plain, folder, tmp_path):
-    for call in (lambda: plain.embed(FACES, quality=True), lambda: plain.template(FACES)):
+    for call in (lambda: plain.embed(FACES, quality=True), lambda: plain.template(FACES, "quality")):
         with raises("quality-missing", "gdrd export", "--calibration"):
             call()
-    assert plain.quality is None and plain.template(FACES, "uniform").shape == (plain.dim,)
+    assert plain.quality is None and plain.template(FACES).shape == (plain.dim,)
     for wrong in ({"slope": 1.0}, dataclasses.asdict(SCORE) | {"slope": -1.0}, [1, 2]):
         copy = shutil.copytree(folder / "dis" / "student", tmp_path / "copy", dirs_exist_ok=True)
         write_quality(copy, wrong)
@@ -107,9 +107,7 @@ def test_a_template_is_the_weighted_mean(recognizer):
         np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
         assert found.dtype == np.float32
     np.testing.assert_allclose(recognizer.template(FACES[:1]), embeddings[0], atol=1e-6)
-    np.testing.assert_allclose(
-        mean_embedding(embeddings, np.zeros(7)), recognizer.template(FACES, "uniform"), atol=1e-6
-    )
+    np.testing.assert_allclose(mean_embedding(embeddings, np.zeros(7)), recognizer.template(FACES), atol=1e-6)
     with raises("template-weights", "'best'", "'quality'", "'uniform'"):
         recognizer.template(FACES, "best")
     with raises("template-empty"):

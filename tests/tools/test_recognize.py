@@ -106,7 +106,7 @@ def test_the_pictures_of_a_folder_are_one_track(call, workdir, scored, faces, tm
     gallery = Gallery.load(known)
     for track in found:
         pictures = sorted(Path(track["path"]).iterdir())
-        template = recognizer.template(pictures, "quality" if with_quality else "uniform")
+        template = recognizer.template(pictures)
         (match,) = gallery.search(template[None], 1)[0]
         assert track["matches"][0]["similarity"] == pytest.approx(match.similarity, abs=1e-5)
         assert track["matches"][0]["id"] == match.id == Path(track["path"]).name
