@@ -113,7 +113,7 @@ class PairList(ReportedProtocol):
                 wrong = discard.false_rejects(pairs)[pairs.same]
                 rates = discard.curve(result.arrays["quality"][pairs.same], wrong, discard.PLOTTED)
                 low, high = result.intervals["edc_area"]
-                area = f"mean to {discard.LIMIT:.0%}: {result.figure('edc_area'):.1f} % ({low:.1f} to {high:.1f})"
+                area = f"mean to {100 * discard.LIMIT:g} %: {result.figure('edc_area'):.1f} % ({low:.1f} to {high:.1f})"
                 lines[f"{name}, {area}"] = 100 * discard.PLOTTED, 100 * rates
         if not lines:
             return []
