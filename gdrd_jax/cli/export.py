@@ -14,6 +14,7 @@ Formats:
   onnx_112_bgr  student.112.bgr.onnx: the same for BGR faces, as Frigate feeds them
   int8       student.int8.onnx: as onnx, in 8 bits
   stablehlo  student.stablehlo: `jax.export`
+  onnx_quality  student.quality.onnx: as onnx, with a second output "quality", float32 [N]; see docs/quality.md
 
 student.safetensors and manifest.json are always written: `Recognizer.load(FOLDER)` reads them.
 

@@ -21,6 +21,10 @@ Examples:
 
 import argparse
 import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.galleries.address import parse_address
@@ -49,7 +53,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
     embed = command("embed", "write the embeddings of pictures")
     embed.add_argument("path", type=user_path, metavar="FOLDER", help="pictures, at any depth")
-    embed.add_argument("--out", type=user_path, required=True, help="an .npz with `paths` and `embeddings`")
+    out = "an .npz with `paths`, `embeddings` and, if the student has it, `quality`"
+    embed.add_argument("--out", type=user_path, required=True, help=out)
     verify = command("verify", "are two faces one person's?")
     verify.add_argument("first", type=user_path, metavar="A", help="a picture of an aligned face; see --align")
     verify.add_argument("second", type=user_path, metavar="B", help="another one")
@@ -64,10 +69,14 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "--with", dest="teacher", metavar="T", help="embed full-size faces by the student's teacher: FILE.onnx"
     )
     search = command("search", "who of a gallery are these?")
-    search.add_argument("path", type=user_path, metavar="IMAGE|FOLDER", help="a picture, or a folder of them")
+    search.add_argument("path", type=user_path, metavar="PATH", help="a picture, or a folder of them; see --track")
     search.add_argument("--gallery", type=parse_address, required=True, help=GALLERY)
     search.add_argument("-k", type=int, default=5, help="how many are listed, default 5")
     search.add_argument("--templates", action="store_true", help="compare with the mean of each person's faces")
+    track = (
+        "search for people, not pictures: each folder in PATH is of one person; or PATH is a video, which is tracked"
+    )
+    search.add_argument("--track", action="store_true", help=track)
     search.add_argument("--far", type=float, help="mark those who pass at this false accept rate of one comparison")
     search.add_argument(
         "--pictures", type=user_path, metavar="FILE.png", help="draw the first probes and whom they match"
@@ -160,7 +169,6 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     from gdrd_jax.galleries import enroll
     from gdrd_jax.galleries.gallery import Gallery
-    from gdrd_jax.inference import folders
     from gdrd_jax.utils.errors import GdrdError, require
     from gdrd_jax.utils.files import replacing_file
     from gdrd_jax.utils.outputs import marked
@@ -168,10 +176,10 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 
     if given.k < 1:
         raise GdrdError(f"-k is {given.k}; it must be at least 1", "search-k")
-    if given.templates and given.far is not None:
+    if (given.templates or given.track) and given.far is not None:
         raise GdrdError(
-            "--far and --templates exclude each other: thresholds are of single faces, and means of several pass more "
-            "often; leave one out",
+            f"--far and {'--track' if given.track else '--templates'} exclude each other: thresholds are of single "
+            "faces, and means of several pass more often; leave one out",
             "search-far-templates",
         )
     gallery = Gallery.load(given.gallery, recognizer.comparable())
@@ -180,29 +188,76 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     threshold = None if given.far is None else recognizer.threshold(given.far, native=native)
     if given.templates:
         gallery = gallery.templates()
-    found = folders.embed(recognizer, given.path, align=given.align)
-    matches = gallery.search(found.embeddings, given.k)
+    probes, bad = (_tracks if given.track else _pictures)(recognizer, given)
+    matches = gallery.search(np.stack([probe.embedding for probe in probes]), given.k)
     if given.pictures:
+        align = given.align and not given.track
+        drawn = enroll.picture(recognizer, [probe.face for probe in probes], matches, align=align)
         with replacing_file(given.pictures) as file:
-            file.write(marked(png(enroll.picture(recognizer, found.paths, matches, align=given.align))))
-    probes = [
-        {
-            "path": str(path),
+            file.write(marked(png(drawn)))
+    found = [
+        probe.about
+        | {
             "matches": [
                 {**m.metadata, "id": m.id, "similarity": m.similarity}
                 | ({} if threshold is None else {"accepted": m.similarity >= threshold})
                 for m in line
-            ],
+            ]
         }
-        for path, line in zip(found.paths, matches)
+        for probe, line in zip(probes, matches)
     ]
     if not given.json:
-        for probe in probes:
-            print(probe["path"])
+        for probe in found:
+            print(_headline(probe))
             for rank, match in enumerate(probe["matches"], 1):
                 passes = "" if threshold is None else "  accepted" if match["accepted"] else "  -"
                 print(f"  {rank}  {match['similarity']:.3f}  {match['id']}{passes}")
-    return {"probes": probes}, found.bad
+    return {"probes": found}, bad
+
+
+class _Probe(NamedTuple):
+    """What is searched for: how it is described, its embedding `[D]`, and the face, or its file, that is drawn."""
+
+    about: dict
+    embedding: np.ndarray
+    face: Path | np.ndarray
+
+
+def _pictures(recognizer, given: argparse.Namespace) -> tuple[list[_Probe], list]:
+    from gdrd_jax.inference import folders
+
+    found = folders.embed(recognizer, given.path, align=given.align)
+    scores = [{}] * len(found.paths) if found.quality is None else [{"quality": float(q)} for q in found.quality]
+    return [
+        _Probe({"path": str(path)} | score, embedding, path)
+        for path, score, embedding in zip(found.paths, scores, found.embeddings)
+    ], found.bad
+
+
+def _tracks(recognizer, given: argparse.Namespace) -> tuple[list[_Probe], list]:
+    from gdrd_jax.inference import tracks
+
+    found, bad = tracks.find(recognizer, given.path, align=given.align)
+    probes = []
+    for track in found:
+        template = tracks.template(recognizer, track)
+        frames = {} if track.frames is None else {"frames": [track.frames[0], track.frames[-1]]}
+        score = {} if template.quality is None else {"quality": template.quality}
+        about = {"path": str(track.path), **frames, "faces": len(track.faces), **score}
+        probes.append(_Probe(about, template.embedding, track.faces[template.best]))
+    return probes, bad
+
+
+def _headline(probe: dict) -> str:
+    """A probe as one line: its path, of a track its frames and number of faces, and its quality."""
+    parts = [probe["path"]]
+    if "frames" in probe:
+        parts.append("frames {} to {}".format(*probe["frames"]))
+    if "faces" in probe:
+        parts.append(counted(probe["faces"], "face"))
+    if "quality" in probe:
+        parts.append(f"quality {probe['quality']:.2f}")
+    return "  ".join(parts)
 
 
 def _size(faces: int, people: int) -> str:

@@ -141,13 +141,27 @@ class Aligner:
         face = self._main_face(image, shrink)
         if face is not None and face[3] > SURE:
             face = self._main_face(image, shrink * SMALL / face[3])
-        if face is None:
-            return None
-        try:
-            similarity = estimate_similarity(face[4:14].reshape(5, 2), TEMPLATE)
-        except GdrdError:  # landmarks that coincide are not a face's
-            return None
-        return _warp(image, similarity)
+        return None if face is None else _placed(image, face[4:14].reshape(5, 2))
+
+    def all(self, image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Every face of a picture.
+
+        Args:
+          image: uint8 RGB `[H, W, 3]`.
+
+        Returns:
+          For each face its box, float32 `[4]`: left, top, width and height in pixels of the picture; and the aligned
+          face, uint8 RGB `[112, 112, 3]`. The surest first.
+        """
+        shrink = min(1.0, LARGEST / max(image.shape[:2]))
+        found = []
+        for seen in self._faces(image, shrink):
+            box, landmarks = seen[:4] / shrink, seen[4:14].reshape(5, 2) / shrink
+            # As for a single face, a large one is looked for again, in its surroundings.
+            face = self(_around(image, box)) if seen[3] > SURE else _placed(image, landmarks)
+            if face is not None:
+                found.append((box, face))
+        return found
 
     def _main_face(self, image: np.ndarray, shrink: float) -> np.ndarray | None:
         """Box, as seen after shrinking, and landmarks, of the original, of the main face: `[14]`."""
@@ -165,6 +179,21 @@ class Aligner:
         detector.setInputSize(_size(image, shrink))
         faces = detector.detect(cv2.cvtColor(seen, cv2.COLOR_RGB2BGR))[1]
         return np.zeros((0, 15), np.float32) if faces is None else faces
+
+
+def _placed(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
+    """The face with these landmarks, `[5, 2]`, as `TEMPLATE` has them; None where they are not a face's."""
+    try:
+        return _warp(image, estimate_similarity(landmarks, TEMPLATE))
+    except GdrdError:  # they coincide
+        return None
+
+
+def _around(image: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """A box of a picture, with half its size more on each side, as far as the picture reaches."""
+    left, top, width, height = box
+    rows = slice(max(0, round(top - height / 2)), round(top + 1.5 * height))
+    return image[rows, max(0, round(left - width / 2)) : round(left + 1.5 * width)]
 
 
 def _warp(image: np.ndarray, similarity: np.ndarray) -> np.ndarray:

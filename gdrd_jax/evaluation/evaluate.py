@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gdrd_jax.data.degradation import Degradation
-from gdrd_jax.evaluation.interface import EvaluationProtocol
+from gdrd_jax.evaluation.interface import EvaluationProtocol, ReportedProtocol
 from gdrd_jax.evaluation.result import Result
-from gdrd_jax.inference.embedders import Embedder, embed_faces
+from gdrd_jax.inference.embedders import Embedder, embed_and_score, embed_faces
 from gdrd_jax.utils.errors import GdrdError
 
 
@@ -55,9 +55,14 @@ def evaluate(
 
 def _scored(row: Row, protocol: EvaluationProtocol, seed: int, cache: Path | None) -> Result:
     """The result of a row, whose embeddings are freed before those of the next one are made."""
-    probes = embed_faces(row.embedder, protocol.faces, row.degradation, seed=seed, cache=cache)
-    gallery = None
+    quality = gallery = None
+    judge = protocol if isinstance(protocol, ReportedProtocol) and protocol.judges_quality else None
+    if judge and row.embedder.scored:
+        probes, quality = embed_and_score(row.embedder, protocol.faces, row.degradation, seed=seed, cache=cache)
+    else:
+        probes = embed_faces(row.embedder, protocol.faces, row.degradation, seed=seed, cache=cache)
     if row.gallery:
         embedder, degradation = row.gallery
         gallery = embed_faces(embedder, protocol.faces, degradation, seed=seed, cache=cache)
-    return protocol.evaluate(probes, gallery, seed=seed)
+    result = protocol.evaluate(probes, gallery, seed=seed)
+    return judge.with_quality(result, quality, seed=seed) if judge and quality is not None else result

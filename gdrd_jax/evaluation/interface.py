@@ -75,6 +75,7 @@ class ReportedProtocol:
       columns: metric ("a.b" for the figure b of the metric a) to its heading in the report's table.
       legend: explains the columns, plain text.
       native_floor: see `NativeFloor`; None where no such figure is known.
+      judges_quality: whether `with_quality` is called for recognizers that say how recognizable a face is.
       faces: all N faces, checked by `data.prepare.checked`; `evaluate` gets one embedding for each.
       about: counts and remarks for `metrics.json`: "alignment", how the faces came to the model's input, where the
         protocol decides that; "n_skipped" and "skipped", a list of `(name, reason)`, of what was
@@ -92,6 +93,7 @@ class ReportedProtocol:
     columns: Mapping[str, str]
     legend: str
     native_floor: NativeFloor | None = None
+    judges_quality: ClassVar[bool] = False
     faces: Any  # Faces or an array; subclasses say which
     about: dict[str, Any]
 
@@ -121,6 +123,16 @@ class ReportedProtocol:
 
         Returns:
           Metrics in percent, their 95 % intervals (`evaluation.bootstrap`), and the arrays behind them.
+        """
+        raise NotImplementedError
+
+    def with_quality(self, result: Result, quality: np.ndarray, *, seed: int) -> Result:
+        """A result, and how well the quality of the faces predicts its errors.
+
+        Args:
+          result: of `evaluate`.
+          quality: of `faces` as probes, float32 `[N]`, in [0, 1].
+          seed: of the bootstrap.
         """
         raise NotImplementedError
 

@@ -13,10 +13,10 @@ from gdrd_jax.data.file_tree import check_unique, is_image
 from gdrd_jax.data.insightface_bin import read_bin
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import list_files
-from gdrd_jax.evaluation import bootstrap, verification
-from gdrd_jax.evaluation.interface import NativeFloor, ReportedProtocol
+from gdrd_jax.evaluation import bootstrap, discard, verification
+from gdrd_jax.evaluation.interface import Figure, NativeFloor, ReportedProtocol
 from gdrd_jax.evaluation.pair_files import Pair, find_images, read_pairs
-from gdrd_jax.evaluation.report import GREEN, RED
+from gdrd_jax.evaluation.report import GREEN, RED, draw_lines
 from gdrd_jax.evaluation.result import Result
 from gdrd_jax.evaluation.verification import FARS, Pairs, cosines, hardest_pairs
 from gdrd_jax.registry import protocols
@@ -54,6 +54,8 @@ class PairList(ReportedProtocol):
     about: dict[str, Any]
 
     main, fars = "accuracy", FARS
+    files = ("edc.png",)
+    judges_quality = True
     columns = {
         "accuracy": "accuracy %", "accuracy_std_error": "± std. error", "best_threshold_accuracy": "best threshold %",
         "auc": "AUC %", "eer": "EER %", "tar_at_far.0.01": "TAR % at FAR 1e-2", "tar_at_far.0.001": "TAR % at FAR 1e-3",
@@ -92,6 +94,36 @@ class PairList(ReportedProtocol):
         """The pairs with the cosine of their embeddings; arguments as of `evaluate`."""
         orders = [(embeddings, embeddings)] if gallery is None else [(embeddings, gallery), (gallery, embeddings)]
         return self._pairs(np.concatenate([cosines(a, b, self.first, self.second) for a, b in orders]))
+
+    def with_quality(self, result: Result, quality: np.ndarray, *, seed: int) -> Result:
+        """The error-versus-discard curve, see `evaluation.discard`; a pair has the quality of its worse probe."""
+        pairs = self._pairs(result.arrays["scores"])
+        orders = len(pairs.scores) // len(self.same)
+        first, second = quality[self.first], quality[self.second]
+        # Compared with a gallery of good faces, a pair has one probe: the first face, and then the second one.
+        of_pairs = np.minimum(first, second) if orders == 1 else np.concatenate([first, second])
+        return discard.with_curve(result, pairs, of_pairs, np.tile(self.people, (orders, 1)), seed=seed)
+
+    def figures(self, results: Mapping[str, Result]) -> list[Figure]:
+        """The error-versus-discard curves of the rows whose model says how recognizable a face is."""
+        lines = {}
+        for name, result in results.items():
+            if "quality" in result.arrays:
+                pairs = self._pairs(result.arrays["scores"])
+                wrong = discard.false_rejects(pairs)[pairs.same]
+                rates = discard.curve(result.arrays["quality"][pairs.same], wrong, discard.PLOTTED)
+                low, high = result.intervals["edc_area"]
+                area = f"mean to {100 * discard.LIMIT:g} %: {result.figure('edc_area'):.1f} % ({low:.1f} to {high:.1f})"
+                lines[f"{name}, {area}"] = 100 * discard.PLOTTED, 100 * rates
+        if not lines:
+            return []
+        caption = (
+            "Error versus discard: the share of genuine pairs that are falsely rejected, at the threshold of a false "
+            f"accept rate of {discard.FMR:g} on all pairs, when those of the lowest quality are discarded. The quality "
+            "of a pair is the lower one of its two probes'; random scores would leave the rate as it is on the left."
+        )
+        x, y = "genuine pairs discarded, %", f"false rejects at FAR {discard.FMR:g}, %"
+        return [Figure("edc.png", draw_lines(lines, x=x, y=y), caption)]
 
     def _pairs(self, scores: np.ndarray) -> Pairs:
         """Scores of all pairs, or of all pairs in one order and then in the other."""

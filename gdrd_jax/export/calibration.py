@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,15 @@ from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.export import formats
-from gdrd_jax.inference import bundle
+from gdrd_jax.inference import bundle, quality
 from gdrd_jax.inference.embedders import BATCH
 from gdrd_jax.inference.native import NativeRecognizer
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.inference.thresholds import LEAST_PEOPLE, Thresholds, compared
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import sha256
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Calibration:
         return np.stack(list(in_parallel(lambda row: self.faces[row], list(rows))))
 
     def learn(self, recognizer: Recognizer, teacher: NativeRecognizer | None) -> Recognizer:
-        """The recognizer with thresholds, and with those for galleries of its teacher if that is given."""
+        """The recognizer with thresholds, also for galleries of its teacher if that is given, and with quality."""
         labels, embeddings, native = self.faces.labels, recognizer.embed(self.low), None
         if teacher:
             full = []
@@ -54,7 +57,19 @@ class Calibration:
                     progress.update(len(faces))
             native = Thresholds.learn(embeddings, labels, self.name, np.concatenate(full))
         own = Thresholds.learn(embeddings, labels, self.name)
-        return dataclasses.replace(recognizer, thresholds=own, native_thresholds=native)
+        far = max(quality.FAR, own.finest())
+        score = quality.learn(
+            recognizer.embed_with_lengths,
+            self.faces,
+            recognizer.resolution,
+            recognizer.kernel,
+            own.at(far),
+            far,
+            self.name,
+        )
+        if score is None:
+            LOG.warning("no quality score was learned: %s has too few faces of a person that are recognized", self.name)
+        return dataclasses.replace(recognizer, thresholds=own, native_thresholds=native, quality=score)
 
 
 def find(given: Path | None, student: str, source: Path, recognizer: Recognizer) -> Calibration | None:

@@ -115,12 +115,15 @@ def export(settings: Settings, folder: Path) -> dict:
         raise GdrdError("--format int8 and --teacher need faces; give --calibration FACES", "calibration-missing")
     else:
         few, named = _images(benchmark, recognizer)
+    if "onnx_quality" in settings.formats:
+        recognizer.require_quality()
     license = settings.license or known.get("license") or known.get("licence", model_card.LICENSE)
     names = dict.fromkeys(("safetensors", *settings.formats))
     remarks = {
         "fingerprint": fingerprint, "resolution": str(recognizer.resolution), "kernel": recognizer.kernel,
         "colors": formats.COLORS[recognizer.student.shape.channels], "license": license,
         "thresholds": json.dumps(_plain(recognizer.thresholds)), "made_by": f"gdrd_jax {__version__}",
+        **({"quality": json.dumps(dataclasses.asdict(recognizer.quality))} if recognizer.quality else {}),
     }  # fmt: skip
     with replacing(folder) as new:
         paths = {name: new / formats.FORMATS[name] for name in names}
@@ -138,7 +141,7 @@ def export(settings: Settings, folder: Path) -> dict:
         manifest = {
             **bundle.described(
                 arguments, recognizer.kernel, fingerprint, recognizer.thresholds, list(paths.values()),
-                recognizer.teacher, recognizer.native_thresholds,
+                recognizer.teacher, recognizer.native_thresholds, recognizer.quality,
             ),
             **({} if recognizer.task == FACES else {"task": recognizer.task.recorded()}),
             "proof": {

@@ -18,12 +18,13 @@ from gdrd_jax.utils.errors import GdrdError, require
 
 FORMATS = {
     "safetensors": bundle.WEIGHTS, "onnx": "student.onnx", "onnx_nchw": "student.nchw.onnx",
-    "onnx_112": "student.112.onnx", "onnx_112_bgr": "student.112.bgr.onnx", "int8": "student.int8.onnx",
-    "stablehlo": "student.stablehlo",
+    "onnx_112": "student.112.onnx", "onnx_112_bgr": "student.112.bgr.onnx", "onnx_quality": "student.quality.onnx",
+    "int8": "student.int8.onnx", "stablehlo": "student.stablehlo",
 }  # fmt: skip
 # Layouts of ONNX files.
 LAYOUTS = {
-    "onnx": "nhwc", "onnx_nchw": "nchw", "onnx_112": "nchw_112", "onnx_112_bgr": "nchw_112_bgr", "int8": "nhwc",
+    "onnx": "nhwc", "onnx_nchw": "nchw", "onnx_112": "nchw_112", "onnx_112_bgr": "nchw_112_bgr",
+    "onnx_quality": "nhwc", "int8": "nhwc",
 }  # fmt: skip
 FULL_SIZE = ("onnx_112", "onnx_112_bgr")
 COLORS = {1: "gray", 2: "gray and one more", 3: "RGB", 4: "RGB and one more"}  # by number of channels
@@ -40,8 +41,9 @@ def write(
     elif name == "stablehlo":
         path.write_bytes(networks.stablehlo(recognizer.student))
     else:
+        quality = recognizer.require_quality() if name == "onnx_quality" else None
         model = networks.onnx_model(
-            recognizer.student, layout=LAYOUTS[name], metadata=remarks, kernel=recognizer.kernel
+            recognizer.student, layout=LAYOUTS[name], metadata=remarks, kernel=recognizer.kernel, quality=quality
         )  # fmt: skip
         if name == "int8":
             low = resize_all(faces[:CALIBRATED], recognizer.resolution, recognizer.kernel)

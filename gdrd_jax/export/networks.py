@@ -13,13 +13,14 @@ from flax import nnx
 from gdrd_jax.export import jaxpr_onnx
 from gdrd_jax.export.graph import Graph
 from gdrd_jax.export.reduction import reduced
+from gdrd_jax.inference.quality import Quality
 from gdrd_jax.models.haar import HaarConvolution
 from gdrd_jax.models.norm import BatchNorm
 from gdrd_jax.models.residual import BasicBlock, Head, ResidualBackbone
 from gdrd_jax.models.student import Student, embed
 from gdrd_jax.utils.errors import GdrdError, require
 
-OUTPUT = "embedding"
+OUTPUT, QUALITY = "embedding", "quality"
 # By layout; Frigate calls ArcFace's input "data".
 INPUTS = {"nhwc": "faces", "nchw": "faces", "nchw_112": "data", "nchw_112_bgr": "data"}
 INPUT = INPUTS["nhwc"]
@@ -30,7 +31,9 @@ PLATFORMS = ("cpu", "cuda")
 CALIBRATION_BATCH = 64
 
 
-def onnx_model(student: Student, *, layout: str, metadata: dict[str, str], kernel: str = "area"):
+def onnx_model(
+    student: Student, *, layout: str, metadata: dict[str, str], kernel: str = "area", quality: Quality | None = None
+):
     """`models.student.embed` as an ONNX graph, batch normalization folded into the weights.
 
     Its output "embedding" is float32 `[N, D]`, unit length, for any N. It computes in float32 even if the student
@@ -43,6 +46,7 @@ def onnx_model(student: Student, *, layout: str, metadata: dict[str, str], kerne
         pixels, `[N, C, 112, 112]`, which the graph reduces; "nchw_112_bgr": of BGR faces.
       metadata: becomes the model's `metadata_props`.
       kernel: by which the latter two reduce faces, see `data.degradation.resize`.
+      quality: its score of each face is a second output "quality", float32 `[N]`.
 
     Returns:
       An `onnx.ModelProto` that onnx's checker has passed.
@@ -59,10 +63,13 @@ def onnx_model(student: Student, *, layout: str, metadata: dict[str, str], kerne
         sizes, kind = (channels, side, side), types.FLOAT
     given = helper.make_tensor_value_info(INPUTS[layout], kind, ["N", *sizes])
     write = _residual if is_residual(student) else _traced
-    _embed(graph, student, write(graph, student, layout, kernel))
-    wanted = helper.make_tensor_value_info(OUTPUT, types.FLOAT, ["N", student.shape.embedding_dim])
+    length = _embed(graph, student, write(graph, student, layout, kernel))
+    wanted = [helper.make_tensor_value_info(OUTPUT, types.FLOAT, ["N", student.shape.embedding_dim])]
+    if quality:
+        _score(graph, length, quality)
+        wanted.append(helper.make_tensor_value_info(QUALITY, types.FLOAT, ["N"]))
     model = helper.make_model(
-        helper.make_graph(graph.nodes, "student", [given], [wanted], graph.weights),
+        helper.make_graph(graph.nodes, "student", [given], wanted, graph.weights),
         opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="gdrd_jax",
     )  # fmt: skip
     helper.set_model_props(model, metadata)
@@ -121,14 +128,23 @@ def _with_mirrored(graph: Graph, student: Student, x: str, axis: int) -> str:
     return graph.add("Concat", x, mirrored, axis=0)
 
 
-def _embed(graph: Graph, student: Student, x: str) -> None:
-    """`[2 N, D]`, or `[N, D]` without mirror images -> `[N, D]`, unit length."""
+def _embed(graph: Graph, student: Student, x: str) -> str:
+    """`[2 N, D]`, or `[N, D]` without mirror images -> `[N, D]`, unit length; returns the lengths before, `[N, 1]`."""
     both = x
     if student.shape.mirror:
         pairs = graph.add("Reshape", x, np.array([2, -1, student.shape.embedding_dim], np.int64))
         both = graph.add("ReduceSum", pairs, np.array([0], np.int64), keepdims=0)
     length = graph.add("ReduceL2", both, axes=[1], keepdims=1)
-    graph.add("Div", both, graph.add("Max", length, np.float32(1e-12)), output=OUTPUT)
+    length = graph.add("Max", length, np.float32(1e-12))
+    graph.add("Div", both, length, output=OUTPUT)
+    return length
+
+
+def _score(graph: Graph, length: str, quality: Quality) -> None:
+    """Lengths `[N, 1]` -> quality, `[N]`."""
+    logit = graph.add("Mul", graph.add("Log", length), np.float32(quality.slope))
+    score = graph.add("Sigmoid", graph.add("Add", logit, np.float32(quality.intercept)))
+    graph.add("Squeeze", score, np.array([1], np.int64), output=QUALITY)
 
 
 def _backbone(graph: Graph, student: Student, x: str) -> str:

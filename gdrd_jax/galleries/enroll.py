@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from gdrd_jax.galleries.gallery import Gallery, Match, is_gallery
 from gdrd_jax.inference import preprocess
 from gdrd_jax.inference.folders import Embedded, embed_files
 from gdrd_jax.inference.native import NativeRecognizer
+from gdrd_jax.inference.preprocess import Image
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.outputs import claim_folder
@@ -87,7 +89,7 @@ def add_people(
     return dataclasses.replace(found, replaced_people=len(replaced), replaced_faces=faces)
 
 
-def picture(recognizer: Recognizer, probes: list[Path], matches: list[list[Match]], *, align: bool) -> np.ndarray:
+def picture(recognizer: Recognizer, probes: Sequence[Image], matches: list[list[Match]], *, align: bool) -> np.ndarray:
     """One line for each probe: the student's input, the face itself, and its matches; uint8 RGB `[H, W, 3]`."""
     lines = []
     for probe, found in zip(probes[:SHOWN], matches):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gdrd_jax.data.degradation import KERNELS
+from gdrd_jax.inference.quality import Quality
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import sha256
@@ -20,7 +21,7 @@ MANIFEST, WEIGHTS = "manifest.json", "student.safetensors"
 
 def described(
     student: dict, kernel: str, fingerprint: str, thresholds: Thresholds | None, files: list[Path],
-    teacher: dict | None = None, native_thresholds: Thresholds | None = None,
+    teacher: dict | None = None, native_thresholds: Thresholds | None = None, quality: Quality | None = None,
 ) -> dict:  # fmt: skip
     """The entries that every manifest has.
 
@@ -30,12 +31,13 @@ def described(
       fingerprint: of the recognizer.
       thresholds: None if there are none.
       files: the other files of the folder; the manifest holds their sha256.
-      teacher, native_thresholds: see `Recognizer`.
+      teacher, native_thresholds, quality: see `Recognizer`.
     """
     return {
         "format": FORMAT, "student": student, "kernel": kernel, "fingerprint": fingerprint,
         "thresholds": dataclasses.asdict(thresholds) if thresholds else None, "teacher": teacher,
         "native_thresholds": dataclasses.asdict(native_thresholds) if native_thresholds else None,
+        "quality": dataclasses.asdict(quality) if quality else None,
         "files": {path.name: sha256(path) for path in files},
     }  # fmt: skip
 
@@ -67,6 +69,7 @@ def described_by(folder: Path) -> dict:
         manifest["files"][WEIGHTS]
         thresholds(manifest)
         thresholds(manifest, "native_thresholds")
+        quality(manifest)
         if manifest["kernel"] not in KERNELS:
             raise ValueError(f"kernel {manifest['kernel']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -95,3 +98,9 @@ def thresholds(manifest: dict, which: str = "thresholds") -> Thresholds | None:
     if not 0 < len(kept.fars) == len(kept.values) == len(kept.tars):
         raise ValueError("thresholds")
     return kept
+
+
+def quality(manifest: dict) -> Quality | None:
+    """The quality score of a manifest, if any; versions before 0.5 wrote none."""
+    found = manifest.get("quality")
+    return None if found is None else Quality(**found)

@@ -46,6 +46,8 @@ class Embedder:
       mirror: whether an embedding is that of an image and of its mirror image.
       channels: of the images that its network takes; None takes any number, see `utils.arrays.to_rgb`.
       image_size: side in pixels of the images that a student's inputs were reduced from in training.
+      scored: as `forward`, `[N, D + 1]`: the last number of a face is its quality, see `inference.quality`; None where
+        the model has no quality score.
       super_resolution: method of the SR network that enlarges its input, see `teachers.SuperResolver`; "" where
         interpolation does.
       settings: where it came from, its fingerprint, its preprocessing, and "warnings" on it if there are any.
@@ -63,6 +65,7 @@ class Embedder:
     channels: int | None = None
     image_size: int | None = None
     super_resolution: str = ""
+    scored: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def is_for_small(self) -> bool:
@@ -92,10 +95,12 @@ def student_embedder(name: str, recognizer: Any, *, path: str = "") -> Embedder:
     """A student, loaded as an `inference.recognizer.Recognizer`."""
     fingerprint, kernel, teacher = recognizer.fingerprint(), recognizer.kernel, recognizer.teacher
     settings = {"path": path, "fingerprint": fingerprint, "trained_with": kernel, "teacher": teacher}
+    settings |= {"quality": dataclasses.asdict(recognizer.quality)} if recognizer.quality else {}
     space, shape = teacher["fingerprint"] if teacher else "", recognizer.student.shape
+    scored = (lambda faces: np.column_stack(recognizer.embed(faces, quality=True))) if recognizer.quality else None
     return Embedder(
         name, recognizer.resolution, recognizer.embed, kernel, fingerprint, space, True, settings, shape.mirror,
-        shape.channels, recognizer.task.image_size,
+        shape.channels, recognizer.task.image_size, scored=scored,
     )  # fmt: skip
 
 
@@ -234,6 +239,18 @@ def _as_described(text: str) -> tuple[str, str, str, int]:
     name, _, rest = text.rpartition("=") if "=" in text else ("", "", text)
     path, _, preprocessing = rest.partition(":")
     return name, path, preprocessing or "auto", 0
+
+
+def embed_and_score(
+    embedder: Embedder, faces: Faces | np.ndarray, degradation: Degradation | None, *, seed: int, cache: Path | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`embed_faces` of a recognizer with `scored`, and the quality of each face, float32 `[N]`, in [0, 1]."""
+    if embedder.scored is None:
+        raise ValueError(f"{embedder.name} has no quality score")
+    fingerprint = digest({"model": embedder.fingerprint, "quality": embedder.settings["quality"]})
+    both = dataclasses.replace(embedder, forward=embedder.scored, fingerprint=fingerprint)
+    found = embed_faces(both, faces, degradation, seed=seed, cache=cache)
+    return np.ascontiguousarray(found[:, :-1]), found[:, -1]
 
 
 def embed_faces(

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 import jax
 import numpy as np
@@ -19,10 +20,11 @@ from gdrd_jax.data.task import FACES, Task
 from gdrd_jax.inference import bundle, preprocess
 from gdrd_jax.inference.preprocess import Image
 from gdrd_jax.inference.pretrained import DESCRIPTION, describe_student, find_student
+from gdrd_jax.inference.quality import Quality, mean_embedding
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.models import weights
 from gdrd_jax.models.arguments import DEFAULT, for_inference
-from gdrd_jax.models.student import Student, abstract_student, embed
+from gdrd_jax.models.student import Student, abstract_student, embed_with_lengths
 from gdrd_jax.registry import students
 from gdrd_jax.training.checkpoints import load_weights
 from gdrd_jax.utils.errors import GdrdError, first_line
@@ -63,6 +65,7 @@ class Recognizer:
         version 0.4.0 trained the student.
       native_thresholds: decision thresholds for probes against a gallery that the teacher embedded at full size.
       task: what the images show, by which files are read.
+      quality: how recognizable a face is; exported students have it.
 
     Examples:
       >>> recognizer = Recognizer.load("runs/quickstart")
@@ -77,6 +80,7 @@ class Recognizer:
     teacher: dict | None = None
     native_thresholds: Thresholds | None = None
     task: Task = FACES
+    quality: Quality | None = None
 
     def __repr__(self) -> str:
         return f"Recognizer({self.resolution} pixels, {self.dim} dimensions, fingerprint {self.fingerprint()[:12]})"
@@ -118,6 +122,7 @@ class Recognizer:
             student = abstract_student(for_inference(settings))
             thresholds, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
             task = Task(**manifest["task"]) if "task" in manifest else FACES
+            quality = bundle.quality(manifest)
         except (TypeError, ValueError, AttributeError, KeyError, GdrdError) as error:
             raise GdrdError(
                 f"{folder / bundle.MANIFEST} describes a student that this version does not know; update gdrd_jax "
@@ -126,7 +131,9 @@ class Recognizer:
             ) from error
         weights.restore(student, weights.load_safetensors(folder / bundle.WEIGHTS)[0])
         student.eval()
-        recognizer = cls(student, manifest["kernel"], thresholds, detector, manifest.get("teacher"), native, task)
+        recognizer = cls(
+            student, manifest["kernel"], thresholds, detector, manifest.get("teacher"), native, task, quality
+        )
         if recognizer.fingerprint() != manifest["fingerprint"]:
             raise GdrdError(
                 f"{folder} holds another student than its {bundle.MANIFEST} describes; copy the folder again",
@@ -198,20 +205,81 @@ class Recognizer:
         aligner = self._aligner if align else None
         return preprocess.model_input(image, self.resolution, self.kernel, aligner, self.task)
 
-    def embed(self, faces: np.ndarray | Image | Sequence[Image], *, align: bool = False) -> np.ndarray:
+    @overload
+    def embed(
+        self, faces: np.ndarray | Image | Sequence[Image], *, align: bool = False, quality: Literal[False] = False
+    ) -> np.ndarray: ...
+    @overload
+    def embed(
+        self, faces: np.ndarray | Image | Sequence[Image], *, align: bool = False, quality: Literal[True]
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+    def embed(
+        self, faces: np.ndarray | Image | Sequence[Image], *, align: bool = False, quality: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Embeddings, summed over each face and its mirror image, if that shows the same.
 
         Args:
           faces: uint8 RGB `[N, H, W, 3]`, or a list of files and of arrays `[H, W, 3]` of any sizes, or one of these.
             Aligned, square faces; larger ones are reduced with the training kernel, smaller ones enlarged.
           align: the pictures are photographs of one person each; find the faces and align them first.
+          quality: how recognizable each face is, too, see `inference.quality`.
 
         Returns:
-          float32 `[N, D]`, unit length: the dot product of two is their cosine similarity. `[1, D]` for one face.
+          float32 `[N, D]`, unit length: the dot product of two is their cosine similarity. `[1, D]` for one face. With
+          `quality` also the scores, float32 `[N]`, in [0, 1].
 
         Raises:
-          GdrdError: a face cannot be used; the message says which and why.
+          GdrdError: a face cannot be used; the message says which and why. "quality-missing": see `require_quality`.
         """
+        score = self.require_quality() if quality else None
+        embeddings, lengths = self.embed_with_lengths(faces, align=align)
+        return embeddings if score is None else (embeddings, score(lengths))
+
+    def require_quality(self) -> Quality:
+        """`quality`.
+
+        Raises:
+          GdrdError: the student has none.
+        """
+        if self.quality is None:
+            raise GdrdError(
+                "this student has no quality score, which versions before 0.5 did not learn; export it, which learns "
+                "it: gdrd export STUDENT FOLDER --calibration FACES, with several faces of a person; then load FOLDER",
+                "quality-missing",
+            )
+        return self.quality
+
+    def template(
+        self,
+        images: np.ndarray | Sequence[Image],
+        weights: Literal["quality", "uniform"] = "uniform",
+        *,
+        align: bool = False,
+    ) -> np.ndarray:
+        """One embedding of several pictures of a person: their mean.
+
+        Args:
+          images, align: as `faces` and `align` of `embed`; at least one picture.
+          weights: of the mean, "uniform", or "quality", each face's, which was not better (docs/quality.md).
+
+        Returns:
+          float32 `[D]`, unit length.
+
+        Raises:
+          GdrdError: there is no picture, other weights, or as `embed`.
+        """
+        if weights not in ("quality", "uniform"):
+            raise GdrdError(
+                f"the weights of a template are {weights!r}; give 'quality' or 'uniform'", "template-weights"
+            )
+        if weights == "uniform":
+            return mean_embedding(self.embed(images, align=align))
+        return mean_embedding(*self.embed(images, align=align, quality=True))
+
+    def embed_with_lengths(
+        self, faces: np.ndarray | Image | Sequence[Image], *, align: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`embed`, and the length of each sum before it was scaled to unit length, float32 `[N]`."""
         channels = self.student.shape.channels
         if align:
             self.require_aligner()
@@ -231,8 +299,9 @@ class Recognizer:
             raise GdrdError(
                 f"{self.task.images} are {ready.dtype} {list(ready.shape)}; give uint8 {wanted}", "array-shape"
             )
-        batches = (self._embed_batch(ready[i : i + BATCH]) for i in range(0, len(ready), BATCH))
-        return np.concatenate([np.zeros((0, self.dim), np.float32), *batches])
+        batches = [self._embed_batch(ready[i : i + BATCH]) for i in range(0, len(ready), BATCH)]
+        embeddings, lengths = zip((np.zeros((0, self.dim), np.float32), np.zeros(0, np.float32)), *batches)
+        return np.concatenate(embeddings), np.concatenate(lengths)
 
     def similarity(self, first: Image, second: Image, *, align: bool = False) -> float:
         """Cosine of the embeddings of two faces, -1 to 1; arguments as of `embed`."""
@@ -272,11 +341,12 @@ class Recognizer:
             )
         return thresholds.at(far)
 
-    def _embed_batch(self, faces: np.ndarray) -> np.ndarray:
+    def _embed_batch(self, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = next(size for size in BATCHES if size >= len(faces))
         padded = np.zeros((size, *faces.shape[1:]), np.uint8)
         padded[: len(faces)] = faces
-        return np.asarray(_embed(*self._weights, padded))[: len(faces)]
+        embeddings, lengths = _embed(*self._weights, padded)
+        return np.asarray(embeddings)[: len(faces)], np.asarray(lengths)[: len(faces)]
 
     @functools.cached_property
     def _weights(self) -> tuple[nnx.GraphDef, jax.tree_util.PyTreeDef, list[jax.Array]]:
@@ -310,5 +380,7 @@ def _replaceable(names: set[str]) -> bool:
 
 
 @jax.jit(static_argnums=(0, 1))
-def _embed(graphdef: nnx.GraphDef, tree: jax.tree_util.PyTreeDef, leaves: list, faces: jax.Array) -> jax.Array:
-    return embed(nnx.merge(graphdef, jax.tree.unflatten(tree, leaves)), faces)
+def _embed(
+    graphdef: nnx.GraphDef, tree: jax.tree_util.PyTreeDef, leaves: list, faces: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return embed_with_lengths(nnx.merge(graphdef, jax.tree.unflatten(tree, leaves)), faces)

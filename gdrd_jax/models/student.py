@@ -159,7 +159,13 @@ def embed(student: Student, images: jax.Array) -> jax.Array:
     Returns:
       float32 `[B, D]`, unit length.
     """
+    return embed_with_lengths(student, images)[0]
+
+
+def embed_with_lengths(student: Student, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`embed`, and the length of each sum before it was normalized, float32 `[B]`, from which its quality follows."""
     both = student(images)
     if student.shape.mirror:
         both = both + student(images[:, :, ::-1])
-    return both / jnp.linalg.norm(both, axis=-1, keepdims=True).clip(1e-12)
+    lengths = jnp.linalg.norm(both, axis=-1, keepdims=True).clip(1e-12)
+    return both / lengths, lengths[:, 0]

@@ -137,7 +137,7 @@ def is_embeddings(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        return {"paths.npy", "embeddings.npy"} == set(archive.namelist())
+        return {"paths.npy", "embeddings.npy"} == set(archive.namelist()) - {"quality.npy"}
 
 
 def marked(png: bytes) -> bytes:

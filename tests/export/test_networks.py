@@ -11,10 +11,11 @@ from conftest import raises
 from flax import nnx
 
 from gdrd_jax.export import networks
+from gdrd_jax.inference.quality import Quality
 from gdrd_jax.models import arguments, weights
 from gdrd_jax.models.arguments import RESOLUTIONS
 from gdrd_jax.models.norm import BatchNorm
-from gdrd_jax.models.student import abstract_student, embed
+from gdrd_jax.models.student import abstract_student, embed, embed_with_lengths
 from gdrd_jax.models.students.gdrd import GDRDStudent
 from gdrd_jax.registry import students
 
@@ -297,3 +298,15 @@ def test_damaged_and_missing_files_are_refused(tmp_path):
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     with raises("not-written", tmp_path / "missing" / "student.safetensors"):
         weights.save_safetensors(student(), tmp_path / "missing" / "student.safetensors", {})
+
+
+def test_an_onnx_file_can_have_the_quality_as_a_second_output():
+    model = student(resolution=8)
+    faces, quality = smooth(5, 8), Quality(3.0, -1.0, 0.01, 40, "made up")
+    plain = networks.onnx_model(model, layout="nhwc", metadata={})
+    scored = networks.onnx_model(model, layout="nhwc", metadata={}, quality=quality)
+    assert [output.name for output in plain.graph.output] == ["embedding"]
+    np.testing.assert_array_equal(run(scored, faces), run(plain, faces))
+    session = onnxruntime.InferenceSession(scored.SerializeToString(), providers=["CPUExecutionProvider"])
+    lengths = np.asarray(jax.jit(lambda faces: embed_with_lengths(model, faces)[1])(faces))
+    np.testing.assert_allclose(session.run(["quality"], {"faces": faces})[0], quality(lengths), atol=1e-5)

@@ -109,6 +109,7 @@ def test_half_the_bytes_and_nearly_the_same_embeddings(package, workdir, people)
 def test_a_pretrained_student_is_exported_with_its_thresholds(named, package, tmp_path, capsys):
     assert export.main([named, str(tmp_path / "out"), "--format", "onnx"]) == 0
     before, after = Recognizer.load(named), Recognizer.load(tmp_path / "out")
+    assert after.quality == before.quality
     assert after.fingerprint() == before.fingerprint() and (tmp_path / "out" / "student.onnx").exists()
     assert (after.thresholds, after.native_thresholds) == (before.thresholds, before.native_thresholds)
     assert "made-up images" in (tmp_path / "out" / "README.md").read_text()
@@ -222,6 +223,8 @@ def test_the_package_carries_three_students():
 def test_what_the_package_carries_is_whole(name):
     recognizer = Recognizer.load(name)
     assert recognizer.teacher and recognizer.thresholds.supports(1e-4) and recognizer.native_thresholds.supports(1e-4)
+    shortest, longest = recognizer.quality(np.array([12.0, 50.0]))  # most lengths are between these
+    assert 0.01 < shortest < 0.5 < longest < 1
     card = (pretrained.WEIGHTS / name / "README.md").read_text(encoding="utf-8")
     assert f"{recognizer.resolution}x{recognizer.resolution}" in card and "degraded by" in card and "research" in card
     manifest = (pretrained.WEIGHTS / name / "manifest.json").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,61 @@ def test_people_are_enrolled_and_found_again(call, faces, tmp_path):
     assert status == 0 and "\n  1  " in out and out.count("p2") == 4  # once for each probe
     drawn = cv2.imread(str(picture))
     assert drawn.shape[0] > 4 * 60 and drawn.std() > 10
+
+
+@pytest.fixture(scope="module")
+def scored(workdir, tmp_path_factory):
+    """The student, with a quality score."""
+    copy = Path(shutil.copytree(Path(workdir) / "dis" / "student", tmp_path_factory.mktemp("exported") / "student"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    score = {"slope": 2.0, "intercept": 0.5, "far": 0.01, "faces": 40, "name": "made up"}
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"quality": score}))
+    return copy
+
+
+def test_the_quality_of_faces_is_in_tables_and_searches(call, scored, faces, tmp_path):
+    recognizer, out_file = Recognizer.load(scored), tmp_path / "embeddings.npz"
+    for _ in range(2):  # it replaces its own file
+        assert call("embed", faces, "--out", out_file, model=scored)[0] == 0
+    stored = np.load(out_file)
+    embeddings, quality = recognizer.embed(sorted(faces.rglob("*.png")), quality=True)
+    np.testing.assert_allclose(stored["embeddings"], embeddings, atol=1e-6)
+    np.testing.assert_allclose(stored["quality"], quality, atol=1e-6)
+    assert call("enroll", faces, "--gallery", tmp_path / "known")[0] == 0
+    search = ("search", faces / "p1" / "0.png", "--gallery", tmp_path / "known")
+    assert json.loads(call(*search, "--json", model=scored)[1])["probes"][0]["quality"] == pytest.approx(
+        quality[3], abs=1e-6
+    )
+    assert call(*search, model=scored)[1].splitlines()[0].endswith(f"  quality {quality[3]:.2f}")
+    assert "quality" not in json.loads(call(*search, "--json")[1])["probes"][0]
+    assert call(*search)[1].splitlines()[0] == str(faces / "p1" / "0.png")
+
+
+@pytest.mark.parametrize("with_quality", [False, True])
+def test_the_pictures_of_a_folder_are_one_track(call, workdir, scored, faces, tmp_path, with_quality):
+    model, known, picture = scored if with_quality else workdir, tmp_path / "known", tmp_path / "tracks.png"
+    recognizer = Recognizer.load(model)
+    assert call("enroll", faces, "--gallery", known)[0] == 0
+    status, out, _ = call(
+        "search", faces, "--gallery", known, "--track", "--json", "-k", 1, "--pictures", picture, model=model
+    )
+    found = json.loads(out)["probes"]
+    assert status == 0 and [(Path(track["path"]).name, track["faces"]) for track in found] == [
+        (f"p{person}", 3) for person in range(4)
+    ]
+    gallery = Gallery.load(known)
+    for track in found:
+        pictures = sorted(Path(track["path"]).iterdir())
+        template = recognizer.template(pictures)
+        (match,) = gallery.search(template[None], 1)[0]
+        assert track["matches"][0]["similarity"] == pytest.approx(match.similarity, abs=1e-5)
+        assert track["matches"][0]["id"] == match.id == Path(track["path"]).name
+        assert "frames" not in track and ("quality" in track) == with_quality
+        if with_quality:
+            assert track["quality"] == pytest.approx(recognizer.embed(pictures, quality=True)[1].max(), abs=1e-5)
+    assert cv2.imread(str(picture)).shape[0] > 4 * 60
+    out = call("search", faces, "--gallery", known, "--track", model=model)[1]
+    assert f"{faces / 'p0'}  3 faces" in out and ("3 faces  quality" in out) == with_quality
 
 
 def test_bad_pictures_are_counted_and_named_and_the_others_done(call, faces, tmp_path, caplog):
@@ -206,6 +262,8 @@ def test_killed_in_the_middle_of_enrolling_the_same_command_does_it(call, workdi
             "search-far-templates",
             "--templates",
         ),
+        (("search", "FACES", "--gallery", "known", "--far", "0.01", "--track"), "search-far-templates", "--track"),
+        (("search", "A", "--gallery", "known", "--track"), "track-is-picture", "0.png"),
         (("search", "FACES", "--gallery", "known", "--far", "0.01"), None, "no thresholds; export it"),
         (("verify", "A", "A"), None, "no thresholds; export it"),
         (("embed", "empty", "--out", "x.npz"), None, "holds no images"),

@@ -1,0 +1,181 @@
+"""Tracks: pictures of one person, of a folder or of a video, that are compared as one template."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from gdrd_jax.data.file_tree import IMAGE_SUFFIXES
+from gdrd_jax.inference import preprocess
+from gdrd_jax.inference.quality import mean_embedding
+from gdrd_jax.inference.recognizer import Recognizer
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.signals import check_signals
+
+OVERLAP = 0.3  # intersection over union from which on a box continues a track
+GAP = 12  # frames for which a face may be lost
+LEAST_FACES = 3  # of a track in a video; shorter ones are mostly false detections
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """Faces of one person.
+
+    Attributes:
+      path: of the folder, or of the video.
+      faces: the student's inputs, in their order, uint8 `[n, R, R, C]`.
+      frames: of a video, the number of each face's frame, from 0, rising; None of a folder.
+    """
+
+    path: Path
+    faces: np.ndarray
+    frames: tuple[int, ...] | None = None
+
+
+class Template(NamedTuple):
+    """A track as one face.
+
+    Attributes:
+      embedding: float32 `[D]`, unit length.
+      best: position of the face of the highest quality; the middle one without quality.
+      quality: of that face, in [0, 1]; None where the student does not say.
+    """
+
+    embedding: np.ndarray
+    best: int
+    quality: float | None
+
+
+def template(recognizer: Recognizer, track: Track) -> Template:
+    """The mean of a track's embeddings; weights by quality were not better, see docs/quality.md."""
+    if recognizer.quality is None:
+        return Template(mean_embedding(recognizer.embed(track.faces)), len(track.faces) // 2, None)
+    embeddings, quality = recognizer.embed(track.faces, quality=True)
+    best = int(quality.argmax())
+    return Template(mean_embedding(embeddings), best, float(quality[best]))
+
+
+class Tracker:
+    """Follows boxes from frame to frame: each continues the track whose last box it overlaps most, or begins one.
+
+    The greedy tracker of Bochinski et al. (AVSS 2017), which looks at boxes alone; a track goes on if its face was not
+    found in up to `GAP` frames.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[int, tuple[int, np.ndarray]] = {}  # track -> frame and box
+        self._begun = 0
+
+    def __call__(self, frame: int, boxes: np.ndarray) -> np.ndarray:
+        """The track of each box.
+
+        Args:
+          frame: its number, above that of the call before.
+          boxes: left, top, width and height, `[F, 4]`.
+
+        Returns:
+          int `[F]`, numbers of tracks, from 0.
+        """
+        self._last = {track: last for track, last in self._last.items() if frame - last[0] <= GAP + 1}
+        tracks, known = np.full(len(boxes), -1), list(self._last)
+        overlaps = overlap(np.array([self._last[track][1] for track in known]).reshape(-1, 4), boxes)
+        while overlaps.size and overlaps.max() >= OVERLAP:
+            row, box = np.unravel_index(overlaps.argmax(), overlaps.shape)
+            tracks[box] = known[row]
+            overlaps[row], overlaps[:, box] = 0, 0
+        new = np.flatnonzero(tracks < 0)
+        tracks[new] = self._begun + np.arange(len(new))
+        self._begun += len(new)
+        self._last |= {int(track): (frame, box) for track, box in zip(tracks, boxes)}
+        return tracks
+
+
+def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (left, top, width, height), `[N, 4]` and `[M, 4]`: float `[N, M]`, 0 to 1."""
+    a, b = first[:, None].astype(float), second[None].astype(float)
+    ends = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
+    both = (ends - np.maximum(a[..., :2], b[..., :2])).clip(0).prod(axis=-1)
+    union = a[..., 2:].prod(axis=-1) + b[..., 2:].prod(axis=-1) - both
+    return both / np.maximum(union, 1e-12)
+
+
+def find(recognizer: Recognizer, path: Path, *, align: bool) -> tuple[list[Track], list[tuple[Path, str]]]:
+    """The tracks of a folder or of a video.
+
+    Args:
+      recognizer: reduces the faces.
+      path: a folder, whose pictures are a track, and those of each folder in it, at any depth, another one; or a video
+        that OpenCV can read, in which faces are found and followed.
+      align: of folders, the pictures are photographs; those of a video always are.
+
+    Returns:
+      The tracks, and `(path, reason)` of pictures that cannot be used.
+
+    Raises:
+      GdrdError: there is no track, or the video cannot be read.
+    """
+    if path.is_file():
+        return _of_video(recognizer, path), []
+    tracks, bad = [], []
+    files = preprocess.find(path)
+    if align:
+        recognizer.require_aligner()
+    for folder in dict.fromkeys(file.parent for file in files):
+        own = [file for file in files if file.parent == folder]
+        faces = list(preprocess.map_images(lambda file: recognizer.preprocess(file, align=align), own))
+        bad += [(file, str(face)) for file, face in zip(own, faces) if isinstance(face, GdrdError)]
+        good = [face for face in faces if not isinstance(face, GdrdError)]
+        if good:
+            tracks.append(Track(folder, np.stack(good)))
+    if not tracks:
+        raise GdrdError(f"none of the {len(bad)} pictures is usable; the first: {bad[0][1]}", "images-unusable")
+    return tracks, bad
+
+
+def _of_video(recognizer: Recognizer, path: Path) -> list[Track]:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise GdrdError(
+            f"{path} is a picture, and a track is a folder of pictures or a video; leave --track out",
+            "track-is-picture",
+        )
+    aligner, tracker = recognizer.require_aligner(), Tracker()
+    found: dict[int, list[tuple[int, np.ndarray]]] = {}
+    for number, frame in enumerate(_frames(path)):
+        seen = [(box, face) for box, face in aligner.all(frame)]
+        for track, (_, face) in zip(tracker(number, np.array([box for box, _ in seen]).reshape(-1, 4)), seen):
+            found.setdefault(int(track), []).append((number, recognizer.preprocess(face)))
+    tracks = [
+        Track(path, np.stack([face for _, face in faces]), tuple(number for number, _ in faces))
+        for faces in found.values()
+        if len(faces) >= LEAST_FACES
+    ]
+    if not tracks:
+        raise GdrdError(
+            f"no face was found in {LEAST_FACES} frames of {path} that follow each other; look at its size and light",
+            "video-no-track",
+        )
+    return tracks
+
+
+def _frames(path: Path) -> Iterator[np.ndarray]:
+    """uint8 RGB `[H, W, 3]` each."""
+    video = cv2.VideoCapture(str(path))
+    try:
+        ok, frame = video.read()
+        if not ok:
+            raise GdrdError(
+                f"{path} is not a video that OpenCV can read; convert it to MP4 (H.264)", "video-unreadable"
+            )
+        total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        with tqdm(total=total if total > 0 else None, desc="frames", unit="frame") as progress:
+            while ok:
+                check_signals()
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                progress.update(1)
+                ok, frame = video.read()
+    finally:
+        video.release()
