@@ -1,6 +1,41 @@
-"""Identification: whose face is it, among those enrolled?"""
+"""Identification: whose face is it, among those enrolled, if anybody's?
+
+In a closed set every probe is of somebody in the gallery. In an open set a probe can be of a stranger, and the answer
+to a search is the most similar face if its similarity reaches a threshold t, and "unknown" otherwise (NIST IR 8271):
+
+    FPIR(t)  share of the searches for people who are not in the gallery that have any answer
+    FNIR(t)  share of the searches for people who are in the gallery whose answer is not this person
+    TPIR(t)  1 - FNIR(t)
+
+NIST's FNIR(N, R, T) with R = 1: a mate below a more similar stranger is not found. P is the number of probes, G that of
+gallery faces, D the dimension of the embeddings; rates are in [0, 1].
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+
+from gdrd_jax.evaluation import bootstrap
+from gdrd_jax.evaluation.retrieval import PROBES, TIE
+
+FPIRS = (1e-1, 1e-2, 1e-3)
+
+
+class Searches(NamedTuple):
+    """The most similar gallery face of each probe.
+
+    Attributes:
+      best: its similarity, float `[P]`.
+      nearest: its row in the gallery, int `[P]`; of equal ones the first.
+      right: whether it is of the probe's person, bool `[P]`; not so where a stranger is as similar.
+      mated: whether the probe's person is in the gallery, bool `[P]`.
+    """
+
+    best: np.ndarray
+    nearest: np.ndarray
+    right: np.ndarray
+    mated: np.ndarray
 
 
 def first_of_each(labels: np.ndarray) -> np.ndarray:
@@ -32,3 +67,98 @@ def rank_1(embeddings: np.ndarray, labels: np.ndarray) -> float:
     probes = np.setdiff1d(np.arange(len(labels)), gallery)
     found = labels[gallery][nearest(embeddings[probes], embeddings[gallery])[:, 0]]
     return float(np.mean(found == labels[probes]))
+
+
+def search(probes: np.ndarray, probe_ids: np.ndarray, gallery: np.ndarray, gallery_ids: np.ndarray) -> Searches:
+    """Compares every probe with the whole gallery, without holding all similarities.
+
+    Args:
+      probes: float `[P, D]`, unit length.
+      probe_ids: identities, int `[P]`; those of strangers are not in the gallery.
+      gallery: float `[G, D]`, unit length; several faces of a person count as the most similar of them.
+      gallery_ids: int `[G]`.
+    """
+    blocks = [
+        searched(probes[start : start + PROBES] @ gallery.T, probe_ids[start : start + PROBES], gallery_ids)
+        for start in range(0, len(probes), PROBES)
+    ]
+    return Searches(*map(np.concatenate, zip(*blocks)))
+
+
+def searched(scores: np.ndarray, probe_ids: np.ndarray, gallery_ids: np.ndarray) -> Searches:
+    """The same of similarities, float `[P, G]`."""
+    own = probe_ids[:, None] == gallery_ids[None, :]
+    mate, stranger = (np.where(of, scores, -np.inf).max(axis=1) for of in (own, ~own))
+    first = scores.argmax(axis=1)
+    best = np.take_along_axis(scores, first[:, None], axis=1)[:, 0]
+    return Searches(best, first, mate > stranger + TIE, own.any(axis=1))
+
+
+def tpir_at_fpir(searches: Searches, fpir: float) -> float | None:
+    """The highest TPIR of all thresholds whose FPIR is at most a rate f, in [0, 1].
+
+    None where there are fewer than 1 / f probes of strangers, or no others.
+    """
+    strangers = int((~searches.mated).sum())
+    if fpir * strangers < 1 or strangers == len(searches.mated):
+        return None
+    return float(_tpir(searches, np.ones((1, len(searches.mated))), [fpir])[0, 0])
+
+
+def tpir_intervals(
+    searches: Searches, people: np.ndarray, fpirs: Sequence[float] = FPIRS, *, seed: int = 0
+) -> dict[float, tuple[float, float]]:
+    """95 % intervals of `tpir_at_fpir`, without rates for which there are too few probes of strangers.
+
+    The people of the probes are drawn with replacement, and the gallery stays as it is.
+
+    Args:
+      searches: of P probes.
+      people: int `[P]`.
+      fpirs: rates.
+      seed: of the bootstrap.
+    """
+    usable = [fpir for fpir in fpirs if tpir_at_fpir(searches, fpir) is not None]
+    _, owner = np.unique(people, return_inverse=True)
+    random, values = np.random.default_rng(seed), []
+    for _ in range(0, bootstrap.REPLICATES, bootstrap.BLOCK):
+        drawn = bootstrap.draws(int(owner.max()) + 1, bootstrap.BLOCK, random)
+        values.append(_tpir(searches, drawn[:, owner], usable))
+    return dict(zip(usable, map(bootstrap.interval, np.concatenate(values).T)))
+
+
+def fnir_over_fpir(searches: Searches) -> tuple[np.ndarray, np.ndarray]:
+    """FPIR, rising from 0 to 1, and the FNIR at each: the curve that NIST calls DET; float `[K]` each."""
+    strangers = np.sort(searches.best[~searches.mated])
+    # Just above each score of a stranger, and at no threshold.
+    levels = np.append(np.unique(strangers)[::-1], -np.inf)
+    found = np.sort(searches.best[searches.mated & searches.right])
+    fpir = 1 - np.searchsorted(strangers, levels, "right") / len(strangers)
+    fnir = 1 - (len(found) - np.searchsorted(found, levels, "right")) / searches.mated.sum()
+    return fpir, fnir
+
+
+def _tpir(searches: Searches, weights: np.ndarray, fpirs: Sequence[float]) -> np.ndarray:
+    """`tpir_at_fpir` in each of B resamples, float `[B, F]`; NaN without probes of one kind.
+
+    Args:
+      searches: of P probes.
+      weights: how often each probe counts, `[B, P]`.
+      fpirs: F rates.
+    """
+    best, right, mated = searches.best, searches.right, searches.mated
+    strangers = np.flatnonzero(~mated)[np.argsort(-best[~mated], kind="stable")]
+    found = np.flatnonzero(mated & right)[np.argsort(-best[mated & right], kind="stable")]
+    weights = weights.astype(np.float64)
+    accepted = np.cumsum(weights[:, strangers], axis=1)
+    identified = np.concatenate([np.zeros((len(weights), 1)), np.cumsum(weights[:, found], axis=1)], axis=1)
+    total = weights[:, mated].sum(axis=1)
+    levels = np.append(best[strangers], -np.inf)
+    rows, shares = np.arange(len(weights)), []
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for fpir in fpirs:
+            # The threshold is just above the first stranger too many.
+            first = (accepted <= fpir * accepted[:, -1:] * (1 + 1e-9)).sum(axis=1)
+            above = np.searchsorted(-best[found], -levels[first], "left")
+            shares.append(np.where(accepted[:, -1] > 0, identified[rows, above] / total, np.nan))
+    return np.stack(shares, axis=1) if shares else np.zeros((len(weights), 0))

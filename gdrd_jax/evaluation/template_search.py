@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from gdrd_jax.data.faces import Faces
-from gdrd_jax.evaluation import bootstrap, retrieval
+from gdrd_jax.evaluation import bootstrap, identification, retrieval
 from gdrd_jax.evaluation.interface import Figure, ReportedProtocol
 from gdrd_jax.evaluation.report import draw_lines
 from gdrd_jax.evaluation.result import Metric, Result, percent, percents
@@ -19,7 +19,6 @@ from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import user_path
 from gdrd_jax.utils.texts import counted
 
-FPIRS = (1e-1, 1e-2)
 RANKS, LONGEST = (1, 5, 10), 50
 
 
@@ -44,13 +43,13 @@ class TemplateSearch(ReportedProtocol):
     main = "rank_1"
     columns = {
         **{f"rank_{k}": f"rank-{k} %" for k in RANKS},
-        **{f"tpir_at_fpir.{fpir:g}": f"TPIR % at FPIR {fpir:g}" for fpir in FPIRS},
+        **{f"tpir_at_fpir.{fpir:g}": f"TPIR % at FPIR {fpir:g}" for fpir in identification.FPIRS},
     }
     legend = (
         "Rank-k: share of probes whose subject is in the gallery that have a template of this subject among the k most "
         "similar ones; a stranger as similar as a mate comes first. TPIR at FPIR: share of these probes whose most "
         "similar template is of their subject and accepted, where at most so many of the probes whose subject is not "
-        "in the gallery have any accepted template; without intervals."
+        "in the gallery have any accepted template."
     )
 
     def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
@@ -60,23 +59,21 @@ class TemplateSearch(ReportedProtocol):
         enrolled = (pool if gallery is None else self.templates.pool(gallery))[self.gallery]
         mated = np.isin(ids, subjects[self.gallery])
         ranks = retrieval.mate_ranks(probes[mated], ids[mated], enrolled, subjects[self.gallery])
-        best = np.concatenate([
-            (probes[start : start + retrieval.PROBES] @ enrolled.T).max(axis=1)
-            for start in range(0, len(probes), retrieval.PROBES)
-        ])  # fmt: skip
+        searches = identification.search(probes, ids, enrolled, subjects[self.gallery])
         shares = {f"rank_{k}": retrieval.rank_k(ranks, k) for k in RANKS}
         metrics: dict[str, Metric] = {name: percent(values.mean()) for name, values in shares.items()}
         metrics["tpir_at_fpir"] = {
-            f"{fpir:g}": percent(tpir_at_fpir(best[mated], shares["rank_1"], best[~mated], fpir)) for fpir in FPIRS
+            f"{fpir:g}": percent(identification.tpir_at_fpir(searches, fpir)) for fpir in identification.FPIRS
         }
         metrics |= {"n_gallery": len(self.gallery), "n_probes": len(probes), "n_mated": int(mated.sum())}
         intervals = {
             name: percents(bootstrap.of_mean(values, ids[mated], seed=seed)) for name, values in shares.items()
         }
+        found = identification.tpir_intervals(searches, ids, seed=seed)
+        intervals |= {f"tpir_at_fpir.{fpir:g}": percents(ends) for fpir, ends in found.items()}
         first = np.array([rank[0] for rank in ranks])
-        return Result(
-            metrics, intervals, {"rank_of_first_mate": first, "best": best, "cmc": retrieval.cmc(ranks, LONGEST)}
-        )
+        arrays = {"rank_of_first_mate": first, "best": searches.best, "cmc": retrieval.cmc(ranks, LONGEST)}
+        return Result(metrics, intervals, arrays)
 
     def shared_arrays(self) -> Mapping[str, np.ndarray]:
         """What the arrays of every row belong to."""
@@ -105,24 +102,6 @@ class TemplateSearch(ReportedProtocol):
         if left_out:
             about["remark"] = f"{counted(left_out, 'template')} of the gallery and of the probes left out"
         return cls(templates.faces, templates, gallery, probes, about)
-
-
-def tpir_at_fpir(mated: np.ndarray, right: np.ndarray, strangers: np.ndarray, fpir: float) -> float | None:
-    """The highest true positive identification rate, in [0, 1], whose false positive identification rate is at most f.
-
-    A search finds its most similar template, accepted at `score >= threshold`. None where there are fewer than `1 / f`
-    searches for strangers.
-
-    Args:
-      mated: highest similarity of each probe whose subject is in the gallery, float `[M]`.
-      right: whether it is that of its subject, bool `[M]`.
-      strangers: highest similarity of each probe whose subject is not, float `[S]`.
-      fpir: f.
-    """
-    if fpir * len(strangers) < 1:
-        return None
-    allowed = int(fpir * len(strangers) * (1 + 1e-9))
-    return float((right & (mated > np.sort(strangers)[::-1][allowed])).mean())
 
 
 @protocols.register("template_search")
