@@ -1,5 +1,6 @@
-"""Images in two parts, train/LABEL/IMAGE and test/LABEL/IMAGE, at any depth."""
+"""Images in parts, such as train/LABEL/IMAGE and test/LABEL/IMAGE, at any depth."""
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from gdrd_jax.data.faces import Faces, same_name
@@ -14,16 +15,16 @@ def place(name: str) -> tuple[str, ...]:
     return PurePosixPath(same_name(name)).parts
 
 
-def images_of_parts(data: Path) -> Faces:
-    """The images of both parts of a folder or archive; other files are left out.
+def images_of_parts(data: Path, parts: Sequence[str] = (TRAIN, TEST)) -> Faces:
+    """The images in PART/LABEL/IMAGE of a folder or archive, for these parts; other files are left out.
 
     Raises:
       GdrdError: two images have the same part, label and name.
     """
     files = list_files(data)
     chosen = [
-        row for row, parts in enumerate(map(place, files.names))
-        if len(parts) >= 3 and parts[-3] in (TRAIN, TEST) and is_image(files, row)
+        row for row, names in enumerate(map(place, files.names))
+        if len(names) >= 3 and names[-3] in parts and is_image(files, row)
     ]  # fmt: skip
     check_unique(files, chosen, lambda name: place(name)[-3:])
     return files.take(chosen)

@@ -149,13 +149,15 @@ def draw_roc(path: Path, curves: Mapping[str, Pairs], title: str) -> None:
     path.write_bytes(saved(figure))
 
 
-def draw_lines(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, x: str, y: str) -> bytes:
-    """PNG of curves, name to `(x, y)`."""
+def draw_lines(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, x: str, y: str, log: bool = False) -> bytes:
+    """PNG of curves, name to `(x, y)`; `log` draws both on log scales."""
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     for name, (at, values) in lines.items():
         axes.plot(at, values, label=name)
     axes.set(xlabel=x, ylabel=y)
-    axes.grid(alpha=0.3)
+    if log:
+        axes.loglog()
+    axes.grid(alpha=0.3, which="both" if log else "major")
     axes.legend(fontsize="small")
     return saved(figure)
 

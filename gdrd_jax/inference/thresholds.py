@@ -6,6 +6,7 @@ from numbers import Real
 
 import numpy as np
 
+from gdrd_jax.utils.arrays import number_within
 from gdrd_jax.utils.errors import GdrdError
 
 FACES_PER_PERSON = 10  # that are compared at most; more say little about other people
@@ -123,8 +124,7 @@ class Thresholds:
 def compared(labels: np.ndarray) -> np.ndarray:
     """Rows of the faces that `Thresholds.learn` compares, increasing; their number is limited, also for each person."""
     order = np.argsort(labels, kind="stable")
-    ranked = labels[order]
-    number = np.arange(len(order)) - np.searchsorted(ranked, ranked)
+    number = number_within(labels)[order]
     order, number = order[number < FACES_PER_PERSON], number[number < FACES_PER_PERSON]
     two_of_each_first = np.argsort(number // 2, kind="stable")
     return np.sort(order[two_of_each_first][:FACES])

@@ -15,3 +15,11 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
     if channels == 3:
         return images
     return images[..., :3] if channels == 4 else np.repeat(images[..., :1], 3, axis=-1)
+
+
+def number_within(labels: np.ndarray) -> np.ndarray:
+    """How many entries of the same label come before each: int `[N]` of int `[N]`."""
+    order = np.argsort(labels, kind="stable")
+    ranked, number = labels[order], np.empty(len(labels), int)
+    number[order] = np.arange(len(order)) - np.searchsorted(ranked, ranked)
+    return number
