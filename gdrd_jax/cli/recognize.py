@@ -12,7 +12,7 @@ listed at the end with the reason, the others are done, and the exit status is 1
 Examples:
   gdrd verify A.jpg B.jpg
   gdrd enroll PEOPLE --gallery known
-  gdrd search CROPS --gallery known
+  gdrd search CROPS --gallery known --fpir 0.01
   gdrd gallery known
   gdrd remove PERSON --gallery known
   gdrd embed CROPS --out embeddings.npz --model exported
@@ -20,6 +20,7 @@ Examples:
 """
 
 import argparse
+import functools
 import json
 
 from gdrd_jax.cli.common import ArgumentParser, guarded
@@ -68,7 +69,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     search.add_argument("--gallery", type=parse_address, required=True, help=GALLERY)
     search.add_argument("-k", type=int, default=5, help="how many are listed, default 5")
     search.add_argument("--templates", action="store_true", help="compare with the mean of each person's faces")
-    search.add_argument("--far", type=float, help="mark those who pass at this false accept rate of one comparison")
+    rates = search.add_mutually_exclusive_group()
+    rates.add_argument("--far", type=float, help="mark those who pass at this false accept rate of one comparison")
+    fpir = "decide who each probe is, or that it is unknown: share of the probes of strangers that may be accepted"
+    rates.add_argument("--fpir", type=float, help=fpir)
     search.add_argument(
         "--pictures", type=user_path, metavar="FILE.png", help="draw the first probes and whom they match"
     )
@@ -168,39 +172,45 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 
     if given.k < 1:
         raise GdrdError(f"-k is {given.k}; it must be at least 1", "search-k")
-    if given.templates and given.far is not None:
-        raise GdrdError(
-            "--far and --templates exclude each other: thresholds are of single faces, and means of several pass more "
-            "often; leave one out",
-            "search-far-templates",
-        )
     gallery = Gallery.load(given.gallery, recognizer.comparable())
     require("faiss")  # before the pictures are embedded
     native = gallery.fingerprint != recognizer.fingerprint()
-    threshold = None if given.far is None else recognizer.threshold(given.far, native=native)
+    most = 1
     if given.templates:
-        gallery = gallery.templates()
+        most, gallery = max(gallery.counts().values(), default=1), gallery.templates()
+    decides = given.far is not None or given.fpir is not None
+
+    @functools.cache
+    def threshold(faces: int) -> float:
+        size = None if given.fpir is None else len(gallery)
+        return recognizer.threshold(given.far, fpir=given.fpir, gallery=size, gallery_faces=faces, native=native)
+
+    def accepted(match) -> bool:
+        return match.similarity >= threshold(match.metadata["faces"] if given.templates else 1)
+
+    if decides:  # mistakes before the pictures are embedded
+        threshold(most)
     found = folders.embed(recognizer, given.path, align=given.align)
     matches = gallery.search(found.embeddings, given.k)
     if given.pictures:
         with replacing_file(given.pictures) as file:
             file.write(marked(png(enroll.picture(recognizer, found.paths, matches, align=given.align))))
-    probes = [
-        {
-            "path": str(path),
-            "matches": [
-                {**m.metadata, "id": m.id, "similarity": m.similarity}
-                | ({} if threshold is None else {"accepted": m.similarity >= threshold})
-                for m in line
-            ],
-        }
-        for path, line in zip(found.paths, matches)
-    ]
+    probes = []
+    for path, line in zip(found.paths, matches):
+        probe: dict = {"path": str(path)}
+        if given.fpir is not None:
+            probe["decision"] = next((match.id for match in line if accepted(match)), None)
+        probe["matches"] = [
+            {**match.metadata, "id": match.id, "similarity": match.similarity}
+            | ({"accepted": accepted(match)} if decides else {})
+            for match in line
+        ]
+        probes.append(probe)
     if not given.json:
         for probe in probes:
-            print(probe["path"])
+            print(probe["path"] + (f": {probe['decision'] or 'unknown'}" if "decision" in probe else ""))
             for rank, match in enumerate(probe["matches"], 1):
-                passes = "" if threshold is None else "  accepted" if match["accepted"] else "  -"
+                passes = "" if not decides else "  accepted" if match["accepted"] else "  -"
                 print(f"  {rank}  {match['similarity']:.3f}  {match['id']}{passes}")
     return {"probes": probes}, found.bad
 

@@ -12,11 +12,13 @@ from gdrd_jax.data.degradation import resize_all
 from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import open_faces
+from gdrd_jax.evaluation import threshold_check
 from gdrd_jax.export import formats
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.embedders import BATCH
 from gdrd_jax.inference.native import NativeRecognizer
 from gdrd_jax.inference.recognizer import Recognizer
+from gdrd_jax.inference.template_scores import TemplateScores
 from gdrd_jax.inference.thresholds import LEAST_PEOPLE, Thresholds, compared
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import sha256
@@ -36,9 +38,18 @@ class Calibration:
     faces: Faces
     low: np.ndarray
 
-    def learn(self, recognizer: Recognizer, teacher: NativeRecognizer | None) -> Recognizer:
-        """The recognizer with thresholds, and with those for galleries of its teacher if that is given."""
-        labels, embeddings, native = self.faces.labels, recognizer.embed(self.low), None
+    def learn(
+        self, recognizer: Recognizer, teacher: NativeRecognizer | None
+    ) -> tuple[Recognizer, dict[str, list[dict[str, float]]]]:
+        """The recognizer with thresholds, and with those for galleries of its teacher if that is given.
+
+        Returns:
+          The recognizer; and by "thresholds" and "native_thresholds" what `threshold_check.held_out` has of either.
+        """
+        embeddings = recognizer.embed(self.low)
+        own, scores, held_out = self._learned(embeddings, None)
+        found = {"thresholds": held_out}
+        native, native_scores = None, None
         if teacher:
             full = []
             with tqdm(total=len(self.faces), desc=f"{teacher.model.name} at full size", unit="face") as progress:
@@ -46,9 +57,22 @@ class Calibration:
                     faces = [self.faces[row] for row in range(start, min(start + BATCH, len(self.faces)))]
                     full.append(teacher.embed(np.stack(faces)))
                     progress.update(len(faces))
-            native = Thresholds.learn(embeddings, labels, self.name, np.concatenate(full))
-        own = Thresholds.learn(embeddings, labels, self.name)
-        return dataclasses.replace(recognizer, thresholds=own, native_thresholds=native)
+            native, native_scores, found["native_thresholds"] = self._learned(embeddings, np.concatenate(full))
+        recognizer = dataclasses.replace(
+            recognizer, thresholds=own, template_scores=scores, native_thresholds=native,
+            native_template_scores=native_scores,
+        )  # fmt: skip
+        return recognizer, found
+
+    def _learned(
+        self, embeddings: np.ndarray, gallery: np.ndarray | None
+    ) -> tuple[Thresholds, TemplateScores | None, list[dict[str, float]]]:
+        labels, rows = self.faces.labels, compared(self.faces.labels)
+        few = labels[rows], self.name, None if gallery is None else gallery[rows]
+        return (
+            Thresholds.learn(embeddings, labels, self.name, gallery), TemplateScores.learn(embeddings[rows], *few),
+            threshold_check.held_out(embeddings, labels, gallery),
+        )  # fmt: skip
 
 
 def find(given: Path | None, student: str, source: Path, recognizer: Recognizer) -> Calibration | None:

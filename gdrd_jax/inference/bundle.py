@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gdrd_jax.data.degradation import KERNELS
+from gdrd_jax.inference.template_scores import TemplateScores
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import sha256
@@ -21,6 +22,7 @@ MANIFEST, WEIGHTS = "manifest.json", "student.safetensors"
 def described(
     student: dict, kernel: str, fingerprint: str, thresholds: Thresholds | None, files: list[Path],
     teacher: dict | None = None, native_thresholds: Thresholds | None = None,
+    template_scores: TemplateScores | None = None, native_template_scores: TemplateScores | None = None,
 ) -> dict:  # fmt: skip
     """The entries that every manifest has.
 
@@ -30,12 +32,13 @@ def described(
       fingerprint: of the recognizer.
       thresholds: None if there are none.
       files: the other files of the folder; the manifest holds their sha256.
-      teacher, native_thresholds: see `Recognizer`.
+      teacher, native_thresholds, template_scores, native_template_scores: see `Recognizer`.
     """
+    plain = lambda learned: dataclasses.asdict(learned) if learned else None  # noqa: E731
     return {
         "format": FORMAT, "student": student, "kernel": kernel, "fingerprint": fingerprint,
-        "thresholds": dataclasses.asdict(thresholds) if thresholds else None, "teacher": teacher,
-        "native_thresholds": dataclasses.asdict(native_thresholds) if native_thresholds else None,
+        "thresholds": plain(thresholds), "teacher": teacher, "native_thresholds": plain(native_thresholds),
+        "template_scores": plain(template_scores), "native_template_scores": plain(native_template_scores),
         "files": {path.name: sha256(path) for path in files},
     }  # fmt: skip
 
@@ -67,6 +70,8 @@ def described_by(folder: Path) -> dict:
         manifest["files"][WEIGHTS]
         thresholds(manifest)
         thresholds(manifest, "native_thresholds")
+        template_scores(manifest, "template_scores")
+        template_scores(manifest, "native_template_scores")
         if manifest["kernel"] not in KERNELS:
             raise ValueError(f"kernel {manifest['kernel']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -95,3 +100,9 @@ def thresholds(manifest: dict, which: str = "thresholds") -> Thresholds | None:
     if not 0 < len(kept.fars) == len(kept.values) == len(kept.tars):
         raise ValueError("thresholds")
     return kept
+
+
+def template_scores(manifest: dict, which: str) -> TemplateScores | None:
+    """`which` of a manifest, "template_scores" or "native_template_scores"; which version 0.4 did not write."""
+    found = manifest.get(which)
+    return TemplateScores(**found) if found else None
