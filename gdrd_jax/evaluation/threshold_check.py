@@ -12,7 +12,7 @@ from gdrd_jax.evaluation import bootstrap
 from gdrd_jax.inference.thresholds import compared, strictest
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)
-EXPECTED = 10  # pairs of people that a rate must be of, so that it is judged
+EXPECTED = 10  # pairs of people that must be expected to pass at a rate that is said to hold
 FOLDS = 5
 
 
@@ -36,12 +36,14 @@ class Realized(NamedTuple):
     def holds(self, far: float) -> bool | None:
         """Whether a nominal rate is inside the interval of the realized one; None if there are too few people.
 
-        There must be `EXPECTED` / far pairs of people: no more than that rate can be seen in fewer.
+        Rates of which fewer than `EXPECTED` pairs of people would pass can be seen to be exceeded, but not to hold.
         """
+        low, high = self.far_interval
+        if low > far:
+            return False
         if self.people * (self.people - 1) / 2 * far < EXPECTED:
             return None
-        low, high = self.far_interval
-        return low <= far <= high
+        return far <= high
 
 
 def realized(

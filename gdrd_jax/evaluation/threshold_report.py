@@ -24,7 +24,7 @@ EVERYBODY = "everybody"
 
 def check(
     data: Path, model: str, fars: Sequence[float] | None = None, *, teacher: str = "", groups: Path | None = None,
-    strengths: Mapping[str, float],
+    strengths: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Judges the thresholds of a student by faces of people whom it was not trained on.
 
@@ -92,7 +92,8 @@ def text(found: dict[str, Any]) -> str:
         if row["realized_tar"] is not None:
             tar = "{:.1f} ({:.1f}-{:.1f})".format(*(100 * x for x in (row["realized_tar"], *row["tar_interval"])))
         side = "too loose" if low > row["far"] else "too strict"
-        verdict = {True: "holds", False: side, None: "too few people"}[row["holds"]]
+        ratio = row["realized_far"] / row["far"]
+        verdict = {True: "holds", False: f"{side} ({ratio:.2g}x)", None: "too few people"}[row["holds"]]
         lines.append([
             row["group"], f"{row['people']:,}", f"{row['far']:g}", f"{row['threshold']:.3f}",
             f"{row['realized_far']:.2g} ({low:.2g}-{high:.2g})", tar, verdict,

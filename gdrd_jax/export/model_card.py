@@ -209,8 +209,8 @@ def _rates(found: Thresholds, task: Task, held_out: list[dict[str, float]]) -> s
     )
     if others:
         text += (
-            f" The last column has the false accept rate of thresholds learned on four of {FOLDS} folds of "
-            f"{task.labels} and judged on the fifth: mean of the folds (lowest to highest)."
+            f" The last column has the false accept rate of thresholds learned on {FOLDS - 1} of {FOLDS} folds of "
+            f"{task.labels} and judged on the other: mean of the folds (lowest to highest)."
         )
     return f"{text}\n\n{markdown_table(table).rstrip()}"
 

@@ -48,7 +48,9 @@ def test_a_threshold_holds_for_the_same_kind_of_people_and_not_for_others():
     thresholds = Thresholds.learn(*people([3] * 80), "made up")
     (same,) = threshold_check.realized(*people([3] * 80, seed=1), [thresholds.at(0.05)])
     assert same.holds(0.05) and same.far_interval[0] < same.far < same.far_interval[1]
-    assert same.holds(1e-4) is None  # 3,160 pairs of people
+    few = same._replace(far_interval=(0.0, 0.01))
+    assert few.holds(1e-4) is None and few.holds(0.005) and few.holds(0.02) is False  # 3,160 pairs of people
+    assert same.holds(1e-4) is False  # too many pass, however few people there are
     embeddings, labels = people([3] * 80, seed=1)
     alike = embeddings + 0.3 * embeddings[0]
     alike /= np.linalg.norm(alike, axis=1, keepdims=True)
