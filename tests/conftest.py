@@ -287,6 +287,23 @@ def save_student(workdir, resolution=16, seed=0, dim=24, teacher=None, name="col
     return workdir
 
 
+def save_calibrated(workdir, faces):
+    """A student as of `save_student`, with thresholds learned on `faces`, a folder PERSON/IMAGE; its own folder."""
+    from gdrd_jax.inference import bundle
+    from gdrd_jax.inference.recognizer import Recognizer
+    from gdrd_jax.inference.template_scores import TemplateScores
+    from gdrd_jax.inference.thresholds import Thresholds
+
+    folder = save_student(workdir) / "dis" / "student"
+    files = sorted(faces.glob("*/*.png"))
+    labels = np.unique([file.parent.name for file in files], return_inverse=True)[1]
+    known = Recognizer.load(folder).embed(files), labels, "made faces"
+    learned = {"thresholds": vars(Thresholds.learn(*known)), "template_scores": vars(TemplateScores.learn(*known))}
+    manifest = json.loads((folder / bundle.MANIFEST).read_text())
+    (folder / bundle.MANIFEST).write_text(json.dumps(manifest | learned))
+    return folder
+
+
 def guided_diffusion(
     seed=0, channels=(32, 64), counts=(1, 1), attended=(1,), decoder=False, *, updown=False, scale_shift=True
 ):

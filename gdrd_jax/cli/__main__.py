@@ -19,6 +19,7 @@ GROUPS = {
     },
     "Evaluate": {
         "evaluate": ("evaluate", "verification and identification on LFW, .bin, TinyFace, UCCS and AR"),
+        "check-thresholds": ("check_thresholds", "do a student's thresholds hold for other people's faces?"),
     },
     "Use": {
         "verify": ("recognize", "compare two faces"),

@@ -41,6 +41,15 @@ class ArgumentParser(argparse.ArgumentParser):
         raise GdrdError(f"{message}; {hint}{self.prog} --help explains the arguments", "command-usage")
 
 
+def add_degradation(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `data.degradation.STRENGTHS`, by which faces are degraded before they are embedded."""
+    add = parser.add_argument
+    add("--blur", type=float, default=0.0, help="Gaussian blur before reducing: sigma in pixels of 112 (default: 0)")
+    add("--motion", type=float, default=0.0, help="motion blur before reducing: length in pixels of 112")
+    add("--noise", type=float, default=0.0, help="Gaussian noise after reducing: sigma of 255")
+    add("--jpeg", type=int, default=0, help="JPEG quality after reducing, 1-100 (default: none)")
+
+
 def guarded(work: Callable[[], None], *, resumes: bool = True) -> int:
     """Does the work of a command line, parsing its arguments included.
 

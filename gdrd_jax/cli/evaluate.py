@@ -22,7 +22,7 @@ import dataclasses
 import inspect
 from typing import TYPE_CHECKING
 
-from gdrd_jax.cli.common import ArgumentParser, guarded
+from gdrd_jax.cli.common import ArgumentParser, add_degradation, guarded
 from gdrd_jax.data.degradation import KERNELS
 from gdrd_jax.inference.pretrained import DEFAULT
 from gdrd_jax.registry import explanations, protocols
@@ -54,10 +54,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         choices=KERNELS,
         help="how faces are reduced: area (OpenCV, default), bicubic (Pillow)",
     )
-    add("--blur", type=float, default=0.0, help="Gaussian blur before reducing: sigma in pixels of 112 (default: 0)")
-    add("--motion", type=float, default=0.0, help="motion blur before reducing: length in pixels of 112")
-    add("--noise", type=float, default=0.0, help="Gaussian noise after reducing: sigma of 255")
-    add("--jpeg", type=int, default=0, help="JPEG quality after reducing, 1-100 (default: none)")
+    add_degradation(parser)
     add(
         "--stretch", action="store_true", help="take faces that are not 112x112 and stretch them (tinyface always does)"
     )

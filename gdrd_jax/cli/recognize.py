@@ -12,7 +12,7 @@ listed at the end with the reason, the others are done, and the exit status is 1
 Examples:
   gdrd verify A.jpg B.jpg
   gdrd enroll PEOPLE --gallery known
-  gdrd search CROPS --gallery known
+  gdrd search CROPS --gallery known --fpir 0.01
   gdrd gallery known
   gdrd remove PERSON --gallery known
   gdrd embed CROPS --out embeddings.npz --model exported
@@ -20,6 +20,7 @@ Examples:
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -77,7 +78,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "search for people, not pictures: each folder in PATH is of one person; or PATH is a video, which is tracked"
     )
     search.add_argument("--track", action="store_true", help=track)
-    search.add_argument("--far", type=float, help="mark those who pass at this false accept rate of one comparison")
+    rates = search.add_mutually_exclusive_group()
+    rates.add_argument("--far", type=float, help="mark those who pass at this false accept rate of one comparison")
+    fpir = "decide who each probe is, or that it is unknown: share of the probes of strangers that may be accepted"
+    rates.add_argument("--fpir", type=float, help=fpir)
     search.add_argument(
         "--pictures", type=user_path, metavar="FILE.png", help="draw the first probes and whom they match"
     )
@@ -176,18 +180,23 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 
     if given.k < 1:
         raise GdrdError(f"-k is {given.k}; it must be at least 1", "search-k")
-    if (given.templates or given.track) and given.far is not None:
-        raise GdrdError(
-            f"--far and {'--track' if given.track else '--templates'} exclude each other: thresholds are of single "
-            "faces, and means of several pass more often; leave one out",
-            "search-far-templates",
-        )
     gallery = Gallery.load(given.gallery, recognizer.comparable())
     require("faiss")  # before the pictures are embedded
     native = gallery.fingerprint != recognizer.fingerprint()
-    threshold = None if given.far is None else recognizer.threshold(given.far, native=native)
+    most = 1
     if given.templates:
-        gallery = gallery.templates()
+        most, gallery = max(gallery.counts().values(), default=1), gallery.templates()
+    decides = given.far is not None or given.fpir is not None
+
+    @functools.cache
+    def threshold(probe_faces: int, gallery_faces: int) -> float:
+        return recognizer.threshold(
+            given.far, fpir=given.fpir, gallery=None if given.fpir is None else len(gallery),
+            probe_faces=probe_faces, gallery_faces=gallery_faces, native=native,
+        )  # fmt: skip
+
+    if decides:  # mistakes before the pictures are embedded
+        threshold(2 if given.track else 1, most)
     probes, bad = (_tracks if given.track else _pictures)(recognizer, given)
     matches = gallery.search(np.stack([probe.embedding for probe in probes]), given.k)
     if given.pictures:
@@ -195,22 +204,19 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
         drawn = enroll.picture(recognizer, [probe.face for probe in probes], matches, align=align)
         with replacing_file(given.pictures) as file:
             file.write(marked(png(drawn)))
-    found = [
-        probe.about
-        | {
-            "matches": [
-                {**m.metadata, "id": m.id, "similarity": m.similarity}
-                | ({} if threshold is None else {"accepted": m.similarity >= threshold})
-                for m in line
-            ]
-        }
-        for probe, line in zip(probes, matches)
-    ]
+    found = []
+    for probe, line in zip(probes, matches):
+        faces = probe.about.get("faces", 1)
+        listed: list[dict] = [{**match.metadata, "id": match.id, "similarity": match.similarity} for match in line]
+        for one in listed if decides else []:
+            one["accepted"] = one["similarity"] >= threshold(faces, one["faces"] if given.templates else 1)
+        decision = next((one["id"] for one in listed if one["accepted"]), None) if given.fpir is not None else None
+        found.append(probe.about | ({} if given.fpir is None else {"decision": decision}) | {"matches": listed})
     if not given.json:
         for probe in found:
             print(_headline(probe))
             for rank, match in enumerate(probe["matches"], 1):
-                passes = "" if threshold is None else "  accepted" if match["accepted"] else "  -"
+                passes = "" if not decides else "  accepted" if match["accepted"] else "  -"
                 print(f"  {rank}  {match['similarity']:.3f}  {match['id']}{passes}")
     return {"probes": found}, bad
 
@@ -257,7 +263,7 @@ def _headline(probe: dict) -> str:
         parts.append(counted(probe["faces"], "face"))
     if "quality" in probe:
         parts.append(f"quality {probe['quality']:.2f}")
-    return "  ".join(parts)
+    return "  ".join(parts) + (f": {probe['decision'] or 'unknown'}" if "decision" in probe else "")
 
 
 def _size(faces: int, people: int) -> str:

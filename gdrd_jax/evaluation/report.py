@@ -162,6 +162,8 @@ def draw_lines(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, x: str, y: st
     axes.set(xlabel=x, ylabel=y)
     if log:
         axes.loglog()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both" if log else "major")
     axes.legend(fontsize="small")
     return saved(figure)

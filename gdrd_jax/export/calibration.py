@@ -14,11 +14,14 @@ from gdrd_jax.data.faces import Faces
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import open_faces
+from gdrd_jax.evaluation import threshold_check
 from gdrd_jax.export import formats
 from gdrd_jax.inference import bundle, quality
 from gdrd_jax.inference.embedders import BATCH
 from gdrd_jax.inference.native import NativeRecognizer
+from gdrd_jax.inference.quality import Quality
 from gdrd_jax.inference.recognizer import Recognizer
+from gdrd_jax.inference.template_scores import TemplateScores
 from gdrd_jax.inference.thresholds import LEAST_PEOPLE, Thresholds, compared
 from gdrd_jax.utils.errors import GdrdError, require
 from gdrd_jax.utils.files import sha256
@@ -45,9 +48,18 @@ class Calibration:
         rows = np.random.default_rng(0).permutation(len(self.faces))[:count]
         return np.stack(list(in_parallel(lambda row: self.faces[row], list(rows))))
 
-    def learn(self, recognizer: Recognizer, teacher: NativeRecognizer | None) -> Recognizer:
-        """The recognizer with thresholds, also for galleries of its teacher if that is given, and with quality."""
-        labels, embeddings, native = self.faces.labels, recognizer.embed(self.low), None
+    def learn(
+        self, recognizer: Recognizer, teacher: NativeRecognizer | None
+    ) -> tuple[Recognizer, dict[str, list[dict[str, float]]]]:
+        """The recognizer with thresholds, also for galleries of its teacher if that is given, and with quality.
+
+        Returns:
+          The recognizer; and by "thresholds" and "native_thresholds" what `threshold_check.held_out` has of either.
+        """
+        embeddings = recognizer.embed(self.low)
+        own, scores, held_out = self._learned(embeddings, None)
+        found = {"thresholds": held_out}
+        native, native_scores = None, None
         if teacher:
             full = []
             with tqdm(total=len(self.faces), desc=f"{teacher.model.name} at full size", unit="face") as progress:
@@ -55,21 +67,32 @@ class Calibration:
                     faces = [self.faces[row] for row in range(start, min(start + BATCH, len(self.faces)))]
                     full.append(teacher.embed(np.stack(faces)))
                     progress.update(len(faces))
-            native = Thresholds.learn(embeddings, labels, self.name, np.concatenate(full))
-        own = Thresholds.learn(embeddings, labels, self.name)
-        far = max(quality.FAR, own.finest())
-        score = quality.learn(
-            recognizer.embed_with_lengths,
-            self.faces,
-            recognizer.resolution,
-            recognizer.kernel,
-            own.at(far),
-            far,
-            self.name,
-        )
-        if score is None:
+            native, native_scores, found["native_thresholds"] = self._learned(embeddings, np.concatenate(full))
+        recognizer = dataclasses.replace(
+            recognizer, thresholds=own, template_scores=scores, native_thresholds=native,
+            native_template_scores=native_scores, quality=self._quality(recognizer, own),
+        )  # fmt: skip
+        return recognizer, found
+
+    def _learned(
+        self, embeddings: np.ndarray, gallery: np.ndarray | None
+    ) -> tuple[Thresholds, TemplateScores | None, list[dict[str, float]]]:
+        labels, rows = self.faces.labels, compared(self.faces.labels)
+        few = labels[rows], self.name, None if gallery is None else gallery[rows]
+        return (
+            Thresholds.learn(embeddings, labels, self.name, gallery), TemplateScores.learn(embeddings[rows], *few),
+            threshold_check.held_out(embeddings, labels, gallery),
+        )  # fmt: skip
+
+    def _quality(self, recognizer: Recognizer, thresholds: Thresholds) -> Quality | None:
+        far = max(quality.FAR, thresholds.finest())
+        found = quality.learn(
+            recognizer.embed_with_lengths, self.faces, recognizer.resolution, recognizer.kernel, thresholds.at(far),
+            far, self.name,
+        )  # fmt: skip
+        if found is None:
             LOG.warning("no quality score was learned: %s has too few faces of a person that are recognized", self.name)
-        return dataclasses.replace(recognizer, thresholds=own, native_thresholds=native, quality=score)
+        return found
 
 
 def find(given: Path | None, student: str, source: Path, recognizer: Recognizer) -> Calibration | None:

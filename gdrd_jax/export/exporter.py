@@ -107,8 +107,9 @@ def export(settings: Settings, folder: Path) -> dict:
     evaluations = [model_card.evaluation(path, fingerprint) for path in settings.evaluations]
     benchmark = _benchmark(settings, recognizer)
     calibrated = calibration.find(settings.calibration, settings.student, source, recognizer)
+    held_out = known.get("held_out", {})
     if calibrated:
-        recognizer = calibrated.learn(recognizer, teacher)
+        recognizer, held_out = calibrated.learn(recognizer, teacher)
         few = calibrated.some(PROVED)
         named = calibrated.name
     elif "int8" in settings.formats or teacher:
@@ -141,8 +142,10 @@ def export(settings: Settings, folder: Path) -> dict:
         manifest = {
             **bundle.described(
                 arguments, recognizer.kernel, fingerprint, recognizer.thresholds, list(paths.values()),
-                recognizer.teacher, recognizer.native_thresholds, recognizer.quality,
+                recognizer.teacher, recognizer.native_thresholds, recognizer.quality, recognizer.template_scores,
+                recognizer.native_template_scores,
             ),
+            "held_out": held_out,
             **({} if recognizer.task == FACES else {"task": recognizer.task.recorded()}),
             "proof": {
                 "rows": rows, "faces": len(few), "of": named,

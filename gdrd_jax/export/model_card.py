@@ -6,6 +6,7 @@ from pathlib import Path
 from gdrd_jax.config import used_losses, with_current_names
 from gdrd_jax.data.degradation import STRENGTHS
 from gdrd_jax.data.task import FACES, Task
+from gdrd_jax.evaluation.threshold_check import FOLDS
 from gdrd_jax.export import verify
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.thresholds import Thresholds
@@ -184,32 +185,34 @@ def _errors(manifest: dict) -> str:
     found, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
     if not found:
         return "Not measured: it was exported without faces to learn thresholds on."
-    task = _task(manifest)
-    text = _rates(found, task)
+    task, held_out = _task(manifest), manifest.get("held_out", {})
+    text = _rates(found, task, held_out.get("thresholds", []))
     if native:
         teacher = manifest["teacher"]["name"]
-        text += (
-            f"\n\nProbes against a gallery that its teacher, {teacher}, embeds at full size:\n\n{_rates(native, task)}"
+        text += f"\n\nProbes against a gallery that its teacher, {teacher}, embeds at full size:\n\n" + _rates(
+            native, task, held_out.get("native_thresholds", [])
         )
     return f"{text}\n\n{OTHER_FACES if task.aligned else OTHER_IMAGES}"
 
 
-def _rates(found: Thresholds, task: Task) -> str:
-    rows = [
-        f"| {far:g} | {found.at(far):.4f} | {100 * (1 - found.tar(far)):.1f} |" for far in RATES if found.supports(far)
-    ]
-    return "\n".join(
-        [
-            f"Of {found.name}: {found.faces:,} {task.images} of {found.people:,} {task.labels}, {found.between:,} "
-            f"pairs of different {task.labels}, {found.genuine:,} pairs of {task.images} of one; no rate finer than "
-            f"{found.finest():.2g} can be estimated from them. Thresholds were learned on the {task.images} that they "
-            "are judged on here.",
-            "",
-            "| false accept rate | threshold | false reject rate, % |",
-            "|---|---|---|",
-            *rows,
-        ]
+def _rates(found: Thresholds, task: Task, held_out: list[dict[str, float]]) -> str:
+    others = {one["far"]: "{:.2g} ({:.2g} to {:.2g})".format(one["mean"], one["low"], one["high"]) for one in held_out}
+    lines = [["false accept rate", "threshold", "false reject rate, %", "of people held out"]]
+    for far in filter(found.supports, RATES):
+        lines.append([f"{far:g}", f"{found.at(far):.4f}", f"{100 * (1 - found.tar(far)):.1f}", others.get(far, "")])
+    table = [line if others else line[:-1] for line in lines]
+    text = (
+        f"Of {found.name}: {found.faces:,} {task.images} of {found.people:,} {task.labels}, {found.between:,} "
+        f"pairs of different {task.labels}, {found.genuine:,} pairs of {task.images} of one; no rate finer than "
+        f"{found.finest():.2g} can be estimated from them. Thresholds were learned on the {task.images} that they "
+        "are judged on here."
     )
+    if others:
+        text += (
+            f" The last column has the false accept rate of thresholds learned on {FOLDS - 1} of {FOLDS} folds of "
+            f"{task.labels} and judged on the other: mean of the folds (lowest to highest)."
+        )
+    return f"{text}\n\n{markdown_table(table).rstrip()}"
 
 
 def _files(manifest: dict) -> str:

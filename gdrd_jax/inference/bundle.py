@@ -11,6 +11,7 @@ from typing import Any
 
 from gdrd_jax.data.degradation import KERNELS
 from gdrd_jax.inference.quality import Quality
+from gdrd_jax.inference.template_scores import TemplateScores
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.files import sha256
@@ -22,6 +23,7 @@ MANIFEST, WEIGHTS = "manifest.json", "student.safetensors"
 def described(
     student: dict, kernel: str, fingerprint: str, thresholds: Thresholds | None, files: list[Path],
     teacher: dict | None = None, native_thresholds: Thresholds | None = None, quality: Quality | None = None,
+    template_scores: TemplateScores | None = None, native_template_scores: TemplateScores | None = None,
 ) -> dict:  # fmt: skip
     """The entries that every manifest has.
 
@@ -31,13 +33,14 @@ def described(
       fingerprint: of the recognizer.
       thresholds: None if there are none.
       files: the other files of the folder; the manifest holds their sha256.
-      teacher, native_thresholds, quality: see `Recognizer`.
+      teacher, native_thresholds, quality, template_scores, native_template_scores: see `Recognizer`.
     """
+    plain = lambda learned: dataclasses.asdict(learned) if learned else None  # noqa: E731
     return {
         "format": FORMAT, "student": student, "kernel": kernel, "fingerprint": fingerprint,
-        "thresholds": dataclasses.asdict(thresholds) if thresholds else None, "teacher": teacher,
-        "native_thresholds": dataclasses.asdict(native_thresholds) if native_thresholds else None,
-        "quality": dataclasses.asdict(quality) if quality else None,
+        "thresholds": plain(thresholds), "teacher": teacher, "native_thresholds": plain(native_thresholds),
+        "quality": plain(quality), "template_scores": plain(template_scores),
+        "native_template_scores": plain(native_template_scores),
         "files": {path.name: sha256(path) for path in files},
     }  # fmt: skip
 
@@ -70,6 +73,8 @@ def described_by(folder: Path) -> dict:
         thresholds(manifest)
         thresholds(manifest, "native_thresholds")
         quality(manifest)
+        template_scores(manifest, "template_scores")
+        template_scores(manifest, "native_template_scores")
         if manifest["kernel"] not in KERNELS:
             raise ValueError(f"kernel {manifest['kernel']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -104,3 +109,9 @@ def quality(manifest: dict) -> Quality | None:
     """The quality score of a manifest, if any; versions before 0.5 wrote none."""
     found = manifest.get("quality")
     return None if found is None else Quality(**found)
+
+
+def template_scores(manifest: dict, which: str) -> TemplateScores | None:
+    """`which` of a manifest, "template_scores" or "native_template_scores"; versions before 0.5 wrote none."""
+    found = manifest.get(which)
+    return TemplateScores(**found) if found else None

@@ -21,6 +21,7 @@ from gdrd_jax.inference import bundle, preprocess
 from gdrd_jax.inference.preprocess import Image
 from gdrd_jax.inference.pretrained import DESCRIPTION, describe_student, find_student
 from gdrd_jax.inference.quality import Quality, mean_embedding
+from gdrd_jax.inference.template_scores import LEAST_PEOPLE, TemplateScores
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.models import weights
 from gdrd_jax.models.arguments import DEFAULT, for_inference
@@ -66,6 +67,8 @@ class Recognizer:
       native_thresholds: decision thresholds for probes against a gallery that the teacher embedded at full size.
       task: what the images show, by which files are read.
       quality: how recognizable a face is; exported students have it.
+      template_scores, native_template_scores: what turns either thresholds into those of templates; None where too few
+        people had two faces, and in students that version 0.4 exported.
 
     Examples:
       >>> recognizer = Recognizer.load("runs/quickstart")
@@ -81,6 +84,8 @@ class Recognizer:
     native_thresholds: Thresholds | None = None
     task: Task = FACES
     quality: Quality | None = None
+    template_scores: TemplateScores | None = None
+    native_template_scores: TemplateScores | None = None
 
     def __repr__(self) -> str:
         return f"Recognizer({self.resolution} pixels, {self.dim} dimensions, fingerprint {self.fingerprint()[:12]})"
@@ -121,6 +126,7 @@ class Recognizer:
         try:
             student = abstract_student(for_inference(settings))
             thresholds, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
+            scores = [bundle.template_scores(manifest, key) for key in ("template_scores", "native_template_scores")]
             task = Task(**manifest["task"]) if "task" in manifest else FACES
             quality = bundle.quality(manifest)
         except (TypeError, ValueError, AttributeError, KeyError, GdrdError) as error:
@@ -132,7 +138,7 @@ class Recognizer:
         weights.restore(student, weights.load_safetensors(folder / bundle.WEIGHTS)[0])
         student.eval()
         recognizer = cls(
-            student, manifest["kernel"], thresholds, detector, manifest.get("teacher"), native, task, quality
+            student, manifest["kernel"], thresholds, detector, manifest.get("teacher"), native, task, quality, *scores
         )
         if recognizer.fingerprint() != manifest["fingerprint"]:
             raise GdrdError(
@@ -322,12 +328,22 @@ class Recognizer:
         similarity = self.similarity(first, second, align=align)
         return Verification(similarity >= threshold, similarity, threshold, far)
 
-    def threshold(self, far: float = FAR, *, native: bool = False) -> float:
-        """The similarity from which on `verify` accepts two faces; raises as `verify`.
+    def threshold(
+        self, far: float | None = None, *, fpir: float | None = None, gallery: int | None = None,
+        probe_faces: int = 1, gallery_faces: int = 1, native: bool = False,
+    ) -> float:  # fmt: skip
+        """The similarity from which on two faces, or templates, are accepted as one person's.
 
         Args:
-          far: see `verify`.
-          native: one of the two faces is embedded by the teacher at full size.
+          far: false accept rate of one comparison, see `verify`; `FAR` where no rate is given.
+          fpir: false positive identification rate of a search instead, see `Thresholds.far_of_search`.
+          gallery: for `fpir`, the number of people in the gallery; where several faces of a person are compared one by
+            one, the number of faces.
+          probe_faces, gallery_faces: numbers of faces whose mean is compared, see `TemplateScores`.
+          native: the gallery is embedded by the teacher at full size.
+
+        Raises:
+          GdrdError: there are no thresholds, or none for so small a rate or for templates; or two rates are given.
         """
         thresholds = self.native_thresholds if native else self.thresholds
         if thresholds is None:
@@ -339,7 +355,22 @@ class Recognizer:
                 + f", or gdrd export WORKDIR FOLDER --calibration FACES{teacher} on others; then load FOLDER",
                 "threshold-missing",
             )
-        return thresholds.at(far)
+        if far is not None and fpir is not None:
+            raise GdrdError("far and fpir are two rates for one threshold; give one of them", "threshold-rates")
+        if fpir is not None:
+            far = thresholds.far_of_search(fpir, gallery)
+        single = thresholds.at(FAR if far is None else far)
+        if probe_faces == gallery_faces == 1:
+            return single
+        scores = self.native_template_scores if native else self.template_scores
+        if scores is None:
+            raise GdrdError(
+                "this student has no thresholds for templates of several faces; export it again, gdrd export STUDENT "
+                f"FOLDER --calibration FACES{' --teacher FILE.onnx' if native else ''}, with at least {LEAST_PEOPLE} "
+                "people of whom there are two faces",
+                "threshold-templates",
+            )
+        return scores.threshold(single, probe_faces, gallery_faces)
 
     def _embed_batch(self, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = next(size for size in BATCHES if size >= len(faces))

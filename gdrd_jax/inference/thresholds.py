@@ -1,8 +1,8 @@
-"""Decision thresholds on the similarity of two faces, by false accept rate (FAR)."""
+"""Decision thresholds on the similarity of two faces, by the false accept rate (FAR) of a comparison or of a search."""
 
 import dataclasses
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -75,8 +75,7 @@ class Thresholds:
         impostors, genuine = np.sort(scores[~same])[::-1], np.sort(scores[same])
         decades = np.log10(between * LARGEST_FAR)
         fars = LARGEST_FAR * 10.0 ** -np.linspace(0, decades, int(decades * PER_DECADE) + 1)
-        # Just above the first impostor pair that would exceed the rate.
-        values = np.nextafter(impostors[np.floor(fars * len(impostors) * (1 + 1e-9)).astype(int)], np.float32(2))
+        values = strictest(impostors, fars)
         tars = 1 - np.searchsorted(genuine, values) / len(genuine)
         kept: list[tuple[float, ...]] = [tuple(map(float, x)) for x in (fars, values, tars)]
         return cls(kept[0], kept[1], kept[2], people, len(labels), between, len(genuine), name)
@@ -91,14 +90,50 @@ class Thresholds:
         """
         return self.values[self._index(far)]
 
+    def far_of_search(self, fpir: float, gallery: int | None) -> float:
+        """The false accept rate of one comparison that gives a search its false positive identification rate (FPIR).
+
+        FPIR = 1 - (1 - FAR)^n, as if the n comparisons of a probe were independent. They are not: one face is similar
+        to many others, another to few, so that false accepts are of fewer probes, and FPIR is at most as high.
+
+        Args:
+          fpir: share of the probes of strangers of whom anybody in the gallery is accepted.
+          gallery: n, the number of embeddings that a probe is compared with.
+
+        Raises:
+          GdrdError: out of range, or too fine for the faces that the thresholds were learned on.
+        """
+        if not isinstance(fpir, Real) or not 0 < fpir <= LARGEST_FAR:
+            given = f"{fpir:g}" if isinstance(fpir, Real) else repr(fpir)
+            raise GdrdError(
+                f"the false positive identification rate is {given}; give a number above 0 and at most {LARGEST_FAR:g}",
+                "fpir-range",
+            )
+        if not isinstance(gallery, Integral) or gallery < 1:
+            raise GdrdError(
+                f"the size of the gallery is {gallery!r}; give the number of its people, at least 1", "fpir-gallery"
+            )
+        far = -math.expm1(math.log1p(-fpir) / gallery)
+        if not self.supports(far):
+            finest = -math.expm1(gallery * math.log1p(-self.finest()))
+            largest = int(math.log1p(-fpir) / math.log1p(-self.finest()))
+            raise GdrdError(
+                f"a false positive identification rate of {fpir:g} in a gallery of {gallery:,} is finer than the "
+                f"calibration supports: {self.between} pairs of different people ({self.name}) are enough for "
+                + (f"{_rounded_up(finest):.2g} in this gallery" if finest <= LARGEST_FAR else "no rate in this gallery")
+                + (f", or for {fpir:g} in one of {largest:,}" if largest else "")
+                + "; give such a rate, or export the student again with more people (gdrd export --calibration FACES)",
+                "fpir-too-fine",
+            )
+        return far
+
     def supports(self, far: float) -> bool:
         """Whether the thresholds were learned on enough people for this rate."""
         return far >= self.fars[-1] * (1 - 1e-9)
 
     def finest(self) -> float:
         """The smallest supported rate, rounded up to two digits."""
-        unit = 10.0 ** (math.floor(math.log10(self.fars[-1])) - 1)
-        return math.ceil(self.fars[-1] / unit * (1 - 1e-9)) * unit
+        return _rounded_up(self.fars[-1])
 
     def tar(self, far: float) -> float:
         """The true accept rate at a false accept rate, on the same faces; raises as `at`."""
@@ -119,6 +154,22 @@ class Thresholds:
                 "far-too-fine",
             )
         return next(i for i, kept in enumerate(self.fars) if kept <= far * (1 + 1e-9))
+
+
+def strictest(impostors: np.ndarray, fars: np.ndarray) -> np.ndarray:
+    """The lowest thresholds that at most these shares of impostor pairs reach, `[F]`.
+
+    Args:
+      impostors: similarities, falling, float32 `[I]`.
+      fars: rates below 1, float `[F]`.
+    """
+    # Just above the first impostor pair that would exceed the rate.
+    return np.nextafter(impostors[np.floor(fars * len(impostors) * (1 + 1e-9)).astype(int)], np.float32(2))
+
+
+def _rounded_up(rate: float) -> float:
+    unit = 10.0 ** (math.floor(math.log10(rate)) - 1)
+    return math.ceil(rate / unit * (1 - 1e-9)) * unit
 
 
 def compared(labels: np.ndarray) -> np.ndarray:

@@ -98,3 +98,23 @@ def test_against_a_gallery_each_face_is_a_probe_of_all_others():
     assert found.genuine == same.sum() == 40 and found.between == 190
     impostors = scores[~same]
     assert np.mean(impostors >= found.at(0.1)) <= 0.1 < np.mean(impostors >= found.at(0.1) - 0.01)
+
+
+def test_a_search_has_the_rate_of_independent_comparisons():
+    found = Thresholds.learn(*people(60, 2), "sixty")
+    for fpir, gallery in ((0.3, 1), (0.3, 100), (0.05, 20)):
+        far = found.far_of_search(fpir, gallery)
+        assert 1 - (1 - far) ** gallery == pytest.approx(fpir)
+    with raises("fpir-range", "0.6", "at most 0.5"):
+        found.far_of_search(0.6, 3)
+    with raises("fpir-range", "'0.1'"):
+        found.far_of_search("0.1", 3)
+
+
+def test_the_finest_search_and_the_largest_gallery_are_named_and_granted():
+    found = Thresholds.learn(*people(60, 2), "sixty")  # 1,770 pairs of people
+    with raises("fpir-too-fine", "0.01", "1,000", "1770 pairs", "sixty", "0.44", "one of 17;"):
+        found.far_of_search(0.01, 1000)
+    assert found.far_of_search(0.44, 1000) and found.far_of_search(0.01, 17)
+    with raises("fpir-too-fine", "no rate in this gallery"):
+        found.far_of_search(0.01, 100_000)

@@ -285,8 +285,20 @@ def test_an_exported_student_verifies_and_marks_who_passes(exported, faces, tmp_
     matches = json.loads(told)["probes"][0]["matches"]
     assert [match["accepted"] for match in matches] == [match["similarity"] >= threshold for match in matches]
     assert {match["accepted"] for match in matches} == {True, False}
-    status, told = call("search", a, "--gallery", tmp_path / "known", "--far", "0.1", "--templates")
-    assert status == 2 and "--far" in told and "--templates" in told
+    status, told = call("search", a, "--gallery", tmp_path / "known", "--far", "0.1", "--templates", "--json")
+    stricter = Recognizer.load(exported).threshold(0.1, gallery_faces=3)
+    assert stricter > threshold
+    for match in json.loads(told)["probes"][0]["matches"]:
+        assert match["faces"] == 3 and match["accepted"] == (match["similarity"] >= stricter)
+
+
+def test_the_manifest_and_the_card_have_rates_of_people_held_out(exported):
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert manifest["template_scores"]["people"] == PEOPLE and manifest["native_template_scores"] is None
+    assert manifest["held_out"] == {"thresholds": []}  # too few people for folds
+    rates = [{"far": 0.1, "mean": 0.12, "low": 0.08, "high": 0.17}]
+    card = model_card.text(manifest | {"held_out": {"thresholds": rates}})
+    assert "0.12 (0.08 to 0.17) |" in card and "0.12" not in (exported / "README.md").read_text()
 
 
 def test_another_student_is_not_replaced(exported, faces, tmp_path, capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import PLUGINS, make_faces, save_student
+from conftest import PLUGINS, make_faces, save_calibrated, save_student
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
@@ -116,6 +116,33 @@ def test_the_pictures_of_a_folder_are_one_track(call, workdir, scored, faces, tm
     assert cv2.imread(str(picture)).shape[0] > 4 * 60
     out = call("search", faces, "--gallery", known, "--track", model=model)[1]
     assert f"{faces / 'p0'}  3 faces" in out and ("3 faces  quality" in out) == with_quality
+
+
+def test_a_search_names_the_person_or_nobody(call, tmp_path):
+    """Two of twelve people are enrolled."""
+    people, known = make_faces(tmp_path / "people", 12, 3, size=32), tmp_path / "known"
+    student = save_calibrated(tmp_path / "run", people)
+    for person in ("p0", "p1"):
+        shutil.copytree(people / person, tmp_path / "few" / person)
+    assert call("enroll", tmp_path / "few", "--gallery", known, model=student)[0] == 0
+    search, recognizer = ("search", people, "--gallery", known, "--fpir"), Recognizer.load(student)
+    assert recognizer.threshold(fpir=0.1, gallery=6) == recognizer.threshold(1 - 0.9 ** (1 / 6))
+    for words, how in (
+        ((), {"gallery": 6}),
+        (("--templates",), {"gallery": 2, "gallery_faces": 3}),
+        (("--track",), {"gallery": 6, "probe_faces": 3}),
+        (("--track", "--templates"), {"gallery": 2, "probe_faces": 3, "gallery_faces": 3}),
+    ):
+        status, out, _ = call(*search, 0.1, "--json", *words, model=student)
+        threshold, probes = recognizer.threshold(fpir=0.1, **how), json.loads(out)["probes"]
+        for probe in probes:
+            best = probe["matches"][0]
+            assert probe["decision"] == (best["id"] if best["similarity"] >= threshold else None)
+        assert status == 0 and {"p0", "p1", None} <= {probe["decision"] for probe in probes}
+    status, out, _ = call(*search, 0.1, model=student)
+    assert "0.png: p0\n" in out and ": unknown\n" in out and "  accepted" in out
+    status, _, err = call(*search, 0.01, model=student)
+    assert status == 2 and "[fpir-too-fine]" in err and "in a gallery of 6 " in err and "66 pairs" in err
 
 
 def test_bad_pictures_are_counted_and_named_and_the_others_done(call, faces, tmp_path, caplog):
@@ -258,13 +285,14 @@ def test_killed_in_the_middle_of_enrolling_the_same_command_does_it(call, workdi
         (("search", "FACES", "--gallery", "known", "-k", "0"), "search-k", "-k is 0"),
         (("search", "FACES", "--gallery", "FACES"), "gallery-missing", "people"),
         (
-            ("search", "FACES", "--gallery", "known", "--far", "0.01", "--templates"),
-            "search-far-templates",
-            "--templates",
+            ("search", "FACES", "--gallery", "known", "--far", "0.01", "--fpir", "0.1"),
+            "command-usage",
+            "--fpir",
         ),
-        (("search", "FACES", "--gallery", "known", "--far", "0.01", "--track"), "search-far-templates", "--track"),
+        (("search", "FACES", "--gallery", "known", "--far", "0.01", "--track"), "threshold-missing", "export it"),
         (("search", "A", "--gallery", "known", "--track"), "track-is-picture", "0.png"),
         (("search", "FACES", "--gallery", "known", "--far", "0.01"), None, "no thresholds; export it"),
+        (("search", "FACES", "--gallery", "known", "--fpir", "0.01"), "threshold-missing", "export it"),
         (("verify", "A", "A"), None, "no thresholds; export it"),
         (("embed", "empty", "--out", "x.npz"), None, "holds no images"),
         (("embed", "FACES", "--out", "nowhere/x.npz"), None, "nowhere/x.npz cannot be written; choose a file"),

@@ -1,0 +1,130 @@
+"""What `gdrd check-thresholds` finds: a student's thresholds at the faces of other people, and of groups of them."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gdrd_jax.data.degradation import Degradation
+from gdrd_jax.data.faces import Faces
+from gdrd_jax.data.prepare import checked
+from gdrd_jax.data.readers import open_faces
+from gdrd_jax.evaluation.threshold_check import RATES, realized
+from gdrd_jax.inference.embedders import embed_faces, student_embedder
+from gdrd_jax.inference.native import NativeRecognizer
+from gdrd_jax.inference.recognizer import Recognizer
+from gdrd_jax.inference.thresholds import LEAST_PEOPLE, compared
+from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.tables import text_table
+
+EVERYBODY = "everybody"
+
+
+def check(
+    data: Path, model: str, fars: Sequence[float] | None = None, *, teacher: str = "", groups: Path | None = None,
+    strengths: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Judges the thresholds of a student by faces of people whom it was not trained on.
+
+    Args:
+      data: aligned faces, see `data.readers.open_faces`.
+      model: see `Recognizer.load`.
+      fars: nominal false accept rates; None takes those of `RATES` that the thresholds support.
+      teacher: `FILE.onnx`, which embeds the faces that probes are compared with; "" compares the student's.
+      groups: a csv with lines PERSON,GROUP; None takes the folders above those of the people, if there are any.
+      strengths: of blur, motion, noise and jpeg, see `Degradation`.
+
+    Returns:
+      "rows", for everybody and for each group a row for each rate: "group", "far" (nominal), "threshold", "people",
+      "genuine" (pairs of one person), "realized_far" and "realized_tar" with "far_interval" and "tar_interval", and
+      "holds": whether the interval contains the nominal rate, None where there are too few people to judge.
+
+    Raises:
+      GdrdError: there are no such faces, thresholds, rates or groups.
+    """
+    recognizer = Recognizer.load(model)
+    native = bool(teacher)
+    recognizer.threshold(0.5, native=native)  # refuses a student without thresholds
+    learned = recognizer.native_thresholds if native else recognizer.thresholds
+    assert learned
+    fars = fars or [far for far in RATES if learned.supports(far)]
+    thresholds = [recognizer.threshold(far, native=native) for far in fars]
+    network = NativeRecognizer.load(teacher, recognizer, option="--teacher").model if native else None
+    faces = open_faces(data, task=recognizer.task)
+    faces = checked(faces.take(compared(faces.labels)), stretch=True)
+    group_of = _groups(faces, groups)
+    people = len(faces.identities)
+    if people < LEAST_PEOPLE:
+        raise GdrdError(f"{data} has faces of {people} people; at least {LEAST_PEOPLE} are needed", "check-too-few")
+    how = Degradation(recognizer.resolution, recognizer.kernel, **strengths) if any(strengths.values()) else None
+    probes = embed_faces(student_embedder(model, recognizer), faces, how)
+    enrolled = embed_faces(network, faces) if network else None
+    rows = []
+    for group in [EVERYBODY, *dict.fromkeys(group_of.values())]:
+        inside = [group in (EVERYBODY, group_of.get(person)) for person in faces.identities]
+        chosen = np.flatnonzero(np.array(inside)[faces.labels])
+        if sum(inside) < LEAST_PEOPLE:
+            continue
+        judged = realized(
+            probes[chosen], faces.labels[chosen], thresholds, None if enrolled is None else enrolled[chosen]
+        )  # fmt: skip
+        rows += [
+            {
+                "group": group, "far": far, "threshold": threshold, "people": found.people, "genuine": found.genuine,
+                "realized_far": found.far, "far_interval": found.far_interval,
+                "realized_tar": found.tar if found.genuine else None,
+                "tar_interval": found.tar_interval if found.genuine else None, "holds": found.holds(far),
+            }
+            for far, threshold, found in zip(fars, thresholds, judged)
+        ]  # fmt: skip
+    about = {"model": model, "teacher": teacher, "faces": len(faces), "learned_on": learned.name}
+    return {**about, "degraded": {name: value for name, value in strengths.items() if value}, "rows": rows}
+
+
+def text(found: dict[str, Any]) -> str:
+    """A table for the terminal, and what it means."""
+    lines = [["group", "people", "nominal FAR", "threshold", "FAR (95 %)", "TAR % (95 %)", ""]]
+    for row in found["rows"]:
+        low, high = row["far_interval"]
+        tar = ""
+        if row["realized_tar"] is not None:
+            tar = "{:.1f} ({:.1f}-{:.1f})".format(*(100 * x for x in (row["realized_tar"], *row["tar_interval"])))
+        side = "too loose" if low > row["far"] else "too strict"
+        ratio = row["realized_far"] / row["far"]
+        verdict = {True: "holds", False: f"{side} ({ratio:.2g}x)", None: "too few people"}[row["holds"]]
+        lines.append([
+            row["group"], f"{row['people']:,}", f"{row['far']:g}", f"{row['threshold']:.3f}",
+            f"{row['realized_far']:.2g} ({low:.2g}-{high:.2g})", tar, verdict,
+        ])  # fmt: skip
+    drifted = sum(row["holds"] is False for row in found["rows"])
+    end = (
+        f"{drifted} of {len(found['rows'])} rows do not hold. Learn thresholds on faces like these: "
+        "gdrd export STUDENT OUT --calibration FOLDER"
+        if drifted
+        else "No threshold was found not to hold."
+    )
+    return f"{text_table(lines)}\nthresholds learned on {found['learned_on']}; {end}"
+
+
+def _groups(faces: Faces, listed: Path | None) -> dict[str, str]:
+    """Person to group; nothing where there are no groups."""
+    people = faces.identities
+    if listed is None:
+        return {person: person.split("/")[0] for person in people} if all("/" in person for person in people) else {}
+    try:
+        with listed.open(newline="", encoding="utf-8-sig") as file:
+            lines = [line for line in csv.reader(file) if line]
+    except (OSError, ValueError, csv.Error) as error:
+        raise GdrdError(f"{listed} cannot be read as lines PERSON,GROUP: {error}", "groups-unreadable") from error
+    wrong = next((number for number, line in enumerate(lines, 1) if len(line) != 2), None)
+    if wrong or not lines:
+        raise GdrdError(f"{listed}: line {wrong or 1} is not PERSON,GROUP", "groups-line")
+    found = {person.strip(): group.strip() for person, group in lines if person.strip() in set(people)}
+    if not found:
+        raise GdrdError(
+            f"{listed} names none of the {len(people)} people, such as {people[0]!r}; PERSON is the name of a folder",
+            "groups-unknown",
+        )
+    return found
