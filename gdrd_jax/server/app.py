@@ -46,10 +46,14 @@ class Health(pydantic.BaseModel):
 
 
 class Embeddings(pydantic.BaseModel):
-    """One embedding of unit length for each picture; the dot product of two is their similarity."""
+    """One embedding of unit length for each picture; the dot product of two is their similarity.
+
+    `quality` says how recognizable each face is, from 0 to 1; null if the student has no quality score.
+    """
 
     recognizer: str
     embeddings: list[list[float]]
+    quality: list[float] | None
 
 
 class Verdict(pydantic.BaseModel):
@@ -70,13 +74,18 @@ class Match(pydantic.BaseModel):
 
 
 class Probe(pydantic.BaseModel):
-    """The matches of a picture, the most similar first."""
+    """The matches of a picture, the most similar first.
 
+    `decision` is the person of the first match if that is accepted, and null otherwise; `quality` as of embed.
+    """
+
+    decision: str | None
+    quality: float | None
     matches: list[Match]
 
 
 class Found(pydantic.BaseModel):
-    """A probe for each picture; `threshold` is null if no false accept rate was given."""
+    """A probe for each picture; `threshold` is null if no rate was given."""
 
     threshold: float | None
     probes: list[Probe]
@@ -139,8 +148,9 @@ def create_app(service: Service, metrics: Metrics, *, key: str | None = None, lo
     async def embed(request: fastapi.Request) -> Embeddings:
         """Embed faces."""
         call = await requests.read(request, requests.Options, IMAGES, service.limits)
-        embeddings = await service.embed(call.pictures["images"], align=call.options.align)
-        return Embeddings(recognizer=recognizer, embeddings=embeddings.tolist())
+        found = await service.embed(call.pictures["images"], align=call.options.align)
+        quality = None if found.quality is None else found.quality.tolist()
+        return Embeddings(recognizer=recognizer, embeddings=found.embeddings.tolist(), quality=quality)
 
     @v1.post("/verify", tags=["faces"], openapi_extra=requests.described(requests.VerifyOptions, PAIR))
     async def verify(request: fastapi.Request) -> Verdict:
@@ -163,11 +173,18 @@ def create_app(service: Service, metrics: Metrics, *, key: str | None = None, lo
         """Who of the gallery are these?"""
         call = await requests.read(request, requests.SearchOptions, IMAGES, service.limits)
         options = call.options
-        lines, threshold = await service.search(
-            call.pictures["images"], align=options.align, k=options.k, far=options.far
+        lines, threshold, quality = await service.search(
+            call.pictures["images"], align=options.align, k=options.k, far=options.far, fpir=options.fpir
         )
-        matches = [[Match(id=m.person, similarity=m.similarity, accepted=m.accepted) for m in line] for line in lines]
-        return Found(threshold=threshold, probes=[Probe(matches=line) for line in matches])
+        probes = [
+            Probe(
+                decision=next((match.person for match in line if match.accepted), None),
+                quality=None if quality is None else quality[number],
+                matches=[Match(id=m.person, similarity=m.similarity, accepted=m.accepted) for m in line],
+            )
+            for number, line in enumerate(lines)
+        ]
+        return Found(threshold=threshold, probes=probes)
 
     @v1.post("/remove", tags=["gallery"], openapi_extra=requests.described(requests.RemoveOptions, {}))
     async def remove(request: fastapi.Request) -> Removed:

@@ -34,6 +34,9 @@ class SearchOptions(Options):
 
     k: int = pydantic.Field(5, ge=1, le=100, description="how many matches for each picture")
     far: float | None = FAR
+    fpir: float | None = pydantic.Field(
+        None, gt=0, le=0.5, description="instead of far: share of the searches for strangers that may find somebody"
+    )
 
 
 class EnrollOptions(Options):

@@ -26,21 +26,36 @@ DATABASE_THREADS = 8
 def network(recognizer: Recognizer) -> Callable[[np.ndarray], np.ndarray]:
     """The student in ONNX Runtime: uint8 `[N, R, R, C]` -> float32 `[N, D]`, unit length.
 
+    If the student has a quality score, it is one more column, `[N, D + 1]`.
+
     Raises:
       GdrdError: onnx or onnxruntime is not installed.
     """
     runtime = require("onnxruntime", "server")
-    model = networks.onnx_model(recognizer.student, layout="nhwc", metadata={})
+    model = networks.onnx_model(recognizer.student, layout="nhwc", metadata={}, quality=recognizer.quality)
     options = runtime.SessionOptions()
     # Its threads would wait for work in a loop, which takes as much of the cores as the network: 11 ms for 5.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda faces: session.run(None, {networks.INPUT: faces})[0]
+    return lambda faces: np.column_stack(session.run(None, {networks.INPUT: faces}))
 
 
 def _search_alone() -> None:
     """Makes faiss search in the calling thread alone; several requests are searched for side by side."""
     require("faiss").omp_set_num_threads(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """Embeddings of pictures.
+
+    Attributes:
+      embeddings: float32 `[N, D]`, unit length.
+      quality: float32 `[N]`, in [0, 1]; None if the student has no quality score.
+    """
+
+    embeddings: np.ndarray
+    quality: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +101,7 @@ class Service:
         self.recognizer, self.limits, self.far = recognizer, limits or Limits(), far
         self.people = People(recognizer, place)
         if far is not None:
-            self.threshold(far, native=self.people.place is not None and self.people.is_native())
+            recognizer.threshold(far, native=place is not None and self.people.is_native())
         self._batcher = Batcher(network(recognizer), seen)
 
     @contextlib.asynccontextmanager
@@ -97,12 +112,15 @@ class Service:
                 async with self._batcher:
                     yield
 
-    def threshold(self, far: float, *, native: bool = False) -> float:
-        """The similarity at which faces are accepted; the one place that decides, see `Recognizer.threshold`."""
-        return self.recognizer.threshold(far, native=native)
+    def _threshold(self, far: float | None, fpir: float | None) -> float | None:
+        """The similarity at which a search accepts a face of the gallery; None if there is no rate."""
+        if far is None and fpir is None:
+            return None
+        size = self.people.count() if fpir is not None else None
+        return self.recognizer.threshold(far, fpir=fpir, gallery=size, native=self.people.is_native())
 
-    async def embed(self, pictures: list[bytes], *, align: bool) -> np.ndarray:
-        """Embeddings of picture files, float32 `[N, D]`, unit length.
+    async def embed(self, pictures: list[bytes], *, align: bool) -> Embedded:
+        """Embeddings of picture files, and their quality.
 
         Args:
           pictures: contents of image files: aligned faces, or with `align` photographs of one person each.
@@ -119,7 +137,9 @@ class Service:
         faces = await asyncio.gather(
             *(loop.run_in_executor(self._pictures, run, data, name, align) for data, name in zip(pictures, names))
         )
-        return await self._batcher.embed(np.stack(faces))
+        found = await self._batcher.embed(np.stack(faces))
+        dim = self.recognizer.dim
+        return Embedded(found[:, :dim], found[:, dim] if self.recognizer.quality else None)
 
     def _prepared(self, data: bytes, name: str, align: bool) -> np.ndarray:
         self.limits.check_size(data, name)
@@ -132,32 +152,33 @@ class Service:
     async def verify(self, first: bytes, second: bytes, *, align: bool, far: float | None) -> Verification:
         """Decides whether two pictures are of the same person; arguments as of `embed` and `Recognizer.verify`."""
         far = far or self.far or FAR
-        threshold = self.threshold(far)
-        one, other = await self.embed([first, second], align=align)
+        threshold = self.recognizer.threshold(far)
+        one, other = (await self.embed([first, second], align=align)).embeddings
         similarity = float(one @ other)
         return Verification(similarity >= threshold, similarity, threshold, far)
 
     async def search(
-        self, pictures: list[bytes], *, align: bool, k: int, far: float | None
-    ) -> tuple[list[list[Found]], float | None]:
-        """The faces of the gallery that are most like each picture, and the threshold if there is a rate.
+        self, pictures: list[bytes], *, align: bool, k: int, far: float | None, fpir: float | None
+    ) -> tuple[list[list[Found]], float | None, np.ndarray | None]:
+        """Searches the gallery for the faces that are most like each picture.
 
         Args:
           pictures, align: as of `embed`.
           k: how many for each picture.
-          far: false accept rate of one comparison; by default the server's.
+          far, fpir: see `Recognizer.threshold`; if neither is given, `far` is the server's.
+
+        Returns:
+          The faces of each picture, the most similar first; the threshold, if there is a rate; and the pictures'
+          quality, see `Embedded`.
         """
-        far = far or self.far
-        threshold = None
-        if far is not None:
-            threshold = self.threshold(far, native=await self._with_gallery(self.people.is_native))
-        embeddings = await self.embed(pictures, align=align)
-        matches = await self._with_gallery(self.people.search, embeddings, k)
+        probes = await self.embed(pictures, align=align)
+        matches = await self._with_gallery(self.people.search, probes.embeddings, k)
+        threshold = await self._with_gallery(self._threshold, self.far if far is fpir is None else far, fpir)
         found = [
             [Found(m.id, m.similarity, None if threshold is None else m.similarity >= threshold) for m in line]
             for line in matches
         ]
-        return found, threshold
+        return found, threshold, probes.quality
 
     async def enroll(self, person: str, pictures: list[bytes], *, align: bool, update: bool) -> int:
         """Adds faces of a person to the gallery, all or none; they are on disk when it returns.
@@ -170,7 +191,7 @@ class Service:
         Returns:
           How many faces were replaced.
         """
-        embeddings = await self.embed(pictures, align=align)
+        embeddings = (await self.embed(pictures, align=align)).embeddings
         name, about = same_name(person), {"align": align}
         return await self._with_gallery(lambda: self.people.enroll(embeddings, name, about, update=update))
 

@@ -13,6 +13,7 @@ import pytest
 from conftest import make_faces, raises, save_student
 
 from gdrd_jax.galleries.gallery import Gallery
+from gdrd_jax.inference.quality import Quality
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.utils.errors import GdrdError
@@ -27,13 +28,14 @@ from gdrd_jax.server.metrics import Metrics  # noqa: E402
 from gdrd_jax.server.service import Service, network  # noqa: E402
 
 THRESHOLDS = Thresholds((0.5, 0.1, 0.001), (0.5, 0.99, 0.999), (1.0, 0.9, 0.2), 40, 80, 780, 40, "made up")
+QUALITY = Quality(2.0, 0.5, 0.01, 40, "made up")
 KEY = "a-key-of-many-characters"
 
 
 @pytest.fixture(scope="module")
 def recognizer(tmp_path_factory):
     workdir = save_student(tmp_path_factory.mktemp("run"), seed=7)
-    return dataclasses.replace(Recognizer.load(workdir), thresholds=THRESHOLDS)
+    return dataclasses.replace(Recognizer.load(workdir), thresholds=THRESHOLDS, quality=QUALITY)
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +103,13 @@ def enroll_all(client, people):
 
 def test_uploads_and_base64_are_embedded_as_by_the_recognizer(client, recognizer, people):
     pictures = [picture(people, person, 0) for person in range(3)]
-    expected = recognizer.embed([people / f"p{person}" / "0.png" for person in range(3)])
+    files = [people / f"p{person}" / "0.png" for person in range(3)]
+    expected, quality = recognizer.embed(files, quality=True)
     as_upload = client.post("/v1/embed", files=uploads(*pictures)).json()
     as_json = client.post("/v1/embed", json={"images": [*map(text, pictures)], "align": False}).json()
     assert as_upload == as_json and as_upload["recognizer"] == recognizer.fingerprint()
     np.testing.assert_allclose(as_upload["embeddings"], expected, atol=1e-6)
+    np.testing.assert_allclose(as_upload["quality"], quality, atol=1e-6)
     alone = client.post("/v1/embed", json={"images": text(pictures[1])}).json()
     np.testing.assert_allclose(alone["embeddings"], expected[1:2], atol=1e-6)
 
@@ -129,7 +133,8 @@ def test_people_are_enrolled_found_and_removed(client, people, tmp_path):
     found = client.post("/v1/search", files=probes, data={"k": "3"}).json()
     assert found["threshold"] is None and [len(probe["matches"]) for probe in found["probes"]] == [3, 3]
     assert [probe["matches"][0]["id"] for probe in found["probes"]] == ["p3", "p1"]
-    assert found["probes"][0]["matches"][0]["accepted"] is None
+    assert found["probes"][0]["matches"][0]["accepted"] is found["probes"][0]["decision"] is None
+    assert 0 < found["probes"][0]["quality"] < 1
     assert client.post("/v1/remove", json={"people": ["p3", "p0"]}).json() == {"removed": 4}
     found = client.post("/v1/search", files=probes).json()
     assert {match["id"] for match in found["probes"][0]["matches"]} == {"p1", "p2"}
@@ -148,6 +153,22 @@ def test_matches_are_accepted_by_a_rate_of_the_request_or_the_server(start, peop
         assert found["threshold"] == threshold
         assert all(m["accepted"] == (m["similarity"] >= threshold) for m in found["probes"][0]["matches"])
         assert {m["accepted"] for m in found["probes"][0]["matches"]} == {True, False}
+        assert found["probes"][0]["decision"] == "p0"
+
+
+def test_a_search_decides_by_the_rate_of_strangers_who_find_somebody(client, recognizer, people):
+    probe = {"images": [text(picture(people, person, 2)) for person in range(4)], "fpir": 0.4}
+    error(client.post("/v1/search", json=probe), 409, "gallery-empty")
+    enroll_all(client, people)
+    client.post("/v1/remove", json={"people": ["p2", "p3"]})
+    found, threshold = client.post("/v1/search", json=probe).json(), recognizer.threshold(fpir=0.4, gallery=4)
+    assert found["threshold"] == threshold != recognizer.threshold(0.4)
+    for each in found["probes"]:
+        best = each["matches"][0]
+        assert each["decision"] == (best["id"] if best["similarity"] >= threshold else None)
+    assert len({each["decision"] is None for each in found["probes"]}) == 2
+    error(client.post("/v1/search", json=probe | {"fpir": 0.001}), 422, "fpir-too-fine", "gallery of 4")
+    error(client.post("/v1/search", json=probe | {"far": 0.1}), 422, "threshold-rates")
 
 
 def test_a_gallery_of_the_teacher_is_searched_but_not_extended(start, recognizer, people, tmp_path):
@@ -177,7 +198,7 @@ def test_the_page_and_the_description_need_no_other_server(client):
     }  # fmt: skip
     content = described["paths"]["/v1/search"]["post"]["requestBody"]["content"]
     assert set(content) == {"multipart/form-data", "application/json"}
-    assert set(content["application/json"]["schema"]["properties"]) == {"images", "align", "k", "far"}
+    assert set(content["application/json"]["schema"]["properties"]) == {"images", "align", "k", "far", "fpir"}
 
 
 def test_health_names_what_is_served(client, start):
@@ -358,12 +379,13 @@ def test_errors_of_galleries_have_their_status(client, start, people, monkeypatc
 
 
 def test_a_student_without_thresholds_searches_but_does_not_verify(start, recognizer, people):
-    one = dataclasses.replace(recognizer, thresholds=None)
+    one = dataclasses.replace(recognizer, thresholds=None, quality=None)
     client = start(one=one)
     pair = {"first": text(picture(people, 0, 0)), "second": text(picture(people, 0, 1))}
     error(client.post("/v1/verify", json=pair), 409, "threshold-missing")
     enroll_all(client, people)
-    assert client.post("/v1/search", json={"images": text(picture(people, 0, 0))}).status_code == 200
+    found = client.post("/v1/search", json={"images": text(picture(people, 0, 0))}).json()
+    assert found["threshold"] is found["probes"][0]["quality"] is None
     with raises("threshold-missing"):
         start(one=one, far=0.1)
 
