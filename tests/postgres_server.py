@@ -22,7 +22,10 @@ def postgresql():
     # Not pytest's folder, which every session closes for other users: root's server runs as another one.
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2**30
     folder = Path(tempfile.mkdtemp(prefix="gdrd-postgresql-", dir=MEMORY if roomy else None))
-    server = pgserver.get_server(folder / "data", cleanup_mode=None)
+    try:
+        server = pgserver.get_server(folder / "data", cleanup_mode=None)
+    except Exception as error:  # such as root without the right to make the user that the server runs as
+        pytest.skip(f"PostgreSQL cannot be started here: {type(error).__name__}: {error}")
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         connection.execute("CREATE EXTENSION vector")
     yield server.get_uri()
