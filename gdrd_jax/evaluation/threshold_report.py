@@ -121,7 +121,8 @@ def _groups(faces: Faces, listed: Path | None) -> dict[str, str]:
     wrong = next((number for number, line in enumerate(lines, 1) if len(line) != 2), None)
     if wrong or not lines:
         raise GdrdError(f"{listed}: line {wrong or 1} is not PERSON,GROUP", "groups-line")
-    found = {person.strip(): group.strip() for person, group in lines if person.strip() in set(people)}
+    known = set(people)
+    found = {person.strip(): group.strip() for person, group in lines if person.strip() in known}
     if not found:
         raise GdrdError(
             f"{listed} names none of the {len(people)} people, such as {people[0]!r}; PERSON is the name of a folder",
