@@ -1,6 +1,7 @@
 """What `gdrd check-thresholds` finds: a student's thresholds at the faces of other people, and of groups of them."""
 
 import csv
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gdrd_jax.inference.thresholds import LEAST_PEOPLE, compared
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.tables import text_table
 
+LOG = logging.getLogger(__name__)
 EVERYBODY = "everybody"
 
 
@@ -66,6 +68,7 @@ def check(
         inside = [group in (EVERYBODY, group_of.get(person)) for person in faces.identities]
         chosen = np.flatnonzero(np.array(inside)[faces.labels])
         if sum(inside) < LEAST_PEOPLE:
+            LOG.warning("left out: group %s, which has %d of the at least %d people", group, sum(inside), LEAST_PEOPLE)
             continue
         judged = realized(
             probes[chosen], faces.labels[chosen], thresholds, None if enrolled is None else enrolled[chosen]
