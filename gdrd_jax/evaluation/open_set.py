@@ -21,6 +21,7 @@ from gdrd_jax.registry import protocols
 from gdrd_jax.utils.arrays import number_within
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.pictures import Frame, grid
+from gdrd_jax.utils.texts import counted
 
 PARTS = GALLERY, MATED, UNMATED = ("gallery", "mated", "unmated")
 
@@ -112,7 +113,8 @@ class OpenSet(ReportedProtocol):
         if not 0 < mated.sum() < len(mated):
             raise GdrdError(
                 f"an open set needs probes of known and of unknown people; {faces.root} has {mated.sum()} and "
-                f"{(~mated).sum()}, with {len(gallery)} faces in the gallery",
+                f"{(~mated).sum()}, with {counted(len(gallery), 'face')} in the gallery; give more people, and more "
+                "images of each than are enrolled",
                 "open-set-probes",
             )
         about: dict[str, Any] = {"n_skipped": len(faces.skipped), "skipped": list(faces.skipped)}

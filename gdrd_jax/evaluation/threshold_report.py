@@ -55,11 +55,11 @@ def check(
     thresholds = [recognizer.threshold(far, native=native) for far in fars]
     network = NativeRecognizer.load(teacher, recognizer, option="--teacher").model if native else None
     faces = open_faces(data, task=recognizer.task)
-    faces = checked(faces.take(compared(faces.labels)), stretch=True)
-    group_of = _groups(faces, groups)
     people = len(faces.identities)
     if people < LEAST_PEOPLE:
         raise GdrdError(f"{data} has faces of {people} people; at least {LEAST_PEOPLE} are needed", "check-too-few")
+    group_of = _groups(faces, groups)
+    faces = checked(faces.take(compared(faces.labels)), stretch=True)
     how = Degradation(recognizer.resolution, recognizer.kernel, **strengths) if any(strengths.values()) else None
     probes = embed_faces(student_embedder(model, recognizer), faces, how)
     enrolled = embed_faces(network, faces) if network else None
