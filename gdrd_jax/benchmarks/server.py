@@ -64,7 +64,7 @@ def started(model: str, gallery: Path) -> tuple[subprocess.Popen, str]:
       GdrdError: it ended at once.
     """
     command = [sys.executable, "-m", "gdrd_jax.cli", "serve", "--model", model, "--gallery", str(gallery)]
-    process = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, encoding="utf-8")
     for line in process.stdout or ():
         if found := re.search(r"http://\S+:\d+", line):
             return process, found[0]

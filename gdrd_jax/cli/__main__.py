@@ -18,7 +18,7 @@ GROUPS = {
         "grid": ("run_grid", "train combinations of settings with several seeds and compare them"),
     },
     "Evaluate": {
-        "evaluate": ("evaluate", "verification and identification on LFW, .bin, TinyFace, UCCS and AR"),
+        "evaluate": ("evaluate", "evaluate recognizers on public benchmarks, such as LFW and IJB-C, or your own faces"),
         "check-thresholds": ("check_thresholds", "do a student's thresholds hold for other people's faces?"),
     },
     "Use": {

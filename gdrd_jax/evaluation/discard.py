@@ -12,6 +12,7 @@ import numpy as np
 from gdrd_jax.evaluation import bootstrap
 from gdrd_jax.evaluation.result import Result, percent, percents
 from gdrd_jax.evaluation.verification import Pairs
+from gdrd_jax.inference.thresholds import strictest
 
 FMR = 1e-2  # whose threshold decides
 LIMIT = 0.3  # share of the pairs up to which the area is measured
@@ -62,8 +63,7 @@ def area(quality: np.ndarray, wrong: np.ndarray, weights: np.ndarray | None = No
 
 def false_rejects(pairs: Pairs, fmr: float = FMR) -> np.ndarray:
     """Which pairs are below the lowest threshold whose false match rate on all of them is at most `fmr`: bool `[P]`."""
-    impostors = np.sort(pairs.scores[~pairs.same])[::-1]
-    return pairs.scores <= impostors[int(fmr * len(impostors) * (1 + 1e-9))]
+    return pairs.scores < strictest(np.sort(pairs.scores[~pairs.same])[::-1], np.array([fmr]))
 
 
 def with_curve(result: Result, pairs: Pairs, quality: np.ndarray, people: np.ndarray, *, seed: int) -> Result:

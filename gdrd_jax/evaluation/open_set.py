@@ -21,6 +21,7 @@ from gdrd_jax.registry import protocols
 from gdrd_jax.utils.arrays import number_within
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.pictures import Frame, grid
+from gdrd_jax.utils.texts import counted
 
 PARTS = GALLERY, MATED, UNMATED = ("gallery", "mated", "unmated")
 
@@ -112,7 +113,8 @@ class OpenSet(ReportedProtocol):
         if not 0 < mated.sum() < len(mated):
             raise GdrdError(
                 f"an open set needs probes of known and of unknown people; {faces.root} has {mated.sum()} and "
-                f"{(~mated).sum()}, with {len(gallery)} faces in the gallery",
+                f"{(~mated).sum()}, with {counted(len(gallery), 'face')} in the gallery; give more people, and more "
+                "images of each than are enrolled",
                 "open-set-probes",
             )
         about: dict[str, Any] = {"n_skipped": len(faces.skipped), "skipped": list(faces.skipped)}
@@ -148,17 +150,12 @@ class OpenSet(ReportedProtocol):
 
     def figures(self, results: Mapping[str, Result]) -> list[Figure]:
         """The DET curves."""
-        lines = {}
-        for name, result in results.items():
-            fpir, fnir = identification.fnir_over_fpir(_searches(result))
-            lines[name] = fpir[fpir > 0], fnir[fpir > 0]
-        png = draw_lines(lines, x="FPIR: unknown people accepted", y="FNIR: known people missed", log=True)
         caption = "Known people who are missed or taken for others (FNIR) over unknown people who are accepted (FPIR)."
-        return [Figure("det.png", png, caption)]
+        return [det(results, caption, x="FPIR: unknown people accepted", y="FNIR: known people missed")]
 
     def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """The most similar strangers of a row, and known people who are taken for others."""
-        searches = _searches(result)
+        searches = searches_of(result)
         lines: list[list[np.ndarray]] = []
         frames: list[list[Frame]] = []
         for chosen in (~searches.mated, searches.mated & ~searches.right):
@@ -173,5 +170,15 @@ class OpenSet(ReportedProtocol):
         )
 
 
-def _searches(result: Result) -> Searches:
+def searches_of(result: Result) -> Searches:
+    """The searches among the arrays of a result."""
     return Searches(**{name: result.arrays[name] for name in Searches._fields})
+
+
+def det(results: Mapping[str, Result], caption: str, *, x: str, y: str) -> Figure:
+    """The DET curves of all rows, FNIR over FPIR, whose axes are called `x` and `y`."""
+    lines = {}
+    for name, result in results.items():
+        fpir, fnir = identification.fnir_over_fpir(searches_of(result))
+        lines[name] = fpir[fpir > 0], fnir[fpir > 0]
+    return Figure("det.png", draw_lines(lines, x=x, y=y, log=True), caption)

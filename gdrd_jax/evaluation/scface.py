@@ -101,9 +101,7 @@ class SCface(ReportedProtocol):
             chosen = _with_landmarks(chosen, user_path(config.landmarks), skip_bad)
         faces = checked(chosen, stretch=stretch, skip_bad=skip_bad)
         distances = np.array([_distance(name) for name in faces.names])
-        faces = dataclasses.replace(
-            labeled(faces, (PurePosixPath(name).name[:3] for name in faces.names)), fingerprint=faces.fingerprint
-        )
+        faces = labeled(faces, (PurePosixPath(name).name[:3] for name in faces.names))
         lonely = np.flatnonzero(~np.isin(faces.labels, faces.labels[distances == 0]))
         if len(lonely):
             raise GdrdError(

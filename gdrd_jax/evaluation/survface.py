@@ -22,8 +22,8 @@ from gdrd_jax.evaluation.closed_set import class_means
 from gdrd_jax.evaluation.identification import Searches
 from gdrd_jax.evaluation.interface import Figure, ReportedProtocol
 from gdrd_jax.evaluation.lfw import PairList
+from gdrd_jax.evaluation.open_set import det
 from gdrd_jax.evaluation.pair_files import Pair, image_name, without_folds
-from gdrd_jax.evaluation.report import draw_lines
 from gdrd_jax.evaluation.result import Metric, Result, percent, percents
 from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
@@ -135,7 +135,7 @@ class SurvFaceSearch(ReportedProtocol):
         lonely = np.flatnonzero((kinds == MATED) & ~np.isin(ids, ids[kinds == GALLERY]))
         if len(lonely) and not skip_bad:
             raise GdrdError(
-                f"{GALLERY} has nobody for {counted(len(lonely), 'probe')} of {MATED}, the first "
+                f"{GALLERY} does not have the people of {counted(len(lonely), 'probe')} of {MATED}, the first "
                 f"{usable.names[lonely[0]]!r}",
                 "survface-no-mate",
             )
@@ -157,7 +157,7 @@ class SurvFaceSearch(ReportedProtocol):
         ids, probes = self.ids[self.probes], embeddings[self.probes]
         searches, ranks = ranked(probes, ids, enrolled, people, RANK)
         known, first = ids[searches.mated], ranks == 1
-        # People of whom nothing is known are drawn one by one.
+        # Who is in unmated probes is not known; the bootstrap draws these one by one.
         owners = np.where(searches.mated, ids, -1 - np.arange(len(ids)))
         metrics: dict[str, Metric] = {
             "rank_1": percent(first.mean()),
@@ -175,14 +175,9 @@ class SurvFaceSearch(ReportedProtocol):
 
     def figures(self, results: Mapping[str, Result]) -> list[Figure]:
         """FNIR over FPIR."""
-        lines = {}
-        for name, result in results.items():
-            fpir, fnir = identification.fnir_over_fpir(Searches(*(result.arrays[key] for key in Searches._fields)))
-            lines[name] = fpir[fpir > 0], fnir[fpir > 0]
-        missed = f"FNIR: mated probes missed (rank {RANK})"
-        png = draw_lines(lines, x="FPIR: unmated probes accepted", y=missed, log=True)
         caption = "Mated probes that are missed (FNIR) over unmated ones that are accepted (FPIR)."
-        return [Figure("det.png", png, caption)]
+        missed = f"FNIR: mated probes missed (rank {RANK})"
+        return [det(results, caption, x="FPIR: unmated probes accepted", y=missed)]
 
 
 def ranked(

@@ -1,6 +1,7 @@
 """What `gdrd check-thresholds` finds: a student's thresholds at the faces of other people, and of groups of them."""
 
 import csv
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gdrd_jax.inference.thresholds import LEAST_PEOPLE, compared
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.tables import text_table
 
+LOG = logging.getLogger(__name__)
 EVERYBODY = "everybody"
 
 
@@ -53,11 +55,11 @@ def check(
     thresholds = [recognizer.threshold(far, native=native) for far in fars]
     network = NativeRecognizer.load(teacher, recognizer, option="--teacher").model if native else None
     faces = open_faces(data, task=recognizer.task)
-    faces = checked(faces.take(compared(faces.labels)), stretch=True)
-    group_of = _groups(faces, groups)
     people = len(faces.identities)
     if people < LEAST_PEOPLE:
         raise GdrdError(f"{data} has faces of {people} people; at least {LEAST_PEOPLE} are needed", "check-too-few")
+    group_of = _groups(faces, groups)
+    faces = checked(faces.take(compared(faces.labels)), stretch=True)
     how = Degradation(recognizer.resolution, recognizer.kernel, **strengths) if any(strengths.values()) else None
     probes = embed_faces(student_embedder(model, recognizer), faces, how)
     enrolled = embed_faces(network, faces) if network else None
@@ -66,6 +68,7 @@ def check(
         inside = [group in (EVERYBODY, group_of.get(person)) for person in faces.identities]
         chosen = np.flatnonzero(np.array(inside)[faces.labels])
         if sum(inside) < LEAST_PEOPLE:
+            LOG.warning("left out: group %s, which has %d of the at least %d people", group, sum(inside), LEAST_PEOPLE)
             continue
         judged = realized(
             probes[chosen], faces.labels[chosen], thresholds, None if enrolled is None else enrolled[chosen]
@@ -121,7 +124,8 @@ def _groups(faces: Faces, listed: Path | None) -> dict[str, str]:
     wrong = next((number for number, line in enumerate(lines, 1) if len(line) != 2), None)
     if wrong or not lines:
         raise GdrdError(f"{listed}: line {wrong or 1} is not PERSON,GROUP", "groups-line")
-    found = {person.strip(): group.strip() for person, group in lines if person.strip() in set(people)}
+    known = set(people)
+    found = {person.strip(): group.strip() for person, group in lines if person.strip() in known}
     if not found:
         raise GdrdError(
             f"{listed} names none of the {len(people)} people, such as {people[0]!r}; PERSON is the name of a folder",

@@ -95,7 +95,10 @@ def export(settings: Settings, folder: Path) -> dict:
     if recognizer.student.shape.mirror and not settings.mirror:
         arguments["mirror"] = False
         recognizer.student.shape = dataclasses.replace(recognizer.student.shape, mirror=False)
-        recognizer = dataclasses.replace(recognizer, thresholds=None, native_thresholds=None)
+        recognizer = dataclasses.replace(
+            recognizer, thresholds=None, native_thresholds=None, template_scores=None, native_template_scores=None,
+            quality=None,
+        )  # fmt: skip
     fingerprint = recognizer.fingerprint()
     if (folder / bundle.MANIFEST).exists() and bundle.described_by(folder)["fingerprint"] != fingerprint:
         raise GdrdError(
@@ -107,7 +110,7 @@ def export(settings: Settings, folder: Path) -> dict:
     evaluations = [model_card.evaluation(path, fingerprint) for path in settings.evaluations]
     benchmark = _benchmark(settings, recognizer)
     calibrated = calibration.find(settings.calibration, settings.student, source, recognizer)
-    held_out = known.get("held_out", {})
+    held_out = known.get("held_out", {}) if recognizer.thresholds else {}
     if calibrated:
         recognizer, held_out = calibrated.learn(recognizer, teacher)
         few = calibrated.some(PROVED)

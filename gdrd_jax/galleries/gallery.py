@@ -12,6 +12,7 @@ from gdrd_jax.galleries.address import Address, PostgresAddress, parse_address
 from gdrd_jax.galleries.checks import Row, rows, unit_embeddings
 from gdrd_jax.galleries.database import FaceDatabase
 from gdrd_jax.galleries.sqlite import SqliteFaces
+from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.errors import GdrdError, did_you_mean
 
 LOG = logging.getLogger(__name__)
@@ -158,14 +159,13 @@ class Gallery:
         with self._faces.reading():
             owners, counts = self._faces.people(), self._faces.counts()
             numbers = {name: number for number, name in enumerate(counts)}
-            means = np.zeros((len(counts), self.dim), np.float32)
+            sums = np.zeros((len(counts), self.dim), np.float32)
             for ids, block in self.blocks():
-                np.add.at(means, [numbers[owners[one]] for one in ids.tolist()], block)
+                np.add.at(sums, [numbers[owners[one]] for one in ids.tolist()], block)
             firsts = {owners[one]: one for one in sorted(owners, reverse=True)}
             metadata = [self._faces.face(firsts[name])[1] for name in counts]
-        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
         gallery = Gallery(self.dim, self.fingerprint)
-        gallery.add(means, list(counts), [one | {"faces": n} for one, n in zip(metadata, counts.values())])
+        gallery.add(unit(sums), list(counts), [one | {"faces": n} for one, n in zip(metadata, counts.values())])
         return gallery
 
     def search(self, embeddings: np.ndarray, k: int = 5) -> list[list[Match]]:

@@ -367,7 +367,7 @@ class Recognizer:
             raise GdrdError(
                 "this student has no thresholds for templates of several faces; export it again, gdrd export STUDENT "
                 f"FOLDER --calibration FACES{' --teacher FILE.onnx' if native else ''}, with at least {LEAST_PEOPLE} "
-                "people of whom there are two faces",
+                "people with two faces each",
                 "threshold-templates",
             )
         return scores.threshold(single, probe_faces, gallery_faces)

@@ -93,11 +93,12 @@ class Thresholds:
     def far_of_search(self, fpir: float, gallery: int | None) -> float:
         """The false accept rate of one comparison that gives a search its false positive identification rate (FPIR).
 
-        FPIR = 1 - (1 - FAR)^n, as if the n comparisons of a probe were independent. They are not: one face is similar
-        to many others, another to few, so that false accepts are of fewer probes, and FPIR is at most as high.
+        FPIR = 1 - (1 - FAR)^n, as if the n comparisons of a probe were independent. They are not quite: one face is
+        similar to many others, another to few, so false accepts fall on fewer probes; docs/thresholds.md has what was
+        measured.
 
         Args:
-          fpir: share of the probes of strangers of whom anybody in the gallery is accepted.
+          fpir: share of the probes of strangers for which someone in the gallery is accepted.
           gallery: n, the number of embeddings that a probe is compared with.
 
         Raises:

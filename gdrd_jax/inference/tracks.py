@@ -124,8 +124,10 @@ def find(recognizer: Recognizer, path: Path, *, align: bool) -> tuple[list[Track
     files = preprocess.find(path)
     if align:
         recognizer.require_aligner()
-    for folder in dict.fromkeys(file.parent for file in files):
-        own = [file for file in files if file.parent == folder]
+    files_of: dict[Path, list[Path]] = {}
+    for file in files:
+        files_of.setdefault(file.parent, []).append(file)
+    for folder, own in files_of.items():
         faces = list(preprocess.map_images(lambda file: recognizer.preprocess(file, align=align), own))
         bad += [(file, str(face)) for file, face in zip(own, faces) if isinstance(face, GdrdError)]
         good = [face for face in faces if not isinstance(face, GdrdError)]
@@ -145,7 +147,7 @@ def _of_video(recognizer: Recognizer, path: Path) -> list[Track]:
     aligner, tracker = recognizer.require_aligner(), Tracker()
     found: dict[int, list[tuple[int, np.ndarray]]] = {}
     for number, frame in enumerate(_frames(path)):
-        seen = [(box, face) for box, face in aligner.all(frame)]
+        seen = aligner.all(frame)
         for track, (_, face) in zip(tracker(number, np.array([box for box, _ in seen]).reshape(-1, 4)), seen):
             found.setdefault(int(track), []).append((number, recognizer.preprocess(face)))
     tracks = [

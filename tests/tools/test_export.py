@@ -113,9 +113,17 @@ def test_every_file_has_proved_itself(exported):
 
 
 def test_a_student_without_the_mirror_image_is_another_one(exported, workdir, faces, tmp_path):
-    assert export.main([str(exported), str(tmp_path / "out"), "--format", "onnx_112", "--no-mirror"]) == 0
+    known = shutil.copytree(exported, tmp_path / "known")
+    manifest = json.loads((known / "manifest.json").read_text())
+    quality = {"slope": 2.0, "intercept": 0.0, "far": 0.1, "faces": 36, "name": "made up"}
+    (known / "manifest.json").write_text(json.dumps(manifest | {"quality": quality}))
+    assert export.main([str(known), str(tmp_path / "out"), "--format", "onnx_112", "--no-mirror"]) == 0
     both, one = Recognizer.load(workdir), Recognizer.load(tmp_path / "out")
-    assert one.fingerprint() != both.fingerprint() and one.thresholds is None
+    assert one.fingerprint() != both.fingerprint()
+    learned = Recognizer.load(known)
+    for name in ("thresholds", "template_scores", "quality"):  # of other embeddings
+        assert getattr(learned, name) is not None and getattr(one, name) is None
+    assert manifest["held_out"] and json.loads((tmp_path / "out" / "manifest.json").read_text())["held_out"] == {}
     ready = low(faces)
     found, mirrored = one.embed(ready), one.embed(ready[:, :, ::-1].copy())
     assert np.abs(found - mirrored).max() > 1e-3
