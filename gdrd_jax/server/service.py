@@ -113,10 +113,10 @@ class Service:
                     yield
 
     def _threshold(self, far: float | None, fpir: float | None) -> float | None:
-        """The similarity at which a search accepts a face of the gallery; None if there is no rate."""
-        if far is None and fpir is None:
-            return None
+        """The similarity at which a search accepts a face of the gallery; None without a rate, or an empty gallery."""
         size = self.people.count() if fpir is not None else None
+        if size == 0 or (far is None and fpir is None):
+            return None
         return self.recognizer.threshold(far, fpir=fpir, gallery=size, native=self.people.is_native())
 
     async def embed(self, pictures: list[bytes], *, align: bool) -> Embedded:
@@ -171,9 +171,9 @@ class Service:
           The faces of each picture, the most similar first; the threshold, if there is a rate; and the pictures'
           quality, see `Embedded`.
         """
+        threshold = await self._with_gallery(self._threshold, self.far if far is fpir is None else far, fpir)
         probes = await self.embed(pictures, align=align)
         matches = await self._with_gallery(self.people.search, probes.embeddings, k)
-        threshold = await self._with_gallery(self._threshold, self.far if far is fpir is None else far, fpir)
         found = [
             [Found(m.id, m.similarity, None if threshold is None else m.similarity >= threshold) for m in line]
             for line in matches
