@@ -24,7 +24,7 @@ GROUPS = {
     "Use": {
         "verify": ("recognize", "compare two faces"),
         "enroll": ("recognize", "create or extend a gallery of known people"),
-        "search": ("recognize", "search for faces in a gallery"),
+        "search": ("recognize", "who of a gallery are these faces, tracks or people in a video?"),
         "gallery": ("recognize", "list the people of a gallery"),
         "remove": ("recognize", "remove people from a gallery"),
         "embed": ("recognize", "write the embeddings of a folder of faces to an .npz file"),

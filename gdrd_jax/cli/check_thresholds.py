@@ -7,8 +7,8 @@ with 95 % intervals over people. A threshold holds if the interval of its FAR co
 "too strict" say on which side it is. Where there are too few people, only "too loose" can be seen.
 
 The people must be others than those whom the student was trained on, and all with one name: the same person in two
-folders looks like a false accept. The exit status is 0 if all judged thresholds hold, 3 if one does not, and 2 for a
-mistake.
+folders looks like a false accept. The exit status is 0 if all judged thresholds hold, 3 if one does not or none could
+be judged, and 2 for a mistake.
 
 With --teacher faces are compared as probes with a gallery that the teacher embeds at full size. With groups, folders
 GROUP/PERSON/IMAGE or lines PERSON,GROUP of --groups, the thresholds are also judged on pairs within each group.
@@ -26,7 +26,7 @@ from gdrd_jax.cli.common import ArgumentParser, add_degradation, guarded
 from gdrd_jax.inference.pretrained import DEFAULT
 from gdrd_jax.utils.files import user_path
 
-DRIFT = 3  # exit status
+NOT_HELD = 3  # exit status
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -45,7 +45,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     """Runs the tool; returns the exit status."""
-    drifted = []
+    failed = []
 
     def work() -> None:
         given = arguments(argv)
@@ -56,7 +56,8 @@ def main(argv: list[str]) -> int:
             given.faces, given.model, given.far, teacher=given.teacher, groups=given.groups,
             strengths={name: getattr(given, name) for name in STRENGTHS},
         )  # fmt: skip
-        drifted.extend(row for row in found["rows"] if row["holds"] is False)
+        judged = [row["holds"] for row in found["rows"] if row["holds"] is not None]
+        failed.append(not all(judged) or not judged)
         print(json.dumps(found, indent=1) if given.json else text(found))
 
-    return guarded(work, resumes=False) or DRIFT * bool(drifted)
+    return guarded(work, resumes=False) or NOT_HELD * any(failed)

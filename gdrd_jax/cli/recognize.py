@@ -33,6 +33,8 @@ from gdrd_jax.inference.pretrained import DEFAULT
 from gdrd_jax.utils.files import user_path
 from gdrd_jax.utils.texts import counted
 
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+
 GALLERY = "folder of the gallery, or its postgresql:// URL"
 
 
@@ -137,7 +139,8 @@ def _embed(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     found = folders.embed(recognizer, given.path, align=given.align)
     folders.save(found, given.out)
     if not given.json:
-        print(f"{given.out}: {len(found.paths)} embeddings of {recognizer.dim} numbers")
+        scores = "" if found.quality is None else ", and the quality of each face"
+        print(f"{given.out}: {len(found.paths)} embeddings of {recognizer.dim} numbers{scores}")
     return {"out": str(given.out), "faces": len(found.paths), "dim": recognizer.dim}, found.bad
 
 
@@ -195,6 +198,8 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
             probe_faces=probe_faces, gallery_faces=gallery_faces, native=native,
         )  # fmt: skip
 
+    if not len(gallery):
+        raise GdrdError(f"the gallery {given.gallery} is empty; add people with gdrd enroll --add", "gallery-empty")
     if decides:  # mistakes before the pictures are embedded
         threshold(2 if given.track else 1, most)
     probes, bad = (_tracks if given.track else _pictures)(recognizer, given)
@@ -209,15 +214,18 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
         faces = probe.about.get("faces", 1)
         listed: list[dict] = [{**match.metadata, "id": match.id, "similarity": match.similarity} for match in line]
         for one in listed if decides else []:
-            one["accepted"] = one["similarity"] >= threshold(faces, one["faces"] if given.templates else 1)
+            one["threshold"] = threshold(faces, one["faces"] if given.templates else 1)
+            one["accepted"] = one["similarity"] >= one["threshold"]
         decision = next((one["id"] for one in listed if one["accepted"]), None) if given.fpir is not None else None
         found.append(probe.about | ({} if given.fpir is None else {"decision": decision}) | {"matches": listed})
     if not given.json:
         for probe in found:
             print(_headline(probe))
             for rank, match in enumerate(probe["matches"], 1):
-                passes = "" if not decides else "  accepted" if match["accepted"] else "  -"
-                print(f"  {rank}  {match['similarity']:.3f}  {match['id']}{passes}")
+                verdict = ""
+                if decides:
+                    verdict = "  accepted" if match["accepted"] else f"  below {match['threshold']:.3f}"
+                print(f"  {rank}  {match['similarity']:.3f}  {match['id']}{verdict}")
     return {"probes": found}, bad
 
 
@@ -231,7 +239,10 @@ class _Probe(NamedTuple):
 
 def _pictures(recognizer, given: argparse.Namespace) -> tuple[list[_Probe], list]:
     from gdrd_jax.inference import folders
+    from gdrd_jax.utils.errors import GdrdError
 
+    if given.path.suffix.lower() in VIDEOS and given.path.is_file():
+        raise GdrdError(f"{given.path} looks like a video; search for the people in it with --track", "track-missing")
     found = folders.embed(recognizer, given.path, align=given.align)
     scores = [{}] * len(found.paths) if found.quality is None else [{"quality": float(q)} for q in found.quality]
     return [

@@ -101,13 +101,13 @@ def text(found: dict[str, Any]) -> str:
             row["group"], f"{row['people']:,}", f"{row['far']:g}", f"{row['threshold']:.3f}",
             f"{row['realized_far']:.2g} ({low:.2g}-{high:.2g})", tar, verdict,
         ])  # fmt: skip
-    drifted = sum(row["holds"] is False for row in found["rows"])
-    end = (
-        f"{drifted} of {len(found['rows'])} rows do not hold. Learn thresholds on faces like these: "
-        "gdrd export STUDENT OUT --calibration FOLDER"
-        if drifted
-        else "No threshold was found not to hold."
-    )
+    judged = [row["holds"] for row in found["rows"] if row["holds"] is not None]
+    end = "all thresholds that could be judged hold." if judged else "too few people to judge any threshold."
+    if drifted := judged.count(False):
+        end = (
+            f"{drifted} of {len(judged)} rows that could be judged do not hold. Learn thresholds on faces like these: "
+            "gdrd export STUDENT OUT --calibration FOLDER"
+        )
     return f"{text_table(lines)}\nthresholds learned on {found['learned_on']}; {end}"
 
 

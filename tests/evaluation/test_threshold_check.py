@@ -99,7 +99,13 @@ def test_the_command_says_which_thresholds_hold_also_by_group(student, capsys, c
     assert "group alone, which has 1 of" in caplog.text
     assert all(row["holds"] for row in rows) is (status == 0) and rows[0]["genuine"] == 30
     status, out, _ = run(capsys, faces, "--model", folder, "--far", 0.1, "--blur", 60)
-    assert status == command.DRIFT and "too loose" in out and "--calibration" in out
+    assert status == command.NOT_HELD and "too loose" in out and "--calibration" in out
+
+
+def test_nothing_that_can_be_judged_is_no_success(student, tmp_path, capsys):
+    few = make_faces(tmp_path / "few", 3, 2, size=32)
+    status, out, _ = run(capsys, few, "--model", student[0], "--far", 0.1)
+    assert status == command.NOT_HELD and "too few people to judge any threshold" in out
 
 
 def test_mistakes_are_one_sentence(student, tmp_path, capsys):

@@ -141,8 +141,19 @@ def test_a_search_names_the_person_or_nobody(call, tmp_path):
         assert status == 0 and {"p0", "p1", None} <= {probe["decision"] for probe in probes}
     status, out, _ = call(*search, 0.1, model=student)
     assert "0.png: p0\n" in out and ": unknown\n" in out and "  accepted" in out
+    assert f"  below {recognizer.threshold(fpir=0.1, gallery=6):.3f}\n" in out
     status, _, err = call(*search, 0.01, model=student)
     assert status == 2 and "[fpir-too-fine]" in err and "in a gallery of 6 " in err and "66 pairs" in err
+    Gallery.load(known).remove("p0", "p1")
+    status, _, err = call(*search, 0.1, model=student)
+    assert status == 2 and "[gallery-empty]" in err and "gdrd enroll" in err
+
+
+def test_a_video_needs_tracking(call, faces, tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    assert call("enroll", faces, "--gallery", tmp_path / "known")[0] == 0
+    status, _, err = call("search", tmp_path / "clip.mp4", "--gallery", tmp_path / "known")
+    assert status == 2 and "[track-missing]" in err and "--track" in err
 
 
 def test_bad_pictures_are_counted_and_named_and_the_others_done(call, faces, tmp_path, caplog):
