@@ -309,6 +309,7 @@ def measured(*sizes):
     return map(float, done.stdout.split())
 
 
+@pytest.mark.slow
 def test_many_pairs_run_in_bounded_memory():
     """Of 131,572 pairs the embeddings would be 1 GiB, and the weights in 100 resamples several times 50 MB."""
     _, _, memory = measured(200, 1000, 2000, 500, 131_072, 1024)
