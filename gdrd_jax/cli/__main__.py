@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from gdrd_jax.cli.common import print_error
+from gdrd_jax.cli.common import guarded, print_error
 from gdrd_jax.registry import load_plugins
 from gdrd_jax.utils.errors import GdrdError, did_you_mean
 from gdrd_jax.version import __version__
@@ -71,11 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         return print_error(str(error), error.code)
     command, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if command in ("-h", "--help"):
-        print(_help())
-        return 0
+        return guarded(lambda: print(_help()))
     if command == "--version":
-        print(f"gdrd_jax {__version__}")
-        return 0
+        return guarded(lambda: print(f"gdrd_jax {__version__}"))
     if command not in COMMANDS:
         hint = did_you_mean(command, COMMANDS)
         return print_error(f"there is no command {command!r}; {hint}gdrd --help lists all commands", "command-unknown")

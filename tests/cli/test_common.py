@@ -104,8 +104,9 @@ def test_help_of_any_tool_into_a_closed_pipe_ends_quietly(tmp_path):
     assert status == 0 and not error, error
 
 
-def test_help_of_a_tool_into_a_closed_pipe_ends_quietly():
-    status, _, error = shell(f"{python('tools/evaluate.py', '--help')} | true", PYTHONUNBUFFERED="")
+@pytest.mark.parametrize("words", [("tools/evaluate.py",), ("-m", "gdrd_jax.cli")])
+def test_help_of_a_tool_into_a_closed_pipe_ends_quietly(words):
+    status, _, error = shell(f"{python(*words, '--help')} | true", PYTHONUNBUFFERED="")
     assert status in (0, 141) and not error, error
 
 
