@@ -227,6 +227,7 @@ def _files(manifest: dict) -> str:
         "student.112.onnx": "the same, input float32 RGB [N, 3, 112, 112], (x - 127.5) / 127.5, reduced inside: takes "
         "the place of InsightFace's recognizers",
         "student.112.bgr.onnx": "the same for BGR faces, as Frigate feeds them",
+        "student.quality.onnx": "as student.onnx, and a second output, `quality`: how recognizable a face is, 0 to 1",
         "student.int8.onnx": "as student.onnx, 8-bit weights and activations: other embeddings, with a fingerprint and "
         "thresholds of their own in the file's metadata",
         "student.stablehlo": f"`jax.export` of a function of uint8 {shown}[N, {size}, {size}, {channels}]",

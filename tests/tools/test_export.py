@@ -24,6 +24,7 @@ from gdrd_jax.config import default  # noqa: E402
 from gdrd_jax.data.degradation import STRENGTHS, resize  # noqa: E402
 from gdrd_jax.data.task import ObjectTask  # noqa: E402
 from gdrd_jax.export import exporter, model_card, networks  # noqa: E402
+from gdrd_jax.export.formats import FORMATS
 from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
 from gdrd_jax.inference.thresholds import Thresholds  # noqa: E402
 from gdrd_jax.models.student import abstract_student  # noqa: E402
@@ -110,6 +111,26 @@ def test_every_file_has_proved_itself(exported):
     card = (exported / "README.md").read_text()
     assert "16x16" in card and "| int8 |" in card and f"{PEOPLE} people, 66 pairs" in card and "| 0.1 |" in card
     assert "not for finding people" in card and not list(exported.parent.glob("student.*"))
+
+
+def test_quality_is_a_second_output_of_a_file_of_its_own(exported, faces, tmp_path, capsys):
+    known = shutil.copytree(exported, tmp_path / "known")
+    manifest = json.loads((known / "manifest.json").read_text())
+    quality = {"slope": 2.0, "intercept": 0.0, "far": 0.1, "faces": 36, "name": "made up"}
+    words = [str(known), str(tmp_path / "out"), "--format", "onnx_quality"]
+    (known / "manifest.json").write_text(json.dumps(manifest | {"quality": None}))
+    assert export.main(words) == 2 and "[quality-missing]" in capsys.readouterr().err
+    (known / "manifest.json").write_text(json.dumps(manifest | {"quality": quality}))
+    assert export.main(words) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "student.quality.onnx")
+    embeddings, scores = Recognizer.load(tmp_path / "out").embed(low(faces), quality=True)
+    for found, expected in zip(session.run(["embedding", "quality"], {"faces": low(faces)}), (embeddings, scores)):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_card_describes_a_file_of_every_format():
+    manifest = {"student": {"resolution": 16}, "files": dict.fromkeys(FORMATS.values(), "0")}
+    assert len(model_card._files(manifest).splitlines()) == len(FORMATS)
 
 
 def test_a_student_without_the_mirror_image_is_another_one(exported, workdir, faces, tmp_path):
