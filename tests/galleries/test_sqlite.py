@@ -32,15 +32,6 @@ from gdrd_jax.utils.errors import GdrdError
 
 
 @pytest.fixture
-def coded(monkeypatch):
-    """Few faces count as many."""
-    monkeypatch.setattr(faiss_index, "EXACT", 500)
-    monkeypatch.setattr(faiss_index, "CANDIDATES", 200)
-    monkeypatch.setattr(faiss_index, "SAMPLE", 1000)
-    monkeypatch.setattr(sqlite, "BLOCK", 700)
-
-
-@pytest.fixture
 def no_build(monkeypatch):
     """Fails the test as soon as an index is built."""
 

@@ -305,19 +305,19 @@ def test_an_exported_student_verifies_and_marks_who_passes(exported, faces, tmp_
 
     a, b = faces / "p0" / "0.png", faces / "p0" / "1.png"
     threshold = Recognizer.load(exported).threshold(0.1)
-    status, told = call("verify", a, a, "--far", "0.1")
-    assert status == 0 and f"the same person: similarity 1.000, threshold {threshold:.3f}" in told
-    status, told = call("verify", a, b, "--far", "0.001")
-    assert status == 2 and "0.001" in told and "66 pairs" in told and told.endswith(" [far-too-fine]\n")
+    status, out = call("verify", a, a, "--far", "0.1")
+    assert status == 0 and f"the same person: similarity 1.000, threshold {threshold:.3f}" in out
+    status, out = call("verify", a, b, "--far", "0.001")
+    assert status == 2 and "0.001" in out and "66 pairs" in out and out.endswith(" [far-too-fine]\n")
     assert call("enroll", faces, "--gallery", tmp_path / "known")[0] == 0
-    status, told = call("search", a, "--gallery", tmp_path / "known", "-k", 36, "--far", "0.1", "--json")
-    matches = json.loads(told)["probes"][0]["matches"]
+    status, out = call("search", a, "--gallery", tmp_path / "known", "-k", 36, "--far", "0.1", "--json")
+    matches = json.loads(out)["probes"][0]["matches"]
     assert [match["accepted"] for match in matches] == [match["similarity"] >= threshold for match in matches]
     assert {match["accepted"] for match in matches} == {True, False}
-    status, told = call("search", a, "--gallery", tmp_path / "known", "--far", "0.1", "--templates", "--json")
+    status, out = call("search", a, "--gallery", tmp_path / "known", "--far", "0.1", "--templates", "--json")
     stricter = Recognizer.load(exported).threshold(0.1, gallery_faces=3)
     assert stricter > threshold
-    for match in json.loads(told)["probes"][0]["matches"]:
+    for match in json.loads(out)["probes"][0]["matches"]:
         assert match["faces"] == 3 and match["accepted"] == (match["similarity"] >= stricter)
 
 
