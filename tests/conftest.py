@@ -264,7 +264,7 @@ def save_student(workdir, resolution=16, seed=0, dim=24, teacher=None, name="col
     import tiny_student  # noqa: F401
     from flax import nnx
 
-    from gdrd_jax.inference.recognizer import Recognizer
+    from gdrd_jax.inference import student_files
     from gdrd_jax.models.student import abstract_student
     from gdrd_jax.teachers import load_discriminative
 
@@ -283,7 +283,7 @@ def save_student(workdir, resolution=16, seed=0, dim=24, teacher=None, name="col
     about = (
         {"teacher": {"name": teacher.stem, "fingerprint": load_discriminative(teacher).fingerprint}} if teacher else {}
     )
-    Recognizer.save(student, settings, "area", workdir / "dis" / "student", **about)
+    student_files.save(student, settings, "area", workdir / "dis" / "student", **about)
     return workdir
 
 

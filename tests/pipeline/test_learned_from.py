@@ -16,6 +16,7 @@ from gdrd_jax.config import set_loss
 from gdrd_jax.data import object_store
 from gdrd_jax.data.degradation import resize
 from gdrd_jax.data.feature_store import FeatureStore
+from gdrd_jax.inference import student_files
 from gdrd_jax.inference.pretrained import describe_student
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.pipeline import planning, runner, stages, train_stages
@@ -284,7 +285,7 @@ def test_a_student_of_another_teacher_gets_a_new_last_layer(faces_folder, tmp_pa
     config = random_config(faces_folder)
     registry.load_plugins(config.plugins)
     other, settings = train_stages._student(config, 24), train_stages._student_settings(config, 24)
-    Recognizer.save(other, settings, "area", tmp_path / "other" / "dis" / "student")
+    student_files.save(other, settings, "area", tmp_path / "other" / "dis" / "student")
     config.student.init = str(tmp_path / "other")
     begun, student = Recognizer.load(tmp_path / "other").student, train_stages._student(config, 128)
     assert student.head.layers[-1].out_features == 128

@@ -11,7 +11,7 @@ from conftest import raises, save_student, tiny_config
 from flax import nnx
 
 from gdrd_jax.config import default, stage
-from gdrd_jax.inference import bundle
+from gdrd_jax.inference import bundle, student_files
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.models.arguments import of_config
 from gdrd_jax.models.student import abstract_student, make_student
@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
     """What a run leaves of such a student."""
     workdir, settings = tmp_path_factory.mktemp("run"), train_stages._student_settings(resnet_config("faces"), 8)
     student = make_student(**settings, rngs=nnx.Rngs(3))
-    Recognizer.save(student, settings, "area", workdir / "dis" / "student")
+    student_files.save(student, settings, "area", workdir / "dis" / "student")
     return workdir
 
 

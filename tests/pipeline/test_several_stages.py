@@ -18,7 +18,7 @@ from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.losses import Loss
 from gdrd_jax.models.relation import normalize
 from gdrd_jax.models.student import abstract_student
-from gdrd_jax.pipeline import planning, records, runner, stages, targets, train_stages
+from gdrd_jax.pipeline import planning, records, runner, stages, targets, train_stages, training_set
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import hr_features, steps
 from gdrd_jax.utils.launch import SINGLE_PROCESS, ProcessInfo
@@ -342,8 +342,8 @@ def test_packed_faces_that_fill_no_batch_of_a_sampler_are_refused(faces_folder, 
         "discriminative": Stored(np.ones((12, 1, 8), np.float16)),
     }  # fmt: skip
     dataset = Dataset(Subset(labels, stores, np.arange(12)))
-    packed = train_stages._TrainingSet(dataset, np.ones((3, 8), np.float32), {})
-    monkeypatch.setattr(train_stages, "_packed_set", lambda config: packed)
+    packed = training_set.TrainingSet(dataset, np.ones((3, 8), np.float32), {})
+    monkeypatch.setattr(training_set, "of_stage", lambda *_: packed)
     with raises("sampler-identities", "4 identities", "3"):
         train_stages.train(Run(config, tmp_path), "dis")
 

@@ -20,16 +20,14 @@ from gdrd_jax.data.degradation import Degradation, resize_all  # noqa: E402
 from gdrd_jax.evaluation import baselines, grid_rows, grid_table, judges  # noqa: E402
 from gdrd_jax.evaluation.grid_rows import DEV, Judged, Row  # noqa: E402
 from gdrd_jax.inference.embedders import open_model  # noqa: E402
-from gdrd_jax.pipeline import run_record  # noqa: E402
+from gdrd_jax.pipeline import grid, run_record  # noqa: E402
 
 
 def test_braces_are_every_combination():
-    found = run_grid.expanded(
-        ["--config=configs/ablation.py:{none,gen_dis}", "--config.views.resolution={8,16}", "--x"]
-    )
+    found = grid.expanded(["--config=configs/ablation.py:{none,gen_dis}", "--config.views.resolution={8,16}", "--x"])
     assert [name for name, _ in found] == ["none-8", "none-16", "gen_dis-8", "gen_dis-16"]
     assert found[1][1] == ["--config=configs/ablation.py:none", "--config.views.resolution=16", "--x"]
-    assert run_grid.expanded(["--config=a.py"]) == [("", ["--config=a.py"])]
+    assert grid.expanded(["--config=a.py"]) == [("", ["--config=a.py"])]
 
 
 def written(folder, scores, same, folds, resolution=16, seed=0):
@@ -84,9 +82,9 @@ def test_one_seed_has_no_standard_error_and_the_paper_only_its_own_resolution(tm
 
 def test_the_runs_of_a_grid_share_the_output_of_steps():
     given = ["--config=x.py", "--config.seed=8", "--workdir=out/a-seed8", "--config.outputs=out/steps"]
-    assert run_grid.arguments(["--config=x.py"], 8, Path("out/a-seed8")) == given
+    assert grid.arguments(["--config=x.py"], 8, Path("out/a-seed8")) == given
     own = "--config.outputs=runs/mine/steps"
-    assert run_grid.arguments(["--config=x.py", own], 8, Path("out/a-seed8")) == [given[0], own, *given[1:3]]
+    assert grid.arguments(["--config=x.py", own], 8, Path("out/a-seed8")) == [given[0], own, *given[1:3]]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +109,7 @@ def test_a_grid_that_cannot_be_compared_or_would_share_a_workdir_is_refused(tmp_
 
 def test_a_run_that_fails_ends_the_grid(tmp_path):
     with raises("run-failed", tmp_path / "run", "status 2"):
-        run_grid.train(["--config=none.py"], tmp_path / "run")
+        grid.train(["--config=none.py"], tmp_path / "run")
 
 
 def test_a_dev_set_without_folds_is_told(tmp_path):
@@ -214,13 +212,13 @@ def test_rows_that_cannot_be_collected_are_refused(rows, tmp_path):
 def test_a_run_that_has_a_row_is_not_trained_again_unless_its_settings_changed(rows, tmp_path):
     row = rows["cosine"][0]
     row.save(tmp_path)
-    run = run_grid.Run("cosine", 7, tmp_path / "nowhere", ["--config=none.py"])
-    assert run_grid.trained(run, tmp_path, {"dis.steps": 3}, ()).judged[DEV].subject == "pairs"
+    run = grid.Run("cosine", 7, tmp_path / "nowhere", ["--config=none.py"])
+    assert grid.trained(run, tmp_path, {"dis.steps": 3}, ()).judged[DEV].subject == "pairs"
     with raises("row-settings", "cosine-seed7.json", "dis.steps, dis.warmup", "nowhere"):
-        run_grid.trained(run, tmp_path, {"dis.steps": 4, "dis.warmup": 0.1}, ())
+        grid.trained(run, tmp_path, {"dis.steps": 4, "dis.warmup": 0.1}, ())
     run.workdir.mkdir()
     with raises("run-failed", run.workdir):  # here it can be trained again
-        run_grid.trained(run, tmp_path, {"dis.steps": 4}, ())
+        grid.trained(run, tmp_path, {"dis.steps": 4}, ())
 
 
 def test_settings_are_compared_across_machines():
@@ -249,7 +247,7 @@ def test_students_are_judged_by_further_protocols(tmp_path):
     found = run_grid.opened([f"--protocol uccs --data {tmp_path / 'uccs'} --resolution 8 16 32"])
     assert [judge.column for judge in found] == [f"uccs stand-in {side}" for side in (8, 16, 32)]
     save_student(tmp_path / "run")
-    row = run_grid.judged_too(Row("a", 7, {}), tmp_path / "run", found)
+    row = grid.judged_too(Row("a", 7, {}), tmp_path / "run", found)
     assert list(row.judged) == ["uccs stand-in 8", "uccs stand-in 16"]  # 32 pixels are more than it takes
     assert len(row.judged["uccs stand-in 8"].right) == 3 and "rank_5" in row.judged["uccs stand-in 8"].figures
     assert len({one.subject for one in row.judged.values()}) == 2
@@ -303,7 +301,7 @@ def test_iasr_is_a_row_beside_the_papers_figure(tmp_path):
     assert "SR diffusion `colors_iasr_16`" in text and "paper's" not in text
 
 
-def grid(tmp_path, faces_folder, *words):
+def grid_command(tmp_path, faces_folder, *words):
     """A command line of small runs, with an LFW of made people."""
     lfw = make_faces(tmp_path / "made", 8, 2)
     for person in sorted(lfw.iterdir()):
@@ -326,7 +324,7 @@ def grid(tmp_path, faces_folder, *words):
 @pytest.mark.slow
 def test_a_grid_is_run_shared_and_not_run_again(tmp_path, faces_folder):
     modes = "--configs=configs/ablation.py:{none,sr,gen,dis,gen_dis,end_to_end,plain,frozen,ours}"
-    command = grid(tmp_path, faces_folder, modes, "--against=gen_dis", "--seeds", "1", "2")
+    command = grid_command(tmp_path, faces_folder, modes, "--against=gen_dis", "--seeds", "1", "2")
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert first.stderr.count("views: done in") == 1  # shared by all
     assert first.stderr.count("stage gen: 8 faces a step") == 2  # once a seed
@@ -338,8 +336,9 @@ def test_a_grid_is_run_shared_and_not_run_again(tmp_path, faces_folder):
 @pytest.mark.slow
 def test_sigterm_saves_the_run_and_the_same_command_continues(tmp_path, faces_folder):
     command = [
-        *grid(tmp_path, faces_folder, "--configs=configs/ablation.py:plain", "--seeds", "1"), "--config.dis.steps=4000"
-    ]  # fmt: skip
+        *grid_command(tmp_path, faces_folder, "--configs=configs/ablation.py:plain", "--seeds", "1"),
+        "--config.dis.steps=4000",
+    ]
     log = tmp_path / "out" / "seed1" / "dis" / "metrics.jsonl"
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (log.exists() and log.stat().st_size):

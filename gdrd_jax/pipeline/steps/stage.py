@@ -40,7 +40,7 @@ def stage_steps(name: str) -> tuple[Step, ...]:
         _adjust(found, settings)
 
     def select(run: Run) -> None:
-        from gdrd_jax.pipeline.train_stages import select
+        from gdrd_jax.pipeline.training_set import select
 
         select(run, name)
 
