@@ -39,7 +39,8 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         given = arguments(argv)
-        from gdrd_jax.export.demo import Demo, check_server, serve
+        from gdrd_jax.export.demo import Demo
+        from gdrd_jax.export.demo_page import check_server, serve
 
         check_server(given.port)
         demo = Demo.load(given.model or [DEFAULT], given.teacher, given.gallery, align=given.align, far=given.far)

@@ -12,9 +12,11 @@ from conftest import make_faces, raises, save_recognizer, save_student
 
 from gdrd_jax.cli import demo as tool
 from gdrd_jax.data.degradation import resize
-from gdrd_jax.export.demo import RESOLUTIONS, Demo, answer, serve
+from gdrd_jax.export.demo import RESOLUTIONS, Demo
+from gdrd_jax.export.demo_page import answer, serve
 from gdrd_jax.galleries import enroll
 from gdrd_jax.inference.embedders import open_model
+from gdrd_jax.inference.quality import Quality
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.inference.thresholds import Thresholds
 
@@ -66,6 +68,15 @@ def test_a_row_holds_what_student_and_teacher_say(demo, recognizer, teacher, peo
     native = teacher.embed(np.stack([first, second]))
     assert rows[3].teacher == pytest.approx(float(native[0] @ native[1]), abs=1e-6)
     assert len({row.teacher for row in rows}) == 4
+
+
+def test_faces_have_a_quality_where_the_student_has_a_score(recognizer, people):
+    first, second = str(people / "p0/0.png"), str(people / "p2/0.png")
+    assert "quality" not in answer(Demo({16: recognizer}), first, second).lower()
+    scored = dataclasses.replace(recognizer, quality=Quality(2.0, 1.0, 0.01, 40, "made up"))
+    expected = scored.embed([first, second], quality=True)[1]
+    assert Demo({16: scored}).compare(read(first), read(second))[1].qualities == pytest.approx(tuple(expected))
+    assert all(f"quality {score:.2f}" in answer(Demo({16: scored}), first, second) for score in expected)
 
 
 def test_students_reduce_with_their_own_kernel(people, tmp_path):

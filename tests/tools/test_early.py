@@ -15,9 +15,8 @@ import make_stand_ins  # noqa: E402
 from gdrd_jax.cli import recognize, run_grid, study_taps, train_sr_teacher  # noqa: E402
 from gdrd_jax.evaluation.run import evaluate_and_report  # noqa: E402
 from gdrd_jax.evaluation.settings import Settings  # noqa: E402
-from gdrd_jax.export import demo as serving_demo  # noqa: E402
 from gdrd_jax.export import exporter  # noqa: E402
-from gdrd_jax.inference import folders, preprocess  # noqa: E402
+from gdrd_jax.inference import preprocess  # noqa: E402
 from gdrd_jax.utils import errors  # noqa: E402
 from gdrd_jax.utils.errors import GdrdError  # noqa: E402
 
@@ -162,7 +161,6 @@ def test_a_page_needs_gradio_and_its_port_first(missing, capsys):
     assert demo.main(["--model", "none"]) == 2
     error = capsys.readouterr().err
     assert "'gradio'" in error and error.endswith(" [package-missing]\n")
-    assert serving_demo and folders
 
 
 def test_a_grid_checks_all_combinations_before_the_first_is_trained(here, capfd):
