@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from gdrd_jax.utils.signals import check_signals, deferred
 
 LOG = logging.getLogger(__name__)
 POLL_SECONDS, SECONDS_BEFORE_MESSAGE, SECONDS_BEFORE_FAILURE = 0.2, 5.0, 120.0
+SECONDS_BETWEEN_RECORDS = 30.0
 
 
 def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process: ProcessInfo = SINGLE_PROCESS) -> None:
@@ -148,22 +150,14 @@ def _do(states: Sequence[StepState], reasons: dict[str, str], current: Run) -> d
         open_records[state.step.name] = record = _begin(state, reasons[state.step.name])
         write_json(state.folder / records.NAME, record)
         link(state.step.name, state.folder, state.workdir)
-    start, core_start = time.monotonic(), time.process_time()
-    try:
+    start = time.monotonic()
+    with _metered(states, open_records):
         fingerprint = _work([state.step for state in states], current)
-        for state in states:
-            names = sorted(path.name for path in state.folder.iterdir() if path.name != LOCK)
-            open_records[state.step.name] |= {
-                "outputs": names, "fingerprint": fingerprint or digest(state.origin), "complete": True,
-            }  # fmt: skip
-    finally:
-        for state in states:
-            record = open_records[state.step.name]
-            record["seconds"] = round(record["seconds"] + time.monotonic() - start, 1)
-            record["core_seconds"] = round(record["core_seconds"] + time.process_time() - core_start, 1)
-            # The step's own error, such as a full disk, must not be hidden by another one here.
-            with contextlib.nullcontext() if record["complete"] else contextlib.suppress(OSError):
-                write_json(state.folder / records.NAME, record)
+    for state in states:
+        names = sorted(path.name for path in state.folder.iterdir() if path.name != LOCK)
+        record = open_records[state.step.name]
+        record |= {"outputs": names, "fingerprint": fingerprint or digest(state.origin), "complete": True}
+        write_json(state.folder / records.NAME, record)
     for state in states:
         others = " and ".join(other.step.name for other in states if other is not state)
         seconds, total = time.monotonic() - start, open_records[state.step.name]["seconds"]
@@ -171,6 +165,39 @@ def _do(states: Sequence[StepState], reasons: dict[str, str], current: Run) -> d
         parts += [f"{total:.1f} s with earlier commands"] if total > seconds + 1 else []
         LOG.info(", ".join([*parts, f"together with {others}"] if others else parts))
     return {name: record["fingerprint"] for name, record in open_records.items()}
+
+
+@contextlib.contextmanager
+def _metered(states: Sequence[StepState], open_records: dict[str, dict]) -> Iterator[None]:
+    """Adds the time of the block to the records of its steps.
+
+    The records are also written while the block runs, so that a process that is killed does not make training look
+    cheaper than it was.
+    """
+    start, core_start, ended = time.monotonic(), time.process_time(), threading.Event()
+    earlier = {name: (record["seconds"], record["core_seconds"]) for name, record in open_records.items()}
+
+    def write() -> None:
+        spent = time.monotonic() - start, time.process_time() - core_start
+        for state in states:
+            name, record = state.step.name, open_records[state.step.name]
+            record["seconds"], record["core_seconds"] = (round(a + b, 1) for a, b in zip(earlier[name], spent))
+            # The step's own error, such as a full disk, must not be hidden by another one here.
+            with contextlib.suppress(OSError):
+                write_json(state.folder / records.NAME, record)
+
+    def write_regularly() -> None:
+        while not ended.wait(SECONDS_BETWEEN_RECORDS):
+            write()
+
+    writer = threading.Thread(target=write_regularly, daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        writer.join()
+        write()
 
 
 def _begin(state: StepState, reason: str) -> dict:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 
 import cv2
@@ -269,6 +270,26 @@ def test_a_training_that_was_interrupted_is_continued_after_other_settings(copy,
     assert steps_run(small_config(faces_folder), copy, caplog) == [] and (copy / "dis").resolve() != begun
     assert steps_run(config, copy, caplog) == ["dis"]
     assert "dis: continued" in caplog.text and (copy / "dis").resolve() == begun
+
+
+def test_what_a_step_has_cost_is_recorded_before_it_ends(faces_folder, tmp_path, monkeypatch):
+    """A process that is killed writes nothing more."""
+    seen = [0.0]
+
+    def work(steps, current):
+        deadline = time.monotonic() + 60
+        while (spent := records.read(current.folder("faces"))["core_seconds"]) <= seen[-1]:
+            assert time.monotonic() < deadline
+        seen.append(spent)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "SECONDS_BETWEEN_RECORDS", 0.01)
+    monkeypatch.setattr(runner, "_work", work)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(small_config(faces_folder), tmp_path / "run", ("faces",))
+    record = records.read(tmp_path / "run" / "faces")
+    assert not record["complete"] and record["core_seconds"] >= seen[2] > seen[1] > 0
 
 
 def test_a_step_that_is_only_made_again_costs_no_later_training(copy, faces_folder, caplog):
