@@ -229,7 +229,7 @@ def ar(found: ArPictures, out: Path) -> None:
     """Writes them under AR's names (all "m": the files do not say who is a man)."""
     begin(out, f"AR stand-in: {found.about}.")
     # Not `data.align.estimate_similarity`, which shifts these faces by up to 3 pixels: the figures of the stand-ins in
-    # docs/evaluation.md and docs/results.md were measured on faces that were placed like this.
+    # docs/studies/stand_ins.md and docs/results.md were measured on faces that were placed like this.
     placed, _ = cv2.estimateAffinePartial2D(found.points, TEMPLATE_POINTS, method=cv2.LMEDS)
     for person in np.unique(found.people):
         for number, row in zip(found.numbers, np.flatnonzero(found.people == person)):

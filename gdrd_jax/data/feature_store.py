@@ -1,10 +1,10 @@
-"""Feature stores: what is computed once from each (face, view) and read many times.
+"""Feature stores: values that are computed once for each (face, view) and read many times.
 
-A store is a folder with one zarr3 array a view (rows in data set order, crc32c checksums) and `manifest.json`:
-its provenance and its shape. An array is written a chunk of rows at a time, each a file that appears under its name
-only when it is whole: what is there is done. So a killed writer loses at most the chunk it was at, and any number of
-writers, on any number of machines, can fill one store without knowing of each other. The arrays may be in an object
-store instead of the folder (`manifest["arrays"]`), where all stores of the same provenance share them.
+A store is a folder with one zarr3 array per view (rows in data set order, crc32c checksums) and `manifest.json`, which
+records its provenance and its shape. An array is written in chunks of rows; each chunk is a file that appears under its
+name only when it is complete. So a killed writer loses at most the chunk in progress, and any number of writers, on any
+number of machines, can fill one store without coordination. The arrays can be in an object store instead of the folder
+(`manifest["arrays"]`), where all stores with the same provenance share them.
 """
 
 import dataclasses
@@ -50,14 +50,14 @@ def _spec(kvstore: dict, shape: tuple[int, ...], dtype: str) -> dict:
 
 @dataclasses.dataclass
 class FeatureStore:
-    """One teacher's targets (or the low-resolution faces themselves) for every face and view.
+    """The targets of one teacher (or the low-resolution faces themselves) for every face and view.
 
     Attributes:
       path: folder of the store.
-      manifest: `views`, `rows`, `shape` (of one row), `dtype`; `provenance`, what the values were computed from, which
-        identifies a store (`faces` is the data set's fingerprint); `about`, other facts about its making; and `arrays`,
-        the URL of an object store's folder that has the arrays, or "".
-      row_bytes: size of one view of one row.
+      manifest: `views`, `rows`, `shape` (of one row) and `dtype`; `provenance`, which says what the values were
+        computed from and identifies a store (`faces` is the data set's fingerprint); `about`, other facts about how it
+        was made; and `arrays`, the URL of the folder in an object store that contains the arrays, or "".
+      row_bytes: size in bytes of one view of one row.
     """
 
     path: Path
@@ -68,10 +68,10 @@ class FeatureStore:
         cls, path: Path, *, rows: int, views: int, shape: tuple[int, ...], dtype: str, provenance: dict,
         about: dict | None = None, arrays: str = "",
     ) -> "FeatureStore":  # fmt: skip
-        """Opens the store at `path` to go on writing, or starts one, with its arrays at the URL `arrays` if given.
+        """Opens the store at `path` to continue writing, or creates it, with its arrays at the URL `arrays` if given.
 
         Raises:
-          GdrdError: the folder holds a store of another provenance, or TensorStore cannot read its path.
+          GdrdError: the folder holds a store with another provenance, or TensorStore cannot read its path.
         """
         wanted = {
             "format": FORMAT, "rows": rows, "views": views, "shape": list(shape), "dtype": dtype,
@@ -96,8 +96,8 @@ class FeatureStore:
         """Opens a finished store.
 
         Args:
-          path: its folder.
-          faces: fingerprint of the data set it must be of; "" takes any.
+          path: folder of the store.
+          faces: fingerprint of the data set that it must belong to; "" accepts any.
 
         Raises:
           GdrdError: it is missing, unfinished, or of another data set.
@@ -142,14 +142,14 @@ class FeatureStore:
         return store
 
     def chunks(self) -> Iterator[tuple[int, range]]:
-        """View and rows of every piece, in order: all views of the first rows, then of the next."""
+        """View and rows of every chunk, in order: all views of the first rows, then of the next rows."""
         rows = self.manifest["rows"]
         for start in range(0, rows, CHUNK_ROWS):
             for view in range(self.manifest["views"]):
                 yield view, range(start, min(start + CHUNK_ROWS, rows))
 
     def has(self, view: int, rows: range) -> bool:
-        """Whether a piece is there, and on disk whole by its size."""
+        """Whether a chunk exists and, on disk, has its full size."""
         if self._url:
             return bool(object_store.keys(self._place(view), self._piece(rows)))
         try:
@@ -158,7 +158,7 @@ class FeatureStore:
             return False
 
     def missing(self) -> list[tuple[int, range]]:
-        """The pieces that are not there yet."""
+        """The chunks that do not exist yet."""
         if not self._url:
             return [(view, rows) for view, rows in self.chunks() if not self.has(view, rows)]
         there = [object_store.keys(self._place(view)) for view in range(self.manifest["views"])]
@@ -201,7 +201,7 @@ class FeatureStore:
             self._array(view, open=True, create=True)[rows.start : rows.stop].write(values).result()
 
     def read(self, view: int, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Rows of one view, `[n, *shape]`; takes memory for these rows alone, and a chunk.
+        """Reads rows of one view, `[n, *shape]`; takes memory for these rows and one chunk only.
 
         Raises:
           GdrdError: a chunk is missing or its checksum is wrong, or the object store cannot be read.
@@ -211,7 +211,7 @@ class FeatureStore:
         return self._read_from(self._array(view, open=True, read=True), view, rows)
 
     def reader(self, memory: int) -> Callable[[int, np.ndarray], np.ndarray]:
-        """A `read` for any rows in any order, many times: it keeps up to `memory` bytes of what it has read."""
+        """A function like `read` for many calls with any rows in any order; it caches up to `memory` bytes."""
         context = ts.Context({"cache_pool": {"total_bytes_limit": memory}})
         mode = {"open": True, "read": True, "context": context, "recheck_cached_data": "open"}
         arrays = [self._array(view, **mode) for view in range(self.manifest["views"])]
@@ -232,7 +232,7 @@ class FeatureStore:
             ) from error
 
     def read_all(self, rows: slice | np.ndarray = slice(None), out: np.ndarray | None = None) -> np.ndarray:
-        """Every view of every row, or of some, `[N, views, *shape]`; into `out` if it is given."""
+        """Reads every view of all rows or of the given ones, `[N, views, *shape]`, into `out` if it is given."""
         if out is None:
             count = len(np.arange(self.manifest["rows"])[rows])
             out = np.empty((count, self.manifest["views"], *self.manifest["shape"]), self.manifest["dtype"])
@@ -242,11 +242,11 @@ class FeatureStore:
 
 
 def feature_statistics(store: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
-    """What of features `[C, h, w]` is the same for all faces, and how much the rest varies.
+    """Mean and standard deviation of features `[C, h, w]` over a store.
 
     Returns:
-      The mean over faces and views, float32 `[C, h, w]`, and each channel's standard deviation from that, over faces,
-      views and positions, `[C]`.
+      The mean over faces and views, float32 `[C, h, w]`, and the standard deviation of each channel from this mean,
+      over faces, views and positions, `[C]`.
     """
     count, total, squares = 0, 0.0, 0.0
     for view in range(store.manifest["views"]):

@@ -1,12 +1,13 @@
-"""How sure a figure is: 95 % intervals from resampled people (or pairs, or probes).
+"""95 % confidence intervals of metrics, from resamples of people (or of pairs or probes).
 
-People are drawn with replacement, not pairs: two pairs that share a person are not two
-independent observations. A pair of one person then weighs as often as that person was drawn,
-a pair of two the product of both numbers. Every figure is computed for many resamples at once.
+People are drawn with replacement, not pairs, because two pairs that share a person are not independent observations. A
+genuine pair is weighted by the number of times its person was drawn, an impostor pair by the product of the numbers of
+both people. Every metric is computed for many resamples at once.
 
-No figure needs every pair of a long list. Accepting one more impostor of a run of impostors between two genuine scores
-changes the false accept rate alone: the ROC curve is a straight line there. So the weights of such a run are added up,
-and the figures are exact, although there are about as many runs as genuine pairs (IJB-C: 19,557 of 15.7 million pairs).
+No metric needs every pair of a long list. Within a run of impostors between two genuine scores, accepting one more
+impostor changes only the false accept rate: the ROC curve is a straight line there. So the weights of such a run are
+added up. The metrics stay exact, although there are only about as many runs as genuine pairs (IJB-C: 19,557 among 15.7
+million pairs).
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,13 +25,13 @@ SHORT = 100_000  # pairs up to which each is a run of its own, which rounds as e
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of resampled values `[B]`; NaNs are resamples in which the figure did not exist."""
+    """The central 95 % of resampled values `[B]`; NaNs are resamples in which the metric is not defined."""
     low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def draws(count: int, replicates: int, seed: int | np.random.Generator) -> np.ndarray:
-    """How often each of `count` people is drawn: float32 `[B, count]`; a generator goes on with the next resamples."""
+    """How often each of `count` people is drawn, float32 `[B, count]`; a generator continues with further resamples."""
     random = np.random.default_rng(seed)
     return random.multinomial(count, np.full(count, 1 / count), size=replicates).astype(np.float32)
 
@@ -38,7 +39,7 @@ def draws(count: int, replicates: int, seed: int | np.random.Generator) -> np.nd
 def of_mean(
     values: np.ndarray, people: np.ndarray, *, replicates: int = REPLICATES, seed: int = 0
 ) -> tuple[float, float]:
-    """Interval of the mean of `values` `[N]`, whose owners are `people`, int `[N]`."""
+    """Interval of the mean of `values`, `[N]`, which belong to `people`, int `[N]`."""
     _, owner, count = np.unique(people, return_inverse=True, return_counts=True)
     drawn = draws(len(count), replicates, seed)
     total = drawn @ np.bincount(owner, weights=values)
@@ -46,12 +47,12 @@ def of_mean(
 
 
 def resamples_of_pairs(people: np.ndarray, *, replicates: int = REPLICATES, seed: int = 0) -> np.ndarray:
-    """Weights, float32 `[R, P]`, by which a mean over P pairs becomes that of each resample.
+    """Weights, float32 `[R, P]`, that turn a mean over P pairs into the mean of each resample.
 
-    R is the number of replicates, without those that have none of the pairs.
+    R is the number of replicates, without those that contain none of the pairs.
 
     Args:
-      people: in the pairs, int `[P, 2]`; what concerns one person, such as a probe, has that person twice.
+      people: people in each pair, int `[P, 2]`; for a single person, such as that of a probe, the same number twice.
     """
     every = np.arange(len(people))
     weights = np.concatenate(list(_weights(people[:, 0], people[:, 1], every, replicates, seed)))
@@ -70,16 +71,16 @@ def of_pairs(
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Intervals of all verification figures.
+    """Intervals of all verification metrics.
 
     Args:
       pairs: scored pairs, `[P]`.
-      first, second: who is in them, int `[P]`; where people are unknown, the pair's own number twice.
-      folds: int `[P]`.
+      first, second: people in each pair, int `[P]`; if they are unknown, the number of the pair in both.
+      folds: fold of each pair, int `[P]`.
       fars: false accept rates.
 
     Returns:
-      `accuracy` (of the folds; without it if there is one fold), `best_threshold_accuracy`, `auc`, `eer` and
+      A dict from `accuracy` (over the folds; missing if there is only one), `best_threshold_accuracy`, `auc`, `eer` and
       `tar_at_far_F` to (low, high), in [0, 1].
     """
     order = np.argsort(-pairs.scores, kind="stable")

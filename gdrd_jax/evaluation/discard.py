@@ -1,10 +1,10 @@
 """Error-versus-discard curves (EDC): does a quality score find the faces that are not recognized?
 
-Of G genuine pairs, those below a decision threshold are false rejects. The quality of a pair is the lower one of its
-two faces. EDC(d) is the false non-match rate (FNMR) among the pairs that are left when the share d of the pairs with
-the lowest quality is discarded; the threshold is that of a false match rate on all pairs, and stays fixed (ISO/IEC
-29794-1; Schlett et al., arXiv 2303.13294). Random scores leave FNMR as it is. Of equal qualities any pair may be the
-next to be discarded: the curve is that of their mean, so that constant scores are as good as random ones.
+Among G genuine pairs, those below a decision threshold are false rejects. The quality of a pair is the lower one of its
+two faces. EDC(d) is the false non-match rate (FNMR) among the pairs that remain when the share d of the pairs with the
+lowest quality is discarded. The threshold is that of a false match rate on all pairs and stays fixed (ISO/IEC 29794-1;
+Schlett et al., arXiv 2303.13294). Random scores leave FNMR unchanged. Among pairs of equal quality, any one may be
+discarded next: the curve is the mean over their orders, so that constant scores are as good as random ones.
 """
 
 import numpy as np
@@ -27,10 +27,10 @@ def curve(
     """The false non-match rate after discarding.
 
     Args:
-      quality: of genuine pairs, float `[G]`; higher is better.
-      wrong: which of them are false rejects, bool `[G]`.
-      shares: of the pairs that are discarded, in [0, 1), `[K]`.
-      weights: of the pairs in B resamples, float `[B, G]`; each row has a positive sum.
+      quality: quality of the genuine pairs, float `[G]`; higher is better.
+      wrong: which of these pairs are false rejects, bool `[G]`.
+      shares: shares of the pairs that are discarded, in [0, 1), `[K]`.
+      weights: weights of the pairs in B resamples, float `[B, G]`; each row has a positive sum.
 
     Returns:
       float64 `[K]`, or `[B, K]` with weights, in [0, 1].
@@ -50,10 +50,10 @@ def curve(
 
 
 def area(quality: np.ndarray, wrong: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """The partial area below `curve` up to `LIMIT`, as a share of `LIMIT`: the mean FNMR there.
+    """The area below `curve` up to `LIMIT`, divided by `LIMIT`: the mean FNMR in this range.
 
     Args:
-      quality, wrong, weights: as of `curve`.
+      quality, wrong, weights: as in `curve`.
 
     Returns:
       float64 scalar, or `[B]` with weights, in [0, 1].
@@ -62,23 +62,23 @@ def area(quality: np.ndarray, wrong: np.ndarray, weights: np.ndarray | None = No
 
 
 def false_rejects(pairs: Pairs, fmr: float = FMR) -> np.ndarray:
-    """Which pairs are below the lowest threshold whose false match rate on all of them is at most `fmr`: bool `[P]`."""
+    """The pairs below the lowest threshold whose false match rate on all pairs is at most `fmr`, bool `[P]`."""
     return pairs.scores < strictest(np.sort(pairs.scores[~pairs.same])[::-1], np.array([fmr]))
 
 
 def with_curve(result: Result, pairs: Pairs, quality: np.ndarray, people: np.ndarray, *, seed: int) -> Result:
-    """A result with the metrics of the curve.
+    """Adds the metrics of the curve to a result.
 
     Args:
-      result: of scored pairs.
-      pairs: its P pairs, genuine and impostor ones.
-      quality: of the pairs, float `[P]`.
-      people: in the pairs, int `[P, 2]`.
-      seed: of the bootstrap, which draws people; the threshold is that of all pairs.
+      result: result of scored pairs.
+      pairs: its P genuine and impostor pairs.
+      quality: quality of each pair, float `[P]`.
+      people: people in each pair, int `[P, 2]`.
+      seed: seed of the bootstrap, which draws people; the threshold is always that of all pairs.
 
     Returns:
-      Also with `fnmr`, nothing discarded, `fnmr_discarded` at `SHOWN`, `edc_area`, see `area`, in percent; and in the
-      arrays `quality`.
+      The result with additional metrics in percent: `fnmr` with nothing discarded, `fnmr_discarded` at `SHOWN`, and
+      `edc_area`, see `area`. Its arrays also have `quality`.
     """
     genuine = pairs.same
     wrong, kept = false_rejects(pairs)[genuine], quality[genuine]

@@ -1,4 +1,4 @@
-"""The one way from faces to figures: embeds the faces of a protocol and scores them."""
+"""Embeds the faces of a protocol and scores the embeddings."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -13,13 +13,13 @@ from gdrd_jax.utils.errors import GdrdError
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A recognizer under some condition.
+    """A recognizer under some condition: a row of the results table.
 
     Attributes:
-      name: of the row.
-      embedder: of the probes.
-      degradation: what the probes go through; None takes them as they are.
-      gallery: who embeds the gallery, and what its faces go through; None takes the probes for the gallery, too.
+      name: name of the row.
+      embedder: recognizer that embeds the probes.
+      degradation: degradation of the probes; None takes them as they are.
+      gallery: recognizer that embeds the gallery, and degradation of its faces; None uses the embeddings of the probes.
     """
 
     name: str
@@ -34,16 +34,16 @@ def evaluate(
     """Scores every row under a protocol.
 
     Args:
-      rows: of different names.
-      protocol: with its faces.
-      seed: of noise, directions and bootstrap.
+      rows: rows with distinct names.
+      protocol: the protocol with its faces.
+      seed: seed of the noise, the directions of motion blur, and the bootstrap.
       cache: see `embed_faces`.
 
     Returns:
-      Name of the row to its result.
+      A dict from the name of each row to its result.
 
     Raises:
-      GdrdError: two rows have one name.
+      GdrdError: two rows have the same name.
     """
     results = {}
     for row in rows:

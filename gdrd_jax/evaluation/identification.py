@@ -1,14 +1,14 @@
-"""Identification: whose face is it, among those enrolled, if anybody's?
+"""Identification: which enrolled person, if any, does a face belong to?
 
-In a closed set every probe is of somebody in the gallery. In an open set a probe can be of a stranger, and the answer
-to a search is the most similar face if its similarity reaches a threshold t, and "unknown" otherwise (NIST IR 8271):
+In a closed set, every probe shows somebody in the gallery. In an open set, a probe can be a stranger; a search then
+returns the most similar face if its similarity reaches a threshold t, and "unknown" otherwise (NIST IR 8271):
 
-    FPIR(t)  share of the searches for people who are not in the gallery that have any answer
-    FNIR(t)  share of the searches for people who are in the gallery whose answer is not this person
+    FPIR(t)  share of the searches for people who are not in the gallery that return anybody
+    FNIR(t)  share of the searches for people who are in the gallery that do not return this person
     TPIR(t)  1 - FNIR(t)
 
-NIST's FNIR(N, R, T) with R = 1: a mate below a more similar stranger is not found. P is the number of probes, G that of
-gallery faces, D the dimension of the embeddings; rates are in [0, 1].
+This is NIST's FNIR(N, R, T) with R = 1: a mate ranked below a stranger is not found. P is the number of probes, G the
+number of gallery faces, D the dimension of the embeddings; rates are in [0, 1].
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ class Searches(NamedTuple):
     """The most similar gallery face of each probe.
 
     Attributes:
-      best: its similarity, float `[P]`.
-      nearest: its row in the gallery, int `[P]`; of equal ones the first.
-      right: whether it is of the probe's person, bool `[P]`; not so where a stranger is as similar.
+      best: similarity of that face, float `[P]`.
+      nearest: row of that face in the gallery, int `[P]`; the first one among equally similar faces.
+      right: whether that face shows the probe's person, bool `[P]`; False if a stranger is equally similar.
       mated: whether the probe's person is in the gallery, bool `[P]`.
     """
 
@@ -39,12 +39,12 @@ class Searches(NamedTuple):
 
 
 def first_of_each(labels: np.ndarray) -> np.ndarray:
-    """Rows of the first face of every identity: the gallery; all others are probes."""
+    """Rows of the first face of each identity, which form the gallery; all other faces are probes."""
     return np.unique(labels, return_index=True)[1]
 
 
 def nearest(probes: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """Gallery rows by falling cosine similarity.
+    """Gallery rows in order of decreasing cosine similarity.
 
     Args:
       probes: float `[P, D]`, unit length.
@@ -57,11 +57,11 @@ def nearest(probes: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 
 
 def rank_1(embeddings: np.ndarray, labels: np.ndarray) -> float:
-    """Share of probes whose nearest gallery face is of the same identity, in [0, 1].
+    """Share of probes whose nearest gallery face has the same identity, in [0, 1].
 
     Args:
       embeddings: float `[N, D]`, unit length.
-      labels: int `[N]`; the gallery is `first_of_each(labels)`.
+      labels: identities, int `[N]`; the gallery is `first_of_each(labels)`.
     """
     gallery = first_of_each(labels)
     probes = np.setdiff1d(np.arange(len(labels)), gallery)
@@ -70,13 +70,13 @@ def rank_1(embeddings: np.ndarray, labels: np.ndarray) -> float:
 
 
 def search(probes: np.ndarray, probe_ids: np.ndarray, gallery: np.ndarray, gallery_ids: np.ndarray) -> Searches:
-    """Compares every probe with the whole gallery, without holding all similarities.
+    """Compares every probe with the whole gallery without keeping all similarities in memory.
 
     Args:
       probes: float `[P, D]`, unit length.
-      probe_ids: identities, int `[P]`; those of strangers are not in the gallery.
-      gallery: float `[G, D]`, unit length; several faces of a person count as the most similar of them.
-      gallery_ids: int `[G]`.
+      probe_ids: identities of the probes, int `[P]`; those of strangers are not in the gallery.
+      gallery: float `[G, D]`, unit length; of several faces of a person, the most similar one counts.
+      gallery_ids: identities of the gallery faces, int `[G]`.
     """
     blocks = [
         searched(probes[start : start + PROBES] @ gallery.T, probe_ids[start : start + PROBES], gallery_ids)
@@ -86,7 +86,7 @@ def search(probes: np.ndarray, probe_ids: np.ndarray, gallery: np.ndarray, galle
 
 
 def searched(scores: np.ndarray, probe_ids: np.ndarray, gallery_ids: np.ndarray) -> Searches:
-    """The same of similarities, float `[P, G]`."""
+    """As `search`, for given similarities, float `[P, G]`."""
     own = probe_ids[:, None] == gallery_ids[None, :]
     mate, stranger = (np.where(of, scores, -np.inf).max(axis=1) for of in (own, ~own))
     first = scores.argmax(axis=1)
@@ -95,9 +95,9 @@ def searched(scores: np.ndarray, probe_ids: np.ndarray, gallery_ids: np.ndarray)
 
 
 def tpir_at_fpir(searches: Searches, fpir: float) -> float | None:
-    """The highest TPIR of all thresholds whose FPIR is at most a rate f, in [0, 1].
+    """The highest TPIR, in [0, 1], of all thresholds whose FPIR is at most a given rate f.
 
-    None where there are fewer than 1 / f probes of strangers, or no others.
+    None if there are fewer than 1 / f probes of strangers, or no probes of known people.
     """
     strangers = int((~searches.mated).sum())
     if fpir * strangers < 1 or strangers == len(searches.mated):
@@ -108,15 +108,15 @@ def tpir_at_fpir(searches: Searches, fpir: float) -> float | None:
 def tpir_intervals(
     searches: Searches, people: np.ndarray, fpirs: Sequence[float] = FPIRS, *, seed: int = 0
 ) -> dict[float, tuple[float, float]]:
-    """95 % intervals of `tpir_at_fpir`, without rates for which there are too few probes of strangers.
+    """95 % intervals of `tpir_at_fpir`; rates for which there are too few probes of strangers are left out.
 
-    The people of the probes are drawn with replacement, and the gallery stays as it is.
+    The people of the probes are drawn with replacement; the gallery stays as it is.
 
     Args:
-      searches: of P probes.
-      people: int `[P]`.
-      fpirs: rates.
-      seed: of the bootstrap.
+      searches: searches for P probes.
+      people: people of the probes, int `[P]`.
+      fpirs: false positive identification rates.
+      seed: seed of the bootstrap.
     """
     usable = [fpir for fpir in fpirs if tpir_at_fpir(searches, fpir) is not None]
     _, owner = np.unique(people, return_inverse=True)
@@ -128,7 +128,7 @@ def tpir_intervals(
 
 
 def fnir_over_fpir(searches: Searches) -> tuple[np.ndarray, np.ndarray]:
-    """FPIR, rising from 0 to 1, and the FNIR at each: the curve that NIST calls DET; float `[K]` each."""
+    """FPIR, increasing from 0 to 1, and the FNIR at each: the curve that NIST calls DET; float `[K]` each."""
     strangers = np.sort(searches.best[~searches.mated])
     # Just above each score of a stranger, and at no threshold.
     levels = np.append(np.unique(strangers)[::-1], -np.inf)

@@ -1,7 +1,7 @@
-"""What a protocol is: faces, and what is asked of their embeddings.
+"""What a protocol is: faces, and the evaluation of their embeddings.
 
 A new protocol of `gdrd evaluate` is one file: a subclass of `ReportedProtocol` with `@protocols.register("name")`, see
-docs/extending.md. N is the number of faces, D the dimension of the embeddings. Shares are in [0, 1] in functions and
+docs/extending.md. N is the number of faces, D the dimension of the embeddings. Rates are in [0, 1] in functions and
 in percent in results.
 """
 
@@ -21,11 +21,11 @@ SHOWN = 8  # faces of the picture that is drawn of any protocol
 
 
 class Figure(NamedTuple):
-    """A picture of the report.
+    """A figure of the report.
 
     Attributes:
-      name: of the file, one of `ReportedProtocol.files`.
-      png: its bytes.
+      name: name of the file, one of `ReportedProtocol.files`.
+      png: content of the PNG file.
       caption: plain text, one or two sentences.
     """
 
@@ -35,11 +35,11 @@ class Figure(NamedTuple):
 
 
 class NativeFloor(NamedTuple):
-    """What every recognizer reaches at native size if it is fed as in its training.
+    """The lowest figure that a recognizer should reach at native size if its input is prepared as in its training.
 
     Attributes:
-      percent: of the protocol's main figure; a recognizer below it causes a warning.
-      why: which figures are known, as part of a sentence.
+      percent: lowest plausible value of the protocol's main metric; a recognizer below it causes a warning.
+      why: the known figures behind this value, as part of a sentence.
     """
 
     percent: float
@@ -51,7 +51,7 @@ class EvaluationProtocol(Protocol):
 
     @property
     def faces(self) -> Faces | np.ndarray:
-        """All N faces; as an array, uint8 RGB `[N, R, R, 3]`, where they have been reduced."""
+        """All N faces; an array, uint8 RGB `[N, R, R, 3]`, if they were reduced already."""
         ...
 
     def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
@@ -60,27 +60,26 @@ class EvaluationProtocol(Protocol):
 
 
 class ReportedProtocol:
-    """A protocol of `gdrd evaluate`: opened from files, and shown in a report.
+    """A protocol of `gdrd evaluate`: it is opened from files, and its results are shown in a report.
 
     The first paragraph of a subclass's docstring says what `--data` holds; `gdrd list protocols` and `gdrd evaluate
     --protocol NAME --help` print it.
 
     Attributes:
-      Config: frozen dataclass of the protocol's own settings, which the command line takes as options (`pairs: str` is
-        `--pairs VALUE`). Fields are str, int, float or bool, each with a default value. Its docstring documents them
-        under "Attributes:"; its `__post_init__` raises `ValueError` for values out of range.
+      Config: frozen dataclass of the protocol's own settings, which become options of the command (`pairs: str` is
+        `--pairs VALUE`). Fields are str, int, float or bool, each with a default value. The docstring of `Config`
+        documents them under "Attributes:"; its `__post_init__` raises `ValueError` for values out of range.
       files: names of all files that `figures` may return; those of an earlier evaluation are removed first.
-      title: of the report.
+      title: title of the report.
       main: the metric by which rows are compared and whose curve over resolutions is drawn.
       columns: metric ("a.b" for the figure b of the metric a) to its heading in the report's table.
-      legend: explains the columns, plain text.
-      native_floor: see `NativeFloor`; None where no such figure is known.
-      judges_quality: whether `with_quality` is called for recognizers that say how recognizable a face is.
+      legend: explanation of the columns, plain text.
+      native_floor: see `NativeFloor`; None if no such figure is known.
+      judges_quality: whether `with_quality` is called for recognizers that have a quality score.
       faces: all N faces, checked by `data.prepare.checked`; `evaluate` gets one embedding for each.
-      about: counts and remarks for `metrics.json`: "alignment", how the faces came to the model's input, where the
-        protocol decides that; "n_skipped" and "skipped", a list of `(name, reason)`, of what was
-        left out; where there are such, "remark", a sentence for the report, and "drawn", what the bootstrap draws
-        ("people" without it).
+      about: counts and remarks for `metrics.json`: "n_skipped" and "skipped", a list of `(name, reason)` of what was
+        left out. Optional: "alignment", how the faces were brought to the model's input, if the protocol decides that;
+        "remark", a sentence for the report; "drawn", what the bootstrap draws, "people" by default.
     """
 
     @dataclass(frozen=True)
@@ -102,10 +101,10 @@ class ReportedProtocol:
         """Reads and checks the data; no face is embedded yet.
 
         Args:
-          data: folder, tar or store, see `data.readers.list_files`, or whatever the protocol reads.
+          data: folder, tar or store, see `data.readers.list_files`, or whatever else the protocol reads.
           config: a `Config`.
-          stretch: take faces that are not 112x112; they are stretched to the network's input.
-          skip_bad: leave damaged or missing faces out, counted and listed in `about`, instead of raising.
+          stretch: accept faces that are not 112x112 and stretch them to the network's input.
+          skip_bad: leave out damaged or missing faces, counted and listed in `about`, instead of raising.
 
         Raises:
           GdrdError: something is missing, damaged or contradictory.
@@ -116,10 +115,10 @@ class ReportedProtocol:
         """Scores one recognizer.
 
         Args:
-          embeddings: of `faces` as probes, float32 `[N, D]`, unit length.
-          gallery: of the same faces as they are in a gallery, float32 `[N, D]`, unit length, by another recognizer or
-            at another resolution; None where they are the same.
-          seed: of the bootstrap.
+          embeddings: embeddings of `faces` as probes, float32 `[N, D]`, unit length.
+          gallery: embeddings of the same faces as they are in a gallery, by another recognizer or at another
+            resolution, float32 `[N, D]`, unit length; None if they are the same as `embeddings`.
+          seed: seed of the bootstrap.
 
         Returns:
           Metrics in percent, their 95 % intervals (`evaluation.bootstrap`), and the arrays behind them.
@@ -127,40 +126,40 @@ class ReportedProtocol:
         raise NotImplementedError
 
     def with_quality(self, result: Result, quality: np.ndarray, *, seed: int) -> Result:
-        """A result, and how well the quality of the faces predicts its errors.
+        """Adds to a result how well the quality of the faces predicts its errors.
 
         Args:
-          result: of `evaluate`.
-          quality: of `faces` as probes, float32 `[N]`, in [0, 1].
-          seed: of the bootstrap.
+          result: result of `evaluate`.
+          quality: quality of `faces` as probes, float32 `[N]`, in [0, 1].
+          seed: seed of the bootstrap.
         """
         raise NotImplementedError
 
     def shared_arrays(self) -> Mapping[str, np.ndarray]:
-        """What the arrays of every row belong to, for `scores.npz`."""
+        """Arrays for `scores.npz` that are the same for every row, such as names and labels."""
         return {}
 
     def decisions(self, result: Result) -> tuple[np.ndarray, np.ndarray]:
-        """Which decisions of a row are right, bool `[P]`, and the people in them, int `[P, 2]`.
+        """Which decisions of a row are correct, bool `[P]`, and the people in them, int `[P, 2]`.
 
-        The share that is right is the main figure. A probe has its person twice. `gdrd grid` needs this, others do not.
+        The share of correct decisions is the main metric. A probe has its person twice. Only `gdrd grid` needs this.
         """
         raise NotImplementedError
 
     def curves(self, results: Mapping[str, Result]) -> Mapping[str, Pairs]:
-        """Row to the pairs whose ROC is drawn; empty where the protocol has none."""
+        """Row to the pairs whose ROC curve is drawn; empty if the protocol has none."""
         return {}
 
     def figures(self, results: Mapping[str, Result]) -> list[Figure]:
-        """Figures of all rows together."""
+        """Figures that show all rows together."""
         return []
 
     def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
         """Examples of a row.
 
         Args:
-          result: of the row.
-          render: gives a face, by its row in `faces`, as the row's network gets it: uint8 RGB `[R, R, 3]`.
+          result: result of the row.
+          render: function from a row of `faces` to that face as the network gets it, uint8 RGB `[R, R, 3]`.
 
         Returns:
           uint8 RGB `[H, W, 3]`, see `utils.pictures.grid`, and the caption.

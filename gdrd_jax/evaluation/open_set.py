@@ -33,8 +33,8 @@ class OpenSet(ReportedProtocol):
 
     Attributes:
       faces: all N faces.
-      labels: people, int `[N]`, from 0 on without a gap.
-      gallery, probes: rows of `faces`, int `[G]` and `[P]`; the people of some probes are not in the gallery.
+      labels: people, int `[N]`, numbered from 0 without gaps.
+      gallery, probes: rows of `faces`, int `[G]` and `[P]`; some probes show people who are not in the gallery.
       as_templates: whether the faces of a person in the gallery are averaged.
       about: see `ReportedProtocol`.
     """
@@ -121,7 +121,7 @@ class OpenSet(ReportedProtocol):
         return cls(faces, faces.labels, gallery, probes, config.templates, about)
 
     def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
-        """Scores one recognizer by the cosine of its embeddings; `gallery` is that of enrolled faces."""
+        """Scores one recognizer by the cosine of its embeddings; `gallery` has the embeddings of enrolled faces."""
         ids, people = self.labels[self.probes], self.labels[self.gallery]
         enrolled = (embeddings if gallery is None else gallery)[self.gallery]
         shown = np.arange(len(people))
@@ -143,7 +143,7 @@ class OpenSet(ReportedProtocol):
         return Result(metrics, intervals, arrays)
 
     def shared_arrays(self) -> Mapping[str, np.ndarray]:
-        """What the arrays of every row belong to: names of all faces, their people, and rows of both kinds."""
+        """Arrays that are the same for every row: names and people of all faces, and rows of gallery and probes."""
         return {
             "names": np.array(self.faces.names), "labels": self.labels, "gallery": self.gallery, "probes": self.probes,
         }  # fmt: skip
@@ -154,7 +154,7 @@ class OpenSet(ReportedProtocol):
         return [det(results, caption, x="FPIR: unknown people accepted", y="FNIR: known people missed")]
 
     def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
-        """The most similar strangers of a row, and known people who are taken for others."""
+        """The most similar strangers of a row, and known people who are mistaken for others."""
         searches = searches_of(result)
         lines: list[list[np.ndarray]] = []
         frames: list[list[Frame]] = []
@@ -171,12 +171,12 @@ class OpenSet(ReportedProtocol):
 
 
 def searches_of(result: Result) -> Searches:
-    """The searches among the arrays of a result."""
+    """The searches stored in the arrays of a result."""
     return Searches(**{name: result.arrays[name] for name in Searches._fields})
 
 
 def det(results: Mapping[str, Result], caption: str, *, x: str, y: str) -> Figure:
-    """The DET curves of all rows, FNIR over FPIR, whose axes are called `x` and `y`."""
+    """The DET curves of all rows, FNIR over FPIR, with the axis labels `x` and `y`."""
     lines = {}
     for name, result in results.items():
         fpir, fnir = identification.fnir_over_fpir(searches_of(result))

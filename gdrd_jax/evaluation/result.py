@@ -1,4 +1,4 @@
-"""What every protocol says of one model at one resolution."""
+"""The result of a protocol for one model at one resolution."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ Metric = float | None | Sequence[float | None] | Mapping[str, float | None]
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Figures of one row of a table.
+    """The figures of one row of a table.
 
     Attributes:
-      metrics: name to figure, shares in percent; None where the data cannot support it.
-      intervals: name to 95 % interval, in the same unit; "a.b" for the figure b of the metric a.
-      arrays: what the figures were computed from, for `scores.npz`.
+      metrics: name to figure; rates are in percent, and None if the data cannot support them.
+      intervals: name to 95 % interval, in the same unit; "a.b" names the figure b of the metric a.
+      arrays: the arrays from which the figures were computed, for `scores.npz`.
     """
 
     metrics: Mapping[str, Metric]
@@ -29,7 +29,7 @@ class Result:
 
 
 def figure(metrics: Mapping[str, Metric], name: str) -> float | None:
-    """A single figure of `Result.metrics`, "a.b" for the figure b of the metric a; None where there is none."""
+    """A single figure from `Result.metrics`; "a.b" is the figure b of the metric a. None if there is none."""
     first, _, rest = name.partition(".")
     found = metrics.get(first)
     found = metrics[name] if name in metrics else found.get(rest) if isinstance(found, Mapping) else None
@@ -48,6 +48,6 @@ def percent(share: float | None) -> float | None:
 
 
 def percents(interval: tuple[float, float]) -> tuple[float, float]:
-    """The same for both ends of an interval."""
+    """Both ends of an interval in [0, 1] as percentages, to four decimals."""
     low, high = interval
     return percent(low), percent(high)

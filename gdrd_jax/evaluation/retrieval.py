@@ -1,7 +1,7 @@
-"""Retrieval: which gallery faces are a probe's mates, among any number of distractors?
+"""Retrieval: how high do a probe's mates rank in a gallery with any number of distractors?
 
-The similarity matrix is never held: for every mate of a probe, the gallery faces that come
-before it are counted block by block.
+The similarity matrix is never kept in memory: for every mate of a probe, the gallery faces that rank before it are
+counted block by block.
 """
 
 import jax
@@ -17,8 +17,8 @@ def mate_ranks(
 ) -> list[np.ndarray]:
     """Ranks of every probe's mates.
 
-    A stranger as similar as a mate is put before it, so that a model that cannot tell faces
-    apart gets no credit.
+    A stranger that is as similar as a mate ranks before it, so that a model that cannot tell faces apart gets no
+    credit.
 
     Args:
       probes: float `[P, D]`, unit length.
@@ -27,7 +27,7 @@ def mate_ranks(
       gallery_ids: int `[G]`; -1 for distractors, which are mates of no probe.
 
     Returns:
-      For each probe the ranks of its mates, rising, 1 being the most similar gallery face; empty if it has none.
+      For each probe the ranks of its mates, increasing, where 1 is the most similar gallery face; empty without mates.
     """
     by_id = np.argsort(gallery_ids, kind="stable")
     first = np.searchsorted(gallery_ids[by_id], probe_ids, "left")
@@ -91,12 +91,12 @@ def rank_k(ranks: list[np.ndarray], k: int) -> np.ndarray:
 
 
 def average_precision(ranks: list[np.ndarray]) -> np.ndarray:
-    """Mean over mates of the precision at the mate's rank (scikit-learn's, TREC's): float `[P]`, in [0, 1]."""
+    """Mean of the precision at the ranks of a probe's mates, as in scikit-learn and TREC: float `[P]`, in [0, 1]."""
     return np.array([np.mean(np.arange(1, len(r) + 1) / r) if len(r) else 0.0 for r in ranks])
 
 
 def average_precision_trapezoid(ranks: list[np.ndarray]) -> np.ndarray:
-    """Area under precision over recall by trapezoids, as TinyFace's own toolkit has it: float `[P]`, in [0, 1]."""
+    """Area under the precision-recall curve by trapezoids, as in TinyFace's toolkit: float `[P]`, in [0, 1]."""
     return np.array([_trapezoid(r) if len(r) else 0.0 for r in ranks])
 
 
@@ -107,5 +107,5 @@ def _trapezoid(ranks: np.ndarray) -> float:
 
 
 def cmc(ranks: list[np.ndarray], longest: int) -> np.ndarray:
-    """Cumulative match characteristic: share of probes with a mate among the first 1..longest, `[longest]`."""
+    """Cumulative match characteristic: share of probes with a mate among the first 1 to `longest`, `[longest]`."""
     return np.array([rank_k(ranks, k).mean() for k in range(1, longest + 1)])

@@ -30,18 +30,18 @@ def open_protocol(settings: Settings) -> ReportedProtocol:
 def evaluate_and_report(settings: Settings, out: Path) -> dict[str, Result]:
     """Writes metrics.json, scores.npz, report.html and the protocol's figures into `out`.
 
-    Embeddings are kept in `out/embeddings`: an interrupted call goes on, a repeated one is quick.
+    Embeddings are cached in `out/embeddings`: an interrupted call can be continued, and a repeated one is quick.
 
     Args:
-      settings: what to do.
-      out: made if it is missing.
+      settings: settings of the evaluation.
+      out: output folder, which is created if it is missing.
 
     Returns:
-      Row (model_resolution) to results.
+      A dict from the name of each row (model_resolution) to its result.
 
     Raises:
-      GdrdError: a mistake of the user's, `out` being something else than an earlier evaluation among them; all but
-        damaged faces are found before any is embedded.
+      GdrdError: the settings or the data have a mistake, or `out` is something other than an earlier evaluation. All
+        mistakes except damaged faces are found before any face is embedded.
     """
     claim_folder(out, "an evaluation", "--out")
     protocols.settings(settings.protocol, settings.protocol_settings)

@@ -16,24 +16,24 @@ SIDES = ("native", *(str(side) for side in reversed(RESOLUTIONS)))
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What makes the numbers.
+    """The settings that determine the results.
 
     Attributes:
       protocol: a name in `registry.protocols`.
-      data: see the protocol.
-      models: see `inference.embedders.open_model`.
-      resolutions: of `SIDES`, or "PROBE:GALLERY", two of them. Probes are compared with a gallery
-        of the same faces, embedded by the same model, or for a student by its teacher, one of `models`.
-      kernel, blur, motion, noise, jpeg: see `data.degradation.Degradation`; "native" is degraded, not reduced. Those
-        in a gallery of another resolution are reduced alone.
-      stretch: take faces that are not 112x112, stretched; TinyFace's always are.
-      skip_bad: leave bad input out, counted and listed, instead of stopping.
-      seed: of noise, directions and bootstrap.
-      output: name of the ONNX models' output that is the embedding; "" is the only one that can be.
-      mirror: whether networks embed the mirror image, too; a student knows it by itself.
-      super_resolver: folder of an SR network, see `teachers.load_super_resolver`; every model that is no student then
-        has another row, NAME_METHOD, of the faces that this network draws. "" has none.
-      protocol_settings: the protocol's own, see its `Config`; others have their defaults.
+      data: the images; which layout they have depends on the protocol.
+      models: recognizers as `inference.embedders.open_model` takes them.
+      resolutions: each is one of `SIDES`, or two of them as "PROBE:GALLERY". Probes are then compared with a gallery of
+        the same faces, embedded by the same model, or for a student by its teacher, which must be one of `models`.
+      kernel, blur, motion, noise, jpeg: see `data.degradation.Degradation`. At "native", faces are degraded but not
+        reduced. Faces in a gallery of another resolution are reduced but not degraded.
+      stretch: accept faces that are not 112x112 and stretch them; TinyFace's always are.
+      skip_bad: leave out bad input, counted and listed, instead of stopping.
+      seed: seed of the noise, the directions of motion blur, and the bootstrap.
+      output: name of the output of ONNX models that is the embedding; "" if only one output can be.
+      mirror: whether networks embed the mirror image, too; a student stores this itself.
+      super_resolver: folder of an SR network, see `teachers.load_super_resolver`. Every model that is not a student
+        then gets another row, NAME_METHOD, for faces that this network super-resolves. "" means none.
+      protocol_settings: the protocol's own settings, see its `Config`; settings that are not given have their defaults.
     """
 
     protocol: str
@@ -54,7 +54,7 @@ class Settings:
     protocol_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def degradation(self, resolution: str) -> Degradation | None:
-        """What a probe goes through at one of `resolutions`."""
+        """The degradation of a probe at one of `resolutions`."""
         resolution = resolution.partition(":")[0]
         if resolution == "native" and not self.degraded:
             return None
@@ -63,19 +63,19 @@ class Settings:
         return Degradation(side, self.kernel, self.blur, self.motion, self.noise, self.jpeg)
 
     def gallery_degradation(self, resolution: str) -> Degradation | None:
-        """What a face of the gallery goes through where `resolution` names the gallery's, too."""
+        """The degradation of a gallery face if `resolution` also names that of the gallery."""
         gallery = resolution.partition(":")[2]
         return None if gallery == "native" else Degradation(int(gallery), self.kernel)
 
     @property
     def degraded(self) -> dict[str, float]:
-        """Which strengths are above 0."""
+        """The degradation strengths that are above 0."""
         strengths = {name: getattr(self, name) for name in STRENGTHS}
         return {name: value for name, value in strengths.items() if value}
 
 
 def check_resolution(text: str) -> None:
-    """Raises GdrdError unless a text is one of `SIDES`, or two of them, "PROBE:GALLERY"."""
+    """Raises GdrdError unless a text is one of `SIDES`, or two of them as "PROBE:GALLERY"."""
     sides = text.split(":")
     if len(sides) > 2 or not set(sides) <= set(SIDES):
         raise GdrdError(

@@ -24,12 +24,12 @@ RANKS, LONGEST = (1, 5, 10), 50
 
 @dataclasses.dataclass(frozen=True)
 class TemplateSearch(ReportedProtocol):
-    """Probes are searched for in a gallery, in which some of their subjects may not be.
+    """Probes are searched for in a gallery, which may lack some of their subjects.
 
     Attributes:
-      faces: all of them.
-      templates: made of these faces, T.
-      gallery, probes: templates, int32 `[G]` and `[P]`, below T.
+      faces: all faces.
+      templates: T templates made from these faces.
+      gallery, probes: template numbers, int32 `[G]` and `[P]`, below T.
       about: see `ReportedProtocol`.
     """
 
@@ -53,7 +53,7 @@ class TemplateSearch(ReportedProtocol):
     )
 
     def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
-        """Scores one recognizer by the cosine of templates; `gallery` is that of enrolled faces."""
+        """Scores one recognizer by the cosine of templates; `gallery` has the embeddings of enrolled faces."""
         pool, subjects = self.templates.pool(embeddings), self.templates.subjects
         probes, ids = pool[self.probes], subjects[self.probes]
         enrolled = (pool if gallery is None else self.templates.pool(gallery))[self.gallery]
@@ -76,7 +76,7 @@ class TemplateSearch(ReportedProtocol):
         return Result(metrics, intervals, arrays)
 
     def shared_arrays(self) -> Mapping[str, np.ndarray]:
-        """What the arrays of every row belong to."""
+        """Arrays that are the same for every row: gallery, probes and names of the templates."""
         return {"gallery": self.gallery, "probes": self.probes, "templates": np.array(self.templates.names)}
 
     def figures(self, results: Mapping[str, Result]) -> list[Figure]:
@@ -89,10 +89,10 @@ class TemplateSearch(ReportedProtocol):
 
     @classmethod
     def of(cls, templates: Templates, gallery: np.ndarray, probes: np.ndarray) -> Self:
-        """Templates of a gallery and probes, int32 `[G]` and `[P]`; those that are left out (-1) are counted.
+        """Makes the protocol from template numbers, int32 `[G]` and `[P]`; missing templates (-1) are left out.
 
         Raises:
-          GdrdError: no subject of a probe is in the gallery.
+          GdrdError: no probe has its subject in the gallery.
         """
         left_out = int((gallery < 0).sum() + (probes < 0).sum())
         gallery, probes = gallery[gallery >= 0], probes[probes >= 0]

@@ -3,7 +3,7 @@
 Embeddings are averaged within each medium (a photograph, or the frames of a video), then over the media of a template,
 and the mean is scaled to unit length (Maze et al., IARPA Janus Benchmark-C, ICB 2018; Crosswhite et al., Template
 adaptation, FG 2017). InsightFace's evaluation of IJB-C does the same, but its averages are weighted: it keeps the
-length of each image's embedding and multiplies by the detector's score. Here each image of a medium counts alike.
+length of each image's embedding and multiplies by the detector's score. Here all images of a medium weigh the same.
 
 The protocol `templates` (1:1) reads lists of images in any folder. A reader of a benchmark with files of its own makes
 a `TemplateList`, and subclasses `TemplatePairs`, or `template_search.TemplateSearch` (1:N).
@@ -43,17 +43,17 @@ SHOWN = 6
 
 @dataclasses.dataclass(frozen=True)
 class Templates:
-    """Faces, and which template they belong to: M memberships of T templates.
+    """Faces and the templates they belong to: M memberships in T templates.
 
     Attributes:
       faces: all N faces.
-      rows: of `faces`, int `[M]`; a face may be in several templates.
-      templates: of each membership, int `[M]`, below T; every template has an image.
-      media: of each membership, int `[M]`.
-      subjects: of each template, int `[T]`.
-      names: of the templates, T.
+      rows: row in `faces` of each membership, int `[M]`; a face may be in several templates.
+      templates: template of each membership, int `[M]`, below T; every template has an image.
+      media: medium of each membership, int `[M]`.
+      subjects: subject of each template, int `[T]`.
+      names: names of the T templates.
       about: "n_skipped" and "skipped", see `ReportedProtocol`.
-      weights: of the memberships, see `TemplateList`.
+      weights: weights of the memberships, see `TemplateList`.
     """
 
     faces: Faces
@@ -74,13 +74,13 @@ class Templates:
 
         Args:
           data: see `data.readers.list_files`.
-          listed: the memberships; names of images as `pair_files.find_images` takes them.
-          stretch: take faces that are not 112x112.
-          skip_bad: leave missing and damaged images out, and templates without any other image, instead of raising.
-          landmarks: of each image of the list, by which faces are aligned, see `data.align.align`.
+          listed: the memberships, with names of images as `pair_files.find_images` takes them.
+          stretch: accept faces that are not 112x112.
+          skip_bad: leave out missing and damaged images, and templates without any other image, instead of raising.
+          landmarks: landmarks of each image of the list, with which faces are aligned, see `data.align.align`.
 
         Raises:
-          GdrdError: an image is missing, damaged or there twice, or a template has no image.
+          GdrdError: an image is missing, damaged or present twice, or a template has no image.
         """
         files, wanted = list_files(data), set(listed.images)
         found = {
@@ -126,16 +126,16 @@ class Templates:
         )  # fmt: skip
 
     def pool(self, embeddings: np.ndarray) -> np.ndarray:
-        """Embeddings of faces, float32 `[N, D]`, to those of templates, float32 `[T, D]`, unit length."""
+        """Maps embeddings of faces, float32 `[N, D]`, to those of templates, float32 `[T, D]`, unit length."""
         return pooled(embeddings, self.rows, self.templates, self.media, self.weights)
 
     def numbered(self, numbers: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-        """Numbers of templates of a list with `names`, any shape, as numbers here; -1 for those that are left out."""
+        """Maps template numbers, in any shape, of a list with `names` to numbers here; -1 for missing templates."""
         own = {name: row for row, name in enumerate(self.names)}
         return np.array([own.get(name, -1) for name in names], np.int32)[numbers]
 
     def example(self, template: int) -> int:
-        """Row of the first face of a template."""
+        """Row in `faces` of the first face of a template."""
         return int(self.rows[np.argmax(self.templates == template)])
 
 
@@ -143,17 +143,17 @@ def pooled(
     embeddings: np.ndarray, rows: np.ndarray, templates: np.ndarray, media: np.ndarray,
     weights: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Averages within each medium of a template, then over its media, scaled to unit length.
+    """Averages embeddings within each medium of a template, then over its media, and scales the mean to unit length.
 
     Args:
       embeddings: float32 `[N, D]`.
-      rows: of `embeddings`, int `[M]`.
-      templates: int `[M]`; the numbers below the largest one all have a row.
-      media: int `[M]`; a medium of two templates is one of each.
-      weights: by which embeddings are multiplied first, float `[M]`; None multiplies by 1.
+      rows: row in `embeddings` of each membership, int `[M]`.
+      templates: template of each membership, int `[M]`; every number up to the largest one occurs.
+      media: medium of each membership, int `[M]`; a medium in two templates is averaged in each of them.
+      weights: factors on the embeddings, float `[M]`; None means 1.
 
     Returns:
-      float32 `[T, D]`.
+      Embeddings of the templates, float32 `[T, D]`.
 
     Raises:
       GdrdError: a template has no image.
@@ -174,8 +174,8 @@ class TemplatePairs(ReportedProtocol):
     """Pairs of an enrolled template and a probe.
 
     Attributes:
-      faces: all of them.
-      templates: made of these faces, T.
+      faces: all faces.
+      templates: T templates made from these faces.
       first, second: the enrolled template and the probe of each pair, int32 `[P]`, below T.
       about: see `ReportedProtocol`.
     """
@@ -204,9 +204,9 @@ class TemplatePairs(ReportedProtocol):
         return self.templates.subjects[self.first] == self.templates.subjects[self.second]
 
     def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
-        """Scores one recognizer by the cosine of templates; `gallery` is that of enrolled faces.
+        """Scores one recognizer by the cosine of templates; `gallery` has the embeddings of enrolled faces.
 
-        Scores are float32; all figures but the intervals are exact in them, see `evaluation.bootstrap` for these.
+        Scores are float32, and all metrics are exact functions of them; see `evaluation.bootstrap` for the intervals.
         """
         probes = self.templates.pool(embeddings)
         enrolled = probes if gallery is None else self.templates.pool(gallery)
@@ -218,17 +218,17 @@ class TemplatePairs(ReportedProtocol):
         return verification.result(pairs, metrics, found)
 
     def shared_arrays(self) -> Mapping[str, np.ndarray]:
-        """What the scores of a row belong to: numbers of templates, and their names."""
+        """Arrays that are the same for every row: template numbers of the pairs, and names of the templates."""
         names = np.array(self.templates.names)
         return {"same": self.same, "first": self.first, "second": self.second, "templates": names}
 
     def curves(self, results: Mapping[str, Result]) -> Mapping[str, Pairs]:
-        """ROC of every row."""
+        """The pairs of every row, for its ROC curve."""
         same = self.same
         return {name: Pairs(result.arrays["scores"], same) for name, result in results.items()}
 
     def picture(self, result: Result, render: Callable[[int], np.ndarray]) -> tuple[np.ndarray, str]:
-        """A face of each template of the hardest pairs."""
+        """One face from each template of the hardest pairs."""
         scores = result.arrays["scores"]
         lines: list[list[np.ndarray]] = []
         frames: list[list[Frame]] = []
@@ -245,10 +245,10 @@ class TemplatePairs(ReportedProtocol):
 
     @classmethod
     def of(cls, templates: Templates, pairs: np.ndarray) -> Self:
-        """Pairs of templates, int32 `[P, 2]`; those with a template that is left out (-1) are left out, counted.
+        """Makes the protocol from pairs of templates, int32 `[P, 2]`; pairs with a missing template (-1) are left out.
 
         Raises:
-          GdrdError: there are no genuine pairs, or no impostors.
+          GdrdError: there are no genuine or no impostor pairs.
         """
         kept = (pairs >= 0).all(axis=1)
         first, second = (np.ascontiguousarray(pairs[kept, side]) for side in (0, 1))

@@ -1,6 +1,6 @@
-"""Do decision thresholds hold for other people than those whom they were learned on?
+"""Do decision thresholds hold for people other than those they were learned on?
 
-N is the number of faces, K that of people, D the dimension of the embeddings; rates are in [0, 1].
+N is the number of faces, K the number of people, D the dimension of the embeddings; rates are in [0, 1].
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,14 @@ FOLDS = 5
 
 
 class Realized(NamedTuple):
-    """What faces do at a threshold.
+    """The rates that were measured at a threshold.
 
     Attributes:
-      far, tar: false and true accept rate; of all pairs of faces of two people, and of one.
-      far_interval, tar_interval: 95 %, over people.
-      people: K.
-      genuine: pairs of faces of one person; without any, `tar` is NaN.
+      far, tar: false accept rate over all pairs of faces of different people, and true accept rate over all pairs of
+        faces of the same person.
+      far_interval, tar_interval: 95 % intervals over people.
+      people: number of people, K.
+      genuine: number of pairs of faces of the same person; if there are none, `tar` is NaN.
     """
 
     far: float
@@ -34,9 +35,10 @@ class Realized(NamedTuple):
     genuine: int
 
     def holds(self, far: float) -> bool | None:
-        """Whether a nominal rate is inside the interval of the realized one; None if there are too few people.
+        """Whether a nominal rate is inside the interval of the measured rate; None if there are too few people.
 
-        Rates of which fewer than `EXPECTED` pairs of people would pass can be seen to be exceeded, but not to hold.
+        If fewer than `EXPECTED` pairs of people would be expected to pass, the data can show that a rate is exceeded,
+        but not that it holds.
         """
         low, high = self.far_interval
         if low > far:
@@ -50,17 +52,17 @@ def realized(
     embeddings: np.ndarray, labels: np.ndarray, thresholds: Sequence[float], gallery: np.ndarray | None = None, *,
     seed: int = 0,
 ) -> list[Realized]:  # fmt: skip
-    """Rates at each threshold, with intervals over people.
+    """Measures the rates at each threshold, with intervals over people.
 
-    If a person was drawn n times and another one m times, pairs of both weigh n m; see `evaluation.bootstrap`.
+    If one person was drawn n times and another m times, a pair of both has the weight n m; see `evaluation.bootstrap`.
 
     Args:
       embeddings: float `[N, D]`, unit length.
-      labels: people, int `[N]`; of each some faces are compared, see `inference.thresholds.compared`.
-      thresholds: a pair is accepted from this similarity on.
-      gallery: embeddings of the same faces as they are in a gallery, `[N, D]`; each face of `embeddings` is compared
-        with all others in it.
-      seed: of the bootstrap.
+      labels: people, int `[N]`; a limited number of faces of each is compared, see `inference.thresholds.compared`.
+      thresholds: lowest similarities at which a pair is accepted.
+      gallery: embeddings of the same faces as they are in a gallery, `[N, D]`; each face of `embeddings` is then
+        compared with all other faces in `gallery`.
+      seed: seed of the bootstrap.
     """
     rows = compared(labels)
     rows = rows[np.argsort(labels[rows], kind="stable")]
@@ -91,16 +93,16 @@ def realized(
 def held_out(
     embeddings: np.ndarray, labels: np.ndarray, gallery: np.ndarray | None = None, *, rates: Sequence[float] = RATES
 ) -> list[dict[str, float]]:
-    """False accept rates of people at thresholds that were learned on others.
+    """False accept rates at thresholds that were learned on other people.
 
-    People are divided into `FOLDS` folds; thresholds are learned on all but one, and judged on the pairs within it.
+    People are divided into `FOLDS` folds; thresholds are learned on all folds but one and judged on that one.
 
     Args:
-      embeddings, labels, gallery: as of `realized`.
-      rates: nominal ones; those for which a fold has fewer pairs of people than 1 / rate are left out.
+      embeddings, labels, gallery: as in `realized`.
+      rates: nominal rates; those for which a fold has fewer than 1 / rate pairs of people are left out.
 
     Returns:
-      For each nominal rate `far` the `mean`, the lowest and the highest realized rate of the folds, `low` and `high`.
+      For each nominal rate `far`, the `mean`, lowest (`low`) and highest (`high`) measured rate over the folds.
     """
     rows = compared(labels)
     scores = embeddings[rows] @ (embeddings if gallery is None else gallery)[rows].T

@@ -1,4 +1,4 @@
-"""Verification: are two faces of one person? Functions of scores, not of models."""
+"""Verification: do two faces show the same person? Metrics as functions of scores."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ class Pairs:
     """Scored pairs.
 
     Attributes:
-      scores: similarity, float `[P]`.
-      same: bool `[P]`, True for a genuine pair.
+      scores: similarity of each pair, float `[P]`.
+      same: whether each pair is genuine, bool `[P]`.
     """
 
     scores: np.ndarray
@@ -26,14 +26,14 @@ class Pairs:
 
 
 def cosines(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine similarity of chosen pairs; the embeddings of few pairs at a time are in memory.
+    """Cosine similarity of the chosen pairs, computed in blocks to bound the memory.
 
     Args:
       first, second: float `[N, D]` and `[M, D]`, unit length.
-      a, b: rows of `first` and of `second`, int `[P]`.
+      a, b: rows of the pairs in `first` and in `second`, int `[P]`.
 
     Returns:
-      Float `[P]`, of the embeddings' type.
+      Similarities, float `[P]`, in the dtype of the embeddings.
     """
     scores = np.empty(len(a), np.result_type(first, second))
     for start in range(0, len(a), BLOCK):
@@ -43,7 +43,7 @@ def cosines(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray)
 
 
 def all_pairs(embeddings: np.ndarray, labels: np.ndarray) -> Pairs:
-    """Cosine similarity of every unordered pair of different faces.
+    """Scores every unordered pair of different faces by cosine similarity.
 
     Args:
       embeddings: float `[N, D]`, unit length.
@@ -55,13 +55,13 @@ def all_pairs(embeddings: np.ndarray, labels: np.ndarray) -> Pairs:
 
 
 def hardest_pairs(scores: np.ndarray, same: np.ndarray, genuine: bool, count: int) -> np.ndarray:
-    """The genuine pairs with the lowest scores, or the impostors with the highest, hardest first: int `[<= count]`.
+    """The genuine pairs with the lowest scores or the impostor pairs with the highest, hardest first: int `[<= count]`.
 
     Args:
-      scores: float `[P]`.
-      same: whether a pair is genuine, bool `[P]`.
-      genuine: which pairs.
-      count: how many at most.
+      scores: similarity of each pair, float `[P]`.
+      same: whether each pair is genuine, bool `[P]`.
+      genuine: True for genuine pairs, False for impostor pairs.
+      count: maximum number of pairs.
     """
     pairs = np.flatnonzero(same == genuine)
     order = scores[pairs] if genuine else -scores[pairs]
@@ -76,20 +76,22 @@ def pair_metrics(
     balanced: bool = False,
     fars: tuple[float, ...] = FARS,
 ) -> dict[str, Metric]:
-    """The figures of scored pairs: of every protocol that compares two faces.
+    """The metrics of every protocol that compares two faces, computed from scored pairs.
 
     Args:
-      pairs: genuine and impostor ones, scored.
-      folds: int `[P]`; two or more give the accuracy of the LFW protocol, see `fold_accuracies`.
-      threshold: learned on other people; gives the `balanced_accuracy` at it.
-      balanced: take `balanced_accuracy` at the best threshold, too: genuine and impostor pairs count alike.
-      fars: false accept rates of `tar_at_far`.
+      pairs: scored genuine and impostor pairs.
+      folds: fold of each pair, int `[P]`; with two or more folds, `accuracy` follows the LFW protocol, see
+        `fold_accuracies`.
+      threshold: a threshold learned on other people, at which `accuracy` is then the `balanced_accuracy`.
+      balanced: compute `best_threshold_accuracy` as a `balanced_accuracy`, too, in which genuine and impostor pairs
+        have the same weight.
+      fars: false accept rates for `tar_at_far`.
 
     Returns:
-      In percent: `accuracy` where folds or a threshold give one, `best_threshold_accuracy` at the threshold that is
-      best on these very pairs, `auc`, `eer` and `tar_at_far`; with folds `accuracy_std_error` and `accuracy_by_fold`.
-      `threshold`: the given one or the mean over the folds, None where that is not finite. `n_pairs`, `n_genuine` and
-      `n_impostor`.
+      In percent: `accuracy` if there are folds or a threshold, `best_threshold_accuracy` at the threshold that is best
+      on these very pairs, `auc`, `eer` and `tar_at_far`; with folds also `accuracy_std_error` and `accuracy_by_fold`.
+      `threshold` is the given one or the mean over the folds, or None if that is not finite. `n_pairs`, `n_genuine` and
+      `n_impostor` are counts.
     """
     metrics: dict[str, Metric] = {}
     if threshold is not None:
@@ -116,12 +118,12 @@ def pair_metrics(
 
 
 def result(pairs: Pairs, metrics: Mapping[str, Metric], intervals: Mapping[str, tuple[float, float]]) -> Result:
-    """What a protocol of pairs says of a row.
+    """The result of a verification protocol for one row.
 
     Args:
-      pairs: scored.
-      metrics: of `pair_metrics`.
-      intervals: of `bootstrap.of_pairs`, in [0, 1]; those of figures that there are none of are left out.
+      pairs: scored pairs.
+      metrics: metrics from `pair_metrics`.
+      intervals: intervals from `bootstrap.of_pairs`, in [0, 1]; intervals of metrics that are None are left out.
     """
     named = {name.replace("tar_at_far_", "tar_at_far."): percents(ends) for name, ends in intervals.items()}
     kept = {name: ends for name, ends in named.items() if figure(metrics, name) is not None}
@@ -129,7 +131,7 @@ def result(pairs: Pairs, metrics: Mapping[str, Metric], intervals: Mapping[str, 
 
 
 def main_accuracy(metrics: Mapping[str, Metric]) -> str:
-    """The name of the accuracy that models are compared by: on other folds or people where there are any."""
+    """The name of the accuracy by which models are compared: the one on other folds or people, if there is one."""
     return "accuracy" if "accuracy" in metrics else "best_threshold_accuracy"
 
 
@@ -141,10 +143,10 @@ def roc(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def thinned(far: np.ndarray, tar: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A curve for files and drawings: of more than `MANY` points at most `KEPT`, each of them exact.
+    """A curve for files and plots: at most `KEPT` points if there are more than `MANY`, each of them exact.
 
-    Half of those that are kept are spread evenly over the curve, half over the logarithm of the false accept rate. No
-    figure is computed from them.
+    Half of the points that are kept are spread evenly over the curve, half over the logarithm of the false accept rate.
+    No metric is computed from them.
     """
     if len(far) <= MANY:
         return far, tar, thresholds
@@ -157,7 +159,7 @@ def thinned(far: np.ndarray, tar: np.ndarray, thresholds: np.ndarray) -> tuple[n
 
 
 def best_threshold(pairs: Pairs) -> float:
-    """The threshold of the highest `balanced_accuracy`: midway between the two scores that it parts."""
+    """The threshold with the highest `balanced_accuracy`: midway between the two scores that it separates."""
     return _best_threshold(*roc(pairs), pairs)
 
 
@@ -169,10 +171,10 @@ def _best_threshold(far: np.ndarray, tar: np.ndarray, thresholds: np.ndarray, pa
 
 
 def balanced_accuracy(pairs: Pairs, threshold: float) -> float:
-    """Mean of the shares of accepted genuine and of rejected impostor pairs, in [0, 1].
+    """Mean of the share of accepted genuine pairs and the share of rejected impostor pairs, in [0, 1].
 
-    The accuracy of a list with as many genuine as impostor pairs; here impostors
-    abound, and rejecting everything would be right nine times out of ten.
+    It equals the accuracy on a list with as many genuine as impostor pairs. If all pairs of some faces are compared,
+    impostors abound, and rejecting everything would be right nine times out of ten.
     """
     accepted = pairs.scores >= threshold
     return float((accepted[pairs.same].mean() + (~accepted[~pairs.same]).mean()) / 2)
@@ -186,7 +188,7 @@ def auc(pairs: Pairs) -> float:
 
 
 def eer(pairs: Pairs) -> float:
-    """Equal error rate, in [0, 1]: where false accepts and false rejects meet, interpolated."""
+    """Equal error rate, in [0, 1]: the rate at which false accepts equal false rejects, interpolated."""
     return _eer(*roc(pairs)[:2])
 
 
@@ -202,8 +204,7 @@ def _eer(far: np.ndarray, tar: np.ndarray) -> float:
 def tar_at_far(pairs: Pairs, far: float) -> float | None:
     """The highest true accept rate, in [0, 1], whose false accept rate is at most `far`.
 
-    Not interpolated. None when there are fewer than `1 / far` impostor pairs: such a rate
-    cannot be distinguished from 0 then.
+    Not interpolated. None if there are fewer than `1 / far` impostor pairs, which cannot distinguish the rate from 0.
     """
     return _tar_at_far(*roc(pairs)[:2], int((~pairs.same).sum()), far)
 
@@ -215,22 +216,22 @@ def _tar_at_far(far: np.ndarray, tar: np.ndarray, impostor: int, rate: float) ->
 
 
 def best_accuracy(pairs: Pairs) -> float:
-    """The highest share of right decisions, in [0, 1], that one threshold reaches: chosen on the pairs it judges."""
+    """The highest share of correct decisions, in [0, 1], that one threshold reaches on the pairs it was chosen on."""
     far, tar, _ = roc(pairs)
     return float(_correct(far, tar, pairs.same.sum(), (~pairs.same).sum()).max() / len(pairs.same))
 
 
 def fold_accuracies(pairs: Pairs, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The LFW protocol: every fold judged at the threshold that is best on the others.
+    """The LFW protocol: every fold is judged at the threshold that is best on the other folds.
 
-    Of equally good thresholds the strictest serves; a pair is accepted at `score >= threshold`.
+    Among equally good thresholds, the strictest one is used; a pair is accepted at `score >= threshold`.
 
     Args:
-      pairs: as above.
-      folds: int `[P]`, at least two different ones.
+      pairs: scored pairs.
+      folds: fold of each pair, int `[P]`; at least two folds.
 
     Returns:
-      Share of right decisions, in [0, 1], and threshold of each fold, in the order of fold numbers.
+      Share of correct decisions, in [0, 1], and threshold of each fold, in the order of the fold numbers.
     """
     shares, thresholds = [], []
     for fold in np.unique(folds):
@@ -244,7 +245,7 @@ def fold_accuracies(pairs: Pairs, folds: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def fold_decisions(pairs: Pairs, folds: np.ndarray) -> np.ndarray:
-    """Whether the LFW protocol decides each pair correctly, bool `[P]`; arguments as of `fold_accuracies`."""
+    """Whether the LFW protocol decides each pair correctly, bool `[P]`; arguments as in `fold_accuracies`."""
     _, thresholds = fold_accuracies(pairs, folds)
     return (pairs.scores >= thresholds[np.searchsorted(np.unique(folds), folds)]) == pairs.same
 

@@ -1,4 +1,4 @@
-"""A set of known faces, and which of them a face is most like."""
+"""Galleries of known faces, and the search for the faces in them that are most similar to a probe."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Match(NamedTuple):
-    """A face of the gallery; `similarity` is its cosine with the probe."""
+    """A face in the gallery that a search found; `similarity` is its cosine with the probe."""
 
     id: str
     similarity: float
@@ -27,15 +27,15 @@ class Match(NamedTuple):
 
 
 class Gallery:
-    """Known faces to search in.
+    """A gallery of known faces.
 
-    A new gallery is in memory until it is saved. The changes of a gallery that was loaded or saved are on disk when the
-    method returns, and every process that has it open sees them. Any number of threads and processes may search and
-    change it at the same time; after a fork the child has to load it again.
+    A new gallery is in memory until it is saved. Once a gallery was loaded or saved, each change is on disk when the
+    method returns, and every process that has the gallery open sees it. Any number of threads and processes may search
+    and change it at the same time; after a fork, the child has to load it again.
 
     Attributes:
-      dim: D of its embeddings.
-      fingerprint: of the recognizer that they are from.
+      dim: dimension D of the embeddings.
+      fingerprint: fingerprint of the recognizer that computed the embeddings.
 
     Examples:
       >>> gallery = Gallery(128, recognizer.fingerprint())
@@ -45,7 +45,7 @@ class Gallery:
     """
 
     def __init__(self, dim: int, fingerprint: str):
-        """Makes an empty one, in memory."""
+        """Makes an empty gallery in memory."""
         self._use(SqliteFaces.create(dim, fingerprint))
 
     def _use(self, faces: FaceDatabase) -> None:
@@ -56,33 +56,34 @@ class Gallery:
             return self._faces.count()
 
     def add(self, embeddings: np.ndarray, ids: Sequence[str], metadata: Sequence[dict] | None = None) -> None:
-        """Adds faces, all or none.
+        """Adds faces; either all of them or none.
 
         Args:
           embeddings: float `[N, D]`, unit length.
-          ids: N names of people, who may have any number of faces.
-          metadata: N dicts of what JSON can hold, such as the picture's `path`; empty ones if None.
+          ids: the name of the person in each of the N faces; a person may have any number of faces.
+          metadata: N JSON-serializable dicts, such as the `path` of each picture; None means empty dicts.
 
         Raises:
-          GdrdError: another shape, type, length or count, or the gallery cannot be written.
+          GdrdError: the embeddings have another shape, type or length, the numbers of embeddings, ids and metadata
+            differ, or the gallery cannot be written.
         """
         rows = self._rows(embeddings, ids, metadata)
         with self._faces.writing():
             self._faces.insert(rows)
 
     def update(self, embeddings: np.ndarray, ids: Sequence[str], metadata: Sequence[dict] | None = None) -> int:
-        """Replaces all faces of the people in `ids` by these; people who are not in the gallery are added.
+        """Replaces all faces of the people in `ids` with the given ones; people who are not in the gallery are added.
 
-        As with `remove`, nothing of the replaced faces stays on disk.
+        As with `remove`, nothing of the replaced faces remains on disk.
 
         Args:
-          embeddings, ids, metadata: as of `add`.
+          embeddings, ids, metadata: as in `add`.
 
         Returns:
-          How many faces were replaced.
+          Number of faces that were replaced.
 
         Raises:
-          GdrdError: as `add`; "gallery-old-files" or "gallery-not-purged", see `remove`.
+          GdrdError: as in `add`; "gallery-old-files" or "gallery-not-purged", see `remove`.
         """
         rows = self._rows(embeddings, ids, metadata)
         self._faces.check_removable()
@@ -94,21 +95,21 @@ class Gallery:
         return replaced
 
     def remove(self, *people: str, paths: Iterable[str | os.PathLike] = ()) -> int:
-        """Removes people with all their faces, or single faces, all or none.
+        """Removes people with all their faces, or single faces; either everything that is given or nothing.
 
-        When it returns, no file of the gallery contains their embeddings, names or paths any more.
+        When the method returns, no file of the gallery contains the embeddings, names or paths of these faces.
 
         Args:
-          people: ids.
-          paths: the metadata `path` of faces.
+          people: ids of the people.
+          paths: paths of single faces, as in the `path` of their metadata.
 
         Returns:
-          How many faces were removed.
+          Number of faces that were removed.
 
         Raises:
-          GdrdError: "gallery-person-unknown" or "gallery-path-unknown", with the nearest name;
-            "gallery-old-files": the folder still contains the gallery of version 0.4 that this one was made from;
-            "gallery-not-purged": the faces are removed but their bytes may still be on disk.
+          GdrdError: "gallery-person-unknown" or "gallery-path-unknown"; the message suggests the nearest name.
+            "gallery-old-files": the folder still contains the gallery of version 0.4 that this one was made from.
+            "gallery-not-purged": the faces are removed, but their bytes may still be on disk.
         """
         self._faces.check_removable()
         removed = 0
@@ -141,7 +142,7 @@ class Gallery:
             ) from error
 
     def people(self) -> list[str]:
-        """The distinct ids, in the order in which they were added."""
+        """The ids of all people, in the order in which they were added."""
         return list(self.counts())
 
     def counts(self) -> dict[str, int]:
@@ -150,11 +151,11 @@ class Gallery:
             return self._faces.counts()
 
     def templates(self) -> "Gallery":
-        """A gallery with one entry for each id, in memory.
+        """Makes a gallery in memory with one entry per person.
 
         Returns:
-          The mean of each one's embeddings, of unit length again, with the metadata of the first of them and, under
-          "faces", their number.
+          A gallery with the mean of each person's embeddings, scaled to unit length. Its metadata are those of the
+          person's first face, and "faces", the number of the person's faces.
         """
         with self._faces.reading():
             owners, counts = self._faces.people(), self._faces.counts()
@@ -169,20 +170,21 @@ class Gallery:
         return gallery
 
     def search(self, embeddings: np.ndarray, k: int = 5) -> list[list[Match]]:
-        """The faces most like each probe.
+        """Finds the faces that are most similar to each probe.
 
-        Which ones they are is exact in a gallery of up to `faiss_index.EXACT` faces, and nearly so otherwise.
-        Similarities always are.
+        The search is exhaustive in a gallery of up to `faiss_index.EXACT` faces. In a larger one an index proposes
+        candidates, so that a face can be missed. Similarities are always exact.
 
         Args:
-          embeddings: of the probes, float `[N, D]`, unit length.
-          k: how many faces for each; all if there are fewer.
+          embeddings: embeddings of the probes, float `[N, D]`, unit length.
+          k: number of matches per probe; if the gallery has fewer faces, all of them are returned.
 
         Returns:
-          For each probe its matches, the most similar first; of equal ones the first added.
+          The matches of each probe, most similar first; among equally similar faces, the one added first.
 
         Raises:
-          GdrdError: another shape, type or length, `k` below 1, no face to search in, or damage.
+          GdrdError: the embeddings have another shape, type or length, `k` is below 1, or the gallery is empty or
+            damaged.
         """
         probes = unit_embeddings(embeddings, self.dim)
         if k < 1:
@@ -195,7 +197,7 @@ class Gallery:
         return [[Match(*match) for match in line] for line in found]
 
     def blocks(self, after: int = -1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All faces above an id of the database: ids int64 `[n]`, rising, and embeddings float32 `[n, D]`."""
+        """All faces with database ids above `after`: ids, int64 `[n]`, increasing, and embeddings, float32 `[n, D]`."""
         return self._faces.blocks(after)
 
     def _rows(self, embeddings: np.ndarray, ids: Sequence[str], metadata: Sequence[dict] | None) -> list[Row]:
@@ -210,18 +212,19 @@ class Gallery:
         return rows(embeddings, ids, metadata)
 
     def save(self, place: str | os.PathLike | Address, *, new: bool = False) -> None:
-        """Writes the gallery to a place, instead of one that is there already, and goes on in it.
+        """Writes the gallery to a place, replacing a gallery that is already there; later changes are made there, too.
 
-        Whenever it is killed, the place holds the old gallery or the new one. Other files in a folder are left alone,
-        and so are other tables of a schema. A gallery that was loaded from this place is there already.
+        If the process is killed, the place holds either the old gallery or the new one. Other files in the folder, and
+        other tables in the schema, are left alone. Saving to the place that the gallery was loaded from does nothing.
 
         Args:
-          place: a folder, which is made if it is missing, or the URL of a schema in a PostgreSQL database,
+          place: a folder, which is created if it is missing, or the URL of a schema in a PostgreSQL database,
             `postgresql://USER@HOST/DATABASE?schema=NAME`, see `galleries.address`.
-          new: there must be no gallery yet.
+          new: refuse to replace an existing gallery.
 
         Raises:
-          GdrdError: it is empty, "gallery-exists", or the place cannot be written or reached.
+          GdrdError: the gallery is empty, or the place cannot be written or reached. "gallery-exists": there is a
+            gallery, and `new` is set.
         """
         place = parse_address(place)
         if self._faces.is_at(place) and not new:
@@ -234,17 +237,18 @@ class Gallery:
     def load(cls, place: str | os.PathLike | Address, fingerprint: str | Sequence[str] | None = None) -> "Gallery":
         """Opens a saved gallery.
 
-        A gallery of version 0.4 is converted: a database is made beside its files, which stay. In a folder that cannot
-        be written it is read into memory, for searching only.
+        A gallery of version 0.4 is converted: a database is made next to its files, which are kept. In a read-only
+        folder such a gallery is read into memory, and can only be searched.
 
         Args:
-          place: where it was saved.
-          fingerprint: of the recognizer that the probes are from, or of all whose galleries they can be compared with
-            (`Recognizer.comparable`), its own first; None takes a gallery of any.
+          place: the place where the gallery was saved.
+          fingerprint: fingerprint of the recognizer that embeds the probes, or the fingerprints of all recognizers
+            whose galleries its probes can be compared with, its own first (`Recognizer.comparable`). None accepts the
+            gallery of any recognizer.
 
         Raises:
-          GdrdError: "gallery-missing", "gallery-space" (of another recognizer), "gallery-format", "gallery-damaged",
-            and of one in PostgreSQL "gallery-url", "gallery-unreachable" or "gallery-extension".
+          GdrdError: "gallery-missing", "gallery-space" (of another recognizer), "gallery-format", "gallery-damaged";
+            for PostgreSQL also "gallery-url", "gallery-unreachable" or "gallery-extension".
         """
         place = parse_address(place)
         accepted = [fingerprint] if isinstance(fingerprint, str) else fingerprint

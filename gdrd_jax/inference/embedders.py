@@ -1,4 +1,4 @@
-"""Any recognizer as one type: uint8 faces of any size to embeddings of unit length."""
+"""One type for all recognizers: it maps uint8 faces of any size to unit-length embeddings."""
 
 import dataclasses
 import hashlib
@@ -34,23 +34,25 @@ class Embedder:
     """A recognizer: a student, an ONNX file, an exported file, or raw pixels for comparison.
 
     Attributes:
-      name: of its rows in tables.
+      name: name of its rows in tables.
       input_size: side of the faces that its network takes, in pixels.
-      forward: uint8 RGB `[N, input_size, input_size, 3]` -> float32 `[N, D]`, unit length. A student's network scales
-        its embeddings itself; those of any other network pass through `add_flips`.
-      kernel: reduces larger faces to its input, see `data.degradation.resize`; smaller ones are enlarged.
-      fingerprint: of the network and its preprocessing; "" where no embeddings are stored.
-      space: fingerprint of the recognizer whose galleries its probes can be compared with: a student's teacher, or
-        itself, without any super-resolution; "" where it is not known.
-      is_student: trained by this program.
-      mirror: whether an embedding is that of an image and of its mirror image.
-      channels: of the images that its network takes; None takes any number, see `utils.arrays.to_rgb`.
-      image_size: side in pixels of the images that a student's inputs were reduced from in training.
-      scored: as `forward`, `[N, D + 1]`: the last number of a face is its quality, see `inference.quality`; None where
-        the model has no quality score.
-      super_resolution: method of the SR network that enlarges its input, see `teachers.SuperResolver`; "" where
-        interpolation does.
-      settings: where it came from, its fingerprint, its preprocessing, and "warnings" on it if there are any.
+      forward: function from uint8 RGB `[N, input_size, input_size, 3]` to float32 `[N, D]`, unit length. A student's
+        network scales its embeddings itself; those of any other network pass through `add_flips`.
+      kernel: kernel with which larger faces are reduced to the input, see `data.degradation.resize`; smaller faces are
+        enlarged.
+      fingerprint: fingerprint of the network and its preprocessing; "" if its embeddings are not cached.
+      space: fingerprint of the recognizer whose galleries its probes can be compared with: a student's teacher, or the
+        network itself without any super-resolution; "" if it is not known.
+      is_student: whether this program trained it.
+      mirror: whether an embedding is that of an image and its mirror image.
+      channels: number of channels of the images that its network takes; None takes any number, see
+        `utils.arrays.to_rgb`.
+      image_size: side in pixels of the images from which a student's inputs were reduced in training.
+      scored: like `forward`, but `[N, D + 1]`: the last number of each face is its quality, see `inference.quality`.
+        None if the model has no quality score.
+      super_resolution: method of the SR network that enlarges its input, see `teachers.SuperResolver`; "" if faces are
+        enlarged by interpolation.
+      settings: where it came from, its fingerprint, its preprocessing, and "warnings" if there are any.
     """
 
     name: str
@@ -69,21 +71,21 @@ class Embedder:
 
     @property
     def is_for_small(self) -> bool:
-        """Whether it is made for faces of `input_size`; larger ones it would reduce."""
+        """Whether it is made for faces of `input_size` and reduces larger ones."""
         return self.is_student or bool(self.super_resolution)
 
     def reduces(self, side: int) -> bool:
-        """Whether it is made for smaller faces than those of `side` pixels, which it would reduce."""
+        """Whether it is made for smaller faces and would reduce faces of `side` pixels."""
         return self.is_for_small and side > self.input_size
 
     def embed(self, faces: np.ndarray) -> np.ndarray:
-        """uint8 RGB `[N, S, S, 3]` of any size -> float32 `[N, D]`, unit length."""
+        """Embeds faces of any size, uint8 RGB `[N, S, S, 3]`: float32 `[N, D]`, unit length."""
         return self.forward(resize_all(faces, self.input_size, self.kernel))
 
     def input_of(self, faces: Faces, row: int, degradation: Degradation | None, seed: int) -> np.ndarray:
-        """A face as the network gets it: degraded or (None) as it is, uint8 RGB `[input_size, input_size, 3]`.
+        """A face as the network gets it, degraded or (None) as it is: uint8 RGB `[input_size, input_size, 3]`.
 
-        Noise and direction come from `seed` and the face's name, whatever other faces there are.
+        Noise and the direction of motion blur depend only on `seed` and the face's name, not on other faces.
         """
         if degradation is None:
             return resize(faces[row], self.input_size, self.kernel)
@@ -168,11 +170,11 @@ def open_model(
     Args:
       text: `[NAME=]PATH[:PREPROCESSING[:SIZE]]`. PATH is the name of a pretrained student, a workdir of `gdrd train`,
         an exported student, an ONNX file or weights of an iresnet; for the latter two PREPROCESSING is as
-        `teachers.preprocessing.parse_preprocessing` reads it, and SIZE the side of its input in pixels, where the
-        ONNX file leaves it free.
-      output: name of an ONNX file's output that is the embedding; "" is the only one that can be. A workdir has none.
-      option: of the command line that the text was given with, for errors.
-      mirror: whether a network's embedding is that of an image and of its mirror image; a student knows it by itself.
+        `teachers.preprocessing.parse_preprocessing` reads it, and SIZE the side of the input in pixels, if the ONNX
+        file leaves it free.
+      output: name of the output of an ONNX file that is the embedding; "" if only one output can be.
+      option: command-line option that the text was given with, for error messages.
+      mirror: whether a network's embedding is that of an image and its mirror image; a student stores this itself.
       super_resolver: see `network_embedder`; a student takes small faces as they are.
 
     Raises:
@@ -265,10 +267,11 @@ def embed_faces(
 
     Args:
       embedder: the recognizer.
-      faces: checked ones, or an array of them, uint8 RGB `[N, S, S, 3]`.
-      degradation: what `Faces` go through first; None takes them as they are. An array is not degraded here.
-      seed: of the degradation's noise, with the face's name.
-      cache: folder where the embeddings of `Faces` are kept, so that an interrupted call continues; None keeps none.
+      faces: checked faces, or an array of faces, uint8 RGB `[N, S, S, 3]`.
+      degradation: degradation of `Faces`; None takes them as they are. An array cannot be degraded here.
+      seed: seed of the degradation's noise, together with the face's name.
+      cache: folder in which the embeddings of `Faces` are cached, so that an interrupted call can be continued; None
+        caches nothing.
     """
     if isinstance(faces, np.ndarray) and degradation is not None:
         raise ValueError("an array of faces has no names, by which noise is drawn; degrade it first")

@@ -14,7 +14,7 @@ DESCRIPTION = "description.json"  # beside the Orbax weights of a student that v
 
 
 def list_pretrained() -> list[str]:
-    """Names of the pretrained students, which `Recognizer.load` and all commands take in place of a path."""
+    """Names of the pretrained students. `Recognizer.load` and all commands accept them in place of a path."""
     return sorted(path.parent.name for path in WEIGHTS.glob(f"*/{bundle.MANIFEST}"))
 
 

@@ -1,8 +1,9 @@
 """How recognizable a face is to a student, from the length of its embedding before it is scaled to unit length.
 
-The length of the sum of the embeddings of a face and its mirror image grows with what both agree on. Of the scores that
-`tools/study_quality.py` compares it is the best or not worse than the best, see docs/quality.md. A logistic curve
-brings it to [0, 1]: the probability that the face is accepted as its person, compared with another, undegraded face.
+The embedding of a face and that of its mirror image are added; the more they agree, the longer the sum. Among the
+scores that `tools/study_quality.py` compares, this length is the best or not worse than the best, see
+docs/studies/quality.md. A logistic curve maps it to [0, 1]: the probability that the face is accepted when it is
+compared with another, undegraded face of the same person.
 """
 
 import dataclasses
@@ -28,13 +29,14 @@ PRIOR = 1e-2  # pulls the slope to 0, so that faces that are all accepted, or no
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """Lengths of embeddings to scores in [0, 1].
+    """Maps lengths of embeddings to scores in [0, 1].
 
     Attributes:
-      slope, intercept: of the score's logit, as a function of the length's logarithm; the slope is positive.
-      far: false accept rate of the threshold by which the calibration faces were accepted.
-      faces: number of calibration faces, each of which was seen `VIEWS` times.
-      name: name of the calibration faces.
+      slope, intercept: parameters of the score's logit as a linear function of the logarithm of the length; the slope
+        is positive.
+      far: false accept rate of the threshold at which the calibration faces were accepted.
+      faces: number of calibration faces, each of which was used in `VIEWS` views.
+      name: name of the calibration data set.
     """
 
     slope: float
@@ -48,18 +50,18 @@ class Quality:
             raise ValueError(f"slope is {self.slope} and intercept {self.intercept}")
 
     def __call__(self, lengths: np.ndarray) -> np.ndarray:
-        """Lengths, float `[N]`, above 0 -> scores, float32 `[N]`."""
+        """Maps lengths above 0, float `[N]`, to scores, float32 `[N]`."""
         logits = self.slope * np.log(np.maximum(lengths, 1e-12)) + self.intercept
         return (0.5 * (1 + np.tanh(0.5 * logits))).astype(np.float32)
 
 
 def mean_embedding(embeddings: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """The template of one person's faces.
+    """The template of one person's faces: the weighted mean of their embeddings, scaled to unit length.
 
     Args:
       embeddings: float `[N, D]`, unit length.
-      weights: of the faces, `[N]`, at least 0, such as their quality; None weights them alike, and so do weights that
-        are all 0.
+      weights: weights of the faces, `[N]`, at least 0, such as their quality. None weights all faces equally, and so do
+        weights that are all 0.
 
     Returns:
       float32 `[D]`, unit length.
@@ -78,21 +80,21 @@ def learn(
     embed: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], faces: Faces, resolution: int, kernel: str,
     threshold: float, far: float, name: str,
 ) -> Quality | None:  # fmt: skip
-    """Learns the scores on faces of people whose identity the student was not trained on.
+    """Learns the score on faces of people that the student was not trained on.
 
-    Each face, as it is and degraded, is compared with the other faces of its person as they are.
+    Each face, once as it is and once degraded, is compared with the other faces of its person as they are.
 
     Args:
-      embed: the student: uint8 `[N, R, R, C]` -> embeddings, float `[N, D]`, of unit length, and their lengths before
-        that, `[N]`.
-      faces: at full size.
-      resolution, kernel: of the student's input.
-      threshold: the similarity from which on two faces are accepted.
-      far: its false accept rate.
-      name: name of the faces.
+      embed: the student as a function: uint8 `[N, R, R, C]` -> unit-length embeddings, float `[N, D]`, and their
+        lengths before they were scaled, `[N]`.
+      faces: faces at full size.
+      resolution, kernel: resolution of the student's input, and kernel with which faces are reduced to it.
+      threshold: lowest similarity at which two faces are accepted.
+      far: false accept rate of the threshold.
+      name: name of the data set.
 
     Returns:
-      None where no person has two faces, or faces of longer embeddings are not accepted more often.
+      The score, or None if no person has two faces, or if faces with longer embeddings are not accepted more often.
     """
     labels = faces.labels[:MOST]
     rows = np.flatnonzero(np.bincount(labels)[labels] > 1)

@@ -12,29 +12,29 @@ LEAST_PEOPLE = 10  # with two faces or more
 
 @dataclasses.dataclass(frozen=True)
 class TemplateScores:
-    """How similarities of templates of different people are distributed, by the similarities of their faces.
+    """The distribution of similarities between templates of different people, derived from single faces.
 
     A template is the mean of the embeddings of n faces, scaled to unit length. The similarity of two templates, of p
-    and g faces, is the mean of the p g similarities of their faces divided by the lengths of both means. The former
-    varies less than one similarity, the less the more the faces of a person differ, and the latter are below 1. A
-    threshold t of single faces becomes the one that is as many standard deviations above the mean m of impostors:
+    and g faces, is the mean of the p g similarities of their faces, divided by the lengths of both means. The mean
+    varies less than a single similarity, and all the less the more the faces of a person differ; the lengths are below
+    1. A threshold t for single faces becomes the one that is as many standard deviations above the impostors' mean m:
 
         t(p, g) = (m + (t - m) sqrt(V(p, g) / V(1, 1))) / (L(p) L'(g))
         V(p, g) = (v + (p - 1) c + (g - 1) c' + (p - 1)(g - 1) c'') / (p g)
         L(p) = sqrt((1 + (p - 1) w) / p), and L'(g) with w'
 
-    These are the first two moments of a mean of exchangeable similarities. That the tail keeps its shape is an
-    assumption; docs/thresholds.md has the false accept rates that were measured.
+    The formulas are exact for the first two moments of a mean of exchangeable similarities. They assume that the tail
+    of the distribution keeps its shape; docs/thresholds.md has measured false accept rates.
 
     Attributes:
-      people: number of those with at least two faces.
-      mean, variance: of the similarities of faces of different people: m and v.
-      of_probes: covariance of the similarities of two faces of one person to the same face of another: c.
-      of_gallery: of those of one face to two faces of another person in the gallery: c'.
-      of_both: of those of two faces of one person to two different faces of another: c''.
-      probe_cosine, gallery_cosine: mean similarity of two faces of one person, both as probes and both as in the
-        gallery: w and w'.
-      name: name of the faces.
+      people: number of people with at least two faces.
+      mean, variance: m and v, of the similarities between faces of different people.
+      of_probes: c, the covariance of the similarities of two faces of one person to the same face of another.
+      of_gallery: c', the covariance of the similarities of one face to two faces of another person in the gallery.
+      of_both: c'', the covariance of the similarities of two faces of one person to two different faces of another.
+      probe_cosine, gallery_cosine: w and w', the mean similarity of two faces of one person, both embedded as probes
+        or both embedded as in the gallery.
+      name: name of the data set.
     """
 
     people: int
@@ -51,16 +51,17 @@ class TemplateScores:
     def learn(
         cls, embeddings: np.ndarray, labels: np.ndarray, name: str, gallery: np.ndarray | None = None
     ) -> "TemplateScores | None":
-        """Compares all faces with each other; every pair of people counts alike.
+        """Learns the moments by comparing all faces with each other; every pair of people has the same weight.
 
         Args:
           embeddings: float `[N, D]`, unit length.
           labels: identities, int `[N]`.
-          name: name of the faces.
-          gallery: embeddings of the same faces by a gallery's recognizer, `[N, D]`; None where they are the same.
+          name: name of the data set.
+          gallery: embeddings of the same faces, computed by the recognizer of a gallery, `[N, D]`; None if it is the
+            same recognizer.
 
         Returns:
-          None where fewer than `LEAST_PEOPLE` people have two faces.
+          The moments, or None if fewer than `LEAST_PEOPLE` people have two faces.
         """
         enrolled = embeddings if gallery is None else gallery
         _, person, faces = np.unique(labels, return_inverse=True, return_counts=True)
@@ -95,11 +96,11 @@ class TemplateScores:
         )  # fmt: skip
 
     def threshold(self, single: float, probe_faces: int, gallery_faces: int) -> float:
-        """The threshold of templates that belongs to one of single faces.
+        """The threshold for templates that corresponds to a threshold for single faces.
 
         Args:
-          single: threshold of single faces.
-          probe_faces, gallery_faces: numbers of faces, p and g.
+          single: threshold for single faces.
+          probe_faces, gallery_faces: p and g, the numbers of faces in the two templates.
 
         Raises:
           GdrdError: a number is below 1.

@@ -18,16 +18,16 @@ LARGEST_FAR = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """Thresholds learned on faces of people whose identity the student was not trained on.
+    """Decision thresholds, learned on faces of people that the student was not trained on.
 
     Attributes:
       fars: false accept rates, decreasing.
-      values: for each rate, the similarity that at most this share of the impostor pairs reaches.
+      values: for each rate, the threshold: the similarity that at most this share of the impostor pairs reaches.
       tars: for each rate, the share of genuine pairs that reaches this similarity.
-      people, faces: numbers of those compared.
-      between: number of pairs of two different people; more images of the same two people are no further evidence.
-      genuine: number of pairs of two faces of one person.
-      name: name of the faces.
+      people, faces: numbers of people and faces that were compared.
+      between: number of pairs of different people; more images of the same two people add no evidence.
+      genuine: number of pairs of faces of the same person.
+      name: name of the data set.
     """
 
     fars: tuple[float, ...]
@@ -43,14 +43,14 @@ class Thresholds:
     def learn(
         cls, embeddings: np.ndarray, labels: np.ndarray, name: str, gallery: np.ndarray | None = None
     ) -> "Thresholds":
-        """Compares all faces with each other.
+        """Learns thresholds by comparing all faces with each other.
 
         Args:
           embeddings: float `[N, D]`, unit length.
           labels: identities, int `[N]`.
-          name: name of the faces.
-          gallery: embeddings of the same faces by a gallery's recognizer, `[N, D]`; each face of `embeddings` is
-            compared, as a probe, with all others in it.
+          name: name of the data set.
+          gallery: embeddings of the same faces, computed by the recognizer of a gallery, `[N, D]`. Each face of
+            `embeddings` is then compared, as a probe, with all other faces in `gallery`.
 
         Raises:
           GdrdError: there are fewer than three people, or no two faces of one person.
@@ -83,7 +83,7 @@ class Thresholds:
     def at(self, far: float) -> float:
         """The threshold for a false accept rate.
 
-        It is that of the next finer rate of `fars`, so it is slightly too strict rather than too loose.
+        This is the threshold of the next finer rate in `fars`, so it is slightly too strict rather than too loose.
 
         Raises:
           GdrdError: the rate is out of range, or too small for the faces that the thresholds were learned on.
@@ -91,18 +91,17 @@ class Thresholds:
         return self.values[self._index(far)]
 
     def far_of_search(self, fpir: float, gallery: int | None) -> float:
-        """The false accept rate of one comparison that gives a search its false positive identification rate (FPIR).
+        """The false accept rate of one comparison at which a search has a false positive identification rate (FPIR).
 
-        FPIR = 1 - (1 - FAR)^n, as if the n comparisons of a probe were independent. They are not quite: one face is
-        similar to many others, another to few, so false accepts fall on fewer probes; docs/thresholds.md has what was
-        measured.
+        FPIR = 1 - (1 - FAR)^n, as if the n comparisons of a probe were independent. They are not quite: some faces are
+        similar to many others, so false accepts are concentrated on fewer probes. docs/thresholds.md has measurements.
 
         Args:
-          fpir: share of the probes of strangers for which someone in the gallery is accepted.
+          fpir: share of the probes of strangers for which somebody in the gallery is accepted.
           gallery: n, the number of embeddings that a probe is compared with.
 
         Raises:
-          GdrdError: out of range, or too fine for the faces that the thresholds were learned on.
+          GdrdError: a value is out of range, or the rate is too fine for the faces the thresholds were learned on.
         """
         if not isinstance(fpir, Real) or not 0 < fpir <= LARGEST_FAR:
             given = f"{fpir:g}" if isinstance(fpir, Real) else repr(fpir)
@@ -129,15 +128,15 @@ class Thresholds:
         return far
 
     def supports(self, far: float) -> bool:
-        """Whether the thresholds were learned on enough people for this rate."""
+        """Whether the thresholds were learned on enough people for a false accept rate."""
         return far >= self.fars[-1] * (1 - 1e-9)
 
     def finest(self) -> float:
-        """The smallest supported rate, rounded up to two digits."""
+        """The lowest supported false accept rate, rounded up to two digits."""
         return _rounded_up(self.fars[-1])
 
     def tar(self, far: float) -> float:
-        """The true accept rate at a false accept rate, on the same faces; raises as `at`."""
+        """The true accept rate at a false accept rate, measured on the same faces; raises the errors of `at`."""
         return self.tars[self._index(far)]
 
     def _index(self, far: float) -> int:

@@ -1,4 +1,4 @@
-"""Tracks: pictures of one person, of a folder or of a video, that are compared as one template."""
+"""Tracks: pictures of one person, from a folder or a video, that are compared as one template."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ LEAST_FACES = 3  # of a track in a video; shorter ones are mostly false detectio
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-    """Faces of one person.
+    """The faces of one person in a folder or a video.
 
     Attributes:
-      path: of the folder, or of the video.
-      faces: the student's inputs, in their order, uint8 `[n, R, R, C]`.
-      frames: of a video, the number of each face's frame, from 0, rising; None of a folder.
+      path: path of the folder or of the video.
+      faces: the faces as inputs of the student, in their order, uint8 `[n, R, R, C]`.
+      frames: the frame number of each face, increasing from 0; None for a folder.
     """
 
     path: Path
@@ -37,12 +37,12 @@ class Track:
 
 
 class Template(NamedTuple):
-    """A track as one face.
+    """A track combined into one embedding.
 
     Attributes:
-      embedding: float32 `[D]`, unit length.
-      best: position of the face of the highest quality; the middle one without quality.
-      quality: of that face, in [0, 1]; None where the student does not say.
+      embedding: mean of the embeddings of the track's faces, float32 `[D]`, unit length.
+      best: position of the face with the highest quality, or of the middle face if the student has no quality score.
+      quality: quality of that face, in [0, 1]; None if the student has no quality score.
     """
 
     embedding: np.ndarray
@@ -51,7 +51,7 @@ class Template(NamedTuple):
 
 
 def template(recognizer: Recognizer, track: Track) -> Template:
-    """The mean of a track's embeddings; weights by quality were not better, see docs/quality.md."""
+    """The mean of a track's embeddings. Weighting by quality was not better, see docs/studies/quality.md."""
     if recognizer.quality is None:
         return Template(mean_embedding(recognizer.embed(track.faces)), len(track.faces) // 2, None)
     embeddings, quality = recognizer.embed(track.faces, quality=True)
@@ -60,10 +60,10 @@ def template(recognizer: Recognizer, track: Track) -> Template:
 
 
 class Tracker:
-    """Follows boxes from frame to frame: each continues the track whose last box it overlaps most, or begins one.
+    """Follows boxes from frame to frame: each box continues the track whose last box it overlaps most, or starts one.
 
-    The greedy tracker of Bochinski et al. (AVSS 2017), which looks at boxes alone; a track goes on if its face was not
-    found in up to `GAP` frames.
+    This is the greedy tracker of Bochinski et al. (AVSS 2017), which uses boxes alone. A track survives up to `GAP`
+    frames in which its face is not found.
     """
 
     def __init__(self) -> None:
@@ -71,14 +71,14 @@ class Tracker:
         self._begun = 0
 
     def __call__(self, frame: int, boxes: np.ndarray) -> np.ndarray:
-        """The track of each box.
+        """Assigns each box of a frame to a track.
 
         Args:
-          frame: its number, above that of the call before.
-          boxes: left, top, width and height, `[F, 4]`.
+          frame: number of the frame; it must increase from call to call.
+          boxes: left, top, width and height of each box, `[F, 4]`.
 
         Returns:
-          int `[F]`, numbers of tracks, from 0.
+          Track number of each box, counted from 0, int `[F]`.
         """
         self._last = {track: last for track, last in self._last.items() if frame - last[0] <= GAP + 1}
         tracks, known = np.full(len(boxes), -1), list(self._last)
@@ -104,16 +104,17 @@ def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def find(recognizer: Recognizer, path: Path, *, align: bool) -> tuple[list[Track], list[tuple[Path, str]]]:
-    """The tracks of a folder or of a video.
+    """Finds the tracks in a folder or a video.
 
     Args:
-      recognizer: reduces the faces.
-      path: a folder, whose pictures are a track, and those of each folder in it, at any depth, another one; or a video
-        that OpenCV can read, in which faces are found and followed.
-      align: of folders, the pictures are photographs; those of a video always are.
+      recognizer: the recognizer that reduces the faces.
+      path: a folder, whose pictures are one track, while the pictures of each folder inside it, at any depth, are
+        another; or a video that OpenCV can read, in which faces are found and followed.
+      align: whether the pictures of a folder are photographs in which the face has to be found and aligned. In a video
+        this is always done.
 
     Returns:
-      The tracks, and `(path, reason)` of pictures that cannot be used.
+      The tracks, and `(path, reason)` for each picture that cannot be used.
 
     Raises:
       GdrdError: there is no track, or the video cannot be read.

@@ -1,7 +1,8 @@
-"""Losses by name, see `gdrd_jax.registry.losses`, and the formulas behind them as pure functions of arrays.
+"""Losses by name, see `gdrd_jax.registry.losses`, and their formulas as pure functions of arrays.
 
-Symbols as in the paper (arXiv 2409.06371). Losses are float32 scalars of the whole batch, also where each device has a
-part of it. A new loss is one file: a subclass of `Loss` with `@losses.register("name")`, see docs/extending.md.
+Symbols are those of the paper (arXiv 2409.06371). Losses are float32 scalars of the whole batch, even if each device
+has only a part of it. A new loss is one file: a subclass of `Loss` with `@losses.register("name")`, see
+docs/extending.md.
 """
 
 from gdrd_jax.losses import (  # noqa: F401  register losses

@@ -20,15 +20,15 @@ FIRST_MEAN, FIRST_DEVIATION = 20.0, 100.0
 
 
 def quality_scaler(norms: jax.Array, mean: jax.Array, deviation: jax.Array, sharpness: float) -> jax.Array:
-    """AdaFace's `q`, the normalized length of embeddings, -1 to 1: `[B]` -> `[B]`."""
+    """AdaFace's `q`, the normalized lengths of embeddings: maps `[B]` to `[B]`, in -1 to 1."""
     return jnp.clip(sharpness * (norms - mean) / (deviation + EPSILON), -1, 1)
 
 
 def adaptive_margin(cosine: jax.Array, scaler: jax.Array, size: jax.Array | float) -> jax.Array:
-    """AdaFace's `cos(theta - m q) - (m + m q)` for the own class: ArcFace at q = -1, CosFace at q = 0.
+    """AdaFace's `cos(theta - m q) - (m + m q)` for the face's own class: ArcFace at q = -1, CosFace at q = 0.
 
     Args:
-      cosine: with the own class, `[B]`, between -1 and 1 by `EPSILON`.
+      cosine: cosine with the own class, `[B]`, at least `EPSILON` away from -1 and 1.
       scaler: `q`, `[B]`, -1 to 1.
       size: `m`.
     """

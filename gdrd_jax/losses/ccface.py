@@ -20,10 +20,10 @@ def milder_margins(student: jax.Array, teacher: jax.Array, own: jax.Array, margi
     """`m_i = m clip(cos(T_d(x_i), center), 0, 1)^power clip(cos(S(lr_i), T_d(x_i)), 0, 1)`, without gradient: `[B]`.
 
     Args:
-      student, teacher: embeddings `[B, D]`, of unit length.
-      own: cosines of `teacher` with the centers of the own classes, `[B]`.
+      student, teacher: embeddings `[B, D]`, unit length.
+      own: cosine of each row of `teacher` with the center of its class, `[B]`.
       margin: `m`.
-      power: how much the first factor counts.
+      power: exponent of the first factor.
     """
     agreement = jnp.clip(jnp.sum(student * teacher, axis=-1), 0, 1)
     return jax.lax.stop_gradient(margin * jnp.clip(own, 0, 1) ** power * agreement)

@@ -1,4 +1,4 @@
-"""Losses between the student's embeddings and T_d's; none is in the paper."""
+"""Losses between the student's embeddings and T_d's; none of them is from the paper."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ def embedding_cosine(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def similarity_preserving(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Squared difference of all cosines between two faces of the batch, the student's and the teacher's; mean over
-    pairs of different faces (similarity preservation, Tung and Mori, arXiv 1907.09682, of cosines).
+    """Squared difference between the student's and the teacher's cosines of two faces, mean over all pairs of different
+    faces in the batch (similarity preservation, Tung and Mori, arXiv 1907.09682, with cosines).
 
     Args:
       embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
@@ -42,12 +42,12 @@ def similarity_preserving(embedding: jax.Array, teacher: jax.Array) -> jax.Array
 
 
 def contrastive_loss(embedding: jax.Array, teacher: jax.Array, scale: float) -> jax.Array:
-    """Cross-entropy of finding a face's own teacher embedding among those of the whole batch (InfoNCE, van den Oord et
-    al., arXiv 1807.03748, between student and teacher); mean over the batch.
+    """InfoNCE between student and teacher (van den Oord et al., arXiv 1807.03748): the cross-entropy of identifying a
+    face's own teacher embedding among those of the whole batch, mean over the batch.
 
     Args:
       embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
-      scale: of the cosines, the inverse of the temperature.
+      scale: factor on the cosines, the inverse of the temperature.
     """
     everyone = sharding.gathered(jax.lax.stop_gradient(teacher))
     own = sharding.device_index() * len(embedding) + jnp.arange(len(embedding))

@@ -17,9 +17,8 @@ from gdrd_jax.registry import losses
 def generative_loss(prediction: jax.Array, target: jax.Array) -> jax.Array:
     """Eq. 1: `mean_i ||R(S_b(lr_i)) - T_g(lr_i)||^2`, per feature element.
 
-    The paper's sum over the elements of a feature map is a mean here, which changes
-    nothing but the learning rate that fits; with standardized targets the loss is
-    then the unexplained share of the variance, 1 - R^2.
+    The paper's sum over the elements of a feature map is a mean here, which changes only the suitable learning rate.
+    With standardized targets, the loss is then the unexplained share of the variance, 1 - R^2.
 
     Args:
       prediction: `R(S_b(lr))`, float `[B, ...]`.
@@ -100,10 +99,10 @@ class Hint(FeatureRegression):
 
 
 class TeacherFeatures(nnx.Module):
-    """Takes the backbone's place: T_g's own features, standardized; the paper's "SR".
+    """T_g's own features, standardized, in place of a backbone; the paper's "SR".
 
     Args:
-      mean, std: of the features, float `[C,h,w]` and `[C]`.
+      mean, std: mean and standard deviation of the features, float `[C,h,w]` and `[C]`.
     """
 
     def __init__(self, mean: np.ndarray, std: np.ndarray):

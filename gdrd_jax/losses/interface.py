@@ -1,4 +1,4 @@
-"""What a loss is, and what it gets."""
+"""The interface of losses: the base class, and the data that a loss receives."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,35 +13,35 @@ Metrics = dict[str, jax.Array]
 
 
 class Fixed(nnx.Variable):
-    """A constant of a loss or stage, such as target statistics: saved and moved, never trained."""
+    """A constant of a loss or stage, such as target statistics: it is saved in checkpoints but never trained."""
 
 
 class State(nnx.Variable):
-    """State that a loss updates itself, such as a memory bank or a moving average; saved with checkpoints.
+    """State that a loss updates itself, such as a memory bank or a moving average; it is saved in checkpoints.
 
-    It must stay the same on all devices: compute updates from the whole batch, by `distributed.sharding.replicated`.
-    Only state that has one entry a class can be divided among them, by `distributed.class_parallel.divide`. A row that
-    occurs twice in a batch must not be set twice, for the order is undefined: take the mean.
+    It must stay the same on all devices: compute updates from the whole batch, with `distributed.sharding.replicated`.
+    Only state with one entry per class can be divided among the devices, with `distributed.class_parallel.divide`. If
+    a row occurs twice in a batch, do not set it twice, because the order is undefined: use the mean.
     """
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a loss may know of the training set before the first step.
+    """Facts about the training set that a loss may use before the first step.
 
     Attributes:
-      identities: number of identities, K.
-      images: number of images, N; `index` of a batch is in `range(N)`.
-      embedding_dim: dimension of T_d's embedding and of the student's, D.
+      identities: number K of identities.
+      images: number N of images; `index` of a batch is in `range(N)`.
+      embedding_dim: dimension D of T_d's embedding and of the student's.
       centers: the normalized mean T_d embedding of each identity, float32 `[K, D]`; None without T_d.
       feature_shape: `(h, w, C)` of the backbone's features.
       target_shape: `(C, h, w)` of T_g's features; None without T_g.
-      target_statistics: function without arguments that gives mean `[C, h, w]` and standard deviation `[C]` of T_g's
+      target_statistics: function without arguments that returns mean `[C, h, w]` and standard deviation `[C]` of T_g's
         features over the training set, float32; None without T_g.
-      stage_shapes: `(h, w, C)` of the features of each stage of the backbone; empty where no loss needs them.
-      hr_shape: `(C, 4, 4)` of T_d's feature maps; None where no loss needs them.
-      hr_statistics: as `target_statistics`, of T_d's feature maps.
-      hr_small_shape: `(S, S, C)` of the images at a higher resolution, S at most 2R; None where no loss needs them.
+      stage_shapes: `(h, w, C)` of the features of each stage of the backbone; empty if no loss needs them.
+      hr_shape: `(C, 4, 4)` of T_d's feature maps; None if no loss needs them.
+      hr_statistics: like `target_statistics`, for T_d's feature maps.
+      hr_small_shape: `(S, S, C)` of the images at a higher resolution, S at most 2R; None if no loss needs them.
     """
 
     identities: int = 0
@@ -59,18 +59,18 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the student gives for the part of a batch on this device, of b images.
+    """The student's outputs for the b images of a batch that are on this device.
+
+    Each of them but `features` is None if no loss needs it.
 
     Attributes:
-      features: of the backbone, float `[b, h, w, C]`.
-      embedding: of the head, float `[b, D]`, not normalized; None where no loss needs it.
-      logits: of the stage's linear classifier on the embeddings of the whole batch, float `[B, K]` (of the classes of
-        this device, see `distributed.class_parallel`); None where no loss needs them.
-      teacher: T_d's embeddings, float32 `[b, D]`, of unit length; None where no loss needs them.
-      stages: features of each stage of the backbone, float `[b, h', w', C']`, the last are `features`; None where no
-        loss needs them.
-      second: the same of the second image of each row (see `data.samplers`), without logits; None where no loss needs
-        it.
+      features: output of the backbone, float `[b, h, w, C]`.
+      embedding: output of the head, float `[b, D]`, not normalized.
+      logits: logits of the stage's linear classifier for the embeddings of the whole batch, float `[B, K]` (for the
+        classes of this device, see `distributed.class_parallel`).
+      teacher: T_d's embeddings, float32 `[b, D]`, unit length.
+      stages: features of each stage of the backbone, float `[b, h', w', C']`; the last ones are `features`.
+      second: the outputs for the second image of each row (see `data.samplers`), without logits.
     """
 
     features: jax.Array
@@ -92,12 +92,12 @@ class Loss(nnx.Module):
     """A term of a stage's loss: a float32 scalar of the whole batch, the same on all devices.
 
     A loss may own parameters (`nnx.Param`: classifiers, critics, projections), constants (`Fixed`) and state (`State`).
-    All of it is in the checkpoints, and none of it in the trained student.
+    All of them are saved in the checkpoints, and none in the trained student.
 
     Attributes:
-      Config: frozen dataclass of the loss's settings; its docstring documents them, its `__post_init__` raises
+      Config: frozen dataclass of the loss's settings. Its docstring documents them; its `__post_init__` raises
         `ValueError` for values out of range.
-      needs: what the loss reads; the pipeline makes the stores behind it, and no others.
+      needs: names of what the loss reads; the pipeline makes the stores behind them, and no others.
         Of `Outputs`: "embedding", "logits" (a linear classifier over identities), "discriminative" (T_d's embeddings),
         "stages" (features of each stage of the backbone), "second" (`Outputs.second`, and `has_second` of a batch, bool
         `[b]`; from a sampler).
@@ -110,7 +110,7 @@ class Loss(nnx.Module):
     Args:
       config: a `Config`.
       info: see `DataInfo`.
-      rngs: of the initial parameters.
+      rngs: random streams for the initial parameters.
     """
 
     @dataclass(frozen=True)
@@ -123,11 +123,11 @@ class Loss(nnx.Module):
         self.config = config
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """The value, which has to be the same on all devices, and figures to log, whose mean over devices is logged.
+        """Returns the value, which must be the same on all devices, and figures, whose mean over devices is logged.
 
         Args:
           outputs: see `Outputs`.
           batch: see `training.stages.Stage.loss`.
-          key: of this step, the same on all devices.
+          key: random key of this step, the same on all devices.
         """
         raise NotImplementedError

@@ -16,16 +16,16 @@ def classification_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array
     """`L_cls` of Eq. 3: softmax cross-entropy, mean over the faces whose identity is known.
 
     Args:
-      logits: `[B, K]` of the whole batch, of the classes that this device has (see `class_parallel`).
+      logits: `[B, K]`, for the whole batch and the classes of this device (see `class_parallel`).
       labels: int `[B]`, -1 for a face without identity.
-      weights: of the faces, `[B]`; the sum is divided by the number of faces, not by the sum of the weights.
+      weights: weights of the faces, `[B]`; the sum is divided by the number of faces, not by the sum of the weights.
     """
     entropy = -class_parallel.of_labels(class_parallel.log_softmax(logits), labels)
     return mean_of_known(weights * entropy, labels)
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Share of the faces of known identity whose own class has the largest logit, alone or with others; arguments as of
+    """Share of the faces with a known identity whose own class has the largest logit, possibly tied; arguments as in
     `classification_loss`."""
     largest = sharding.maximum(jax.lax.stop_gradient(logits.max(axis=-1)))
     return mean_of_known(class_parallel.of_labels(logits, labels) >= largest, labels)
@@ -42,7 +42,7 @@ def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature:
     arXiv 1503.02531).
 
     Args:
-      logits: the student's, `[B, K]` of the whole batch, of the classes that this device has (see `class_parallel`).
+      logits: the student's, `[B, K]`, for the whole batch and the classes of this device (see `class_parallel`).
       teacher_logits: `[B, K]`, see `center_logits`; receives no gradient.
       temperature: `T > 0`.
     """
@@ -53,12 +53,12 @@ def distillation_loss(logits: jax.Array, teacher_logits: jax.Array, temperature:
 
 
 def center_logits(embeddings: jax.Array, centers: jax.Array, scale: float) -> jax.Array:
-    """Teacher logits `scale * cos(T_d(x), center_c)`, which a public ArcFace does not bring.
+    """Teacher logits `scale * cos(T_d(x), center_c)`, since a public ArcFace has no classifier for other identities.
 
     Args:
       embeddings: `T_d(x)`, `[B, D]`, unit length.
       centers: `[K, D]`, unit length: the normalized mean teacher embedding of each identity.
-      scale: as the `s` of ArcFace.
+      scale: the `s` of ArcFace.
     """
     return scale * embeddings @ centers.T
 

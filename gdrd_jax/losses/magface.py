@@ -14,16 +14,16 @@ from gdrd_jax.registry import losses
 def magnitude_margin(
     norms: jax.Array, *, min_norm: float, max_norm: float, min_margin: float, max_margin: float
 ) -> jax.Array:  # fmt: skip
-    """MagFace's `m(a)`: from `min_margin` at `a = min_norm` it rises linearly to `max_margin` at `max_norm`.
+    """MagFace's `m(a)`: it rises linearly from `min_margin` at `a = min_norm` to `max_margin` at `max_norm`.
 
     Args:
-      norms: `a`, lengths of embeddings `[B]`, in that range.
+      norms: `a`, lengths of embeddings, `[B]`, in this range.
     """
     return min_margin + (max_margin - min_margin) * (norms - min_norm) / (max_norm - min_norm)
 
 
 def magnitude_penalty(norms: jax.Array, max_norm: float) -> jax.Array:
-    """MagFace's `g(a) = a / u_a^2 + 1 / a`, least at `a = max_norm`: `[B]` -> `[B]`."""
+    """MagFace's `g(a) = a / u_a^2 + 1 / a`, which is smallest at `a = max_norm`: maps `[B]` to `[B]`."""
     return norms / max_norm**2 + 1 / norms
 
 

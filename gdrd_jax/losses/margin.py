@@ -22,7 +22,7 @@ def unit(embedding: jax.Array | None) -> jax.Array:
 
 
 def class_cosines(embedding: jax.Array, classes: jax.Array) -> jax.Array:
-    """Cosines between embeddings `[B, D]` and the weights of classes `[K, D]`: float32 `[B, K]`."""
+    """Cosines between embeddings, `[B, D]`, and the weights of classes, `[K, D]`: float32 `[B, K]`."""
     return jnp.matmul(unit(embedding), unit(classes).T, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -46,11 +46,11 @@ def angular_margin(
     """ArcFace's `cos(theta + m)` (Deng et al., arXiv 1801.07698).
 
     Args:
-      cosine: with the own class, `[B]`.
-      margin: `m`, an angle of 0 to `LARGEST_MARGIN`, one or `[B]`.
-      easy: only where the cosine is above 0. Otherwise `cos(theta) - m sin(m)` stands where `theta + m` would be above
-        pi, from where the cosine would rise again.
-      straight: the gradient is that of `cos(theta)`.
+      cosine: cosine with the own class, `[B]`.
+      margin: `m`, an angle from 0 to `LARGEST_MARGIN`, a scalar or `[B]`.
+      easy: apply the margin only where the cosine is above 0. Otherwise `cos(theta) - m sin(m)` is used where
+        `theta + m` would be above pi, from where the cosine would rise again.
+      straight: use the gradient of `cos(theta)`.
     """
     turned, bound, otherwise = plus_angle(cosine, margin), -jnp.cos(margin), cosine - margin * jnp.sin(margin)
     if easy:
@@ -63,16 +63,16 @@ def margin_loss(
     cosines: jax.Array, labels: jax.Array, targets: jax.Array, *, scale: float, identities: int,
     weights: jax.Array | float = 1.0,
 ) -> jax.Array:  # fmt: skip
-    """Softmax cross-entropy of scaled cosines, in which other values stand for a face's own class; mean over the faces
-    whose identity is known.
+    """Softmax cross-entropy of scaled cosines, with other values in place of the cosine of a face's own class; mean
+    over the faces whose identity is known.
 
     Args:
-      cosines: `[B, K]` of the whole batch, of the classes that this device has (see `class_parallel`).
+      cosines: `[B, K]`, for the whole batch and the classes of this device (see `class_parallel`).
       labels: int `[B]`, -1 for a face without identity.
-      targets: what stands for the own class, `[B]`.
-      scale: of all of them.
+      targets: values in place of the cosine with the own class, `[B]`.
+      scale: factor on cosines and targets.
       identities: number of classes on all devices together.
-      weights: of the faces, `[B]`.
+      weights: weights of the faces, `[B]`.
     """
     logits = scale * class_parallel.with_labels(cosines, labels, targets)
     return classification_loss(class_parallel.own_logits(logits, identities), labels, weights)

@@ -19,8 +19,8 @@ def center_cosines(embedding: jax.Array, centers: jax.Array, labels: jax.Array) 
     """Cosines with the center of the own class, without gradient.
 
     Args:
-      embedding: `[B, D]` of the whole batch, of unit length.
-      centers: `[K, D]` of the classes that this device has (see `class_parallel`).
+      embedding: embeddings of the whole batch, `[B, D]`, unit length.
+      centers: centers of the classes of this device, `[K, D]` (see `class_parallel`).
       labels: int `[B]`, -1 for a face without identity, which gets 0.
     """
     own = unit(class_parallel.rows_of_labels(centers, labels))
@@ -31,8 +31,8 @@ def center_alpha(student: jax.Array, teacher: jax.Array, own: jax.Array) -> jax.
     """AdaDistill's `alpha`, the share of a center that is kept: `[B]`, 1e-6 to 1, without gradient.
 
     Args:
-      student, teacher: embeddings `[B, D]`, of unit length.
-      own: see `center_cosines`, of the teacher.
+      student, teacher: embeddings `[B, D]`, unit length.
+      own: `center_cosines` of the teacher.
     """
     agreement = jnp.clip(jnp.sum(student * teacher, axis=-1), -1, 1)
     alpha = jnp.clip(agreement * jnp.clip(own, SMALLEST_ALPHA, 1), SMALLEST_ALPHA, 1)
@@ -40,12 +40,12 @@ def center_alpha(student: jax.Array, teacher: jax.Array, own: jax.Array) -> jax.
 
 
 def moved_centers(centers: jax.Array, labels: jax.Array, teacher: jax.Array, alpha: jax.Array) -> jax.Array:
-    """AdaDistill's update `alpha w + (1 - alpha) T_d(x)` of centers; of an identity's faces in a batch the mean counts.
+    """AdaDistill's update of centers, `alpha w + (1 - alpha) T_d(x)`; faces of one identity in a batch are averaged.
 
     Args:
-      centers: `w`, `[K, D]` of the classes that this device has (see `class_parallel`).
+      centers: `w`, centers of the classes of this device, `[K, D]` (see `class_parallel`).
       labels: int `[B]`, -1 for a face without identity.
-      teacher: `T_d(x)`, `[B, D]`, of unit length.
+      teacher: `T_d(x)`, `[B, D]`, unit length.
       alpha: `[B]`.
     """
     faces, kept, added = (

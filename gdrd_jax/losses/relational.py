@@ -17,21 +17,21 @@ def relation_scores(
     h1: jax.Array, h2: jax.Array, labels: jax.Array, key: jax.Array, first: int | jax.Array = 0, *,
     tau: float, positive: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """Scores `s = h1(v_t[i,j]) . h2(v_ts[i,k]) / tau`, one positive and one negative k an (i, j).
+    """Scores `s = h1(v_t[i,j]) . h2(v_ts[i,k]) / tau`, with one positive and one negative k for each (i, j).
 
     Args:
-      h1, h2: unit-length projected relations of `RelationCritic`, `[A, B, P]`: of A of the batch's B faces, the
-        anchors i, with all of them.
-      labels: identities of all, int `[B]`.
-      key: picks k, the same whatever part of the batch the anchors are.
+      h1, h2: unit-length projected relations of `RelationCritic`, `[A, B, P]`: relations of A anchors i with all B
+        faces of the batch, to which the anchors belong.
+      labels: identities of all faces, int `[B]`.
+      key: random key that picks k; the choice does not depend on which part of the batch the anchors are.
       first: position of the first anchor in the batch.
       tau: temperature, 0.4 in the paper.
-      positive: "pair": k = j is positive and any other k negative; "identity": k of the
-        same identity as j is positive and k of another one negative.
+      positive: "pair": k = j is positive and any other k negative; "identity": k with the same identity as j is
+        positive and k with another one negative.
 
     Returns:
-      `positives` and `negatives`, float32 `[A, B]`, and a bool mask `[A, B]` of the (i, j)
-      that count: i != j, and a negative exists.
+      `positives` and `negatives`, float32 `[A, B]`, and a bool mask `[A, B]` of the valid (i, j), with i != j and an
+      existing negative.
     """
     anchors, size = h1.shape[:2]
     if positive == "pair":
@@ -66,13 +66,13 @@ def relation_loss(
 ) -> jax.Array:
     """Eq. 2, `L_rcd`, from scores: mean over positives plus mean over negatives.
 
-    With `h(s) = exp(s) / (exp(s) + n/m)` and `c = log(n/m)` the paper's `-log h(s)` is
-    `softplus(c - s)` and `-log(1 - h(s))` is `softplus(s - c)`, which do not overflow.
+    With `h(s) = exp(s) / (exp(s) + n/m)` and `c = log(n/m)`, the paper's `-log h(s)` is `softplus(c - s)`, and
+    `-log(1 - h(s))` is `softplus(s - c)`; neither overflows.
 
     Args:
       positives, negatives: scores `[A, B]`.
-      mask: bool `[A, B]`, the (i, j) that count.
-      negative_ratio: `n/m`; equally many positives and negatives make it 1/2.
+      mask: valid (i, j), bool `[A, B]`.
+      negative_ratio: `n/m`, 1/2 for equal numbers of positives and negatives.
     """
     c = jnp.log(negative_ratio)
     terms = jax.nn.softplus(c - positives) + jax.nn.softplus(negatives - c)

@@ -16,10 +16,10 @@ REPOSITORY_FACTOR = 0.2
 
 
 def rivals(cosines: jax.Array, labels: jax.Array, identities: int) -> jax.Array:
-    """The class that is most similar to a face, but for its own; of equal ones the first.
+    """The class, other than its own, that is most similar to each face; the first one among equals.
 
     Args:
-      cosines: `[B, K]` of the whole batch, of the classes that this device has (see `class_parallel`).
+      cosines: `[B, K]`, for the whole batch and the classes of this device (see `class_parallel`).
       labels: int `[B]`, -1 for a face without identity.
       identities: number of classes on all devices together.
 

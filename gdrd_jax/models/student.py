@@ -1,4 +1,4 @@
-"""What a student is: a network of two parts, made by name (GDRD, arXiv 2409.06371, section III: S = {S_b, S_h}).
+"""Students: networks of two parts, made by name (GDRD, arXiv 2409.06371, section III: S = {S_b, S_h}).
 
 A new student is one file: a subclass of `Student` with `@students.register("name")`, see docs/extending.md. Images are
 NHWC.
@@ -24,10 +24,10 @@ class Shape:
     """Sizes of a student's input and output.
 
     Attributes:
-      resolution: side of the input in pixels, R.
-      channels: number of its channels, C; 3 is RGB.
-      embedding_dim: dimension of the embedding, D, the teacher's as a rule.
-      mirror: whether the mirror image shows the same, so that `embed` adds its embedding.
+      resolution: side R of the input in pixels.
+      channels: number C of input channels; 3 is RGB.
+      embedding_dim: dimension D of the embedding, usually the teacher's.
+      mirror: whether the mirror image shows the same thing, so that `embed` adds its embedding.
     """
 
     resolution: int
@@ -37,10 +37,10 @@ class Shape:
 
 
 class Backbone(nnx.Module):
-    """`S_b`: images to spatial features."""
+    """`S_b`: maps images to spatial features."""
 
     def stages(self, images: jax.Array) -> tuple[jax.Array, ...]:
-        """Features of each stage, float `[B, h, w, C']` with the side falling or equal; the last are the features `f`.
+        """Features of each stage, float `[B, h, w, C']`, of equal or decreasing size; the last are the features `f`.
 
         Args:
           images: uint8 `[B, R, R, C]`.
@@ -48,26 +48,26 @@ class Backbone(nnx.Module):
         raise NotImplementedError
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """uint8 `[B, R, R, C]` -> features `f`, float `[B, h, w, C']`."""
+        """Maps uint8 `[B, R, R, C]` to the features `f`, float `[B, h, w, C']`."""
         return self.stages(images)[-1]
 
 
 class Student(nnx.Module):
-    """`S = {S_b, S_h}`: low-resolution images to embeddings. In evaluation mode each image has to be on its own.
+    """`S = {S_b, S_h}`: maps low-resolution images to embeddings; in evaluation mode, each image independently.
 
     Attributes:
       Config: frozen dataclass of the student's settings; its docstring documents them, its `__post_init__` raises
         `ValueError` for values out of range. Fields named as in `models.arguments.SHARED` are set by
         `config.student.NAME`, others by `config.student.settings`.
-      resolutions: sides of the input that it takes, in pixels.
-      channel_counts: numbers of channels that it takes.
-      backbone: a `Backbone`, or another module that is called like one.
-      head: module of features `[B, h, w, C']` -> float32 `[B, D]`, not normalized.
+      resolutions: sides of the input, in pixels, that it accepts.
+      channel_counts: numbers of channels that it accepts.
+      backbone: a `Backbone`, or another module with the same call.
+      head: module that maps features `[B, h, w, C']` to embeddings, float32 `[B, D]`, not normalized.
 
     Args:
       config: a `Config`.
-      shape: see `Shape`; of a resolution and number of channels that it takes.
-      rngs: of the initial parameters.
+      shape: sizes of input and output, with a resolution and number of channels that the student accepts.
+      rngs: random streams for the initial parameters.
     """
 
     @dataclass(frozen=True)
@@ -88,19 +88,19 @@ class Student(nnx.Module):
         return self.shape.resolution
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """uint8 `[B, R, R, C]` -> float32 `[B, D]`, not normalized."""
+        """Maps uint8 `[B, R, R, C]` to embeddings, float32 `[B, D]`, not normalized."""
         return self.head(self.backbone(images))
 
 
 def make_student(*, rngs: nnx.Rngs, **arguments: Any) -> Student:
-    """A student by name.
+    """Makes a student by name.
 
     Args:
-      rngs: of the initial parameters.
+      rngs: random streams for the initial parameters.
       **arguments: see `models.arguments`.
 
     Raises:
-      GdrdError: there is no such student, or it does not have or take what is asked for.
+      GdrdError: there is no such student, or it does not support one of the arguments.
     """
     kind, config, shape = _described(arguments)
     return kind(config, shape, rngs=rngs)
@@ -133,7 +133,7 @@ def check_output(arguments: Mapping) -> None:
 
 
 def abstract_student(arguments: Mapping) -> Student:
-    """A student, made with these arguments, whose weights are still to be filled in; drawing them takes seconds."""
+    """A student without weights, which have to be filled in; drawing random ones would take seconds."""
     kind, config, shape = _described(arguments)
     return nnx.merge(*_traced(kind, config, shape, repr((config, shape))), copy=True)
 
@@ -145,12 +145,12 @@ def _traced(kind: Callable[..., Student], config: Any, shape: Shape, _written: s
 
 
 def parameters(student: Student) -> int:
-    """Number of a student's parameters, those of batch normalization too, but not its running statistics."""
+    """Number of a student's parameters, including those of batch normalization but not its running statistics."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(student, nnx.Param)))
 
 
 def embed(student: Student, images: jax.Array) -> jax.Array:
-    """The embedding that is compared: L2-normalized sum over the image and, if `shape.mirror`, its mirror image.
+    """The embedding that is compared: the L2-normalized sum over the image and, if `shape.mirror`, its mirror image.
 
     Args:
       student: in evaluation mode (`student.eval()`).
@@ -163,7 +163,7 @@ def embed(student: Student, images: jax.Array) -> jax.Array:
 
 
 def embed_with_lengths(student: Student, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`embed`, and the length of each sum before it was normalized, float32 `[B]`, from which its quality follows."""
+    """As `embed`, and the length of each sum before it was normalized, float32 `[B]`, which determines its quality."""
     both = student(images)
     if student.shape.mirror:
         both = both + student(images[:, :, ::-1])

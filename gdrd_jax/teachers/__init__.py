@@ -1,4 +1,4 @@
-"""The frozen teachers; the only part of the project that imports torch, diffusers and ONNX Runtime."""
+"""The frozen teachers; the only part of the project that imports torch, diffusers and onnx2torch."""
 
 import os
 from collections.abc import Mapping
@@ -29,18 +29,18 @@ def generative_options(
     kind: str, path: str | os.PathLike | None = None, *, tap: str = "", input_size: int = 0,
     precision: str = "float32", settings: Mapping[str, object] | None = None,
 ) -> GenerativeOptions:  # fmt: skip
-    """What a generative teacher is asked for.
+    """Makes the options of a generative teacher, with the defaults of its kind.
 
     Args:
       kind: name in `registry.generative_teachers`.
-      path: of the file or folder; None for none.
-      tap: "" is the kind's own.
-      input_size: 0 is the kind's own.
-      precision: "float32", or "bfloat16", which is refused where it changes the features.
+      path: path of the file or folder; None if the kind needs none.
+      tap: name of the tap; "" is the default of the kind.
+      input_size: side in pixels to which faces are enlarged; 0 is the default of the kind.
+      precision: "float32", or "bfloat16", which is refused if it changes the features.
       settings: the kind's own settings, see its `Config`.
 
     Raises:
-      GdrdError: there is no such kind, or it has no such setting, or the size is negative.
+      GdrdError: there is no such kind or setting, or the size is negative.
     """
     teacher = generative_teachers[kind]
     if input_size < 0:
@@ -58,10 +58,10 @@ def load_generative(
     kind: str, path: str | os.PathLike | None = None, *, tap: str = "", input_size: int = 0,
     precision: str = "float32", **settings: object,
 ) -> GenerativeTeacher:  # fmt: skip
-    """T_g; arguments as of `generative_options`.
+    """Loads a generative teacher, T_g; arguments as in `generative_options`.
 
     Raises:
-      GdrdError: there is no such kind, setting, file or tap, or it is not such a network.
+      GdrdError: there is no such kind, setting, file or tap, or the file is not a network of this kind.
     """
     options = generative_options(
         kind, path, tap=tap, input_size=input_size, precision=precision, settings=settings
@@ -71,7 +71,7 @@ def load_generative(
 
 
 def load_super_resolver(path: str | os.PathLike) -> SuperResolver:
-    """A network that draws the faces it makes of low-resolution ones, from a folder of `gdrd train-sr-teacher`.
+    """Loads a super-resolution network from a folder of `gdrd train-sr-teacher`.
 
     Raises:
       GdrdError: the folder has no such network.
@@ -96,22 +96,22 @@ def discriminative_options(
     path: str | os.PathLike | None = None, *, kind: str = AUTO, preprocessing: str = "auto", output: str = "",
     input_size: int = 0, precision: str = "float32", settings: Mapping[str, object] | None = None,
 ) -> DiscriminativeOptions:  # fmt: skip
-    """What a discriminative teacher is asked for.
+    """Makes the options of a discriminative teacher.
 
     Args:
-      path: of an ONNX file, or weights of InsightFace's iresnet in a PyTorch or safetensors file, alone or in a
-        trainer's checkpoint, or of what the kind reads; None for none.
-      kind: name in `registry.discriminative_teachers`, or "auto": "onnx" or "iresnet" by the content of the file, not
-        by its suffix.
+      path: path of an ONNX file; or of weights of InsightFace's iresnet in a PyTorch or safetensors file, alone or in a
+        training checkpoint; or of whatever the kind reads. None if the kind needs none.
+      kind: name in `registry.discriminative_teachers`, or "auto", which is "onnx" or "iresnet" depending on the content
+        of the file, not on its suffix.
       preprocessing: see `teachers.preprocessing.parse_preprocessing`.
-      output: name of an ONNX file's output that is the embedding; "" is the only one that can be.
+      output: name of the output of an ONNX file that is the embedding; "" if only one output can be.
       input_size: side in pixels of the images that the network takes; 0 is the network's own.
-      precision: "float32", or "bfloat16", which is refused where it changes the embeddings; ONNX Runtime, which
-        runs ONNX files where there is no GPU, takes no notice of it.
+      precision: "float32", or "bfloat16", which is refused if it changes the embeddings. ONNX Runtime, which runs ONNX
+        files without a GPU, ignores it.
       settings: the kind's own settings, see its `Config`.
 
     Raises:
-      GdrdError: there is no such kind or setting, or the file is of another format.
+      GdrdError: there is no such kind or setting, or the file has another format.
     """
     if kind == AUTO:  # a missing file is named by the check of either
         kind = "iresnet" if path and Path(path).exists() and file_kind(path) != ONNX else "onnx"
@@ -122,10 +122,10 @@ def discriminative_options(
 
 
 def load_discriminative(path: str | os.PathLike | None = None, **options: Any) -> DiscriminativeTeacher:
-    """T_d, a recognizer; arguments as of `discriminative_options`.
+    """Loads a discriminative teacher, T_d, a face recognizer; arguments as in `discriminative_options`.
 
     Raises:
-      GdrdError: there is no such kind, setting or file, or it is not such a network.
+      GdrdError: there is no such kind, setting or file, or the file is not a network of this kind.
     """
     wanted = discriminative_options(path, **options)
     discriminative_teachers[wanted.kind].check(wanted)

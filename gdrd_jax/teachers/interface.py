@@ -1,7 +1,7 @@
-"""What a teacher is: the classes that the registries `generative_teachers` and `discriminative_teachers` hold.
+"""The interface of teachers: base classes for the registries `generative_teachers` and `discriminative_teachers`.
 
-Importing such a class must be cheap: what runs networks (torch, ONNX Runtime, ...) is imported in `load`, and `check`
-and `files` do without it.
+Importing such a class must be cheap: whatever runs networks (torch, ONNX Runtime, ...) is imported in `load`, and
+`check` and `files` work without it.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class GenerativeOptions:
 
     Attributes:
       kind: name in `registry.generative_teachers`.
-      path: of the network's file or folder; None where none is given.
+      path: path of the network's file or folder; None if none is given.
       tap: name of the block or tensor whose output is taken.
       input_size: side in pixels to which a low-resolution face is enlarged for the network; 0 is the network's own.
       precision: one of `PRECISIONS`.
@@ -45,9 +45,9 @@ class DiscriminativeOptions:
 
     Attributes:
       kind: name in `registry.discriminative_teachers`.
-      path: of the network's file; None where none is given.
+      path: path of the network's file; None if none is given.
       preprocessing: see `teachers.preprocessing.parse_preprocessing`.
-      output: name of the output that is the embedding; "" is the only one that can be.
+      output: name of the output that is the embedding; "" if only one output can be.
       input_size: side in pixels of the images that the network takes; 0 is the network's own.
       precision: one of `PRECISIONS`.
       config: the kind's own settings, a `Config` of its class.
@@ -74,7 +74,7 @@ def _check_common(section: str, options: Any, takes: frozenset[str], given: dict
 
 
 def require_file(path: Path | None) -> None:
-    """Raises GdrdError unless T_d's file is there."""
+    """Raises GdrdError unless T_d's file exists."""
     if path is None or not path.is_file():
         raise GdrdError(
             f"config.discriminative.path: there is no file {str(path or '')!r}; give an ONNX face recognizer, weights "
@@ -84,21 +84,21 @@ def require_file(path: Path | None) -> None:
 
 
 class GenerativeTeacher:
-    """T_g: the encoder of a network that restores or generates images, with features of low-resolution images.
+    """T_g: the encoder of a network that restores or generates images; it computes features of low-resolution images.
 
-    A teacher that can draw a restored image has `super_resolve`, too, see `SuperResolver`.
+    A teacher that can also draw a restored image has `super_resolve`, see `SuperResolver`.
 
     Attributes:
-      Config: frozen dataclass of the settings that this kind alone has, `generative.settings` in a config; its
-        docstring documents them, its `__post_init__` raises `ValueError` for values out of range.
-      default_tap, default_input_size: what "" and 0 in a config mean.
-      takes: those of the settings "input_size" and "precision" that it heeds; it refuses the others.
-      needs_path: it is read from a file or folder.
+      Config: frozen dataclass of the settings that only this kind has, `generative.settings` in a config. Its docstring
+        documents them; its `__post_init__` raises `ValueError` for values out of range.
+      default_tap, default_input_size: meaning of "" and 0 in a config.
+      takes: which of the settings "input_size" and "precision" it uses; it refuses the others.
+      needs_path: whether it is read from a file or folder.
       packages: packages of the extra `teachers` that `load` imports.
-      trained_without_path: the step `teacher` trains such a network where no path is given.
-      taps: names of all taps, in the order of the network; of the class, where all networks of the kind have the same.
-      settings: all that the features depend on, as JSON can hold it, "tap" and fingerprints of the files among it.
-      fingerprint: of `settings`.
+      trained_without_path: whether the step `teacher` trains such a network if no path is given.
+      taps: names of all taps, in the order of the network; a class attribute if all networks of the kind have the same.
+      settings: everything that the features depend on, JSON-serializable, including "tap" and fingerprints of files.
+      fingerprint: fingerprint of `settings`.
     """
 
     @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class GenerativeTeacher:
 
     @classmethod
     def check(cls, options: GenerativeOptions) -> None:
-        """Finds mistakes before any work.
+        """Finds mistakes in the options before any work.
 
         Raises:
           GdrdError: there is no such file, the network has no such tap, ...
@@ -142,7 +142,7 @@ class GenerativeTeacher:
 
     @classmethod
     def files(cls, options: GenerativeOptions) -> dict[str, str]:
-        """Name to fingerprint of the files that make the network, for the record of a run."""
+        """Names and fingerprints of the network's files, for the record of a run."""
         if options.path is None:
             return {}
         of_folder = options.path.is_dir()
@@ -151,41 +151,41 @@ class GenerativeTeacher:
 
     @classmethod
     def recorded(cls, config: Any) -> dict[str, object]:
-        """Own settings on which the features depend, for the record of a run.
+        """The kind's own settings on which the features depend, for the record of a run.
 
-        A setting that is added to an existing kind must be left out at the value that changes nothing: what was
-        computed before stays valid then.
+        If a setting is added to an existing kind, leave it out here at the value that changes nothing, so that stored
+        features stay valid.
         """
         return asdict(config)
 
     @classmethod
     def load(cls, options: GenerativeOptions) -> "GenerativeTeacher":
-        """The network.
+        """Loads the network.
 
         Raises:
-          GdrdError: the file is not such a network, has no such tap, ...
+          GdrdError: the file is not a network of this kind, has no such tap, ...
         """
         raise NotImplementedError
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """uint8 RGB `[N, R, R, 3]`, of any R -> float32 `[N, C, h, w]`, the output of the tap `settings["tap"]`."""
+        """Maps uint8 RGB `[N, R, R, 3]`, any R, to the output of the tap `settings["tap"]`, float32 `[N, C, h, w]`."""
         tap = self.settings["tap"]
         return self.features_at(images, (tap,))[tap]
 
     def features_at(self, images: np.ndarray, taps: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """As `features`, of several taps, from one pass. A tap may come after `settings["tap"]` only if it is free."""
+        """As `features`, for several taps in one pass. A tap may come after `settings["tap"]` only if it is free."""
         raise NotImplementedError
 
 
 @runtime_checkable
 class SuperResolver(Protocol):
-    """A network that can draw the image that it makes of a low-resolution one; some generative teachers are one, too.
+    """A network that super-resolves low-resolution images; some generative teachers can do this, too.
 
     Attributes:
-      method: name in `evaluation.methods.SUPER_RESOLUTION`, which ends the names of its rows in tables.
-      low_size: side of the images that it takes, in pixels, R; what is smaller is enlarged to that.
-      size: side of the images that it draws, in pixels, S.
-      fingerprint: of the network.
+      method: name in `evaluation.methods.SUPER_RESOLUTION`; the names of its rows in tables end with it.
+      low_size: side R, in pixels, of the images that it takes; smaller images are enlarged to it.
+      size: side S, in pixels, of the images that it returns.
+      fingerprint: fingerprint of the network.
     """
 
     method: str
@@ -196,25 +196,25 @@ class SuperResolver(Protocol):
     def fingerprint(self) -> str: ...
 
     def super_resolve(self, lr: np.ndarray, seed: int) -> np.ndarray:
-        """uint8 RGB `[N, R, R, 3]` -> uint8 RGB `[N, S, S, 3]`; `seed` is that of the noise."""
+        """Maps uint8 RGB `[N, R, R, 3]` to uint8 RGB `[N, S, S, 3]`; `seed` is the seed of the noise."""
 
 
 class DiscriminativeTeacher:
-    """T_d: a recognizer, with embeddings of images at full size.
+    """T_d: a recognizer that embeds images at full size.
 
     Attributes:
-      Config: frozen dataclass of the settings that this kind alone has, `discriminative.settings` in a config, as of
+      Config: frozen dataclass of the settings that only this kind has, `discriminative.settings` in a config, as in
         `GenerativeTeacher`.
-      takes: those of the settings "preprocessing", "output", "input_size" and "precision" that it heeds; it refuses
-        the others.
-      needs_path: it is read from a file.
+      takes: which of the settings "preprocessing", "output", "input_size" and "precision" it uses; it refuses the
+        others.
+      needs_path: whether it is read from a file.
       packages: packages of the extra `teachers` that `load` imports.
-      dim: dimension of the embedding, D.
-      input_size: side S of the images that it takes, in pixels.
-      preprocessing: normalization in use, in words; "" where there is no choice.
+      dim: dimension D of the embedding.
+      input_size: side S, in pixels, of the images that it takes.
+      preprocessing: the normalization in use, in words; "" if there is no choice.
       warnings: possible reasons for wrong embeddings, one sentence each.
-      settings: all that the embeddings depend on, as JSON can hold it, fingerprints of the files among it.
-      fingerprint: of `settings`.
+      settings: everything that the embeddings depend on, JSON-serializable, including fingerprints of the files.
+      fingerprint: fingerprint of `settings`.
     """
 
     @dataclass(frozen=True)
@@ -236,10 +236,10 @@ class DiscriminativeTeacher:
 
     @classmethod
     def check(cls, options: DiscriminativeOptions) -> None:
-        """Finds mistakes before any work.
+        """Finds mistakes in the options before any work.
 
         Raises:
-          GdrdError: there is no such file, it is of another format, ...
+          GdrdError: there is no such file, it has another format, ...
         """
         given = {
             "preprocessing": (options.preprocessing, "auto"), "output": (options.output, ""),
@@ -251,36 +251,36 @@ class DiscriminativeTeacher:
 
     @classmethod
     def fingerprint_of(cls, options: DiscriminativeOptions) -> str:
-        """Fingerprint of the network's files, for the record of a run; "" where there are none."""
+        """Fingerprint of the network's files, for the record of a run; "" if there are none."""
         return sha256(options.path) if options.path else ""
 
     @classmethod
     def recorded(cls, config: Any) -> dict[str, object]:
-        """As of `GenerativeTeacher`."""
+        """As in `GenerativeTeacher`."""
         return asdict(config)
 
     @classmethod
     def load(cls, options: DiscriminativeOptions) -> "DiscriminativeTeacher":
-        """The network.
+        """Loads the network.
 
         Raises:
-          GdrdError: the file is not such a network, ...
+          GdrdError: the file is not a network of this kind, ...
         """
         raise NotImplementedError
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """uint8 RGB `[N, S, S, 3]` -> float32 `[N, D]`, not normalized.
+        """Embeds uint8 RGB `[N, S, S, 3]`: float32 `[N, D]`, not normalized.
 
-        Images of another size are brought to S by `data.degradation.resize_all` before.
+        Images of another size are resized to S with `data.degradation.resize_all` first.
         """
         raise NotImplementedError
 
     def differentiable(self) -> Callable[[Any], Any]:
-        """The frozen network in torch, through which others can be trained.
+        """The frozen network in torch, through which other networks can be trained.
 
         Returns:
-          float tensor `[N, 3, S, S]`, RGB in 0..255, on the device of `torch_network.device` -> `[N, D]`, not
-          normalized; differentiable with respect to the images.
+          A function that is differentiable with respect to the images: it maps a float tensor `[N, 3, S, S]`, RGB in
+          0..255, on the device of `torch_network.device`, to embeddings `[N, D]`, not normalized.
 
         Raises:
           GdrdError: torch cannot run it.
@@ -289,7 +289,7 @@ class DiscriminativeTeacher:
 
 
 def no_gradients(name: object, reason: str) -> GdrdError:
-    """The error of a teacher through which no network can be trained."""
+    """The error for a teacher through which no network can be trained."""
     return GdrdError(
         f"{name} has no gradients, through which an SR network could be trained ({reason}); give another recognizer",
         "teacher-no-gradients",

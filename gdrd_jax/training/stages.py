@@ -1,6 +1,6 @@
-"""A stage of the training: a student, the losses that it is trained with, and the parts of it that stay fixed.
+"""A stage of the training: a student, the losses it is trained with, and the parts of it that stay fixed.
 
-`training.trainer.fit` needs of a stage only `loss(batch, key) -> (scalar, metrics)` and `frozen`.
+`training.trainer.fit` requires of a stage only `loss(batch, key) -> (scalar, metrics)` and `frozen`.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ class Stage(nnx.Module):
       losses: name to weight and settings, `{"rcd": {"weight": 4.0, "tau": 0.4}}`; see `gdrd_jax.registry.losses`.
       info: see `losses.interface.DataInfo`.
       frozen: parts of the student that are not trained: "backbone", or none.
-      rngs: of the losses' parameters.
-      degradation: makes the student's input from `small` faces, drawn again at each use, mirrored or not: the target of
-        a face serves its mirror image, too. None takes `lr` as it is.
-      mixup: share of the faces that another face of the batch is laid over, before both are degraded (Zhang et al.,
+      rngs: random streams for the losses' parameters.
+      degradation: makes the student's input from `small` faces, drawn again at each use and mirrored at random; one
+        target serves a face and its mirror image. None takes `lr` as it is.
+      mixup: share of the faces that are mixed with another face of the batch before both are degraded (Zhang et al.,
         arXiv 1710.09412); their target is the mixture of both targets, and they have no identity. With mixup targets
         (`data.packed_mixup`), share of the faces that are replaced by one of their mixup images.
 
@@ -67,7 +67,7 @@ class Stage(nnx.Module):
         self.criteria = nnx.Dict(terms)
 
     def loss(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        """The weighted sum of the losses (Eq. 3), and its terms.
+        """The weighted sum of the losses (Eq. 3), and its terms to log.
 
         Args:
           batch: `lr` uint8 `[B,R,R,C]`, or with `degradation` `small` uint8 `[B,S,S,C]`; `label` int `[B]`, -1 without
@@ -75,7 +75,7 @@ class Stage(nnx.Module):
             `generative` `[B,C,h,w]`; with a second image of each row `has_second` bool `[B]` and all of the above under
             names that begin with `second_`; with mixup targets also `mixup_targets` `[B,D]`, `mixup_share` and
             `mixup_mirrored` `[B]`, and `mixup_small`, the faces they are mixed with, as `small`.
-          key: of this step, the same on all devices.
+          key: random key of this step, the same on all devices.
         """
         if self.mixup:
             mix = _mixup_images if "mixup_targets" in batch else _mixed
@@ -189,11 +189,12 @@ def _mixup_images(batch: Batch, key: jax.Array, share: float) -> Batch:
 
 
 def class_centers(embeddings: np.ndarray, labels: np.ndarray, identities: int) -> np.ndarray:
-    """Normalized mean of the (normalized) teacher embeddings of each identity.
+    """Normalized mean of the normalized teacher embeddings of each identity.
 
     Args:
-      embeddings: `[N, D]`.
-      labels: int `[N]`, in `range(identities)`; every identity occurs.
+      embeddings: teacher embeddings, `[N, D]`.
+      labels: identity of each row, int `[N]`, in `range(identities)`; every identity occurs.
+      identities: number of identities.
 
     Returns:
       float32 `[identities, D]`, unit length.

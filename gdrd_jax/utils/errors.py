@@ -24,11 +24,11 @@ PIP = {**CORE, "faiss": "faiss-cpu"}
 class GdrdError(Exception):
     """A mistake in the input or settings, not in the program.
 
-    Command lines print `error: MESSAGE [CODE]` on stderr and exit with 2 instead of a traceback.
+    Commands print `error: MESSAGE [CODE]` on stderr instead of a traceback, and exit with status 2.
 
     Attributes:
-      code: stable kebab-case name of the kind of mistake, e.g. "gallery-space"; programs and tests match the code, so
-        that messages can be improved.
+      code: stable kebab-case name of the kind of mistake, such as "gallery-space". Match the code, not the message,
+        whose wording may change.
     """
 
     def __init__(self, message: str, code: str):
