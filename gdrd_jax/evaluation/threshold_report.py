@@ -58,18 +58,15 @@ def check(
     people = len(faces.identities)
     if people < LEAST_PEOPLE:
         raise GdrdError(f"{data} has faces of {people} people; at least {LEAST_PEOPLE} are needed", "check-too-few")
-    group_of = _groups(faces, groups)
-    faces = checked(faces.take(compared(faces.labels)), stretch=True)
+    rows_of = _rows_of(faces, _groups(faces, groups))
+    embedded = np.unique(np.concatenate(list(rows_of.values())))
+    faces = checked(faces.take(embedded), stretch=True)
     how = Degradation(recognizer.resolution, recognizer.kernel, **strengths) if any(strengths.values()) else None
     probes = embed_faces(student_embedder(model, recognizer), faces, how)
     enrolled = embed_faces(network, faces) if network else None
     rows = []
-    for group in [EVERYBODY, *dict.fromkeys(group_of.values())]:
-        inside = [group in (EVERYBODY, group_of.get(person)) for person in faces.identities]
-        chosen = np.flatnonzero(np.array(inside)[faces.labels])
-        if sum(inside) < LEAST_PEOPLE:
-            LOG.warning("left out: group %s, which has %d of the at least %d people", group, sum(inside), LEAST_PEOPLE)
-            continue
+    for group, own in rows_of.items():
+        chosen = np.searchsorted(embedded, own)
         judged = realized(
             probes[chosen], faces.labels[chosen], thresholds, None if enrolled is None else enrolled[chosen]
         )  # fmt: skip
@@ -114,6 +111,19 @@ def text(found: dict[str, Any]) -> str:
             "gdrd export STUDENT OUT --calibration FOLDER"
         )
     return f"{text_table(lines)}\nthresholds learned on {found['learned_on']}; {end}"
+
+
+def _rows_of(faces: Faces, group_of: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The faces of everybody and of each group that are compared, see `compared`; groups of few people are left out."""
+    rows_of = {}
+    for group in [EVERYBODY, *dict.fromkeys(group_of.values())]:
+        inside = np.array([group in (EVERYBODY, group_of.get(person)) for person in faces.identities])
+        if inside.sum() < LEAST_PEOPLE:
+            LOG.warning("left out: group %s, which has %d of the at least %d people", group, inside.sum(), LEAST_PEOPLE)
+            continue
+        rows = np.flatnonzero(inside[faces.labels])
+        rows_of[group] = rows[compared(faces.labels[rows])]
+    return rows_of
 
 
 def _groups(faces: Faces, listed: Path | None) -> dict[str, str]:

@@ -8,6 +8,7 @@ from conftest import make_faces, raises, save_calibrated
 
 from gdrd_jax.cli import check_thresholds as command
 from gdrd_jax.evaluation import bootstrap, threshold_check, threshold_report
+from gdrd_jax.inference import thresholds as thresholds_module
 from gdrd_jax.inference.thresholds import Thresholds
 
 NONE = {"blur": 0.0, "motion": 0.0, "noise": 0.0, "jpeg": 0}
@@ -100,6 +101,13 @@ def test_the_command_says_which_thresholds_hold_also_by_group(student, capsys, c
     assert all(row["holds"] for row in rows) is (status == 0) and rows[0]["genuine"] == 30
     status, out, _ = run(capsys, faces, "--model", folder, "--far", 0.1, "--blur", 60)
     assert status == command.NOT_HELD and "too loose" in out and "--calibration" in out
+
+
+def test_a_group_is_judged_on_its_own_faces_where_there_are_too_many_of_everybody(student, tmp_path, monkeypatch):
+    monkeypatch.setattr(thresholds_module, "FACES", 20)  # the first ten people's
+    (tmp_path / "g.csv").write_text("".join(f"p{i},late\n" for i in range(25, 30)))
+    found = threshold_report.check(student[1], student[0], [0.1], groups=tmp_path / "g.csv", strengths=NONE)
+    assert [(row["group"], row["people"]) for row in found["rows"]] == [("everybody", 10), ("late", 5)]
 
 
 def test_nothing_that_can_be_judged_is_no_success(student, tmp_path, capsys):
