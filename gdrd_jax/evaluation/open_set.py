@@ -130,15 +130,13 @@ class OpenSet(ReportedProtocol):
             enrolled = class_means(enrolled, numbers)
         searches = identification.search(embeddings[self.probes], ids, enrolled, people)
         right, known = searches.right[searches.mated], ids[searches.mated]
+        tpir, spread = identification.tpir_figures(searches, ids, seed=seed)
+        intervals = {"rank_1": percents(bootstrap.of_mean(right, known, seed=seed)), **spread}
         metrics: dict[str, Metric] = {
-            "rank_1": percent(right.mean()),
-            "tpir_at_fpir": {f"{fpir:g}": percent(identification.tpir_at_fpir(searches, fpir)) for fpir in FPIRS},
+            "rank_1": percent(right.mean()), "tpir_at_fpir": tpir,
             "n_gallery": len(np.unique(people)), "n_mated": len(known), "n_unmated": len(ids) - len(known),
             "n_unknown_people": len(np.unique(ids[~searches.mated])),
         }  # fmt: skip
-        intervals = {"rank_1": percents(bootstrap.of_mean(right, known, seed=seed))}
-        for fpir, ends in identification.tpir_intervals(searches, ids, seed=seed).items():
-            intervals[f"tpir_at_fpir.{fpir:g}"] = percents(ends)
         arrays = searches._asdict() | {"nearest": self.gallery[shown[searches.nearest]]}
         return Result(metrics, intervals, arrays)
 
