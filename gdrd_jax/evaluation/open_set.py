@@ -83,8 +83,15 @@ class OpenSet(ReportedProtocol):
         """See `ReportedProtocol.open`."""
         config = config or cls.Config()
         if data.is_dir() or data.suffix.lower() == ".tar":
-            there = {parts[-3] for name in list_files(data).names if len(parts := place(name)) >= 3}
-            if there >= set(PARTS):
+            found = {parts[-3] for name in list_files(data).names if len(parts := place(name)) >= 3}
+            there = [part for part in PARTS if part in found]
+            if 0 < len(there) < len(PARTS):
+                raise GdrdError(
+                    f"{data} has {', '.join(there)} of the folders {', '.join(PARTS)}, each PART/PERSON/IMAGE; give "
+                    "all three, or folders PERSON/IMAGE alone",
+                    "open-set-parts",
+                )
+            if there:
                 return cls._of_parts(data, config, stretch, skip_bad)
         faces = checked(open_faces(data, skip_bad=skip_bad), stretch=stretch, skip_bad=skip_bad)
         people = len(faces.identities)

@@ -403,6 +403,8 @@ def test_subjects_without_1n_lists_are_those_of_genuine_pairs(release, tmp_path)
         ("name_5pts_score.txt", lambda t: t.replace("0.9", "high", 1), "ijb-line", ("line 1",)),
         ("template_pair_label.txt", lambda t: t + "1 11\n", "ijb-line", ("line 37", "TEMPLATE TEMPLATE LABEL")),
         ("template_pair_label.txt", lambda t: t + "1 11 yes\n", "ijb-line", ("line 37", "yes")),
+        ("template_pair_label.txt", lambda t: t + "1 11 99999999999\n", "ijb-line", ("line 37", "99999999999")),
+        ("template_pair_label.txt", lambda t: t + "1 11 \xe9\n", "ijb-line", ("line 37", "xe9")),
         ("template_pair_label.txt", lambda t: t + "1 11 0\n", "ijb-label", ("line 37",)),
         ("template_pair_label.txt", lambda t: "", "template-list-empty", ("template_pair_label.txt",)),
         ("1N_gallery_G1.csv", lambda t: t.replace("2,902", "2;902"), "ijb-line", ("line 3",)),
@@ -417,7 +419,7 @@ def test_a_mistake_in_ijbs_lists_is_named_with_its_line(release, tmp_path, file,
         text = path.read_text()
         changed = change(text) if path.name == f"ijbc_{file}" else text
         if changed is not None:
-            (tmp_path / "meta" / path.name).write_text(changed)
+            (tmp_path / "meta" / path.name).write_text(changed, encoding="latin-1")
     with raises(code, *facts):
         ijb.IJBPairs.open(tmp_path, ijb.IJBPairs.Config())
 
