@@ -122,6 +122,8 @@ def tpir_intervals(
       seed: of the bootstrap.
     """
     usable = [fpir for fpir in fpirs if tpir_at_fpir(searches, fpir) is not None]
+    if not usable:
+        return {}
     blocks = bootstrap.blocks_of_pairs(np.stack([people, people], axis=1), seed=seed)
     values = np.concatenate([_tpir(searches, weights, usable) for weights in blocks])
     return dict(zip(usable, map(bootstrap.interval, values.T)))
@@ -137,7 +139,11 @@ def tpir_figures(
 
 
 def fnir_over_fpir(searches: Searches) -> tuple[np.ndarray, np.ndarray]:
-    """FPIR, rising from 0 to 1, and the FNIR at each: the curve that NIST calls DET; float `[K]` each."""
+    """FPIR, rising from 0 to 1, and the FNIR at each: the curve that NIST calls DET; float `[K]` each.
+
+    Args:
+      searches: of probes of both kinds.
+    """
     strangers = np.sort(searches.best[~searches.mated])
     # Just above each score of a stranger, and at no threshold.
     levels = np.append(np.unique(strangers)[::-1], -np.inf)
@@ -170,4 +176,4 @@ def _tpir(searches: Searches, weights: np.ndarray, fpirs: Sequence[float]) -> np
             first = (accepted <= fpir * accepted[:, -1:] * (1 + 1e-9)).sum(axis=1)
             above = np.searchsorted(-best[found], -levels[first], "left")
             shares.append(np.where(accepted[:, -1] > 0, identified[rows, above] / total, np.nan))
-    return np.stack(shares, axis=1) if shares else np.zeros((len(weights), 0))
+    return np.stack(shares, axis=1)
