@@ -146,4 +146,6 @@ def _groups(faces: Faces, listed: Path | None) -> dict[str, str]:
             f"{listed} names none of the {len(people)} people, such as {people[0]!r}; PERSON is the name of a folder",
             "groups-unknown",
         )
+    if alone := len(known) - len(found):
+        LOG.warning("%s has no group of %d of the %d people", listed, alone, len(known))
     return found
