@@ -1,10 +1,11 @@
 """Do a student's decision thresholds hold for your own people?
 
 FOLDER has aligned faces, PERSON/IMAGE, of any size, or is a tar, a store of gdrd prepare or a .rec. All faces are
-compared with each other (at most 10 of a person and 6,000 in all), and for each nominal false accept rate (FAR) the
-command prints the share of pairs of different people (FAR) and of one person (TAR) that the stored threshold accepts,
-with 95 % intervals over people. A threshold holds if the interval of its FAR contains the nominal rate; "too loose" and
-"too strict" say on which side it is. Where there are too few people, only "too loose" can be seen.
+compared with each other (at most 10 of a person, and 6,000 in all and in each group). For each nominal false accept
+rate (FAR) the command prints the share of pairs of different people (FAR) and of one person (TAR) that the stored
+threshold accepts, with 95 % intervals over people. A threshold holds if the interval of its FAR contains the nominal
+rate; "too loose" and "too strict" say on which side it is. Where there are too few people, only "too loose" can be
+seen.
 
 The people must be others than those whom the student was trained on, and all with one name: the same person in two
 folders looks like a false accept. The exit status is 0 if all judged thresholds hold, 3 if one does not or none could

@@ -54,11 +54,19 @@ def resamples_of_pairs(people: np.ndarray, *, replicates: int = REPLICATES, seed
     Args:
       people: people in each pair, int `[P, 2]`; for a single person, such as that of a probe, the same number twice.
     """
-    every = np.arange(len(people))
-    weights = np.concatenate(list(_weights(people[:, 0], people[:, 1], every, replicates, seed)))
+    weights = np.concatenate(list(blocks_of_pairs(people, replicates=replicates, seed=seed)))
     total = weights.sum(axis=1, keepdims=True)
     there = total[:, 0] > 0
     return weights[there] / total[there]
+
+
+def blocks_of_pairs(people: np.ndarray, *, replicates: int = REPLICATES, seed: int = 0) -> Iterator[np.ndarray]:
+    """How much each of P pairs weighs in each resample, float32 `[B, P]`: few resamples at a time, which bounds memory.
+
+    Args:
+      people: as of `resamples_of_pairs`.
+    """
+    return _weights(people[:, 0], people[:, 1], np.arange(len(people)), replicates, seed)
 
 
 def of_pairs(

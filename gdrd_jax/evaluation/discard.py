@@ -30,15 +30,16 @@ def curve(
       quality: quality of the genuine pairs, float `[G]`; higher is better.
       wrong: which of these pairs are false rejects, bool `[G]`.
       shares: shares of the pairs that are discarded, in [0, 1), `[K]`.
-      weights: weights of the pairs in B resamples, float `[B, G]`; each row has a positive sum.
+      weights: weights of the pairs in B resamples, float `[B, G]`.
 
     Returns:
-      float64 `[K]`, or `[B, K]` with weights, in [0, 1].
+      float64 `[K]`, or `[B, K]` with weights, in [0, 1]; NaN in resamples without any pair.
     """
     order = np.argsort(quality, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(quality[order]) > 0, True))  # of runs of equal quality
     rows = np.ones((1, len(quality))) if weights is None else np.asarray(weights, np.float64)
-    rows = rows[:, order] / rows.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        rows = rows[:, order] / rows.sum(axis=1, keepdims=True)
     discarded = np.cumsum(rows, axis=1)[:, ends]
     errors = np.cumsum(rows * wrong[order], axis=1)[:, ends]
     start = np.zeros(1)
@@ -78,19 +79,24 @@ def with_curve(result: Result, pairs: Pairs, quality: np.ndarray, people: np.nda
 
     Returns:
       The result with additional metrics in percent: `fnmr` with nothing discarded, `fnmr_discarded` at `SHOWN`, and
-      `edc_area`, see `area`. Its arrays also have `quality`.
+      `edc_area`, see `area`. Its arrays also have `quality`. The result itself where fewer than
+      1 / `FMR` impostor pairs cannot give a threshold.
     """
     genuine = pairs.same
+    if FMR * (~genuine).sum() < 1:
+        return result
     wrong, kept = false_rejects(pairs)[genuine], quality[genuine]
     at = np.array([0, *SHOWN])
-    weights = bootstrap.resamples_of_pairs(people[genuine], seed=seed)
-    rates, spread = curve(kept, wrong, at), curve(kept, wrong, at, weights)
+    rates, spread, areas = curve(kept, wrong, at), [], []
+    for weights in bootstrap.blocks_of_pairs(people[genuine], seed=seed):
+        spread.append(curve(kept, wrong, at, weights))
+        areas.append(area(kept, wrong, weights))
     metrics = {
         "fnmr": percent(rates[0]), "edc_area": percent(float(area(kept, wrong))),
         "fnmr_discarded": {f"{share:g}": percent(rate) for share, rate in zip(SHOWN, rates[1:])},
     }  # fmt: skip
     names = ["fnmr", *(f"fnmr_discarded.{share:g}" for share in SHOWN)]
-    intervals = {name: percents(bootstrap.interval(values)) for name, values in zip(names, spread.T)}
-    intervals["edc_area"] = percents(bootstrap.interval(area(kept, wrong, weights)))
+    intervals = {name: percents(bootstrap.interval(values)) for name, values in zip(names, np.concatenate(spread).T)}
+    intervals["edc_area"] = percents(bootstrap.interval(np.concatenate(areas)))
     arrays = {**result.arrays, "quality": quality.astype(np.float32)}
     return Result({**result.metrics, **metrics}, {**result.intervals, **intervals}, arrays)

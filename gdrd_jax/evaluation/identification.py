@@ -17,9 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gdrd_jax.evaluation import bootstrap
-from gdrd_jax.evaluation.retrieval import PROBES, TIE
+from gdrd_jax.evaluation.result import Metric, percent, percents
+from gdrd_jax.evaluation.retrieval import TIE
 
 FPIRS = (1e-1, 1e-2, 1e-3)
+CELLS = 1 << 25  # similarities at once, 128 MB, so that a million gallery faces fit
 
 
 class Searches(NamedTuple):
@@ -78,9 +80,10 @@ def search(probes: np.ndarray, probe_ids: np.ndarray, gallery: np.ndarray, galle
       gallery: float `[G, D]`, unit length; of several faces of a person, the most similar one counts.
       gallery_ids: identities of the gallery faces, int `[G]`.
     """
+    step = max(1, CELLS // len(gallery))
     blocks = [
-        searched(probes[start : start + PROBES] @ gallery.T, probe_ids[start : start + PROBES], gallery_ids)
-        for start in range(0, len(probes), PROBES)
+        searched(probes[start : start + step] @ gallery.T, probe_ids[start : start + step], gallery_ids)
+        for start in range(0, len(probes), step)
     ]
     return Searches(*map(np.concatenate, zip(*blocks)))
 
@@ -88,7 +91,7 @@ def search(probes: np.ndarray, probe_ids: np.ndarray, gallery: np.ndarray, galle
 def searched(scores: np.ndarray, probe_ids: np.ndarray, gallery_ids: np.ndarray) -> Searches:
     """As `search`, for given similarities, float `[P, G]`."""
     own = probe_ids[:, None] == gallery_ids[None, :]
-    mate, stranger = (np.where(of, scores, -np.inf).max(axis=1) for of in (own, ~own))
+    mate, stranger = (scores.max(axis=1, where=of, initial=-np.inf) for of in (own, ~own))
     first = scores.argmax(axis=1)
     best = np.take_along_axis(scores, first[:, None], axis=1)[:, 0]
     return Searches(best, first, mate > stranger + TIE, own.any(axis=1))
@@ -119,16 +122,28 @@ def tpir_intervals(
       seed: seed of the bootstrap.
     """
     usable = [fpir for fpir in fpirs if tpir_at_fpir(searches, fpir) is not None]
-    _, owner = np.unique(people, return_inverse=True)
-    random, values = np.random.default_rng(seed), []
-    for _ in range(0, bootstrap.REPLICATES, bootstrap.BLOCK):
-        drawn = bootstrap.draws(int(owner.max()) + 1, bootstrap.BLOCK, random)
-        values.append(_tpir(searches, drawn[:, owner], usable))
-    return dict(zip(usable, map(bootstrap.interval, np.concatenate(values).T)))
+    if not usable:
+        return {}
+    blocks = bootstrap.blocks_of_pairs(np.stack([people, people], axis=1), seed=seed)
+    values = np.concatenate([_tpir(searches, weights, usable) for weights in blocks])
+    return dict(zip(usable, map(bootstrap.interval, values.T)))
+
+
+def tpir_figures(
+    searches: Searches, people: np.ndarray, fpirs: Sequence[float] = FPIRS, *, seed: int = 0
+) -> tuple[Metric, dict[str, tuple[float, float]]]:
+    """`tpir_at_fpir` by rate, and its `tpir_intervals`, in percent, as a `Result` has them; arguments as of these."""
+    found = {f"{fpir:g}": percent(tpir_at_fpir(searches, fpir)) for fpir in fpirs}
+    intervals = tpir_intervals(searches, people, fpirs, seed=seed)
+    return found, {f"tpir_at_fpir.{fpir:g}": percents(ends) for fpir, ends in intervals.items()}
 
 
 def fnir_over_fpir(searches: Searches) -> tuple[np.ndarray, np.ndarray]:
-    """FPIR, increasing from 0 to 1, and the FNIR at each: the curve that NIST calls DET; float `[K]` each."""
+    """FPIR, increasing from 0 to 1, and the FNIR at each: the curve that NIST calls DET; float `[K]` each.
+
+    Args:
+      searches: searches for mated probes and for strangers.
+    """
     strangers = np.sort(searches.best[~searches.mated])
     # Just above each score of a stranger, and at no threshold.
     levels = np.append(np.unique(strangers)[::-1], -np.inf)
@@ -161,4 +176,4 @@ def _tpir(searches: Searches, weights: np.ndarray, fpirs: Sequence[float]) -> np
             first = (accepted <= fpir * accepted[:, -1:] * (1 + 1e-9)).sum(axis=1)
             above = np.searchsorted(-best[found], -levels[first], "left")
             shares.append(np.where(accepted[:, -1] > 0, identified[rows, above] / total, np.nan))
-    return np.stack(shares, axis=1) if shares else np.zeros((len(weights), 0))
+    return np.stack(shares, axis=1)

@@ -160,9 +160,11 @@ def read_subjects(path: Path) -> dict[int, int]:
       GdrdError: missing, malformed, or a template of two subjects.
     """
     found: dict[int, int] = {}
-    for number, line in enumerate(_opened(path), 1):
+    with _opened(path) as file:
+        lines = file.readlines()
+    for number, line in enumerate(lines[1:], 2):
         fields = line.strip().split(",")
-        if number == 1 or fields == [""]:
+        if fields == [""]:
             continue
         if len(fields) < 2 or not (fields[0].isdecimal() and fields[1].isdecimal()):
             raise GdrdError(f"{path}, line {number}: {line.strip()!r} is not `TEMPLATE_ID,SUBJECT_ID,...`", "ijb-line")
@@ -192,8 +194,10 @@ def read_numbers(path: Path, columns: int, form: str) -> np.ndarray:
     except ValueError:  # the line is looked for below
         pass
     for number, fields in _fields(path, columns, form):
-        if not all(field.lstrip("-").isdecimal() for field in fields):
-            raise GdrdError(f"{path}, line {number}: {' '.join(fields)!r} is not `{form}`", "ijb-line")
+        try:
+            np.array([int(field) for field in fields], np.int32)
+        except (ValueError, OverflowError):
+            raise GdrdError(f"{path}, line {number}: {' '.join(fields)!r} is not `{form}`", "ijb-line") from None
     raise GdrdError(f"{path} lists nothing; lines are `{form}`", "template-list-empty")
 
 
@@ -210,4 +214,4 @@ def _fields(path: Path, count: int, form: str) -> Iterator[tuple[int, list[str]]
 def _opened(path: Path) -> TextIO:
     if not path.is_file():
         raise GdrdError(f"there is no list {str(path)!r}", "template-list-missing")
-    return path.open(encoding="utf-8")
+    return path.open(encoding="utf-8", errors="backslashreplace")  # so that other bytes are shown with their line

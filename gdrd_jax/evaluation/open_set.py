@@ -83,8 +83,15 @@ class OpenSet(ReportedProtocol):
         """See `ReportedProtocol.open`."""
         config = config or cls.Config()
         if data.is_dir() or data.suffix.lower() == ".tar":
-            there = {parts[-3] for name in list_files(data).names if len(parts := place(name)) >= 3}
-            if there >= set(PARTS):
+            found = {parts[-3] for name in list_files(data).names if len(parts := place(name)) >= 3}
+            there = [part for part in PARTS if part in found]
+            if 0 < len(there) < len(PARTS):
+                raise GdrdError(
+                    f"{data} has {', '.join(there)} of the folders {', '.join(PARTS)}, each PART/PERSON/IMAGE; give "
+                    "all three, or folders PERSON/IMAGE alone",
+                    "open-set-parts",
+                )
+            if there:
                 return cls._of_parts(data, config, stretch, skip_bad)
         faces = checked(open_faces(data, skip_bad=skip_bad), stretch=stretch, skip_bad=skip_bad)
         people = len(faces.identities)
@@ -130,15 +137,13 @@ class OpenSet(ReportedProtocol):
             enrolled = class_means(enrolled, numbers)
         searches = identification.search(embeddings[self.probes], ids, enrolled, people)
         right, known = searches.right[searches.mated], ids[searches.mated]
+        tpir, spread = identification.tpir_figures(searches, ids, seed=seed)
+        intervals = {"rank_1": percents(bootstrap.of_mean(right, known, seed=seed)), **spread}
         metrics: dict[str, Metric] = {
-            "rank_1": percent(right.mean()),
-            "tpir_at_fpir": {f"{fpir:g}": percent(identification.tpir_at_fpir(searches, fpir)) for fpir in FPIRS},
+            "rank_1": percent(right.mean()), "tpir_at_fpir": tpir,
             "n_gallery": len(np.unique(people)), "n_mated": len(known), "n_unmated": len(ids) - len(known),
             "n_unknown_people": len(np.unique(ids[~searches.mated])),
         }  # fmt: skip
-        intervals = {"rank_1": percents(bootstrap.of_mean(right, known, seed=seed))}
-        for fpir, ends in identification.tpir_intervals(searches, ids, seed=seed).items():
-            intervals[f"tpir_at_fpir.{fpir:g}"] = percents(ends)
         arrays = searches._asdict() | {"nearest": self.gallery[shown[searches.nearest]]}
         return Result(metrics, intervals, arrays)
 

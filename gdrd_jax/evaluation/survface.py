@@ -147,7 +147,10 @@ class SurvFaceSearch(ReportedProtocol):
                 f"Face_Identification_Test_Set/{{{GALLERY},{MATED},{UNMATED}}}/IMAGE",
                 "survface-probes",
             )
-        about = {"alignment": STRETCHED, "n_skipped": len(skipped), "skipped": skipped}
+        about = {
+            "alignment": STRETCHED, "n_skipped": len(skipped), "skipped": skipped,
+            "drawn": f"people, and the images of {UNMATED} one by one (no list says who is in them)",
+        }  # fmt: skip
         return cls(usable, ids, np.flatnonzero(kinds == GALLERY), kept, about)
 
     def evaluate(self, embeddings: np.ndarray, gallery: np.ndarray | None = None, *, seed: int) -> Result:
@@ -157,16 +160,13 @@ class SurvFaceSearch(ReportedProtocol):
         ids, probes = self.ids[self.probes], embeddings[self.probes]
         searches, ranks = ranked(probes, ids, enrolled, people, RANK)
         known, first = ids[searches.mated], ranks == 1
-        # Who is in unmated probes is not known; the bootstrap draws these one by one.
         owners = np.where(searches.mated, ids, -1 - np.arange(len(ids)))
+        tpir, spread = identification.tpir_figures(searches, owners, FPIRS, seed=seed)
+        intervals = {"rank_1": percents(bootstrap.of_mean(first, known, seed=seed)), **spread}
         metrics: dict[str, Metric] = {
-            "rank_1": percent(first.mean()),
-            "tpir_at_fpir": {f"{fpir:g}": percent(identification.tpir_at_fpir(searches, fpir)) for fpir in FPIRS},
+            "rank_1": percent(first.mean()), "tpir_at_fpir": tpir,
             "n_gallery": len(people), "n_mated": len(known), "n_unmated": len(ids) - len(known),
         }  # fmt: skip
-        intervals = {"rank_1": percents(bootstrap.of_mean(first, known, seed=seed))}
-        for fpir, ends in identification.tpir_intervals(searches, owners, FPIRS, seed=seed).items():
-            intervals[f"tpir_at_fpir.{fpir:g}"] = percents(ends)
         return Result(metrics, intervals, searches._asdict() | {"rank": ranks})
 
     def shared_arrays(self) -> Mapping[str, np.ndarray]:

@@ -62,18 +62,14 @@ class TemplateSearch(ReportedProtocol):
         searches = identification.search(probes, ids, enrolled, subjects[self.gallery])
         shares = {f"rank_{k}": retrieval.rank_k(ranks, k) for k in RANKS}
         metrics: dict[str, Metric] = {name: percent(values.mean()) for name, values in shares.items()}
-        metrics["tpir_at_fpir"] = {
-            f"{fpir:g}": percent(identification.tpir_at_fpir(searches, fpir)) for fpir in identification.FPIRS
-        }
+        metrics["tpir_at_fpir"], spread = identification.tpir_figures(searches, ids, seed=seed)
         metrics |= {"n_gallery": len(self.gallery), "n_probes": len(probes), "n_mated": int(mated.sum())}
         intervals = {
             name: percents(bootstrap.of_mean(values, ids[mated], seed=seed)) for name, values in shares.items()
         }
-        found = identification.tpir_intervals(searches, ids, seed=seed)
-        intervals |= {f"tpir_at_fpir.{fpir:g}": percents(ends) for fpir, ends in found.items()}
         first = np.array([rank[0] for rank in ranks])
         arrays = {"rank_of_first_mate": first, "best": searches.best, "cmc": retrieval.cmc(ranks, LONGEST)}
-        return Result(metrics, intervals, arrays)
+        return Result(metrics, intervals | spread, arrays)
 
     def shared_arrays(self) -> Mapping[str, np.ndarray]:
         """Arrays that are the same for every row: gallery, probes and names of the templates."""

@@ -58,18 +58,15 @@ def check(
     people = len(faces.identities)
     if people < LEAST_PEOPLE:
         raise GdrdError(f"{data} has faces of {people} people; at least {LEAST_PEOPLE} are needed", "check-too-few")
-    group_of = _groups(faces, groups)
-    faces = checked(faces.take(compared(faces.labels)), stretch=True)
+    rows_of = _rows_of(faces, _groups(faces, groups))
+    embedded = np.unique(np.concatenate(list(rows_of.values())))
+    faces = checked(faces.take(embedded), stretch=True)
     how = Degradation(recognizer.resolution, recognizer.kernel, **strengths) if any(strengths.values()) else None
     probes = embed_faces(student_embedder(model, recognizer), faces, how)
     enrolled = embed_faces(network, faces) if network else None
     rows = []
-    for group in [EVERYBODY, *dict.fromkeys(group_of.values())]:
-        inside = [group in (EVERYBODY, group_of.get(person)) for person in faces.identities]
-        chosen = np.flatnonzero(np.array(inside)[faces.labels])
-        if sum(inside) < LEAST_PEOPLE:
-            LOG.warning("left out: group %s, which has %d of the at least %d people", group, sum(inside), LEAST_PEOPLE)
-            continue
+    for group, own in rows_of.items():
+        chosen = np.searchsorted(embedded, own)
         judged = realized(
             probes[chosen], faces.labels[chosen], thresholds, None if enrolled is None else enrolled[chosen]
         )  # fmt: skip
@@ -116,6 +113,19 @@ def text(found: dict[str, Any]) -> str:
     return f"{text_table(lines)}\nthresholds learned on {found['learned_on']}; {end}"
 
 
+def _rows_of(faces: Faces, group_of: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The faces of everybody and of each group that are compared, see `compared`; groups of few people are left out."""
+    rows_of = {}
+    for group in [EVERYBODY, *dict.fromkeys(group_of.values())]:
+        inside = np.array([group in (EVERYBODY, group_of.get(person)) for person in faces.identities])
+        if inside.sum() < LEAST_PEOPLE:
+            LOG.warning("left out: group %s, which has %d of the at least %d people", group, inside.sum(), LEAST_PEOPLE)
+            continue
+        rows = np.flatnonzero(inside[faces.labels])
+        rows_of[group] = rows[compared(faces.labels[rows])]
+    return rows_of
+
+
 def _groups(faces: Faces, listed: Path | None) -> dict[str, str]:
     """Person to group; nothing where there are no groups."""
     people = faces.identities
@@ -136,4 +146,6 @@ def _groups(faces: Faces, listed: Path | None) -> dict[str, str]:
             f"{listed} names none of the {len(people)} people, such as {people[0]!r}; PERSON is the name of a folder",
             "groups-unknown",
         )
+    if alone := len(known) - len(found):
+        LOG.warning("%s has no group of %d of the %d people", listed, alone, len(known))
     return found

@@ -6,11 +6,13 @@ from pathlib import Path
 from gdrd_jax.config import used_losses, with_current_names
 from gdrd_jax.data.degradation import STRENGTHS
 from gdrd_jax.data.task import FACES, Task
+from gdrd_jax.evaluation.result import figure
 from gdrd_jax.evaluation.threshold_check import FOLDS
 from gdrd_jax.export import verify
 from gdrd_jax.inference import bundle
 from gdrd_jax.inference.thresholds import Thresholds
 from gdrd_jax.models.arguments import DEFAULT
+from gdrd_jax.registry import protocols
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.tables import markdown_table
 
@@ -64,12 +66,20 @@ def evaluation(folder: Path, fingerprint: str) -> dict:
         )
     strengths = ", ".join(f"{name} {settings[name]:g}" for name in STRENGTHS if settings[name])
     data = Path(settings.get("protocol_settings", settings).get("pairs") or settings["data"]).name
+    protocol = document["protocol"]
+    columns = protocols[protocol].columns if protocol in protocols.names() else {}
     rows = [
-        {"row": row, **{name: [found[name], *ends] for name, ends in found["intervals"].items() if name in found}}
+        {
+            "row": row,
+            **{
+                name: [figure(found, name), *ends] for name, ends in found["intervals"].items()
+                if name in found or name in columns  # of figures by rate, those of the report's table
+            },
+        }
         for row, found in results.items()
-    ]
+    ]  # fmt: skip
     return {
-        "protocol": document["protocol"], "data": data, "kernel": settings["kernel"], "degraded": strengths,
+        "protocol": protocol, "data": data, "kernel": settings["kernel"], "degraded": strengths,
         "stand_in": document["stand_in"], "rows": rows,
     }  # fmt: skip
 
@@ -177,8 +187,8 @@ def _evaluations(found: list[dict]) -> str:
     return "".join(parts)
 
 
-def _with_interval(figure: list[float] | None) -> str:
-    return "" if figure is None or figure[0] is None else "{:.1f} ({:.1f}-{:.1f})".format(*figure)
+def _with_interval(ends: list[float] | None) -> str:
+    return "" if ends is None or ends[0] is None else "{:.1f} ({:.1f}-{:.1f})".format(*ends)
 
 
 def _errors(manifest: dict) -> str:

@@ -51,7 +51,9 @@ class TemplateScores:
     def learn(
         cls, embeddings: np.ndarray, labels: np.ndarray, name: str, gallery: np.ndarray | None = None
     ) -> "TemplateScores | None":
-        """Learns the moments by comparing all faces with each other; every pair of people has the same weight.
+        """Learns the moments by comparing all faces with each other.
+
+        The mean is over pairs of faces, as FAR is; in the other moments every pair of people has the same weight.
 
         Args:
           embeddings: float `[N, D]`, unit length.

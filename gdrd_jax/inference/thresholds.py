@@ -164,7 +164,7 @@ def strictest(impostors: np.ndarray, fars: np.ndarray) -> np.ndarray:
       fars: rates below 1, float `[F]`.
     """
     # Just above the first impostor pair that would exceed the rate.
-    return np.nextafter(impostors[np.floor(fars * len(impostors) * (1 + 1e-9)).astype(int)], np.float32(2))
+    return np.nextafter(impostors[np.floor(fars * len(impostors) * (1 + 1e-9)).astype(int)], np.float32(np.inf))
 
 
 def _rounded_up(rate: float) -> float:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from gdrd_jax.evaluation import discard
+from gdrd_jax.evaluation import bootstrap, discard
 from gdrd_jax.evaluation.evaluate import Row, evaluate
 from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.evaluation.result import Result
@@ -80,6 +80,25 @@ def test_the_metrics_are_percentages_with_intervals():
         low, high = found.intervals[name]
         assert 0 <= low <= found.figure(name) <= high <= 100 and low < high
     assert found.arrays["quality"].dtype == np.float32 and len(found.arrays["quality"]) == 400
+    few = Pairs(scores[:299], same[:299])
+    assert discard.with_curve(found, few, scores[:299], people[:299], seed=0) is found  # 99 impostors
+
+
+def test_intervals_are_those_of_all_resamples_however_many_are_made_at_once(monkeypatch):
+    scores, same = RNG.normal(size=300), np.arange(300) < 100
+    people = RNG.integers(20, size=(300, 2))
+    pairs = Pairs(scores, same)
+    expected = discard.with_curve(Result({}, {}, {}), pairs, scores, people, seed=1).intervals
+    weights = bootstrap.resamples_of_pairs(people[same], seed=1)
+    areas = discard.area(scores[same], discard.false_rejects(pairs)[same], weights)
+    assert expected["edc_area"] == pytest.approx(100 * np.array(bootstrap.interval(areas)), abs=1e-4)
+    monkeypatch.setattr(bootstrap, "CELLS", 700)
+    assert discard.with_curve(Result({}, {}, {}), pairs, scores, people, seed=1).intervals == expected
+
+
+def test_a_resample_without_pairs_has_no_curve():
+    found = discard.curve(np.arange(3), np.array([True, False, True]), np.array([0, 0.5]), np.eye(3)[:2] * [0, 1, 0])
+    np.testing.assert_array_equal(found, [[np.nan] * 2, [0, 0]])
 
 
 def pair_list(count):

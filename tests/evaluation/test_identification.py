@@ -69,10 +69,8 @@ def test_people_weigh_as_often_as_they_are_drawn(monkeypatch):
         np.unique(probe_ids, return_inverse=True),
     )
     drawn = np.random.default_rng(0).integers(3, size=(2, len(people)))
-    monkeypatch.setattr(ident.bootstrap, "REPLICATES", 2)
-    monkeypatch.setattr(ident.bootstrap, "BLOCK", 2)
-    monkeypatch.setattr(ident.bootstrap, "draws", lambda *_: drawn.astype(np.float32))
-    monkeypatch.setattr(ident.bootstrap, "interval", lambda values: tuple(values))
+    monkeypatch.setattr(ident.bootstrap, "draws", lambda count, b, _: np.resize(np.float32(drawn), (b, count)))
+    monkeypatch.setattr(ident.bootstrap, "interval", lambda values: tuple(values[:2]))
     found = ident.tpir_intervals(searches, probe_ids, [0.1])[0.1]
     for value, counts in zip(found, drawn):
         rows = np.arange(len(probe_ids)).repeat(counts[owner])
@@ -100,6 +98,6 @@ def test_a_stranger_as_similar_as_the_mate_comes_first_and_blocks_change_nothing
     np.testing.assert_array_equal(found.right, [False, True, False])
     np.testing.assert_array_equal(found.mated, [True, True, False])
     np.testing.assert_array_equal(found.nearest, [0, 2, 0])
-    monkeypatch.setattr(ident, "PROBES", 2)
+    monkeypatch.setattr(ident, "CELLS", 7)  # two probes
     for whole, parts in zip(found, ident.search(probes, ids, gallery, np.array([0, 7, 1]))):
         np.testing.assert_array_equal(whole, parts)

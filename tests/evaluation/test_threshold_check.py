@@ -7,7 +7,9 @@ import pytest
 from conftest import make_faces, raises, save_calibrated
 
 from gdrd_jax.cli import check_thresholds as command
+from gdrd_jax.data.readers import open_faces
 from gdrd_jax.evaluation import bootstrap, threshold_check, threshold_report
+from gdrd_jax.inference import thresholds as thresholds_module
 from gdrd_jax.inference.thresholds import Thresholds
 
 NONE = {"blur": 0.0, "motion": 0.0, "noise": 0.0, "jpeg": 0}
@@ -96,10 +98,25 @@ def test_the_command_says_which_thresholds_hold_also_by_group(student, capsys, c
     status, out, _ = run(capsys, faces, "--model", folder, "--far", 0.2, "--groups", groups, "--json")
     rows = json.loads(out)["rows"]
     assert [(row["group"], row["people"]) for row in rows] == [("everybody", 30), ("even", 12), ("odd", 12)]
-    assert "group alone, which has 1 of" in caplog.text
+    assert "group alone, which has 1 of" in caplog.text and "5 of the 30 people" in caplog.text
     assert all(row["holds"] for row in rows) is (status == 0) and rows[0]["genuine"] == 30
     status, out, _ = run(capsys, faces, "--model", folder, "--far", 0.1, "--blur", 60)
     assert status == command.NOT_HELD and "too loose" in out and "--calibration" in out
+
+
+def test_a_group_is_judged_on_its_own_faces_where_there_are_too_many_of_everybody(student, tmp_path, monkeypatch):
+    monkeypatch.setattr(thresholds_module, "FACES", 20)  # the first ten people's
+    (tmp_path / "g.csv").write_text("".join(f"p{i},late\n" for i in range(25, 30)))
+    found = threshold_report.check(student[1], student[0], [0.1], groups=tmp_path / "g.csv", strengths=NONE)
+    assert [(row["group"], row["people"]) for row in found["rows"]] == [("everybody", 10), ("late", 5)]
+
+
+def test_folders_above_those_of_people_are_groups(tmp_path):
+    for group in ("women", "men"):
+        make_faces(tmp_path / "faces" / group, 2, 1, size=32)
+    groups = threshold_report._groups(open_faces(tmp_path / "faces"), None)
+    assert groups == {"men/p0": "men", "men/p1": "men", "women/p0": "women", "women/p1": "women"}
+    assert threshold_report._groups(open_faces(tmp_path / "faces" / "men"), None) == {}
 
 
 def test_nothing_that_can_be_judged_is_no_success(student, tmp_path, capsys):

@@ -5,7 +5,7 @@ import pytest
 from conftest import raises
 
 from gdrd_jax.inference import thresholds as thresholds_module
-from gdrd_jax.inference.thresholds import FACES_PER_PERSON, Thresholds, compared
+from gdrd_jax.inference.thresholds import FACES_PER_PERSON, Thresholds, compared, strictest
 
 
 def people(count, faces, noise=0.6, seed=0):
@@ -54,6 +54,14 @@ def test_what_is_no_rate(far):
         Thresholds.learn(*people(5, 3), "x").at(far)
 
 
+@pytest.mark.parametrize("scores", [[0.5, 0.4, 0.3], [4, 3, 2.5], [-1, -2, -3]])
+def test_the_strictest_threshold_is_just_above_the_first_impostor_too_many(scores):
+    impostors = np.array(scores, np.float32)
+    for far, accepted in ((0.3, 0), (0.34, 1), (0.7, 2)):
+        (value,) = strictest(impostors, np.array([far]))
+        assert (impostors >= value).sum() == accepted and np.nextafter(value, np.float32(-9)) in impostors
+
+
 def test_a_rate_is_a_number():
     found = Thresholds.learn(*people(5, 3), "x")
     for far in ("1e-1", None):
@@ -77,7 +85,7 @@ def test_a_rate_is_supported_as_far_as_it_is_granted():
     assert not found.supports(0.09)
     for count in (3, 10, 11, 12, 15, 16, 40, 199):
         found = Thresholds.learn(*people(count, 2), "x")
-        assert found.at(float(f"{found.finest():.2g}"))  # as it is told
+        assert found.at(float(f"{found.finest():.2g}"))  # the rate that the error names
 
 
 def test_faces_that_say_nothing():

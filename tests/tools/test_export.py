@@ -352,6 +352,19 @@ def test_the_card_names_the_pairs_of_an_evaluation_also_of_an_earlier_version(tm
     assert model_card.evaluation(tmp_path, "f")["data"] == ("pairs.txt" if pairs else "lfw")
 
 
+def test_the_card_has_the_rates_of_the_reports_table(tmp_path):
+    settings = {"models": {"m": {"fingerprint": "f"}}, "data": "x", "kernel": "area", **dict.fromkeys(STRENGTHS, 0)}
+    found = {"rank_1": 91.0, "tpir_at_fpir": {"0.1": 82.0}, "other": {"0.1": 1.0}}
+    intervals = {"rank_1": [90, 92], "tpir_at_fpir.0.1": [80, 84], "other.0.1": [0, 2]}
+    document = {
+        "protocol": "open_set", "stand_in": None, "settings": settings,
+        "results": {"m_16": {**found, "intervals": intervals}},
+    }  # fmt: skip
+    (tmp_path / "metrics.json").write_text(json.dumps(document))
+    (row,) = model_card.evaluation(tmp_path, "f")["rows"]
+    assert row == {"row": "m_16", "rank_1": [91.0, 90, 92], "tpir_at_fpir.0.1": [82.0, 80, 84]}
+
+
 def test_lfw_is_for_students_of_rgb_faces(tmp_path):
     gray = Recognizer(abstract_student({"resolution": 8, "channels": 1, "width": 0.0625, "embedding_dim": 4}), "area")
     settings = exporter.Settings("gray", "student", (), None, lfw=tmp_path, pairs=None)
