@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from gdrd_jax.data.align import OVERLAP, overlap
 from gdrd_jax.data.file_tree import IMAGE_SUFFIXES
 from gdrd_jax.inference import preprocess
 from gdrd_jax.inference.quality import mean_embedding
@@ -16,7 +17,6 @@ from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.signals import check_signals
 
-OVERLAP = 0.3  # intersection over union from which on a box continues a track
 GAP = 12  # frames for which a face may be lost
 LEAST_FACES = 3  # of a track in a video; shorter ones are mostly false detections
 
@@ -92,15 +92,6 @@ class Tracker:
         self._begun += len(new)
         self._last |= {int(track): (frame, box) for track, box in zip(tracks, boxes)}
         return tracks
-
-
-def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (left, top, width, height), `[N, 4]` and `[M, 4]`: float `[N, M]`, 0 to 1."""
-    a, b = first[:, None].astype(float), second[None].astype(float)
-    ends = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
-    both = (ends - np.maximum(a[..., :2], b[..., :2])).clip(0).prod(axis=-1)
-    union = a[..., 2:].prod(axis=-1) + b[..., 2:].prod(axis=-1) - both
-    return both / np.maximum(union, 1e-12)
 
 
 def find(recognizer: Recognizer, path: Path, *, align: bool) -> tuple[list[Track], list[tuple[Path, str]]]:
