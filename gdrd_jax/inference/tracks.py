@@ -29,11 +29,14 @@ class Track:
       path: of the folder, or of the video.
       faces: the student's inputs, in their order, uint8 `[n, R, R, C]`.
       frames: of a video, the number of each face's frame, from 0, rising; None of a folder.
+      boxes: of a video, where each face is in its frame: left, top, width and height in pixels, float32 `[n, 4]`; None
+        of a folder.
     """
 
     path: Path
     faces: np.ndarray
     frames: tuple[int, ...] | None = None
+    boxes: np.ndarray | None = None
 
 
 class Template(NamedTuple):
@@ -136,16 +139,16 @@ def _of_video(recognizer: Recognizer, path: Path) -> list[Track]:
             "track-is-picture",
         )
     aligner, tracker = recognizer.require_aligner(), Tracker()
-    found: dict[int, list[tuple[int, np.ndarray]]] = {}
+    found: dict[int, list[tuple[np.ndarray, int, np.ndarray]]] = {}
     for number, frame in enumerate(_frames(path)):
         seen = aligner.all(frame)
-        for track, (_, face) in zip(tracker(number, np.array([box for box, _ in seen]).reshape(-1, 4)), seen):
-            found.setdefault(int(track), []).append((number, recognizer.preprocess(face)))
-    tracks = [
-        Track(path, np.stack([face for _, face in faces]), tuple(number for number, _ in faces))
-        for faces in found.values()
-        if len(faces) >= LEAST_FACES
-    ]
+        for track, (box, face) in zip(tracker(number, np.array([box for box, _ in seen]).reshape(-1, 4)), seen):
+            found.setdefault(int(track), []).append((recognizer.preprocess(face), number, box))
+    tracks = []
+    for each in found.values():
+        if len(each) >= LEAST_FACES:
+            faces, numbers, boxes = zip(*each)
+            tracks.append(Track(path, np.stack(faces), numbers, np.stack(boxes)))
     if not tracks:
         raise GdrdError(
             f"no face was found in {LEAST_FACES} frames of {path} that follow each other; look at its size and light",
