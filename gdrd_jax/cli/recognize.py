@@ -258,7 +258,11 @@ def _tracks(recognizer, given: argparse.Namespace) -> tuple[list[_Probe], list]:
     probes = []
     for track in found:
         template = tracks.template(recognizer, track)
-        frames = {} if track.frames is None else {"frames": [track.frames[0], track.frames[-1]]}
+        frames: dict = {}
+        if track.frames is not None and track.boxes is not None:
+            places = zip(track.frames, track.boxes.round().astype(int).tolist())
+            boxes = [{"frame": number, "box": box} for number, box in places]
+            frames = {"frames": [track.frames[0], track.frames[-1]], "boxes": boxes}
         score = {} if template.quality is None else {"quality": template.quality}
         about = {"path": str(track.path), **frames, "faces": len(track.faces), **score}
         probes.append(_Probe(about, template.embedding, track.faces[template.best]))

@@ -23,6 +23,7 @@ LARGEST = 1280  # pixels of the longer side in which faces are looked for; the f
 # Pixels of a face: larger ones than the first are looked for again, reduced to the second. YuNet (int8) turns the
 # landmarks of a 300-pixel face by up to 5 degrees, those of a 100-pixel one by less than 1 (measured on AT&T/ORL).
 SURE, SMALL = 120, 100
+OVERLAP = 0.3  # intersection over union from which on two boxes are taken for one face's
 BESIDE = 0.25  # of the main face's area: a second face from this on is as likely to be meant
 # Version of what happens to a photograph: raised whenever the same detector and photograph give other pixels, so that
 # stored faces are aligned again. 1: OpenCV's least median of squares (up to 0.4); 2: least squares.
@@ -146,6 +147,9 @@ class Aligner:
     def all(self, image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Every face of a picture.
 
+        A large face is looked for again in its surroundings, reduced. Of the faces that are found there it is the one
+        whose box overlaps most with the first box, from `OVERLAP` on; without such a face it is left out.
+
         Args:
           image: uint8 RGB `[H, W, 3]`.
 
@@ -157,11 +161,21 @@ class Aligner:
         found = []
         for seen in self._faces(image, shrink):
             box, landmarks = seen[:4] / shrink, seen[4:14].reshape(5, 2) / shrink
-            # As for a single face, a large one is looked for again, in its surroundings.
-            face = self(_around(image, box)) if seen[3] > SURE else _placed(image, landmarks)
-            if face is not None:
+            if seen[3] > SURE:
+                landmarks = self._reduced_landmarks(image, box)
+            if landmarks is not None and (face := _placed(image, landmarks)) is not None:
                 found.append((box, face))
         return found
+
+    def _reduced_landmarks(self, image: np.ndarray, box: np.ndarray) -> np.ndarray | None:
+        """Landmarks `[5, 2]` of the face with this box, as seen after its reduction; None where it is not seen then."""
+        around, corner = _around(image, box)
+        shrink = SMALL / box[3]
+        faces = self._faces(around, shrink)
+        overlaps = overlap(box[None], faces[:, :4] / shrink + [*corner, 0, 0])[0]
+        if overlaps.max(initial=0) < OVERLAP:
+            return None
+        return corner + faces[overlaps.argmax(), 4:14].reshape(5, 2) / shrink
 
     def _main_face(self, image: np.ndarray, shrink: float) -> np.ndarray | None:
         """Box, as seen after shrinking, and landmarks, of the original, of the main face: `[14]`."""
@@ -181,6 +195,15 @@ class Aligner:
         return np.zeros((0, 15), np.float32) if faces is None else faces
 
 
+def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (left, top, width, height), `[N, 4]` and `[M, 4]`: float `[N, M]`, 0 to 1."""
+    a, b = first[:, None].astype(float), second[None].astype(float)
+    ends = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
+    both = (ends - np.maximum(a[..., :2], b[..., :2])).clip(0).prod(axis=-1)
+    union = a[..., 2:].prod(axis=-1) + b[..., 2:].prod(axis=-1) - both
+    return both / np.maximum(union, 1e-12)
+
+
 def _placed(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
     """The face with these landmarks, `[5, 2]`, as `TEMPLATE` has them; None where they are not a face's."""
     try:
@@ -189,11 +212,11 @@ def _placed(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
         return None
 
 
-def _around(image: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """A box of a picture, with half its size more on each side, as far as the picture reaches."""
-    left, top, width, height = box
-    rows = slice(max(0, round(top - height / 2)), round(top + 1.5 * height))
-    return image[rows, max(0, round(left - width / 2)) : round(left + 1.5 * width)]
+def _around(image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A box of a picture, with half its size more on each side, as far as the picture reaches, and its corner `[2]`."""
+    left, top = np.maximum(0, np.round(box[:2] - box[2:] / 2)).astype(int)
+    right, bottom = np.round(box[:2] + 1.5 * box[2:]).astype(int)
+    return image[top:bottom, left:right], np.array([left, top])
 
 
 def _warp(image: np.ndarray, similarity: np.ndarray) -> np.ndarray:

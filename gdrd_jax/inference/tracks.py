@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from gdrd_jax.data.align import OVERLAP, overlap
 from gdrd_jax.data.file_tree import IMAGE_SUFFIXES
 from gdrd_jax.inference import preprocess
 from gdrd_jax.inference.quality import mean_embedding
@@ -16,7 +17,6 @@ from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.signals import check_signals
 
-OVERLAP = 0.3  # intersection over union from which on a box continues a track
 GAP = 12  # frames for which a face may be lost
 LEAST_FACES = 3  # of a track in a video; shorter ones are mostly false detections
 
@@ -29,11 +29,13 @@ class Track:
       path: path of the folder or of the video.
       faces: the faces as inputs of the student, in their order, uint8 `[n, R, R, C]`.
       frames: the frame number of each face, increasing from 0; None for a folder.
+      boxes: where each face is in its frame: left, top, width and height in pixels, float32 `[n, 4]`; None for a folder.
     """
 
     path: Path
     faces: np.ndarray
     frames: tuple[int, ...] | None = None
+    boxes: np.ndarray | None = None
 
 
 class Template(NamedTuple):
@@ -94,15 +96,6 @@ class Tracker:
         return tracks
 
 
-def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (left, top, width, height), `[N, 4]` and `[M, 4]`: float `[N, M]`, 0 to 1."""
-    a, b = first[:, None].astype(float), second[None].astype(float)
-    ends = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
-    both = (ends - np.maximum(a[..., :2], b[..., :2])).clip(0).prod(axis=-1)
-    union = a[..., 2:].prod(axis=-1) + b[..., 2:].prod(axis=-1) - both
-    return both / np.maximum(union, 1e-12)
-
-
 def find(recognizer: Recognizer, path: Path, *, align: bool) -> tuple[list[Track], list[tuple[Path, str]]]:
     """Finds the tracks in a folder or a video.
 
@@ -146,16 +139,16 @@ def _of_video(recognizer: Recognizer, path: Path) -> list[Track]:
             "track-is-picture",
         )
     aligner, tracker = recognizer.require_aligner(), Tracker()
-    found: dict[int, list[tuple[int, np.ndarray]]] = {}
+    found: dict[int, list[tuple[np.ndarray, int, np.ndarray]]] = {}
     for number, frame in enumerate(_frames(path)):
         seen = aligner.all(frame)
-        for track, (_, face) in zip(tracker(number, np.array([box for box, _ in seen]).reshape(-1, 4)), seen):
-            found.setdefault(int(track), []).append((number, recognizer.preprocess(face)))
-    tracks = [
-        Track(path, np.stack([face for _, face in faces]), tuple(number for number, _ in faces))
-        for faces in found.values()
-        if len(faces) >= LEAST_FACES
-    ]
+        for track, (box, face) in zip(tracker(number, np.array([box for box, _ in seen]).reshape(-1, 4)), seen):
+            found.setdefault(int(track), []).append((recognizer.preprocess(face), number, box))
+    tracks = []
+    for each in found.values():
+        if len(each) >= LEAST_FACES:
+            faces, numbers, boxes = zip(*each)
+            tracks.append(Track(path, np.stack(faces), numbers, np.stack(boxes)))
     if not tracks:
         raise GdrdError(
             f"no face was found in {LEAST_FACES} frames of {path} that follow each other; look at its size and light",

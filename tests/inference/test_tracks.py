@@ -110,7 +110,10 @@ def test_people_are_followed_through_a_video(recognizer, tmp_path):
     write_video(tmp_path / "two.avi", frames)
     found, bad = tracks.find(recognizer, tmp_path / "two.avi", align=False)
     assert [track.frames for track in found] == [tuple(range(12)), (3, 4, 5, 8, 9, 10, 11)] and not bad
-    assert all(track.faces.shape == (len(track.frames), 16, 16, 3) for track in found)
+    for track, left, step, top in zip(found, (20, 280), (6, -4), (60, 30)):
+        assert track.faces.shape == (len(track.frames), 16, 16, 3)
+        pasted = np.array([[left + step * number, top, 92, 112] for number in track.frames])
+        assert overlap(track.boxes, pasted).diagonal().min() > 0.5
     for track, person, other in zip(found, (31, 5), (5, 31)):
         own, others = (
             [recognizer.preprocess(root / f"s{who}" / f"{1 + number % 3}.pgm", align=True) for number in track.frames]

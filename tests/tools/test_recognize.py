@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from gdrd_jax.cli import recognize  # noqa: E402
 from gdrd_jax.galleries.folder import is_gallery  # noqa: E402
 from gdrd_jax.galleries.gallery import Gallery  # noqa: E402
+from gdrd_jax.inference import tracks  # noqa: E402
 from gdrd_jax.inference.recognizer import Recognizer  # noqa: E402
+from gdrd_jax.inference.tracks import Track  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,21 @@ def test_a_search_names_the_person_or_nobody(call, tmp_path):
     Gallery.load(known).remove("p0", "p1")
     status, _, err = call(*search, 0.1, model=student)
     assert status == 2 and "[gallery-empty]" in err and "gdrd enroll" in err
+
+
+def test_where_a_track_was_seen_is_listed(call, faces, tmp_path, monkeypatch):
+    assert call("enroll", faces, "--gallery", tmp_path / "known")[0] == 0
+    track = Track(
+        tmp_path / "clip.mp4", np.zeros((3, 16, 16, 3), np.uint8), (4, 5, 9),
+        np.float32([[10.4, 20.6, 30, 40], [11, 20, 30, 40], [-1.2, 20, 30, 40]]),
+    )  # fmt: skip
+    monkeypatch.setattr(tracks, "find", lambda *_, **__: ([track], []))
+    search = ("search", track.path, "--gallery", tmp_path / "known", "--track")
+    (found,) = json.loads(call(*search, "--json")[1])["probes"]
+    assert (found["path"], found["frames"], found["faces"]) == (str(track.path), [4, 9], 3)
+    boxes = [(4, [10, 21, 30, 40]), (5, [11, 20, 30, 40]), (9, [-1, 20, 30, 40])]
+    assert found["boxes"] == [{"frame": frame, "box": box} for frame, box in boxes]
+    assert call(*search)[1].splitlines()[0].startswith(f"{track.path}  frames 4 to 9  3 faces")
 
 
 def test_a_video_needs_tracking(call, faces, tmp_path):
