@@ -175,7 +175,7 @@ def _enroll(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
 
 def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     from gdrd_jax.galleries import enroll
-    from gdrd_jax.galleries.gallery import Gallery
+    from gdrd_jax.galleries.gallery import Gallery, Match
     from gdrd_jax.utils.errors import GdrdError, require
     from gdrd_jax.utils.files import replacing_file
     from gdrd_jax.utils.outputs import marked
@@ -186,9 +186,9 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     gallery = Gallery.load(given.gallery, recognizer.comparable())
     require("faiss")  # before the pictures are embedded
     native = gallery.fingerprint != recognizer.fingerprint()
-    most = 1
+    sizes = {1}  # numbers of faces that are compared as one
     if given.templates:
-        most, gallery = max(gallery.counts().values(), default=1), gallery.templates()
+        sizes, gallery = set(gallery.counts().values()), gallery.templates()
     decides = given.far is not None or given.fpir is not None
 
     @functools.cache
@@ -198,10 +198,13 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
             probe_faces=probe_faces, gallery_faces=gallery_faces, native=native,
         )  # fmt: skip
 
+    def size_of(match: Match) -> int:
+        return match.metadata["faces"] if given.templates else 1
+
     if not len(gallery):
         raise GdrdError(f"the gallery {given.gallery} is empty; add people with gdrd enroll --add", "gallery-empty")
     if decides:  # mistakes before the pictures are embedded
-        threshold(2 if given.track else 1, most)
+        threshold(2 if given.track else 1, max(sizes))
     probes, bad = (_tracks if given.track else _pictures)(recognizer, given)
     matches = gallery.search(np.stack([probe.embedding for probe in probes]), given.k)
     if given.pictures:
@@ -213,11 +216,17 @@ def _search(recognizer, given: argparse.Namespace) -> tuple[dict, list]:
     for probe, line in zip(probes, matches):
         faces = probe.about.get("faces", 1)
         listed: list[dict] = [{**match.metadata, "id": match.id, "similarity": match.similarity} for match in line]
-        for one in listed if decides else []:
-            one["threshold"] = threshold(faces, one["faces"] if given.templates else 1)
+        for one, match in zip(listed, line) if decides else ():
+            one["threshold"] = threshold(faces, size_of(match))
             one["accepted"] = one["similarity"] >= one["threshold"]
-        decision = next((one["id"] for one in listed if one["accepted"]), None) if given.fpir is not None else None
-        found.append(probe.about | ({} if given.fpir is None else {"decision": decision}) | {"matches": listed})
+        decision = {}
+        if given.fpir is not None:
+            lowest = min(threshold(faces, size) for size in sizes)
+            if line[-1].similarity >= lowest and not any(one["accepted"] for one in listed):
+                line = gallery.search(probe.embedding[None], len(gallery))[0]  # one who is not listed may pass
+            accepted = (match.id for match in line if match.similarity >= threshold(faces, size_of(match)))
+            decision = {"decision": next(accepted, None)}
+        found.append(probe.about | decision | {"matches": listed})
     if not given.json:
         for probe in found:
             print(_headline(probe))

@@ -29,7 +29,8 @@ class Track:
       path: path of the folder or of the video.
       faces: the faces as inputs of the student, in their order, uint8 `[n, R, R, C]`.
       frames: the frame number of each face, increasing from 0; None for a folder.
-      boxes: where each face is in its frame: left, top, width and height in pixels, float32 `[n, 4]`; None for a folder.
+      boxes: the box of each face in its frame: left, top, width and height in pixels, float32 `[n, 4]`; None for a
+        folder.
     """
 
     path: Path

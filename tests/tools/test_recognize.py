@@ -151,6 +151,20 @@ def test_a_search_names_the_person_or_nobody(call, tmp_path):
     assert status == 2 and "[gallery-empty]" in err and "gdrd enroll" in err
 
 
+def test_who_a_probe_is_does_not_depend_on_the_length_of_the_list(call, faces, tmp_path, monkeypatch):
+    """Nobody of three faces is accepted, and everybody of one, who are the least similar ones."""
+    for person in ("p2", "p3"):
+        for number in (1, 2):
+            (faces / person / f"{number}.png").unlink()
+    assert call("enroll", faces, "--gallery", tmp_path / "known")[0] == 0
+    monkeypatch.setattr(Recognizer, "threshold", lambda *_, gallery_faces, **__: {1: -1.0, 3: 2.0}[gallery_faces])
+    search = ("search", faces / "p0" / "0.png", "--gallery", tmp_path / "known", "--templates", "--json", "-k")
+    (everyone,) = json.loads(call(*search, 4, "--fpir", 0.1)[1])["probes"]
+    assert everyone["matches"][0]["id"] == "p0" and everyone["decision"] in ("p2", "p3")
+    (one,) = json.loads(call(*search, 1, "--fpir", 0.1)[1])["probes"]
+    assert one["decision"] == everyone["decision"] and [match["id"] for match in one["matches"]] == ["p0"]
+
+
 def test_where_a_track_was_seen_is_listed(call, faces, tmp_path, monkeypatch):
     assert call("enroll", faces, "--gallery", tmp_path / "known")[0] == 0
     track = Track(
