@@ -13,7 +13,7 @@ be judged, and 2 for a mistake.
 
 With --teacher faces are compared as probes with a gallery that the teacher embeds at full size. With groups, folders
 GROUP/PERSON/IMAGE or lines PERSON,GROUP of --groups, the thresholds are also judged on pairs within each group.
---blur, --motion, --noise and --jpeg degrade the probes first, as in gdrd evaluate.
+--blur, --motion, --noise and --jpeg degrade all faces first, or with --teacher only the probes.
 
 Examples:
   gdrd check-thresholds MY_PEOPLE

@@ -59,7 +59,12 @@ def area(quality: np.ndarray, wrong: np.ndarray, weights: np.ndarray | None = No
     Returns:
       float64 scalar, or `[B]` with weights, in [0, 1].
     """
-    return np.trapezoid(curve(quality, wrong, SHARES, weights), SHARES, axis=-1) / LIMIT
+    return _mean(curve(quality, wrong, SHARES, weights))
+
+
+def _mean(rates: np.ndarray) -> np.ndarray:
+    """The mean, over the last axis, of a curve at `SHARES`."""
+    return np.trapezoid(rates, SHARES, axis=-1) / LIMIT
 
 
 def false_rejects(pairs: Pairs, fmr: float = FMR) -> np.ndarray:
@@ -79,24 +84,23 @@ def with_curve(result: Result, pairs: Pairs, quality: np.ndarray, people: np.nda
 
     Returns:
       The result with additional metrics in percent: `fnmr` with nothing discarded, `fnmr_discarded` at `SHOWN`, and
-      `edc_area`, see `area`. Its arrays also have `quality`. The result itself where fewer than
-      1 / `FMR` impostor pairs cannot give a threshold.
+      `edc_area`, see `area`. Its arrays also have `quality`. With fewer than 1 / `FMR` impostor pairs, which give no
+      threshold, the result as it is.
     """
     genuine = pairs.same
     if FMR * (~genuine).sum() < 1:
         return result
     wrong, kept = false_rejects(pairs)[genuine], quality[genuine]
-    at = np.array([0, *SHOWN])
-    rates, spread, areas = curve(kept, wrong, at), [], []
-    for weights in bootstrap.blocks_of_pairs(people[genuine], seed=seed):
-        spread.append(curve(kept, wrong, at, weights))
-        areas.append(area(kept, wrong, weights))
+    shares, few = np.concatenate([[0], SHOWN, SHARES]), 1 + len(SHOWN)
+    rates = curve(kept, wrong, shares)
+    blocks = bootstrap.blocks_of_pairs(people[genuine], seed=seed)
+    spread = np.concatenate([curve(kept, wrong, shares, weights) for weights in blocks])
     metrics = {
-        "fnmr": percent(rates[0]), "edc_area": percent(float(area(kept, wrong))),
-        "fnmr_discarded": {f"{share:g}": percent(rate) for share, rate in zip(SHOWN, rates[1:])},
+        "fnmr": percent(rates[0]), "edc_area": percent(float(_mean(rates[few:]))),
+        "fnmr_discarded": {f"{share:g}": percent(rate) for share, rate in zip(SHOWN, rates[1:few])},
     }  # fmt: skip
     names = ["fnmr", *(f"fnmr_discarded.{share:g}" for share in SHOWN)]
-    intervals = {name: percents(bootstrap.interval(values)) for name, values in zip(names, np.concatenate(spread).T)}
-    intervals["edc_area"] = percents(bootstrap.interval(np.concatenate(areas)))
+    intervals = {name: percents(bootstrap.interval(values)) for name, values in zip(names, spread[:, :few].T)}
+    intervals["edc_area"] = percents(bootstrap.interval(_mean(spread[:, few:])))
     arrays = {**result.arrays, "quality": quality.astype(np.float32)}
     return Result({**result.metrics, **metrics}, {**result.intervals, **intervals}, arrays)

@@ -99,9 +99,8 @@ def train(given: list[str], workdir: Path) -> None:
             f"the run in {workdir} ended with status {process.returncode}, see above; the same command continues",
             "run-failed",
         )
-    if not planning.finished(
-        Config(of_workdir(workdir)), workdir
-    ):  # after a SIGTERM from elsewhere a run saves and ends with 0
+    # After a SIGTERM from elsewhere, a run saves its state and ends with status 0.
+    if not planning.finished(Config(of_workdir(workdir)), workdir):
         raise Interrupted(f"{workdir.name} was stopped", signal.SIGTERM)
 
 

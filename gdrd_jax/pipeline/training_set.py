@@ -126,6 +126,6 @@ def _rows(run: Run, labels: np.ndarray, extra_splits: Sequence[str]) -> dict[str
 
 
 def statistics(targets: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, float32 `[C]`; no deviation is below 1e-4."""
+    """`feature_statistics`, but no standard deviation is below 1e-4."""
     mean, std = feature_statistics(targets)
     return mean, np.maximum(std, 1e-4)

@@ -152,7 +152,7 @@ def test_a_search_names_the_person_or_nobody(call, tmp_path):
 
 
 def test_who_a_probe_is_does_not_depend_on_the_length_of_the_list(call, faces, tmp_path, monkeypatch):
-    """Nobody of three faces is accepted, and everybody of one, who are the least similar ones."""
+    """People with three faces are never accepted, and people with one, who are the least similar, always."""
     for person in ("p2", "p3"):
         for number in (1, 2):
             (faces / person / f"{number}.png").unlink()
