@@ -65,7 +65,7 @@ LOGITS = {**CLS, "kd": {"weight": 1.0, **KD}}
 EQ_3 = {**PAPER_LOSSES, "kd": {"weight": 0.25, **KD}}
 # RepDistiller's weight of 3,000 for batches of 64 is 47 times the squared distance of a row of similarities; the loss
 # here is the mean over the BATCH - 1 pairs of such a row.
-SIMILARITIES = {"similarity_preserving": {"weight": 47.0 * (BATCH - 1)}}
+SIMILARITIES = {"similarity_preserving": {"weight": 47.0 * (BATCH - 1), "normalize_rows": True}}
 RAMP = STEPS // 10  # steps in which margins rise from 0: at once, they can stall a classifier that begins at random
 
 

@@ -80,6 +80,22 @@ def test_embedding_cosine_and_similarity_preserving_losses():
         assert jax.jit(loss)(3 * arguments[1], arguments[1]) == pytest.approx(0, abs=1e-6)
 
 
+def test_similarity_preserving_with_normalized_rows_is_the_authors():
+    ours, teacher = RNG.normal(size=(2, 6, 8))
+    teacher /= np.linalg.norm(teacher, axis=1, keepdims=True)
+    unit = ours / np.linalg.norm(ours, axis=1, keepdims=True)
+    rows = [x @ x.T / np.linalg.norm(x @ x.T, axis=1, keepdims=True) for x in (unit, teacher)]
+    of_authors = np.sum((rows[0] - rows[1]) ** 2) / 6**2  # RepDistiller's weight is of this one
+    arguments = np.float32(ours), np.float32(teacher)
+    value, (of_ours, of_teacher) = with_gradients(lambda *x: losses.similarity_preserving(*x, True), *arguments)
+    assert 5 / 6 * value == pytest.approx(of_authors, rel=1e-4)
+    assert np.any(of_ours) and not np.any(of_teacher)
+    same = np.ones((6, 8), np.float32)  # a student at the start: all cosines are 1
+    plain, scaled = (jax.jit(losses.similarity_preserving, static_argnums=2)(same, arguments[1], x) for x in (0, 1))
+    assert scaled < plain / 2
+    assert jax.jit(losses.similarity_preserving, static_argnums=2)(arguments[1], arguments[1], True) < 1e-6
+
+
 def test_selected_distance_is_of_unit_vectors_and_weighted():
     ours, teacher = RNG.normal(size=(2, 6, 8)).astype(np.float32)
     teacher /= np.linalg.norm(teacher, axis=1, keepdims=True)

@@ -28,16 +28,20 @@ def embedding_cosine(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
     return sharding.mean(jnp.mean(1 - cosine))
 
 
-def similarity_preserving(embedding: jax.Array, teacher: jax.Array) -> jax.Array:
+def similarity_preserving(embedding: jax.Array, teacher: jax.Array, normalize_rows: bool = False) -> jax.Array:
     """Squared difference between the student's and the teacher's cosines of two faces, mean over all pairs of different
     faces in the batch (similarity preservation, Tung and Mori, arXiv 1907.09682, with cosines).
 
     Args:
       embedding, teacher: `[B, D]`; the teacher's are of unit length and receive no gradient.
+      normalize_rows: whether a face's cosines with all faces of the batch, its own included, are first divided by their
+        Euclidean length, as the authors do.
     """
     embedding, teacher = normalize(embedding), jax.lax.stop_gradient(teacher)
     ours, theirs = (own @ sharding.gathered(own).T for own in (embedding, teacher))
-    # On the diagonal, a face with itself, both are 1.
+    if normalize_rows:
+        ours, theirs = normalize(ours), normalize(theirs)
+    # On the diagonal, a face with itself, both cosines are 1.
     return sharding.total(jnp.sum((ours - theirs) ** 2)) / (ours.shape[1] * (ours.shape[1] - 1))
 
 
@@ -88,8 +92,19 @@ class SimilarityPreserving(Loss):
 
     needs = NEEDS
 
+    @dataclass(frozen=True)
+    class Config:
+        """Settings.
+
+        Attributes:
+          normalize_rows: whether a face's cosines with the batch are compared at unit length, as the authors do; the
+            loss is then much smaller (RepDistiller's weight of 3,000 for batches of 64 is 47 times the batch less 1).
+        """
+
+        normalize_rows: bool = False
+
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        return similarity_preserving(outputs.embedding, outputs.teacher), {}
+        return similarity_preserving(outputs.embedding, outputs.teacher, self.config.normalize_rows), {}
 
 
 @losses.register("selected_distance")
