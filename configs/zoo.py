@@ -67,6 +67,7 @@ EQ_3 = {**PAPER_LOSSES, "kd": {"weight": 0.25, **KD}}
 # here is the mean over the BATCH - 1 pairs of such a row.
 SIMILARITIES = {"similarity_preserving": {"weight": 47.0 * (BATCH - 1), "normalize_rows": True}}
 RAMP = STEPS // 10  # steps in which margins rise from 0: at once, they can stall a classifier that begins at random
+LONGEST = 1e6  # embeddings: the student has no batch normalization at its end, so their lengths exceed AdaFace's 100
 
 
 def _margin(loss, **settings):
@@ -75,7 +76,7 @@ def _margin(loss, **settings):
 
 # For low resolution the authors of F-SKD and A-SKD take CosFace.
 MARGIN = _margin("cosface")
-REWEIGHTED = _margin("reweighted_adaface")
+REWEIGHTED = _margin("reweighted_adaface", longest=LONGEST)
 
 # Losses of methods that change nothing else.
 LOSSES = {
@@ -84,7 +85,7 @@ LOSSES = {
     "cosface": _margin("cosface"),
     "arcface": _margin("arcface"),
     "magface": _margin("magface"),
-    "adaface": _margin("adaface"),
+    "adaface": _margin("adaface", longest=LONGEST),
     "rpcl_cos": _margin("rpcl"),
     "rpcl_arc": _margin("rpcl", base="arc", margin=0.5),
     "rpcl_mag": _margin("rpcl", base="mag", rival_margin=0.225),

@@ -103,7 +103,7 @@ def magnitude(s, config):
 
 def scalers(x0, config):
     """AdaFace's q, after the first update of mean and deviation."""
-    lengths = [clip(np.linalg.norm(s), 1e-3, 100.0) for s in x0["embedding"]]
+    lengths = [clip(np.linalg.norm(s), 1e-3, config.longest) for s in x0["embedding"]]
     known = [length for length, y in zip(lengths, x0["label"]) if y >= 0]
     mean, deviation, new = 20.0, 100.0, config.update
     if len(known) > 1:

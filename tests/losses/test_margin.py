@@ -22,6 +22,7 @@ VARIANTS = {
     "straight": ("arcface", {"gradient": "straight"}),
     "magface": ("magface", {"easy_margin": False, **MAG}),
     "adaface": ("adaface", {"update": 0.3}),
+    "adaface of lengths up to 12": ("adaface", {"update": 0.3, "longest": 12.0}),
     "rpcl": ("rpcl", {}),
     "rpcl of arc": ("rpcl", {"base": "arc", "margin": 0.5, "easy_margin": False}),
     "rpcl of mag": ("rpcl", {"base": "mag", "rival_margin": 0.225, **MAG}),
