@@ -9,6 +9,7 @@ notes on the paper's tables from gdrd_jax/evaluation.
 
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 import generate_configuration
@@ -49,6 +50,26 @@ def results() -> tuple[str, bytes | None]:
     return grid_table.table(lines, against) + (SHOWN if picture else ""), picture
 
 
+def logs() -> str:
+    """What the losses of each method were like after a fifth of its steps and at the end, of the first seed."""
+    lines = []
+    for name, rows in grid_rows.read_rows([ROWS]).items() if list(ROWS.glob("*.json")) else ():
+        for stage, log in rows[0].about.get("log", {}).items():
+            early, late = (_figures(step, log[step]) for step in (min(log, key=int), max(log, key=int)))
+            lines.append([f"`{name}`", stage, early, late])
+    return markdown_table([["config `zoo:`", "stage", "early", "at the end"], *lines]) if lines else NONE
+
+
+def _figures(step: str, log: Mapping[str, float]) -> str:
+    """Step and figures in one cell; the sum is left out where there is but one loss, which is equal to it."""
+    shown = {name: value for name, value in log.items() if name != "loss" or value not in _without(log, "loss")}
+    return f"{int(step):,}: " + ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
+
+
+def _without(log: Mapping[str, float], name: str) -> list[float]:
+    return [value for other, value in log.items() if other != name]
+
+
 def replaced(page: str, name: str, new: str) -> str:
     """The page with what is between its two lines of this name made anew."""
     begin, end = f"<!-- {name}: begin (tools/generate_zoo.py) -->", f"<!-- {name}: end -->"
@@ -58,7 +79,9 @@ def replaced(page: str, name: str, new: str) -> str:
 def made(now: str) -> tuple[str, dict[Path, bytes]]:
     """The page with all of its generated parts made anew, and the picture."""
     table, picture = results()
-    new = replaced(replaced(replaced(now, "methods", methods()), "notes", notes()), "results", table)
+    new = now
+    for name, part in {"methods": methods(), "notes": notes(), "results": table, "logs": logs()}.items():
+        new = replaced(new, name, part)
     return new, {PICTURE: picture} if picture else {}
 
 

@@ -1,6 +1,7 @@
 """What a finished run says of itself in the table of a grid: its settings, its student, and what it cost."""
 
 import datetime
+import json
 import os
 import platform
 from importlib import metadata
@@ -18,6 +19,7 @@ from gdrd_jax.pipeline.steps import FIRST, gen, steps
 # Settings that do not change what is trained, or how it is judged; and sections of steps that not every run has.
 NEUTRAL = ("name", "outputs", "resume", "profile", "until", "seed", "data.residency", "data.cache")
 OF_STEP = {"gen": "gen", "sr": "teacher", "generative": "generative"}
+LOGGED = (0.2, 0.4, 0.6, 0.8, 1.0)  # of a stage's steps, after which a row has the figures of its losses
 TARGETS = {step.name for step in FIRST} - {gen.STEP.name}  # steps that all methods which need them share
 
 
@@ -36,13 +38,27 @@ def changed_settings(config: ConfigDict) -> dict[str, Any]:
     return changed
 
 
+def logged(folder: Path) -> dict[str, dict[str, float]]:
+    """Losses and figures of a stage in the course of its training: number of steps, as text, to four significant digits
+    of each; empty for a step that trains nothing."""
+    path = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    by_step = {line.pop("step"): line for line in lines if "loss" in line}
+    found = {}
+    for share in LOGGED if by_step else ():
+        step = max((step for step in by_step if step <= share * max(by_step)), default=min(by_step))
+        found[str(step)] = {name: float(f"{value:.4g}") for name, value in by_step[step].items()}
+    return found
+
+
 def described(workdir: Path) -> dict[str, Any]:
     """What the row of a grid has of the run in a workdir.
 
     Returns:
       `settings` that differ from the defaults, `resolution`, `parameters` of the student without its classifier, `date`
-      and `machine`; `steps`, name to `seconds` and `core_seconds`; and `core_seconds`, the sum over the steps that
-      train, select or embed, without the targets of T_d and T_g and without the views.
+      and `machine`; `steps`, name to `seconds` and `core_seconds`; `core_seconds`, the sum over the steps that train,
+      select or embed, without the targets of T_d and T_g and without the views; and `log`, of each stage what `logged`
+      gives.
     """
     run = Run.open(workdir)
     found = {
@@ -60,6 +76,7 @@ def described(workdir: Path) -> dict[str, Any]:
     }  # fmt: skip
     if own and None not in own:
         about["core_seconds"] = round(sum(own), 1)
+    about["log"] = {name: log for name in found if (log := logged(workdir / name))}
     if (workdir / "dis" / "student").exists():
         from gdrd_jax.inference.recognizer import Recognizer  # which imports JAX, and takes seconds
         from gdrd_jax.models.student import parameters

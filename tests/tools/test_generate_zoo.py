@@ -24,8 +24,13 @@ def test_the_table_is_of_the_stored_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(generate_zoo, "ROWS", tmp_path)
     assert generate_zoo.results() == (generate_zoo.NONE, None)
     people = np.arange(40).reshape(20, 2)
+    assert generate_zoo.logs() == generate_zoo.NONE
+    log = {"100": {"cls": 5.0, "loss": 7.5, "wavelet": 2.5}, "20": {"cls": 9.0, "loss": 9.0, "wavelet": 0.0}}
     for name, share in (("cosine", 0.9), ("wave", 0.5)):
         right = np.arange(20) < 20 * share
-        Row(name, 7, {DEV: Judged(right, people, "pairs")}, {"resolution": 16, "core_seconds": 60.0}).save(tmp_path)
+        about = {"resolution": 16, "core_seconds": 60.0, **({"log": {"dis": log}} if name == "wave" else {})}
+        Row(name, 7, {DEV: Judged(right, people, "pairs")}, about).save(tmp_path)
     table, picture = generate_zoo.results()
     assert "WaveResNet (our reading) `wave`" in table and "-40.00" in table and "93.94" in table and picture
+    shown = "| `wave` | dis | 20: cls 9, wavelet 0 | 100: cls 5, loss 7.5, wavelet 2.5 |"
+    assert shown in generate_zoo.logs() and "cosine" not in generate_zoo.logs()
