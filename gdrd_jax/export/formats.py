@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,20 +59,25 @@ def opened(name: str, path: Path, recognizer: Recognizer, arguments: dict) -> Em
         weights.restore(student, weights.load_safetensors(path)[0])
         student.eval()
         return student_embedder(name, dataclasses.replace(recognizer, student=student))
-    side = networks.FULL_SIZE if name in FULL_SIZE else recognizer.resolution
+    side, scored = networks.FULL_SIZE if name in FULL_SIZE else recognizer.resolution, None
     if name == "stablehlo":
         forward = networks.stablehlo_function(path.read_bytes())
+    elif name == "onnx_quality":
+        both = session(path, networks.OUTPUT, networks.QUALITY)
+        forward, scored = (lambda faces: both(faces)[0]), (lambda faces: np.column_stack(both(faces)))
     else:
         run = session(path)
         colors = -1 if name == "onnx_112_bgr" else 1
         forward = run if LAYOUTS[name] == "nhwc" else lambda faces: run(_for_insightface(faces[..., ::colors]))
-    return Embedder(name, side, forward, recognizer.kernel)
+    return Embedder(name, side, forward, recognizer.kernel, scored=scored)
 
 
-def session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """What an ONNX file computes of the faces that it takes: float32 `[N, D]`."""
+def session(path: Path, *outputs: str) -> Callable[[np.ndarray], Any]:
+    """What an ONNX file computes of the faces that it takes: embeddings, float32 `[N, D]`; or a list of `outputs`."""
     opened = require("onnxruntime", "export").InferenceSession(path, providers=["CPUExecutionProvider"])
     (given,) = opened.get_inputs()
+    if outputs:
+        return lambda faces: opened.run(outputs, {given.name: faces})
     return lambda faces: opened.run([networks.OUTPUT], {given.name: faces})[0]
 
 

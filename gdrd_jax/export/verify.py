@@ -16,8 +16,9 @@ from gdrd_jax.utils.tables import markdown_table
 
 TURNS, SINGLE_FACES = 7, 50
 COLUMNS = {
-    "name": "", "least_cosine": "least cosine", "largest_difference": "largest difference", "accuracy": "LFW %",
-    "faces_per_second": "faces/s", "one_face_ms": "one face, ms",
+    "name": "", "least_cosine": "least cosine", "largest_difference": "largest difference",
+    "quality_difference": "quality difference", "accuracy": "LFW %", "faces_per_second": "faces/s",
+    "one_face_ms": "one face, ms",
 }  # fmt: skip
 
 
@@ -41,6 +42,9 @@ def verify_exports(
             embeddings = embedder.embed(faces)
             row["least_cosine"] = float(np.einsum("nd,nd->n", embeddings, reference).min())
             row["largest_difference"] = float(np.abs(embeddings - reference).max())
+            if student.scored and embedder.scored:
+                own_scores, scores = (_qualities(one, faces) for one in (embedder, student))
+                row["quality_difference"] = float(np.abs(own_scores - scores).max())
         if pairs:
             own = low if number >= len(forms) or embedder.input_size == student.input_size else pairs
             row |= _accuracy(evaluate([Row(embedder.name, embedder)], own)[embedder.name])
@@ -48,6 +52,11 @@ def verify_exports(
     for row, speed in zip(rows, speeds(embedders, faces)):
         row |= speed
     return rows
+
+
+def _qualities(embedder: Embedder, faces: np.ndarray) -> np.ndarray:
+    assert embedder.scored is not None
+    return embedder.scored(resize_all(faces, embedder.input_size, embedder.kernel))[:, -1]
 
 
 def _accuracy(result: Result) -> dict:
@@ -84,13 +93,14 @@ def _seconds(forward: Callable, inputs: np.ndarray) -> float:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown."""
-    return markdown_table([list(COLUMNS.values()), *([_cell(row, key) for key in COLUMNS] for row in rows)])
+    """Markdown; without a column that no row has, except for LFW's."""
+    keys = [key for key in COLUMNS if key != "quality_difference" or any(key in row for row in rows)]
+    return markdown_table([[COLUMNS[key] for key in keys], *([_cell(row, key) for key in keys] for row in rows)])
 
 
 def _cell(row: dict, key: str) -> str:
     value = row.get(key)
     if value is None or isinstance(value, str):
         return value or ""
-    forms = {"least_cosine": ".7f", "largest_difference": ".1e", "faces_per_second": ",.0f"}
-    return format(value, forms.get(key, ".2f"))
+    forms = {"least_cosine": ".7f", "faces_per_second": ",.0f"}
+    return format(value, ".1e" if key.endswith("difference") else forms.get(key, ".2f"))

@@ -80,28 +80,34 @@ class Service:
       recognizer: the student.
       people: its gallery.
       limits: on pictures.
-      far: false accept rate of decisions where a request names none; None: `search` decides nothing then.
+      far: false accept rate of decisions where a request names no rate; None: `search` decides nothing then.
+      fpir: of a search where a request names no rate, instead of `far`.
     """
 
     def __init__(
         self, recognizer: Recognizer, place: Address | None = None, *, limits: Limits | None = None,
-        far: float | None = None, seen: Callable[[int], None] = lambda _: None,
+        far: float | None = None, fpir: float | None = None, seen: Callable[[int], None] = lambda _: None,
     ):  # fmt: skip
         """Loads the network and the gallery.
 
         Args:
           recognizer: the student.
           place: of the gallery, see `People`.
-          limits, far: see the class.
+          limits, far, fpir: see the class.
           seen: is called with the number of faces of each batch.
 
         Raises:
-          GdrdError: as `network` and `People`, or there is no threshold at `far`.
+          GdrdError: as `network` and `People`, there is no threshold at `far` or `fpir`, or no gallery for `fpir`.
         """
-        self.recognizer, self.limits, self.far = recognizer, limits or Limits(), far
+        if fpir is not None and place is None:
+            raise GdrdError("--fpir is of searches, which need a gallery; give --gallery too", "fpir-without-gallery")
+        self.recognizer, self.limits, self.far, self.fpir = recognizer, limits or Limits(), far, fpir
         self.people = People(recognizer, place)
         if far is not None:
             recognizer.threshold(far, native=place is not None and self.people.is_native())
+        if fpir is not None:
+            size = max(self.people.count(), 1)
+            recognizer.threshold(fpir=fpir, gallery=size, native=self.people.is_native())
         self._batcher = Batcher(network(recognizer), seen)
 
     @contextlib.asynccontextmanager
@@ -165,13 +171,15 @@ class Service:
         Args:
           pictures, align: as of `embed`.
           k: how many for each picture.
-          far, fpir: see `Recognizer.threshold`; if neither is given, `far` is the server's.
+          far, fpir: see `Recognizer.threshold`; if neither is given, they are the server's, `fpir` before `far`.
 
         Returns:
           The faces of each picture, the most similar first; the threshold, if there is a rate; and the pictures'
           quality, see `Embedded`.
         """
-        threshold = await self._with_gallery(self._threshold, self.far if far is fpir is None else far, fpir)
+        if far is fpir is None:
+            far, fpir = (self.far, None) if self.fpir is None else (None, self.fpir)
+        threshold = await self._with_gallery(self._threshold, far, fpir)
         probes = await self.embed(pictures, align=align)
         matches = await self._with_gallery(self.people.search, probes.embeddings, k)
         found = [

@@ -54,9 +54,9 @@ def start(recognizer, forward, tmp_path, monkeypatch):
     monkeypatch.setattr("gdrd_jax.server.service.network", lambda _: forward)
     opened = []
 
-    def started(place=tmp_path / "known", *, key=None, local=True, far=None, one=recognizer, **limits):
+    def started(place=tmp_path / "known", *, key=None, local=True, far=None, fpir=None, one=recognizer, **limits):
         metrics = Metrics()
-        service = Service(one, place, limits=Limits(**limits), far=far, seen=metrics.batch)
+        service = Service(one, place, limits=Limits(**limits), far=far, fpir=fpir, seen=metrics.batch)
         app = create_app(service, metrics, key=key, local=local)
         client = testclient.TestClient(app, base_url="http://localhost:8000", raise_server_exceptions=False)
         opened.append(client.__enter__())
@@ -169,6 +169,21 @@ def test_a_search_decides_by_the_rate_of_strangers_who_find_somebody(client, rec
     assert len({each["decision"] is None for each in found["probes"]}) == 2
     error(client.post("/v1/search", json=probe | {"fpir": 0.001}), 422, "fpir-too-fine", "gallery of 4")
     error(client.post("/v1/search", json=probe | {"far": 0.1}), 422, "threshold-rates")
+
+
+def test_the_server_has_a_rate_for_searches_without_one(start, recognizer, people):
+    client = start(far=0.1, fpir=0.3)
+    enroll_all(client, people)
+    probe = {"images": [text(picture(people, 0, 0))]}
+    of_search = recognizer.threshold(fpir=0.3, gallery=client.get("/v1/gallery").json()["faces"])
+    for rate, threshold in (({}, of_search), ({"far": 0.5}, recognizer.threshold(0.5))):
+        assert client.post("/v1/search", json=probe | rate).json()["threshold"] == threshold
+    pair = {"first": text(picture(people, 0, 0)), "second": text(picture(people, 0, 1))}
+    assert client.post("/v1/verify", json=pair).json()["far"] == 0.1
+    with raises("fpir-too-fine"):
+        start(fpir=0.0001)
+    with raises("fpir-without-gallery"):
+        start(None, fpir=0.3)
 
 
 def test_a_gallery_of_the_teacher_is_searched_but_not_extended(start, recognizer, people, tmp_path):

@@ -113,7 +113,7 @@ def test_every_file_has_proved_itself(exported):
     assert "not for finding people" in card and not list(exported.parent.glob("student.*"))
 
 
-def test_quality_is_a_second_output_of_a_file_of_its_own(exported, faces, tmp_path, capsys):
+def test_quality_is_a_second_output_of_a_file_of_its_own(exported, faces, tmp_path, capsys, monkeypatch):
     known = shutil.copytree(exported, tmp_path / "known")
     manifest = json.loads((known / "manifest.json").read_text())
     quality = {"slope": 2.0, "intercept": 0.0, "far": 0.1, "faces": 36, "name": "made up"}
@@ -126,6 +126,14 @@ def test_quality_is_a_second_output_of_a_file_of_its_own(exported, faces, tmp_pa
     embeddings, scores = Recognizer.load(tmp_path / "out").embed(low(faces), quality=True)
     for found, expected in zip(session.run(["embedding", "quality"], {"faces": low(faces)}), (embeddings, scores)):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+    proof = json.loads((tmp_path / "out" / "manifest.json").read_text())["proof"]["rows"]
+    differences = {row["name"]: row.get("quality_difference") for row in proof}
+    assert differences.keys() == {"JAX", "safetensors", "onnx_quality"} and max(differences.values()) < 1e-5
+    assert "| quality difference |" in (tmp_path / "out" / "README.md").read_text()
+    score = networks._score
+    monkeypatch.setattr(networks, "_score", lambda *x: score(*x[:2], dataclasses.replace(x[2], slope=1.9)))
+    assert export.main([*words[:1], str(tmp_path / "wrong"), *words[2:]]) == 2
+    assert "onnx_quality: its quality scores differ" in capsys.readouterr().err and not (tmp_path / "wrong").exists()
 
 
 def test_the_card_describes_a_file_of_every_format():
