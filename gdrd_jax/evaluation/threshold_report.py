@@ -136,11 +136,14 @@ def _groups(faces: Faces, listed: Path | None) -> dict[str, str]:
             lines = [line for line in csv.reader(file) if line]
     except (OSError, ValueError, csv.Error) as error:
         raise GdrdError(f"{listed} cannot be read as lines PERSON,GROUP: {error}", "groups-unreadable") from error
-    wrong = next((number for number, line in enumerate(lines, 1) if len(line) != 2), None)
+    lines = [[cell.strip() for cell in line] for line in lines]
+    wrong = next((number for number, line in enumerate(lines, 1) if len(line) != 2 or not all(line)), None)
     if wrong or not lines:
         raise GdrdError(f"{listed}: line {wrong or 1} is not PERSON,GROUP", "groups-line")
-    known = set(people)
-    found = {person.strip(): group.strip() for person, group in lines if person.strip() in known}
+    known, found = set(people), {}
+    for person, group in lines:
+        if person in known and found.setdefault(person, group) != group:
+            raise GdrdError(f"{listed}: {person} is in the groups {found[person]} and {group}", "groups-twice")
     if not found:
         raise GdrdError(
             f"{listed} names none of the {len(people)} people, such as {people[0]!r}; PERSON is the name of a folder",

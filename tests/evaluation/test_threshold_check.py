@@ -130,7 +130,10 @@ def test_mistakes_are_one_sentence(student, tmp_path, capsys):
     few = make_faces(tmp_path / "few", 2, 2, size=32)
     with raises("check-too-few", 2, "at least 3"):
         threshold_report.check(few, folder, strengths=NONE)
-    for text, code in (("p0\n", "groups-line"), ("", "groups-line"), ("ann,a\n", "groups-unknown")):
+    for text, code in (
+        ("p0\n", "groups-line"), ("", "groups-line"), ("p0, \n", "groups-line"), ("p0,a\np0,b\n", "groups-twice"),
+        ("ann,a\n", "groups-unknown"),
+    ):  # fmt: skip
         (tmp_path / "g.csv").write_text(text)
         with raises(code, "g.csv"):
             threshold_report.check(faces, folder, groups=tmp_path / "g.csv", strengths=NONE)
