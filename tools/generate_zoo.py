@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import generate_configuration
 
@@ -21,6 +22,7 @@ from gdrd_jax.utils.tables import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 ROWS = PAGE.with_suffix("")
+RATES = ROWS / "rates"
 PICTURE = ROWS / "cost.png"
 AGAINST = "cosine"
 WIDTH = 120
@@ -70,6 +72,29 @@ def _without(log: Mapping[str, float], name: str) -> list[float]:
     return [value for other, value in log.items() if other != name]
 
 
+def rates() -> str:
+    """Accuracy of each method by the rate of stage dis, and its best one against the best of plain distillation."""
+    if not list(RATES.glob("*.json")):
+        return NONE
+    found = grid_rows.read_rows([RATES])
+    of: dict[str, dict[float, Mapping[str, Any]]] = {}
+    for line in grid_table.compared(found, None):
+        method, _, rate = line["name"].rpartition("-")
+        of.setdefault(method, {})[float(rate)] = line
+    best = {method: max(lines.values(), key=lambda line: line["accuracy"])["name"] for method, lines in of.items()}
+    against = best.get(AGAINST)
+    compared = {line["name"]: line for line in grid_table.compared(found, against)}
+    columns = sorted({rate for lines in of.values() for rate in lines})
+    table = [["name", *(f"{rate:g}" for rate in columns), "the best (95 %)", f"against {AGAINST}"]]
+    for method in sorted(of, key=list(METHODS).index):
+        cells = [f"{of[method][rate]['accuracy']:.2f}" if rate in of[method] else "" for rate in columns]
+        line = compared[best[method]]
+        difference = f"{line['difference']:+.2f}" if "difference" in line else ""
+        interval = f"{line['accuracy']:.2f} ({line['low']:.1f}-{line['high']:.1f})"
+        table.append([f"{METHODS[method].title} `{method}`", *cells, interval, difference])
+    return markdown_table(table)
+
+
 def replaced(page: str, name: str, new: str) -> str:
     """The page with what is between its two lines of this name made anew."""
     begin, end = f"<!-- {name}: begin (tools/generate_zoo.py) -->", f"<!-- {name}: end -->"
@@ -80,7 +105,13 @@ def made(now: str) -> tuple[str, dict[Path, bytes]]:
     """The page with all of its generated parts made anew, and the picture."""
     table, picture = results()
     new = now
-    for name, part in {"methods": methods(), "notes": notes(), "results": table, "logs": logs()}.items():
+    for name, part in {
+        "methods": methods(),
+        "notes": notes(),
+        "results": table,
+        "logs": logs(),
+        "rates": rates(),
+    }.items():
         new = replaced(new, name, part)
     return new, {PICTURE: picture} if picture else {}
 
