@@ -6,11 +6,11 @@ from ml_collections import ConfigDict
 
 from gdrd_jax.utils.errors import GdrdError
 
-# The default settings of the losses of version 0.4; other settings of a loss are recorded where they are given.
+# The default settings of the losses that version 0.4 had; other settings of a loss are recorded where they are given.
 LOSS_DEFAULTS: dict[str, dict[str, Any]] = {
     "cls": {}, "kd": {"temperature": 4.0, "teacher_scale": 32.0},
-    "rcd": {"tau": 0.4, "positive": "pair", "pairs": "gathered"}, "embedding_cosine": {}, "similarity_preserving": {},
-    "nce": {"scale": 16.0},
+    "rcd": {"tau": 0.4, "positive": "pair", "pairs": "gathered"}, "embedding_cosine": {},
+    "similarity_preserving": {"normalize_rows": False}, "nce": {"scale": 16.0},
 }  # fmt: skip
 
 
