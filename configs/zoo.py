@@ -67,7 +67,7 @@ EQ_3 = {**PAPER_LOSSES, "kd": {"weight": 0.25, **KD}}
 # here is the mean over the BATCH - 1 pairs of such a row.
 SIMILARITIES = {"similarity_preserving": {"weight": 47.0 * (BATCH - 1), "normalize_rows": True}}
 RAMP = STEPS // 10  # steps in which margins rise from 0: at once, they can stall a classifier that begins at random
-LONGEST = 1e6  # embeddings: the student has no batch normalization at its end, so their lengths exceed AdaFace's 100
+LONGEST = 1e6  # length of embeddings for AdaFace, in place of 100: the student does not end in batch normalization
 
 
 def _margin(loss, **settings):

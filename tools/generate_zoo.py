@@ -11,11 +11,12 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import generate_configuration
+import numpy as np
 
 from gdrd_jax.evaluation import grid_rows, grid_table
+from gdrd_jax.evaluation.grid_rows import DEV, Row
 from gdrd_jax.evaluation.methods import METHODS
 from gdrd_jax.evaluation.paper_tables import NOTES
 from gdrd_jax.utils.tables import markdown_table
@@ -41,11 +42,15 @@ def notes() -> str:
     return "".join(textwrap.fill(note, WIDTH, initial_indent="- ", subsequent_indent="  ") + "\n" for note in NOTES)
 
 
+def stored(folder: Path) -> dict[str, list[Row]]:
+    """The stored rows of a folder, none if there are none yet; see `grid_rows.read_rows`."""
+    return grid_rows.read_rows([folder]) if list(folder.glob("*.json")) else {}
+
+
 def results() -> tuple[str, bytes | None]:
     """The table of the stored rows, and the picture."""
-    if not list(ROWS.glob("*.json")):
+    if not (found := stored(ROWS)):
         return NONE, None
-    found = grid_rows.read_rows([ROWS])
     against = AGAINST if AGAINST in found else None
     lines = grid_table.compared(found, against)
     picture = grid_table.draw_cost(lines)
@@ -55,7 +60,7 @@ def results() -> tuple[str, bytes | None]:
 def logs() -> str:
     """What the losses of each method were like after a fifth of its steps and at the end, of the first seed."""
     lines = []
-    for name, rows in grid_rows.read_rows([ROWS]).items() if list(ROWS.glob("*.json")) else ():
+    for name, rows in stored(ROWS).items():
         for stage, log in rows[0].about.get("log", {}).items():
             early, late = (_figures(step, log[step]) for step in (min(log, key=int), max(log, key=int)))
             lines.append([f"`{name}`", stage, early, late])
@@ -63,35 +68,30 @@ def logs() -> str:
 
 
 def _figures(step: str, log: Mapping[str, float]) -> str:
-    """Step and figures in one cell; the sum is left out where there is but one loss, which is equal to it."""
-    shown = {name: value for name, value in log.items() if name != "loss" or value not in _without(log, "loss")}
+    """Step and figures in one cell, without the sum of the losses where that equals its only loss."""
+    others = {name: value for name, value in log.items() if name != "loss"}
+    shown = others if log["loss"] in others.values() else log
     return f"{int(step):,}: " + ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
-
-
-def _without(log: Mapping[str, float], name: str) -> list[float]:
-    return [value for other, value in log.items() if other != name]
 
 
 def rates() -> str:
     """Accuracy of each method by the rate of stage dis, and its best one against the best of plain distillation."""
-    if not list(RATES.glob("*.json")):
+    if not (found := stored(RATES)):
         return NONE
-    found = grid_rows.read_rows([RATES])
-    of: dict[str, dict[float, Mapping[str, Any]]] = {}
-    for line in grid_table.compared(found, None):
-        method, _, rate = line["name"].rpartition("-")
-        of.setdefault(method, {})[float(rate)] = line
-    best = {method: max(lines.values(), key=lambda line: line["accuracy"])["name"] for method, lines in of.items()}
-    against = best.get(AGAINST)
-    compared = {line["name"]: line for line in grid_table.compared(found, against)}
-    columns = sorted({rate for lines in of.values() for rate in lines})
+    of: dict[str, dict[float, str]] = {}  # method -> rate -> name of its rows
+    for name in found:
+        method, _, rate = name.rpartition("-")
+        of.setdefault(method, {})[float(rate)] = name
+    accuracy = {name: 100 * float(np.mean([row.judged[DEV].right for row in rows])) for name, rows in found.items()}
+    best = {method: max(names.values(), key=accuracy.__getitem__) for method, names in of.items()}
+    lines = {line["name"]: line for line in grid_table.compared(found, best.get(AGAINST))}
+    columns = sorted({rate for names in of.values() for rate in names})
     table = [["name", *(f"{rate:g}" for rate in columns), "the best (95 %)", f"against {AGAINST}"]]
     for method in sorted(of, key=list(METHODS).index):
-        cells = [f"{of[method][rate]['accuracy']:.2f}" if rate in of[method] else "" for rate in columns]
-        line = compared[best[method]]
-        difference = f"{line['difference']:+.2f}" if "difference" in line else ""
-        interval = f"{line['accuracy']:.2f} ({line['low']:.1f}-{line['high']:.1f})"
-        table.append([f"{METHODS[method].title} `{method}`", *cells, interval, difference])
+        line, names = lines[best[method]], of[method]
+        cells = [f"{accuracy[names[rate]]:.2f}" if rate in names else "" for rate in columns]
+        title = grid_table.title({**line, "name": method})
+        table.append([title, *cells, grid_table.interval(line), grid_table.difference(line)])
     return markdown_table(table)
 
 
@@ -104,16 +104,10 @@ def replaced(page: str, name: str, new: str) -> str:
 def made(now: str) -> tuple[str, dict[Path, bytes]]:
     """The page with all of its generated parts made anew, and the picture."""
     table, picture = results()
-    new = now
-    for name, part in {
-        "methods": methods(),
-        "notes": notes(),
-        "results": table,
-        "logs": logs(),
-        "rates": rates(),
-    }.items():
-        new = replaced(new, name, part)
-    return new, {PICTURE: picture} if picture else {}
+    parts = {"methods": methods(), "notes": notes(), "results": table, "logs": logs(), "rates": rates()}
+    for name, part in parts.items():
+        now = replaced(now, name, part)
+    return now, {PICTURE: picture} if picture else {}
 
 
 def main() -> int:

@@ -66,8 +66,9 @@ def main(argv: list[str]) -> int:
 
             metrics = Metrics()
             recognizer = Recognizer.load(given.model, detector=given.detector)
-            rates = {"far": given.far, "fpir": given.fpir}
-            service = Service(recognizer, given.gallery, limits=limits, seen=metrics.batch, **rates)
+            service = Service(
+                recognizer, given.gallery, limits=limits, far=given.far, fpir=given.fpir, seen=metrics.batch
+            )
             app = create_app(service, metrics, key=key, local=guard.is_loopback(given.host))
             host, port = listener.getsockname()[:2]
             print(f"serving at http://{f'[{host}]' if ':' in host else host}:{port}, see /docs", flush=True)

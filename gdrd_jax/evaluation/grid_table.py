@@ -98,12 +98,12 @@ def table(lines: Sequence[Mapping[str, Any]], against: str | None = None) -> str
       lines: of `compared`.
       against: as given to it, for headings.
     """
-    difference: dict[str, Cell] = {f"against {against}": _difference} if against else {}
+    differences: dict[str, Cell] = {f"against {against}": difference} if against else {}
     known: dict[str, Cell] = {"based on": _grounding} if any(map(_method, lines)) else {}
     cells: dict[str, Cell] = {
-        "name": _title, **known, "seeds": lambda line: str(line["seeds"]), "accuracy % (95 %)": _interval,
+        "name": title, **known, "seeds": lambda line: str(line["seeds"]), "accuracy % (95 %)": interval,
         "± std. error": lambda line: _number(line.get("standard_error")), "lowest to highest": _range,
-        "AUC %": lambda line: _number(line.get("auc")), **difference,
+        "AUC %": lambda line: _number(line.get("auc")), **differences,
         "parameters, M": lambda line: _number(line.get("parameters"), 1e-6),
         "training, core minutes": lambda line: _number(line.get("core_seconds"), 1 / 60, 1),
         "the paper's % (WebFace)": lambda line: _number(line.get("paper")),
@@ -111,7 +111,7 @@ def table(lines: Sequence[Mapping[str, Any]], against: str | None = None) -> str
     text = _markdown(lines, cells)
     columns = dict.fromkeys(column for line in lines for column in line["columns"])
     if columns:
-        others: dict[str, Cell] = {"name": _title}
+        others: dict[str, Cell] = {"name": title}
         for column in columns:
             others[f"{column} %"] = functools.partial(_with_difference, column)
             others[f"the paper's {_protocol(column)} %"] = functools.partial(_reported, column)
@@ -129,7 +129,8 @@ def _number(value: float | None, unit: float = 1.0, digits: int = 2) -> str:
     return "" if value is None else f"{value * unit:.{digits}f}"
 
 
-def _title(line: Mapping[str, Any]) -> str:
+def title(line: Mapping[str, Any]) -> str:
+    """The cell with the name of a line, and of its method if it is one of the zoo's."""
     method, name = _method(line), line["name"]
     return f"{method.title} `{name}`" if method else name
 
@@ -139,7 +140,8 @@ def _grounding(line: Mapping[str, Any]) -> str:
     return method.grounding if method else ""
 
 
-def _interval(line: Mapping[str, Any]) -> str:
+def interval(line: Mapping[str, Any]) -> str:
+    """The cell with accuracy and interval, empty where there is none."""
     return f"{line['accuracy']:.2f} ({line['low']:.1f}-{line['high']:.1f})" if "accuracy" in line else ""
 
 
@@ -147,7 +149,8 @@ def _range(line: Mapping[str, Any]) -> str:
     return f"{line['lowest']:.2f}-{line['highest']:.2f}" if line["seeds"] > 1 else ""
 
 
-def _difference(line: Mapping[str, Any]) -> str:
+def difference(line: Mapping[str, Any]) -> str:
+    """The cell with the difference from the line that others are compared with, empty for that line itself."""
     if "difference" not in line:
         return ""
     error = line["difference_standard_error"]
@@ -159,8 +162,8 @@ def _with_difference(column: str, line: Mapping[str, Any]) -> str:
     if not found:
         return ""
     error = found["standard_error"]
-    difference = f" ({_difference(found)})" if "difference" in found else ""
-    return f"{found['accuracy']:.1f}" + ("" if error is None else f" ± {error:.1f}") + difference
+    compared_with = f" ({difference(found)})" if "difference" in found else ""
+    return f"{found['accuracy']:.1f}" + ("" if error is None else f" ± {error:.1f}") + compared_with
 
 
 def _reported(column: str, line: Mapping[str, Any]) -> str:

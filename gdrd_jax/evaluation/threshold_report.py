@@ -140,7 +140,8 @@ def _groups(faces: Faces, listed: Path | None) -> dict[str, str]:
     wrong = next((number for number, line in enumerate(lines, 1) if len(line) != 2 or not all(line)), None)
     if wrong or not lines:
         raise GdrdError(f"{listed}: line {wrong or 1} is not PERSON,GROUP", "groups-line")
-    known, found = set(people), {}
+    known = set(people)
+    found: dict[str, str] = {}
     for person, group in lines:
         if person in known and found.setdefault(person, group) != group:
             raise GdrdError(f"{listed}: {person} is in the groups {found[person]} and {group}", "groups-twice")

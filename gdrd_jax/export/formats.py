@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -63,8 +62,8 @@ def opened(name: str, path: Path, recognizer: Recognizer, arguments: dict) -> Em
     if name == "stablehlo":
         forward = networks.stablehlo_function(path.read_bytes())
     elif name == "onnx_quality":
-        both = session(path, networks.OUTPUT, networks.QUALITY)
-        forward, scored = (lambda faces: both(faces)[0]), (lambda faces: np.column_stack(both(faces)))
+        scored = session(path)
+        forward = lambda faces: scored(faces)[:, :-1]  # noqa: E731
     else:
         run = session(path)
         colors = -1 if name == "onnx_112_bgr" else 1
@@ -72,13 +71,12 @@ def opened(name: str, path: Path, recognizer: Recognizer, arguments: dict) -> Em
     return Embedder(name, side, forward, recognizer.kernel, scored=scored)
 
 
-def session(path: Path, *outputs: str) -> Callable[[np.ndarray], Any]:
-    """What an ONNX file computes of the faces that it takes: embeddings, float32 `[N, D]`; or a list of `outputs`."""
+def session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """What an ONNX file computes of the faces that it takes: embeddings, float32 `[N, D]`, and if it also has their
+    quality, that as one more column."""
     opened = require("onnxruntime", "export").InferenceSession(path, providers=["CPUExecutionProvider"])
     (given,) = opened.get_inputs()
-    if outputs:
-        return lambda faces: opened.run(outputs, {given.name: faces})
-    return lambda faces: opened.run([networks.OUTPUT], {given.name: faces})[0]
+    return lambda faces: np.column_stack(opened.run(None, {given.name: faces}))
 
 
 def _for_insightface(faces: np.ndarray) -> np.ndarray:

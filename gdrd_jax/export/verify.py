@@ -33,18 +33,18 @@ def verify_exports(
       faces: real ones at full size, uint8 RGB `[N, S, S, 3]`.
       pairs: of faces at full size; None measures no accuracy.
     """
-    student, reference, rows = forms[0], forms[0].embed(faces), []
+    student, rows = forms[0], []
+    reference, reference_scores = _embedded(student, faces)
     if pairs:
         low = dataclasses.replace(pairs, faces=resize_all(pairs.faces, student.input_size, student.kernel))
     for number, embedder in enumerate(embedders := [*forms, *baselines]):
         row = {"name": embedder.name}
         if number < len(forms):
-            embeddings = embedder.embed(faces)
+            embeddings, scores = _embedded(embedder, faces)
             row["least_cosine"] = float(np.einsum("nd,nd->n", embeddings, reference).min())
             row["largest_difference"] = float(np.abs(embeddings - reference).max())
-            if student.scored and embedder.scored:
-                own_scores, scores = (_qualities(one, faces) for one in (embedder, student))
-                row["quality_difference"] = float(np.abs(own_scores - scores).max())
+            if scores is not None and reference_scores is not None:
+                row["quality_difference"] = float(np.abs(scores - reference_scores).max())
         if pairs:
             own = low if number >= len(forms) or embedder.input_size == student.input_size else pairs
             row |= _accuracy(evaluate([Row(embedder.name, embedder)], own)[embedder.name])
@@ -54,9 +54,12 @@ def verify_exports(
     return rows
 
 
-def _qualities(embedder: Embedder, faces: np.ndarray) -> np.ndarray:
-    assert embedder.scored is not None
-    return embedder.scored(resize_all(faces, embedder.input_size, embedder.kernel))[:, -1]
+def _embedded(embedder: Embedder, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Embeddings, and quality scores if the recognizer has them, from one pass of its network."""
+    if not embedder.scored:
+        return embedder.embed(faces), None
+    found = embedder.scored(resize_all(faces, embedder.input_size, embedder.kernel))
+    return found[:, :-1], found[:, -1]
 
 
 def _accuracy(result: Result) -> dict:

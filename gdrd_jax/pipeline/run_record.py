@@ -44,11 +44,13 @@ def logged(folder: Path) -> dict[str, dict[str, float]]:
     path = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     by_step = {line.pop("step"): line for line in lines if "loss" in line}
-    found = {}
-    for share in LOGGED if by_step else ():
-        step = max((step for step in by_step if step <= share * max(by_step)), default=min(by_step))
-        found[str(step)] = {name: float(f"{value:.4g}") for name, value in by_step[step].items()}
-    return found
+    first, last = min(by_step, default=0), max(by_step, default=0)
+    chosen = [max((step for step in by_step if step <= share * last), default=first) for share in LOGGED]
+    return {
+        str(step): {name: float(f"{value:.4g}") for name, value in by_step[step].items()}
+        for step in chosen
+        if step in by_step
+    }
 
 
 def described(workdir: Path) -> dict[str, Any]:
