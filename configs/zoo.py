@@ -24,22 +24,22 @@ on top of that, and the table has its cost.
 | rkd | softmax, distances and angles between the faces of a batch | angles of 64^3 triplets |
 | sp, pkt, cckd | softmax, and the cosines between the faces of a batch | |
 | mk_mmd | softmax, and the discrepancy between two sets of embeddings | |
-| crd | softmax, and one face among 16,384 others | banks of 1 KB per face |
+| crd | softmax, and one face among up to 16,384 others | banks of 1.5 KB per face |
 | ekd_evaluation | ArcFace on half of the batch, and pairs of faces at low false accept rates | |
 | arc_distill, ada_distill | ArcFace on T_d's class centers, fixed or moving | |
 | ccface | the same with a milder margin, and agreement with the mirror image | both go through the student |
 | bridge | softmax, on T_d's embeddings as an adaptor changes them | a second classifier |
 | crrcd | Eq. 3 of GDRD | relations of all pairs, 96^2 rows of the critic |
-| srw | AdaFace, in which a face counts by its cosine with T_d's embedding | |
+| srw | AdaFace, in which a face counts by T_d's cosine with its class center | |
 | adsram | the same, and attention | T_d's feature maps |
-| askd | CosFace, and attention | T_d's feature maps |
-| fskd | CosFace, kd, feature maps and their affinities between two faces | T_d's feature maps; both faces |
+| askd | ArcFace, and attention | T_d's feature maps |
+| fskd | CosFace, feature maps and their affinities between two faces | T_d's feature maps; both faces |
 | ekd_evolutionary | softmax, and a network at 32x32 that learns at the same time | about four times the step |
 | octuplet | cosine, then triplets of embeddings of both networks | no classifier |
 | fitnet | T_d's feature maps, then as kd | T_d's feature maps |
-| takd | as kd, and cosine, from an assistant at 32x32, which learns so from T_d | the assistant's training |
+| takd | as kd, from an assistant at 32x32, which learns so from T_d | the assistant's training |
 | horkd | softmax, cosine, distances and angles, from T_d and such an assistant | the assistant's training |
-| skd | softmax, then softmax and the distance to T_d's embeddings of 70 % of the faces | the selection |
+| skd | softmax, and the distance to T_d's embeddings of 70 % of the faces | the selection |
 | gdrd | Eq. 1, then Eq. 3 behind a frozen backbone | T_g's training and features |
 | ours | 1 - cosine, and the cosines between the faces of a batch | no classifier |
 | resnet34, mobilenet | softmax, in that network | |
@@ -59,6 +59,11 @@ SCHEDULE = {"batch": BATCH, "learning_rate": 0.008, "evaluate_every": 0}
 WIDTH = 0.25
 CLS = {"cls": {"weight": 1.0}}
 COSINE = {"embedding_cosine": {"weight": 1.0}}
+# The weight of terms beside a softmax for which no source has one: the gradient of one minus a cosine is then as large
+# as the softmax's at first; with a weight of 1 it is a thirtieth of that. Squared distances have half of it, because
+# their gradient is twice as large.
+BESIDE = 30.0
+BESIDE_SOFTMAX = {"embedding_cosine": {"weight": BESIDE}}
 # T_d's cosines become logits by a scale of 64: at 32 its softmax at temperature 4 is nearly uniform over 11,369 people.
 KD = {"temperature": 4.0, "teacher_scale": 64.0}
 LOGITS = {**CLS, "kd": {"weight": 1.0, **KD}}
@@ -67,7 +72,6 @@ EQ_3 = {**PAPER_LOSSES, "kd": {"weight": 0.25, **KD}}
 # here is the mean over the BATCH - 1 pairs of such a row.
 SIMILARITIES = {"similarity_preserving": {"weight": 47.0 * (BATCH - 1), "normalize_rows": True}}
 RAMP = STEPS // 10  # steps in which margins rise from 0: at once, they can stall a classifier that begins at random
-LONGEST = 1e6  # length of embeddings for AdaFace, in place of 100: the student does not end in batch normalization
 
 
 def _margin(loss, **settings):
@@ -79,21 +83,23 @@ MARGIN = _margin("cosface")
 # The exact gradient drives the weights of all classes away from all embeddings: where the angle is near pi, the margin
 # costs less. MobileNetV3-SE ends there (own_cosine -0.91), with the gradient of InsightFace's code it does not.
 ARCFACE = _margin("arcface", gradient="straight")
-REWEIGHTED = _margin("reweighted_adaface", longest=LONGEST)
+# F-SKD's code has AdaFace at low resolution with this scale; the student does not end in batch normalization.
+ADAFACE = {"scale": 32.0, "standardize": True}
+REWEIGHTED = _margin("reweighted_adaface", **ADAFACE)
 
 # Losses of methods that change nothing else.
 LOSSES = {
     "cls": CLS,
     "facenet": {"triplet": {"weight": 1.0}},
-    "cosface": _margin("cosface"),
+    "cosface": MARGIN,
     "arcface": ARCFACE,
     "magface": _margin("magface"),
-    "adaface": _margin("adaface", longest=LONGEST),
+    "adaface": _margin("adaface", **ADAFACE),
     "rpcl_cos": _margin("rpcl"),
-    "rpcl_arc": _margin("rpcl", base="arc", margin=0.5),
+    "rpcl_arc": _margin("rpcl", base="arc", margin=0.5, threshold=0.8, easy_margin=False, gradient="straight"),
     "rpcl_mag": _margin("rpcl", base="mag", rival_margin=0.225),
     "cosine": COSINE,
-    "cosine_cls": {**CLS, **COSINE},
+    "cosine_cls": {**CLS, **BESIDE_SOFTMAX},
     "kd": LOGITS,
     "rkd": {**CLS, "rkd": {"weight": 1.0}},
     "sp": {**CLS, **SIMILARITIES},
@@ -105,24 +111,26 @@ LOSSES = {
     "arc_distill": _margin("arc_distill"),
     "ada_distill": _margin("ada_distill"),
     "ccface": _margin("ccface"),
-    "bridge": {"bridge": {"weight": 1.0}},
+    "bridge": {"bridge": {"weight": 1.0, "distance": BESIDE / 2}},
     "crrcd": EQ_3,
     "srw": REWEIGHTED,
-    "adsram": {**REWEIGHTED, "reweighted_attention": {"weight": 5.0}},
-    "askd": {**MARGIN, "attention": {"weight": 5.0}},
-    "fskd": {**MARGIN, "feature_similarity": {"weight": 1.0}, "kd": {"weight": 1.0, **KD}},
+    "adsram": {**REWEIGHTED, "reweighted_attention": {"weight": BESIDE}},
+    "askd": {**ARCFACE, "attention": {"weight": BESIDE}},
+    "fskd": {**MARGIN, "feature_similarity": {"weight": 1.0}},
     "ekd_evolutionary": {**CLS, "ekd_evolutionary": {"weight": 1.0, "width": WIDTH}},
     "ours": OUR_LOSSES,
     "resnet34": CLS,
     "mobilenet": CLS,
     "mobilenet_v3_se": ARCFACE,
-    "siamese": {**CLS, "contrastive_pairs": {"weight": 1.0}},
-    "wave": {**ARCFACE, **COSINE, "wavelet": {"weight": 1.0}},
-    "directcaps": {**MARGIN, "center_distance": {"weight": 0.1}},
+    "siamese": {**CLS, "contrastive_pairs": {"weight": BESIDE / 2, "margin": 1.414}},
+    "wave": {**ARCFACE, **BESIDE_SOFTMAX, "wavelet": {"weight": BESIDE}},
+    "directcaps": {**MARGIN, "center_distance": {"weight": BESIDE / 2}},
 }
 # How batches are made, where not uniformly.
 SAMPLERS = {
-    "facenet": "balanced", "ekd_evaluation": "half_balanced", "ccface": "views", "fskd": "pairs", "siamese": "pairs",
+    "facenet": "balanced", "ccface": "views", "fskd": "pairs", "siamese": "pairs",
+    # Uniform batches have three pairs of one person among 4,560.
+    **dict.fromkeys(("ekd_evaluation", "rkd", "pkt", "cckd"), "half_balanced"),
 }  # fmt: skip
 # Students of their own.
 NETWORKS = {
@@ -132,26 +140,31 @@ NETWORKS = {
 
 
 def _takd(config):
-    losses = {**LOGITS, **COSINE}
-    config.stages = {"assistant": _stage(input="hr_small", steps=STEPS, losses=losses)}
-    config.dis.teacher, config.dis.losses = "assistant", losses
+    config.stages = {"assistant": _stage(input="hr_small", steps=STEPS, losses=LOGITS)}
+    # An assistant's embeddings are less close to its class centers than T_d's, which takes a larger scale.
+    config.dis.teacher, config.dis.losses = "assistant", {**CLS, "kd": {"weight": 1.0, **KD, "teacher_scale": 128.0}}
 
 
 def _horkd(config):
-    relations = {"weight": 0.5, "images": 32}
-    orders = {**COSINE, "rkd": {"weight": 1.0, "images": 32}}
+    # Half of the weights that the terms have from one teacher, for each of two.
+    cosine, relations = {"weight": BESIDE / 2}, {"weight": 5.0, "images": 32}
+    orders = {**BESIDE_SOFTMAX, "rkd": {"weight": 10.0, "images": 32}}
     config.stages = {"assistant": _stage(input="hr_small", steps=STEPS, losses={**CLS, **orders})}
     config.dis.assistant = "assistant"
     config.dis.losses = {
-        **CLS, "embedding_cosine": {"weight": 0.5}, "rkd": relations,
-        "assistant_cosine": {"weight": 0.5}, "assistant_rkd": relations,
-    }  # fmt: skip
+        **CLS,
+        "embedding_cosine": cosine,
+        "rkd": relations,
+        "assistant_cosine": cosine,
+        "assistant_rkd": relations,
+    }
 
 
 def _octuplet(config):
     # The authors begin with a network that recognizes faces, and the triplets with T_d's embeddings need its space.
     config.stages = {"first": _stage(steps=STEPS // 2, losses=COSINE)}
-    config.dis.update(init="first", steps=STEPS // 2, sampler={"name": "balanced"})
+    # At the common rate the embeddings collapse to one point, where the loss is smaller than at the beginning.
+    config.dis.update(init="first", steps=STEPS // 2, sampler={"name": "balanced"}, learning_rate=0.0008)
     config.dis.losses = {"octuplet": {"weight": 1.0}}
 
 
@@ -162,9 +175,7 @@ def _fitnet(config):
 
 
 def _skd(config):
-    config.stages = {"first": _stage(steps=STEPS // 2, losses=CLS)}
-    config.dis.update(init="first", steps=STEPS // 2)
-    config.dis.losses = {**CLS, "selected_distance": {"weight": 1.0}}
+    config.dis.losses = {**CLS, "selected_distance": {"weight": BESIDE / 2}}
     config.dis.selection = {"name": "sparse_graph", "keep": 0.7}
 
 

@@ -49,7 +49,7 @@ METHODS: dict[str, Method] = {
     # Without a teacher.
     "cls": Method("Softmax", "GDRD's ablation, without distillation", "the paper", "none"),
     "facenet": Method("FaceNet", "CVPR 2015, arXiv 1503.03832", "others' code"),
-    "cosface": Method("CosFace", "CVPR 2018, arXiv 1801.09414", "authors' code"),
+    "cosface": Method("CosFace", "CVPR 2018, arXiv 1801.09414", "others' code"),
     "arcface": Method("ArcFace", "CVPR 2019, arXiv 1801.07698", "authors' code"),
     "magface": Method("MagFace", "CVPR 2021, arXiv 2103.06627", "authors' code"),
     "adaface": Method("AdaFace", "CVPR 2022, arXiv 2204.00964", "authors' code"),
@@ -80,7 +80,7 @@ METHODS: dict[str, Method] = {
     # In several stages, or from other things than T_d's embeddings.
     "skd": Method("SKD", "TIP 2019, arXiv 1811.09998", "our reading"),
     "bridge": Method("BridgeDistill", "TIP 2020, arXiv 2409.11786", "our reading"),
-    "takd": Method("TAKD", "AAAI 2020, arXiv 1902.03393", "authors' code"),
+    "takd": Method("TAKD", "AAAI 2020, arXiv 1902.03393", "our reading"),
     "horkd": Method("HORKD", "AAAI 2020, arXiv 2409.05384", "our reading"),
     "fitnet": Method("FitNet", "ICLR 2015, arXiv 1412.6550", "others' code"),
     "fskd": Method("F-SKD", "arXiv 2303.04681", "our reading"),

@@ -14,7 +14,6 @@ from gdrd_jax.export import jaxpr_onnx
 from gdrd_jax.export.graph import Graph
 from gdrd_jax.export.reduction import reduced
 from gdrd_jax.inference.quality import Quality
-from gdrd_jax.models.haar import HaarConvolution
 from gdrd_jax.models.norm import BatchNorm
 from gdrd_jax.models.residual import BasicBlock, Head, ResidualBackbone
 from gdrd_jax.models.student import Student, embed
@@ -80,7 +79,9 @@ def onnx_model(
 def is_residual(student: Student) -> bool:
     """Whether a student's graph can be written node by node, which is faster than from its jaxpr."""
     own = type(student).__call__ is Student.__call__
-    return own and type(student.backbone) is ResidualBackbone and type(student.head) is Head
+    if not (own and type(student.backbone) is ResidualBackbone and type(student.head) is Head):
+        return False
+    return all(block.downsampling is None for block in (*student.backbone.blocks, *student.head.blocks))
 
 
 def _residual(graph: Graph, student: Student, layout: str, kernel: str) -> str:
@@ -163,15 +164,12 @@ def _block(graph: Graph, x: str, block: BasicBlock) -> str:
 
 def _conv(graph: Graph, x: str, conv: nnx.Conv, norm: BatchNorm) -> str:
     scale, shift = _affine(norm)
-    reduces = isinstance(conv, HaarConvolution)
-    kernel = np.transpose(_exact(conv.kernel) * scale * (1 + reduces), (3, 2, 0, 1))
+    kernel = np.transpose(_exact(conv.kernel) * scale, (3, 2, 0, 1))
     size = kernel.shape[2]
-    y = graph.add(
+    return graph.add(
         "Conv", x, np.float32(kernel), np.float32(shift),
         kernel_shape=[size] * 2, strides=[conv.strides] * 2, pads=[size // 2] * 4,
     )  # fmt: skip
-    # LL is twice the mean.
-    return graph.add("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2]) if reduces else y
 
 
 def _head(graph: Graph, student: Student, x: str) -> str:

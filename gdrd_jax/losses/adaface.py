@@ -15,6 +15,7 @@ from gdrd_jax.losses.margin import Compared, MarginLoss, check_margin
 from gdrd_jax.registry import losses
 
 EPSILON = 1e-3  # of AdaFace, for angles, cosines, lengths and their deviation
+LONGEST = 100.0  # length from which on embeddings count as equally long
 FIRST_MEAN, FIRST_DEVIATION = 20.0, 100.0
 
 
@@ -52,16 +53,16 @@ class AdaFace(MarginLoss):
           margin: `m`, an angle of 0 to 1.5.
           sharpness: `h`, the scaler of a length of one deviation above the mean, at least 0.
           update: share of a batch in the moving averages, above 0, at most 1.
-          longest: length from which on embeddings count as equally long, above 0. The authors' networks end in batch
-            normalization, which keeps lengths below 100; without it they can be longer from the start, and with a limit
-            below all of them this is CosFace.
+          standardize: measure the lengths that the embeddings would have after batch normalization, in which the
+            authors' networks end. Lengths above 100 count as 100, so a network without it, whose embeddings can all be
+            longer, would have the same margin for all faces, that of CosFace.
         """
 
         scale: float = 64.0
         margin: float = 0.4
         sharpness: float = 0.333
         update: float = 0.01
-        longest: float = 100.0
+        standardize: bool = False
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -69,8 +70,6 @@ class AdaFace(MarginLoss):
             check_at_least_0(self, "sharpness")
             if not 0 < self.update <= 1:
                 raise ValueError(f"update is {self.update}; it must be above 0 and at most 1")
-            if not self.longest > 0:
-                raise ValueError(f"longest is {self.longest}; it must be above 0")
 
     def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, info, rngs=rngs)
@@ -95,8 +94,11 @@ class AdaFace(MarginLoss):
 
     def scaler(self, outputs: Outputs, batch: Batch) -> jax.Array:
         """`q` of the whole batch, `[B]`, without gradient, after an update of the averages."""
-        norms, labels = margin.norms(jax.lax.stop_gradient(outputs.embedding)), batch["label"]
-        norms, labels = sharding.replicated(jnp.clip(norms, EPSILON, self.config.longest)), sharding.replicated(labels)
+        embedding = sharding.replicated(jax.lax.stop_gradient(outputs.embedding).astype(jnp.float32))
+        labels = sharding.replicated(batch["label"])
+        if self.config.standardize:
+            embedding = (embedding - embedding.mean(axis=0)) / jnp.sqrt(embedding.var(axis=0) + 1e-5)
+        norms = jnp.clip(margin.norms(embedding), EPSILON, LONGEST)
         known = labels >= 0
         count = known.sum()
         mean = jnp.sum(norms * known) / jnp.maximum(count, 1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 
 from gdrd_jax.losses.interface import Batch, Metrics, Outputs
-from gdrd_jax.losses.margin import MarginLoss, angular_margin, check_margin
+from gdrd_jax.losses.margin import MarginLoss, angular_margin, check_gradient, check_margin
 from gdrd_jax.registry import losses
 
 
@@ -54,8 +54,7 @@ class ArcFace(MarginLoss):
         def __post_init__(self) -> None:
             super().__post_init__()
             check_margin("margin", self.margin)
-            if self.gradient not in ("exact", "straight"):
-                raise ValueError(f"gradient is {self.gradient!r}; it can be exact, straight")
+            check_gradient(self.gradient)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         faces, config = self.compared(outputs, batch), self.config

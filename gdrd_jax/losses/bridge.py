@@ -10,6 +10,7 @@ from flax import nnx
 from gdrd_jax.distributed import class_parallel, sharding
 from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs, check_at_least_0
 from gdrd_jax.losses.logits import accuracy, classification_loss
+from gdrd_jax.losses.margin import unit
 from gdrd_jax.models.norm import BatchNorm
 from gdrd_jax.registry import losses
 
@@ -21,14 +22,15 @@ class BridgeDistill(Loss):
 
     The adaptor A, linear - batch normalization - ReLU - linear, a linear classifier V and a linear regressor R back to
     T_d's embeddings t minimize `CE(V A(t), y) + regression * mean ||R A(t) - t||^2`. The student's embeddings s
-    minimize `CE(V s, y) + distance * mean ||s - A(t)||^2`, in which A and V have no gradient. Faces without identity
-    do not count in the cross-entropies.
+    minimize `CE(V s, y) + distance * mean ||s / |s| - A(t) / |A(t)| ||^2`, in which A and V have no gradient. Faces
+    without identity do not count in the cross-entropies.
 
     The method trains A, V and R first, and the student then with both fixed; here both sums are minimized together,
     which is our deviation. A(t) has the dimension of T_d's embeddings, because the student's do; our reading had 256.
+    Its length grows while it learns, so the distance is that of directions.
 
     Logged: `adapted_accuracy`, the share of faces that V classifies rightly by A(t); `adapted_distance`, the mean
-    squared distance of the student.
+    squared distance of the student at unit length, 0 to 4.
     """
 
     needs = frozenset({"embedding", "label", "discriminative"})
@@ -67,7 +69,7 @@ class BridgeDistill(Loss):
         bridge = classification_loss(logits, label)
         bridge += self.config.regression * _squared_distance(self.regressor(adapted), teacher)
         adapted, kernel, bias = jax.lax.stop_gradient((adapted, kernel, bias))
-        distance = _squared_distance(student, adapted)
+        distance = _squared_distance(unit(student), unit(adapted))
         taught = classification_loss(self._logits(student, kernel, bias), label) + self.config.distance * distance
         return bridge + taught, {"adapted_accuracy": accuracy(logits, label), "adapted_distance": distance}
 

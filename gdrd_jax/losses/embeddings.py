@@ -122,7 +122,7 @@ class SelectedDistance(Loss):
 @losses.register("center_distance")
 class CenterDistance(Loss):
     """Squared distance between the student's embedding and T_d's mean embedding of the same identity, both of unit
-    length (HR-anchor loss of DirectCapsNet, arXiv 1908.10027; our reading of the abstract, with the weight 0.1).
+    length (HR-anchor loss of DirectCapsNet, arXiv 1908.10027; our reading of the abstract).
 
     Faces without identity do not count. The anchors could also be learned from high-resolution faces with the network.
 

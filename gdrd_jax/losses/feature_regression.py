@@ -57,7 +57,7 @@ class FeatureRegression(Loss):
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         target = self.standardize(batch["generative"])
         loss = generative_loss(self.predict(outputs.features), target)
-        return loss, {"r2": 1 - loss / sharding.mean(jnp.mean(target**2))}
+        return loss, {"r2": 1 - loss / jnp.maximum(sharding.mean(jnp.mean(target**2)), 1e-12)}
 
     def predict(self, features: jax.Array) -> jax.Array:
         """`R` of the backbone's features `[B,h,w,C]`, in standardized units."""

@@ -157,6 +157,12 @@ class MarginLoss(Loss):
         )
 
 
+def check_gradient(gradient: str) -> None:
+    """Raises `ValueError` for what is no gradient of ArcFace."""
+    if gradient not in ("exact", "straight"):
+        raise ValueError(f"gradient is {gradient!r}; it can be exact, straight")
+
+
 def check_margin(name: str, margin: float) -> None:
     """Raises `ValueError` where an angular margin is out of range."""
     if not 0 <= margin <= LARGEST_MARGIN:

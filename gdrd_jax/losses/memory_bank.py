@@ -28,11 +28,11 @@ def contrastive_terms(positives: jax.Array, negatives: jax.Array, counted: jax.A
     return jax.nn.softplus(offset - positives) + jnp.sum(jax.nn.softplus(negatives - offset) * counted, axis=1)
 
 
-def log_mean_exp(x: jax.Array) -> jax.Array:
-    """`log(mean(exp(x)))` over the arrays of all devices; no gradient."""
-    x = jax.lax.stop_gradient(x)
+def log_mean_exp(x: jax.Array, counted: jax.Array) -> jax.Array:
+    """`log(mean(exp(x)))` of the values that count, bool, over the arrays of all devices; no gradient."""
+    x = jnp.where(counted, jax.lax.stop_gradient(x), -jnp.inf)
     largest = sharding.maximum(jnp.max(x))
-    return largest + jnp.log(sharding.mean(jnp.mean(jnp.exp(x - largest))))
+    return largest + jnp.log(sharding.mean_where(jnp.exp(x - largest), counted))
 
 
 def with_rows(bank: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:
@@ -44,9 +44,10 @@ def with_rows(bank: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:
     return bank.at[places].set(rows, mode="drop", unique_indices=True)
 
 
-def updated_bank(bank: jax.Array, index: jax.Array, values: jax.Array, momentum: float) -> jax.Array:
+def updated_bank(bank: jax.Array, index: jax.Array, values: jax.Array, momentum: jax.Array | float) -> jax.Array:
     """A bank `[N, P]` of unit-length rows after a batch: the rows `index` `[B]` have moved to `values` `[B, P]`, or to
-    their mean where an index occurs more than once, and keep a share `momentum` of what they were."""
+    their mean where an index occurs more than once, and keep a share `momentum` of what they were, a scalar or
+    `[B, 1]`."""
     same = index[:, None] == index[None, :]
     mean = jnp.matmul(same.astype(values.dtype), values, precision="highest") / jnp.sum(same, axis=1, keepdims=True)
     return with_rows(bank, index, normalize(momentum * bank[index] + (1 - momentum) * mean))
@@ -66,8 +67,13 @@ class ContrastiveRepresentation(Loss):
 
     After the authors' code (RepDistiller), where the weight beside a cross-entropy of weight 1 is 0.8. Ours: all images
     of a batch share one draw of negatives, which are images of other identities, uniform with replacement. With n
-    negatives the loss begins near `2 (log(1 + n) + 1 + 1 / (256 tau^2))`. The state has 1 KB per image of the training
-    set. Logged: `crd_positive`, the mean probability `h` of the positives; it begins below 1 / n.
+    negatives the loss begins near `2 (log(1 + n) + 1 + 1 / (256 tau^2))`.
+
+    The authors' banks begin with random rows, which hundreds of passes over the images replace; here trainings can be
+    as short as two. So only images that were in a batch are negatives, n is the number of those drawn, and T_d's bank
+    has its embeddings, which are projected anew for each batch. The state has 1.5 KB per image of the training set.
+
+    Logged: `crd_positive`, the mean probability `h` of the positives, which begins below 1 / n; `crd_negatives`, n.
     """
 
     needs = frozenset({"embedding", "discriminative", "label", "index"})
@@ -77,10 +83,10 @@ class ContrastiveRepresentation(Loss):
         """Settings.
 
         Attributes:
-          negatives: number of negatives, n, at least 1.
+          negatives: number of images that are drawn as negatives, at least 1.
           dim: of the projections, at least 1.
           tau: temperature, above 0.
-          momentum: share of a bank's row that an update leaves, at least 0 and below 1.
+          momentum: share of a row of the student's bank that an update leaves, at least 0 and below 1.
         """
 
         negatives: int = 16384
@@ -100,35 +106,46 @@ class ContrastiveRepresentation(Loss):
         self.config = config
         self.project_student = nnx.Linear(info.embedding_dim, config.dim, rngs=rngs)
         self.project_teacher = nnx.Linear(info.embedding_dim, config.dim, rngs=rngs)
-        self.student_bank, self.teacher_bank = (
-            State(normalize(jax.random.normal(rngs.params(), (info.images, config.dim)))) for _ in range(2)
-        )
-        self.identities = State(jnp.full(info.images, -1))  # of the rows that were in a batch; the others are noise
-        self.offsets, self.started = State(jnp.zeros(2)), State(jnp.array(False))
+        # Of images that were in a batch; the others have zeros and the identity -1.
+        self.seen, self.identities = State(jnp.zeros(info.images, bool)), State(jnp.full(info.images, -1))
+        self.student_bank = State(jnp.zeros((info.images, config.dim)))
+        self.teacher_bank = State(jnp.zeros((info.images, info.embedding_dim), jnp.float16))
+        self.log_means, self.started = State(jnp.zeros(2)), State(jnp.array(False))  # of `e^u`: log(Z / N)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         assert outputs.embedding is not None and outputs.teacher is not None  # `needs` has both
         student = normalize(self.project_student(outputs.embedding.astype(jnp.float32)))
         teacher = normalize(self.project_teacher(jax.lax.stop_gradient(outputs.teacher)))
         index, everyone = batch["index"], sharding.replicated(batch["index"])
+        found = sharding.replicated(jax.lax.stop_gradient(student))
+        # Images that are new get their rows before, and the others after these are compared.
+        kept = jnp.float32(self.seen[...][everyone])[:, None]
+        student_bank = updated_bank(self.student_bank[...], everyone, found, kept)
+        embeddings = sharding.replicated(jax.lax.stop_gradient(outputs.teacher)).astype(jnp.float16)
+        teacher_bank = with_rows(self.teacher_bank[...], everyone, embeddings)
+        seen = self.seen[...].at[everyone].set(True)
         identities = updated_identities(self.identities[...], everyone, sharding.replicated(batch["label"]))
+
         drawn = jax.random.randint(key, (self.config.negatives,), 0, len(identities))
         own, others = identities[index][:, None], identities[drawn]
-        counted = ((own != others) | (others < 0)) & (index[:, None] != drawn)
-
-        value, positive, offsets = jnp.zeros(()), jnp.zeros(()), []
-        for anchors, bank, before in zip((student, teacher), (self.teacher_bank, self.student_bank), self.offsets[...]):
-            own_row, rows = bank[...][index], bank[...][drawn]
+        counted = seen[drawn] & ((own != others) | (others < 0)) & (index[:, None] != drawn)
+        number = jnp.maximum(jnp.sum(seen[drawn]), 1)
+        included = jnp.broadcast_to(jnp.append(True, seen[drawn]), (len(index), len(drawn) + 1))
+        of_teacher = jax.lax.stop_gradient(normalize(self.project_teacher(teacher_bank[drawn].astype(jnp.float32))))
+        directions = (
+            (student, jax.lax.stop_gradient(teacher), of_teacher), (teacher, student_bank[index], student_bank[drawn])
+        )  # fmt: skip
+        value, positive, log_means = jnp.zeros(()), jnp.zeros(()), []
+        for (anchors, own_row, rows), before in zip(directions, self.log_means[...]):
             positives = jnp.sum(anchors * own_row, axis=-1) / self.config.tau
             negatives = jnp.matmul(anchors, rows.T, precision="highest") / self.config.tau
             every = jnp.concatenate([positives[:, None], negatives], axis=1)
-            # Z of the first batch stays: log(Z n / N) is log n + log(mean(e^u)).
-            first = jnp.log(self.config.negatives) + log_mean_exp(every)
-            offsets.append(jnp.where(self.started[...], before, first))
-            value += jnp.mean(contrastive_terms(positives, negatives, counted, offsets[-1]))
-            positive += jnp.mean(jax.nn.sigmoid(positives - offsets[-1])) / 2
-        self.identities[...], self.offsets[...], self.started[...] = identities, jnp.stack(offsets), jnp.array(True)
-        for bank, projected in ((self.student_bank, student), (self.teacher_bank, teacher)):
-            found = sharding.replicated(jax.lax.stop_gradient(projected))
-            bank[...] = updated_bank(bank[...], everyone, found, self.config.momentum)
-        return sharding.mean(value), {"crd_positive": positive}
+            # Z of the first batch stays.
+            log_means.append(jnp.where(self.started[...], before, log_mean_exp(every, included)))
+            offset = jnp.log(number) + log_means[-1]
+            value += jnp.mean(contrastive_terms(positives, negatives, counted, offset))
+            positive += jnp.mean(jax.nn.sigmoid(positives - offset)) / 2
+        self.seen[...], self.identities[...], self.teacher_bank[...] = seen, identities, teacher_bank
+        self.student_bank[...] = updated_bank(student_bank, everyone, found, self.config.momentum)
+        self.log_means[...], self.started[...] = jnp.stack(log_means), jnp.array(True)
+        return sharding.mean(value), {"crd_positive": positive, "crd_negatives": jnp.float32(number)}

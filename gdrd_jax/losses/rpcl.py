@@ -9,7 +9,7 @@ from gdrd_jax.distributed import class_parallel, sharding
 from gdrd_jax.losses.interface import Batch, Metrics, Outputs
 from gdrd_jax.losses.logits import mean_of_known
 from gdrd_jax.losses.magface import Magnitude, magnitude_targets
-from gdrd_jax.losses.margin import MarginLoss, angular_margin, check_margin, margin_loss, plus_angle
+from gdrd_jax.losses.margin import MarginLoss, angular_margin, check_gradient, check_margin, margin_loss, plus_angle
 from gdrd_jax.registry import losses
 
 REPOSITORY_FACTOR = 0.2
@@ -55,8 +55,10 @@ class RivalPenalized(MarginLoss):
           margin: of CosFace or ArcFace; 0.2 for "cos", 0.5 for "arc". MagFace has `min_margin` to `max_margin`.
           rival_margin: how much more similar the rival counts, a cosine for "cos" and an angle otherwise; 0.1, our
             reading, and for "mag" 0.225.
-          threshold: of the rival's cosine; 1 and more turn this loss into its base.
+          threshold: of the rival's cosine; 1 and more turn this loss into its base. In the authors' code it is 0.8 for
+            "arc" and 0.7 otherwise.
           rival: "raise" or "repo_scale", see above.
+          gradient: of the base "arc", "exact" or "straight", as of `arcface`.
         """
 
         base: str = "cos"
@@ -64,6 +66,7 @@ class RivalPenalized(MarginLoss):
         rival_margin: float = 0.1
         threshold: float = 0.7
         rival: str = "raise"
+        gradient: str = "exact"
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -75,6 +78,7 @@ class RivalPenalized(MarginLoss):
                 self.check_magnitude()
                 if self.rival == "repo_scale":
                     raise ValueError("rival is 'repo_scale', which is of the bases cos and arc; mag raises the rival")
+            check_gradient(self.gradient)
             check_margin("margin", self.margin)
             check_margin("rival_margin", self.rival_margin)
 
@@ -85,7 +89,8 @@ class RivalPenalized(MarginLoss):
         if config.base == "cos":
             targets = faces.own - share * config.margin
         elif config.base == "arc":
-            targets = angular_margin(faces.own, share * config.margin, easy=config.easy_margin)
+            how = {"easy": config.easy_margin, "straight": config.gradient == "straight"}
+            targets = angular_margin(faces.own, share * config.margin, **how)
         else:
             targets, penalty, figures = magnitude_targets(faces, config, share)
         rival = rivals(faces.cosines, faces.labels, self.identities)

@@ -37,10 +37,10 @@ def normalized(images: jax.Array) -> jax.Array:
 
 def convolution(
     inputs: int, outputs: int, size: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs, *, groups: int = 1,
-    bias: bool = False, kind: type[nnx.Conv] = nnx.Conv,
+    bias: bool = False,
 ) -> nnx.Conv:  # fmt: skip
     """A convolution of odd size, padded so that it keeps the side where the stride is 1."""
-    return kind(
+    return nnx.Conv(
         inputs, outputs, (size, size), strides=stride, padding=size // 2, feature_group_count=groups, use_bias=bias,
         kernel_init=nnx.initializers.kaiming_normal(), dtype=dtype, rngs=rngs,
     )  # fmt: skip

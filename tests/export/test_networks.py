@@ -109,7 +109,7 @@ def traced(monkeypatch, model, layout="nhwc"):
 @pytest.mark.parametrize(
     ("name", "resolution"),
     [
-        ("gdrd", 8), ("resnet", 64), ("wave", 32),  # of each kind, and of strides 1 and 2 throughout
+        ("gdrd", 8), ("resnet", 64),  # of each kind, and of strides 1 and 2 throughout
         *(pytest.param(*case, marks=pytest.mark.slow) for case in EACH if case not in (("gdrd", 8), ("resnet", 64))),
     ],
 )  # fmt: skip

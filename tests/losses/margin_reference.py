@@ -103,7 +103,10 @@ def magnitude(s, config):
 
 def scalers(x0, config):
     """AdaFace's q, after the first update of mean and deviation."""
-    lengths = [clip(np.linalg.norm(s), 1e-3, config.longest) for s in x0["embedding"]]
+    embedding = np.array(x0["embedding"])
+    if config.standardize:
+        embedding = (embedding - embedding.mean(axis=0)) / np.sqrt(embedding.var(axis=0) + 1e-5)
+    lengths = [clip(np.linalg.norm(s), 1e-3, 100) for s in embedding]
     known = [length for length, y in zip(lengths, x0["label"]) if y >= 0]
     mean, deviation, new = 20.0, 100.0, config.update
     if len(known) > 1:

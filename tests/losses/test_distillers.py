@@ -132,70 +132,130 @@ def test_a_gradient_of_a_loss_of_pairs_is_that_of_its_formula(name):
     assert np.sum(gradient * direction) == pytest.approx((ahead - behind) / 2e-5, rel=1e-4)
 
 
-def contrasted(params, state, student, teacher, offsets=None):
-    """CRD in loops: the value and the offsets, the largest of which are of the first batch where none are given."""
+def projection(params, name, x):
+    return unit(x @ np.float64(params[name]["kernel"]) + np.float64(params[name]["bias"]))
+
+
+def projections(params, student, teacher):
+    return projection(params, "project_student", student), projection(params, "project_teacher", teacher)
+
+
+def banks(state, student, teacher):
+    """The images seen and the banks as a batch is compared with them: new images have their rows already."""
+    seen, of_student, of_teacher = (np.array(state[name]) for name in ("seen", "student_bank", "teacher_bank"))
+    of_student = np.float64(of_student)
+    for row in np.unique(INDEX):
+        if not seen[row]:
+            of_student[row] = unit(student[row == INDEX].mean(axis=0))
+        of_teacher[row] = teacher[list(INDEX).index(row)]
+    seen[INDEX] = True
+    return seen, of_student, of_teacher
+
+
+def contrasted(params, state, student, teacher, fixed=None):
+    """CRD in loops.
+
+    Args:
+      fixed: the parameters and the student's embeddings of which the banks are, if other than the given ones.
+
+    Returns:
+      The value, log(Z / N) of both directions, and the number of negatives.
+    """
     drawn = np.asarray(jax.random.randint(KEY, (NEGATIVES,), 0, IMAGES))
-    identities = dict(zip(INDEX, LABELS))
-    project = lambda name, x: unit(x @ np.float64(params[name]["kernel"]) + np.float64(params[name]["bias"]))  # noqa: E731
-    p, q = project("project_student", student), project("project_teacher", teacher)
-    total, found = 0.0, []
-    for direction, (anchors, bank) in enumerate(((p, state["teacher_bank"]), (q, state["student_bank"]))):
-        bank = np.float64(bank)
-        scores = np.array([[a @ bank[row] / 0.07 for row in (index, *drawn)] for a, index in zip(anchors, INDEX)])
+    identities = {row: y for row, y in enumerate(state["identities"]) if y >= 0} | dict(zip(INDEX, LABELS))
+    (p, q), (kept, fixed_student) = projections(params, student, teacher), fixed or (params, student)
+    kept_p, kept_q = projections(kept, fixed_student, teacher)
+    seen, of_student, of_teacher = banks(state, kept_p, teacher)
+    negatives = [row for row in drawn if seen[row]]
+    rows = projection(kept, "project_teacher", np.float64(of_teacher[negatives]))
+    total, log_means = 0.0, []
+    directions = (p, kept_q, rows), (q, of_student[INDEX], of_student[negatives])
+    for direction, (anchors, own, others) in enumerate(directions):
+        scores = np.array([[a @ o / 0.07, *(others @ a / 0.07)] for a, o in zip(anchors, own)])
         z = np.mean(np.exp(scores)) * IMAGES  # Z of CRD
-        offset = offsets[direction] if offsets is not None else np.log(z * NEGATIVES / IMAGES)
-        found.append(offset)
-        h = np.exp(scores) / (np.exp(scores) + np.exp(offset))
+        log_means.append(state["log_means"][direction] if state["started"] else np.log(z / IMAGES))
+        z = np.exp(log_means[-1]) * IMAGES
+        h = np.exp(scores) / (np.exp(scores) + z * len(negatives) / IMAGES)
         for row, index in enumerate(INDEX):
             total -= np.log(h[row, 0]) / B
-            for number, other in enumerate(drawn, start=1):
-                same = index == other or identities[index] == identities.get(other, -1) != -1
+            for number, other in enumerate(negatives, start=1):
+                same = index == other or identities.get(index, -1) == identities.get(other, -1) != -1
                 total -= 0 if same else np.log(1 - h[row, number]) / B
-    return total, found, p, q
+    return total, log_means, len(negatives)
 
 
 def moved(bank, projected):
-    """The bank after a batch: momentum 0.5, and the mean of what an index has."""
+    """The student's bank after a batch: momentum 0.5, and the mean of what an index has."""
     bank = np.float64(bank)
     for index in set(INDEX):
         bank[index] = unit(0.5 * bank[index] + 0.5 * projected[index == INDEX].mean(axis=0))
     return bank
 
 
+def after_another_batch():
+    """State of CRD in which some of the images have been seen, others not."""
+    rows, labels = np.array([3, 30, 1, 2, 20, 21, 22, 23]), np.array([0, 2, 5, 6, 7, 7, 8, -1])
+    return evaluated("crd", *embeddings(9), index=rows, labels=labels)[2]
+
+
 def test_crd_is_its_formula_and_its_banks_move_by_the_mean():
-    _, params, state = made("crd")
-    for seed in range(3):
-        student, teacher = map(np.float64, embeddings(seed))
-        before = nnx.to_pure_dict(state)
-        value, _, state, _ = evaluated("crd", np.float32(student), np.float32(teacher), state=state)
-        first = seed == 0
-        known = nnx.to_pure_dict(params)
-        expected, offsets, p, q = contrasted(known, before, student, teacher, None if first else before["offsets"])
-        assert value == pytest.approx(expected, rel=1e-5)
-        after = nnx.to_pure_dict(state)
-        np.testing.assert_allclose(after["offsets"], offsets, rtol=1e-5)  # Z is that of the first batch
-        np.testing.assert_allclose(after["student_bank"], moved(before["student_bank"], p), atol=1e-5)
-        np.testing.assert_allclose(after["teacher_bank"], moved(before["teacher_bank"], q), atol=1e-5)
-        np.testing.assert_array_equal(after["identities"][INDEX], LABELS)
-        assert np.sum(after["identities"] >= 0) == 6
+    _, params, fresh = made("crd")
+    known = nnx.to_pure_dict(params)
+    for start in (fresh, after_another_batch()):
+        state = start
+        for seed in range(2):
+            student, teacher = map(np.float64, embeddings(seed))
+            before = nnx.to_pure_dict(state)
+            value, metrics, state, _ = evaluated("crd", np.float32(student), np.float32(teacher), state=state)
+            expected, log_means, negatives = contrasted(known, before, student, teacher)
+            assert value == pytest.approx(expected, rel=1e-5)
+            assert metrics["crd_negatives"] == negatives > 0
+            after = nnx.to_pure_dict(state)
+            # Z is that of the first batch.
+            np.testing.assert_allclose(after["log_means"], log_means, rtol=1e-5, atol=1e-5)
+            p = projection(known, "project_student", student)
+            seen, of_student, of_teacher = banks(before, p, teacher)
+            np.testing.assert_array_equal(after["seen"], seen)
+            np.testing.assert_allclose(after["student_bank"], moved(of_student, p), atol=1e-5)
+            np.testing.assert_array_equal(after["teacher_bank"], of_teacher)
+            np.testing.assert_array_equal(after["identities"][INDEX], LABELS)
+    assert np.sum(seen) == 7 + 6 and np.sum(after["identities"] >= 0) == 6 + 5
+
+
+def test_images_that_were_in_no_batch_are_no_negatives_of_crd():
+    """Their rows could hold anything: the value is the same."""
+    state = after_another_batch()
+    student, teacher = embeddings(0)
+    value, metrics, *_ = evaluated("crd", student, teacher, state=state)
+    unseen = ~(state["seen"][...] | jnp.zeros(IMAGES, bool).at[INDEX].set(True))
+    noise = {
+        name: nnx.to_pure_dict(state)[name] + unseen[:, None] * np.random.default_rng(0).normal(size=width)
+        for name, width in (("student_bank", 128), ("teacher_bank", DIM))
+    }
+    other = jax.tree.map(lambda x: x, state)
+    for name, rows in noise.items():
+        other[name] = other[name].replace(rows.astype(state[name].dtype))
+    assert evaluated("crd", student, teacher, state=other)[0] == value
+    assert 0 < metrics["crd_negatives"] < NEGATIVES
 
 
 def test_a_gradient_of_crd_reaches_the_student_and_both_projections():
-    """Along a random direction, with Z of an earlier batch."""
-    _, params, state = made("crd")
+    """Along a random direction; what stands in the banks has no gradient."""
+    _, params, _ = made("crd")
     student, teacher = embeddings(0)
-    state = evaluated("crd", student, teacher)[2]
+    state = after_another_batch()
     gradients = evaluated("crd", student, teacher, state=state)[3]
     known, before, rng = nnx.to_pure_dict(params), nnx.to_pure_dict(state), np.random.default_rng(1)
     directions = jax.tree.map(lambda x: rng.normal(size=x.shape), (known, student))
     values = []
     for step in (1e-5, -1e-5):
         there = jax.tree.map(lambda x, along: np.float64(x) + step * along, (known, student), directions)
-        values.append(contrasted(there[0], before, there[1], np.float64(teacher), before["offsets"])[0])
+        values.append(contrasted(there[0], before, there[1], np.float64(teacher), (known, np.float64(student)))[0])
     products = jax.tree.map(
         lambda g, along: np.sum(g * along), (nnx.to_pure_dict(gradients[0]), gradients[1]), directions
     )
     assert sum(jax.tree.leaves(products)) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4)
+    assert not np.any(gradients[2])
 
 
 def test_a_direction_of_crd_begins_at_the_value_of_random_banks():
@@ -205,29 +265,28 @@ def test_a_direction_of_crd_begins_at_the_value_of_random_banks():
 
     @jax.jit
     def direction(u):
-        offset = jnp.log(count) + memory_bank.log_mean_exp(u)
+        offset = jnp.log(count) + memory_bank.log_mean_exp(u, jnp.ones(u.shape, bool))
         return jnp.mean(memory_bank.contrastive_terms(u[:, 0], u[:, 1:], jnp.ones(u[:, 1:].shape, bool), offset))
 
     assert direction(scores) == pytest.approx(math.log(1 + count) + 1 + 1 / (256 * 0.07**2), abs=0.2)
 
 
-def test_equal_projections_and_banks_make_both_directions_of_crd_equal():
-    _, params, state = made("crd")
-    student = embeddings(0)[0]
+def test_equal_projections_make_both_directions_of_the_first_batch_of_crd_equal():
+    _, params, _ = made("crd")
+    student = np.float16(embeddings(0)[1]).astype(np.float32)
     params = jax.tree.map(lambda x: x, params)
     params["project_student"] = params["project_teacher"]
-    state = jax.tree.map(lambda x: x, state)
-    state["student_bank"] = state["teacher_bank"]
-    _, metrics, state, _ = evaluated("crd", student, student, state=state, params=params)
-    assert state["offsets"][0] == state["offsets"][1] != 0 and 0 < metrics["crd_positive"] < 1
-    np.testing.assert_array_equal(state["student_bank"][...], state["teacher_bank"][...])
+    _, metrics, state, _ = evaluated("crd", student, student, params=params, index=np.arange(B))
+    assert state["log_means"][0] == pytest.approx(float(state["log_means"][1]), rel=1e-5) != 0
+    assert 0 < metrics["crd_positive"] < 1
 
 
 def test_h_of_crd_does_not_overflow():
     scores = np.float32([1e4, -1e4])
     terms = jax.jit(lambda u: memory_bank.contrastive_terms(u, jnp.stack([u, u]), jnp.ones((2, 2), bool), 3.0))
     np.testing.assert_allclose(terms(scores), [1e4 - 3, 2e4], rtol=1e-6)
-    assert jax.jit(memory_bank.log_mean_exp)(np.float32([-300, -301])) == pytest.approx(-300.38, abs=0.01)
+    mean = jax.jit(memory_bank.log_mean_exp)(np.float32([-300, -301, 99]), np.array([True, True, False]))
+    assert mean == pytest.approx(-300.38, abs=0.01)
 
 
 PAIRS = [(i, j) for i in range(B) for j in range(i + 1, B) if min(LABELS[i], LABELS[j]) >= 0]

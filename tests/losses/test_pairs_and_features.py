@@ -109,6 +109,8 @@ def drawn(name, **settings):
     loss, rng = nnx.eval_shape(lambda: made(name, **settings)), np.random.default_rng(1)
     draw = lambda leaf: jnp.asarray(rng.normal(scale=len(leaf) ** -0.5, size=leaf.shape), jnp.float32)  # noqa: E731
     nnx.update(loss, jax.tree.map(draw, nnx.state(loss)))
+    if hasattr(loss, "teacher_maps"):
+        loss.teacher_maps = feature_maps.TeacherMaps(INFO)
     return loss
 
 
@@ -245,20 +247,20 @@ def cosine(a, b):
     return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
-def channels_last(maps):
-    return np.float64(maps).transpose(0, 2, 3, 1)
+def standardized(maps):
+    return (np.float64(maps) - STATISTICS[0]).transpose(0, 2, 3, 1) / STATISTICS[1]
 
 
 def hint(given, loss):
     kernel = np.float64(loss.regressor.kernel[...])[0, 0]
-    wanted = (channels_last(given["hr_features"]) - STATISTICS[0].transpose(1, 2, 0)) / STATISTICS[1]
+    wanted = standardized(given["hr_features"])
     value = np.mean((given["stages"][-1] @ kernel - wanted) ** 2)
     return value, {"hint_r2": 1 - value / np.mean(wanted**2)}
 
 
 def feature_similarity(given, loss):
     low = projected(np.concatenate([given["stages"][-1], given["second_features"]]), loss)
-    high = channels_last(np.concatenate([given["hr_features"], given["second_hr_features"]]))
+    high = standardized(np.concatenate([given["hr_features"], given["second_hr_features"]]))
     relations, alike = [], [a @ b for a, b in zip(given["teacher"], given["second_teacher"])]
     for i in range(B):
         if not (given["has_second"][i] and 0 < alike[i] < 0.99):
@@ -275,7 +277,7 @@ def feature_similarity(given, loss):
 
 
 def attention(given, loss):
-    maps = given["stages"][-1], channels_last(given["hr_features"])
+    maps = given["stages"][-1], standardized(given["hr_features"])
     found, wanted = ((np.float64(x) ** 2).mean(axis=-1) for x in maps)
     others = mean([cosine(found[i], wanted[i - 1]) for i in range(B)])
     return mean([1 - cosine(a, b) for a, b in zip(found, wanted)]), {"attention_of_others": others}
@@ -288,7 +290,7 @@ def wavelet(given, loss):
         )
 
     student = [low(x) for x in projected(given["stages"][-1], loss)]
-    teacher = [low(x) for x in channels_last(given["hr_features"])]
+    teacher = [low(x) for x in standardized(given["hr_features"])]
     others = mean([cosine(student[i], teacher[i - 1]) for i in range(B)])
     return mean([1 - cosine(a, b) for a, b in zip(student, teacher)]), {"wavelet_of_others": others}
 
@@ -316,7 +318,7 @@ def bridge(given, loss):
     adapted = linear(last, np.maximum(normalized(linear(first, teacher), norm), 0))
     logits = linear(loss.classifier, adapted)
     regression = mean([np.sum((a - b) ** 2) for a, b in zip(linear(loss.regressor, adapted), teacher)])
-    distance = mean([np.sum((a - b) ** 2) for a, b in zip(student, adapted)])
+    distance = mean([np.sum((a - b) ** 2) for a, b in zip(unit(student), unit(adapted))])
     value = entropy(logits, label) + 0.1 * regression + entropy(linear(loss.classifier, student), label) + distance
     return value, {"adapted_accuracy": accuracy(logits, label), "adapted_distance": distance}
 
@@ -347,13 +349,13 @@ def center_distance(given, loss):
 
 
 def weights(given):
-    cosines = [a @ b for a, b in zip(unit(np.float64(given["embedding"])), given["teacher"])]
+    cosines = [t @ CENTERS[y] if y >= 0 else 0 for t, y in zip(np.float64(given["teacher"]), given["label"])]
     shares = [np.exp(c / 0.5) / sum(np.exp(np.array(cosines) / 0.5)) for c in cosines]
     return np.array([min(max(B * share, 0.2), 5) for share in shares])
 
 
 def reweighted_attention(given, loss):
-    maps = given["stages"][-1], channels_last(given["hr_features"])
+    maps = given["stages"][-1], standardized(given["hr_features"])
     found, wanted = ((np.float64(x) ** 2).mean(axis=-1) for x in maps)
     _, figures = attention(given, loss)
     value = mean([w * (1 - cosine(a, b)) for w, a, b in zip(weights(given), found, wanted)])
@@ -393,7 +395,7 @@ def test_gradients_reach_the_student_and_no_teacher(name):
     for teacher in OF_TEACHER:
         assert not np.any(of_arrays[teacher])
     assert all(np.any(x) for x in jax.tree.leaves(of_params))
-    if name == "reweighted_adaface":  # whose margins and weights follow the embeddings without gradient
+    if name == "reweighted_adaface":  # whose margins follow the embeddings without gradient
         return
     # Along the gradient the loss rises as the gradient says.
     own = {key: of_arrays[key] for key in OF_STUDENT}
@@ -447,12 +449,12 @@ def test_equal_pairs_have_no_loss_and_negatives_that_are_apart_none_either():
     assert evaluate(alone)["contrastive_pairs"][0] == pytest.approx(4)
 
 
-def test_maps_are_compared_by_direction():
-    """A T_d whose maps are 7 times larger is the same, and a student with T_d's own maps has nothing to learn."""
-    given = arrays()
-    larger = {key: 7 * given[key] for key in ("hr_features", "second_hr_features")}
-    scaled = evaluate({**given, **larger})
-    first, second = (channels_last(given[key]).astype(np.float32) for key in larger)
+def test_maps_are_compared_by_the_direction_in_which_they_differ_from_the_mean_map():
+    """A T_d whose deviations are 7 times larger is the same, and a student with T_d's own maps, standardized, has
+    nothing to learn."""
+    given, keys = arrays(), ("hr_features", "second_hr_features")
+    scaled = evaluate({**given, **{key: STATISTICS[0] + 7 * (given[key] - STATISTICS[0]) for key in keys}})
+    first, second = (standardized(given[key]).astype(np.float32) for key in keys)
     same = evaluate({**given, "stages": (*given["stages"][:2], first), "second_features": second})
     for name in ("feature_similarity", "attention", "wavelet"):
         assert scaled[name][0] == pytest.approx(evaluated()[name][0], rel=1e-5)
@@ -469,8 +471,8 @@ def test_maps_of_other_sizes_are_brought_to_that_of_the_teacher():
 
 def test_a_hint_that_explains_everything_is_worth_nothing():
     given = arrays()
-    explained = (channels_last(given["hr_features"]) - STATISTICS[0].transpose(1, 2, 0)) / STATISTICS[1]
-    value, figures, *_ = evaluate({**given, "stages": (*given["stages"][:2], np.float32(explained))})["same hint"]
+    explained = np.float32(standardized(given["hr_features"]))
+    value, figures, *_ = evaluate({**given, "stages": (*given["stages"][:2], explained)})["same hint"]
     assert value == pytest.approx(0, abs=1e-10) and figures["hint_r2"] == pytest.approx(1)
 
 
@@ -480,15 +482,15 @@ def test_constant_weights_leave_adaface_as_it_is():
 
 def test_weights_favor_easy_or_hard_faces_and_their_mean_is_one_unless_clipped():
     cosine = np.float32([-0.2, 0, 0.1, 0.5])
-    easy, hard = (np.asarray(reweighting.resemblance_weights(cosine, 0.5, favor)) for favor in ("easy", "hard"))
+    easy, hard = (np.asarray(reweighting.confidence_weights(cosine, 0.5, favor)) for favor in ("easy", "hard"))
     assert list(np.argsort(easy)) == [0, 1, 2, 3] == list(np.argsort(-hard))
     assert np.mean(easy) == pytest.approx(1) == np.mean(hard)
-    np.testing.assert_allclose(reweighting.resemblance_weights(np.eye(1, 8)[0], 0.1, "easy"), [5] + [0.2] * 7)
+    np.testing.assert_allclose(reweighting.confidence_weights(np.eye(1, 8)[0], 0.1, "easy"), [5] + [0.2] * 7)
 
 
 def test_a_bridge_with_nothing_to_adapt_is_the_distance_to_the_teacher():
     given, (value, figures, *_) = arrays(), evaluated()["unadapted bridge"]
-    expected = mean([np.sum((a - b) ** 2) for a, b in zip(given["embedding"], given["teacher"])])
+    expected = mean([np.sum((a - b) ** 2) for a, b in zip(unit(given["embedding"]), given["teacher"])])
     assert figures["adapted_distance"] == pytest.approx(expected, rel=1e-5)
     classifier = all_losses()["unadapted bridge"].classifier
     entropies = [entropy(linear(classifier, given[name]), LABELS) for name in ("teacher", "embedding")]
@@ -528,8 +530,8 @@ def hard_cases():
     for label, second in ((0, True), (-1, False)):
         labels = np.full(B, label)
         yield {**given, "label": labels, "second_label": labels, "has_second": np.full(B, second)}
-    nothing = {name: jax.tree.map(np.zeros_like, given[name]) for name in ("stages", "second_features", "hr_features")}
-    yield {**given, **nothing}
+    nothing = {name: jax.tree.map(np.zeros_like, given[name]) for name in ("stages", "second_features")}
+    yield {**given, **nothing, "hr_features": np.tile(STATISTICS[0], (B, 1, 1, 1))}  # which standardized are 0
 
 
 @pytest.mark.parametrize("case", range(7))

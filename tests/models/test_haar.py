@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from flax import nnx
 
 from gdrd_jax.models import haar
 
@@ -22,11 +21,3 @@ def test_details_are_those_along_x_along_y_and_along_both():
     np.testing.assert_array_equal([part[0, 0] for part in parts[1:]], [-1, -10, 0])
     constant = haar.transform(np.full((1, 4, 4, 1), 3.0))
     np.testing.assert_array_equal([np.unique(part) for part in constant], [[6], [0], [0], [0]])
-
-
-@pytest.mark.parametrize("size", [1, 3])
-def test_a_convolution_that_reduces_is_ll_after_a_convolution(size):
-    layer = haar.haar_convolution(3, 5, size, 2, np.float32, nnx.Rngs(0))
-    wanted = haar.transform(nnx.Conv.__call__(layer, X))[0]
-    assert wanted.shape == (2, 3, 2, 5)
-    np.testing.assert_allclose(layer(X), wanted, atol=1e-5)

@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 from gdrd_jax.models.arguments import RESOLUTIONS
-from gdrd_jax.models.haar import HaarConvolution
+from gdrd_jax.models.haar import low_frequencies
+from gdrd_jax.models.residual import BasicBlock
 from gdrd_jax.models.student import abstract_student, embed, make_student, parameters
 from gdrd_jax.registry import students
 
@@ -161,8 +162,20 @@ def test_wave_has_the_weights_of_gdrd_and_no_strides():
     assert shapes[0] == shapes[1]
     layers = [layer for _, layer in nnx.iter_modules(wave) if isinstance(layer, nnx.Conv)]
     assert {layer.strides for layer in layers} == {1}
-    reduce = [layer.kernel_size for layer in layers if isinstance(layer, HaarConvolution)]
-    assert sorted(reduce) == [(1, 1), (1, 1), (3, 3), (3, 3), (3, 3)]
+    blocks = [*wave.backbone.blocks, *wave.head.blocks]
+    assert [block.downsampling is not None for block in blocks] == [False, False, True, False, True, False]
+    assert wave.backbone.downsampling is not None
+
+
+def test_a_block_of_wave_transforms_between_its_convolutions_and_in_its_shortcut():
+    """Convolution, normalization, ReLU, LL, convolution (WaveCNet, arXiv 2005.03337)."""
+    block = BasicBlock(3, 5, 2, jnp.float32, nnx.Rngs(0), low_frequencies)
+    block.eval()
+    x = np.random.default_rng(0).normal(size=(2, 6, 4, 3)).astype(np.float32)
+    y = low_frequencies(nnx.relu(block.norm1(block.conv1(x))))
+    wanted = nnx.relu(block.norm2(block.conv2(y)) + block.shortcut(low_frequencies(x)))
+    assert wanted.shape == (2, 3, 2, 5)
+    np.testing.assert_allclose(block(x), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(("dim", "capsules"), [(48, (3, 16)), (24, (3, 8)), (1, (1, 1))])

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gdrd_jax.models.arguments import check_shared
-from gdrd_jax.models.layers import STRIDES, convolution, scaled, side_after
-from gdrd_jax.models.residual import Convolution, Head, ResidualBackbone, Stage
+from gdrd_jax.models.layers import STRIDES, scaled, side_after
+from gdrd_jax.models.residual import Downsampling, Head, ResidualBackbone, Stage
 from gdrd_jax.models.student import Shape, Student
 from gdrd_jax.registry import students
 
@@ -41,7 +41,7 @@ class GDRDStudent(Student):
             if self.head_stages not in (0, 1, 2):
                 raise ValueError(f"head_stages is {self.head_stages}; it can be 0, 1 or 2")
 
-    convolution: ClassVar[Convolution] = staticmethod(convolution)
+    downsampling: ClassVar[Downsampling | None] = None  # instead of strides of 2
 
     def __init__(self, config: Config, shape: Shape, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, shape, rngs=rngs)
@@ -49,9 +49,9 @@ class GDRDStudent(Student):
         stem, strides = STRIDES[max(side for side in STRIDES if side <= shape.resolution)]
         stages = [Stage(scaled(c, config.width), BLOCKS, stride) for c, stride in zip(CHANNELS, strides)]
         kept, dtype = len(stages) - config.head_stages, jnp.dtype(config.dtype)
-        conv = type(self).convolution
-        self.backbone = ResidualBackbone(shape.channels, stem, stages[:kept], dtype=dtype, rngs=rngs, conv=conv)
+        shared = {"dtype": dtype, "rngs": rngs, "downsampling": type(self).downsampling}
+        self.backbone = ResidualBackbone(shape.channels, stem, stages[:kept], **shared)
         self.head = Head(
             stages[kept - 1].channels, stages[kept:], config.hidden, shape.embedding_dim,
-            size=side_after(shape.resolution, (stem, *strides)), dtype=dtype, rngs=rngs, conv=conv,
+            size=side_after(shape.resolution, (stem, *strides)), **shared,
         )  # fmt: skip
