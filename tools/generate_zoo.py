@@ -47,9 +47,9 @@ def stored(folder: Path) -> dict[str, list[Row]]:
     return grid_rows.read_rows([folder]) if list(folder.glob("*.json")) else {}
 
 
-def results() -> tuple[str, bytes | None]:
-    """The table of the stored rows, and the picture."""
-    if not (found := stored(ROWS)):
+def results(found: Mapping[str, list[Row]]) -> tuple[str, bytes | None]:
+    """The table of rows, and the picture."""
+    if not found:
         return NONE, None
     against = AGAINST if AGAINST in found else None
     lines = grid_table.compared(found, against)
@@ -57,10 +57,10 @@ def results() -> tuple[str, bytes | None]:
     return grid_table.table(lines, against) + (SHOWN if picture else ""), picture
 
 
-def logs() -> str:
+def logs(found: Mapping[str, list[Row]]) -> str:
     """What the losses of each method were like after a fifth of its steps and at the end, of the first seed."""
     lines = []
-    for name, rows in stored(ROWS).items():
+    for name, rows in found.items():
         for stage, log in rows[0].about.get("log", {}).items():
             early, late = (_figures(step, log[step]) for step in (min(log, key=int), max(log, key=int)))
             lines.append([f"`{name}`", stage, early, late])
@@ -74,9 +74,9 @@ def _figures(step: str, log: Mapping[str, float]) -> str:
     return f"{int(step):,}: " + ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
 
 
-def rates() -> str:
+def rates(found: Mapping[str, list[Row]]) -> str:
     """Accuracy of each method by the rate of stage dis, and its best one against the best of plain distillation."""
-    if not (found := stored(RATES)):
+    if not found:
         return NONE
     of: dict[str, dict[float, str]] = {}  # method -> rate -> name of its rows
     for name in found:
@@ -103,8 +103,11 @@ def replaced(page: str, name: str, new: str) -> str:
 
 def made(now: str) -> tuple[str, dict[Path, bytes]]:
     """The page with all of its generated parts made anew, and the picture."""
-    table, picture = results()
-    parts = {"methods": methods(), "notes": notes(), "results": table, "logs": logs(), "rates": rates()}
+    rows = stored(ROWS)
+    table, picture = results(rows)
+    parts = {
+        "methods": methods(), "notes": notes(), "results": table, "logs": logs(rows), "rates": rates(stored(RATES)),
+    }  # fmt: skip
     for name, part in parts.items():
         now = replaced(now, name, part)
     return now, {PICTURE: picture} if picture else {}

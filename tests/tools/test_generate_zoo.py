@@ -20,30 +20,30 @@ def test_the_methods_and_notes_of_the_page_are_up_to_date():
         generate_zoo.replaced(now, "other", "")
 
 
-def test_the_table_is_of_the_stored_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(generate_zoo, "ROWS", tmp_path)
-    assert generate_zoo.results() == (generate_zoo.NONE, None)
+def test_the_table_is_of_the_stored_rows(tmp_path):
+    nothing = generate_zoo.stored(tmp_path)
+    assert (generate_zoo.results(nothing), generate_zoo.logs(nothing)) == ((generate_zoo.NONE, None), generate_zoo.NONE)
     people = np.arange(40).reshape(20, 2)
-    assert generate_zoo.logs() == generate_zoo.NONE
     log = {"100": {"cls": 5.0, "loss": 7.5, "wavelet": 2.5}, "20": {"cls": 9.0, "loss": 9.0, "wavelet": 0.0}}
     for name, share in (("cosine", 0.9), ("wave", 0.5)):
         right = np.arange(20) < 20 * share
         about = {"resolution": 16, "core_seconds": 60.0, **({"log": {"dis": log}} if name == "wave" else {})}
         Row(name, 7, {DEV: Judged(right, people, "pairs")}, about).save(tmp_path)
-    table, picture = generate_zoo.results()
+    rows = generate_zoo.stored(tmp_path)
+    table, picture = generate_zoo.results(rows)
     assert "WaveResNet (our reading) `wave`" in table and "-40.00" in table and "93.94" in table and picture
     shown = "| `wave` | dis | 20: cls 9, wavelet 0 | 100: cls 5, loss 7.5, wavelet 2.5 |"
-    assert shown in generate_zoo.logs() and "cosine" not in generate_zoo.logs()
+    assert shown in generate_zoo.logs(rows) and "cosine" not in generate_zoo.logs(rows)
 
 
-def test_the_best_rate_of_each_method_is_compared(tmp_path, monkeypatch):
-    monkeypatch.setattr(generate_zoo, "RATES", tmp_path)
-    assert generate_zoo.rates() == generate_zoo.NONE
+def test_the_best_rate_of_each_method_is_compared(tmp_path):
+    assert generate_zoo.rates(generate_zoo.stored(tmp_path)) == generate_zoo.NONE
     people = np.arange(40).reshape(20, 2)
     right = {"cosine-0.008": 18, "cosine-0.0027": 16, "arcface-0.008": 4, "arcface-0.0027": 12, "arcface-0.024": 8}
     for name, number in right.items():
         Row(name, 7, {DEV: Judged(np.arange(20) < number, people, "pairs")}, {"resolution": 16}).save(tmp_path)
-    heading, _, arcface, cosine = (line.strip("| ").split(" | ") for line in generate_zoo.rates().splitlines())
+    table = generate_zoo.rates(generate_zoo.stored(tmp_path))
+    heading, _, arcface, cosine = (line.strip("| ").split(" | ") for line in table.splitlines())
     assert heading == ["name", "0.0027", "0.008", "0.024", "the best (95 %)", "against cosine"]
     assert arcface[:4] == ["ArcFace `arcface`", "60.00", "20.00", "40.00"]
     assert arcface[4].startswith("60.00 (") and arcface[5] == "-30.00"
