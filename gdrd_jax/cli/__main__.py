@@ -19,12 +19,12 @@ GROUPS = {
     },
     "Evaluate": {
         "evaluate": ("evaluate", "evaluate recognizers on public benchmarks, such as LFW and IJB-C, or your own faces"),
-        "check-thresholds": ("check_thresholds", "do a student's thresholds hold for other people's faces?"),
+        "check-thresholds": ("check_thresholds", "check whether a student's thresholds hold for other people"),
     },
     "Use": {
         "verify": ("recognize", "compare two faces"),
         "enroll": ("recognize", "create or extend a gallery of known people"),
-        "search": ("recognize", "who of a gallery are these faces, tracks or people in a video?"),
+        "search": ("recognize", "search a gallery for faces, tracks or the people in a video"),
         "gallery": ("recognize", "list the people of a gallery"),
         "remove": ("recognize", "remove people from a gallery"),
         "embed": ("recognize", "write the embeddings of a folder of faces to an .npz file"),

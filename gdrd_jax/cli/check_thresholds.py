@@ -1,4 +1,4 @@
-"""Do a student's decision thresholds hold for your own people?
+"""Check whether a student's decision thresholds hold for your own people.
 
 FOLDER has aligned faces, PERSON/IMAGE, of any size, or is a tar, a store of gdrd prepare or a .rec. All faces are
 compared with each other (at most 10 of a person, and 6,000 in all and in each group). For each nominal false accept

