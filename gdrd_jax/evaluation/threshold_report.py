@@ -21,7 +21,7 @@ from gdrd_jax.utils.errors import GdrdError
 from gdrd_jax.utils.tables import text_table
 
 LOG = logging.getLogger(__name__)
-EVERYBODY = "everybody"
+ALL = "all people"
 
 
 def check(
@@ -39,7 +39,7 @@ def check(
       strengths: of blur, motion, noise and jpeg, see `Degradation`.
 
     Returns:
-      "rows", for everybody and for each group a row for each rate: "group", "far" (nominal), "threshold", "people",
+      "rows", for all people and for each group a row for each rate: "group", "far" (nominal), "threshold", "people",
       "genuine" (pairs of one person), "realized_far" and "realized_tar" with "far_interval" and "tar_interval", and
       "holds": whether the interval contains the nominal rate, None where there are too few people to judge.
 
@@ -114,10 +114,10 @@ def text(found: dict[str, Any]) -> str:
 
 
 def _rows_of(faces: Faces, group_of: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The faces of everybody and of each group that are compared, see `compared`; groups of few people are left out."""
+    """The faces of all people and of each group that are compared, see `compared`; groups of few people are left out."""
     rows_of = {}
-    for group in [EVERYBODY, *dict.fromkeys(group_of.values())]:
-        inside = np.array([group in (EVERYBODY, group_of.get(person)) for person in faces.identities])
+    for group in [ALL, *dict.fromkeys(group_of.values())]:
+        inside = np.array([group in (ALL, group_of.get(person)) for person in faces.identities])
         if inside.sum() < LEAST_PEOPLE:
             LOG.warning("left out: group %s, which has %d of the at least %d people", group, inside.sum(), LEAST_PEOPLE)
             continue

@@ -97,7 +97,7 @@ def test_the_command_says_which_thresholds_hold_also_by_group(student, capsys, c
     groups.write_text("".join(f"p{i},{'odd' if i % 2 else 'even'}\n" for i in range(24)) + "p24,alone\n")
     status, out, _ = run(capsys, faces, "--model", folder, "--far", 0.2, "--groups", groups, "--json")
     rows = json.loads(out)["rows"]
-    assert [(row["group"], row["people"]) for row in rows] == [("everybody", 30), ("even", 12), ("odd", 12)]
+    assert [(row["group"], row["people"]) for row in rows] == [("all people", 30), ("even", 12), ("odd", 12)]
     assert "group alone, which has 1 of" in caplog.text and "5 of the 30 people" in caplog.text
     assert all(row["holds"] for row in rows) is (status == 0) and rows[0]["genuine"] == 30
     status, out, _ = run(capsys, faces, "--model", folder, "--far", 0.1, "--blur", 60)
@@ -108,7 +108,7 @@ def test_a_group_is_judged_on_its_own_faces_where_there_are_too_many_of_everybod
     monkeypatch.setattr(thresholds_module, "FACES", 20)  # the first ten people's
     (tmp_path / "g.csv").write_text("".join(f"p{i},late\n" for i in range(25, 30)))
     found = threshold_report.check(student[1], student[0], [0.1], groups=tmp_path / "g.csv", strengths=NONE)
-    assert [(row["group"], row["people"]) for row in found["rows"]] == [("everybody", 10), ("late", 5)]
+    assert [(row["group"], row["people"]) for row in found["rows"]] == [("all people", 10), ("late", 5)]
 
 
 def test_folders_above_those_of_people_are_groups(tmp_path):
