@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gdrd_jax.evaluation import bootstrap, paper_tables, report
+from gdrd_jax.evaluation import bootstrap, cost_plot, paper_tables
 from gdrd_jax.evaluation.grid_rows import DEV, STAND_IN, Judged, Row, check_same_subjects
 from gdrd_jax.evaluation.methods import METHODS, SUPER_RESOLUTION, Method
 from gdrd_jax.utils.errors import GdrdError
@@ -193,4 +193,4 @@ def draw_cost(lines: Sequence[Mapping[str, Any]]) -> bytes | None:
     points = {
         line["name"]: (line["core_seconds"] / 60, line["accuracy"], (line["low"], line["high"])) for line in shown
     }
-    return report.draw_cost(points, x="training, core minutes", y="dev accuracy, %") if points else None
+    return cost_plot.draw_cost(points, x="training, core minutes", y="dev accuracy, %") if points else None

@@ -187,19 +187,6 @@ def draw_sweep(models: dict[str, dict[str, tuple[float, tuple[float, float]]]], 
     return saved(figure)
 
 
-def draw_cost(points: dict[str, tuple[float, float, tuple[float, float]]], *, x: str, y: str) -> bytes:
-    """PNG of a figure over its cost, on a log scale: name -> (cost, figure, interval)."""
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    for number, (name, (cost, value, (low, high))) in enumerate(points.items()):
-        axes.errorbar(cost, value, [[value - low], [high - value]], marker="o", capsize=2, alpha=0.6)
-        axes.annotate(name, (cost, value), xytext=(5, 4 if number % 2 else -11), textcoords="offset points", size=8)
-    axes.set(xscale="log", xlabel=x, ylabel=y)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.grid(alpha=0.3, which="both")
-    return saved(figure)
-
-
 def draw_bars(bars: dict[str, list[tuple[float, tuple[float, float]] | None]], groups: list[str], *, y: str) -> bytes:
     """PNG of grouped bars: row -> for each group (figure, interval), or None."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")

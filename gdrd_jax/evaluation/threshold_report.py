@@ -114,7 +114,7 @@ def text(found: dict[str, Any]) -> str:
 
 
 def _rows_of(faces: Faces, group_of: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The faces of all people and of each group that are compared, see `compared`; groups of few people are left out."""
+    """The faces of all people, and of each group, that are compared, see `compared`; small groups are left out."""
     rows_of = {}
     for group in [ALL, *dict.fromkeys(group_of.values())]:
         inside = np.array([group in (ALL, group_of.get(person)) for person in faces.identities])
