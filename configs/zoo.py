@@ -24,20 +24,20 @@ on top of that, and the table has its cost.
 | rkd | softmax, distances and angles between the faces of a batch | angles of 64^3 triplets |
 | sp, pkt, cckd | softmax, and the cosines between the faces of a batch | |
 | mk_mmd | softmax, and the discrepancy between two sets of embeddings | |
-| crd | softmax, and one face among up to 16,384 others | banks of 1.5 KB per face |
-| ekd_evaluation | ArcFace on half of the batch, and pairs of faces at low false accept rates | |
+| crd | softmax, and one face among 16,384 others | banks of 1.5 KB per face |
+| ekd_evaluation | ArcFace, and pairs of faces at low false accept rates | |
 | arc_distill, ada_distill | ArcFace on T_d's class centers, fixed or moving | |
 | ccface | the same with a milder margin, and agreement with the mirror image | both go through the student |
 | bridge | softmax, on T_d's embeddings as an adaptor changes them | a second classifier |
 | crrcd | Eq. 3 of GDRD | relations of all pairs, 96^2 rows of the critic |
-| srw | AdaFace, in which a face counts by T_d's cosine with its class center | |
+| srw | AdaFace, in which faces are weighted by T_d's confidence | |
 | adsram | the same, and attention | T_d's feature maps |
 | askd | ArcFace, and attention | T_d's feature maps |
 | fskd | CosFace, feature maps and their affinities between two faces | T_d's feature maps; both faces |
 | ekd_evolutionary | softmax, and a network at 32x32 that learns at the same time | about four times the step |
 | octuplet | cosine, then triplets of embeddings of both networks | no classifier |
 | fitnet | T_d's feature maps, then as kd | T_d's feature maps |
-| takd | as kd, from an assistant at 32x32, which learns so from T_d | the assistant's training |
+| takd | as kd, from an assistant at 32x32, which learns from T_d the same way | the assistant's training |
 | horkd | softmax, cosine, distances and angles, from T_d and such an assistant | the assistant's training |
 | skd | softmax, and the distance to T_d's embeddings of 70 % of the faces | the selection |
 | gdrd | Eq. 1, then Eq. 3 behind a frozen backbone | T_g's training and features |
@@ -59,11 +59,12 @@ SCHEDULE = {"batch": BATCH, "learning_rate": 0.008, "evaluate_every": 0}
 WIDTH = 0.25
 CLS = {"cls": {"weight": 1.0}}
 COSINE = {"embedding_cosine": {"weight": 1.0}}
-# The weight of terms beside a softmax for which no source has one: the gradient of one minus a cosine is then as large
-# as the softmax's at first; with a weight of 1 it is a thirtieth of that. Squared distances have half of it, because
-# their gradient is twice as large.
-BESIDE = 30.0
-BESIDE_SOFTMAX = {"embedding_cosine": {"weight": BESIDE}}
+# The weight of cosines beside a softmax, for which no source has one: the gradient of one minus a cosine is then as
+# large as the softmax's at first; with a weight of 1 it is a thirtieth of that. Squared distances have half of this
+# weight, because their gradient is twice as large.
+COSINE_WEIGHT = 30.0
+DISTANCE_WEIGHT = COSINE_WEIGHT / 2
+WEIGHTED_COSINE = {"embedding_cosine": {"weight": COSINE_WEIGHT}}
 # T_d's cosines become logits by a scale of 64: at 32 its softmax at temperature 4 is nearly uniform over 11,369 people.
 KD = {"temperature": 4.0, "teacher_scale": 64.0}
 LOGITS = {**CLS, "kd": {"weight": 1.0, **KD}}
@@ -78,13 +79,14 @@ def _margin(loss, **settings):
     return {loss: {"weight": 1.0, "ramp": RAMP, **settings}}
 
 
-# For low resolution the authors of F-SKD and A-SKD take CosFace.
+# For low resolution the authors of F-SKD take CosFace.
 MARGIN = _margin("cosface")
 # The exact gradient drives the weights of all classes away from all embeddings: where the angle is near pi, the margin
 # costs less. MobileNetV3-SE ends there (own_cosine -0.91), with the gradient of InsightFace's code it does not.
 ARCFACE = _margin("arcface", gradient="straight")
-# F-SKD's code has AdaFace at low resolution with this scale; the student does not end in batch normalization.
-ADAFACE = {"scale": 32.0, "standardize": True}
+# Scale and update are the defaults of the AdaFace in F-SKD's code, which is for low resolution. The student does not
+# end in batch normalization, so norms are of standardized embeddings.
+ADAFACE = {"scale": 32.0, "standardize": True, "update": 1.0}
 REWEIGHTED = _margin("reweighted_adaface", **ADAFACE)
 
 # Losses of methods that change nothing else.
@@ -99,7 +101,7 @@ LOSSES = {
     "rpcl_arc": _margin("rpcl", base="arc", margin=0.5, threshold=0.8, easy_margin=False, gradient="straight"),
     "rpcl_mag": _margin("rpcl", base="mag", rival_margin=0.225),
     "cosine": COSINE,
-    "cosine_cls": {**CLS, **BESIDE_SOFTMAX},
+    "cosine_cls": {**CLS, **WEIGHTED_COSINE},
     "kd": LOGITS,
     "rkd": {**CLS, "rkd": {"weight": 1.0}},
     "sp": {**CLS, **SIMILARITIES},
@@ -111,26 +113,26 @@ LOSSES = {
     "arc_distill": _margin("arc_distill"),
     "ada_distill": _margin("ada_distill"),
     "ccface": _margin("ccface"),
-    "bridge": {"bridge": {"weight": 1.0, "distance": BESIDE / 2}},
+    "bridge": {"bridge": {"weight": 1.0, "distance": DISTANCE_WEIGHT}},
     "crrcd": EQ_3,
     "srw": REWEIGHTED,
-    "adsram": {**REWEIGHTED, "reweighted_attention": {"weight": BESIDE}},
-    "askd": {**ARCFACE, "attention": {"weight": BESIDE}},
+    "adsram": {**REWEIGHTED, "reweighted_attention": {"weight": COSINE_WEIGHT}},
+    "askd": {**ARCFACE, "attention": {"weight": COSINE_WEIGHT}},
     "fskd": {**MARGIN, "feature_similarity": {"weight": 1.0}},
     "ekd_evolutionary": {**CLS, "ekd_evolutionary": {"weight": 1.0, "width": WIDTH}},
     "ours": OUR_LOSSES,
     "resnet34": CLS,
     "mobilenet": CLS,
     "mobilenet_v3_se": ARCFACE,
-    "siamese": {**CLS, "contrastive_pairs": {"weight": BESIDE / 2, "margin": 1.414}},
-    "wave": {**ARCFACE, **BESIDE_SOFTMAX, "wavelet": {"weight": BESIDE}},
-    "directcaps": {**MARGIN, "center_distance": {"weight": BESIDE / 2}},
+    "siamese": {**CLS, "contrastive_pairs": {"weight": 1.0, "margin": 1.414}},
+    "wave": {**ARCFACE, **WEIGHTED_COSINE, "wavelet": {"weight": COSINE_WEIGHT}},
+    "directcaps": {**MARGIN, "center_distance": {"weight": DISTANCE_WEIGHT}},
 }
 # How batches are made, where not uniformly.
 SAMPLERS = {
     "facenet": "balanced", "ccface": "views", "fskd": "pairs", "siamese": "pairs",
     # Uniform batches have three pairs of one person among 4,560.
-    **dict.fromkeys(("ekd_evaluation", "rkd", "pkt", "cckd"), "half_balanced"),
+    **dict.fromkeys(("ekd_evaluation", "rkd", "pkt", "cckd", "horkd"), "half_balanced"),
 }  # fmt: skip
 # Students of their own.
 NETWORKS = {
@@ -147,9 +149,10 @@ def _takd(config):
 
 def _horkd(config):
     # Half of the weights that the terms have from one teacher, for each of two.
-    cosine, relations = {"weight": BESIDE / 2}, {"weight": 5.0, "images": 32}
-    orders = {**BESIDE_SOFTMAX, "rkd": {"weight": 10.0, "images": 32}}
-    config.stages = {"assistant": _stage(input="hr_small", steps=STEPS, losses={**CLS, **orders})}
+    cosine, relations = {"weight": DISTANCE_WEIGHT}, {"weight": 5.0, "images": 32}
+    orders = {**WEIGHTED_COSINE, "rkd": {"weight": 10.0, "images": 32}}
+    balanced = {"name": "half_balanced"}
+    config.stages = {"assistant": _stage(input="hr_small", steps=STEPS, losses={**CLS, **orders}, sampler=balanced)}
     config.dis.assistant = "assistant"
     config.dis.losses = {
         **CLS,
@@ -175,7 +178,7 @@ def _fitnet(config):
 
 
 def _skd(config):
-    config.dis.losses = {**CLS, "selected_distance": {"weight": BESIDE / 2}}
+    config.dis.losses = {**CLS, "selected_distance": {"weight": DISTANCE_WEIGHT}}
     config.dis.selection = {"name": "sparse_graph", "keep": 0.7}
 
 

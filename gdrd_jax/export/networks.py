@@ -81,7 +81,8 @@ def is_residual(student: Student) -> bool:
     own = type(student).__call__ is Student.__call__
     if not (own and type(student.backbone) is ResidualBackbone and type(student.head) is Head):
         return False
-    return all(block.downsampling is None for block in (*student.backbone.blocks, *student.head.blocks))
+    parts = (student.backbone, *student.backbone.blocks, *student.head.blocks)
+    return all(part.downsampling is None for part in parts)
 
 
 def _residual(graph: Graph, student: Student, layout: str, kernel: str) -> str:

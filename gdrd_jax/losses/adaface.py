@@ -15,7 +15,7 @@ from gdrd_jax.losses.margin import Compared, MarginLoss, check_margin
 from gdrd_jax.registry import losses
 
 EPSILON = 1e-3  # of AdaFace, for angles, cosines, lengths and their deviation
-LONGEST = 100.0  # length from which on embeddings count as equally long
+MAX_NORM = 100.0  # norm from which on embeddings count as equally long
 FIRST_MEAN, FIRST_DEVIATION = 20.0, 100.0
 
 
@@ -98,7 +98,7 @@ class AdaFace(MarginLoss):
         labels = sharding.replicated(batch["label"])
         if self.config.standardize:
             embedding = (embedding - embedding.mean(axis=0)) / jnp.sqrt(embedding.var(axis=0) + 1e-5)
-        norms = jnp.clip(margin.norms(embedding), EPSILON, LONGEST)
+        norms = jnp.clip(margin.norms(embedding), EPSILON, MAX_NORM)
         known = labels >= 0
         count = known.sum()
         mean = jnp.sum(norms * known) / jnp.maximum(count, 1)

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gdrd_jax.distributed import sharding
-from gdrd_jax.losses.feature_regression import resized, standardized
-from gdrd_jax.losses.interface import Batch, DataInfo, Fixed, Loss, Metrics, Outputs, check_at_least_0
+from gdrd_jax.losses.feature_regression import TeacherFeatures, resized
+from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs, check_at_least_0
 from gdrd_jax.models.haar import low_frequencies
 from gdrd_jax.models.norm import BatchNorm
 from gdrd_jax.models.relation import normalize
@@ -35,21 +35,10 @@ def map_cosine(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return jnp.sum(first * jax.lax.stop_gradient(second), axis=-1)
 
 
-class TeacherMaps(nnx.Module):
-    """Standardizes T_d's feature maps.
-
-    Args:
-      info: with the statistics of the maps over the training set.
-    """
-
-    def __init__(self, info: DataInfo) -> None:
-        assert info.hr_statistics is not None  # `needs` has T_d's feature maps
-        mean, std = info.hr_statistics()
-        self.mean, self.std = Fixed(jnp.asarray(mean)), Fixed(jnp.asarray(std))
-
-    def __call__(self, maps: jax.Array) -> jax.Array:
-        """Maps as they are stored, `[b, C, h, w]` -> float32 `[b, h, w, C]`; without gradient."""
-        return standardized(jax.lax.stop_gradient(maps), self.mean[...], self.std[...])
+def teacher_maps(info: DataInfo) -> TeacherFeatures:
+    """A module that standardizes T_d's feature maps, with their statistics over the training set."""
+    assert info.hr_statistics is not None  # `needs` has T_d's feature maps
+    return TeacherFeatures(*info.hr_statistics())
 
 
 def projection(info: DataInfo, rngs: nnx.Rngs) -> nnx.Sequential:
@@ -102,7 +91,7 @@ class Attention(Loss):
 
     def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, info, rngs=rngs)
-        self.teacher_maps = TeacherMaps(info)
+        self.teacher_maps = teacher_maps(info)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         distance, others = attention_distance(outputs.features, self.teacher_maps(batch["hr_features"]))
@@ -124,7 +113,7 @@ class WaveletSimilarity(Loss):
 
     def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, info, rngs=rngs)
-        self.projection, self.teacher_maps = projection(info, rngs), TeacherMaps(info)
+        self.projection, self.teacher_maps = projection(info, rngs), teacher_maps(info)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         teacher = self.teacher_maps(batch["hr_features"])
@@ -143,7 +132,8 @@ class FeatureSimilarity(Loss):
     of the second image, and the affinity `A(u, v)` of all positions of u with all of v,
     `L_x = (d(A(H, H'), A(H, L')) + d(A(H, H'), A(L, H'))) / 2 + d(A(H, H'), A(L, L'))`, d being one minus the cosine.
     `R` is a 1x1 convolution without bias and batch normalization. The authors' code (gist-ailab/feature-similarity-KD)
-    compares four stages; here it is the last alone (our reading). Its other terms are the losses `cosface` and `kd`.
+    compares four stages; here it is the last alone (our reading). Its other terms are the loss `cosface` and, in its
+    script for CASIA-WebFace but not in that for WebFace4M, distillation of CosFace's logits.
 
     Logged: `related_pairs`, the share of the rows in `L_x`: those with a second image of the same identity, and T_d's
     cosine between both above 0 and below 0.99.
@@ -168,7 +158,7 @@ class FeatureSimilarity(Loss):
 
     def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, info, rngs=rngs)
-        self.projection, self.teacher_maps = projection(info, rngs), TeacherMaps(info)
+        self.projection, self.teacher_maps = projection(info, rngs), teacher_maps(info)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         second = outputs.second

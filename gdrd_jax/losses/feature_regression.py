@@ -57,7 +57,8 @@ class FeatureRegression(Loss):
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         target = self.standardize(batch["generative"])
         loss = generative_loss(self.predict(outputs.features), target)
-        return loss, {"r2": 1 - loss / jnp.maximum(sharding.mean(jnp.mean(target**2)), 1e-12)}
+        square = sharding.mean(jnp.mean(target**2))
+        return loss, {"r2": jnp.where(square > 0, 1 - loss / square, 0.0)}
 
     def predict(self, features: jax.Array) -> jax.Array:
         """`R` of the backbone's features `[B,h,w,C]`, in standardized units."""
@@ -99,7 +100,7 @@ class Hint(FeatureRegression):
 
 
 class TeacherFeatures(nnx.Module):
-    """T_g's own features, standardized, in place of a backbone; the paper's "SR".
+    """A teacher's features, standardized, without gradient. In place of a backbone, T_g's are the paper's "SR".
 
     Args:
       mean, std: mean and standard deviation of the features, float `[C,h,w]` and `[C]`.
@@ -110,7 +111,7 @@ class TeacherFeatures(nnx.Module):
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """`[B,C,h,w]` -> float32 `[B,h,w,C]`."""
-        return standardized(features, self.mean[...], self.std[...])
+        return standardized(jax.lax.stop_gradient(features), self.mean[...], self.std[...])
 
 
 def standardized(features: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:

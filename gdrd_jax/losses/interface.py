@@ -34,6 +34,7 @@ class DataInfo:
       images: number N of images; `index` of a batch is in `range(N)`.
       embedding_dim: dimension D of T_d's embedding and of the student's.
       centers: the normalized mean T_d embedding of each identity, float32 `[K, D]`; None without T_d.
+      center_lengths: the length of the sum of the T_d embeddings of each identity, float32 `[K]`; None without T_d.
       feature_shape: `(h, w, C)` of the backbone's features.
       target_shape: `(C, h, w)` of T_g's features; None without T_g.
       target_statistics: function without arguments that returns mean `[C, h, w]` and standard deviation `[C]` of T_g's
@@ -48,6 +49,7 @@ class DataInfo:
     images: int = 0
     embedding_dim: int = 0
     centers: np.ndarray | None = None
+    center_lengths: np.ndarray | None = None
     feature_shape: tuple[int, int, int] = (0, 0, 0)
     target_shape: tuple[int, int, int] | None = None
     target_statistics: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None

@@ -158,7 +158,7 @@ class MarginLoss(Loss):
 
 
 def check_gradient(gradient: str) -> None:
-    """Raises `ValueError` for what is no gradient of ArcFace."""
+    """Raises `ValueError` for an unknown gradient of ArcFace."""
     if gradient not in ("exact", "straight"):
         raise ValueError(f"gradient is {gradient!r}; it can be exact, straight")
 

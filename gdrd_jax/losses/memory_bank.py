@@ -28,11 +28,11 @@ def contrastive_terms(positives: jax.Array, negatives: jax.Array, counted: jax.A
     return jax.nn.softplus(offset - positives) + jnp.sum(jax.nn.softplus(negatives - offset) * counted, axis=1)
 
 
-def log_mean_exp(x: jax.Array, counted: jax.Array) -> jax.Array:
-    """`log(mean(exp(x)))` of the values that count, bool, over the arrays of all devices; no gradient."""
-    x = jnp.where(counted, jax.lax.stop_gradient(x), -jnp.inf)
+def log_mean_exp(x: jax.Array) -> jax.Array:
+    """`log(mean(exp(x)))` over the arrays of all devices; no gradient."""
+    x = jax.lax.stop_gradient(x)
     largest = sharding.maximum(jnp.max(x))
-    return largest + jnp.log(sharding.mean_where(jnp.exp(x - largest), counted))
+    return largest + jnp.log(sharding.mean(jnp.mean(jnp.exp(x - largest))))
 
 
 def with_rows(bank: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:
@@ -44,10 +44,16 @@ def with_rows(bank: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:
     return bank.at[places].set(rows, mode="drop", unique_indices=True)
 
 
+def drawn_rows(key: jax.Array, seen: jax.Array, number: int) -> jax.Array:
+    """Draws rows that were seen, bool `[N]`, uniformly with replacement: int `[number]`; at least one has to be."""
+    ends = jnp.cumsum(seen)
+    return jnp.searchsorted(ends, jax.random.randint(key, (number,), 0, ends[-1]), side="right")
+
+
 def updated_bank(bank: jax.Array, index: jax.Array, values: jax.Array, momentum: jax.Array | float) -> jax.Array:
     """A bank `[N, P]` of unit-length rows after a batch: the rows `index` `[B]` have moved to `values` `[B, P]`, or to
     their mean where an index occurs more than once, and keep a share `momentum` of what they were, a scalar or
-    `[B, 1]`."""
+    `[B, 1]`; an index of N moves nothing."""
     same = index[:, None] == index[None, :]
     mean = jnp.matmul(same.astype(values.dtype), values, precision="highest") / jnp.sum(same, axis=1, keepdims=True)
     return with_rows(bank, index, normalize(momentum * bank[index] + (1 - momentum) * mean))
@@ -70,10 +76,11 @@ class ContrastiveRepresentation(Loss):
     negatives the loss begins near `2 (log(1 + n) + 1 + 1 / (256 tau^2))`.
 
     The authors' banks begin with random rows, which hundreds of passes over the images replace; here trainings can be
-    as short as two. So only images that were in a batch are negatives, n is the number of those drawn, and T_d's bank
-    has its embeddings, which are projected anew for each batch. The state has 1.5 KB per image of the training set.
+    as short as two. So negatives are images that were in a batch, T_d's bank has its embeddings, which are projected
+    for each batch, and a positive is the projection of the batch itself, not the image's row. The state has 1.5 KB per
+    image of the training set.
 
-    Logged: `crd_positive`, the mean probability `h` of the positives, which begins below 1 / n; `crd_negatives`, n.
+    Logged: `crd_positive`, the mean probability `h` of the positives; it begins below 1 / n.
     """
 
     needs = frozenset({"embedding", "discriminative", "label", "index"})
@@ -83,7 +90,7 @@ class ContrastiveRepresentation(Loss):
         """Settings.
 
         Attributes:
-          negatives: number of images that are drawn as negatives, at least 1.
+          negatives: number of negatives, n, at least 1.
           dim: of the projections, at least 1.
           tau: temperature, above 0.
           momentum: share of a row of the student's bank that an update leaves, at least 0 and below 1.
@@ -117,35 +124,36 @@ class ContrastiveRepresentation(Loss):
         student = normalize(self.project_student(outputs.embedding.astype(jnp.float32)))
         teacher = normalize(self.project_teacher(jax.lax.stop_gradient(outputs.teacher)))
         index, everyone = batch["index"], sharding.replicated(batch["index"])
-        found = sharding.replicated(jax.lax.stop_gradient(student))
-        # Images that are new get their rows before, and the others after these are compared.
-        kept = jnp.float32(self.seen[...][everyone])[:, None]
-        student_bank = updated_bank(self.student_bank[...], everyone, found, kept)
-        embeddings = sharding.replicated(jax.lax.stop_gradient(outputs.teacher)).astype(jnp.float16)
+        labels = sharding.replicated(batch["label"])
+        # A mixup image has no label, and the index of one of its images, whose row stays.
+        everyone = jnp.where((labels < 0) & (self.identities[...][everyone] >= 0), len(self.seen[...]), everyone)
+        seen = self.seen[...].at[everyone].set(True, mode="drop")
+        identities = updated_identities(self.identities[...], everyone, labels)
+        found, embeddings = (
+            sharding.replicated(jax.lax.stop_gradient(x)) for x in (student, outputs.teacher.astype(jnp.float16))
+        )
         teacher_bank = with_rows(self.teacher_bank[...], everyone, embeddings)
-        seen = self.seen[...].at[everyone].set(True)
-        identities = updated_identities(self.identities[...], everyone, sharding.replicated(batch["label"]))
+        momentum = jnp.where(self.seen[...][everyone], self.config.momentum, 0.0)[:, None]
+        student_bank = updated_bank(self.student_bank[...], everyone, found, momentum)
 
-        drawn = jax.random.randint(key, (self.config.negatives,), 0, len(identities))
-        own, others = identities[index][:, None], identities[drawn]
-        counted = seen[drawn] & ((own != others) | (others < 0)) & (index[:, None] != drawn)
-        number = jnp.maximum(jnp.sum(seen[drawn]), 1)
-        included = jnp.broadcast_to(jnp.append(True, seen[drawn]), (len(index), len(drawn) + 1))
-        of_teacher = jax.lax.stop_gradient(normalize(self.project_teacher(teacher_bank[drawn].astype(jnp.float32))))
-        directions = (
-            (student, jax.lax.stop_gradient(teacher), of_teacher), (teacher, student_bank[index], student_bank[drawn])
-        )  # fmt: skip
+        drawn = drawn_rows(key, seen, self.config.negatives)
+        own, of_drawn = identities[index][:, None], identities[drawn]
+        counted = ((own != of_drawn) | (of_drawn < 0)) & (index[:, None] != drawn)
+        of_student = student_bank[drawn]
+        of_teacher = normalize(self.project_teacher(teacher_bank[drawn].astype(jnp.float32)))
         value, positive, log_means = jnp.zeros(()), jnp.zeros(()), []
-        for (anchors, own_row, rows), before in zip(directions, self.log_means[...]):
-            positives = jnp.sum(anchors * own_row, axis=-1) / self.config.tau
-            negatives = jnp.matmul(anchors, rows.T, precision="highest") / self.config.tau
+        directions = (student, teacher, of_teacher), (teacher, student, of_student)
+        for (anchors, others, bank), before in zip(directions, self.log_means[...]):
+            others, bank = jax.lax.stop_gradient((others, bank))
+            positives = jnp.sum(anchors * others, axis=-1) / self.config.tau
+            negatives = jnp.matmul(anchors, bank.T, precision="highest") / self.config.tau
             every = jnp.concatenate([positives[:, None], negatives], axis=1)
-            # Z of the first batch stays.
-            log_means.append(jnp.where(self.started[...], before, log_mean_exp(every, included)))
-            offset = jnp.log(number) + log_means[-1]
+            # Z of the first batch stays: log(Z n / N) is log n + log(mean(e^u)).
+            log_means.append(jnp.where(self.started[...], before, log_mean_exp(every)))
+            offset = jnp.log(self.config.negatives) + log_means[-1]
             value += jnp.mean(contrastive_terms(positives, negatives, counted, offset))
             positive += jnp.mean(jax.nn.sigmoid(positives - offset)) / 2
-        self.seen[...], self.identities[...], self.teacher_bank[...] = seen, identities, teacher_bank
-        self.student_bank[...] = updated_bank(student_bank, everyone, found, self.config.momentum)
+        self.seen[...], self.identities[...] = seen, identities
+        self.student_bank[...], self.teacher_bank[...] = student_bank, teacher_bank
         self.log_means[...], self.started[...] = jnp.stack(log_means), jnp.array(True)
-        return sharding.mean(value), {"crd_positive": positive, "crd_negatives": jnp.float32(number)}
+        return sharding.mean(value), {"crd_positive": positive}

@@ -175,9 +175,9 @@ class CorrelationCongruence(Loss):
     """Squared difference between the student's matrix of a Gaussian kernel's series and T_d's, mean over pairs, times
     400 (CCKD in its kernel form, Peng et al., arXiv 1904.01802).
 
-    After others' code (TFace), without the factor, which is ours: the loss begins near 1. Published implementations
-    differ; that of RepDistiller, by one of the authors, compares neighbors in a batch. Logged: `cckd_correlation`, see
-    `correlation`.
+    After others' code (FaceX-Zoo; TFace's has the same gamma, and stops at degree 1), without the factor, which is
+    ours: the loss begins near 1. Published implementations differ; that of RepDistiller, by one of the authors,
+    compares neighbors in a batch. Logged: `cckd_correlation`, see `correlation`.
     """
 
     needs = NEEDS

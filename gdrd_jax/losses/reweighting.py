@@ -1,10 +1,11 @@
-"""Losses in which a face counts by how sure T_d is of its identity (ADSRAM, PRML 2023, no arXiv).
+"""Losses in which faces are weighted by T_d's confidence in their identity (ADSRAM, PRML 2023, no arXiv).
 
 Only the title of the paper could be read: "attention distillation with sample re-weighting and adaptive margin". Our
 reading is the sum of `reweighted_adaface` and `reweighted_attention`; the former alone is called SRW in tables.
 
-The weights are by T_d's cosine with the mean T_d embedding of the identity. The student's cosine with T_d's embedding
-would be noise, because no term of the method brings the student into T_d's space.
+The confidence is the cosine of T_d's embedding with the mean T_d embedding of the other faces of the identity. With
+the face itself in the mean it would be the larger the fewer faces an identity has. The student's cosine with T_d's
+embedding would be noise, because no term of the method brings the student into T_d's space.
 """
 
 from dataclasses import dataclass
@@ -16,19 +17,35 @@ from flax import nnx
 
 from gdrd_jax.distributed import class_parallel, sharding
 from gdrd_jax.losses.adaface import AdaFace
-from gdrd_jax.losses.feature_maps import TeacherMaps, attention_distance
+from gdrd_jax.losses.feature_maps import attention_distance, teacher_maps
 from gdrd_jax.losses.interface import Batch, DataInfo, Fixed, Loss, Metrics, Outputs
+from gdrd_jax.models.relation import normalize
 from gdrd_jax.registry import losses
 
 LEAST, MOST = 0.2, 5.0  # weights
+SMALLEST = 1e-6  # squared length of a sum
+ONE_FACE = 1.001  # length of the sum of an identity's embeddings up to which it has one face
 SIGNS = {"easy": 1.0, "hard": -1.0}
+
+
+def cosine_with_others(own: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Cosine of an embedding with the sum of the others of its identity: `[B]` -> `[B]`, 0 where there are no others.
+
+    Args:
+      own: cosine with the sum of all embeddings of the identity, its own included.
+      lengths: length of that sum; embeddings are of unit length, so 1 is an identity of one face.
+    """
+    # With the sum S and a unit vector t: t (S - t) / |S - t|.
+    square = lengths**2 - 2 * lengths * own + 1
+    found = (lengths * own - 1) / jnp.sqrt(jnp.maximum(square, SMALLEST))
+    return jnp.where(square > SMALLEST, jnp.clip(found, -1, 1), 0)
 
 
 def confidence_weights(cosine: jax.Array, temperature: float, favor: str) -> jax.Array:
     """`B softmax(+-cosine / temperature)`, clipped to 0.2 to 5: the mean is 1 before that. Without gradient.
 
     Args:
-      cosine: between T_d's embeddings and the centers of their identities, of the whole batch, `[B]`.
+      cosine: T_d's confidence in the faces of the whole batch, `[B]`.
       temperature: above 0.
       favor: "easy", the larger the cosine, the larger the weight; "hard", the smaller.
     """
@@ -42,8 +59,7 @@ class Reweighting:
 
     Attributes:
       temperature: of the softmax over the batch that makes weights of cosines, above 0.
-      favor: the faces that count more, "easy", whose T_d embedding is near that of their identity, or "hard", the
-        others.
+      favor: the faces with larger weights, "easy", of which T_d is confident, or "hard", the others.
     """
 
     temperature: float = 0.5
@@ -57,30 +73,34 @@ class Reweighting:
 
 
 class FaceWeights(nnx.Module):
-    """Weights of faces by T_d's cosine with the center of their identity, its mean T_d embedding.
+    """Weights of faces by T_d's confidence in them. Faces that are the only ones of their identity, or have none, have
+    the mean confidence of the others in the batch.
 
     Args:
       config: see `Reweighting`.
-      info: with the centers.
+      info: with the centers and their lengths.
     """
 
     def __init__(self, config: Reweighting, info: DataInfo) -> None:
-        self.config, self.centers = config, Fixed(jnp.asarray(info.centers))
-        class_parallel.divide(self.centers, axis=0)
+        assert info.centers is not None and info.center_lengths is not None  # `needs` has T_d
+        self.config, self.sums = config, Fixed(jnp.asarray(info.centers * info.center_lengths[:, None]))
+        class_parallel.divide(self.sums, axis=0)
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, Metrics]:
-        """Weights of the whole batch, `[B]`, and their standard deviation: with 0 all faces count alike. The cosine of
-        a face without identity is 0."""
+        """Weights of the whole batch, `[B]`, and their standard deviation, which is 0 where all are equal."""
         teacher, labels = sharding.gathered(outputs.teacher), sharding.gathered(batch["label"])
-        cosine = jnp.sum(teacher * class_parallel.rows_of_labels(self.centers[...], labels), axis=-1)
+        sums = class_parallel.rows_of_labels(self.sums[...], labels)
+        lengths = jnp.linalg.norm(sums, axis=-1)
+        cosine = cosine_with_others(jnp.sum(teacher * normalize(sums), axis=-1), lengths)
+        known = lengths > ONE_FACE
+        cosine = jnp.where(known, cosine, jnp.sum(cosine * known) / jnp.maximum(jnp.sum(known), 1))
         weights = confidence_weights(cosine, self.config.temperature, self.config.favor)
         return weights, {"weight_deviation": jnp.std(weights)}
 
 
 @losses.register("reweighted_adaface")
 class ReweightedAdaFace(AdaFace):
-    """AdaFace in which a face counts by how sure T_d is of its identity (SRW, PRML 2023, no arXiv: our reading of its
-    title).
+    """AdaFace in which faces are weighted by T_d's confidence (SRW, PRML 2023, no arXiv: our reading of its title).
 
     Logged: beside the figures of `adaface`, `weight_deviation`, the standard deviation of the weights.
     """
@@ -107,8 +127,8 @@ class ReweightedAdaFace(AdaFace):
 
 @losses.register("reweighted_attention")
 class ReweightedAttention(Loss):
-    """The loss `attention` in which a face counts by how sure T_d is of its identity (ADSRAM, PRML 2023, no arXiv: our
-    reading of its title).
+    """The loss `attention` in which faces are weighted by T_d's confidence (ADSRAM, PRML 2023, no arXiv: our reading of
+    its title).
 
     Our reading compares the attention of three stages; as with `attention`, it is that of the last one here.
 
@@ -123,7 +143,7 @@ class ReweightedAttention(Loss):
 
     def __init__(self, config: Any, info: DataInfo, *, rngs: nnx.Rngs) -> None:
         super().__init__(config, info, rngs=rngs)
-        self.face_weights, self.teacher_maps = FaceWeights(config, info), TeacherMaps(info)
+        self.face_weights, self.teacher_maps = FaceWeights(config, info), teacher_maps(info)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         distance, others = attention_distance(outputs.features, self.teacher_maps(batch["hr_features"]))

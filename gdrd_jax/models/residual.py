@@ -42,16 +42,17 @@ class BasicBlock(nnx.Module):
         self, inputs: int, outputs: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs,
         downsampling: Downsampling | None = None,
     ):  # fmt: skip
+        assert stride == 1 or stride == 2 or not downsampling
         self.final_relu = True
         self.downsampling = downsampling if stride > 1 else None
-        step = 1 if downsampling else stride
-        self.conv1 = convolution(inputs, outputs, 3, step, dtype, rngs)
+        conv_stride = 1 if downsampling else stride
+        self.conv1 = convolution(inputs, outputs, 3, conv_stride, dtype, rngs)
         self.norm1 = BatchNorm(outputs, dtype=dtype)
         self.conv2 = convolution(outputs, outputs, 3, 1, dtype, rngs)
         self.norm2 = BatchNorm(outputs, dtype=dtype)
         same = stride == 1 and inputs == outputs
         self.shortcut = None if same else nnx.Sequential(
-            convolution(inputs, outputs, 1, step, dtype, rngs), BatchNorm(outputs, dtype=dtype)
+            convolution(inputs, outputs, 1, conv_stride, dtype, rngs), BatchNorm(outputs, dtype=dtype)
         )  # fmt: skip
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -75,7 +75,8 @@ def train(run: Run, name: str) -> None:
     learned_from = training_set.of_stage(run, config, name)
     dataset, centers = learned_from.dataset, learned_from.centers
     student = _initial_student(run, config, embedding_dim=centers.shape[1])
-    stage = make_dis(config, student, centers, len(dataset.labels), **training_set.target_info(run, config))
+    about = {"center_lengths": learned_from.center_lengths, **training_set.target_info(run, config)}
+    stage = make_dis(config, student, centers, len(dataset.labels), **about)
 
     task = inputs.task(config)
 
@@ -120,7 +121,7 @@ def make_dis(config: ConfigDict, student: Student, centers: np.ndarray, images: 
       student: the student to train.
       centers: see `DataInfo`.
       images: number of training images.
-      **target_info: what `DataInfo` says of stores, where losses need these.
+      **target_info: what else `DataInfo` says of the training set, where losses need it.
     """
     identities, dim = centers.shape
     shapes: dict = {} if stages.is_teacher_features(config) else {"feature_shape": feature_shape(student)}

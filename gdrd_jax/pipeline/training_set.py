@@ -23,10 +23,12 @@ LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSet:
-    """What stage dis learns from: `centers` of its identities `[K, D]`, and `name` and `fingerprint` of T_d."""
+    """What stage dis learns from: `centers` and `center_lengths` of its identities, see `DataInfo`, and `name` and
+    `fingerprint` of T_d."""
 
     dataset: Dataset
     centers: np.ndarray
+    center_lengths: np.ndarray
     teacher: dict
 
 
@@ -46,14 +48,14 @@ def _of_steps(run: Run, config: ConfigDict, name: str) -> TrainingSet:
     steps = stages.stores(config)
     targets = run.store(steps["discriminative"], "train")
     rows = np.flatnonzero(labels >= 0)
-    centers = class_centers(targets.read(0, rows), labels[rows], identities)
+    centers, lengths = class_centers(targets.read(0, rows), labels[rows], identities)
     extra_splits = stages.unlabeled_splits(config)
     dataset = dataset_of(run, labels, extra_splits, **steps)
     if config.dis.selection:
         for subset, split in zip(dataset.subsets, _rows(run, labels, extra_splits)):
             selected = np.load(run.folder(stages.selection_step(name)) / f"{split}.npy", allow_pickle=False)
             subset.stores["selected"] = packed.Stored(selected[:, None])
-    return TrainingSet(dataset, centers, teacher_of(config, targets))
+    return TrainingSet(dataset, centers, lengths, teacher_of(config, targets))
 
 
 def _labels(run: Run) -> tuple[np.ndarray, int]:
@@ -84,12 +86,13 @@ def _packed(config: ConfigDict) -> TrainingSet:
     faces, mixup = packed_mixup.divided(listed_paths(config.data.packed))
     found = packed.load(faces)
     known = np.flatnonzero(found.labels >= 0)
-    centers = class_centers(found.targets.read(0, known), found.labels[known], int(found.labels.max()) + 1)
+    identities = int(found.labels.max()) + 1
+    centers, lengths = class_centers(found.targets.read(0, known), found.labels[known], identities)
     stores = {"small": found.small, "discriminative": found.targets}
     for path in mixup:
         stores |= packed_mixup.load(path, found)
     dataset = Dataset(Subset(found.labels, stores, np.arange(len(found.labels))))
-    return TrainingSet(dataset, centers, {name: found.about[name] for name in ("name", "fingerprint")})
+    return TrainingSet(dataset, centers, lengths, {name: found.about[name] for name in ("name", "fingerprint")})
 
 
 def generative_info(run: Run) -> dict:

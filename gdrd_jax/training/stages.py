@@ -188,8 +188,8 @@ def _mixup_images(batch: Batch, key: jax.Array, share: float) -> Batch:
     return {**batch, "small": small, "discriminative": targets, "label": jnp.where(chosen, -1, batch["label"])}
 
 
-def class_centers(embeddings: np.ndarray, labels: np.ndarray, identities: int) -> np.ndarray:
-    """Normalized mean of the normalized teacher embeddings of each identity.
+def class_centers(embeddings: np.ndarray, labels: np.ndarray, identities: int) -> tuple[np.ndarray, np.ndarray]:
+    """Normalized mean of the normalized teacher embeddings of each identity, and the length of their sum.
 
     Args:
       embeddings: teacher embeddings, `[N, D]`.
@@ -197,10 +197,11 @@ def class_centers(embeddings: np.ndarray, labels: np.ndarray, identities: int) -
       identities: number of identities.
 
     Returns:
-      float32 `[identities, D]`, unit length.
+      float32 `[identities, D]`, unit length; float32 `[identities]`.
     """
     unit = embeddings.astype(np.float32)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     sums = np.zeros((identities, unit.shape[1]), np.float32)
     np.add.at(sums, labels, unit)
-    return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    lengths = np.linalg.norm(sums, axis=1)
+    return sums / lengths[:, None], lengths

@@ -128,6 +128,7 @@ def test_both_ways_to_write_a_graph_agree(monkeypatch, name, resolution):
     [
         {"name": "resnet", "resolution": 8, "channels": 1},
         {"name": "directcaps", "resolution": 8, "embedding_dim": 48},
+        {"name": "wave", "resolution": 32, "embedding_dim": 48, "width": 0.03},  # with strides in stem and stages
         pytest.param({"name": "mobilenet_v3_se", "resolution": 8, "embedding_dim": 48}, marks=pytest.mark.slow),
         *(
             pytest.param(
@@ -154,6 +155,13 @@ def test_graphs_from_jaxprs_give_the_students_embeddings(monkeypatch, changes):
     assert [size.dim_value for size in nchw.graph.input[0].type.tensor_type.shape.dim][1:] == list(normalized.shape[1:])
     for count in (1, 5):
         np.testing.assert_allclose(run(nchw, normalized[:count]), wanted[:count], atol=1e-5)
+
+
+def test_a_student_that_downsamples_in_another_way_has_its_graph_from_its_jaxpr():
+    students = {name: abstract_student({**SETTINGS, "name": name, "resolution": 32}) for name in ("gdrd", "wave")}
+    assert {name: networks.is_residual(model) for name, model in students.items()} == {"gdrd": True, "wave": False}
+    students["gdrd"].backbone.downsampling = students["wave"].backbone.downsampling  # of the stem alone
+    assert not networks.is_residual(students["gdrd"])
 
 
 def test_a_student_that_computes_in_another_way_has_its_graph_from_its_jaxpr():

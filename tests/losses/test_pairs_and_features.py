@@ -24,8 +24,10 @@ CHANNELS = 6  # of T_d's maps
 STATISTICS = np.random.default_rng(9).normal(size=(CHANNELS, 4, 4)).astype(np.float32), np.float32([1, 2, 0.5, 3, 1, 1])
 CENTERS = np.random.default_rng(8).normal(size=(K, D)).astype(np.float32)
 CENTERS /= np.linalg.norm(CENTERS, axis=1, keepdims=True)
+LENGTHS = np.linspace(1.1, 6, K, dtype=np.float32)  # of the sums of T_d's embeddings
+LENGTHS[7] = 1  # an identity of one face
 INFO = DataInfo(
-    K, 100, D, CENTERS, feature_shape=STAGES[-1], stage_shapes=STAGES, hr_shape=(CHANNELS, 4, 4),
+    K, 100, D, CENTERS, LENGTHS, feature_shape=STAGES[-1], stage_shapes=STAGES, hr_shape=(CHANNELS, 4, 4),
     hr_statistics=lambda: STATISTICS, hr_small_shape=(16, 16, 3),
 )  # fmt: skip
 SETTINGS = {"ekd_evolutionary": {"width": 0.0625}}
@@ -110,7 +112,7 @@ def drawn(name, **settings):
     draw = lambda leaf: jnp.asarray(rng.normal(scale=len(leaf) ** -0.5, size=leaf.shape), jnp.float32)  # noqa: E731
     nnx.update(loss, jax.tree.map(draw, nnx.state(loss)))
     if hasattr(loss, "teacher_maps"):
-        loss.teacher_maps = feature_maps.TeacherMaps(INFO)
+        loss.teacher_maps = feature_maps.teacher_maps(INFO)
     return loss
 
 
@@ -349,7 +351,12 @@ def center_distance(given, loss):
 
 
 def weights(given):
-    cosines = [t @ CENTERS[y] if y >= 0 else 0 for t, y in zip(np.float64(given["teacher"]), given["label"])]
+    """By T_d's cosine with the mean of the identity's other faces; of the batch's mean where there are none."""
+    sums, cosines = CENTERS * LENGTHS[:, None], np.full(B, np.nan)
+    for i, (t, y) in enumerate(zip(np.float64(given["teacher"]), given["label"])):
+        if y >= 0 and LENGTHS[y] > 1:
+            cosines[i] = cosine(t, sums[y] - t)
+    cosines = np.where(np.isnan(cosines), np.nan_to_num(np.nanmean(cosines)), cosines)
     shares = [np.exp(c / 0.5) / sum(np.exp(np.array(cosines) / 0.5)) for c in cosines]
     return np.array([min(max(B * share, 0.2), 5) for share in shares])
 
@@ -474,6 +481,16 @@ def test_a_hint_that_explains_everything_is_worth_nothing():
     explained = np.float32(standardized(given["hr_features"]))
     value, figures, *_ = evaluate({**given, "stages": (*given["stages"][:2], explained)})["same hint"]
     assert value == pytest.approx(0, abs=1e-10) and figures["hint_r2"] == pytest.approx(1)
+
+
+def test_confidence_is_the_cosine_with_the_other_faces():
+    """Not with all, of which a face itself is the larger part the fewer there are."""
+    faces = unit(np.random.default_rng(0).normal(size=(5, D)) + 0.5)
+    whole = faces.sum(axis=0)
+    found = reweighting.cosine_with_others(faces @ unit(whole), np.full(5, np.linalg.norm(whole)))
+    wanted = [cosine(face, np.delete(faces, i, axis=0).sum(axis=0)) for i, face in enumerate(faces)]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert reweighting.cosine_with_others(np.float32([1]), np.float32([1])) == 0
 
 
 def test_constant_weights_leave_adaface_as_it_is():

@@ -17,7 +17,7 @@ from gdrd_jax.utils.signals import Interrupted
 
 PEOPLE, DIM = 5, 16  # so many people that not every device has equally many
 LOSSES = {
-    "cosface": {}, "arcface": {"ramp": 4}, "magface": {"min_norm": 0.1}, "adaface": {},
+    "cosface": {}, "arcface": {"ramp": 4}, "magface": {"min_norm": 0.1}, "adaface": {"standardize": True},
     "rpcl": {"threshold": 0.1}, "arc_distill": {}, "ada_distill": {}, "ccface": {},
 }  # fmt: skip
 

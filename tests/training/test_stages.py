@@ -52,7 +52,7 @@ PAPER = {"cls": 1.0, "kd": 0.25, "rcd": 4.0}
 
 
 def dis(weights=PAPER, *, frozen=("backbone",), **changes):
-    centers = stages.class_centers(BATCH["discriminative"], BATCH["label"], PEOPLE)
+    centers, _ = stages.class_centers(BATCH["discriminative"], BATCH["label"], PEOPLE)
     losses = {name: {"weight": weight} for name, weight in weights.items()}
     info = DataInfo(PEOPLE, FACES, DIM, centers, feature_shape=(4, 4, 32))
     return stages.Stage(student("three_stages"), losses, info, frozen=frozen, rngs=nnx.Rngs(1), **changes)
@@ -209,9 +209,11 @@ def test_loss_of_stage_gen_is_the_unexplained_variance_of_standardized_targets()
 def test_class_centers_are_normalized_means_of_normalized_embeddings():
     embeddings, labels = RNG.normal(size=(6, 4)), np.array([0, 1, 0, 1, 1, 0])
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    expected = np.stack([unit[labels == c].mean(axis=0) for c in (0, 1)])
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(stages.class_centers(embeddings, labels, 2), expected, rtol=1e-5)
+    sums = np.stack([unit[labels == c].sum(axis=0) for c in (0, 1)])
+    norms = np.linalg.norm(sums, axis=1)
+    centers, lengths = stages.class_centers(embeddings, labels, 2)
+    np.testing.assert_allclose(centers, sums / norms[:, None], rtol=1e-5)
+    np.testing.assert_allclose(lengths, norms, rtol=1e-5)
 
 
 def test_degraded_faces_are_mirrored_at_random():
