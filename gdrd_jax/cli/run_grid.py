@@ -17,7 +17,8 @@ rows without training: recognizers as gdrd evaluate takes them, which are fed wi
 row there is not trained again, so runs of several machines can be collected in one folder. Without --configs nothing is
 trained, and the table of all rows is written beside them.
 
-Commands with different seeds may run side by side, on different GPUs or cores; one with all seeds then makes the table.
+The same command may run several times side by side, on different GPUs or cores: each takes the next run that no other
+works on, and at the end makes the table of all.
 
 Examples:
   gdrd grid --out runs/ablation --configs 'ablation:{none,sr,gen,dis,gen_dis,plain}' \\
@@ -163,8 +164,8 @@ def work(argv: list[str]) -> None:
     # An accelerator is the runs': the first process that uses it takes most of its memory.
     jax.config.update("jax_platforms", "cpu")
     settings = {}
-    for name, words in combinations:  # a mistake in the last one is found before the first one is trained
-        settings[name] = grid.check(name, grid.arguments(words, given.seeds[0], given.out / name))
+    for label, (name, words) in zip(labels, combinations):  # a mistake in the last one is found before any training
+        settings[label] = grid.check(name, grid.arguments(words, given.seeds[0], given.out / name))
     flags = {tuple(word for word in words if word.startswith("--config.dev.")) for _, words in combinations}
     hows = tuple(dict.fromkeys(map(dev_degradation, settings.values())))
     baselines.check_sizes(models, hows)
@@ -177,13 +178,17 @@ def work(argv: list[str]) -> None:
     for model, how in itertools.product(models, hows):
         row = baselines.judged(model, how, pairs[0], others, given.rows)
         baseline[row.name] = [row]
-    found: dict[str, list[Row]] = {name: [] for name in labels}
-    for seed in given.seeds:
-        for label, (name, words) in zip(labels, combinations):
-            workdir = given.out / "-".join(filter(None, (name, f"seed{seed}")))
-            run = grid.Run(label, seed, workdir, grid.arguments(words, seed, workdir))
-            found[label].append(grid.trained(run, given.rows, settings[name], others))
-        text = write_table(given.out, found | baseline, given.against, argv)
+    runs = []
+    for seed, (label, (name, words)) in itertools.product(given.seeds, zip(labels, combinations)):
+        workdir = given.out / "-".join(filter(None, (name, f"seed{seed}")))
+        runs.append(grid.Run(label, seed, workdir, grid.arguments(words, seed, workdir)))
+    found: dict[tuple[str, int], Row] = {}
+    for run in grid.in_turn(runs, given.out):
+        found[run.name, run.seed] = grid.trained(run, given.rows, settings[run.name], others)
+        done = [seed for seed in given.seeds if all((label, seed) in found for label in labels)]
+        if run.seed in done:
+            rows = {label: [found[label, seed] for seed in done] for label in labels}
+            text = write_table(given.out, rows | baseline, given.against, argv)
     print(text)
 
 

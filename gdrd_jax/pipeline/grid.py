@@ -1,5 +1,6 @@
 """The runs of a grid: every combination of settings and seeds, each trained by a command of its own."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from gdrd_jax.inference.embedders import student_embedder
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.pipeline import planning, run_record
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.signals import Interrupted, Signals
+from gdrd_jax.utils.files import LOCKS, locked
+from gdrd_jax.utils.signals import Interrupted, Signals, check_signals
 
 LOG = logging.getLogger("gdrd_jax.run_grid")
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -122,6 +124,36 @@ class Run:
     seed: int
     workdir: Path
     arguments: list[str]
+
+
+def in_turn(runs: Sequence[Run], out: Path) -> Iterator[Run]:
+    """Yields runs, first those that no other command works on, and locks each one while it is worked on.
+
+    So the same command can run several times side by side, and each takes the next run that is left.
+
+    Args:
+      runs: the runs of a grid.
+      out: the folder of the grid, where the locks are.
+    """
+    left, waits = list(runs), False
+    while left:
+        for run in left:
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(locked(out / LOCKS / run.workdir.name))
+                except GdrdError as error:
+                    if error.code != "folder-in-use":
+                        raise
+                    continue
+                left.remove(run)
+                yield run
+            break
+        else:
+            if not waits:
+                LOG.info("waiting for runs that other commands work on: %s", ", ".join(r.workdir.name for r in left))
+            waits = True
+            check_signals()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def trained(run: Run, folder: Path, settings: dict, others: Sequence[Judge]) -> Row:

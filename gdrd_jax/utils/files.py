@@ -20,6 +20,7 @@ import filelock
 from gdrd_jax.utils.errors import GdrdError, first_line, no_file
 
 LOCK = ".lock"
+LOCKS = ".locks"  # a folder of locks, for work on folders that lock themselves
 ORBAX_FORBIDDEN = "\\["  # in a path of trained weights: Orbax takes a bracket for a pattern
 TRIES, SECONDS_BETWEEN_TRIES = 3, 0.1
 # errno -> remedy. Errors of libraries may carry only the text of an errno.

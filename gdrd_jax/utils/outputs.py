@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.files import LOCK, writable, writable_folder
+from gdrd_jax.utils.files import LOCK, LOCKS, writable, writable_folder
 
 PICTURE_MARK = b"tEXtSoftware\0gdrd_jax"  # a chunk of a PNG file, see `marked`
 PNG_HEAD = 33  # bytes before the second chunk
@@ -92,8 +92,9 @@ def kind_of(folder: Path) -> str | None:
 
 
 def _entries(folder: Path) -> list[str]:
-    """Sorted names in a folder, without the lock and temporary files that an interrupted command leaves."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK and not entry.name.endswith(".tmp"))
+    """Sorted names in a folder, without locks and the temporary files that an interrupted command leaves."""
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(name for name in names if name not in (LOCK, LOCKS) and not name.endswith(".tmp"))
 
 
 def claim_folder(folder: Path, kind: str, option: str) -> None:

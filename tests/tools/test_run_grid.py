@@ -1,8 +1,10 @@
 """The grid tool: what it runs and how it compares."""
 
+import contextlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,8 @@ from gdrd_jax.evaluation import baselines, grid_rows, grid_table, judges  # noqa
 from gdrd_jax.evaluation.grid_rows import DEV, Judged, Row  # noqa: E402
 from gdrd_jax.inference.embedders import open_model  # noqa: E402
 from gdrd_jax.pipeline import grid, run_record  # noqa: E402
+from gdrd_jax.utils import files  # noqa: E402
+from gdrd_jax.utils.outputs import claim_folder  # noqa: E402
 
 
 def test_braces_are_every_combination():
@@ -237,6 +241,21 @@ def test_settings_are_compared_across_machines():
     assert run_record.changed_settings(config)["gen.steps"] == 8
 
 
+def test_runs_that_other_commands_work_on_are_left_for_the_end(tmp_path, caplog):
+    runs = [grid.Run(name, 7, tmp_path / f"{name}-seed7", []) for name in ("kd", "rkd", "crd")]
+    caplog.set_level("INFO")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(files.locked(tmp_path / ".locks" / "kd-seed7"))  # by another command
+        turns = grid.in_turn(runs, tmp_path)
+        assert [next(turns).name, next(turns).name] == ["rkd", "crd"]
+        assert [run.name for run in runs if files.is_locked(tmp_path / ".locks" / run.workdir.name)] == ["kd", "crd"]
+        timer = threading.Timer(0.5, stack.pop_all().close)
+        timer.start()
+        assert [run.name for run in turns] == ["kd"] and "waiting for runs" in caplog.text
+    assert not any(files.is_locked(tmp_path / ".locks" / run.workdir.name) for run in runs)
+    claim_folder(tmp_path, "a grid of runs", "--out")  # locks alone are nothing that is in the way
+
+
 def test_students_are_judged_by_further_protocols(tmp_path):
     people = make_faces(tmp_path / "made", 3, 4)
     for path in list(people.glob("*/*.png")):
@@ -331,6 +350,18 @@ def test_a_grid_is_run_shared_and_not_run_again(tmp_path, faces_folder):
     assert first.stdout.count("\n") >= 9
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "faces a step" not in second.stderr and second.stdout == first.stdout
+
+
+@pytest.mark.slow
+def test_two_equal_commands_share_the_runs(tmp_path, faces_folder):
+    command = grid_command(tmp_path, faces_folder, "--configs=configs/ablation.py:{none,plain}", "--seeds", "1", "2")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2)]
+    (table, told), (other, also_told) = (process.communicate(timeout=600) for process in both)
+    assert [process.returncode for process in both] == [0, 0] and "error" not in told + also_told
+    assert table == other and "| plain | 2 |" in table
+    assert [text.count("stage dis: 8 faces a step") > 0 for text in (told, also_told)] == [True, True]
+    assert (told + also_told).count("stage dis: 8 faces a step") == 4
 
 
 @pytest.mark.slow
