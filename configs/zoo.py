@@ -149,10 +149,10 @@ def _takd(config):
 
 def _horkd(config):
     # Half of the weights that the terms have from one teacher, for each of two.
-    cosine, relations = {"weight": DISTANCE_WEIGHT}, {"weight": 5.0, "images": 32}
+    cosine, relations = {"weight": COSINE_WEIGHT / 2}, {"weight": 5.0, "images": 32}
     orders = {**WEIGHTED_COSINE, "rkd": {"weight": 10.0, "images": 32}}
-    balanced = {"name": "half_balanced"}
-    config.stages = {"assistant": _stage(input="hr_small", steps=STEPS, losses={**CLS, **orders}, sampler=balanced)}
+    sampler = {"name": SAMPLERS["horkd"]}
+    config.stages = {"assistant": _stage(input="hr_small", steps=STEPS, losses={**CLS, **orders}, sampler=sampler)}
     config.dis.assistant = "assistant"
     config.dis.losses = {
         **CLS,

@@ -94,11 +94,12 @@ class AdaFace(MarginLoss):
 
     def scaler(self, outputs: Outputs, batch: Batch) -> jax.Array:
         """`q` of the whole batch, `[B]`, without gradient, after an update of the averages."""
-        embedding = sharding.replicated(jax.lax.stop_gradient(outputs.embedding).astype(jnp.float32))
-        labels = sharding.replicated(batch["label"])
+        embedding = jax.lax.stop_gradient(outputs.embedding).astype(jnp.float32)
         if self.config.standardize:
-            embedding = (embedding - embedding.mean(axis=0)) / jnp.sqrt(embedding.var(axis=0) + 1e-5)
-        norms = jnp.clip(margin.norms(embedding), EPSILON, MAX_NORM)
+            embedding = embedding - sharding.mean(embedding.mean(axis=0))
+            embedding = embedding / jnp.sqrt(sharding.mean(jnp.mean(embedding**2, axis=0)) + 1e-5)
+        norms = sharding.replicated(jnp.clip(margin.norms(embedding), EPSILON, MAX_NORM))
+        labels = sharding.replicated(batch["label"])
         known = labels >= 0
         count = known.sum()
         mean = jnp.sum(norms * known) / jnp.maximum(count, 1)

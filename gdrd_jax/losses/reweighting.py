@@ -3,8 +3,8 @@
 Only the title of the paper could be read: "attention distillation with sample re-weighting and adaptive margin". Our
 reading is the sum of `reweighted_adaface` and `reweighted_attention`; the former alone is called SRW in tables.
 
-The confidence is the cosine of T_d's embedding with the mean T_d embedding of the other faces of the identity. With
-the face itself in the mean it would be the larger the fewer faces an identity has. The student's cosine with T_d's
+The confidence is the cosine of T_d's embedding with the mean T_d embedding of the other faces of the identity. If the
+mean included the face itself, identities with few faces would have the largest cosines. The student's cosine with T_d's
 embedding would be noise, because no term of the method brings the student into T_d's space.
 """
 
@@ -23,22 +23,14 @@ from gdrd_jax.models.relation import normalize
 from gdrd_jax.registry import losses
 
 LEAST, MOST = 0.2, 5.0  # weights
-SMALLEST = 1e-6  # squared length of a sum
 ONE_FACE = 1.001  # length of the sum of an identity's embeddings up to which it has one face
 SIGNS = {"easy": 1.0, "hard": -1.0}
 
 
-def cosine_with_others(own: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Cosine of an embedding with the sum of the others of its identity: `[B]` -> `[B]`, 0 where there are no others.
-
-    Args:
-      own: cosine with the sum of all embeddings of the identity, its own included.
-      lengths: length of that sum; embeddings are of unit length, so 1 is an identity of one face.
-    """
-    # With the sum S and a unit vector t: t (S - t) / |S - t|.
-    square = lengths**2 - 2 * lengths * own + 1
-    found = (lengths * own - 1) / jnp.sqrt(jnp.maximum(square, SMALLEST))
-    return jnp.where(square > SMALLEST, jnp.clip(found, -1, 1), 0)
+def cosine_with_others(embeddings: jax.Array, sums: jax.Array) -> jax.Array:
+    """Cosine of embeddings of unit length, `[B, D]`, with the sums of the others of their identities: `[B]`, 0 where
+    there are no others; `sums`, `[B, D]`, include the embeddings themselves."""
+    return jnp.sum(embeddings * normalize(sums - embeddings), axis=-1)
 
 
 def confidence_weights(cosine: jax.Array, temperature: float, favor: str) -> jax.Array:
@@ -90,9 +82,7 @@ class FaceWeights(nnx.Module):
         """Weights of the whole batch, `[B]`, and their standard deviation, which is 0 where all are equal."""
         teacher, labels = sharding.gathered(outputs.teacher), sharding.gathered(batch["label"])
         sums = class_parallel.rows_of_labels(self.sums[...], labels)
-        lengths = jnp.linalg.norm(sums, axis=-1)
-        cosine = cosine_with_others(jnp.sum(teacher * normalize(sums), axis=-1), lengths)
-        known = lengths > ONE_FACE
+        cosine, known = cosine_with_others(teacher, sums), jnp.linalg.norm(sums, axis=-1) > ONE_FACE
         cosine = jnp.where(known, cosine, jnp.sum(cosine * known) / jnp.maximum(jnp.sum(known), 1))
         weights = confidence_weights(cosine, self.config.temperature, self.config.favor)
         return weights, {"weight_deviation": jnp.std(weights)}

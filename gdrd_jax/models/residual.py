@@ -42,7 +42,7 @@ class BasicBlock(nnx.Module):
         self, inputs: int, outputs: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs,
         downsampling: Downsampling | None = None,
     ):  # fmt: skip
-        assert stride == 1 or stride == 2 or not downsampling
+        assert stride in (1, 2) or not downsampling
         self.final_relu = True
         self.downsampling = downsampling if stride > 1 else None
         conv_stride = 1 if downsampling else stride

@@ -1,6 +1,5 @@
 """The runs of a grid: every combination of settings and seeds, each trained by a command of its own."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -24,7 +23,7 @@ from gdrd_jax.inference.embedders import student_embedder
 from gdrd_jax.inference.recognizer import Recognizer
 from gdrd_jax.pipeline import planning, run_record
 from gdrd_jax.utils.errors import GdrdError
-from gdrd_jax.utils.files import LOCKS, locked
+from gdrd_jax.utils.files import LOCKS, locked_if_free
 from gdrd_jax.utils.signals import Interrupted, Signals, check_signals
 
 LOG = logging.getLogger("gdrd_jax.run_grid")
@@ -138,16 +137,11 @@ def in_turn(runs: Sequence[Run], out: Path) -> Iterator[Run]:
     left, waits = list(runs), False
     while left:
         for run in left:
-            with contextlib.ExitStack() as stack:
-                try:
-                    stack.enter_context(locked(out / LOCKS / run.workdir.name))
-                except GdrdError as error:
-                    if error.code != "folder-in-use":
-                        raise
-                    continue
-                left.remove(run)
-                yield run
-            break
+            with locked_if_free(out / LOCKS / run.workdir.name) as free:
+                if free:
+                    left.remove(run)
+                    yield run
+                    break
         else:
             if not waits:
                 LOG.info("waiting for runs that other commands work on: %s", ", ".join(r.workdir.name for r in left))

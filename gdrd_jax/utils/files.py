@@ -209,14 +209,21 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
       GdrdError: another process works in `folder`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("ab") as lock:
-        # More than once, because `is_locked` holds the lock for a moment.
-        if not any(_taken(lock) or time.sleep(SECONDS_BETWEEN_TRIES) for _ in range(TRIES)):
+    with locked_if_free(folder) as free:
+        if not free:
             raise GdrdError(
                 f"another run is working in {folder}; wait for it or choose another folder", "folder-in-use"
             )
         yield
+
+
+@contextlib.contextmanager
+def locked_if_free(folder: Path) -> Iterator[bool]:
+    """As `locked`, but yields whether no other process works in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("ab") as lock:
+        # More than once, because `is_locked` holds the lock for a moment.
+        yield any(_taken(lock) or time.sleep(SECONDS_BETWEEN_TRIES) for _ in range(TRIES))
 
 
 def is_locked(folder: Path) -> bool:

@@ -357,11 +357,11 @@ def test_two_equal_commands_share_the_runs(tmp_path, faces_folder):
     command = grid_command(tmp_path, faces_folder, "--configs=configs/ablation.py:{none,plain}", "--seeds", "1", "2")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2)]
-    (table, told), (other, also_told) = (process.communicate(timeout=600) for process in both)
-    assert [process.returncode for process in both] == [0, 0] and "error" not in told + also_told
-    assert table == other and "| plain | 2 |" in table
-    assert [text.count("stage dis: 8 faces a step") > 0 for text in (told, also_told)] == [True, True]
-    assert (told + also_told).count("stage dis: 8 faces a step") == 4
+    (table, log), (other_table, other_log) = (process.communicate(timeout=600) for process in both)
+    assert [process.returncode for process in both] == [0, 0] and "error" not in log + other_log
+    assert table == other_table and "| plain | 2 |" in table
+    assert [text.count("stage dis: 8 faces a step") > 0 for text in (log, other_log)] == [True, True]
+    assert (log + other_log).count("stage dis: 8 faces a step") == 4
 
 
 @pytest.mark.slow
