@@ -1,6 +1,7 @@
 """Classifiers with a margin: CosFace and ArcFace."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -33,6 +34,16 @@ class CosFace(MarginLoss):
         return self.entropy(faces, faces.own - self.share() * self.config.margin), faces.figures
 
 
+def arcface_targets(own: jax.Array, config: Any, share: jax.Array | float) -> jax.Array:
+    """What stands for the cosines with the own class, `[B]` -> `[B]`, with a `share` of the margin, 0 to 1.
+
+    Args:
+      config: has the `margin`, `easy_margin` and `gradient` of `arcface`.
+    """
+    straight = config.gradient == "straight"
+    return angular_margin(own, share * config.margin, easy=config.easy_margin, straight=straight)
+
+
 @losses.register("arcface")
 class ArcFace(MarginLoss):
     """ArcFace (Deng et al., arXiv 1801.07698; after public code): `cos(theta + m)` for the own class."""
@@ -57,6 +68,5 @@ class ArcFace(MarginLoss):
             check_gradient(self.gradient)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        faces, config = self.compared(outputs, batch), self.config
-        how = {"easy": config.easy_margin, "straight": config.gradient == "straight"}
-        return self.entropy(faces, angular_margin(faces.own, self.share() * config.margin, **how)), faces.figures
+        faces = self.compared(outputs, batch)
+        return self.entropy(faces, arcface_targets(faces.own, self.config, self.share())), faces.figures

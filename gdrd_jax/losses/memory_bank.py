@@ -117,7 +117,7 @@ class ContrastiveRepresentation(Loss):
         self.seen, self.identities = State(jnp.zeros(info.images, bool)), State(jnp.full(info.images, -1))
         self.student_bank = State(jnp.zeros((info.images, config.dim)))
         self.teacher_bank = State(jnp.zeros((info.images, info.embedding_dim), jnp.float16))
-        self.log_means, self.started = State(jnp.zeros(2)), State(jnp.array(False))  # of `e^u`: log(Z / N)
+        self.log_means = State(jnp.zeros(2))  # of `e^u` in the first batch: log(Z / N)
 
     def __call__(self, outputs: Outputs, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         assert outputs.embedding is not None and outputs.teacher is not None  # `needs` has both
@@ -127,7 +127,7 @@ class ContrastiveRepresentation(Loss):
         labels = sharding.replicated(batch["label"])
         # A mixup image has no label, and the index of one of its images, whose row stays.
         everyone = jnp.where((labels < 0) & (self.identities[...][everyone] >= 0), len(self.seen[...]), everyone)
-        seen = self.seen[...].at[everyone].set(True, mode="drop")
+        first_batch, seen = ~jnp.any(self.seen[...]), self.seen[...].at[everyone].set(True, mode="drop")
         identities = updated_identities(self.identities[...], everyone, labels)
         found, embeddings = (
             sharding.replicated(jax.lax.stop_gradient(x)) for x in (student, outputs.teacher.astype(jnp.float16))
@@ -149,11 +149,11 @@ class ContrastiveRepresentation(Loss):
             negatives = jnp.matmul(anchors, bank.T, precision="highest") / self.config.tau
             every = jnp.concatenate([positives[:, None], negatives], axis=1)
             # Z of the first batch stays: log(Z n / N) is log n + log(mean(e^u)).
-            log_means.append(jnp.where(self.started[...], before, log_mean_exp(every)))
+            log_means.append(jnp.where(first_batch, log_mean_exp(every), before))
             offset = jnp.log(self.config.negatives) + log_means[-1]
             value += jnp.mean(contrastive_terms(positives, negatives, counted, offset))
             positive += jnp.mean(jax.nn.sigmoid(positives - offset)) / 2
         self.seen[...], self.identities[...] = seen, identities
         self.student_bank[...], self.teacher_bank[...] = student_bank, teacher_bank
-        self.log_means[...], self.started[...] = jnp.stack(log_means), jnp.array(True)
+        self.log_means[...] = jnp.stack(log_means)
         return sharding.mean(value), {"crd_positive": positive}

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from gdrd_jax.distributed import class_parallel, sharding
+from gdrd_jax.losses.arcface import arcface_targets
 from gdrd_jax.losses.interface import Batch, Metrics, Outputs
 from gdrd_jax.losses.logits import mean_of_known
 from gdrd_jax.losses.magface import Magnitude, magnitude_targets
-from gdrd_jax.losses.margin import MarginLoss, angular_margin, check_gradient, check_margin, margin_loss, plus_angle
+from gdrd_jax.losses.margin import MarginLoss, check_gradient, check_margin, margin_loss, plus_angle
 from gdrd_jax.registry import losses
 
 REPOSITORY_FACTOR = 0.2
@@ -89,8 +90,7 @@ class RivalPenalized(MarginLoss):
         if config.base == "cos":
             targets = faces.own - share * config.margin
         elif config.base == "arc":
-            how = {"easy": config.easy_margin, "straight": config.gradient == "straight"}
-            targets = angular_margin(faces.own, share * config.margin, **how)
+            targets = arcface_targets(faces.own, config, share)
         else:
             targets, penalty, figures = magnitude_targets(faces, config, share)
         rival = rivals(faces.cosines, faces.labels, self.identities)

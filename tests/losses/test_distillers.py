@@ -173,7 +173,7 @@ def contrasted(params, state, student, teacher, fixed=None):
     for direction, (anchors, own, others) in enumerate(((p, kept_q, projected), (q, kept_p, of_student[negatives]))):
         scores = np.array([[a @ o / 0.07, *(others @ a / 0.07)] for a, o in zip(anchors, own)])
         z = np.mean(np.exp(scores)) * IMAGES  # Z of CRD
-        log_means.append(state["log_means"][direction] if state["started"] else np.log(z / IMAGES))
+        log_means.append(state["log_means"][direction] if state["seen"].any() else np.log(z / IMAGES))
         h = np.exp(scores) / (np.exp(scores) + np.exp(log_means[-1]) * NEGATIVES)
         for row, index in enumerate(INDEX):
             total -= np.log(h[row, 0]) / B
@@ -524,7 +524,7 @@ def test_four_devices_are_as_one_and_a_resumed_training_is_as_one_without_a_stop
         "jax.tree.map(close, four, one)\n"
         "whole, stopped = d.resumed(t, pathlib.Path(sys.argv[1]))\n"
         "jax.tree.map(t.np.testing.assert_array_equal, stopped, whole)\n"
-        "print(one[1]['ekd_evaluation']['updates'], one[1]['crd']['started'], sorted(one[0][0]))\n"
+        "print(one[1]['ekd_evaluation']['updates'], one[1]['crd']['seen'].any(), sorted(one[0][0]))\n"
     )
     out = finished(run_script(script, tmp_path, devices=4))[0]
     assert out.startswith("6 True") and "assistant_rkd_angle" in out
