@@ -24,6 +24,7 @@ from gdrd_jax.utils.tables import markdown_table
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 ROWS = PAGE.with_suffix("")
 RATES = ROWS / "rates"
+RESOLUTIONS = ROWS / "resolutions"
 PICTURE = ROWS / "cost.png"
 AGAINST = "cosine"
 WIDTH = 120
@@ -74,24 +75,56 @@ def _figures(step: str, log: Mapping[str, float]) -> str:
     return f"{int(step):,}: " + ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
 
 
+def variants(found: Mapping[str, list[Row]]) -> dict[str, dict[float, str]]:
+    """The names of rows by method and by the number after it, as in `kd-0.008`; methods as in the first table."""
+    of: dict[str, dict[float, str]] = {}
+    for name in sorted(found, key=lambda name: list(METHODS).index(name.rpartition("-")[0])):
+        method, _, number = name.rpartition("-")
+        of.setdefault(method, {})[float(number)] = name
+    return of
+
+
+def numbers(of: Mapping[str, Mapping[float, str]]) -> list[float]:
+    """All numbers of `variants`, ascending."""
+    return sorted({number for names in of.values() for number in names})
+
+
+def title(method: str) -> str:
+    """The first cell of a method's row."""
+    return grid_table.title({"name": method})
+
+
 def rates(found: Mapping[str, list[Row]]) -> str:
     """Accuracy of each method by the rate of stage dis, and its best one against the best of plain distillation."""
     if not found:
         return NONE
-    of: dict[str, dict[float, str]] = {}  # method -> rate -> name of its rows
-    for name in found:
-        method, _, rate = name.rpartition("-")
-        of.setdefault(method, {})[float(rate)] = name
+    of = variants(found)
     accuracy = {name: 100 * float(np.mean([row.judged[DEV].right for row in rows])) for name, rows in found.items()}
     best = {method: max(names.values(), key=accuracy.__getitem__) for method, names in of.items()}
     lines = {line["name"]: line for line in grid_table.compared(found, best.get(AGAINST))}
-    columns = sorted({rate for names in of.values() for rate in names})
-    table = [["name", *(f"{rate:g}" for rate in columns), "the best (95 %)", f"against {AGAINST}"]]
-    for method in sorted(of, key=list(METHODS).index):
-        line, names = lines[best[method]], of[method]
-        cells = [f"{accuracy[names[rate]]:.2f}" if rate in names else "" for rate in columns]
-        title = grid_table.title({**line, "name": method})
-        table.append([title, *cells, grid_table.interval(line), grid_table.difference(line)])
+    table = [["name", *(f"{rate:g}" for rate in numbers(of)), "the best (95 %)", f"against {AGAINST}"]]
+    for method, names in of.items():
+        line = lines[best[method]]
+        cells = [f"{accuracy[names[rate]]:.2f}" if rate in names else "" for rate in numbers(of)]
+        table.append([title(method), *cells, grid_table.interval(line), grid_table.difference(line)])
+    return markdown_table(table)
+
+
+def resolutions(found: Mapping[str, list[Row]]) -> str:
+    """Accuracy of each method by the resolution of student and faces, and its difference from plain distillation."""
+    if not found:
+        return NONE
+    of = variants(found)
+    heading, lines = ["name"], {}
+    for side in numbers(of):
+        rows = {names[side]: found[names[side]] for names in of.values() if side in names}
+        lines |= {line["name"]: line for line in grid_table.compared(rows, of.get(AGAINST, {}).get(side))}
+        heading += [f"{side:g}x{side:g} pixels, % (95 %)", f"against {AGAINST}"]
+    table = [heading]
+    for method, names in of.items():
+        of_sides = [lines.get(names.get(side, ""), {}) for side in numbers(of)]
+        cells = [cell(line) for line in of_sides for cell in (grid_table.interval, grid_table.difference)]
+        table.append([title(method), *cells])
     return markdown_table(table)
 
 
@@ -107,6 +140,7 @@ def made(now: str) -> tuple[str, dict[Path, bytes]]:
     table, picture = results(rows)
     parts = {
         "methods": methods(), "notes": notes(), "results": table, "logs": logs(rows), "rates": rates(stored(RATES)),
+        "resolutions": resolutions(stored(RESOLUTIONS)),
     }  # fmt: skip
     for name, part in parts.items():
         now = replaced(now, name, part)

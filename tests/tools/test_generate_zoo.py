@@ -48,3 +48,16 @@ def test_the_best_rate_of_each_method_is_compared(tmp_path):
     assert arcface[:4] == ["ArcFace `arcface`", "60.00", "20.00", "40.00"]
     assert arcface[4].startswith("60.00 (") and arcface[5] == "-30.00"
     assert cosine[:3] == ["Cosine `cosine`", "80.00", "90.00"] and cosine[-1].startswith("90.00 (")
+
+
+def test_each_resolution_is_compared_on_its_own(tmp_path):
+    assert generate_zoo.resolutions(generate_zoo.stored(tmp_path)) == generate_zoo.NONE
+    people = np.arange(40).reshape(20, 2)
+    for name, number in {"kd-8": 13, "cosine-8": 10, "cosine-16": 18, "kd-16": 16, "cosine-32": 19}.items():
+        about = {"resolution": int(name.split("-")[1])}
+        Row(name, 7, {DEV: Judged(np.arange(20) < number, people, "pairs")}, about).save(tmp_path)
+    table = generate_zoo.resolutions(generate_zoo.stored(tmp_path))
+    heading, _, cosine, kd = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    assert heading[1:3] == ["8x8 pixels, % (95 %)", "against cosine"] and heading[5] == "32x32 pixels, % (95 %)"
+    assert [cell.partition(" (")[0] for cell in cosine[1:]] == ["50.00", "", "90.00", "", "95.00", ""]
+    assert [cell.partition(" (")[0] for cell in kd[1:]] == ["65.00", "+15.00", "80.00", "-10.00", "", ""]
