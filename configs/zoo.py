@@ -1,18 +1,19 @@
-"""The zoo: methods of low-resolution face recognition, all trained in one student, on the same faces and schedule.
+"""The zoo: methods of low-resolution face recognition, all training the same student on the same faces and schedule.
 
   gdrd grid --out runs/zoo --rows docs/zoo --configs 'zoo:{cls,kd,cosine,cosine_cls,sp,crrcd}' --seeds 7 8 \\
-      --against cosine -- --config.data.path=train.rec,people.rec --config.discriminative.path=w600k_mbf.onnx \\
+      --against cosine -- --config.data.path=train.rec,people.rec \\
+      --config.discriminative.path=teacher_edgeface_xs.onnx \\
       --config.dev.path=lfw_dev.tar --config.dev.pairs=pairs_dev.txt
 
 docs/zoo.md has all commands, what each method rests on (`gdrd_jax/evaluation/methods.py`), and the results.
 
 The same for all: the student `gdrd` of a quarter of the paper's width, unless the network is the method; labeled faces
-alone; 1,500 batches of 96 faces; AdamW with the rates of configs/ablation.py. The faces are reduced cleanly, in stored
-views (each face and its mirror image): the paper judges clean faces, and stored maps of T_d belong to stored views. A
-student that is trained in two stages sees half of the batches in each. What teaches it (T_g, an assistant) is trained
-on top of that, and the table has its cost.
+alone; 1,500 batches of 96 faces; AdamW with a peak learning rate of 0.008 (lower in the second stages of octuplet and
+gdrd). The faces are reduced cleanly, in stored views (each face and its mirror image): the paper judges clean faces,
+and stored maps of T_d belong to stored views. A student that is trained in two stages sees half of the batches in each.
+An assistant or T_g is trained on top of that, and the table has its cost.
 
-| name | loss of the student | cost beside a softmax's |
+| name | loss of the student | extra cost over softmax |
 |---|---|---|
 | cls | softmax | |
 | facenet | triplets of 24 identities with 4 faces | no classifier |
@@ -33,8 +34,8 @@ on top of that, and the table has its cost.
 | srw | AdaFace, in which faces are weighted by T_d's confidence | |
 | adsram | the same, and attention | T_d's feature maps |
 | askd | ArcFace, and attention | T_d's feature maps |
-| fskd | CosFace, feature maps and their affinities between two faces | T_d's feature maps; both faces |
-| ekd_evolutionary | softmax, and a network at 32x32 that learns at the same time | about four times the step |
+| fskd | CosFace, feature maps and their affinities between two faces | T_d's feature maps, a second image per row |
+| ekd_evolutionary | softmax, and a network at 32x32 that learns at the same time | 2.3 times the step |
 | octuplet | cosine, then triplets of embeddings of both networks | no classifier |
 | fitnet | T_d's feature maps, then as kd | T_d's feature maps |
 | takd | as kd, from an assistant at 32x32, which learns from T_d the same way | the assistant's training |
@@ -44,7 +45,7 @@ on top of that, and the table has its cost.
 | ours | 1 - cosine, and the cosines between the faces of a batch | no classifier |
 | resnet34, mobilenet | softmax, in that network | |
 | mobilenet_v3_se | ArcFace, in that network | |
-| siamese | softmax, and pairs of faces, in a network of three streams | both faces |
+| siamese | softmax, and pairs of faces, in a network of three streams | a second image per row |
 | wave | ArcFace, cosine, and T_d's feature maps, in a network with wavelets | T_d's feature maps |
 | directcaps | CosFace, and the distance to T_d's class centers, in a network of capsules | the routing |
 
@@ -59,8 +60,8 @@ SCHEDULE = {"batch": BATCH, "learning_rate": 0.008, "evaluate_every": 0}
 WIDTH = 0.25
 CLS = {"cls": {"weight": 1.0}}
 COSINE = {"embedding_cosine": {"weight": 1.0}}
-# The weight of cosines beside a softmax, for which no source has one: the gradient of one minus a cosine is then as
-# large as the softmax's at first; with a weight of 1 it is a thirtieth of that. Squared distances have half of this
+# The weight of cosines beside a softmax, for which no source has one: the gradient of one minus a cosine is then about
+# as large as the softmax's at first; with a weight of 1 it is a thirtieth of that. Squared distances have half of this
 # weight, because their gradient is twice as large.
 COSINE_WEIGHT = 30.0
 DISTANCE_WEIGHT = COSINE_WEIGHT / 2
@@ -72,7 +73,7 @@ EQ_3 = {**PAPER_LOSSES, "kd": {"weight": 0.25, **KD}}
 # RepDistiller's weight of 3,000 for batches of 64 is 47 times the squared distance of a row of similarities; the loss
 # here is the mean over the BATCH - 1 pairs of such a row.
 SIMILARITIES = {"similarity_preserving": {"weight": 47.0 * (BATCH - 1), "normalize_rows": True}}
-RAMP = STEPS // 10  # steps in which margins rise from 0: at once, they can stall a classifier that begins at random
+RAMP = STEPS // 10  # steps over which margins rise: full ones can stall a randomly initialized classifier
 
 
 def _margin(loss, **settings):
@@ -143,7 +144,7 @@ NETWORKS = {
 
 def _takd(config):
     config.stages = {"assistant": _stage(input="hr_small", steps=STEPS, losses=LOGITS)}
-    # An assistant's embeddings are less close to its class centers than T_d's, which takes a larger scale.
+    # An assistant's embeddings are farther from its class centers than T_d's, which needs a larger scale.
     config.dis.teacher, config.dis.losses = "assistant", {**CLS, "kd": {"weight": 1.0, **KD, "teacher_scale": 128.0}}
 
 
@@ -164,7 +165,7 @@ def _horkd(config):
 
 
 def _octuplet(config):
-    # The authors begin with a network that recognizes faces, and the triplets with T_d's embeddings need its space.
+    # The authors begin with a network that recognizes faces; triplets with T_d's embeddings need one in T_d's space.
     config.stages = {"first": _stage(steps=STEPS // 2, losses=COSINE)}
     # At the common rate the embeddings collapse to one point, where the loss is smaller than at the beginning.
     config.dis.update(init="first", steps=STEPS // 2, sampler={"name": "balanced"}, learning_rate=0.0008)

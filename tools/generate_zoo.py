@@ -7,6 +7,7 @@ The results come from the rows of trainings in docs/zoo, which `gdrd grid --rows
 notes on the paper's tables from gdrd_jax/evaluation.
 """
 
+import re
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -34,8 +35,19 @@ NONE = "Nothing has been trained yet.\n"
 
 def methods() -> str:
     """What each method is, and what it is based on."""
-    rows = [[f"`{name}`", one.title, one.source, one.grounding] for name, one in METHODS.items()]
-    return markdown_table([["config `zoo:`", "method", "published", "based on"], *rows])
+    rows = [
+        [f"`{name}`", one.title, _links(one.source), one.grounding, _link(one.code)] for name, one in METHODS.items()
+    ]
+    return markdown_table([["config `zoo:`", "method", "published", "based on", "code read"], *rows])
+
+
+def _link(repository: str) -> str:
+    return f"[{repository}](https://github.com/{repository})" if repository else ""
+
+
+def _linked(source: str) -> str:
+    """The source, with links to arXiv."""
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source)
 
 
 def notes() -> str:

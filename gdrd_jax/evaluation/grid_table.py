@@ -42,7 +42,8 @@ def _column(column: str, found: Mapping[str, Sequence[Row]], against: str | None
 
     `accuracy` (or whatever the protocol's main figure is), its `standard_error` over seeds and people, `low` and `high`
     (its 95 % interval over people), `lowest` and `highest` of the seeds, further figures, the `paper`'s, and the
-    `difference` from `against` with `difference_standard_error`, paired by decision and seed.
+    `difference` from `against` with `difference_standard_error` and, over people alone, `difference_low` and
+    `difference_high`, paired by decision and seed.
     """
     judged = {of: {row.seed: row.judged[column] for row in rows if column in row.judged} for of, rows in found.items()}
     people = next((one.people for of in judged.values() for one in of.values() if one.people is not None), None)
@@ -67,6 +68,7 @@ def _column(column: str, found: Mapping[str, Sequence[Row]], against: str | None
         if name != against and (paired := _paired(own, other)):
             difference = 100 * np.array([np.subtract(a.right, b.right, dtype=float) for a, b in paired])
             line["difference"], line["difference_standard_error"] = difference.mean(), _error(difference, weights)
+            line["difference_low"], line["difference_high"] = bootstrap.interval(weights @ difference.mean(axis=0))
         lines[name] = {key: float(value) if isinstance(value, np.floating) else value for key, value in line.items()}
     return lines
 
@@ -150,11 +152,13 @@ def _range(line: Mapping[str, Any]) -> str:
 
 
 def difference(line: Mapping[str, Any]) -> str:
-    """The cell with the difference from the line that others are compared with, empty for that line itself."""
+    """The cell with the difference from the line that others are compared with, with its standard error, or with one
+    seed its interval over people; empty for that line itself."""
     if "difference" not in line:
         return ""
     error = line["difference_standard_error"]
-    return f"{line['difference']:+.2f}" + ("" if error is None else f" ± {error:.2f}")
+    over_people = f" ({line['difference_low']:+.1f} to {line['difference_high']:+.1f})"
+    return f"{line['difference']:+.2f}" + (over_people if error is None else f" ± {error:.2f}")
 
 
 def _with_difference(column: str, line: Mapping[str, Any]) -> str:
@@ -162,8 +166,8 @@ def _with_difference(column: str, line: Mapping[str, Any]) -> str:
     if not found:
         return ""
     error = found["standard_error"]
-    compared_with = f" ({difference(found)})" if "difference" in found else ""
-    return f"{found['accuracy']:.1f}" + ("" if error is None else f" ± {error:.1f}") + compared_with
+    paired = f"; {difference(found)}" if "difference" in found else ""
+    return f"{found['accuracy']:.1f}" + ("" if error is None else f" ± {error:.1f}") + paired
 
 
 def _reported(column: str, line: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""AdaFace: a margin that follows image quality, measured by the length of the embedding."""
+"""AdaFace: a margin that follows image quality, measured by the norm of the embedding."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +20,7 @@ FIRST_MEAN, FIRST_DEVIATION = 20.0, 100.0
 
 
 def quality_scaler(norms: jax.Array, mean: jax.Array, deviation: jax.Array, sharpness: float) -> jax.Array:
-    """AdaFace's `q`, the normalized lengths of embeddings: maps `[B]` to `[B]`, in -1 to 1."""
+    """AdaFace's `q`, the normalized norms of embeddings: maps `[B]` to `[B]`, in -1 to 1."""
     return jnp.clip(sharpness * (norms - mean) / (deviation + EPSILON), -1, 1)
 
 
@@ -38,11 +38,12 @@ def adaptive_margin(cosine: jax.Array, scaler: jax.Array, size: jax.Array | floa
 
 @losses.register("adaface")
 class AdaFace(MarginLoss):
-    """AdaFace (Kim et al., arXiv 2204.00964; after the authors' code): a margin that stresses hard faces where
-    the embedding is long, a sign of a good image, and easy ones where it is short.
+    """AdaFace (Kim et al., arXiv 2204.00964; after the authors' code): a margin that
+    emphasizes hard samples among images of high quality, whose embeddings have large norms, and easy samples among
+    those of low quality.
 
-    Mean and deviation of the lengths are moving averages, updated from the whole batch first. `scaler_mean` and
-    `scaler_deviation` are those of the normalized length `q`, -1 to 1; a deviation of 0 is CosFace.
+    Mean and deviation of the norms are moving averages, updated from the whole batch first. `scaler_mean` and
+    `scaler_deviation` are those of the normalized norm `q`, -1 to 1; a deviation of 0 is CosFace.
     """
 
     @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class AdaFace(MarginLoss):
 
         Attributes:
           margin: `m`, an angle of 0 to 1.5.
-          sharpness: `h`, the scaler of a length of one deviation above the mean, at least 0.
+          sharpness: `h`, the scaler of a norm of one deviation above the mean, at least 0.
           update: share of a batch in the moving averages, above 0, at most 1.
-          standardize: measure the lengths that the embeddings would have after batch normalization, in which the
-            authors' networks end. Lengths above 100 count as 100, so a network without it, whose embeddings can all be
-            longer, would have the same margin for all faces, that of CosFace.
+          standardize: take the norms after a batch normalization of the embeddings, with which the authors' networks
+            end. Norms above 100 count as 100, so a network without it, whose norms can all be larger, would have the
+            same margin for all faces, that of CosFace.
         """
 
         scale: float = 64.0
@@ -80,7 +81,7 @@ class AdaFace(MarginLoss):
         return self.entropy(faces, targets), figures
 
     def adapted(self, outputs: Outputs, batch: Batch) -> tuple[Compared, jax.Array, Metrics]:
-        """The faces, what stands for their cosines with the own class, `[B]`, and figures."""
+        """The faces, their target logits before scaling, `[B]`, and figures."""
         faces = self.compared(outputs, batch)
         faces = replace(faces, **{name: _within(getattr(faces, name)) for name in ("cosines", "own")})
         scaler = self.scaler(outputs, batch)

@@ -35,10 +35,12 @@ class CosFace(MarginLoss):
 
 
 def arcface_targets(own: jax.Array, config: Any, share: jax.Array | float) -> jax.Array:
-    """What stands for the cosines with the own class, `[B]` -> `[B]`, with a `share` of the margin, 0 to 1.
+    """Target logits before scaling, of the cosines with the own class, `[B]` -> `[B]`.
 
     Args:
+      own: cosines with the own class.
       config: has the `margin`, `easy_margin` and `gradient` of `arcface`.
+      share: of the margin, 0 to 1.
     """
     straight = config.gradient == "straight"
     return angular_margin(own, share * config.margin, easy=config.easy_margin, straight=straight)
@@ -54,8 +56,8 @@ class ArcFace(MarginLoss):
 
         Attributes:
           margin: `m`, an angle of 0 to 1.5.
-          easy_margin: the margin is only where the cosine is above 0, see `angular_margin`.
-          gradient: "exact", or "straight": that of `cos(theta)`, as in InsightFace's arcface_torch.
+          easy_margin: apply the margin only where the cosine is above 0, see `angular_margin`.
+          gradient: "exact", or "straight" (straight-through): that of `cos(theta)`, as in InsightFace's arcface_torch.
         """
 
         margin: float = 0.5

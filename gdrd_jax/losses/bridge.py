@@ -26,8 +26,8 @@ class BridgeDistill(Loss):
     without identity do not count in the cross-entropies.
 
     The method trains A, V and R first, and the student then with both fixed; here both sums are minimized together,
-    which is our deviation. A(t) has the dimension of T_d's embeddings, because the student's do; our reading had 256.
-    Its length grows while it learns, so the distance is that of directions.
+    which is our deviation. A(t) has the dimension of T_d's embeddings, because the student's do. Its norm grows while
+    it learns, so the distance is that of directions.
 
     Logged: `adapted_accuracy`, the share of faces that V classifies rightly by A(t); `adapted_distance`, the mean
     squared distance of the student at unit length, 0 to 4.

@@ -47,9 +47,9 @@ class CCFace(CenterLoss):
     views of a face.
 
     Both views go through the student, that of the second without gradient and that of the first through a predictor
-    (SimSiam, Chen and He, arXiv 2011.10566). Our reading has a moving average of the student's weights for the second
-    view; a loss has no access to these weights. The sampler `views` gives two degradations of one face; the agreement
-    counts for faces without identity, too.
+    (SimSiam, Chen and He, arXiv 2011.10566). The method, as we understand it, takes a moving average of the student for
+    the second view; a loss has no access to its weights. The sampler `views` gives two degradations of one face; the
+    agreement counts for faces without identity, too.
     """
 
     needs = CenterLoss.needs | {"second"}

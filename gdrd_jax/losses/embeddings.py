@@ -1,4 +1,4 @@
-"""Losses between the student's embeddings and T_d's; none of them is from the paper."""
+"""Losses between the student's embeddings and T_d's; none of them is in GDRD's paper."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ from gdrd_jax.losses.interface import Batch, DataInfo, Loss, Metrics, Outputs, S
 from gdrd_jax.losses.pairwise import products, whole_batch
 from gdrd_jax.registry import losses
 
-RATES = 10 ** np.arange(1, 7)  # one false accept in so many pairs
+RATES = 10 ** np.arange(1, 7)  # 1 / false accept rate
 TEMPERATURE = 0.01  # of a soft rank, in units of cosines
 UPDATE = 0.01  # weight of a batch in the averages of the thresholds
 NEAR = 0.05  # how far from a threshold a soft rank still has a gradient

@@ -1,7 +1,7 @@
 """Losses between the student's last feature maps and a feature map of T_d on the full-size images.
 
-T_d's map has 4x4 positions, and is that of one tensor (`discriminative.tap`); methods that compare maps of several
-stages are their last level here. FitNet's hint is in `feature_regression`.
+T_d's map has 4x4 positions, and is that of one tensor (`discriminative.tap`); methods that compare several
+stages compare one map here. FitNet's hint is in `feature_regression`.
 
 All compare T_d's map standardized, with the mean over faces subtracted at each position and unit variance per channel.
 A single channel can hold nearly all of a map's energy and be the same in all faces: of EdgeFace-XS's third stage it is
@@ -23,7 +23,7 @@ from gdrd_jax.models.norm import BatchNorm
 from gdrd_jax.models.relation import normalize
 from gdrd_jax.registry import losses
 
-SAME_FACE = 0.99  # cosine of T_d's embeddings from which on two faces of an identity are one
+SAME_FACE = 0.99  # cosine of T_d's embeddings above which two faces of an identity are duplicates
 
 
 def map_cosine(student: jax.Array, teacher: jax.Array) -> jax.Array:

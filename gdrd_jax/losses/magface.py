@@ -1,4 +1,4 @@
-"""MagFace: a margin that grows with the length of the embedding."""
+"""MagFace: a margin that grows with the norm of the embedding."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ def magnitude_margin(
     """MagFace's `m(a)`: it rises linearly from `min_margin` at `a = min_norm` to `max_margin` at `max_norm`.
 
     Args:
-      norms: `a`, lengths of embeddings, `[B]`, in this range.
+      norms: `a`, of embeddings, `[B]`, in this range.
     """
     return min_margin + (max_margin - min_margin) * (norms - min_norm) / (max_norm - min_norm)
 
@@ -29,13 +29,13 @@ def magnitude_penalty(norms: jax.Array, max_norm: float) -> jax.Array:
 
 @dataclass(frozen=True)
 class Magnitude(MarginLoss.Config):
-    """Settings of a margin by length, beside those of `MarginLoss`.
+    """Settings of a margin by norm, beside those of `MarginLoss`.
 
     Attributes:
-      easy_margin: the margin is only where the cosine is above 0, see `angular_margin`.
-      min_norm, max_norm: `l_a` and `u_a`, between which the length of the embedding counts.
-      min_margin, max_margin: `l_m` and `u_m`, angles at these lengths.
-      norm_weight: `lambda_g` of the term that lengthens embeddings. The theory needs at least
+      easy_margin: apply the margin only where the cosine is above 0, see `angular_margin`.
+      min_norm, max_norm: `l_a` and `u_a`, between which the norm of the embedding counts.
+      min_margin, max_margin: `l_m` and `u_m`, angles at these norms.
+      norm_weight: `lambda_g` of the term that enlarges norms. The theory needs at least
         `scale k u_a^2 l_a^2 / (u_a^2 - l_a^2)` with `k = (u_m - l_m) / (u_a - l_a)`; 35 for a scale of 64.
     """
 
@@ -64,7 +64,7 @@ class Magnitude(MarginLoss.Config):
 def magnitude_targets(
     faces: Compared, config: Magnitude, share: jax.Array | float
 ) -> tuple[jax.Array, jax.Array, Metrics]:  # fmt: skip
-    """MagFace's values of the own class and its term of the lengths.
+    """MagFace's target logits and its term of the norms.
 
     Args:
       faces: see `Compared`.
@@ -72,7 +72,7 @@ def magnitude_targets(
       share: of the margins.
 
     Returns:
-      What stands for the own class, `[B]`; `lambda_g mean g(a)`; figures to log.
+      Target logits before scaling, `[B]`; `lambda_g mean g(a)`; figures to log.
     """
     low, high, labels = config.min_norm, config.max_norm, faces.labels
     length = jnp.clip(faces.norms, low, high)

@@ -1,4 +1,4 @@
-"""What losses with a margin share: scaled cosines with the classes, in which that of a face's own class is altered."""
+"""What margin losses share: scaled cosines with the classes, and a modified target logit."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +69,7 @@ def margin_loss(
     Args:
       cosines: `[B, K]`, for the whole batch and the classes of this device (see `class_parallel`).
       labels: int `[B]`, -1 for a face without identity.
-      targets: values in place of the cosine with the own class, `[B]`.
+      targets: target logits before scaling, which take the place of the cosines with the own class, `[B]`.
       scale: factor on cosines and targets.
       identities: number of classes on all devices together.
       weights: weights of the faces, `[B]`.
@@ -111,7 +111,8 @@ class MarginLoss(Loss):
 
         Attributes:
           scale: factor on the cosines, above 0; papers have 64, and 32 for low resolution.
-          ramp: over so many first steps the margin of the own class rises from 0; 0 leaves it alone, as in the papers.
+          ramp: number of steps over which the margin rises from 0 to its full size; with 0 it is full from the start,
+            as in the papers.
         """
 
         scale: float = 32.0

@@ -102,7 +102,7 @@ class AdaDistill(CenterLoss):
 
     A center is updated before its cosines are computed, and is not normalized again. Where an identity occurs twice in
     a batch the mean of the updates counts, of which the authors' code keeps an arbitrary one. `alpha` is the mean share
-    of a center that is kept: near 0 at first, near 1 at last.
+    of a center that is kept: near 0 at first, near 1 at the end of a long training.
     """
 
     def first_classes(self, info: DataInfo, rngs: nnx.Rngs) -> nnx.Variable:

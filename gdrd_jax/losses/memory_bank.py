@@ -68,8 +68,8 @@ def updated_identities(known: jax.Array, index: jax.Array, labels: jax.Array) ->
 
 @losses.register("crd")
 class ContrastiveRepresentation(Loss):
-    """A projection of the student's embedding has to tell T_d's of the same image from those of other images, which a
-    memory bank keeps, and the other way round (CRD, Tian et al., arXiv 1910.10699).
+    """Contrasts projections of the student's and T_d's embeddings, in both directions: those of one image are a
+    positive pair, those of other images, from a memory bank, are negatives (CRD, Tian et al., arXiv 1910.10699).
 
     After the authors' code (RepDistiller), where the weight beside a cross-entropy of weight 1 is 0.8. Ours: all images
     of a batch share one draw of negatives, which are images of other identities, uniform with replacement. With n

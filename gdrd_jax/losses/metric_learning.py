@@ -55,7 +55,7 @@ class SemiHardTriplet(Loss):
     the anchor than the positive by less than the margin. Where there is none the nearest of those at least as far as
     the positive takes its place, and where there is none of these either the triplet is left out. The loss is the mean
     over the triplets. The others' code is davidsandberg/facenet, whose batches are larger, and which takes any negative
-    nearer than the margin allows.
+    that violates the margin.
 
     Logged: `semi_hard`, the share of anchors and positives with a semi-hard negative; `negative_distance`, the mean
     squared distance between anchor and negative, which falls to 0 where all embeddings collapse to one.

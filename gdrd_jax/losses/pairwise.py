@@ -1,4 +1,4 @@
-"""Losses that compare how the images of a batch lie to each other in the student's space and in T_d's.
+"""Losses that compare the pairwise relations of the images of a batch in the student's space and in T_d's.
 
 The student's embeddings are taken at unit length, as T_d's are, because images are compared by cosines.
 """

@@ -120,7 +120,7 @@ class ReweightedAttention(Loss):
     """The loss `attention` in which faces are weighted by T_d's confidence (ADSRAM, PRML 2023, no arXiv: our reading of
     its title).
 
-    Our reading compares the attention of three stages; as with `attention`, it is that of the last one here.
+    The method, as we understand it, compares the attention of three stages; here, as with `attention`, one.
 
     Logged: `attention_of_others`, see `attention`; `weight_deviation`, the standard deviation of the weights.
     """

@@ -37,14 +37,16 @@ def rivals(cosines: jax.Array, labels: jax.Array, identities: int) -> jax.Array:
 @losses.register("rpcl")
 class RivalPenalized(MarginLoss):
     """RPCL (Li et al., arXiv 2108.01286; after the authors' code where that follows the paper): CosFace, ArcFace
-    or MagFace, for which the most similar other class counts as more similar still if its cosine is above a threshold.
+    or MagFace, in which the cosine with the most similar other class, the rival, is raised by a margin if it exceeds a
+    threshold.
 
     The authors' code of CosFace and ArcFace differs from the paper, which `rival` offers as "repo_scale": the cosine of
-    the rival, enlarged by the margin of the own class, is multiplied by 0.2, which lowers it. Other slips of that code
-    are left out: ArcFace's writes the cosine of the own class into that of a rival below the threshold, and rivals
-    within 1e-4 of the largest softmax of unscaled cosines are passed over.
+    the rival, enlarged by the margin of the own class, is multiplied by 0.2, which lowers it. Other bugs of that code
+    are not reproduced: ArcFace's writes the cosine of the own class into that of a rival below the threshold, and
+    rivals within 1e-4 of the largest softmax of unscaled cosines are passed over.
 
-    `active_rivals`, the share of faces with a rival above the threshold, is often 0 at 16x16; then this is its base.
+    `active_rivals`, the share of faces with a rival above the threshold, is often 0 at 16x16; then the loss equals its
+    base.
     """
 
     @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def test_the_best_rate_of_each_method_is_compared(tmp_path):
     heading, _, arcface, cosine = (line.strip("| ").split(" | ") for line in table.splitlines())
     assert heading == ["name", "0.0027", "0.008", "0.024", "the best (95 %)", "against cosine"]
     assert arcface[:4] == ["ArcFace `arcface`", "60.00", "20.00", "40.00"]
-    assert arcface[4].startswith("60.00 (") and arcface[5] == "-30.00"
+    assert arcface[4].startswith("60.00 (") and arcface[5].startswith("-30.00 (-")
     assert cosine[:3] == ["Cosine `cosine`", "80.00", "90.00"] and cosine[-1].startswith("90.00 (")
 
 

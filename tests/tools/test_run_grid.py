@@ -59,7 +59,7 @@ def test_differences_are_paired(tmp_path):
     assert 0.1 < worse["difference_standard_error"] < 1.0
     assert worse["standard_error"] == pytest.approx(np.sqrt(0.78 * 0.22 / 600) * 100, rel=0.5)
     text = grid_table.table([worse, better], "better")
-    assert text.count("\n") == 4 and "-2.00" in text
+    assert text.count("\n") == 4 and "-2.00 ± " in text
 
 
 def test_a_run_that_does_not_say_who_is_in_its_pairs_is_told(tmp_path):
@@ -82,6 +82,21 @@ def test_one_seed_has_no_standard_error_and_the_paper_only_its_own_resolution(tm
     assert [row["paper"] for row in rows] == [None, 96.13]
     assert rows[1]["standard_error"] is None and rows[1]["difference_standard_error"] is None
     assert "nan" not in grid_table.table(rows)
+
+
+def test_the_difference_of_one_seed_has_its_interval_over_people(tmp_path):
+    same, folds = np.tile([True, False], 300), np.repeat(np.arange(5), 120)
+    wrong = np.arange(600) < 60
+    runs = {
+        name: [written(tmp_path / name, np.where(same != swapped, 1.0, -1.0), same, folds)]
+        for name, swapped in (("worse", wrong), ("better", np.zeros(600, bool)))
+    }
+    worse = grid_table.compared(runs, "better")[0]
+    # Of the share of 60 of 600 pairs; each pair has people of its own.
+    error = 196 * np.sqrt(0.1 * 0.9 / 600)
+    assert worse["difference_low"] == pytest.approx(-10 - error, abs=0.3)
+    assert worse["difference_high"] == pytest.approx(-10 + error, abs=0.3)
+    assert "| -10.00 (-12." in grid_table.table([worse], "better")
 
 
 def test_the_runs_of_a_grid_share_the_output_of_steps():

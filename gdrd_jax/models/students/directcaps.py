@@ -73,9 +73,9 @@ class EmbeddingCapsules(nnx.Module):
 class DirectCapsNet(Student):
     """Convolutions and capsules whose outputs are the embedding, after DirectCapsNet (arXiv 1908.10027).
 
-    1.94 M parameters at 16x16 and 2.10 M in the head, whose 32 capsules have 16 dimensions each. The layers are our
-    reading of the abstract; capsules and routing are those of arXiv 1710.09829. A layer with a capsule for each
-    identity would have 65,536 parameters an identity and is left out.
+    1.94 M parameters in the backbone at 16x16 and 2.10 M in the head, whose 32 capsules have 16 dimensions each. The
+    layers are our reading of the abstract; capsules and routing are those of arXiv 1710.09829. A layer with a capsule
+    for each identity would have 65,536 parameters an identity and is left out.
     """
 
     resolutions = (8, 16, 24, 32, 48)

@@ -44,8 +44,8 @@ class MeanHead(nnx.Module):
 class MobileNet(Student):
     """MobileNet v1 of depthwise separable convolutions (arXiv 1704.04861), strides for low resolutions, mean, linear.
 
-    3.21 M parameters at 16x16 and 0.52 M in the head. The rows of GDRD's table IV named MobileNet do not say which
-    version they are; this one, trained with cross-entropy alone, is our reading.
+    3.21 M parameters in the backbone at 16x16 and 0.52 M in the head. The rows of GDRD's table IV named MobileNet do
+    not say which version they are; this one, trained with cross-entropy alone, is our reading.
     """
 
     @dataclass(frozen=True)

@@ -97,9 +97,9 @@ class FaceHead(nnx.Module):
 
 @students.register("mobilenet_v3_se")
 class MobileNetV3SE(Student):
-    """MobileNetV3-Large (arXiv 1905.02244) with strides for low resolutions and MobileFaceNet's head.
+    """MobileNetV3-Large (arXiv 1905.02244), strides for low resolutions, MobileFaceNet's head (arXiv 1804.07573).
 
-    2.97 M parameters at 16x16 and 0.51 M in the head (arXiv 1804.07573). The network is our reading of the title of
+    2.97 M parameters in the backbone at 16x16 and 0.51 M in the head. The network is our reading of the title of
     the face method MobileNetV3-SE (ICCECE 2024, LFW 92.86). There is no dropout before the embedding.
     """
 

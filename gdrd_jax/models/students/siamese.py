@@ -49,10 +49,10 @@ class Streams(Backbone):
 
 @students.register("siamese")
 class SiameseFace(Student):
-    """Three streams of convolutions, of 3, 5 and 7 pixels, and GDRD's head on their concatenated features.
+    """Three convolutional streams with 3x3, 5x5 and 7x7 kernels, and GDRD's head on their concatenated features.
 
-    3.42 M parameters at 16x16 and 6.32 M in the head. The network is our reading of the title of SiameseFace (ICIIP
-    2023, "multi-stream CNN in siamese framework", LFW 92.41).
+    3.42 M parameters in the backbone at 16x16 and 6.32 M in the head. The network is our reading of the title of
+    SiameseFace (ICIIP 2023, "multi-stream CNN in siamese framework", LFW 92.41).
     """
 
     resolutions = (8, 16, 24, 32, 48)
