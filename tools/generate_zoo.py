@@ -36,7 +36,7 @@ NONE = "Nothing has been trained yet.\n"
 def methods() -> str:
     """What each method is, and what it is based on."""
     rows = [
-        [f"`{name}`", one.title, _links(one.source), one.grounding, _link(one.code)] for name, one in METHODS.items()
+        [f"`{name}`", one.title, _linked(one.source), one.grounding, _link(one.code)] for name, one in METHODS.items()
     ]
     return markdown_table([["config `zoo:`", "method", "published", "based on", "code read"], *rows])
 
