@@ -42,6 +42,7 @@ An assistant or T_g is trained on top of that, and the table has its cost.
 | horkd | softmax, cosine, distances and angles, from T_d and such an assistant | the assistant's training |
 | skd | softmax, and the distance to T_d's embeddings of 70 % of the faces | the selection |
 | gdrd | Eq. 1, then Eq. 3 behind a frozen backbone | T_g's training and features |
+| combined | the losses of wave, in the common network | T_d's feature maps |
 | ours | 1 - cosine, and the cosines between the faces of a batch | no classifier |
 | resnet34, mobilenet | softmax, in that network | |
 | mobilenet_v3_se | ArcFace, in that network | |
@@ -88,6 +89,7 @@ ARCFACE = _margin("arcface", gradient="straight")
 # Scale and update are the defaults of the AdaFace in F-SKD's code, which is for low resolution. The student does not
 # end in batch normalization, so norms are of standardized embeddings.
 ADAFACE = {"scale": 32.0, "standardize": True, "update": 1.0}
+WAVE = {**ARCFACE, **WEIGHTED_COSINE, "wavelet": {"weight": COSINE_WEIGHT}}
 REWEIGHTED = _margin("reweighted_adaface", **ADAFACE)
 
 # Losses of methods that change nothing else.
@@ -126,7 +128,8 @@ LOSSES = {
     "mobilenet": CLS,
     "mobilenet_v3_se": ARCFACE,
     "siamese": {**CLS, "contrastive_pairs": {"weight": 1.0, "margin": 1.414}},
-    "wave": {**ARCFACE, **WEIGHTED_COSINE, "wavelet": {"weight": COSINE_WEIGHT}},
+    "wave": WAVE,
+    "combined": WAVE,
     "directcaps": {**MARGIN, "center_distance": {"weight": DISTANCE_WEIGHT}},
 }
 # How batches are made, where not uniformly.

@@ -102,4 +102,5 @@ METHODS: dict[str, Method] = {
     "ekd_evolutionary": Method("EKD, evolutionary", "TCSVT 2022, arXiv 2103.13811", "our reading"),
     "gdrd": Method("GDRD", "arXiv 2409.06371", "the paper"),
     "ours": Method("Cosine and similarities", "the default of this project", "this project"),
+    "combined": Method("Cosine, ArcFace and feature maps", "this page, from WaveResNet's losses", "this project"),
 }
