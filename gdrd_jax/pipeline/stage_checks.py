@@ -99,10 +99,9 @@ def check(config: ConfigDict, name: str) -> None:
             f"config.data.packed='' and {place}.mixup=0",
             "loss-needs",
         )
-    maps = [need for need in ("generative", "hr_features") if losses_need(config, need)]
-    if maps and config.degradation.random:  # which mirrors half of the images, and not the stored maps
+    if losses_need(config, "generative") and config.degradation.random:
         raise GdrdError(
-            f"a loss of {place}.losses needs {NEEDED[maps[0]]}, which belong to stored views; set "
+            f"a loss of {place}.losses needs {NEEDED['generative']}, which belong to stored views; set "
             "config.degradation.random=false",
             "loss-needs",
         )

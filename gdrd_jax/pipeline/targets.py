@@ -33,7 +33,8 @@ def target_extraction(run: Run, step: str, split: str, shape: tuple[int, ...], n
       compute: see `Extraction`.
     """
     config, faces, views = run.config, run.faces(split), view_settings.views(run.config)
-    count = config.views.count if step == "generative" else view_settings.target_views(config)
+    counts = {"discriminative": view_settings.target_views, "hr_features": view_settings.map_views}
+    count = counts[step](config) if step in counts else config.views.count
     versions = {"gdrd_jax": __version__} | {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}
     store = FeatureStore.create(
         run.path(step, split), rows=len(faces), views=view_settings.view_count(split, count, views.exact), shape=shape,

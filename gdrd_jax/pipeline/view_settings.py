@@ -24,11 +24,11 @@ def views(config: ConfigDict) -> Views:
 def hr_views(config: ConfigDict) -> Views:
     """How `hr_small` is made: as the views, at twice the resolution and without their degradation.
 
-    It has as many views as T_d's embeddings.
+    It has as many views as T_d's feature maps.
     """
     clean = {"blur": 0.0, "motion": 0.0, "noise": 0.0, "jpeg": 0}
     side = min(HR_TIMES * config.views.resolution, task(config).image_size)
-    return dataclasses.replace(views(config), **clean, resolution=side, count=target_views(config))
+    return dataclasses.replace(views(config), **clean, resolution=side, count=map_views(config))
 
 
 def degradation(config: ConfigDict):
@@ -44,6 +44,12 @@ def degradation(config: ConfigDict):
 def target_views(config: ConfigDict) -> int:
     """Number of views with T_d's embeddings: 1, the face itself, where stage dis degrades it at random."""
     return 1 if config.degradation.random else config.views.count
+
+
+def map_views(config: ConfigDict) -> int:
+    """Number of views of T_d's feature maps and of `hr_small`: where stage dis degrades at random, the face and its
+    mirror image, one of which is drawn at each use."""
+    return views(config).exact if config.degradation.random else config.views.count
 
 
 def view_count(split: str, views: int, exact: int) -> int:
@@ -64,6 +70,12 @@ def mirror_settings(config: ConfigDict) -> dict[str, bool]:
 def adjust_targets(config: ConfigDict, settings: dict) -> None:
     """`Step.adjust` of what is computed from as many views as T_d's embeddings."""
     settings["views.count"] = target_views(config)
+    settings |= mirror_settings(config)
+
+
+def adjust_maps(config: ConfigDict, settings: dict) -> None:
+    """`Step.adjust` of T_d's feature maps and of `hr_small`."""
+    settings["views.count"] = map_views(config)
     settings |= mirror_settings(config)
 
 

@@ -23,6 +23,7 @@ from gdrd_jax.utils.errors import GdrdError
 
 DEGRADATION_KEY, MIXUP_KEY, SECOND_KEY = 2, 3, 5  # folded into a step's key; `trainer.SHIFT_KEYS` has 1 and 4
 OF_HEAD = {"embedding", "logits"}  # needs that take the student's head
+MIRRORED = {"hr_features", "hr_small"}  # needs that are stored for a face, view 0, and its mirror image, view 1
 
 
 class Stage(nnx.Module):
@@ -35,7 +36,8 @@ class Stage(nnx.Module):
       frozen: parts of the student that are not trained: "backbone", or none.
       rngs: random streams for the losses' parameters.
       degradation: makes the student's input from `small` faces, drawn again at each use and mirrored at random; one
-        target serves a face and its mirror image. None takes `lr` as it is.
+        target serves a face and its mirror image. With losses that need one of `MIRRORED`, the batch says which it is.
+        None takes `lr` as it is.
       mixup: share of the faces that are mixed with another face of the batch before both are degraded (Zhang et al.,
         arXiv 1710.09412); their target is the mixture of both targets, and they have no identity. With mixup targets
         (`data.packed_mixup`), share of the faces that are replaced by one of their mixup images.
@@ -56,7 +58,7 @@ class Stage(nnx.Module):
         size = info.embedding_dim, info.identities
         self.classifier = class_parallel.classifier(*size, rngs=rngs) if "logits" in needs else None
         self.has_teacher, self.has_second = "discriminative" in needs, "second" in needs
-        self.has_stages = "stages" in needs
+        self.has_stages, self.mirrors_by_view = "stages" in needs, bool(needs & MIRRORED)
         self.weights, terms = {}, {}
         for name, given in losses.items():
             settings = dict(given)
@@ -71,10 +73,11 @@ class Stage(nnx.Module):
 
         Args:
           batch: `lr` uint8 `[B,R,R,C]`, or with `degradation` `small` uint8 `[B,S,S,C]`; `label` int `[B]`, -1 without
-            identity; `index` int `[B]`, row of the training set; what the losses need: `discriminative` `[B,D]`,
-            `generative` `[B,C,h,w]`; with a second image of each row `has_second` bool `[B]` and all of the above under
-            names that begin with `second_`; with mixup targets also `mixup_targets` `[B,D]`, `mixup_share` and
-            `mixup_mirrored` `[B]`, and `mixup_small`, the faces they are mixed with, as `small`.
+            identity; `index` and `view` int `[B]`, row of the training set and which view of it; what the losses need:
+            `discriminative` `[B,D]`, `generative` `[B,C,h,w]`; with a second image of each row `has_second` bool `[B]`
+            and all of the above under names that begin with `second_`; with mixup targets also `mixup_targets`
+            `[B,D]`, `mixup_share` and `mixup_mirrored` `[B]`, and `mixup_small`, the faces they are mixed with, as
+            `small`.
           key: random key of this step, the same on all devices.
         """
         if self.mixup:
@@ -108,7 +111,8 @@ class Stage(nnx.Module):
         if self.degradation is None:
             return batch[f"{prefix}lr"]
         small = batch[f"{prefix}small"]
-        return self.degradation(small, None, key, sharding.device_index() * len(small))
+        mirrored = batch[f"{prefix}view"] == 1 if self.mirrors_by_view else None
+        return self.degradation(small, mirrored, key, sharding.device_index() * len(small))
 
     def _outputs(
         self, maps: tuple[jax.Array, ...], embedding: jax.Array | None, batch: Batch, prefix: str

@@ -135,6 +135,21 @@ def test_feature_maps_of_the_teacher_are_averages_of_its_tensor(chain, faces_fol
     np.testing.assert_allclose(maps.read(1)[5], expected[:, :, ::-1], atol=2e-3)
 
 
+def test_degraded_at_random_a_face_and_its_mirror_image_have_maps_and_one_embedding(faces_folder, tmp_path):
+    save_recognizer(tmp_path / "colors.onnx", cells=8)
+    config = small(faces_folder, losses={"wavelet": {"weight": 1.0}, **COSINE})
+    config.discriminative.update(kind="auto", path=str(tmp_path / "colors.onnx"), tap="p")
+    config.degradation.random, config.data.mixup_per_face, config.views.count = True, 0.0, 1
+    runner.run(config, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    maps = run.store("hr_features", "train")
+    assert (maps.manifest["views"], run.store("discriminative", "train").manifest["views"]) == (2, 1)
+    face = (run.faces("train")[5].astype(np.float32) - 127.5) / 127.5
+    expected = face.reshape(4, 28, 4, 28, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
+    np.testing.assert_allclose(maps.read(1)[5], expected[:, :, ::-1], atol=2e-3)
+    assert json.loads((tmp_path / "run" / "dis" / "metrics.json").read_text(encoding="utf-8"))["wavelet"] < 2
+
+
 @pytest.mark.parametrize("teacher, maps", [("both", True), ("discriminative", True), ("generative", False)])
 def test_maps_that_losses_need_are_computed_with_the_embeddings(teacher, maps, faces_folder, tmp_path, monkeypatch):
     seen = []
@@ -271,11 +286,6 @@ def change(config, **changes):
             {"degradation__random": True, "data__mixup_per_face": 0.0, "stages__assistant__mixup": 0.5},
             "mixup-settings",
             ("config.stages.assistant.mixup", "config.stages.assistant.input"),
-        ),
-        (
-            {"degradation__random": True, "data__mixup_per_face": 0.0},
-            "loss-needs",
-            ("T_d's feature maps", "config.degradation.random"),
         ),
         (
             {

@@ -84,5 +84,5 @@ def averaged(maps: np.ndarray, side: int) -> np.ndarray:
 
 STEP = Step(
     "hr_features", None, ("discriminative.preprocessing", *view_settings.MOVED), after=lambda config: ("faces",),
-    files=files, check=check, adjust=view_settings.adjust_targets, extractions=extractions, shared=True,
+    files=files, check=check, adjust=view_settings.adjust_maps, extractions=extractions, shared=True,
 )  # fmt: skip
