@@ -9,9 +9,9 @@ docs/zoo.md has all commands, what each method rests on (`gdrd_jax/evaluation/me
 
 The same for all: the student `gdrd` of a quarter of the paper's width, unless the network is the method; labeled faces
 alone; 1,500 batches of 96 faces; AdamW with a peak learning rate of 0.008 (lower in the second stages of octuplet and
-gdrd). The faces are reduced cleanly, in stored views (each face and its mirror image): the paper judges clean faces,
-and stored maps of T_d belong to stored views. A student that is trained in two stages sees half of the batches in each.
-An assistant or T_g is trained on top of that; the table of docs/zoo.md has the assistant's cost.
+gdrd). The faces are reduced cleanly, each face and its mirror image, because the paper judges clean faces. A student
+that is trained in two stages sees half of the batches in each. An assistant or T_g is trained on top of that; the table
+of docs/zoo.md has the assistant's cost.
 
 | name | loss of the student | extra cost over softmax |
 |---|---|---|
