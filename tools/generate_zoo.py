@@ -87,18 +87,14 @@ def _figures(step: str, log: Mapping[str, float]) -> str:
     return f"{int(step):,}: " + ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
 
 
-def variants(found: Mapping[str, list[Row]]) -> dict[str, dict[float, str]]:
-    """The names of rows by method and by the number after it, as in `kd-0.008`; methods as in the first table."""
+def variants(found: Mapping[str, list[Row]]) -> tuple[dict[str, dict[float, str]], list[float]]:
+    """The names of rows by method and by the number after it, as in `kd-0.008`, methods as in the first table; and all
+    numbers, ascending."""
     of: dict[str, dict[float, str]] = {}
     for name in sorted(found, key=lambda name: list(METHODS).index(name.rpartition("-")[0])):
         method, _, number = name.rpartition("-")
         of.setdefault(method, {})[float(number)] = name
-    return of
-
-
-def numbers(of: Mapping[str, Mapping[float, str]]) -> list[float]:
-    """All numbers of `variants`, ascending."""
-    return sorted({number for names in of.values() for number in names})
+    return of, sorted({number for names in of.values() for number in names})
 
 
 def title(method: str) -> str:
@@ -110,14 +106,14 @@ def rates(found: Mapping[str, list[Row]]) -> str:
     """Accuracy of each method by the rate of stage dis, and its best one against the best of plain distillation."""
     if not found:
         return NONE
-    of = variants(found)
+    of, columns = variants(found)
     accuracy = {name: 100 * float(np.mean([row.judged[DEV].right for row in rows])) for name, rows in found.items()}
     best = {method: max(names.values(), key=accuracy.__getitem__) for method, names in of.items()}
     lines = {line["name"]: line for line in grid_table.compared(found, best.get(AGAINST))}
-    table = [["name", *(f"{rate:g}" for rate in numbers(of)), "the best (95 %)", f"against {AGAINST}"]]
+    table = [["name", *(f"{rate:g}" for rate in columns), "the best (95 %)", f"against {AGAINST}"]]
     for method, names in of.items():
         line = lines[best[method]]
-        cells = [f"{accuracy[names[rate]]:.2f}" if rate in names else "" for rate in numbers(of)]
+        cells = [f"{accuracy[names[rate]]:.2f}" if rate in names else "" for rate in columns]
         table.append([title(method), *cells, grid_table.interval(line), grid_table.difference(line)])
     return markdown_table(table)
 
@@ -126,15 +122,15 @@ def resolutions(found: Mapping[str, list[Row]]) -> str:
     """Accuracy of each method by the resolution of student and faces, and its difference from plain distillation."""
     if not found:
         return NONE
-    of = variants(found)
+    of, sides = variants(found)
     heading, lines = ["name"], {}
-    for side in numbers(of):
+    for side in sides:
         rows = {names[side]: found[names[side]] for names in of.values() if side in names}
         lines |= {line["name"]: line for line in grid_table.compared(rows, of.get(AGAINST, {}).get(side))}
         heading += [f"{side:g}x{side:g} pixels, % (95 %)", f"against {AGAINST}"]
     table = [heading]
     for method, names in of.items():
-        of_sides = [lines.get(names.get(side, ""), {}) for side in numbers(of)]
+        of_sides = [lines.get(names.get(side, ""), {}) for side in sides]
         cells = [cell(line) for line in of_sides for cell in (grid_table.interval, grid_table.difference)]
         table.append([title(method), *cells])
     return markdown_table(table)

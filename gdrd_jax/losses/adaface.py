@@ -38,9 +38,8 @@ def adaptive_margin(cosine: jax.Array, scaler: jax.Array, size: jax.Array | floa
 
 @losses.register("adaface")
 class AdaFace(MarginLoss):
-    """AdaFace (Kim et al., arXiv 2204.00964; after the authors' code): a margin that
-    emphasizes hard samples among images of high quality, whose embeddings have large norms, and easy samples among
-    those of low quality.
+    """AdaFace (Kim et al., arXiv 2204.00964; after the authors' code): a margin that emphasizes hard samples among
+    images of high quality, whose embeddings have large norms, and easy samples among those of low quality.
 
     Mean and deviation of the norms are moving averages, updated from the whole batch first. `scaler_mean` and
     `scaler_deviation` are those of the normalized norm `q`, -1 to 1; a deviation of 0 is CosFace.

@@ -1,7 +1,7 @@
 """Losses between the student's last feature maps and a feature map of T_d on the full-size images.
 
-T_d's map has 4x4 positions, and is that of one tensor (`discriminative.tap`); methods that compare several
-stages compare one map here. FitNet's hint is in `feature_regression`.
+T_d's map has 4x4 positions, and is that of one tensor (`discriminative.tap`); methods that compare several stages
+compare one map here. FitNet's hint is in `feature_regression`.
 
 All compare T_d's map standardized, with the mean over faces subtracted at each position and unit variance per channel.
 A single channel can hold nearly all of a map's energy and be the same in all faces: of EdgeFace-XS's third stage it is

@@ -20,7 +20,9 @@ from gdrd_jax.version import __version__
 PACKAGES = ("torch", "diffusers", "onnxruntime")
 
 
-def target_extraction(run: Run, step: str, split: str, shape: tuple[int, ...], network, load, compute) -> Extraction:
+def target_extraction(
+    run: Run, step: str, split: str, shape: tuple[int, ...], count: int, network, load, compute
+) -> Extraction:  # fmt: skip
     """How the targets of a split are computed.
 
     Args:
@@ -28,13 +30,12 @@ def target_extraction(run: Run, step: str, split: str, shape: tuple[int, ...], n
       step: "discriminative", "hr_features" or "generative".
       split: of the faces.
       shape: of one target.
+      count: number of views; of test images only those that are not random are used.
       network: the teacher.
       load: see `Extraction`.
       compute: see `Extraction`.
     """
     config, faces, views = run.config, run.faces(split), view_settings.views(run.config)
-    counts = {"discriminative": view_settings.target_views, "hr_features": view_settings.map_views}
-    count = counts[step](config) if step in counts else config.views.count
     versions = {"gdrd_jax": __version__} | {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}
     store = FeatureStore.create(
         run.path(step, split), rows=len(faces), views=view_settings.view_count(split, count, views.exact), shape=shape,

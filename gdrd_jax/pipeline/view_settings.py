@@ -1,6 +1,7 @@
 """How views of faces are made, as the config says: those of the student, of T_d, and at twice the resolution."""
 
 import dataclasses
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -67,16 +68,13 @@ def mirror_settings(config: ConfigDict) -> dict[str, bool]:
     return {} if task(config).mirror else {"task.mirror": False}
 
 
-def adjust_targets(config: ConfigDict, settings: dict) -> None:
-    """`Step.adjust` of what is computed from as many views as T_d's embeddings."""
-    settings["views.count"] = target_views(config)
-    settings |= mirror_settings(config)
+def adjust_views(count: Callable[[ConfigDict], int]) -> Callable[[ConfigDict, dict], None]:
+    """`Step.adjust` of what is computed from `count(config)` views."""
 
+    def adjust(config: ConfigDict, settings: dict) -> None:
+        settings.update({"views.count": count(config), **mirror_settings(config)})
 
-def adjust_maps(config: ConfigDict, settings: dict) -> None:
-    """`Step.adjust` of T_d's feature maps and of `hr_small`."""
-    settings["views.count"] = map_views(config)
-    settings |= mirror_settings(config)
+    return adjust
 
 
 def array_url(config: ConfigDict, step: str, split: str, views: Views) -> str:

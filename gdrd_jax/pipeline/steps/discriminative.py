@@ -44,7 +44,8 @@ def extractions(run: Run) -> dict[str, Extraction]:
     network, views = load(run.config), view_settings.views(run.config)
     return {
         split: target_extraction(
-            run, "discriminative", split, (network.dim,), network, view_loader(run.reader(split), views, low=False),
+            run, "discriminative", split, (network.dim,), view_settings.target_views(run.config), network,
+            view_loader(run.reader(split), views, low=False),
             lambda images: network.embed(resize_all(to_rgb(images), network.input_size)),
         )
         for split in view_settings.splits(run.config) if len(run.faces(split))
@@ -58,7 +59,7 @@ def load(config: ConfigDict) -> DiscriminativeTeacher:
 
 
 def _adjust(config: ConfigDict, settings: dict) -> None:
-    view_settings.adjust_targets(config, settings)
+    view_settings.adjust_views(view_settings.target_views)(config, settings)
     if settings["discriminative.preprocessing"] == "in_graph":
         settings["discriminative.preprocessing"] = IN_GRAPH_BEFORE  # as the output of earlier versions recorded it
 

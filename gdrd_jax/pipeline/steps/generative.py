@@ -41,7 +41,8 @@ def extractions(run: Run) -> dict[str, Extraction]:
         if lr.manifest["rows"]:
             shape = network.features(to_rgb(lr.read(0, slice(0, 1)))).shape[1:]
             found[split] = target_extraction(
-                run, "generative", split, shape, network, lambda view, rows, lr=lr: lr.read(view, np.asarray(rows)),
+                run, "generative", split, shape, run.config.views.count, network,
+                lambda view, rows, lr=lr: lr.read(view, np.asarray(rows)),
                 lambda images: network.features(to_rgb(images)),
             )  # fmt: skip
     return found

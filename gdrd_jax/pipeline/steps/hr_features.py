@@ -64,7 +64,8 @@ def extractions(run: Run) -> dict[str, Extraction]:
     shape = compute(np.zeros((1, task.image_size, task.image_size, task.channels), np.uint8)).shape[1:]
     return {
         split: target_extraction(
-            run, "hr_features", split, shape, network, view_loader(run.reader(split), views, low=False), compute
+            run, "hr_features", split, shape, view_settings.map_views(run.config), network,
+            view_loader(run.reader(split), views, low=False), compute,
         )
         for split in view_settings.splits(run.config) if split != "test" and len(run.faces(split))
     }  # fmt: skip
@@ -84,5 +85,6 @@ def averaged(maps: np.ndarray, side: int) -> np.ndarray:
 
 STEP = Step(
     "hr_features", None, ("discriminative.preprocessing", *view_settings.MOVED), after=lambda config: ("faces",),
-    files=files, check=check, adjust=view_settings.adjust_maps, extractions=extractions, shared=True,
+    files=files, check=check, adjust=view_settings.adjust_views(view_settings.map_views),
+    extractions=extractions, shared=True,
 )  # fmt: skip

@@ -69,5 +69,5 @@ SMALL_FACES = Step(
 )
 HR_SMALL = Step(
     "hr_small", None, ("views.resolution", "views.kernel", *view_settings.MOVED), after=lambda config: ("faces",),
-    adjust=view_settings.adjust_maps, extractions=hr_faces, shared=True,
+    adjust=view_settings.adjust_views(view_settings.map_views), extractions=hr_faces, shared=True,
 )  # fmt: skip
