@@ -50,7 +50,8 @@ of docs/zoo.md has the assistant's cost.
 | wave | ArcFace, cosine, and T_d's feature maps, in a network with wavelets | T_d's feature maps |
 | directcaps | CosFace, and the distance to T_d's class centers, in a network of capsules | the routing |
 
-T_d's feature maps are those of the tensor `discriminative.tap`, which depends on the file; docs/zoo.md has the flag.
+T_d's feature maps are those after its last residual block with at least 4x4 positions; `discriminative.tap` names
+others.
 """
 
 from gdrd_jax.config import OUR_LOSSES, PAPER_LOSSES, check_mode, default, stage

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
 
+from gdrd_jax.config import default
 from gdrd_jax.data.loader import in_parallel
 from gdrd_jax.data.prepare import checked
 from gdrd_jax.data.readers import open_faces
 from gdrd_jax.evaluation import bootstrap, verification
 from gdrd_jax.evaluation.lfw import FARS, read_pairs
 from gdrd_jax.evaluation.verification import Pairs
+from gdrd_jax.pipeline.steps import hr_features
 from gdrd_jax.teachers.arcface import ArcFace
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +52,19 @@ def test_the_sets_are_read(shared):
         faces = open_faces(shared / name)
         assert (len(faces), len(faces.identities)) == expected and faces[len(faces) - 1].shape == (112, 112, 3)
     assert len(read_pairs(shared / "pairs_dev.txt")) == 3000
+
+
+@pytest.mark.parametrize(
+    "name, tap",
+    [
+        ("edgeface_xs", "/stages/stages.2/blocks/blocks.8/Add_3_output_0"),  # 7x7 positions; the stage after it has 3x3
+        ("mobilefacenet", "/features/features.14/Add_output_0"),
+    ],
+)
+def test_feature_maps_are_by_default_of_the_last_block_with_enough_positions(shared, name, tap):
+    config = default()
+    config.discriminative.path = str(shared / f"teacher_{name}.onnx")
+    assert hr_features.tap(config) == tap
 
 
 @pytest.mark.slow

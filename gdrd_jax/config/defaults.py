@@ -140,7 +140,8 @@ def default() -> ConfigDict:
             # "MEAN/STD", two numbers.
             "preprocessing": "auto",
             "output": "",  # The ONNX file's output that is the embedding, where several can be.
-            # Tensor [N, C, h, w] of the ONNX file whose values are stored for losses that need "hr_features".
+            # Tensor [N, C, h, w] of the ONNX file whose values are stored for losses that need "hr_features"; "" is the
+            # last residual sum with at least 4x4 positions.
             "tap": "",
             # Side in pixels of the images that it takes, where an ONNX file leaves it free; 0 is the network's own.
             "input_size": 0,

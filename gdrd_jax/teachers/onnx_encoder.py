@@ -143,7 +143,7 @@ class OnnxEncoder(GenerativeTeacher):
 def _check_tap(tap: str, model, options: GenerativeOptions) -> None:
     names = [name for node in model.graph.node for name in node.output if name]
     if tap in names:
-        rank = _ranks(model).get(tap, 4)  # where it is not known, running the graph shows it
+        rank = len(_shapes(model).get(tap, range(4)))  # where it is not known, running the graph shows it
         if rank != 4:
             raise _not_a_map(tap, options.path, f"has {rank} dimensions" if rank else "is of another type")
         return
@@ -168,8 +168,9 @@ def _not_a_map(tap: str, path: Path, found: str) -> GdrdError:
     )
 
 
-def _ranks(model) -> dict[str, int]:
-    """Name to number of dimensions of the tensors whose shape can be inferred; 0 of those that are not float."""
+def _shapes(model) -> dict[str, list[int]]:
+    """Name to shape of the tensors whose shape can be inferred, 0 for an unknown dimension; of those that are not
+    float, the empty shape."""
     import onnx
 
     try:
@@ -177,16 +178,31 @@ def _ranks(model) -> dict[str, int]:
     except Exception:  # a graph with operations of its own; onnx's errors have no common base
         return {}
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    types = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.output)}
     return {
-        value.name: len(value.type.tensor_type.shape.dim) if value.type.tensor_type.elem_type in floats else 0
-        for value in (*graph.value_info, *graph.output) if value.type.tensor_type.HasField("shape")
+        name: [dim.dim_value for dim in kind.shape.dim] if kind.elem_type in floats else []
+        for name, kind in types.items() if kind.HasField("shape")
     }  # fmt: skip
 
 
 def map_names(model) -> list[str]:
     """Names of the float tensors `[N, C, h, w]`, in the order of the graph."""
-    ranks = _ranks(model)
-    return [name for node in model.graph.node for name in node.output if ranks.get(name) == 4]
+    shapes = _shapes(model)
+    return [name for node in model.graph.node for name in node.output if len(shapes.get(name, ())) == 4]
+
+
+def last_residual_sum(model, side: int) -> str:
+    """Name of the last feature map `[N, C, h, w]`, `h` and `w` at least `side`, in which a block's output is added to
+    its input; "" if there is none whose shape can be inferred."""
+    shapes = _shapes(model)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
+    found = [
+        node.output[0] for node in model.graph.node
+        if node.op_type == "Add" and not constants & set(node.input)
+        and len(shape := shapes.get(node.output[0], ())) == 4 and min(shape[2:]) >= side
+    ]  # fmt: skip
+    return found[-1] if found else ""
 
 
 def _as_far_as(model, taps: tuple[str, ...]):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 from conftest import raises, save_recognizer, tiny_config, use_tiny_student, use_tiny_teachers
 
@@ -135,6 +136,21 @@ def test_feature_maps_of_the_teacher_are_averages_of_its_tensor(chain, faces_fol
     np.testing.assert_allclose(maps.read(1)[5], expected[:, :, ::-1], atol=2e-3)
 
 
+def test_feature_maps_are_of_the_last_residual_sum_unless_a_tensor_is_named(faces_folder, tmp_path):
+    path = save_recognizer(tmp_path / "colors.onnx", cells=8)
+    model = onnx.load(path)
+    model.graph.node.insert(1, onnx.helper.make_node("Add", ["p", "p"], ["twice"]))
+    onnx.save(model, path)
+    config = small(faces_folder, losses={"wavelet": {"weight": 1.0}, **COSINE})
+    config.discriminative.update(kind="auto", path=str(path))
+    found = {}
+    for tap in ("", "p"):
+        config.discriminative.tap = tap
+        runner.run(config, tmp_path / "run", ("hr_features",))
+        found[tap] = Run.open(tmp_path / "run").store("hr_features", "train").read(0)
+    np.testing.assert_allclose(found[""], 2 * found["p"], atol=2e-3)
+
+
 def test_degraded_at_random_a_face_and_its_mirror_image_have_maps_and_one_embedding(faces_folder, tmp_path):
     save_recognizer(tmp_path / "colors.onnx", cells=8)
     config = small(faces_folder, losses={"wavelet": {"weight": 1.0}, **COSINE})
@@ -236,7 +252,7 @@ def change(config, **changes):
         ({"dis__selection": {"name": "sparse"}}, "entry-unknown", ("'sparse'", "'sparse_graph'")),
         ({"dis__selection": {"name": "sparse_graph", "keep": 2.0}}, "entry-setting", ("keep",)),
         ({"dis__losses": {**COSINE, "test_needy": {"weight": 0.0}}}, "loss-needs", ("config.dis.assistant",)),
-        ({"discriminative__tap": ""}, "hr-features-tap", ("config.discriminative.tap", "p")),
+        ({"discriminative__tap": ""}, "hr-features-tap", ("config.discriminative.tap", "at least 4x4 positions", "p")),
         ({"discriminative__tap": "pp"}, "hr-features-tap", ("'pp'", "the nearest are p")),
         ({"stages": {"views": short()}}, "stage-name", ("'views'",)),
         ({"stages": {"First": short()}}, "stage-name", ("'First'",)),

@@ -11,6 +11,7 @@ from gdrd_jax.pipeline import runner
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.steps import generative
 from gdrd_jax.teachers import SuperResolver, load_generative
+from gdrd_jax.teachers.onnx_encoder import last_residual_sum
 
 RNG = np.random.default_rng(0)
 LOW = RNG.integers(256, size=(5, 16, 16, 3), dtype=np.uint8)
@@ -54,6 +55,20 @@ def test_a_tap_is_any_tensor_and_what_comes_after_it_is_not_run(tmp_path):
     np.testing.assert_array_equal(several["code"], found)
     assert teacher.fingerprint != load_generative("onnx", path, tap="act").fingerprint
     assert teacher.settings["input_size"] == 32 and "timestep" not in teacher.settings
+
+
+def test_the_last_residual_sum_is_no_added_constant_and_has_enough_positions(tmp_path):
+    nodes = [
+        *ENCODER,  # "code" is 8x8
+        node("Add", ["code", "code"], ["sum"]), node("Add", ["sum", "bias"], ["biased"]),
+        node("Constant", [], ["one"], value=numpy_helper.from_array(np.ones((1, 8, 8, 8), np.float32))),
+        node("Add", ["biased", "one"], ["shifted"]),
+        node("AveragePool", ["shifted"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+        node("Add", ["pooled", "pooled"], ["small"]), node("Flatten", ["small"], ["y"]), node("Add", ["y", "y"], ["z"]),
+    ]  # fmt: skip
+    model = onnx.load(save(tmp_path, nodes, outputs=("z",), bias=np.ones((1, 8, 1, 1), np.float32)))
+    sums = [last_residual_sum(model, side) for side in (9, 8, 4, 3, 2, 1)]
+    assert sums == ["", "sum", "sum", "sum", "small", "small"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Step `hr_features`: a feature map inside T_d of every view at full size, for losses that compare feature maps."""
 
 import difflib
+import logging
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ from gdrd_jax.teachers import load_generative
 from gdrd_jax.utils.arrays import to_rgb
 from gdrd_jax.utils.errors import GdrdError, require
 
+LOG = logging.getLogger(__name__)
 SIDE = 4  # of the stored maps, that of the student's features at 8, 16 and 32 pixels
 SHOWN = 3  # names in an error
 
@@ -22,29 +24,42 @@ SHOWN = 3  # names in an error
 def check(config: ConfigDict) -> None:
     """Refuses a T_d that is no ONNX file, and a tap that its graph does not have."""
     discriminative.check(config)
-    options, tap = teacher_options.discriminative(config), config.discriminative.tap
-    if options.kind != "onnx":
+    kind = teacher_options.discriminative(config).kind
+    if kind != "onnx":
         raise GdrdError(
             f"a loss needs T_d's feature maps, which only ONNX files give, and config.discriminative.path is of the "
-            f"kind {options.kind!r}; export it to ONNX",
+            f"kind {kind!r}; export it to ONNX",
             "hr-features-onnx",
         )
-    from gdrd_jax.teachers.onnx_encoder import map_names
+    tap(config)
 
-    names = map_names(require("onnx", "teachers").load(options.path, load_external_data=False))
-    if not tap:
+
+def tap(config: ConfigDict) -> str:
+    """The tensor of T_d whose values are stored: `discriminative.tap`, or the last residual sum of enough positions.
+
+    Raises:
+      GdrdError: there is no such tensor.
+    """
+    from gdrd_jax.teachers.onnx_encoder import last_residual_sum, map_names
+
+    path, given = teacher_options.discriminative(config).path, config.discriminative.tap
+    model = require("onnx", "teachers").load(path, load_external_data=False)
+    names = map_names(model)
+    if not given and not (given := last_residual_sum(model, SIDE)):
         raise GdrdError(
-            "a loss needs T_d's feature maps; set config.discriminative.tap to a tensor [N, C, h, w] of "
-            f"{options.path}, of which the last are {', '.join(names[-SHOWN:])}",
+            f"a loss needs T_d's feature maps, and {path} has no sum of a block's input and output with at least "
+            f"{SIDE}x{SIDE} positions, which is the default; set config.discriminative.tap to a tensor [N, C, h, w], "
+            f"of which the last are {', '.join(names[-SHOWN:])}",
             "hr-features-tap",
         )
-    if tap not in names:
-        near = difflib.get_close_matches(tap, names, n=SHOWN, cutoff=0.0)
+    if given not in names:
+        near = difflib.get_close_matches(given, names, n=SHOWN, cutoff=0.0)
         raise GdrdError(
-            f"config.discriminative.tap is {tap!r}, and {options.path} has no such tensor [N, C, h, w]; "
+            f"config.discriminative.tap is {given!r}, and {path} has no such tensor [N, C, h, w]; "
             f"the nearest are {', '.join(near)}",
             "hr-features-tap",
         )
+    return given
 
 
 def files(config: ConfigDict) -> dict[str, str]:
@@ -56,9 +71,9 @@ def extractions(run: Run) -> dict[str, Extraction]:
     """The maps of every view, averaged to 4x4 positions."""
     options, views = teacher_options.discriminative(run.config), view_settings.views(run.config)
     network = load_generative(
-        "onnx", options.path, tap=run.config.discriminative.tap, input_size=options.input_size,
-        preprocessing=options.preprocessing,
-    )  # fmt: skip
+        "onnx", options.path, tap=tap(run.config), input_size=options.input_size, preprocessing=options.preprocessing
+    )
+    LOG.info("T_d's feature maps: the tensor %s", network.settings["tap"])
     compute = lambda images: averaged(network.features(to_rgb(images)), SIDE)  # noqa: E731
     task = inputs.task(run.config)
     shape = compute(np.zeros((1, task.image_size, task.image_size, task.channels), np.uint8)).shape[1:]
