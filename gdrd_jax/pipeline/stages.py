@@ -113,7 +113,7 @@ def losses_need(config: ConfigDict, what: str) -> bool:
     """Whether a loss of stage dis reads `what`, one of `losses.interface.Loss.needs` that a config has to meet."""
     names = used_losses(config.dis.losses)
     if set(names) <= set(LOSS_DEFAULTS):  # the losses themselves import JAX, which takes seconds
-        return what == "discriminative"
+        return what == "discriminative" and set(names) != {"cls"}
     return any(what in losses[name].needs for name in names)
 
 

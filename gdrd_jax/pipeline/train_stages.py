@@ -81,7 +81,8 @@ def train(run: Run, name: str) -> None:
     task = inputs.task(config)
 
     def save(name: str, **metadata) -> None:
-        description, teacher = _student_settings(config, centers.shape[1]), learned_from.teacher
+        description = _student_settings(config, centers.shape[1])
+        teacher = learned_from.teacher if stages.losses_need(config, "discriminative") else None
         metadata |= {} if task == FACES else {"task": task.recorded()}
         student_files.save(student, description, config.views.kernel, folder / name, teacher=teacher, **metadata)
 

@@ -229,6 +229,14 @@ def test_one_target_a_face_serves_a_degraded_student(faces_folder, tmp_path, cap
         runner.run(config, tmp_path / "w")
 
 
+@pytest.mark.parametrize("loss", ["cls", "arcface"])
+def test_a_student_that_reads_no_embedding_of_the_teacher_cannot_search_its_galleries(loss, faces_folder, tmp_path):
+    config = random_config(faces_folder)
+    config.until, config.dis.losses = "dis", {loss: {"weight": 1.0}}
+    runner.run(config, tmp_path / "w")
+    assert Recognizer.load(tmp_path / "w").teacher is None
+
+
 def test_views_and_targets_live_in_a_bucket_that_workdirs_share(bucket, faces_folder, tmp_path, monkeypatch):
     config = random_config(faces_folder)
     config.until, config.data.cache = "dis", f"{bucket}/faces"
