@@ -1,8 +1,7 @@
 """The zoo: methods of low-resolution face recognition, all training the same student on the same faces and schedule.
 
-  gdrd grid --out runs/zoo --rows docs/zoo --configs 'zoo:{cls,kd,cosine,cosine_cls,sp,crrcd}' --seeds 7 8 \\
-      --against cosine -- --config.data.path=train.rec,people.rec \\
-      --config.discriminative.path=teacher_edgeface_xs.onnx \\
+  gdrd grid --out runs/zoo --rows docs/zoo --configs 'zoo:*' --seeds 7 8 --against cosine -- \\
+      --config.data.path=train.rec,people.rec --config.discriminative.path=teacher_edgeface_xs.onnx \\
       --config.dev.path=lfw_dev.tar --config.dev.pairs=pairs_dev.txt
 
 docs/zoo.md has all commands, what each method rests on (`gdrd_jax/evaluation/methods.py`), and the results.
@@ -207,9 +206,11 @@ def _stage(**changes):
     return stage(**SCHEDULE, init="random", use_unlabeled=False, **changes)
 
 
+MODES = (*LOSSES, *RECIPES)
+
+
 def get_config(name: str = "cosine"):
-    known = {**LOSSES, **RECIPES}
-    check_mode("method", name, known)
+    check_mode("method", name, MODES)
     config = default()
     config.name = "zoo"
     config.until = "dis"

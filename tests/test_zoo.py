@@ -19,7 +19,7 @@ from gdrd_jax.pipeline import planning, runner
 from gdrd_jax.registry import losses
 
 ZOO = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "zoo.py"))
-NAMES = [*ZOO["LOSSES"], *ZOO["RECIPES"]]
+NAMES = ZOO["MODES"]
 
 
 @pytest.fixture(scope="module")

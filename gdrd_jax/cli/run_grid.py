@@ -1,9 +1,10 @@
 """Train every combination of some configs and seeds, and compare them on the dev pairs in one table.
 
 What follows `--` is passed to every run. Braces list alternatives, there and in --configs: two lists, in one word or in
-several, give every combination, so --config.views.resolution={8,16,32} after `--` trains all resolutions. Each run has
-its own workdir, OUT/NAME-seedN, named by what varies; equal steps are shared, in OUT/steps or in --config.outputs. A
-finished run is not repeated; the same command continues what was stopped.
+several, give every combination, so --config.views.resolution={8,16,32} after `--` trains all resolutions; --configs
+'zoo:*' trains all modes of a config. Each run has its own workdir, OUT/NAME-seedN, named by what varies; equal steps
+are shared, in OUT/steps or in --config.outputs. A finished run is not repeated; the same command continues what was
+stopped.
 
 OUT/table.md and table.json have, for each combination, the mean accuracy over seeds with its standard error and its
 95 % interval over people, AUC, the difference from --against, paired by dev pair and seed, with its standard error, the
@@ -29,6 +30,7 @@ Examples:
 
 import argparse
 import itertools
+import runpy
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +40,7 @@ import jax
 from gdrd_jax.cli.common import ArgumentParser, guarded
 from gdrd_jax.cli.evaluate import arguments as evaluate_arguments
 from gdrd_jax.cli.evaluate import settings_of
+from gdrd_jax.cli.train import config_file
 from gdrd_jax.config import default
 from gdrd_jax.data.degradation import Degradation
 from gdrd_jax.evaluation import baselines, dev, grid_rows, grid_table, judges, report
@@ -50,6 +53,27 @@ from gdrd_jax.utils.files import user_path, write_json, write_text
 from gdrd_jax.utils.outputs import claim_folder
 
 DEV_PATH = "--config.dev.path="
+
+
+def all_modes(configs: str) -> str:
+    """`NAME:*` with the config's `MODES` in braces; other texts, and names of no config, as they are.
+
+    Raises:
+      GdrdError: the config has no `MODES`.
+    """
+    name, _, mode = configs.partition(":")
+    if mode != "*":
+        return configs
+    try:
+        found = tuple(runpy.run_path(config_file(name)).get("MODES", ()))
+    except Exception:  # the check of the runs says what is wrong with the file
+        return configs
+    if not found:
+        raise GdrdError(
+            f"--configs={configs}: {name} has no MODES, a list of its modes; give them in braces, {name}:{{ONE,TWO}}",
+            "config-mode",
+        )
+    return f"{name}:{{{','.join(found)}}}" if len(found) > 1 else f"{name}:{found[0]}"
 
 
 def open_dev(words: Sequence[str], baseline: dict[str, list[Row]]) -> PairList:
@@ -98,7 +122,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--out", type=user_path, help="folder for workdirs and table")
-    add("--configs", help="config, see gdrd train, with braces for several")
+    add("--configs", help="config, see gdrd train, with braces for several, or NAME:* for all modes")
     add("--seeds", type=int, nargs="+", default=(7, 8, 9), help="seeds (default: 7 8 9)")
     add("--against", metavar="NAME", help="combination to compare the others with")
     add(
@@ -147,6 +171,7 @@ def work(argv: list[str]) -> None:
             raise GdrdError(f"--against={given.against} is none of {', '.join(found)}", "flag-value")
         print(write_table(given.rows, found, given.against, argv))
         return
+    given.configs = all_modes(given.configs)
     combinations = grid.expanded([f"--config={given.configs}", *given.rest])
     labels = [name or given.configs.rpartition(":")[2] for name, _ in combinations]
     if given.against and given.against not in labels:
@@ -163,9 +188,9 @@ def work(argv: list[str]) -> None:
     claim_folder(given.rows, "the rows of a grid", "--rows")
     # An accelerator is the runs': the first process that uses it takes most of its memory.
     jax.config.update("jax_platforms", "cpu")
-    settings = {}
-    for label, (name, words) in zip(labels, combinations):  # a mistake in the last one is found before any training
-        settings[label] = grid.check(name, grid.arguments(words, given.seeds[0], given.out / name))
+    # A mistake in the last one is found before any training.
+    given_runs = [(name, grid.arguments(words, given.seeds[0], given.out / name)) for name, words in combinations]
+    settings = dict(zip(labels, grid.checked(given_runs)))
     flags = {tuple(word for word in words if word.startswith("--config.dev.")) for _, words in combinations}
     hows = tuple(dict.fromkeys(map(dev_degradation, settings.values())))
     baselines.check_sizes(models, hows)

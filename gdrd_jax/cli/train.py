@@ -66,7 +66,7 @@ def _literal(text: str) -> object:
         return text
 
 
-def _config_file(text: str) -> str:
+def config_file(text: str) -> str:
     """The file and its mode that `--config` names: by a path, or as a config that comes with this package."""
     name, colon, mode = text.partition(":")
     if name.startswith("~"):
@@ -102,7 +102,7 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         )
     given = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
     known = settings.default()
-    argv = [f"--config={_config_file(a.removeprefix('--config='))}" if a.startswith("--config=") else a for a in argv]
+    argv = [f"--config={config_file(a.removeprefix('--config='))}" if a.startswith("--config=") else a for a in argv]
     files = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
     try:
         rest = flags.FLAGS(argv)

@@ -44,13 +44,17 @@ def _order(seed: int, epoch: int, faces: int) -> np.ndarray:
     return np.random.default_rng([seed, 0, epoch]).permutation(faces).astype(np.int32)
 
 
+def available_cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_parallel(function: Callable[[int], object], numbers: Sequence[int]) -> Iterator:
     """`function` of every number, in order, computed ahead by as many threads as this process may use cores.
 
     OpenCV, simplejpeg and Pillow release the GIL while they work.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = min(cores, MAX_THREADS)
+    threads = min(available_cores(), MAX_THREADS)
 
     def several(start: int) -> list:
         return [function(number) for number in numbers[start : start + ITEMS_PER_TASK]]

@@ -11,11 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from gdrd_jax.config import Config, of_workdir
+from gdrd_jax.data.loader import available_cores
 from gdrd_jax.evaluation import judges
 from gdrd_jax.evaluation.grid_rows import DEV, Row
 from gdrd_jax.evaluation.judges import Judge
@@ -74,6 +77,13 @@ def check(name: str, given: list[str]) -> dict:
         which = f"combination {name}" if name else "config"
         raise GdrdError(f"the {which} cannot be trained, see above; no run was started", "combination-invalid")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def checked(given: Sequence[tuple[str, list[str]]]) -> list[dict]:
+    """`check` of every combination, each a process for seconds, as many at a time as there are cores."""
+    with ThreadPoolExecutor(available_cores()) as pool:
+        settings = pool.map(check, *zip(*given))
+        return list(tqdm(settings, "checking the runs", len(given), unit="run", disable=len(given) == 1))
 
 
 def train(given: list[str], workdir: Path) -> None:

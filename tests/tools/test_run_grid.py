@@ -21,6 +21,7 @@ from gdrd_jax.config import default, stage  # noqa: E402
 from gdrd_jax.data.degradation import Degradation, resize_all  # noqa: E402
 from gdrd_jax.evaluation import baselines, grid_rows, grid_table, judges  # noqa: E402
 from gdrd_jax.evaluation.grid_rows import DEV, Judged, Row  # noqa: E402
+from gdrd_jax.evaluation.methods import METHODS  # noqa: E402
 from gdrd_jax.inference.embedders import open_model  # noqa: E402
 from gdrd_jax.pipeline import grid, run_record  # noqa: E402
 from gdrd_jax.utils import files  # noqa: E402
@@ -32,6 +33,17 @@ def test_braces_are_every_combination():
     assert [name for name, _ in found] == ["none-8", "none-16", "gen_dis-8", "gen_dis-16"]
     assert found[1][1] == ["--config=configs/ablation.py:none", "--config.views.resolution=16", "--x"]
     assert grid.expanded(["--config=a.py"]) == [("", ["--config=a.py"])]
+
+
+def test_a_star_is_every_mode_of_a_config(tmp_path):
+    modes = run_grid.all_modes("zoo:*")
+    assert modes.startswith("zoo:{cls,") and modes.count(",") == len(METHODS) - 1
+    (tmp_path / "own.py").write_text("MODES = {'one': 1}")
+    assert run_grid.all_modes(f"{tmp_path}/own.py:*") == f"{tmp_path}/own.py:one"
+    for text in ("zoo:{cls,kd}", "zoo", "zooo:*"):  # the check of the runs says that there is no zooo
+        assert run_grid.all_modes(text) == text
+    with raises("config-mode", "quickstart has no MODES", "quickstart:{ONE,TWO}"):
+        run_grid.all_modes("quickstart:*")
 
 
 def written(folder, scores, same, folds, resolution=16, seed=0):
