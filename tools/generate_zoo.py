@@ -55,11 +55,6 @@ def notes() -> str:
     return "".join(textwrap.fill(note, WIDTH, initial_indent="- ", subsequent_indent="  ") + "\n" for note in NOTES)
 
 
-def stored(folder: Path) -> dict[str, list[Row]]:
-    """The stored rows of a folder, none if there are none yet; see `grid_rows.read_rows`."""
-    return grid_rows.read_rows([folder]) if list(folder.glob("*.json")) else {}
-
-
 def results(found: Mapping[str, list[Row]]) -> tuple[str, bytes | None]:
     """The table of rows, and the picture."""
     if not found:
@@ -144,11 +139,11 @@ def replaced(page: str, name: str, new: str) -> str:
 
 def made(now: str) -> tuple[str, dict[Path, bytes]]:
     """The page with all of its generated parts made anew, and the picture."""
-    rows = stored(ROWS)
+    rows = grid_rows.read_rows([ROWS])
     table, picture = results(rows)
     parts = {
-        "methods": methods(), "notes": notes(), "results": table, "logs": logs(rows), "rates": rates(stored(RATES)),
-        "resolutions": resolutions(stored(RESOLUTIONS)),
+        "methods": methods(), "notes": notes(), "results": table, "logs": logs(rows),
+        "rates": rates(grid_rows.read_rows([RATES])), "resolutions": resolutions(grid_rows.read_rows([RESOLUTIONS])),
     }  # fmt: skip
     for name, part in parts.items():
         now = replaced(now, name, part)

@@ -2,9 +2,9 @@
 
 What follows `--` is passed to every run. Braces list alternatives, there and in --configs: two lists, in one word or in
 several, give every combination, so --config.views.resolution={8,16,32} after `--` trains all resolutions; --configs
-'zoo:*' trains all modes of a config. Each run has its own workdir, OUT/NAME-seedN, named by what varies; equal steps
-are shared, in OUT/steps or in --config.outputs. A finished run is not repeated; the same command continues what was
-stopped.
+'zoo:*' trains all modes of a config. Each run has its own workdir, OUT/NAME-seedN, named by what varies, or else by the
+config; equal steps are shared, in OUT/steps or in --config.outputs. A finished run is not repeated; the same command
+continues what was stopped.
 
 OUT/table.md and table.json have, for each combination, the mean accuracy over seeds with its standard error and its
 95 % interval over people, AUC, the difference from --against, paired by dev pair and seed, with its standard error, the
@@ -15,11 +15,12 @@ rows without training: recognizers as gdrd evaluate takes them, which are fed wi
 --super-resolve also with super-resolved ones, or what gdrd evaluate wrote of the same pairs.
 
 --rows is a folder of small files, one for each run, from which the table is made, by default OUT/rows. A run that has a
-row there is not trained again, so runs of several machines can be collected in one folder. Without --configs nothing is
-trained, and the table of all rows is written beside them.
+row there is not trained again, so runs of several machines can be collected in one folder; a run of the same name with
+other settings is an error. --against may name a row that is there. Without --configs nothing is trained, and the table
+of all rows is printed, and with --out written.
 
 The same command may run several times side by side, on different GPUs or cores: each takes the next run that no other
-works on, and at the end makes the table of all.
+works on, and at the end makes the table of all runs of the command.
 
 Examples:
   gdrd grid --out runs/ablation --configs 'ablation:{none,sr,gen,dis,gen_dis,plain}' \\
@@ -32,7 +33,7 @@ import argparse
 import itertools
 import runpy
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -48,7 +49,7 @@ from gdrd_jax.evaluation.grid_rows import DEV, Row
 from gdrd_jax.evaluation.judges import Judge
 from gdrd_jax.evaluation.lfw import PairList
 from gdrd_jax.pipeline import dev_set, grid
-from gdrd_jax.utils.errors import GdrdError
+from gdrd_jax.utils.errors import GdrdError, did_you_mean
 from gdrd_jax.utils.files import user_path, write_json, write_text
 from gdrd_jax.utils.outputs import claim_folder
 
@@ -74,6 +75,15 @@ def all_modes(configs: str) -> str:
             "config-mode",
         )
     return f"{name}:{{{','.join(found)}}}" if len(found) > 1 else f"{name}:{found[0]}"
+
+
+def check_against(name: str | None, known: Iterable[str]) -> None:
+    """Makes sure that `--against` is a row's name."""
+    if name and name not in (known := list(known)):
+        raise GdrdError(
+            f"--against={name}: there is no such row; {did_you_mean(name, known)}there are {', '.join(known)}",
+            "flag-value",
+        )
 
 
 def open_dev(words: Sequence[str], baseline: dict[str, list[Row]]) -> PairList:
@@ -124,7 +134,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--out", type=user_path, help="folder for workdirs and table")
     add("--configs", help="config, see gdrd train, with braces for several, or NAME:* for all modes")
     add("--seeds", type=int, nargs="+", default=(7, 8, 9), help="seeds (default: 7 8 9)")
-    add("--against", metavar="NAME", help="combination to compare the others with")
+    add("--against", metavar="NAME", help="row to compare the others with")
     add(
         "--baseline", "--beside", nargs="+", default=(), metavar="MODEL",
         help="more rows: recognizers as gdrd evaluate takes them, or its output",
@@ -167,15 +177,21 @@ def work(argv: list[str]) -> None:
                 "flag-value",
             )
         found = grid_rows.read_rows([given.rows]) | baseline
-        if given.against and given.against not in found:
-            raise GdrdError(f"--against={given.against} is none of {', '.join(found)}", "flag-value")
-        print(write_table(given.rows, found, given.against, argv))
+        if not found:
+            raise GdrdError(f"there are no rows of a grid in {given.rows}", "rows-none")
+        check_against(given.against, found)
+        if given.out:
+            claim_folder(given.out, "a grid of runs", "--out")
+            given.out.mkdir(parents=True, exist_ok=True)
+            write_table(given.out, found, given.against, argv)
+        print(grid_table.table(grid_table.compared(found, given.against), given.against))
         return
-    given.configs = all_modes(given.configs)
-    combinations = grid.expanded([f"--config={given.configs}", *given.rest])
-    labels = [name or given.configs.rpartition(":")[2] for name, _ in combinations]
-    if given.against and given.against not in labels:
-        raise GdrdError(f"--against={given.against} is none of {', '.join(labels)}", "flag-value")
+    combinations = grid.expanded(all_modes(given.configs), given.rest)
+    labels = [name for name, _ in combinations]
+    before = grid_rows.read_rows([given.rows])
+    check_against(given.against, [*labels, *baseline, *before])
+    if given.against in before and given.against not in labels:
+        baseline = {given.against: before[given.against]} | baseline
     for several, what in ((labels, "combinations have the name"), (given.seeds, "seeds are")):
         if twice := [one for one in several if several.count(one) > 1]:
             raise GdrdError(f"two {what} {twice[0]!r}; each run needs a workdir of its own", "run-twice")
@@ -189,8 +205,8 @@ def work(argv: list[str]) -> None:
     # An accelerator is the runs': the first process that uses it takes most of its memory.
     jax.config.update("jax_platforms", "cpu")
     # A mistake in the last one is found before any training.
-    given_runs = [(name, grid.arguments(words, given.seeds[0], given.out / name)) for name, words in combinations]
-    settings = dict(zip(labels, grid.checked(given_runs)))
+    checked = [(name, grid.arguments(words, given.seeds[0], given.out / name)) for name, words in combinations]
+    settings = dict(zip(labels, grid.checked(checked)))
     flags = {tuple(word for word in words if word.startswith("--config.dev.")) for _, words in combinations}
     hows = tuple(dict.fromkeys(map(dev_degradation, settings.values())))
     baselines.check_sizes(models, hows)
@@ -204,9 +220,10 @@ def work(argv: list[str]) -> None:
         row = baselines.judged(model, how, pairs[0], others, given.rows)
         baseline[row.name] = [row]
     runs = []
-    for seed, (label, (name, words)) in itertools.product(given.seeds, zip(labels, combinations)):
-        workdir = given.out / "-".join(filter(None, (name, f"seed{seed}")))
-        runs.append(grid.Run(label, seed, workdir, grid.arguments(words, seed, workdir)))
+    for seed, (name, words) in itertools.product(given.seeds, combinations):
+        workdir = given.out / f"{name}-seed{seed}"
+        runs.append(grid.Run(name, seed, workdir, grid.arguments(words, seed, workdir)))
+        grid.stored(runs[-1], given.rows, settings[name])
     found: dict[tuple[str, int], Row] = {}
     for run in grid.in_turn(runs, given.out):
         found[run.name, run.seed] = grid.trained(run, given.rows, settings[run.name], others)

@@ -117,7 +117,7 @@ def read_rows(folders: Iterable[Path]) -> dict[str, list[Row]]:
     """All stored rows of some folders: name to the rows of its seeds, the zoo's methods in its order, then by name.
 
     Raises:
-      GdrdError: there is none; two have one name and seed; or one is damaged.
+      GdrdError: two have one name and seed, or one is damaged.
     """
     found: dict[tuple[str, int | None], tuple[Row, Path]] = {}
     for folder in folders:
@@ -128,8 +128,6 @@ def read_rows(folders: Iterable[Path]) -> dict[str, list[Row]]:
             if (key := (row.name, row.seed)) in found:
                 raise GdrdError(f"{path} and {found[key][1]} are of the same name and seed; remove one", "row-twice")
             found[key] = row, path
-    if not found:
-        raise GdrdError(f"there are no rows of a grid in {', '.join(map(str, folders))}", "rows-none")
     order = list(METHODS)
     names = sorted({name for name, _ in found}, key=lambda name: (order.index(name) if name in order else 999, name))
     rows = [row for row, _ in found.values()]

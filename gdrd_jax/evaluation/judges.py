@@ -105,15 +105,18 @@ def of_evaluation(folder: Path) -> dict[str, list[Row]]:
 
 
 def check_baseline(subject: str, rows: Sequence[Row]) -> None:
-    """Makes sure that the rows of `--baseline` are of the dev pairs of this fingerprint.
+    """Makes sure that rows which runs are compared with are of the dev pairs of this fingerprint.
 
     Raises:
       GdrdError: they are not.
     """
-    if any(row.judged[DEV].subject != subject for row in rows):
-        raise GdrdError(
-            "--baseline holds other pairs than --config.dev.pairs; evaluate it with the same file", "baseline-pairs"
-        )
+    for row in rows:
+        if row.judged[DEV].subject != subject:
+            raise GdrdError(
+                f"{row.file} holds other pairs than --config.dev.pairs; use the same file for --baseline and for all "
+                "rows of --rows",
+                "baseline-pairs",
+            )
 
 
 def dev_subject(pairs: PairList) -> str:

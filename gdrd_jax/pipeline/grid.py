@@ -42,15 +42,32 @@ sys.exit(train.cli(sys.argv, check))"""
 BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 
-def expanded(words: list[str]) -> list[tuple[str, list[str]]]:
-    """`(name, words)` of every combination of the alternatives in braces; the name consists of the chosen ones."""
-    lists = [BRACES.findall(word) for word in words]
-    choices = [choice.split(",") for found in lists for choice in found]
+def expanded(config: str, flags: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """`(name, words)` of every combination of the alternatives in braces.
+
+    Args:
+      config: as in `--config=`.
+      flags: further words.
+
+    Returns:
+      The name consists of the chosen alternatives; without any it is that of the config. The words are the flags of
+      `gdrd train`.
+    """
+    names = [_config_name, *[_short] * len(flags)]
+    words = [f"--config={config}", *flags]
+    lists = [(name, choice.split(",")) for name, word in zip(names, words) for choice in BRACES.findall(word)]
     combinations = []
-    for chosen in itertools.product(*choices):
-        left = iter(chosen)
-        combinations.append(("-".join(map(_short, chosen)), [BRACES.sub(lambda _: next(left), word) for word in words]))
+    for chosen in itertools.product(*(choices for _, choices in lists)):
+        left, named = iter(chosen), [name(choice) for (name, _), choice in zip(lists, chosen)]
+        found = [BRACES.sub(lambda _: next(left), word) for word in words]
+        combinations.append(("-".join(named) or _config_name(config), found))
     return combinations
+
+
+def _config_name(text: str) -> str:
+    """A config's mode, or the name of its file."""
+    file, _, mode = text.partition(":")
+    return mode or Path(file).stem
 
 
 def _short(value: str) -> str:
@@ -74,8 +91,9 @@ def check(name: str, given: list[str]) -> dict:
     """
     done = subprocess.run([sys.executable, "-c", CHECK, *given], stdout=subprocess.PIPE, encoding="utf-8")
     if done.returncode:
-        which = f"combination {name}" if name else "config"
-        raise GdrdError(f"the {which} cannot be trained, see above; no run was started", "combination-invalid")
+        raise GdrdError(
+            f"the combination {name} cannot be trained, see above; no run was started", "combination-invalid"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -160,33 +178,44 @@ def in_turn(runs: Sequence[Run], out: Path) -> Iterator[Run]:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def trained(run: Run, folder: Path, settings: dict, others: Sequence[Judge]) -> Row:
-    """The row of a run, which is trained unless it was, here or elsewhere.
+def stored(run: Run, folder: Path, settings: dict) -> Row | None:
+    """The row of a run that was trained before, here or elsewhere; None if there is none.
 
     Args:
       run: the run.
       folder: of the rows.
       settings: of the run, those that differ from the defaults.
+
+    Raises:
+      GdrdError: the row that is there is of other settings.
+    """
+    path = folder / Row(run.name, run.seed, {}).file
+    if not path.exists():
+        return None
+    row = Row.load(path)
+    known = row.about.get("settings", {})
+    if differing := sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key)):
+        raise GdrdError(
+            f"{path} is of a run with other settings ({', '.join(differing)}), and rows of one table are compared; "
+            "give other folders with --out and --rows, or move the file away to train it again",
+            "row-settings",
+        )
+    return row
+
+
+def trained(run: Run, folder: Path, settings: dict, others: Sequence[Judge]) -> Row:
+    """The row of a run, which is trained unless it was, here or elsewhere; arguments as of `stored`, and
+
+    Args:
       others: further protocols.
 
     Raises:
-      GdrdError: the row that is there is of other settings, or the run failed.
+      GdrdError: as of `stored`, or the run failed.
       Interrupted: a signal arrived.
     """
-    workdir, path = run.workdir, folder / Row(run.name, run.seed, {}).file
-    before = Row.load(path) if path.exists() else None
-    if before and before.about.get("settings") != settings:
-        if not workdir.exists():
-            known = before.about.get("settings", {})
-            differing = sorted(key for key in {*known, *settings} if known.get(key) != settings.get(key))
-            raise GdrdError(
-                f"{path} is of other settings ({', '.join(differing)}), and {workdir}, where it was trained, is not "
-                "here; give another folder with --rows, or remove the file to train it again",
-                "row-settings",
-            )
-        before = None
+    before, workdir = stored(run, folder, settings), run.workdir
     if before and not workdir.exists():
-        LOG.info("%s: trained before, %s", path.stem, path)
+        LOG.info("%s: trained before, %s", run.name, folder / before.file)
         return before
     train(run.arguments, workdir)
     judged = {DEV: judges.of_training(workdir / "dis")}

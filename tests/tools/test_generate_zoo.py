@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import generate_zoo  # noqa: E402
 
+from gdrd_jax.evaluation import grid_rows  # noqa: E402
 from gdrd_jax.evaluation.grid_rows import DEV, Judged, Row
 
 
@@ -21,7 +22,7 @@ def test_the_methods_and_notes_of_the_page_are_up_to_date():
 
 
 def test_the_table_is_of_the_stored_rows(tmp_path):
-    nothing = generate_zoo.stored(tmp_path)
+    nothing = grid_rows.read_rows([tmp_path])
     assert (generate_zoo.results(nothing), generate_zoo.logs(nothing)) == ((generate_zoo.NONE, None), generate_zoo.NONE)
     people = np.arange(40).reshape(20, 2)
     log = {"100": {"cls": 5.0, "loss": 7.5, "wavelet": 2.5}, "20": {"cls": 9.0, "loss": 9.0, "wavelet": 0.0}}
@@ -29,7 +30,7 @@ def test_the_table_is_of_the_stored_rows(tmp_path):
         right = np.arange(20) < 20 * share
         about = {"resolution": 16, "core_seconds": 60.0, **({"log": {"dis": log}} if name == "wave" else {})}
         Row(name, 7, {DEV: Judged(right, people, "pairs")}, about).save(tmp_path)
-    rows = generate_zoo.stored(tmp_path)
+    rows = grid_rows.read_rows([tmp_path])
     table, picture = generate_zoo.results(rows)
     assert "WaveResNet (our reading) `wave`" in table and "-40.00" in table and "93.94" in table and picture
     shown = "| `wave` | dis | 20: cls 9, wavelet 0 | 100: cls 5, loss 7.5, wavelet 2.5 |"
@@ -37,12 +38,12 @@ def test_the_table_is_of_the_stored_rows(tmp_path):
 
 
 def test_the_best_rate_of_each_method_is_compared(tmp_path):
-    assert generate_zoo.rates(generate_zoo.stored(tmp_path)) == generate_zoo.NONE
+    assert generate_zoo.rates(grid_rows.read_rows([tmp_path])) == generate_zoo.NONE
     people = np.arange(40).reshape(20, 2)
     right = {"cosine-0.008": 18, "cosine-0.0027": 16, "arcface-0.008": 4, "arcface-0.0027": 12, "arcface-0.024": 8}
     for name, number in right.items():
         Row(name, 7, {DEV: Judged(np.arange(20) < number, people, "pairs")}, {"resolution": 16}).save(tmp_path)
-    table = generate_zoo.rates(generate_zoo.stored(tmp_path))
+    table = generate_zoo.rates(grid_rows.read_rows([tmp_path]))
     heading, _, arcface, cosine = (line.strip("| ").split(" | ") for line in table.splitlines())
     assert heading == ["name", "0.0027", "0.008", "0.024", "the best (95 %)", "against cosine"]
     assert arcface[:4] == ["ArcFace `arcface`", "60.00", "20.00", "40.00"]
@@ -51,12 +52,12 @@ def test_the_best_rate_of_each_method_is_compared(tmp_path):
 
 
 def test_each_resolution_is_compared_on_its_own(tmp_path):
-    assert generate_zoo.resolutions(generate_zoo.stored(tmp_path)) == generate_zoo.NONE
+    assert generate_zoo.resolutions(grid_rows.read_rows([tmp_path])) == generate_zoo.NONE
     people = np.arange(40).reshape(20, 2)
     for name, number in {"kd-8": 13, "cosine-8": 10, "cosine-16": 18, "kd-16": 16, "cosine-32": 19}.items():
         about = {"resolution": int(name.split("-")[1])}
         Row(name, 7, {DEV: Judged(np.arange(20) < number, people, "pairs")}, about).save(tmp_path)
-    table = generate_zoo.resolutions(generate_zoo.stored(tmp_path))
+    table = generate_zoo.resolutions(grid_rows.read_rows([tmp_path]))
     heading, _, cosine, kd = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
     assert heading[1:3] == ["8x8 pixels, % (95 %)", "against cosine"] and heading[5] == "32x32 pixels, % (95 %)"
     assert [cell.partition(" (")[0] for cell in cosine[1:]] == ["50.00", "", "90.00", "", "95.00", ""]

@@ -29,10 +29,13 @@ from gdrd_jax.utils.outputs import claim_folder  # noqa: E402
 
 
 def test_braces_are_every_combination():
-    found = grid.expanded(["--config=configs/ablation.py:{none,gen_dis}", "--config.views.resolution={8,16}", "--x"])
+    found = grid.expanded("configs/ablation.py:{none,gen_dis}", ["--config.views.resolution={8,16}", "--x"])
     assert [name for name, _ in found] == ["none-8", "none-16", "gen_dis-8", "gen_dis-16"]
     assert found[1][1] == ["--config=configs/ablation.py:none", "--config.views.resolution=16", "--x"]
-    assert grid.expanded(["--config=a.py"]) == [("", ["--config=a.py"])]
+    for config, name in (("a/b.py", "b"), ("zoo:kd", "kd"), ("a/b.py:kd", "kd")):  # names of rows are names of files
+        assert grid.expanded(config, ["--x"]) == [(name, [f"--config={config}", "--x"])]
+    files = grid.expanded("{zoo:kd,a/b.py,c/d.py:kd2}", ["--config.generative.path={x/y.onnx,}"])
+    assert [name for name, _ in files] == ["kd-y.onnx", "kd-none", "b-y.onnx", "b-none", "kd2-y.onnx", "kd2-none"]
 
 
 def test_a_star_is_every_mode_of_a_config(tmp_path):
@@ -211,12 +214,17 @@ def test_stored_rows_give_the_same_table_as_the_runs_themselves(rows, tmp_path, 
     again = grid_rows.read_rows([tmp_path])
     assert list(again) == ["cosine", "crrcd"] and [row.seed for row in again["crrcd"]] == [7, 8]
     assert grid_table.compared(again, "cosine") == grid_table.compared(rows, "cosine")
-    run_grid.work([f"--rows={tmp_path}", "--against=cosine"])
-    text = (tmp_path / "table.md").read_text()
+    files_of_rows = sorted(tmp_path.iterdir())
+    run_grid.work([f"--rows={tmp_path}", "--against=cosine", f"--out={tmp_path / 'out'}"])
+    text = (tmp_path / "out" / "table.md").read_text()
     assert text == capsys.readouterr().out.rstrip("\n") + "\n"
     assert "CRRCD `crrcd`" in text and "95.25" in text and "97.3" in text and "1.50" in text and "7.5" in text
-    assert (tmp_path / "cost.png").stat().st_size > 1000 and not (tmp_path / "roc.png").exists()
-    run_grid.work([f"--rows={tmp_path}", "--against=cosine"])  # its own table is no row
+    assert (tmp_path / "out" / "cost.png").stat().st_size > 1000 and not (tmp_path / "out" / "roc.png").exists()
+    run_grid.work([f"--rows={tmp_path}", "--against=cosine"])
+    assert capsys.readouterr().out.rstrip("\n") + "\n" == text
+    assert sorted(path for path in tmp_path.iterdir() if path.name != "out") == files_of_rows
+    with raises("flag-value", "--against=cosin", "'cosine'"):
+        run_grid.work([f"--rows={tmp_path}", "--against=cosin"])
 
 
 def test_a_seed_is_paired_with_the_same_seed_only(rows):
@@ -229,7 +237,7 @@ def test_a_seed_is_paired_with_the_same_seed_only(rows):
 
 def test_rows_that_cannot_be_collected_are_refused(rows, tmp_path):
     with raises("rows-none", tmp_path):
-        grid_rows.read_rows([tmp_path])
+        run_grid.work([f"--rows={tmp_path}"])
     row = rows["cosine"][0]
     row.save(tmp_path)
     (tmp_path / "copy.json").write_bytes((tmp_path / row.file).read_bytes())
@@ -240,16 +248,16 @@ def test_rows_that_cannot_be_collected_are_refused(rows, tmp_path):
         grid_rows.read_rows([tmp_path])
 
 
-def test_a_run_that_has_a_row_is_not_trained_again_unless_its_settings_changed(rows, tmp_path):
+def test_a_run_that_has_a_row_is_not_trained_again_and_no_row_is_replaced_by_one_of_other_settings(rows, tmp_path):
     row = rows["cosine"][0]
     row.save(tmp_path)
     run = grid.Run("cosine", 7, tmp_path / "nowhere", ["--config=none.py"])
     assert grid.trained(run, tmp_path, {"dis.steps": 3}, ()).judged[DEV].subject == "pairs"
-    with raises("row-settings", "cosine-seed7.json", "dis.steps, dis.warmup", "nowhere"):
-        grid.trained(run, tmp_path, {"dis.steps": 4, "dis.warmup": 0.1}, ())
     run.workdir.mkdir()
-    with raises("run-failed", run.workdir):  # here it can be trained again
-        grid.trained(run, tmp_path, {"dis.steps": 4}, ())
+    with raises("row-settings", "cosine-seed7.json", "dis.steps, dis.warmup", "--rows"):
+        grid.trained(run, tmp_path, {"dis.steps": 4, "dis.warmup": 0.1}, ())
+    with raises("run-failed", run.workdir):  # where it was trained, it is looked at again
+        grid.trained(run, tmp_path, {"dis.steps": 3}, ())
 
 
 def test_settings_are_compared_across_machines():
