@@ -49,6 +49,19 @@ def plugin(tmp_path, monkeypatch):
     sys.modules.pop("my_losses", None)
 
 
+def test_the_smallest_loss_needs_neither_settings_nor_parameters():
+    try:
+        exec(code_of(PAGE, "my_distance.py"), {"__name__": "my_distance"})
+        loss = registry.losses["my_distance"](registry.losses.settings("my_distance", {}), DataInfo(), rngs=nnx.Rngs(0))
+        student, teacher = np.float32([[3.0, 4.0], [0.0, 2.0]]), np.float32([[1.0, 0.0], [0.0, 1.0]])
+        value, figures = loss(
+            Outputs(np.zeros((2, 1, 1, 1)), embedding=student, teacher=teacher), {}, jax.random.key(0)
+        )
+        assert float(value) == pytest.approx((0.4 + 0.8) / 4) and figures == {}
+    finally:
+        registry.losses._entries.pop("my_distance", None)
+
+
 def test_a_sampler_of_another_module_is_a_pure_function_of_seed_and_step():
     names = {}
     try:

@@ -8,6 +8,7 @@ notes on the paper's tables from gdrd_jax/evaluation.
 """
 
 import re
+import runpy
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -15,14 +16,17 @@ from pathlib import Path
 
 import generate_configuration
 import numpy as np
+from ml_collections import ConfigDict
 
 from gdrd_jax.evaluation import grid_rows, grid_table
 from gdrd_jax.evaluation.grid_rows import DEV, Row
 from gdrd_jax.evaluation.methods import METHODS
 from gdrd_jax.evaluation.paper_tables import NOTES
+from gdrd_jax.pipeline import stages
 from gdrd_jax.utils.tables import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
+RECIPES = Path(__file__).parents[1] / "configs" / "zoo.py"
 ROWS = PAGE.with_suffix("")
 RATES = ROWS / "rates"
 RESOLUTIONS = ROWS / "resolutions"
@@ -34,11 +38,27 @@ NONE = "Nothing has been trained yet.\n"
 
 
 def methods() -> str:
-    """What each method is, and what it is based on."""
+    """What each method is, its losses, and what it is based on."""
+    recipe = runpy.run_path(str(RECIPES))["get_config"]
     rows = [
-        [f"`{name}`", one.title, _linked(one.source), one.grounding, _link(one.code)] for name, one in METHODS.items()
-    ]
-    return markdown_table([["config `zoo:`", "method", "published", "based on", "code read"], *rows])
+        [
+            f"`{name}`", one.title, _losses(recipe(name)), _linked(one.source), one.grounding, _link(one.code)
+        ] for name, one in METHODS.items()
+    ]  # fmt: skip
+    return markdown_table([["config `zoo:`", "method", "losses", "published", "based on", "code read"], *rows])
+
+
+def _losses(config: ConfigDict) -> str:
+    """The losses of each stage with their weights."""
+    of = {name: stages.section(config, name).losses for name in (*stages.names(config), stages.LAST)}
+    texts = {name: " + ".join(_weighted(*loss) for loss in losses.items()) for name, losses in of.items()}
+    if any(stages.section(config, name).init == "gen" for name in of):
+        texts = {"gen": "`feature_regression`", **texts}
+    return texts[stages.LAST] if len(texts) == 1 else "; ".join(f"{name}: {text}" for name, text in texts.items())
+
+
+def _weighted(name: str, settings: ConfigDict) -> str:
+    return f"`{name}`" if settings.weight == 1 else f"{settings.weight:g} `{name}`"
 
 
 def _link(repository: str) -> str:
@@ -56,11 +76,11 @@ def notes() -> str:
 
 
 def results(found: Mapping[str, list[Row]]) -> tuple[str, bytes | None]:
-    """The table of rows, and the picture."""
+    """The table of rows, the most accurate first, and the picture."""
     if not found:
         return NONE, None
     against = AGAINST if AGAINST in found else None
-    lines = grid_table.compared(found, against)
+    lines = sorted(grid_table.compared(found, against), key=lambda line: -line["accuracy"])
     picture = grid_table.draw_cost(lines)
     return grid_table.table(lines, against) + (SHOWN if picture else ""), picture
 

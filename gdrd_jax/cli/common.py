@@ -101,8 +101,8 @@ def _status(work: Callable[[], None], resumes: bool) -> int:
     except (Interrupted, KeyboardInterrupt) as stop:
         for number in (signal.SIGINT, signal.SIGTERM):  # a second one would cut through the threads' end
             signal.signal(number, signal.SIG_IGN)
-        how = f": {str(stop) or 'between two saves'}; the same command continues" if resumes else ""
-        print(f"\nstopped{how}", file=sys.stderr)
+        saved, since = (f": {stop}", "") if str(stop) else ("", " from the last save")
+        print(f"\nstopped{saved}; the same command continues{since}" if resumes else "\nstopped", file=sys.stderr)
         number = getattr(stop, "signal", signals.received)  # not received here if another process was stopped
         return 0 if number == signal.SIGTERM else 130
     return 0

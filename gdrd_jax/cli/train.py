@@ -159,7 +159,10 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     if config is None:
         raise GdrdError("--config is missing; give --config=quickstart, another name, or a file", "config-missing")
     if len(rest) > 1:
-        raise GdrdError(f"{rest[1]!r} is not a flag; give settings as --config.NAME=VALUE", "argument-unexpected")
+        raise GdrdError(
+            f"{rest[1]!r} is not a flag; give settings as --config.NAME=VALUE, and put quotes around braces",
+            "argument-unexpected",
+        )
     for name, value in added.items():
         settings.set_open(config, name, _literal(value))
     for name in added:

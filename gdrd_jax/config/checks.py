@@ -134,7 +134,9 @@ def _check_stage(config: ConfigDict, name: str, section: ConfigDict) -> None:
     for loss, settings in section.losses.items():
         weight = settings.get("weight", 1.0)
         if not isinstance(weight, int | float) or not weight >= 0:
-            raise GdrdError(f"config.{name}.losses.{loss}.weight is {weight!r}; it must be at least 0", "config-range")
+            raise GdrdError(
+                f"config.{name}.losses.{loss}.weight is {weight!r}; it must be a number, at least 0", "config-range"
+            )
     if not used_losses(section.losses):
         raise GdrdError(f"config.{name}.losses has no loss with a weight above 0; a stage needs one", "loss-empty")
     for key in ("sampler", "selection"):

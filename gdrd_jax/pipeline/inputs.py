@@ -105,7 +105,7 @@ def _check_people(config: ConfigDict, needed: set[str]) -> None:
     if held_out > most:
         one = f"--config.data.calibration_people to at most {most - tested}"
         both = f"both to at most {max(most, 0)} together"
-        remedy = one if tested <= most and calibrating else both
+        remedy = one if tested < most and calibrating else both
         raise GdrdError(
             f"config.data.path has {len(names)} {kind.labels}, and config.data.calibration_people ({calibrating}, for "
             f"thresholds) and config.data.test_people ({tested}, for testing) keep {held_out} of them; at least 2 must "

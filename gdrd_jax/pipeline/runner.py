@@ -73,8 +73,9 @@ def run(config: ConfigDict, workdir: Path, wanted: tuple[str, ...] = (), process
             publish(current.folders, workdir)
             if "dis" in current.folders and not stages.is_teacher_features(config):
                 LOG.info(
-                    "student: %s; next: gdrd export %s FOLDER, gdrd evaluate --model %s ...",
-                    workdir / "dis" / "student", workdir, workdir,
+                    "student: %s; next: gdrd export %s FOLDER%s, gdrd evaluate --model %s ...",
+                    workdir / "dis" / "student", workdir,
+                    "" if config.data.calibration_people else " --calibration FACES", workdir,
                 )  # fmt: skip
 
 

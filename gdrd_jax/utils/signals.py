@@ -75,13 +75,13 @@ class Signals:
                 signal.signal(number, handler)
 
 
-def check_signals(where: str = "between two saves") -> None:
+def check_signals(where: str = "") -> None:
     """Raises `Interrupted` if a signal arrived whose KeyboardInterrupt was dropped.
 
     Where the innermost context of `Signals` holds signals, it does nothing: the work in it looks at the record itself.
 
     Args:
-      where: what is on disk, as part of a sentence.
+      where: what is on disk, as part of a sentence; by default what was saved last.
     """
     context = Signals._innermost
     if context and context.received and not context.hold:

@@ -44,22 +44,22 @@ def tap(config: ConfigDict) -> str:
 
     path, given = teacher_options.discriminative(config).path, config.discriminative.tap
     model = require("onnx", "teachers").load(path, load_external_data=False)
-    names = map_names(model)
-    if not given and not (given := last_residual_sum(model, SIDE)):
+    names, default = map_names(model), last_residual_sum(model, SIDE)
+    if not (given or default):
         raise GdrdError(
             f"a loss needs T_d's feature maps, and {path} has no sum of a block's input and output with at least "
             f"{SIDE}x{SIDE} positions, which is the default; set config.discriminative.tap to a tensor [N, C, h, w], "
             f"of which the last are {', '.join(names[-SHOWN:])}",
             "hr-features-tap",
         )
-    if given not in names:
+    if given and given not in names:
         near = difflib.get_close_matches(given, names, n=SHOWN, cutoff=0.0)
         raise GdrdError(
             f"config.discriminative.tap is {given!r}, and {path} has no such tensor [N, C, h, w]; "
-            f"the nearest are {', '.join(near)}",
+            f"the nearest are {', '.join(near)}; '' is the default, here {default or 'none'}",
             "hr-features-tap",
         )
-    return given
+    return given or default
 
 
 def files(config: ConfigDict) -> dict[str, str]:
