@@ -134,7 +134,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--out", type=user_path, help="folder for workdirs and table")
     add("--configs", help="config, see gdrd train, with braces for several, or NAME:* for all modes")
     add("--seeds", type=int, nargs="+", default=(7, 8, 9), help="seeds (default: 7 8 9)")
-    add("--against", metavar="NAME", help="row to compare the others with")
+    add(
+        "--against",
+        metavar="NAME",
+        help="row to compare the others with, trained now or stored before",
+    )
     add(
         "--baseline", "--beside", nargs="+", default=(), metavar="MODEL",
         help="more rows: recognizers as gdrd evaluate takes them, or its output",
@@ -183,15 +187,16 @@ def work(argv: list[str]) -> None:
         if given.out:
             claim_folder(given.out, "a grid of runs", "--out")
             given.out.mkdir(parents=True, exist_ok=True)
-            write_table(given.out, found, given.against, argv)
-        print(grid_table.table(grid_table.compared(found, given.against), given.against))
+            text = write_table(given.out, found, given.against, argv)
+        else:
+            text = grid_table.table(grid_table.compared(found, given.against), given.against)
+        print(text)
         return
     combinations = grid.expanded(all_modes(given.configs), given.rest)
     labels = [name for name, _ in combinations]
     before = grid_rows.read_rows([given.rows])
-    check_against(given.against, [*labels, *baseline, *before])
-    if given.against in before and given.against not in labels:
-        baseline = {given.against: before[given.against]} | baseline
+    check_against(given.against, {**dict.fromkeys(labels), **baseline, **before})
+    beside = {given.against: before[given.against]} if given.against in before and given.against not in labels else {}
     for several, what in ((labels, "combinations have the name"), (given.seeds, "seeds are")):
         if twice := [one for one in several if several.count(one) > 1]:
             raise GdrdError(f"two {what} {twice[0]!r}; each run needs a workdir of its own", "run-twice")
@@ -207,10 +212,15 @@ def work(argv: list[str]) -> None:
     # A mistake in the last one is found before any training.
     checked = [(name, grid.arguments(words, given.seeds[0], given.out / name)) for name, words in combinations]
     settings = dict(zip(labels, grid.checked(checked)))
+    runs = []
+    for seed, (name, words) in itertools.product(given.seeds, combinations):
+        workdir = given.out / f"{name}-seed{seed}"
+        runs.append(grid.Run(name, seed, workdir, grid.arguments(words, seed, workdir)))
+        grid.stored(runs[-1], given.rows, settings[name])
     flags = {tuple(word for word in words if word.startswith("--config.dev.")) for _, words in combinations}
     hows = tuple(dict.fromkeys(map(dev_degradation, settings.values())))
     baselines.check_sizes(models, hows)
-    pairs = [open_dev(words, baseline) for words in flags]
+    pairs = [open_dev(words, beside | baseline) for words in flags]
     others = opened(given.evaluate)
     for folder in (given.out, given.rows):
         folder.mkdir(parents=True, exist_ok=True)
@@ -219,18 +229,13 @@ def work(argv: list[str]) -> None:
     for model, how in itertools.product(models, hows):
         row = baselines.judged(model, how, pairs[0], others, given.rows)
         baseline[row.name] = [row]
-    runs = []
-    for seed, (name, words) in itertools.product(given.seeds, combinations):
-        workdir = given.out / f"{name}-seed{seed}"
-        runs.append(grid.Run(name, seed, workdir, grid.arguments(words, seed, workdir)))
-        grid.stored(runs[-1], given.rows, settings[name])
     found: dict[tuple[str, int], Row] = {}
     for run in grid.in_turn(runs, given.out):
         found[run.name, run.seed] = grid.trained(run, given.rows, settings[run.name], others)
         done = [seed for seed in given.seeds if all((label, seed) in found for label in labels)]
         if run.seed in done:
             rows = {label: [found[label, seed] for seed in done] for label in labels}
-            text = write_table(given.out, rows | baseline, given.against, argv)
+            text = write_table(given.out, rows | beside | baseline, given.against, argv)
     print(text)
 
 

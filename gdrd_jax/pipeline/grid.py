@@ -65,9 +65,9 @@ def expanded(config: str, flags: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def _config_name(text: str) -> str:
-    """A config's mode, or the name of its file."""
+    """A config's mode, or the name of its file; also of one alternative of either."""
     file, _, mode = text.partition(":")
-    return mode or Path(file).stem
+    return _short(mode or file.removesuffix(".py"))
 
 
 def _short(value: str) -> str:
@@ -98,7 +98,7 @@ def check(name: str, given: list[str]) -> dict:
 
 
 def checked(given: Sequence[tuple[str, list[str]]]) -> list[dict]:
-    """`check` of every combination, each a process for seconds, as many at a time as there are cores."""
+    """`check` of every combination. Each is a process that takes seconds; as many run at once as there are cores."""
     with ThreadPoolExecutor(available_cores()) as pool:
         settings = pool.map(check, *zip(*given))
         return list(tqdm(settings, "checking the runs", len(given), unit="run", disable=len(given) == 1))
@@ -204,13 +204,16 @@ def stored(run: Run, folder: Path, settings: dict) -> Row | None:
 
 
 def trained(run: Run, folder: Path, settings: dict, others: Sequence[Judge]) -> Row:
-    """The row of a run, which is trained unless it was, here or elsewhere; arguments as of `stored`, and
+    """The row of a run, which is trained unless it was before, here or elsewhere.
 
     Args:
+      run: the run.
+      folder: of the rows.
+      settings: of the run, those that differ from the defaults.
       others: further protocols.
 
     Raises:
-      GdrdError: as of `stored`, or the run failed.
+      GdrdError: the row that is there is of other settings, or the run failed.
       Interrupted: a signal arrived.
     """
     before, workdir = stored(run, folder, settings), run.workdir

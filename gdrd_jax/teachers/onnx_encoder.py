@@ -192,17 +192,18 @@ def map_names(model) -> list[str]:
 
 
 def last_residual_sum(model, side: int) -> str:
-    """Name of the last feature map `[N, C, h, w]`, `h` and `w` at least `side`, in which a block's output is added to
-    its input; "" if there is none whose shape can be inferred."""
-    shapes = _shapes(model)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    constants |= {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
-    found = [
-        node.output[0] for node in model.graph.node
-        if node.op_type == "Add" and not constants & set(node.input)
-        and len(shape := shapes.get(node.output[0], ())) == 4 and min(shape[2:]) >= side
-    ]  # fmt: skip
-    return found[-1] if found else ""
+    """Name of the last feature map `[N, C, h, h]` of at least `side` rows in which a block's output is added to its
+    input; "" if there is none whose shape can be inferred."""
+    shapes, found = _shapes(model), ""
+    constants = {"", *(tensor.name for tensor in model.graph.initializer)}
+    for node in model.graph.node:
+        if constants.issuperset(node.input):  # computed from constants alone, such as a reshaped bias
+            constants.update(node.output)
+        elif node.op_type == "Add" and constants.isdisjoint(node.input):
+            shape = shapes.get(node.output[0], ())
+            if len(shape) == 4 and shape[2] == shape[3] >= side:  # images are square, and [N, h, w, C] is no map
+                found = node.output[0]
+    return found
 
 
 def _as_far_as(model, taps: tuple[str, ...]):

@@ -252,7 +252,7 @@ def change(config, **changes):
         ({"dis__selection": {"name": "sparse"}}, "entry-unknown", ("'sparse'", "'sparse_graph'")),
         ({"dis__selection": {"name": "sparse_graph", "keep": 2.0}}, "entry-setting", ("keep",)),
         ({"dis__losses": {**COSINE, "test_needy": {"weight": 0.0}}}, "loss-needs", ("config.dis.assistant",)),
-        ({"discriminative__tap": ""}, "hr-features-tap", ("config.discriminative.tap", "at least 4x4 positions", "p")),
+        ({"discriminative__tap": ""}, "hr-features-tap", ("config.discriminative.tap", "at least 4x4", "p")),
         ({"discriminative__tap": "pp"}, "hr-features-tap", ("'pp'", "the nearest are p")),
         ({"stages": {"views": short()}}, "stage-name", ("'views'",)),
         ({"stages": {"First": short()}}, "stage-name", ("'First'",)),

@@ -63,10 +63,13 @@ def test_the_last_residual_sum_is_no_added_constant_and_has_enough_positions(tmp
         node("Add", ["code", "code"], ["sum"]), node("Add", ["sum", "bias"], ["biased"]),
         node("Constant", [], ["one"], value=numpy_helper.from_array(np.ones((1, 8, 8, 8), np.float32))),
         node("Add", ["biased", "one"], ["shifted"]),
+        node("Unsqueeze", ["row", "axes"], ["reshaped"]), node("Add", ["shifted", "reshaped"], ["moved"]),
+        node("Transpose", ["act"], ["last"], perm=[0, 2, 3, 1]), node("Add", ["last", "last"], ["nhwc"]),
         node("AveragePool", ["shifted"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
         node("Add", ["pooled", "pooled"], ["small"]), node("Flatten", ["small"], ["y"]), node("Add", ["y", "y"], ["z"]),
     ]  # fmt: skip
-    model = onnx.load(save(tmp_path, nodes, outputs=("z",), bias=np.ones((1, 8, 1, 1), np.float32)))
+    constants = {"bias": np.ones((1, 8, 1, 1), np.float32), "row": np.ones((1, 1, 8), np.float32)}
+    model = onnx.load(save(tmp_path, nodes, outputs=("z",), axes=np.array([0]), **constants))
     sums = [last_residual_sum(model, side) for side in (9, 8, 4, 3, 2, 1)]
     assert sums == ["", "sum", "sum", "sum", "small", "small"]
 

@@ -34,6 +34,10 @@ def test_braces_are_every_combination():
     assert found[1][1] == ["--config=configs/ablation.py:none", "--config.views.resolution=16", "--x"]
     for config, name in (("a/b.py", "b"), ("zoo:kd", "kd"), ("a/b.py:kd", "kd")):  # names of rows are names of files
         assert grid.expanded(config, ["--x"]) == [(name, [f"--config={config}", "--x"])]
+    for config, names in (
+        ("my.py:{0.5,1.5}", ["0.5", "1.5"]), ("my{,_own}.py", ["none", "_own"]), ("my.py:/data/x", ["x"]),
+    ):  # fmt: skip
+        assert [name for name, _ in grid.expanded(config, [])] == names
     files = grid.expanded("{zoo:kd,a/b.py,c/d.py:kd2}", ["--config.generative.path={x/y.onnx,}"])
     assert [name for name, _ in files] == ["kd-y.onnx", "kd-none", "b-y.onnx", "b-none", "kd2-y.onnx", "kd2-none"]
 
@@ -405,7 +409,7 @@ def test_sigterm_saves_the_run_and_the_same_command_continues(tmp_path, faces_fo
         *grid_command(tmp_path, faces_folder, "--configs=configs/ablation.py:plain", "--seeds", "1"),
         "--config.dis.steps=4000",
     ]
-    log = tmp_path / "out" / "seed1" / "dis" / "metrics.jsonl"
+    log = tmp_path / "out" / "plain-seed1" / "dis" / "metrics.jsonl"
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (log.exists() and log.stat().st_size):
         assert first.poll() is None
@@ -420,4 +424,4 @@ def test_sigterm_saves_the_run_and_the_same_command_continues(tmp_path, faces_fo
     second = subprocess.run(
         [*command, "--config.dis.steps=6"], cwd=ROOT, capture_output=True, text=True, check=True
     )  # fmt: skip
-    assert "| seed1" not in second.stdout and "| 1 |" in second.stdout
+    assert "| plain | 1 |" in second.stdout

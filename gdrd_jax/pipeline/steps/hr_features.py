@@ -47,24 +47,24 @@ def tap(config: ConfigDict) -> str:
     names, default = map_names(model), last_residual_sum(model, SIDE)
     if not (given or default):
         raise GdrdError(
-            f"a loss needs T_d's feature maps, and {path} has no sum of a block's input and output with at least "
-            f"{SIDE}x{SIDE} positions, which is the default; set config.discriminative.tap to a tensor [N, C, h, w], "
-            f"of which the last are {', '.join(names[-SHOWN:])}",
+            f"a loss needs T_d's feature maps, and {path} has no residual sum whose shape is known to be at least "
+            f"{SIDE}x{SIDE}; set config.discriminative.tap to a tensor [N, C, h, w]; the last ones are "
+            f"{', '.join(names[-SHOWN:]) or 'of unknown shape'}",
             "hr-features-tap",
         )
     if given and given not in names:
         near = difflib.get_close_matches(given, names, n=SHOWN, cutoff=0.0)
         raise GdrdError(
             f"config.discriminative.tap is {given!r}, and {path} has no such tensor [N, C, h, w]; "
-            f"the nearest are {', '.join(near)}; '' is the default, here {default or 'none'}",
+            f"the nearest are {', '.join(near)}" + (f"; leave it empty for the default, {default}" if default else ""),
             "hr-features-tap",
         )
     return given or default
 
 
 def files(config: ConfigDict) -> dict[str, str]:
-    """As of the step `discriminative`, and the tap."""
-    return discriminative.files(config) | {"discriminative.tap": config.discriminative.tap}
+    """As of the step `discriminative`, and the tensor."""
+    return discriminative.files(config) | {"discriminative.tap": tap(config)}
 
 
 def extractions(run: Run) -> dict[str, Extraction]:
