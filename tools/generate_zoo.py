@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import generate_configuration
 import numpy as np
@@ -28,6 +29,7 @@ from gdrd_jax.utils.tables import markdown_table
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 RECIPES = Path(__file__).parents[1] / "configs" / "zoo.py"
 ROWS = PAGE.with_suffix("")
+DEGRADED = ROWS / "degraded"
 RATES = ROWS / "rates"
 RESOLUTIONS = ROWS / "resolutions"
 PICTURE = ROWS / "cost.png"
@@ -75,14 +77,27 @@ def notes() -> str:
     return "".join(textwrap.fill(note, WIDTH, initial_indent="- ", subsequent_indent="  ") + "\n" for note in NOTES)
 
 
+def compared(found: Mapping[str, list[Row]]) -> list[dict[str, Any]]:
+    """The lines of a table of rows, the most accurate first."""
+    return sorted(grid_table.compared(found, _against(found)), key=lambda line: -line["accuracy"])
+
+
+def _against(found: Mapping[str, list[Row]]) -> str | None:
+    return AGAINST if AGAINST in found else None
+
+
 def results(found: Mapping[str, list[Row]]) -> tuple[str, bytes | None]:
-    """The table of rows, the most accurate first, and the picture."""
+    """The table of rows, and the picture."""
     if not found:
         return NONE, None
-    against = AGAINST if AGAINST in found else None
-    lines = sorted(grid_table.compared(found, against), key=lambda line: -line["accuracy"])
+    lines = compared(found)
     picture = grid_table.draw_cost(lines)
-    return grid_table.table(lines, against) + (SHOWN if picture else ""), picture
+    return grid_table.table(lines, _against(found)) + (SHOWN if picture else ""), picture
+
+
+def degraded(found: Mapping[str, list[Row]]) -> str:
+    """The table of students that were trained with random degradation."""
+    return grid_table.table(compared(found), _against(found)) if found else NONE
 
 
 def logs(found: Mapping[str, list[Row]]) -> str:
@@ -163,7 +178,7 @@ def made(now: str) -> tuple[str, dict[Path, bytes]]:
     table, picture = results(rows)
     parts = {
         "methods": methods(), "notes": notes(), "results": table, "logs": logs(rows),
-        "rates": rates(grid_rows.read_rows([RATES])), "resolutions": resolutions(grid_rows.read_rows([RESOLUTIONS])),
+        "degraded": degraded(grid_rows.read_rows([DEGRADED])), "rates": rates(grid_rows.read_rows([RATES])), "resolutions": resolutions(grid_rows.read_rows([RESOLUTIONS])),
     }  # fmt: skip
     for name, part in parts.items():
         now = replaced(now, name, part)
