@@ -178,7 +178,8 @@ def made(now: str) -> tuple[str, dict[Path, bytes]]:
     table, picture = results(rows)
     parts = {
         "methods": methods(), "notes": notes(), "results": table, "logs": logs(rows),
-        "degraded": degraded(grid_rows.read_rows([DEGRADED])), "rates": rates(grid_rows.read_rows([RATES])), "resolutions": resolutions(grid_rows.read_rows([RESOLUTIONS])),
+        "degraded": degraded(grid_rows.read_rows([DEGRADED])), "rates": rates(grid_rows.read_rows([RATES])),
+        "resolutions": resolutions(grid_rows.read_rows([RESOLUTIONS])),
     }  # fmt: skip
     for name, part in parts.items():
         now = replaced(now, name, part)

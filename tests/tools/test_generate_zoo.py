@@ -26,13 +26,16 @@ def test_the_table_is_of_the_stored_rows(tmp_path):
     assert (generate_zoo.results(nothing), generate_zoo.logs(nothing)) == ((generate_zoo.NONE, None), generate_zoo.NONE)
     people = np.arange(40).reshape(20, 2)
     log = {"100": {"cls": 5.0, "loss": 7.5, "wavelet": 2.5}, "20": {"cls": 9.0, "loss": 9.0, "wavelet": 0.0}}
-    for name, share in (("cosine", 0.9), ("wave", 0.5)):
+    assert generate_zoo.degraded(nothing) == generate_zoo.NONE
+    for name, share in (("wave", 0.5), ("cosine", 0.9)):
         right = np.arange(20) < 20 * share
         about = {"resolution": 16, "core_seconds": 60.0, **({"log": {"dis": log}} if name == "wave" else {})}
         Row(name, 7, {DEV: Judged(right, people, "pairs")}, about).save(tmp_path)
     rows = grid_rows.read_rows([tmp_path])
     table, picture = generate_zoo.results(rows)
     assert "WaveResNet (our reading) `wave`" in table and "-40.00" in table and "93.94" in table and picture
+    assert table.index("`cosine`") < table.index("`wave`")  # the most accurate first
+    assert generate_zoo.degraded(rows) == table.removesuffix(generate_zoo.SHOWN)
     shown = "| `wave` | dis | 20: cls 9, wavelet 0 | 100: cls 5, loss 7.5, wavelet 2.5 |"
     assert shown in generate_zoo.logs(rows) and "cosine" not in generate_zoo.logs(rows)
 
