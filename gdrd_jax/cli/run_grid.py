@@ -31,6 +31,7 @@ Examples:
 
 import argparse
 import itertools
+import logging
 import runpy
 import shlex
 from collections.abc import Iterable, Sequence
@@ -53,6 +54,7 @@ from gdrd_jax.utils.errors import GdrdError, did_you_mean
 from gdrd_jax.utils.files import user_path, write_json, write_text
 from gdrd_jax.utils.outputs import claim_folder
 
+LOG = logging.getLogger("gdrd_jax.run_grid")
 DEV_PATH = "--config.dev.path="
 
 
@@ -216,7 +218,8 @@ def work(argv: list[str]) -> None:
     for seed, (name, words) in itertools.product(given.seeds, combinations):
         workdir = given.out / f"{name}-seed{seed}"
         runs.append(grid.Run(name, seed, workdir, grid.arguments(words, seed, workdir)))
-        grid.stored(runs[-1], given.rows, settings[name])
+    trained_before = sum(grid.stored(run, given.rows, settings[run.name]) is not None for run in runs)
+    LOG.info("%d runs, %d of them trained before", len(runs), trained_before)
     flags = {tuple(word for word in words if word.startswith("--config.dev.")) for _, words in combinations}
     hows = tuple(dict.fromkeys(map(dev_degradation, settings.values())))
     baselines.check_sizes(models, hows)
