@@ -49,6 +49,7 @@ from gdrd_jax.evaluation import baselines, dev, grid_rows, grid_table, judges, r
 from gdrd_jax.evaluation.grid_rows import DEV, Row
 from gdrd_jax.evaluation.judges import Judge
 from gdrd_jax.evaluation.lfw import PairList
+from gdrd_jax.inference.embedders import Embedder
 from gdrd_jax.pipeline import dev_set, grid
 from gdrd_jax.utils.errors import GdrdError, did_you_mean
 from gdrd_jax.utils.files import user_path, write_json, write_text
@@ -172,28 +173,23 @@ def opened(texts: Sequence[str]) -> list[Judge]:
     return found
 
 
-def work(argv: list[str]) -> None:
-    """Checks everything, then trains all combinations and compares them."""
-    given = parse(argv)
-    baseline, models = baselines.opened(given.baseline, given.super_resolve)
-    if not given.configs:
-        if models:
-            raise GdrdError(
-                f"--baseline: {models[0].name} is judged by the dev pairs of the runs; give --configs, too",
-                "flag-value",
-            )
-        found = grid_rows.read_rows([given.rows]) | baseline
-        if not found:
-            raise GdrdError(f"there are no rows of a grid in {given.rows}", "rows-none")
-        check_against(given.against, found)
-        if given.out:
-            claim_folder(given.out, "a grid of runs", "--out")
-            given.out.mkdir(parents=True, exist_ok=True)
-            text = write_table(given.out, found, given.against, argv)
-        else:
-            text = grid_table.table(grid_table.compared(found, given.against), given.against)
-        print(text)
-        return
+def table_of_rows(given: argparse.Namespace, baseline: dict[str, list[Row]], argv: list[str]) -> str:
+    """The table of all stored rows, which is written if there is a folder for it."""
+    found = grid_rows.read_rows([given.rows]) | baseline
+    if not found:
+        raise GdrdError(f"there are no rows of a grid in {given.rows}", "rows-none")
+    check_against(given.against, found)
+    if not given.out:
+        return grid_table.table(grid_table.compared(found, given.against), given.against)
+    claim_folder(given.out, "a grid of runs", "--out")
+    given.out.mkdir(parents=True, exist_ok=True)
+    return write_table(given.out, found, given.against, argv)
+
+
+def table_of_runs(
+    given: argparse.Namespace, baseline: dict[str, list[Row]], models: list[Embedder], argv: list[str]
+) -> str:
+    """Checks everything, then trains all combinations, and writes their table after each seed."""
     combinations = grid.expanded(all_modes(given.configs), given.rest)
     labels = [name for name, _ in combinations]
     before = grid_rows.read_rows([given.rows])
@@ -239,7 +235,18 @@ def work(argv: list[str]) -> None:
         if run.seed in done:
             rows = {label: [found[label, seed] for seed in done] for label in labels}
             text = write_table(given.out, rows | beside | baseline, given.against, argv)
-    print(text)
+    return text
+
+
+def work(argv: list[str]) -> None:
+    """Trains the runs of a command line, if there are any, and prints the table."""
+    given = parse(argv)
+    baseline, models = baselines.opened(given.baseline, given.super_resolve)
+    if models and not given.configs:
+        raise GdrdError(
+            f"--baseline: {models[0].name} is judged by the dev pairs of the runs; give --configs, too", "flag-value"
+        )
+    print(table_of_runs(given, baseline, models, argv) if given.configs else table_of_rows(given, baseline, argv))
 
 
 def main(argv: list[str]) -> int:
