@@ -20,17 +20,18 @@ def compared(found: Mapping[str, Sequence[Row]], against: str | None) -> list[di
     """One line for each name, from the rows of its seeds.
 
     Returns:
-      For each name `name`, `seeds`, and of the dev pairs what `_column` gives; `columns`, the same of the others;
-      `resolution`, `parameters` and `core_seconds` where they are known.
+      For each name `name`, `seeds` (their number, 0 of a model that was not trained here), and of the dev pairs what
+      `_column` gives; `columns`, the same of the others; `resolution`, `parameters` and `core_seconds` where they are
+      known.
     """
     check_same_subjects(row for rows in found.values() for row in rows)
     columns = dict.fromkeys(column for rows in found.values() for row in rows for column in row.judged)
     of_columns = {column: _column(column, found, against) for column in columns}
     lines = []
     for name, rows in found.items():
-        about = rows[0].about
+        about, seeds = rows[0].about, sum(row.seed is not None for row in rows)
         own = {column: of_names[name] for column, of_names in of_columns.items() if name in of_names}
-        line = {"name": name, "seeds": len(rows), **own.pop(DEV, {}), "columns": own}
+        line = {"name": name, "seeds": seeds, **own.pop(DEV, {}), "columns": own}
         line |= {key: about[key] for key in ("resolution", "parameters", "super_resolution") if key in about}
         costs = [row.about["core_seconds"] for row in rows if row.about.get("core_seconds")]
         lines.append({**line, **({"core_seconds": float(np.mean(costs))} if costs else {})})
@@ -77,6 +78,8 @@ def _paired(own: Mapping[int | None, Judged], other: Mapping[int | None, Judged]
     """Decisions of equal seeds; those of a model that was not trained here, and has no seed, are paired with all."""
     if None in own:
         return [(own[None], one) for one in other.values()]
+    if None in other:
+        return [(one, other[None]) for one in own.values()]
     return [(one, other[seed]) for seed, one in own.items() if seed in other]
 
 
@@ -103,7 +106,7 @@ def table(lines: Sequence[Mapping[str, Any]], against: str | None = None) -> str
     differences: dict[str, Cell] = {f"against {against}": difference} if against else {}
     known: dict[str, Cell] = {"based on": _grounding} if any(map(_method, lines)) else {}
     cells: dict[str, Cell] = {
-        "name": title, **known, "seeds": lambda line: str(line["seeds"]), "accuracy % (95 %)": interval,
+        "name": title, **known, "seeds": lambda line: str(line["seeds"] or ""), "accuracy % (95 %)": interval,
         "± std. error": lambda line: _number(line.get("standard_error")), "lowest to highest": _range,
         "AUC %": lambda line: _number(line.get("auc")), **differences,
         "parameters, M": lambda line: _number(line.get("parameters"), 1e-6),

@@ -1,6 +1,8 @@
 """The grid tool: what it runs and how it compares."""
 
 import contextlib
+import dataclasses
+import itertools
 import signal
 import subprocess
 import sys
@@ -237,6 +239,13 @@ def test_a_seed_is_paired_with_the_same_seed_only(rows):
     assert lines["crrcd"]["difference"] == pytest.approx(-100 * np.mean(expected))
     other = grid_table.compared({**rows, "cosine": rows["cosine"][:1]}, "cosine")[1]
     assert other["difference"] == pytest.approx(-100 * expected[0]) and other["difference_standard_error"] is None
+    model = {"teacher_16": [dataclasses.replace(rows["cosine"][0], name="teacher_16", seed=None)]}  # paired with all
+    for against, name in (("teacher_16", "crrcd"), ("crrcd", "teacher_16")):
+        line = {line["name"]: line for line in grid_table.compared(rows | model, against)}[name]
+        own, of = ((rows | model)[one] for one in (name, against))
+        each = [np.mean(a.judged[DEV].right * 1.0 - b.judged[DEV].right) for a, b in itertools.product(own, of)]
+        assert line["difference"] == pytest.approx(100 * np.mean(each)) and line["difference_standard_error"] > 0
+        assert line["seeds"] == {"crrcd": 2, "teacher_16": 0}[name]
 
 
 def test_rows_that_cannot_be_collected_are_refused(rows, tmp_path):
