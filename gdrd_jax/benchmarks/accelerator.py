@@ -105,7 +105,7 @@ def robust_training(resolution: int, width: float, batch: int, precision: str, f
     student = make_student(
         resolution=resolution, width=width, hidden=(), embedding_dim=DIM, dtype=precision, rngs=nnx.Rngs(SEED)
     )
-    stage = make_dis(config, student, np.zeros((1, DIM), np.float32), faces)
+    stage = make_dis(config, student, 1, faces, DIM, centers=np.zeros((1, DIM), np.float32))
     return Training(stage, data, trainer.Schedule.of(config.dis), jax.device_count(), together)
 
 

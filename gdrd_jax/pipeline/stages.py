@@ -117,6 +117,12 @@ def losses_need(config: ConfigDict, what: str) -> bool:
     return any(what in losses[name].needs for name in names)
 
 
+def reads_teacher(config: ConfigDict) -> bool:
+    """Whether a stage reads T_d's embeddings; with several stages all do, so that their students' sizes are equal."""
+    dis = config.dis
+    return bool(losses_need(config, "discriminative") or dis.mixup or dis.selection or config.stages)
+
+
 def trains_backbone(config: ConfigDict) -> bool:
     """Whether stage dis trains the backbone, too."""
     return "backbone" not in config.dis.freeze and not is_teacher_features(config)
@@ -135,7 +141,8 @@ def stores(config: ConfigDict) -> dict[str, str]:
         found = {"lr": "generative"}
     else:
         found = {"lr": images_step(config)}
-    found["discriminative"] = embeddings_step(dis.teacher) if dis.teacher else "discriminative"
+    if reads_teacher(config):
+        found["discriminative"] = embeddings_step(dis.teacher) if dis.teacher else "discriminative"
     found |= {need: need for need in STORES if losses_need(config, need)}
     if losses_need(config, "assistant"):
         found["assistant"] = embeddings_step(dis.assistant)

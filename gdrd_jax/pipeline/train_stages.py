@@ -73,15 +73,17 @@ def train(run: Run, name: str) -> None:
     sharding.start(run.process)
     config, folder = stages.stage_config(run.config, name), run.folder(name)
     learned_from = training_set.of_stage(run, config, name)
-    dataset, centers = learned_from.dataset, learned_from.centers
-    student = _initial_student(run, config, embedding_dim=centers.shape[1])
-    about = {"center_lengths": learned_from.center_lengths, **training_set.target_info(run, config)}
-    stage = make_dis(config, student, centers, len(dataset.labels), **about)
+    dataset, dim = learned_from.dataset, learned_from.embedding_dim
+    student = _initial_student(run, config, dim)
+    stage = make_dis(
+        config, student, learned_from.identities, len(dataset.labels), dim, centers=learned_from.centers,
+        center_lengths=learned_from.center_lengths, **training_set.target_info(run, config),
+    )  # fmt: skip
 
     task = inputs.task(config)
 
     def save(name: str, **metadata) -> None:
-        description = _student_settings(config, centers.shape[1])
+        description = _student_settings(config, dim)
         teacher = learned_from.teacher if stages.losses_need(config, "discriminative") else None
         metadata |= {} if task == FACES else {"task": task.recorded()}
         student_files.save(student, description, config.views.kernel, folder / name, teacher=teacher, **metadata)
@@ -114,21 +116,21 @@ def train(run: Run, name: str) -> None:
         write_json(folder / "metrics.json", metrics)
 
 
-def make_dis(config: ConfigDict, student: Student, centers: np.ndarray, images: int, **target_info) -> Stage:
+def make_dis(
+    config: ConfigDict, student: Student, identities: int, images: int, embedding_dim: int, **target_info
+) -> Stage:
     """Stage dis as the config has it.
 
     Args:
       config: see `gdrd_jax.config`.
       student: the student to train.
-      centers: see `DataInfo`.
-      images: number of training images.
+      identities, images, embedding_dim: see `DataInfo`.
       **target_info: what else `DataInfo` says of the training set, where losses need it.
     """
-    identities, dim = centers.shape
     shapes: dict = {} if stages.is_teacher_features(config) else {"feature_shape": feature_shape(student)}
     if stages.losses_need(config, "stages"):
         shapes["stage_shapes"] = stage_shapes(student)
-    info = DataInfo(identities, images, dim, centers, **shapes, **target_info)
+    info = DataInfo(identities, images, embedding_dim, **shapes, **target_info)
     frozen = () if stages.trains_backbone(config) else ("backbone",)
     return Stage(
         student, used_losses(config.dis.losses), info, frozen=frozen, rngs=nnx.Rngs(config.seed + 2),

@@ -19,17 +19,30 @@ from gdrd_jax.utils.arrays import unit
 from gdrd_jax.utils.files import listed_paths
 
 LOG = logging.getLogger(__name__)
+EMBEDDING_DIM = 512  # of a student without T_d, as of ArcFace's networks
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSet:
-    """What stage dis learns from: `centers` and `center_lengths` of its identities, see `DataInfo`, and `name` and
-    `fingerprint` of T_d."""
+    """What stage dis learns from.
+
+    Attributes:
+      dataset: images, labels and targets.
+      identities: their number.
+      centers, center_lengths: see `DataInfo`; None if no loss reads T_d's embeddings.
+      teacher: `name` and `fingerprint` of T_d, or None.
+    """
 
     dataset: Dataset
-    centers: np.ndarray
-    center_lengths: np.ndarray
-    teacher: dict
+    identities: int
+    centers: np.ndarray | None = None
+    center_lengths: np.ndarray | None = None
+    teacher: dict | None = None
+
+    @property
+    def embedding_dim(self) -> int:
+        """Dimension of the student's embedding: that of T_d's, or the usual one."""
+        return EMBEDDING_DIM if self.centers is None else self.centers.shape[1]
 
 
 def of_stage(run: Run, config: ConfigDict, name: str) -> TrainingSet:
@@ -45,17 +58,17 @@ def of_stage(run: Run, config: ConfigDict, name: str) -> TrainingSet:
 
 def _of_steps(run: Run, config: ConfigDict, name: str) -> TrainingSet:
     labels, identities = _labels(run)
-    steps = stages.stores(config)
-    targets = run.store(steps["discriminative"], "train")
-    rows = np.flatnonzero(labels >= 0)
-    centers, lengths = class_centers(targets.read(0, rows), labels[rows], identities)
-    extra_splits = stages.unlabeled_splits(config)
+    steps, extra_splits = stages.stores(config), stages.unlabeled_splits(config)
     dataset = dataset_of(run, labels, extra_splits, **steps)
     if config.dis.selection:
         for subset, split in zip(dataset.subsets, _rows(run, labels, extra_splits)):
             selected = np.load(run.folder(stages.selection_step(name)) / f"{split}.npy", allow_pickle=False)
             subset.stores["selected"] = packed.Stored(selected[:, None])
-    return TrainingSet(dataset, centers, lengths, teacher_of(config, targets))
+    if "discriminative" not in steps:
+        return TrainingSet(dataset, identities)
+    targets, rows = run.store(steps["discriminative"], "train"), np.flatnonzero(labels >= 0)
+    centers, lengths = class_centers(targets.read(0, rows), labels[rows], identities)
+    return TrainingSet(dataset, identities, centers, lengths, teacher_of(config, targets))
 
 
 def _labels(run: Run) -> tuple[np.ndarray, int]:
@@ -92,7 +105,8 @@ def _packed(config: ConfigDict) -> TrainingSet:
     for path in mixup:
         stores |= packed_mixup.load(path, found)
     dataset = Dataset(Subset(found.labels, stores, np.arange(len(found.labels))))
-    return TrainingSet(dataset, centers, lengths, {name: found.about[name] for name in ("name", "fingerprint")})
+    teacher = {name: found.about[name] for name in ("name", "fingerprint")}
+    return TrainingSet(dataset, identities, centers, lengths, teacher)
 
 
 def generative_info(run: Run) -> dict:

@@ -230,11 +230,21 @@ def test_one_target_a_face_serves_a_degraded_student(faces_folder, tmp_path, cap
 
 
 @pytest.mark.parametrize("loss", ["cls", "arcface"])
-def test_a_student_that_reads_no_embedding_of_the_teacher_cannot_search_its_galleries(loss, faces_folder, tmp_path):
+def test_losses_that_read_no_embedding_of_a_teacher_need_none(loss, faces_folder, tmp_path, caplog):
     config = random_config(faces_folder)
     config.until, config.dis.losses = "dis", {loss: {"weight": 1.0}}
-    runner.run(config, tmp_path / "w")
-    assert Recognizer.load(tmp_path / "w").teacher is None
+    assert "discriminative" not in steps_run(config, tmp_path / "w", caplog)
+    recognizer = Recognizer.load(tmp_path / "w")
+    assert recognizer.teacher is None and recognizer.dim == 512
+    config.discriminative.update(kind="auto", path="")
+    assert steps_run(config, tmp_path / "w", caplog) == []
+    config.until = "report"  # which compares the student with T_d
+    with raises("discriminative-unset", "config.discriminative.path"):
+        runner.run(config, tmp_path / "w")
+    config.dis.losses = {loss: {"weight": 1.0}, "embedding_cosine": {"weight": 1.0}}
+    config.until = "dis"
+    with raises("discriminative-unset", "config.discriminative.path"):
+        runner.run(config, tmp_path / "w")
 
 
 def test_views_and_targets_live_in_a_bucket_that_workdirs_share(bucket, faces_folder, tmp_path, monkeypatch):

@@ -368,7 +368,7 @@ def test_packed_faces_that_fill_no_batch_of_a_sampler_are_refused(faces_folder, 
         "discriminative": Stored(np.ones((12, 1, 8), np.float16)),
     }  # fmt: skip
     dataset = Dataset(Subset(labels, stores, np.arange(12)))
-    packed = training_set.TrainingSet(dataset, np.ones((3, 8), np.float32), np.ones(3, np.float32), {})
+    packed = training_set.TrainingSet(dataset, 3, np.ones((3, 8), np.float32), np.ones(3, np.float32), {})
     monkeypatch.setattr(training_set, "of_stage", lambda *_: packed)
     with raises("sampler-identities", "4 identities", "3"):
         train_stages.train(Run(config, tmp_path), "dis")

@@ -192,6 +192,7 @@ def test_mistakes_are_found_before_any_work(symbols, teacher, tmp_path, change, 
 
 def test_only_steps_that_see_the_mirror_image_depend_on_it(symbols, teacher):
     config = config_of(symbols, teacher)
+    config.discriminative.tap = "p"
     both = default()
     both.update(config)
     both.task.mirror = True

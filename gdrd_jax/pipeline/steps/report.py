@@ -1,5 +1,8 @@
 """Step `report`: the student beside its teacher and raw pixels, as tables, curves and pictures."""
 
+from ml_collections import ConfigDict
+
+from gdrd_jax.pipeline import stages
 from gdrd_jax.pipeline.run import Run
 from gdrd_jax.pipeline.step import Step
 
@@ -11,7 +14,11 @@ def run(run: Run) -> None:
     report(run)
 
 
+def _after(config: ConfigDict) -> tuple[str, ...]:
+    return ("dis",) if stages.reads_teacher(config) else ("dis", "discriminative")  # stage dis needs it, or not
+
+
 STEP = Step(
-    "report", run, ("evaluation", "discriminative.name"), after=lambda config: ("dis",),
+    "report", run, ("evaluation", "discriminative.name"), after=_after,
     neutral={"evaluation.train_images": 100}, publishes=("metrics.json", "roc.csv", "roc.png", "report.html"),
 )  # fmt: skip

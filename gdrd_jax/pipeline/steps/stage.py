@@ -89,7 +89,8 @@ def _after(config: ConfigDict, name: str) -> tuple[str, ...]:
     if not stages.is_teacher_features(config):
         found += [stages.images_step(config)]
         found += [config.dis.init] if config.dis.init != "random" else []
-    found += ["discriminative"] if name == stages.LAST else []  # which the report compares with
+    if name == stages.LAST and stages.reads_teacher(config):
+        found += ["discriminative"]  # which the report compares with
     found += [stages.selection_step(name)] if config.dis.selection else []
     return tuple(dict.fromkeys(found))
 
