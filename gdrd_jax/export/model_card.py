@@ -131,10 +131,10 @@ def _training(manifest: dict) -> str:
     more = f", without names `{data['unlabeled']}`" if data["unlabeled"] else ""
     own = f"an SR diffusion network trained on the {images}"
     generative = f"`{config['generative']['path']}`" if config["generative"]["path"] else own
-    teacher = config["discriminative"]["path"] or (manifest["teacher"] or {}).get("name", "not known")
+    teacher = config["discriminative"]["path"] or (manifest["teacher"] or {}).get("name")
     lines = [
         f"{images.capitalize()}: `{data['path'] or data.get('packed', '')}`{more}",
-        f"Discriminative teacher: `{teacher}`",
+        f"Discriminative teacher: `{teacher}`" if teacher else "No discriminative teacher",
     ]
     initial = f"the weights of `{config['student']['init']}`" if config["student"].get("init") else "random weights"
     if dis["init"] == "random":
