@@ -95,6 +95,23 @@ def results(found: Mapping[str, list[Row]]) -> tuple[str, bytes | None]:
     return grid_table.table(lines, _against(found)) + (SHOWN if picture else ""), picture
 
 
+def noise(found: Mapping[str, list[Row]]) -> str:
+    """How far the figures of one method differ from seed to seed: a standard deviation for each column."""
+    several = [rows for rows in found.values() if len(rows) > 1]
+    if not several:
+        return NONE
+    texts = []
+    for column in several[0][0].judged:
+        figures = [[100 * row.judged[column].right.mean() for row in rows] for rows in several]
+        deviation = np.sqrt(np.mean([np.var(of_seeds, ddof=1) for of_seeds in figures]))
+        texts.append(f"{deviation:.1f} ({column})")
+    sentence = (
+        f"The standard deviation of one training's figure over seeds, in points, from {len(several)} methods with "
+        f"several seeds: {', '.join(texts)}."
+    )
+    return textwrap.fill(sentence, WIDTH, break_on_hyphens=False) + "\n"
+
+
 def degraded(found: Mapping[str, list[Row]]) -> str:
     """The table of students that were trained with random degradation."""
     return grid_table.table(compared(found), _against(found)) if found else NONE
@@ -177,7 +194,7 @@ def made(now: str) -> tuple[str, dict[Path, bytes]]:
     rows = grid_rows.read_rows([ROWS])
     table, picture = results(rows)
     parts = {
-        "methods": methods(), "notes": notes(), "results": table, "logs": logs(rows),
+        "methods": methods(), "notes": notes(), "results": table, "noise": noise(rows), "logs": logs(rows),
         "degraded": degraded(grid_rows.read_rows([DEGRADED])), "rates": rates(grid_rows.read_rows([RATES])),
         "resolutions": resolutions(grid_rows.read_rows([RESOLUTIONS])),
     }  # fmt: skip

@@ -40,6 +40,17 @@ def test_the_table_is_of_the_stored_rows(tmp_path):
     assert shown in generate_zoo.logs(rows) and "cosine" not in generate_zoo.logs(rows)
 
 
+def test_the_noise_of_training_is_the_deviation_over_seeds(tmp_path):
+    assert generate_zoo.noise({}) == generate_zoo.NONE
+    people = np.arange(40).reshape(20, 2)
+    for name, seed, number in (("kd", 7, 10), ("kd", 8, 14), ("cosine", 7, 12), ("cosine", 8, 12), ("cls", 7, 3)):
+        judged = {DEV: Judged(np.arange(20) < number, people, "pairs"), "ar": Judged(np.ones(20, bool), people, "x")}
+        Row(name, seed, judged).save(tmp_path)
+    text = generate_zoo.noise(grid_rows.read_rows([tmp_path]))
+    deviation = np.sqrt(np.mean([np.var([50, 70], ddof=1), 0]))
+    assert f": {deviation:.1f} ({DEV}), 0.0 (ar)." in text and "from 2 methods" in text
+
+
 def test_the_best_rate_of_each_method_is_compared(tmp_path):
     assert generate_zoo.rates(grid_rows.read_rows([tmp_path])) == generate_zoo.NONE
     people = np.arange(40).reshape(20, 2)
