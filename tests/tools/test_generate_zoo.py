@@ -46,7 +46,7 @@ def test_the_noise_of_training_is_the_deviation_over_seeds(tmp_path):
     for name, seed, number in (("kd", 7, 10), ("kd", 8, 14), ("cosine", 7, 12), ("cosine", 8, 12), ("cls", 7, 3)):
         judged = {DEV: Judged(np.arange(20) < number, people, "pairs"), "ar": Judged(np.ones(20, bool), people, "x")}
         Row(name, seed, judged).save(tmp_path)
-    text = generate_zoo.noise(grid_rows.read_rows([tmp_path]))
+    text = " ".join(generate_zoo.noise(grid_rows.read_rows([tmp_path])).split())
     deviation = np.sqrt(np.mean([np.var([50, 70], ddof=1), 0]))
     assert f": {deviation:.1f} ({DEV}), 0.0 (ar)." in text and "from 2 methods" in text
 
