@@ -44,22 +44,23 @@ def tap(config: ConfigDict) -> str:
 
     path, given = teacher_options.discriminative(config).path, config.discriminative.tap
     model = require("onnx", "teachers").load(path, load_external_data=False)
-    names, default = map_names(model), last_residual_sum(model, SIDE)
-    if not (given or default):
+    if not given:
+        if default := last_residual_sum(model, SIDE):
+            return default
         raise GdrdError(
             f"a loss needs T_d's feature maps, and {path} has no residual sum whose shape is known to be at least "
             f"{SIDE}x{SIDE}; set config.discriminative.tap to a tensor [N, C, h, w]; the last ones are "
-            f"{', '.join(names[-SHOWN:]) or 'of unknown shape'}",
+            f"{', '.join(map_names(model)[-SHOWN:]) or 'of unknown shape'}",
             "hr-features-tap",
         )
-    if given and given not in names:
-        near = difflib.get_close_matches(given, names, n=SHOWN, cutoff=0.0)
+    if given not in (names := map_names(model)):
+        near, default = difflib.get_close_matches(given, names, n=SHOWN, cutoff=0.0), last_residual_sum(model, SIDE)
         raise GdrdError(
             f"config.discriminative.tap is {given!r}, and {path} has no such tensor [N, C, h, w]; "
             f"the nearest are {', '.join(near)}" + (f"; leave it empty for the default, {default}" if default else ""),
             "hr-features-tap",
         )
-    return given or default
+    return given
 
 
 def files(config: ConfigDict) -> dict[str, str]:
