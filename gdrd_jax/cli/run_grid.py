@@ -34,7 +34,7 @@ import itertools
 import logging
 import runpy
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import jax
@@ -80,9 +80,9 @@ def all_modes(configs: str) -> str:
     return f"{name}:{{{','.join(found)}}}" if len(found) > 1 else f"{name}:{found[0]}"
 
 
-def check_against(name: str | None, known: Iterable[str]) -> None:
+def check_against(name: str | None, known: Collection[str]) -> None:
     """Makes sure that `--against` is a row's name."""
-    if name and name not in (known := list(known)):
+    if name and name not in known:
         raise GdrdError(
             f"--against={name}: there is no such row; {did_you_mean(name, known)}there are {', '.join(known)}",
             "flag-value",
@@ -137,11 +137,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--out", type=user_path, help="folder for workdirs and table")
     add("--configs", help="config, see gdrd train, with braces for several, or NAME:* for all modes")
     add("--seeds", type=int, nargs="+", default=(7, 8, 9), help="seeds (default: 7 8 9)")
-    add(
-        "--against",
-        metavar="NAME",
-        help="row to compare the others with, trained now or stored before",
-    )
+    add("--against", metavar="NAME", help="row to compare the others with, trained now or stored before")
     add(
         "--baseline", "--beside", nargs="+", default=(), metavar="MODEL",
         help="more rows: recognizers as gdrd evaluate takes them, or its output",
@@ -207,13 +203,12 @@ def table_of_runs(
     claim_folder(given.rows, "the rows of a grid", "--rows")
     # An accelerator is the runs': the first process that uses it takes most of its memory.
     jax.config.update("jax_platforms", "cpu")
-    # A mistake in the last one is found before any training.
-    checked = [(name, grid.arguments(words, given.seeds[0], given.out / name)) for name, words in combinations]
-    settings = dict(zip(labels, grid.checked(checked)))
     runs = []
     for seed, (name, words) in itertools.product(given.seeds, combinations):
         workdir = given.out / f"{name}-seed{seed}"
         runs.append(grid.Run(name, seed, workdir, grid.arguments(words, seed, workdir)))
+    # A mistake in the last combination is found before any training; seeds make no difference.
+    settings = dict(zip(labels, grid.checked(runs[: len(labels)])))
     trained_before = sum(grid.stored(run, given.rows, settings[run.name]) is not None for run in runs)
     LOG.info("%d runs, %d of them trained before", len(runs), trained_before)
     flags = {tuple(word for word in words if word.startswith("--config.dev.")) for _, words in combinations}

@@ -97,13 +97,6 @@ def check(name: str, given: list[str]) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def checked(given: Sequence[tuple[str, list[str]]]) -> list[dict]:
-    """`check` of every combination. Each is a process that takes seconds; as many run at once as there are cores."""
-    with ThreadPoolExecutor(available_cores()) as pool:
-        settings = pool.map(check, *zip(*given))
-        return list(tqdm(settings, "checking the runs", len(given), unit="run", disable=len(given) == 1))
-
-
 def train(given: list[str], workdir: Path) -> None:
     """Runs one combination, unless it is done.
 
@@ -151,6 +144,13 @@ class Run:
     seed: int
     workdir: Path
     arguments: list[str]
+
+
+def checked(runs: Sequence[Run]) -> list[dict]:
+    """`check` of every run. Each is a process that takes seconds; as many run at once as there are cores."""
+    with ThreadPoolExecutor(available_cores()) as pool:
+        settings = pool.map(lambda run: check(run.name, run.arguments), runs)
+        return list(tqdm(settings, "checking the runs", len(runs), unit="run", disable=len(runs) == 1))
 
 
 def in_turn(runs: Sequence[Run], out: Path) -> Iterator[Run]:
